@@ -1,0 +1,134 @@
+"""Named parts: the one mechanism behind `tokenizer=iap` in Python, in YAML and on the command line.
+
+A parameter *without* a default is wired by the model (``ndim``, ``in_channels``, ``dim``, ``spec`` ...);
+a parameter *with* a default is a knob and may appear in YAML and on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+class Registry:
+    """Named factories of one kind of part.
+
+    Third-party packages add entries through the Python entry-point group ``adaptok.<kind>s``. They are
+    loaded on first use; one that fails to load warns and is left out.
+
+    Args:
+        kind: singular name of the part ("tokenizer"), used in messages and in the entry-point group.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.group = f"adaptok.{kind}s"
+        self._factories: dict[str, Callable[..., Any]] = {}
+        self._plugins_loaded = False
+
+    def register(self, name: str) -> Callable[[Factory], Factory]:
+        """Decorator that enters a class or factory under `name`; a duplicate raises ``ValueError``."""
+
+        def enter(factory: Factory) -> Factory:
+            if name in self._factories:
+                raise ValueError(f"{self.kind} {name!r} is already registered")
+            self._factories[name] = factory
+            return factory
+
+        return enter
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Sorted names that match a shell-style pattern."""
+        self._load_plugins()
+        return sorted(fnmatch.filter(self._factories, pattern))
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The factory itself; an unknown name raises ``ValueError`` with the close matches."""
+        self._load_plugins()
+        if name not in self._factories:
+            raise ValueError(
+                f"unknown {self.kind} {name!r}{close_matches(name, self._factories)}; "
+                f"registered: {', '.join(sorted(self._factories))}"
+            )
+        return self._factories[name]
+
+    def knobs(self, name: str) -> dict[str, Any]:
+        """Parameters that have a default, with that default."""
+        return {p.name: p.default for p in self._parameters(name) if p.default is not p.empty}
+
+    def wired(self, name: str) -> list[str]:
+        """Parameters without a default: the model fills them in."""
+        return [p.name for p in self._parameters(name) if p.default is p.empty]
+
+    def describe(self, name: str) -> str:
+        """Name, first line of the docstring, and knobs with their defaults."""
+        doc = (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
+        knobs = ", ".join(f"{k}={v!r}" for k, v in self.knobs(name).items())
+        return f"{name}: {doc}" + (f"\n  {knobs}" if knobs else "")
+
+    def create(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Builds the part; an unknown knob raises ``ValueError`` that lists the valid ones."""
+        factory = self.get(name)
+        known = [p.name for p in self._parameters(name)]
+        for knob in kwargs:
+            if knob not in known:
+                raise ValueError(
+                    f"{self.kind} {name!r} has no knob {knob!r}{close_matches(knob, known)}; "
+                    f"its knobs: {', '.join(self.knobs(name)) or 'none'}"
+                )
+        return factory(*args, **kwargs)
+
+    def build(self, part: str | Mapping[str, Any], /, **wired: Any) -> Any:
+        """Builds from a name or from a name with knobs (``{"name": "iap", "budget": 256}``).
+
+        Of `wired`, each factory receives the parameters that its signature names.
+        """
+        name, knobs = split_part(part, self.kind)
+        wanted = self.wired(name)
+        return self.create(name, **{k: v for k, v in wired.items() if k in wanted}, **knobs)
+
+    def _parameters(self, name: str) -> list[inspect.Parameter]:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return [p for p in inspect.signature(self.get(name)).parameters.values() if p.kind in kinds]
+
+    def _load_plugins(self) -> None:
+        if self._plugins_loaded:
+            return
+        self._plugins_loaded = True
+        for point in entry_points(group=self.group):
+            try:
+                factory = point.load()
+                if self._factories.get(point.name) is not factory:  # it may have used the decorator
+                    self.register(point.name)(factory)
+            except Exception as error:  # a broken plug-in must not break the others
+                warnings.warn(f"{self.kind} plug-in {point.name!r} was left out: {error}", stacklevel=3)
+
+
+def split_part(part: str | Mapping[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
+    """Splits ``"iap"`` or ``{"name": "iap", **knobs}`` into the name and its knobs."""
+    if isinstance(part, str):
+        return part, {}
+    if isinstance(part, Mapping) and isinstance(part.get("name"), str):
+        return part["name"], {str(k): v for k, v in part.items() if k != "name"}
+    raise ValueError(f"a {kind} is a name or a mapping with 'name' and its knobs, got {part!r}")
+
+
+def close_matches(word: str, among: Any) -> str:
+    """``" (did you mean 'x'?)"``, or nothing where no name is close."""
+    near = difflib.get_close_matches(word, list(among), n=3)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+TOKENIZERS = Registry("tokenizer")
+PROCESSORS = Registry("processor")
+DECODERS = Registry("decoder")
+INDICATORS = Registry("indicator")
+MARKINGS = Registry("marking")
+EMBEDDINGS = Registry("embedding")

@@ -1,0 +1,103 @@
+"""Error measures of the Well, for channels-first fields.
+
+Every function takes a prediction and a target ``(..., *space)`` with `ndim` space axes last,
+averages over space only and returns ``(...)``: one number per sample, frame and channel. Averages
+over those are the caller's. Values equal those of the same name in ``the_well.benchmark.metrics``
+(which is channels-last).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPS = 1e-7
+
+
+def _space(ndim: int) -> tuple[int, ...]:
+    return tuple(range(-ndim, 0))
+
+
+def _check(prediction: Tensor, target: Tensor, ndim: int) -> None:
+    if prediction.shape != target.shape:
+        raise ValueError(
+            "prediction and target differ in shape: "
+            f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
+    if not 1 <= ndim <= target.ndim:
+        raise ValueError(f"ndim is the number of space axes (1 to {target.ndim} here), got {ndim}")
+
+
+def mse(prediction: Tensor, target: Tensor, ndim: int) -> Tensor:
+    """Mean squared error over space."""
+    _check(prediction, target, ndim)
+    return (prediction - target).square().mean(_space(ndim))
+
+
+def nrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
+    """Root of the mean squared error over the mean square of the target."""
+    scale = target.square().mean(_space(ndim))
+    return (mse(prediction, target, ndim) / (scale + eps)).sqrt()
+
+
+def vrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
+    """Root of the mean squared error over the variance of the target (1: as good as its mean).
+
+    The variance is the unbiased one, as in the Well. Where a frame is nearly constant, `eps` (in
+    squared physical units) decides the value.
+    """
+    scale = target.var(_space(ndim))
+    return (mse(prediction, target, ndim) / (scale + eps)).sqrt()
+
+
+class SpectralError(NamedTuple):
+    """Squared error per band of wavenumbers, each ``(..., bins)``, low to high."""
+
+    mse: Tensor
+    nmse: Tensor
+
+
+def wavenumber_bins(shape: tuple[int, ...], n_bins: int = 3) -> Tensor:
+    """Edges ``(n_bins + 1,)``, logarithmic from the longest wave to the diagonal Nyquist wave.
+
+    Unit: radians per grid point. The first edge is moved to 0, so that it holds the mean too.
+    """
+    low, high = 2 * math.pi / max(shape), math.pi * math.sqrt(len(shape)) + 1e-6
+    edges = torch.logspace(math.log10(low), math.log10(high), n_bins + 1)
+    edges[0] = 0.0
+    return edges
+
+
+def binned_spectral_error(
+    prediction: Tensor, target: Tensor, ndim: int, bins: Tensor | None = None
+) -> SpectralError:
+    """Squared error in each band of isotropic wavenumbers; `mse` sums over the bins to :func:`mse`.
+
+    `nmse` is relative to the energy of the target in the same band.
+
+    Args:
+        bins: increasing edges from 0, radians per grid point; by default three logarithmic bands.
+    """
+    _check(prediction, target, ndim)
+    shape = tuple(target.shape[-ndim:])
+    edges = (wavenumber_bins(shape) if bins is None else bins).to(target.device)
+    index = torch.bucketize(_wavenumbers(shape, target.device), edges, right=True) - 1
+    error = _energy_per_bin(prediction - target, ndim, index, len(edges))
+    energy = _energy_per_bin(target, ndim, index, len(edges))
+    return SpectralError(error, error / (energy + EPS))
+
+
+def _wavenumbers(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Length of the wave vector of each Fourier mode, flat: ``(points,)``."""
+    axes = [2 * math.pi * torch.fft.fftfreq(n, device=device) for n in shape]
+    return sum(k.square() for k in torch.meshgrid(*axes, indexing="ij")).sqrt().flatten()  # type: ignore[union-attr]
+
+
+def _energy_per_bin(x: Tensor, ndim: int, index: Tensor, n_edges: int) -> Tensor:
+    """Sum of |x_k|^2 over each bin in units of a mean square: ``(..., n_edges - 1)``."""
+    power = torch.fft.fftn(x, dim=_space(ndim)).abs().square().flatten(-ndim)
+    sums = power.new_zeros(*power.shape[:-1], n_edges).index_add_(-1, index, power)
+    return sums[..., :-1] / power.shape[-1] ** 2  # the last edge has no upper limit

@@ -1,0 +1,71 @@
+# Every target does its own set-up: on a fresh clone `make demo` and `make test` are all there is to type.
+# Another interpreter or folder for the environment: make test PYTHON=python3.12 VENV=/tmp/adaptok-venv
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.adaptok-installed
+DOCS_STAMP := $(VENV)/.adaptok-docs-installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c constraints.txt
+
+# One thread per process: small tensors gain nothing from more, and busy machines lose a lot.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-slow lint format type bench docs clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## Create the environment (every other target does so by itself)
+
+demo: $(STAMP)  ## Train IAP beside fixed patches on generated PDE data; table and pictures
+	$(BIN)/adaptok demo
+
+test: lint type  ## Lint, types and the fast tests
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser" $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## The slow tests
+	$(BIN)/python -m pytest -m "slow and not gpu and not browser" $(PYTEST_ARGS) \
+	  || test $$? -eq 5  # 5: no such test in the selection, which is no failure
+
+lint: $(STAMP)  ## Style, formatting and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(STAMP)  ## Static types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(STAMP)  ## The benchmarks; results are printed and committed by hand
+	$(BIN)/adaptok bench
+
+docs: $(DOCS_STAMP)  ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict -f .mkdocs.yml
+
+clean:  ## Remove caches and build products, keep the environment, data and runs
+	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find adaptok tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "adaptok needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) \
+	  || { rm -rf $(VENV); echo "no venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+# Order-only: the interpreter's own time stamp says nothing about what is installed.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing adaptok and what it needs into $(VENV) (once; PyTorch is a large download)"
+	$(PIP) -e '.[train,vision,dev]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) -e '.[docs]'
+	@touch $@

@@ -1,0 +1,77 @@
+"""Set-up shared by all tests: quiet and offline, one thread, seeded, with run-time type checks."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch, matplotlib and the hub's client are imported: they read these once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(MPLBACKEND="Agg", HYDRA_FULL_ERROR="1", WANDB_MODE="offline", HF_HUB_OFFLINE="1")
+
+import random
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+# The gpu tests also run where only torch, numpy, einops, jaxtyping and pytest are installed.
+if find_spec("beartype"):
+    jaxtyping.install_import_hook("adaptok", "runtime_checks.after_the_call")
+
+if find_spec("hypothesis"):
+    import hypothesis
+
+    hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
+    hypothesis.settings.register_profile(
+        "ci", deadline=None, max_examples=40, derandomize=True, database=None
+    )
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the gpu tests, and says why, on a machine without CUDA."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """The same random numbers in every test, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def unchecked_when_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Turns the type checks off in tests with "compile" in their name: dynamo cannot trace them."""
+    if "compile" not in request.node.name:
+        yield
+        return
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """Loads ``tests/golden/<name>.npz``: arrays computed by the papers' own code."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    return load

@@ -1,0 +1,135 @@
+"""Registries: names, knobs, building, and plug-ins that do not load."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from adaptok import registry
+from adaptok.registry import Registry, close_matches, split_part
+
+
+@pytest.fixture
+def sweets() -> Registry:
+    """Two factories: one with knobs, one without a docstring or knobs."""
+    sweets = Registry("sweet")
+
+    @sweets.register("caramel")
+    def caramel(*, dim: int, salt: float = 0.5, soft: bool = True):
+        """Sugar, browned.
+
+        A second paragraph.
+        """
+        return ("caramel", dim, salt, soft)
+
+    @sweets.register("candy")
+    class Candy:
+        def __init__(self, dim: int, in_channels: int):
+            self.made_of = (dim, in_channels)
+
+    return sweets
+
+
+def test_names_are_sorted_and_match_patterns(sweets):
+    assert sweets.names() == ["candy", "caramel"]
+    assert sweets.names("*mel") == ["caramel"]
+    assert sweets.names("z*") == []
+
+
+def test_a_duplicate_raises_and_keeps_the_first(sweets):
+    first = sweets.get("caramel")
+    with pytest.raises(ValueError, match="sweet 'caramel' is already registered"):
+        sweets.register("caramel")(lambda: None)
+    assert sweets.get("caramel") is first
+
+
+def test_an_unknown_name_lists_close_matches_and_all_names(sweets):
+    with pytest.raises(ValueError, match="unknown sweet 'caramell'") as error:
+        sweets.get("caramell")
+    assert "did you mean 'caramel'" in str(error.value)
+    assert "registered: candy, caramel" in str(error.value)
+
+
+def test_no_suggestion_where_nothing_is_close(sweets):
+    with pytest.raises(ValueError, match="unknown sweet 'xyz'; registered"):
+        sweets.get("xyz")
+    assert close_matches("xyz", ["candy"]) == ""
+
+
+def test_knobs_have_defaults_and_wired_parameters_have_none(sweets):
+    assert sweets.knobs("caramel") == {"salt": 0.5, "soft": True}
+    assert sweets.wired("caramel") == ["dim"]
+    assert sweets.knobs("candy") == {}
+    assert sweets.wired("candy") == ["dim", "in_channels"]
+
+
+def test_describe_gives_the_first_line_and_the_knobs(sweets):
+    assert sweets.describe("caramel") == "caramel: Sugar, browned.\n  salt=0.5, soft=True"
+    assert sweets.describe("candy").startswith("candy:")
+
+
+def test_create_passes_what_it_is_given(sweets):
+    assert sweets.create("caramel", dim=8, salt=1.0) == ("caramel", 8, 1.0, True)
+
+
+def test_create_refuses_an_unknown_knob_and_lists_the_valid_ones(sweets):
+    with pytest.raises(ValueError, match="sweet 'caramel' has no knob 'slat'") as error:
+        sweets.create("caramel", dim=8, slat=1.0)
+    assert "did you mean 'salt'" in str(error.value)
+    assert "its knobs: salt, soft" in str(error.value)
+    with pytest.raises(ValueError, match="its knobs: none"):
+        sweets.create("candy", dim=8, in_channels=1, sugar=3)
+
+
+def test_build_wires_only_what_the_signature_names(sweets):
+    assert sweets.build("caramel", dim=8, in_channels=3) == ("caramel", 8, 0.5, True)
+    assert sweets.build({"name": "caramel", "soft": False}, dim=8)[3] is False
+    assert sweets.build("candy", dim=8, in_channels=3).made_of == (8, 3)
+
+
+@pytest.mark.parametrize("part", [3, None, {"salt": 1.0}, {"name": 7}, ["caramel"]])
+def test_a_part_is_a_name_or_a_mapping_with_a_name(part):
+    with pytest.raises(ValueError, match="a sweet is a name or a mapping with 'name'"):
+        split_part(part, "sweet")
+
+
+def test_split_part_leaves_its_argument_alone():
+    part = {"name": "caramel", "salt": 1.0}
+    assert split_part(part, "sweet") == ("caramel", {"salt": 1.0})
+    assert part == {"name": "caramel", "salt": 1.0}
+
+
+def entry_point(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name=name, value=value, group="adaptok.sweets")
+
+
+def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatch):
+    asked = []
+
+    def entry_points(group: str) -> list[EntryPoint]:
+        asked.append(group)
+        return [
+            entry_point("gone", "no_such_package:thing"),
+            entry_point("candy", "builtins:dict"),  # the name is taken
+            entry_point("mapping", "builtins:dict"),
+        ]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    with pytest.warns(UserWarning, match="sweet plug-in") as caught:
+        assert sweets.names() == ["candy", "caramel", "mapping"]
+    assert asked == ["adaptok.sweets"]
+    texts = [str(warning.message) for warning in caught]
+    assert any("'gone' was left out: No module named 'no_such_package'" in text for text in texts)
+    assert any("'candy' was left out" in text and "already" in text for text in texts)
+    assert sweets.get("mapping") is dict
+    assert asked == ["adaptok.sweets"]
+
+
+def test_a_plugin_may_use_the_decorator_itself(sweets, monkeypatch, recwarn):
+    sweets.register("mapping")(dict)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [entry_point("mapping", "builtins:dict")]
+    )
+    assert "mapping" in sweets.names()
+    assert not recwarn.list

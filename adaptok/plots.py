@@ -1,0 +1,305 @@
+"""Pictures: fields, scores, cells, learning curves and rollouts (matplotlib, no display needed).
+
+Arrays are drawn like images: first space axis down, second to the right. A field in 1D is a line,
+one in 3D the plane through the middle of an axis. Functions return the figure; `save` writes it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from adaptok.cells import Cells
+
+# Okabe and Ito's palette: distinguishable with every common colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.grid": False,
+    "lines.linewidth": 1.4,
+    "figure.constrained_layout.use": True,
+}
+
+
+def _style() -> Any:
+    return plt.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes the figure, makes its folder and frees its memory."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+    return path
+
+
+def planes(values: np.ndarray) -> dict[str, tuple[np.ndarray, int | None, int]]:
+    """What can be drawn of an array: title -> (array of 1 or 2 axes, axis and index of the cut)."""
+    if values.ndim < 3:
+        return {"": (values, None, 0)}
+    cuts = {}
+    for axis, letter in enumerate("xyz"):
+        index = values.shape[axis] // 2
+        cuts[f"{letter} = {index}"] = (values.take(index, axis), axis, index)
+    return cuts
+
+
+def draw_values(ax: Axes, values: np.ndarray, *, limits: tuple[float, float], cmap: str) -> Any:
+    """Draws one plane (or a line in 1D); the image is returned for a colour bar, None in 1D."""
+    if values.ndim == 1:
+        ax.plot(np.arange(len(values)) + 0.5, values, color=COLOURS[0], linewidth=1)
+        ax.set(xlim=(0, len(values)), ylim=limits)
+        return None
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    extent = (0, values.shape[1], values.shape[0], 0)
+    low, high = limits
+    return ax.imshow(values, cmap=cmap, vmin=low, vmax=high, extent=extent, interpolation="nearest")
+
+
+def draw_cells(
+    ax: Axes,
+    cells: Cells,
+    *,
+    sample: int = 0,
+    frame: int = 0,
+    cut: tuple[int, int] | None = None,
+    color: str = "black",
+    linewidth: float | None = None,
+) -> int:
+    """Outlines the cells of one sample and frame; returns how many were drawn.
+
+    Args:
+        cut: (space axis, grid index) of the plane through a 3D tiling.
+        linewidth: in points; by default thinner the more cells there are.
+    """
+    origin, size = _boxes(cells, sample, frame, cut)
+    if linewidth is None:
+        linewidth = float(np.clip(14 / np.sqrt(len(origin) + 1), 0.2, 0.9))
+    if origin.shape[1] == 1:
+        edges = np.unique(np.concatenate([origin, origin + size]))
+        ax.vlines(edges, *ax.get_ylim(), color=color, linewidth=linewidth, alpha=0.5)
+        return len(origin)
+    corners = np.array([[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]])
+    outlines = origin[:, None, :] + corners * size[:, None, :]
+    # The first space axis points down: it is the second coordinate of the picture.
+    ax.add_collection(LineCollection(list(outlines[..., ::-1]), colors=color, linewidths=linewidth))
+    return len(origin)
+
+
+def _boxes(
+    cells: Cells, sample: int, frame: int, cut: tuple[int, int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    start, end = cells.cu_seqlens[sample].item(), cells.cu_seqlens[sample + 1].item()
+    origin = cells.origin[start:end].cpu().numpy()
+    size = cells.size[start:end].cpu().numpy()
+    inside = (origin[:, 0] <= frame) & (frame < origin[:, 0] + size[:, 0])
+    keep = list(range(1, origin.shape[1]))
+    if cut is not None:
+        axis, index = cut[0] + 1, cut[1]
+        inside &= (origin[:, axis] <= index) & (index < origin[:, axis] + size[:, axis])
+        keep.remove(axis)
+    return origin[inside][:, keep], size[inside][:, keep]
+
+
+def colours_of(values: np.ndarray) -> tuple[tuple[float, float], str]:
+    """Limits and colour map: diverging around 0 for fields of both signs, else sequential."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low < 0 < high and min(-low, high) > 0.1 * max(-low, high):
+        # Symmetric, and not spoilt by a few extreme points.
+        top = max(float(np.nanquantile(np.abs(values), 0.999)), 1e-30)
+        return (-top, top), "RdBu_r"
+    return (low, high if high > low else low + 1), "viridis"
+
+
+def cells_figure(
+    values: np.ndarray, tilings: Mapping[str, Cells], *, title: str = "", sample: int = 0
+) -> Figure:
+    """Cells over the field they refine: one column per tiling, one row per plane.
+
+    Args:
+        values: ``(*space)``, the field (or one channel of it).
+        tilings: cells by caption ("budget 256"); the number of tokens is added to it.
+    """
+    cuts = planes(values)
+    limits, cmap = colours_of(values)
+    with _style():
+        figure, axes = _grid(len(cuts), len(tilings), next(iter(cuts.values()))[0])
+        for row, (where, (plane, axis, index)) in enumerate(cuts.items()):
+            for column, (caption, cells) in enumerate(tilings.items()):
+                ax = axes[row, column]
+                draw_values(ax, plane, limits=limits, cmap=cmap)
+                cut = None if axis is None else (axis, index)
+                draw_cells(ax, cells, sample=sample, frame=cells.shape[0] - 1, cut=cut)
+                if row == 0:
+                    count = int(cells.cu_seqlens[sample + 1] - cells.cu_seqlens[sample])
+                    ax.set_title(f"{caption}\n{count} tokens" if caption else f"{count} tokens")
+            axes[row, 0].set_ylabel(where)
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def panels_figure(
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    title: str = "",
+    errors: Sequence[str] = (),
+    unit: str = "",
+) -> Figure:
+    """A grid of fields with a colour bar each: row name -> column name -> ``(*space)``.
+
+    The columns of a row share their colours, except those named in `errors`, which start at 0.
+    Fields in 3D show the plane through the middle of the first axis.
+    """
+    flat = {r: {c: _first_plane(v) for c, v in columns.items()} for r, columns in rows.items()}
+    names = list(next(iter(flat.values())))
+    with _style():
+        figure, axes = _grid(len(flat), len(names), next(iter(next(iter(flat.values())).values())))
+        for row, (label, columns) in enumerate(flat.items()):
+            shared = [v for c, v in columns.items() if c not in errors]
+            common = colours_of(np.stack(shared)) if shared else ((0.0, 1.0), "viridis")
+            for column, (name, values) in enumerate(columns.items()):
+                ax = axes[row, column]
+                is_error = name in errors
+                limits = (0.0, float(values.max()) or 1.0) if is_error else common[0]
+                image = draw_values(
+                    ax, values, limits=limits, cmap="magma" if is_error else common[1]
+                )
+                if image is not None:
+                    bar = figure.colorbar(image, ax=ax, shrink=0.85, aspect=25, pad=0.02)
+                    bar.outline.set_visible(False)  # type: ignore[operator]
+                    bar.ax.tick_params(labelsize=7, length=2)
+                    bar.formatter.set_powerlimits((-3, 3))  # type: ignore[attr-defined]
+                if row == 0:
+                    ax.set_title(name)
+            axes[row, 0].set_ylabel(f"{label} {unit}".strip())
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def prediction_figure(
+    truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Truth, prediction and absolute error of every field, each ``(c, *space)``."""
+    rows = {
+        name: {"truth": t, "prediction": p, "|error|": np.abs(p - t)}
+        for name, t, p in zip(fields, truth, prediction, strict=True)
+    }
+    return panels_figure(rows, title=title, errors=("|error|",))
+
+
+def score_figure(
+    maps: np.ndarray, total: np.ndarray | None, fields: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Scores ``(t, c, *space)`` of every channel and frame, the aggregate ``(*space)`` first."""
+    frames = maps.shape[0]
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    if total is not None:
+        rows["aggregate"] = {_frame_name(t, frames): total for t in range(frames)}
+    for channel, name in enumerate(fields):
+        rows[name] = {_frame_name(t, frames): maps[t, channel] for t in range(frames)}
+    return panels_figure(rows, title=title, errors=[_frame_name(t, frames) for t in range(frames)])
+
+
+def learning_curve_figure(runs: str | Path | Mapping[str, str | Path]) -> Figure:
+    """Training loss and validation VRMSE against the step.
+
+    Args:
+        runs: a run folder or its ``metrics.csv``, or several of them by their caption.
+    """
+    named = runs if isinstance(runs, Mapping) else {"": runs}
+    with _style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.6))
+        for caption, path in named.items():
+            rows = read_metrics(path)
+            for ax, key in ((left, "train/loss"), (right, "val/vrmse")):
+                points = sorted((r["step"], r[key]) for r in rows if key in r and "step" in r)
+                steps, values = zip(*points, strict=True) if points else ((), ())
+                marker = "o" if len(points) < 30 else None
+                ax.plot(steps, values, marker=marker, markersize=3, label=caption)
+                if values and min(values) > 0:
+                    ax.set_yscale("log")
+        for ax, label in ((left, "training loss"), (right, "validation VRMSE")):
+            ax.set(xlabel="step", ylabel=label)
+            ax.grid(alpha=0.25, linewidth=0.5, which="both")
+        if len(named) > 1:
+            left.legend()
+    return figure
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """Rows of the CSV logger without empty entries; a folder stands for its ``metrics*.csv``."""
+    path = Path(path)
+    files = sorted(path.glob("metrics*.csv")) if path.is_dir() else [path]
+    rows = []
+    for file in files:
+        with file.open(newline="") as handle:
+            rows += [
+                {k: float(v) for k, v in row.items() if v not in ("", None)}
+                for row in csv.DictReader(handle)
+            ]
+    return rows
+
+
+def rollout_figure(curves: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
+    """VRMSE against the rollout step, one line per setting; "persistence" is grey and dashed."""
+    with _style():
+        figure, ax = plt.subplots(figsize=(4.2, 2.9))
+        for label, values in curves.items():
+            (line,) = ax.plot(range(1, len(values) + 1), values, label=label)
+            if label == "persistence":
+                line.set(color="0.45", linestyle="--")
+        finite = [v for values in curves.values() for v in values if np.isfinite(v) and v > 0]
+        if finite and max(finite) > 20 * min(finite):
+            ax.set_yscale("log")
+        ax.set(xlabel="rollout step", ylabel="VRMSE", title=title)
+        ax.set_xlim(1, max(max(len(v) for v in curves.values()), 2))
+        ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+        ax.grid(alpha=0.25, linewidth=0.5)
+        ax.legend()
+    return figure
+
+
+def _frame_name(frame: int, frames: int) -> str:
+    if frames == 1:
+        return "score"
+    return "now" if frame == frames - 1 else f"{frame - frames + 1} frames"
+
+
+def _first_plane(values: np.ndarray) -> np.ndarray:
+    return next(iter(planes(values).values()))[0]
+
+
+def _grid(rows: int, columns: int, like: np.ndarray) -> tuple[Figure, np.ndarray]:
+    """Axes in a grid whose panels have the aspect of the array that they show."""
+    aspect = 0.45 if like.ndim == 1 else like.shape[0] / like.shape[1]
+    width = 2.6 if aspect > 0.6 else 3.6
+    height = width * aspect + 0.35
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows + 0.3), squeeze=False
+    )
+    return figure, axes

@@ -108,7 +108,9 @@ class Registry:
                 if self._factories.get(point.name) is not factory:  # it may have used the decorator
                     self.register(point.name)(factory)
             except Exception as error:  # a broken plug-in must not break the others
-                warnings.warn(f"{self.kind} plug-in {point.name!r} was left out: {error}", stacklevel=3)
+                warnings.warn(
+                    f"{self.kind} plug-in {point.name!r} was left out: {error}", stacklevel=3
+                )
 
 
 def split_part(part: str | Mapping[str, Any], kind: str) -> tuple[str, dict[str, Any]]:

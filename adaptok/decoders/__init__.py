@@ -1,0 +1,6 @@
+"""Decoders: tokens to a field."""
+
+from adaptok.decoders.cross_attention import CrossAttentionDecoder
+from adaptok.decoders.linear import LinearDecoder
+
+__all__ = ["CrossAttentionDecoder", "LinearDecoder"]

@@ -1,0 +1,139 @@
+"""The cross-attention decoder of IAP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from adaptok.cells import Cells, Groups
+from adaptok.layers import Attention, Mlp
+from adaptok.patches import level_grid, owner_grid, unpatchify
+from adaptok.positions import rotary
+from adaptok.refine import offsets_tensor
+from adaptok.registry import DECODERS
+from adaptok.tokens import TokenizerSpec, TokenSet
+
+
+@DECODERS.register("cross_attention")
+class CrossAttentionDecoder(nn.Module):
+    """A regular latent grid, filled from the covering tokens, attends to all tokens of its sample.
+
+    IAP Sec. 2 and App. C: latent ``V_o = sigmoid(g(o)) * V_pi + b(o)`` with the covering token V_pi and
+    learned tables g, b per level and offset o inside the cell (Eq. 4); one cross-attention block with
+    rotary positions on both sides; a linear projection of each latent to its patch. Where cells overlap,
+    the finest covering cell fills the latent.
+
+    Args:
+        spec: of the tokenizer.
+        out_channels: channels of the decoded field.
+        latent: use the tables g and b; False copies the token (Table 2: no measurable difference).
+        latent_size: grid points per latent, one number or one per space axis; default the finest cell.
+        heads: attention heads.
+        mlp_ratio: hidden width of the MLP over dim (paper: 2).
+        rope_base: base of the rotary frequencies.
+    """
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        out_channels: int,
+        *,
+        latent: bool = True,
+        latent_size: int | Sequence[int] | None = None,
+        heads: int = 6,
+        mlp_ratio: float = 2.0,
+        rope_base: float = 10000.0,
+    ):
+        super().__init__()
+        if spec.layout is not None:
+            raise ValueError(
+                "decoder 'cross_attention' reads the covering cell of each latent off the level "
+                f"grids, which a {spec.layout.__name__} does not have; use the decoder paired with it"
+            )
+        frame, *finest = spec.sizes[-1]
+        size = finest if latent_size is None else latent_size
+        size = [size] * spec.ndim if isinstance(size, int) else list(size)
+        if len(size) != spec.ndim or min(size) < 1:
+            raise ValueError(f"latent_size needs {spec.ndim} positive numbers, got {latent_size}")
+        self.latent_size = (frame, *size)
+        self.head_dim, self.rope_base = spec.dim // max(heads, 1), rope_base
+        self.offsets = tuple(level_grid(s, self.latent_size) for s in spec.sizes)
+        entries = sum(map(math.prod, self.offsets)) if latent else 0
+        self.gate = nn.Parameter(torch.full((entries, spec.dim), 2.0))
+        self.shift = nn.Parameter(torch.zeros(entries, spec.dim))
+        self.norm_latent, self.norm_tokens = nn.LayerNorm(spec.dim), nn.LayerNorm(spec.dim)
+        self.attention = Attention(spec.dim, heads)
+        self.norm_mlp, self.mlp = nn.LayerNorm(spec.dim), Mlp(spec.dim, mlp_ratio)
+        self.norm_out = nn.LayerNorm(spec.dim)
+        self.head = nn.Linear(spec.dim, out_channels * math.prod(self.latent_size))
+
+    def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
+        """Field of the shape that the cells were made for."""
+        cells = tokens.cells
+        grid = level_grid(cells.shape, self.latent_size)
+        point, center = self._latent_grid(cells, grid)  # (q, a), the same for each sample
+        owner = self._owner(cells, point)  # (b * q,)
+        x = self._latents(tokens, owner, point)
+        groups = _equal_groups(cells.batch_size, len(point), x.device)
+        center = center.repeat(cells.batch_size, 1)
+        x = x + self.attention(
+            self.norm_latent(x),
+            groups,
+            rotary(center, cells.shape, self.head_dim, self.rope_base),
+            context=self.norm_tokens(tokens.features),
+            context_groups=cells.groups(),
+            context_rotate=rotary(cells.center, cells.shape, self.head_dim, self.rope_base),
+        )
+        x = x + self.mlp(self.norm_mlp(x))
+        patches = self.head(self.norm_out(x)).unflatten(0, (cells.batch_size, -1))
+        return unpatchify(patches, cells.shape, self.latent_size)
+
+    def _latent_grid(
+        self, cells: Cells, grid: tuple[int, ...]
+    ) -> tuple[Int64[Tensor, "q a"], Float[Tensor, "q a"]]:
+        """A grid point in the middle of each latent (clipped at the border), and its exact centre."""
+        points, centers = [], []
+        for g, p, n in zip(grid, self.latent_size, cells.shape, strict=True):
+            start = torch.arange(g, device=cells.device) * p
+            extent = (n - start).clamp(max=p)
+            points.append(start + extent // 2)
+            centers.append(start + extent / 2)
+        point, center = (torch.meshgrid(*axes, indexing="ij") for axes in (points, centers))
+        return torch.stack(point, -1).flatten(0, -2), torch.stack(center, -1).flatten(0, -2)
+
+    def _owner(self, cells: Cells, point: Int64[Tensor, "q a"]) -> Int64[Tensor, " bq"]:
+        """Row of the finest cell that covers each latent point."""
+        finest = cells.sizes[-1]
+        index = torch.zeros_like(point[:, 0])
+        for axis, (g, p) in enumerate(zip(level_grid(cells.shape, finest), finest, strict=True)):
+            index = index * g + point[:, axis] // p
+        return owner_grid(cells)[:, index].flatten()
+
+    def _latents(
+        self, tokens: TokenSet, owner: Int64[Tensor, " bq"], point: Int64[Tensor, "q a"]
+    ) -> Float[Tensor, "bq d"]:
+        x = tokens.features[owner.clamp(min=0)]
+        x = x * (owner >= 0)[:, None]  # a hole in the cover has no token to copy
+        if len(self.gate) == 0:
+            return x
+        cells, b = tokens.cells, tokens.cells.batch_size
+        owner = owner.clamp(min=0)
+        inside = point.repeat(b, 1) - cells.origin[owner]  # offset in grid points, (b * q, a)
+        level = cells.level[owner]
+        entry, first = torch.zeros_like(owner), 0
+        for number, counts in enumerate(self.offsets):
+            index = torch.zeros_like(owner)
+            for axis, (count, p) in enumerate(zip(counts, self.latent_size, strict=True)):
+                index = index * count + inside[:, axis].clamp(max=count * p - 1) // p
+            entry = torch.where(level == number, first + index, entry)
+            first += math.prod(counts)
+        return self.gate[entry].sigmoid() * x + self.shift[entry]
+
+
+def _equal_groups(count: int, length: int, device: torch.device) -> Groups:
+    offsets = offsets_tensor(tuple(length * i for i in range(count + 1)), device)
+    return Groups(None, None, offsets, length, (length,) * count)

@@ -1,0 +1,47 @@
+"""Embeddings: from the patches of mixed-size cells to features."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.patches import grid_index, patchify, rows_of_levels
+from adaptok.registry import EMBEDDINGS
+
+
+@EMBEDDINGS.register("linear")
+class LinearEmbedding(nn.Module):
+    """One linear map per level of the cell's values (IAP, Sec. 2); clipped cells are zero-padded.
+
+    Only the patches that exist are embedded.
+
+    Args:
+        in_channels: channels of the field.
+        dim: width of the features.
+        sizes: cell size of each level, time first.
+    """
+
+    def __init__(self, in_channels: int, dim: int, sizes: tuple[tuple[int, ...], ...]):
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Linear(in_channels * math.prod(s), dim) for s in sizes)
+
+    def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
+        """Features of each cell, in the order of the cells."""
+        rows = rows_of_levels(cells)
+        parts = []
+        for level, (linear, own) in enumerate(zip(self.levels, rows, strict=True)):
+            patches = patchify(x, cells.sizes[level]).flatten(0, 1)  # (b * g, k)
+            index = grid_index(cells, level)[own.clamp(max=len(cells) - 1)]
+            parts.append(linear(patches[index]))
+        return restore_rows(torch.cat(parts), torch.cat(rows), len(cells))
+
+
+def restore_rows(parts: Float[Tensor, "m d"], rows: torch.Tensor, n: int) -> Float[Tensor, "n d"]:
+    """Sorts results that were computed level by level back into row order; row number n is filler."""
+    position = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
+    position = position.scatter_(0, rows, torch.arange(len(rows), device=rows.device))
+    return parts[position[:n]]

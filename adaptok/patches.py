@@ -1,0 +1,100 @@
+"""Patches (the values inside cells) of cells that lie on the grid of their level."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from adaptok.cells import Cells
+
+
+def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
+    """Number of cells of one size along (t, *space)."""
+    return tuple(math.ceil(n / p) for n, p in zip(shape, size, strict=True))
+
+
+def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tensor, "b g k"]:
+    """All patches of one size (t, *space) in raster order, k = c * volume, zero-padded at the border."""
+    b, t, c, *space = x.shape
+    grid = level_grid((t, *space), size)
+    pads = [g * p - n for g, p, n in zip(grid, size, (t, *space), strict=True)]
+    if any(pads):
+        widths = [v for p in reversed(pads[1:]) for v in (0, p)]
+        x = torch.nn.functional.pad(x, [*widths, 0, 0, 0, pads[0]])
+    x = x.movedim(2, 1)  # (b, c, t, *space)
+    for axis, p in enumerate(size):
+        x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
+    a = len(size)
+    grid_axes, patch_axes = range(2, 2 + 2 * a, 2), range(3, 3 + 2 * a, 2)
+    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, math.prod(grid), -1)
+
+
+def unpatchify(
+    patches: Float[Tensor, "b g k"], shape: tuple[int, ...], size: tuple[int, ...]
+) -> Float[Tensor, "b t c *s"]:
+    """Exact inverse of `patchify` for a field of `shape` (t, *space)."""
+    grid, a = level_grid(shape, size), len(size)
+    x = patches.unflatten(2, (-1, *size)).unflatten(1, grid)  # (b, *grid, c, *size)
+    x = x.permute(0, a + 1, *[i for k in range(a) for i in (1 + k, a + 2 + k)])
+    for axis in range(a):
+        x = x.flatten(2 + axis, 3 + axis)
+    for axis, n in enumerate(shape):
+        x = x.narrow(2 + axis, 0, n)
+    return x.movedim(1, 2)
+
+
+def grid_index(cells: Cells, level: int) -> Int64[Tensor, " n"]:
+    """Raster index, within a batch of grids of one level, of the grid cell at each row's origin."""
+    size = cells.sizes[level]
+    index = cells.sample
+    for axis, (g, p) in enumerate(zip(level_grid(cells.shape, size), size, strict=True)):
+        index = index * g + cells.origin[:, axis].long() // p
+    return index
+
+
+def rows_of_levels(cells: Cells) -> list[Int64[Tensor, " m"]]:
+    """Rows of each level.
+
+    Eagerly on the CPU exactly those. Elsewhere, or while compiling, as many as the level can have at most,
+    filled up with ``n``: static shapes, no synchronisation.
+    """
+    levels = range(len(cells.sizes))
+    if len(cells.sizes) == 1:
+        return [torch.arange(len(cells), device=cells.device)]
+    if cells.device.type == "cpu" and not torch.compiler.is_compiling():
+        return [(cells.level == level).nonzero().squeeze(1) for level in levels]
+    return [_bounded_rows(cells, level) for level in levels]
+
+
+def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
+    n = len(cells)
+    every = math.prod(level_grid(cells.shape, cells.sizes[level]))
+    bound = min(n, cells.batch_size * min(every, cells.max_seqlen))
+    member = cells.level == level
+    slots = torch.where(member, member.cumsum(0) - 1, bound)
+    rows = torch.full((bound + 1,), n, dtype=torch.int64, device=cells.device)
+    return rows.scatter_(0, slots, torch.arange(n, device=cells.device))[:bound]
+
+
+def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
+    """Row of the finest cell that covers each cell of the finest grid (raster order), -1 for none."""
+    b, n = cells.batch_size, len(cells)
+    rows = torch.arange(n, device=cells.device)
+    owner: Tensor | None = None
+    for level, size in enumerate(cells.sizes):
+        grid = level_grid(cells.shape, size)
+        count = b * math.prod(grid)
+        slots = torch.where(cells.level == level, grid_index(cells, level), count)
+        own = torch.full((count + 1,), -1, dtype=torch.int64, device=cells.device)
+        own = own.scatter_(0, slots, rows)[:count].view(b, *grid)
+        if owner is not None:
+            coarser = cells.sizes[level - 1]
+            for axis, (c, f, g) in enumerate(zip(coarser, size, grid, strict=True)):
+                owner = owner.repeat_interleave(c // f, dim=axis + 1).narrow(axis + 1, 0, g)
+            own = torch.where(own >= 0, own, owner)
+        owner = own
+    assert owner is not None
+    return owner.flatten(1)

@@ -1,0 +1,49 @@
+"""Positions of cells: rotary embedding of their centres."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines per row and rotated channel pair; compute once per forward."""
+
+    cos: Tensor  # float (n, pairs)
+    sin: Tensor  # float (n, pairs)
+
+    def __call__(self, x: Float[Tensor, "n h e"]) -> Float[Tensor, "n h e"]:
+        """Rotates the channel pairs (2i, 2i + 1) of each head; channels beyond the pairs stay."""
+        pairs = self.cos.shape[1]
+        turned = x[..., : 2 * pairs].unflatten(-1, (pairs, 2))
+        cos, sin = self.cos[:, None].to(x.dtype), self.sin[:, None].to(x.dtype)
+        even, odd = turned[..., 0], turned[..., 1]
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+        return torch.cat([turned, x[..., 2 * pairs :]], -1)
+
+
+def rotary(
+    center: Float[Tensor, "n a"], shape: tuple[int, ...], head_dim: int, base: float = 10000.0
+) -> Rotary:
+    """Axial rotary embedding of positions in grid points (RoPE; axial form as in IAP, Sec. 2).
+
+    Axes of extent 1 in `shape` take no channels; the others share the pairs equally; leftover channels
+    stay unrotated.
+
+    Raises:
+        ValueError: the head is too narrow to give each axis a pair.
+    """
+    axes = [axis for axis, extent in enumerate(shape) if extent > 1]
+    pairs = head_dim // 2 // len(axes) if axes else 0
+    if axes and pairs == 0:
+        raise ValueError(
+            f"rotary positions over {len(axes)} axes need head_dim >= {2 * len(axes)}, got {head_dim}"
+        )
+    steps = torch.arange(pairs, device=center.device, dtype=torch.float32)
+    frequency = base ** (-steps / max(pairs, 1))
+    angles = center[:, axes, None].float() * frequency  # (n, axes, pairs)
+    angles = angles.flatten(1)
+    return Rotary(angles.cos(), angles.sin())

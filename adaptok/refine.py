@@ -1,0 +1,288 @@
+"""The 2^D-tree over a space domain: nodes, score pyramids, and split masks turned into Cells.
+
+Nodes of one tree are numbered level by level, coarse to fine, each level in raster order. A tree of
+several frames ("forest") repeats the numbering per frame, so scores and split masks are ``(b, f, nodes)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from adaptok.cells import Cells, nested
+
+Sizes = tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Static description of all possible cells of a domain (hashable; holds no tensors).
+
+    Where the domain does not divide, the root grid overhangs it: a node that crosses the border always
+    splits, and a finest cell that crosses it is clipped.
+
+    Args:
+        shape: grid points per space axis.
+        sizes: cell size of each level, coarse to fine, one number per space axis.
+        order: order of a sample's cells, see `ORDERS`.
+    """
+
+    shape: tuple[int, ...]
+    sizes: Sizes
+    order: str = "depth_first"
+
+    def __post_init__(self):
+        if self.order not in ORDERS:
+            raise ValueError(f"unknown order {self.order!r}; accepted: {', '.join(ORDERS)}")
+        if any(len(size) != len(self.shape) for size in self.sizes):
+            raise ValueError(f"sizes {self.sizes} do not have {len(self.shape)} axes each")
+        if not nested(self.sizes) or min(map(min, self.sizes)) < 1:
+            raise ValueError(
+                f"sizes must shrink by integer factors from level to level, got {self.sizes}"
+            )
+
+    @property
+    def levels(self) -> int:
+        """Number of levels, leaves included."""
+        return len(self.sizes)
+
+    @property
+    def ratios(self) -> Sizes:
+        """How a split of each inner level divides each axis."""
+        pairs = itertools.pairwise(self.sizes)
+        return tuple(tuple(c // f for c, f in zip(*pair, strict=True)) for pair in pairs)
+
+    @property
+    def grids(self) -> Sizes:
+        """Grid of nodes of each level; it may overhang the domain."""
+        coarsest = self.sizes[0]
+        roots = [math.ceil(s / c) for s, c in zip(self.shape, coarsest, strict=True)]
+        return tuple(
+            tuple(r * (c // p) for r, c, p in zip(roots, coarsest, size, strict=True))
+            for size in self.sizes
+        )
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Number of the first node of each level, and the number of all nodes at the end."""
+        return tuple(itertools.accumulate((math.prod(g) for g in self.grids), initial=0))
+
+    @property
+    def inner(self) -> int:
+        """Number of nodes that can split."""
+        return self.offsets[-2]
+
+    def counts(self) -> tuple[int, int, int]:
+        """(cells that the borders force, splits that they force, splits possible in all), per frame."""
+        return _counts(self)
+
+    def nodes(self, device: torch.device) -> Nodes:
+        """Geometry of all nodes as tensors (cached per device)."""
+        return _nodes(self, device)
+
+    def expand(self, coarse: Tensor, level: int) -> Tensor:
+        """Values of the nodes of `level`, (..., nodes), handed down to their children."""
+        x = coarse.unflatten(-1, self.grids[level])
+        for axis, ratio in enumerate(self.ratios[level]):
+            if ratio > 1:
+                x = x.repeat_interleave(ratio, dim=axis - len(self.shape))
+        return x.flatten(-len(self.shape))
+
+    def per_level(self, nodes: Tensor) -> list[Tensor]:
+        """Views of (..., nodes) level by level; inner nodes only or all nodes."""
+        ends = itertools.pairwise(self.offsets)
+        return [nodes[..., start:end] for start, end in ends if end <= nodes.shape[-1]]
+
+
+class Nodes(NamedTuple):
+    """Geometry of the nodes of a tree, in node numbers unless said otherwise."""
+
+    origin: Tensor  # int32 (nodes, D)
+    size: Tensor  # int32 (nodes, D), clipped to the domain; below 1 for nodes outside
+    level: Tensor  # int8 (nodes,)
+    inside: Tensor  # bool (nodes,): meets the domain
+    forced: Tensor  # bool (inner,): crosses the border, so it always splits
+    outside: Tensor  # bool (inner,)
+    order: Tensor  # int64 (nodes,): nodes in the order of cells
+
+
+def _node_geometry(tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
+    origins, sizes, levels = [], [], []
+    for level, (size, grid) in enumerate(zip(tree.sizes, tree.grids, strict=True)):
+        axes = [torch.arange(g) * s for g, s in zip(grid, size, strict=True)]
+        origin = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+        origins.append(origin)
+        sizes.append(torch.tensor(size).expand_as(origin))
+        levels.append(torch.full((len(origin),), level))
+    return torch.cat(origins), torch.cat(sizes), torch.cat(levels)
+
+
+def _depth_first(tree: Tree) -> Tensor:
+    """Root tiles in raster order, each followed by its subtree, children in raster order (Z-order)."""
+    origin, _, level = _node_geometry(tree)
+    key = torch.zeros(len(origin), dtype=torch.int64)
+    for size, ratio in zip(tree.sizes, (tree.grids[0], *tree.ratios), strict=True):
+        digit = torch.zeros_like(key)
+        for axis, (s, r) in enumerate(zip(size, ratio, strict=True)):
+            digit = digit * r + (origin[:, axis] // s) % r
+        key = key * math.prod(ratio) + digit
+    return (key * tree.levels + level).argsort()  # a parent's first child has the parent's digits
+
+
+def _level_raster(tree: Tree) -> Tensor:
+    """Coarse cells first, each level in raster order: the node numbering itself."""
+    return torch.arange(tree.offsets[-1])
+
+
+ORDERS = {"depth_first": _depth_first, "level": _level_raster}
+
+
+@functools.lru_cache(maxsize=64)
+def _counts(tree: Tree) -> tuple[int, int, int]:
+    nodes = _build_nodes(tree)
+    splits = tree.per_level(nodes.forced)
+    leaves = int(nodes.inside[: tree.offsets[1]].sum())
+    for level, split in enumerate(splits):
+        children = tree.expand(split, level) & tree.per_level(nodes.inside)[level + 1]
+        leaves += int(children.sum()) - int(split.sum())
+    return leaves, int(nodes.forced.sum()), int(nodes.inside[: tree.inner].sum())
+
+
+def _build_nodes(tree: Tree) -> Nodes:
+    origin, size, level = _node_geometry(tree)
+    shape = torch.tensor(tree.shape)
+    inside = (origin < shape).all(1)
+    crosses = inside & (origin + size > shape).any(1)
+    clipped = torch.minimum(size, shape - origin)
+    return Nodes(
+        origin.int(),
+        clipped.int(),
+        level.to(torch.int8),
+        inside,
+        crosses[: tree.inner],
+        ~inside[: tree.inner],
+        ORDERS[tree.order](tree),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _nodes_on(tree: Tree, device: torch.device) -> Nodes:
+    with torch.inference_mode(False):  # cached tensors must also serve autograd later
+        return Nodes(*(x.to(device) for x in _build_nodes(tree)))
+
+
+@torch.compiler.assume_constant_result
+def _nodes(tree: Tree, device: torch.device) -> Nodes:
+    return _nodes_on(tree, device)
+
+
+def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b f inner"]:
+    """Sum of a map over every inner node, by repeated pairwise additions from fine to coarse.
+
+    Pairwise additions of non-negative numbers keep parent >= child exactly in floating point; an
+    integral image would not.
+    """
+    if tree.levels == 1:
+        return points.new_zeros(*points.shape[:2], 0)
+    pads = [(g * s - n) for g, s, n in zip(tree.grids[0], tree.sizes[0], tree.shape, strict=True)]
+    if any(pads):
+        points = torch.nn.functional.pad(points, [v for p in reversed(pads) for v in (0, p)])
+    x, sums = points, []
+    for blocks in (tree.sizes[-2], *reversed(tree.ratios[:-1])):
+        for axis, block in enumerate(blocks):
+            x = _sum_blocks(x, axis + 2, block)
+        sums.append(x.flatten(2))
+    return torch.cat(sums[::-1], -1)
+
+
+def _sum_blocks(x: Tensor, axis: int, block: int) -> Tensor:
+    """Sums of consecutive blocks along an axis."""
+    x = x.unflatten(axis, (-1, block))
+    while x.shape[axis + 1] > 1:
+        pairs = x.shape[axis + 1] // 2
+        rest = x.narrow(axis + 1, 2 * pairs, x.shape[axis + 1] - 2 * pairs)
+        x = x.narrow(axis + 1, 0, 2 * pairs).unflatten(axis + 1, (pairs, 2)).unbind(axis + 2)
+        x = torch.cat([x[0] + x[1], rest], axis + 1) if rest.shape[axis + 1] else x[0] + x[1]
+    return x.squeeze(axis + 1)
+
+
+def leaves(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
+    """Nodes that exist and do not split; a split below an unsplit node has no effect."""
+    nodes = tree.nodes(split.device)
+    inside = tree.per_level(nodes.inside)
+    exists = inside[0].expand(*split.shape[:2], -1)
+    out = []
+    for level, splits in enumerate(tree.per_level(split)):
+        parents = exists & splits
+        out.append(exists & ~splits)
+        exists = tree.expand(parents, level) & inside[level + 1]
+    return torch.cat([*out, exists], -1)
+
+
+def cells_from_splits(
+    split: Bool[Tensor, "b f inner"],
+    tree: Tree,
+    *,
+    frames: int,
+    frame_size: int = 1,
+    lengths: tuple[int, ...] | None = None,
+) -> Cells:
+    """Packs the leaves of split masks, sample by sample, frame by frame, in the tree's order.
+
+    Args:
+        split: f is 1 (one tiling shared by all frames) or the number of frames of cells.
+        frames: frames of cells, each `frame_size` field frames long.
+        lengths: cells per sample where the host knows them; else they cost one host synchronisation.
+    """
+    nodes = tree.nodes(split.device)
+    leaf = leaves(split, tree)[..., nodes.order].expand(-1, frames, -1)
+    b, count = leaf.shape[0], leaf.shape[2]
+    leaf = leaf.flatten(1)
+    if lengths is None:
+        lengths = tuple(
+            leaf.sum(1).tolist()
+        )  # the sync: data-dependent counts size the arrays below
+    index = _compact(leaf, lengths)
+    cu_seqlens = [0, *itertools.accumulate(lengths)]
+    node, frame = nodes.order[index % count], index // count % frames
+    time = torch.stack([frame * frame_size, torch.full_like(frame, frame_size)], 1).int()
+    return Cells(
+        origin=torch.cat([time[:, :1], nodes.origin[node]], 1),
+        size=torch.cat([time[:, 1:], nodes.size[node]], 1),
+        level=nodes.level[node],
+        cu_seqlens=offsets_tensor(tuple(cu_seqlens), split.device),
+        max_seqlen=max(lengths, default=0),
+        lengths=lengths,
+        shape=(frames * frame_size, *tree.shape),
+        sizes=tuple((frame_size, *size) for size in tree.sizes),
+    )
+
+
+def _compact(mask: Bool[Tensor, "b k"], lengths: tuple[int, ...]) -> Int64[Tensor, " n"]:
+    """Flat indices of the true entries, which number `lengths` per row; static shapes, no sync."""
+    total = sum(lengths)
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        return mask.flatten().nonzero().squeeze(1)
+    rank = mask.flatten().cumsum(0) - 1
+    slots = torch.where(mask.flatten(), rank, total)
+    index = torch.zeros(total + 1, dtype=torch.int64, device=mask.device)
+    return index.scatter_(0, slots, torch.arange(mask.numel(), device=mask.device))[:total]
+
+
+@functools.lru_cache(maxsize=256)
+def _offsets_on(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(offsets, dtype=torch.int32).to(device)
+
+
+@torch.compiler.assume_constant_result
+def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    """Small constant int32 tensor, cached so that a fixed budget uploads it once."""
+    return _offsets_on(offsets, device)

@@ -1,0 +1,52 @@
+"""Settings per step: which controls (budget, patch size) a training, evaluation or rollout step uses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from adaptok.registry import Registry
+
+Schedule = Callable[[int], dict[str, Any]]
+SCHEDULES = Registry("schedule")
+
+
+@SCHEDULES.register("fixed")
+def fixed(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
+    """The first setting at every step."""
+    choices = _checked(settings)
+    return lambda step: dict(choices[0])
+
+
+@SCHEDULES.register("random")
+def uniform_random(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
+    """One setting per step, drawn uniformly from (seed, step) alone: the same on all ranks."""
+    choices = _checked(settings)
+    return lambda step: dict(random.Random(f"{seed}/{step}").choice(choices))
+
+
+@SCHEDULES.register("cyclic")
+def cyclic(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
+    """The settings in turn; step 0 uses number ``seed % len(settings)``."""
+    choices = _checked(settings)
+    return lambda step: dict(choices[(seed + step) % len(choices)])
+
+
+def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
+    """Builds ``{"name": "fixed" | "random" | "cyclic", "settings": [{"budget": 512}, ...], "seed": 0}``.
+
+    A schedule maps the global step to a dict of controls and is a pure function of (seed, step).
+
+    Raises:
+        ValueError: unknown name or knob, or settings that are not a non-empty list of mappings.
+    """
+    return SCHEDULES.build(part)
+
+
+def _checked(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(settings, (str, Mapping)) or not len(settings):
+        raise ValueError(f"settings is a non-empty list of mappings, got {settings!r}")
+    if not all(isinstance(setting, Mapping) for setting in settings):
+        raise ValueError(f"each setting maps control names to values, got {settings!r}")
+    return [{str(k): v for k, v in setting.items()} for setting in settings]

@@ -1,0 +1,6 @@
+"""Tokenizers: fields to packed tokens. One method per file, each a composition of parts."""
+
+from adaptok.tokenizers.iap import iap
+from adaptok.tokenizers.uniform import UniformTokenizer
+
+__all__ = ["UniformTokenizer", "iap"]

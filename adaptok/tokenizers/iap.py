@@ -1,0 +1,65 @@
+"""IAP, iterative adaptive patchification (Wang & Perdikaris, "Adaptive Tokenization for Vision
+Transformer PDE Simulation")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptok.registry import TOKENIZERS
+from adaptok.tree import TreeTokenizer, composed
+
+
+@TOKENIZERS.register("iap")
+def iap(
+    ndim: int,
+    in_channels: int,
+    dim: int,
+    *,
+    min_size: int | Sequence[int] = 2,
+    max_size: int | Sequence[int] = 16,
+    budget: int = 256,
+    splits_per_step: int = 1,
+    k: int = 1,
+    padding: str = "replicate",
+    weights: Sequence[float] | None = None,
+    ignore: Sequence[int] = (),
+    power: float = 1.0,
+    channels: str = "mean",
+    frames: str = "mean",
+    frame_size: int = 1,
+    per_frame: bool = False,
+) -> TreeTokenizer:
+    """IAP: Sobel gradient indicator and best-first refinement to a token budget.
+
+    Score: App. B, Eq. 2 and 3. Refinement: Sec. 2, Algorithms 1 and 2, Eq. 1. One linear embedding per
+    size (Sec. 2). The paper splits four cells per step; the default of one is the exact best-first
+    refinement, and ``splits_per_step=4`` runs the paper's loop.
+
+    Args:
+        min_size: finest cell (paper: 2; 4 for 512² fields).
+        max_size: coarsest cell (paper: 32 in 2D at 1024 tokens, else 16).
+        budget: tokens per sample over all frames; also per call, one number or one per sample.
+        splits_per_step: cells split per step, K of Eq. 1.
+        k: half-width of the Sobel stencil.
+        padding: "replicate", "circular" or "reflect"; periodic axes are always circular.
+        weights: weight per channel.
+        ignore: channels that do not count, such as a static mask.
+        power: exponent of the per-point score.
+        channels: "mean" (paper) or "max" over channels.
+        frames: "mean" or "max" over frames, where frames are not folded into channels.
+        frame_size: extent of every cell in time.
+        per_frame: a tiling per frame.
+    """
+    gradient = {"k": k, "padding": padding, "weights": weights, "ignore": ignore}
+    gradient |= {"power": power, "channels": channels, "frames": frames}
+    return composed(
+        ndim,
+        in_channels,
+        dim,
+        indicator={"name": "gradient", **gradient},
+        marking={"name": "budget", "budget": budget, "splits_per_step": splits_per_step},
+        min_size=min_size,
+        max_size=max_size,
+        frame_size=frame_size,
+        per_frame=per_frame,
+    )

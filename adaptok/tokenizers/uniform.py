@@ -1,0 +1,120 @@
+"""Uniform cells: the fixed patches of a plain ViT, of any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from adaptok.cells import Cells, nested
+from adaptok.embeddings import LinearEmbedding
+from adaptok.refine import Tree, cells_from_splits
+from adaptok.registry import TOKENIZERS
+from adaptok.tokens import TokenizerSpec, TokenSet, as_field
+from adaptok.tree import check_controls, check_shape, frames_of_cells, per_axis
+
+
+@TOKENIZERS.register("uniform")
+class UniformTokenizer(nn.Module):
+    """One cell size everywhere, in raster order; the patch embedding of ViT (Dosovitskiy et al.).
+
+    Args:
+        size: cell size, one number or one per space axis.
+        patch_sizes: sizes that ``patch_size=`` may choose per call, each with its own weights; they must
+            nest and contain `size`. Default: `size` alone.
+        frame_size: extent of every cell in time.
+    """
+
+    def __init__(
+        self,
+        ndim: int,
+        in_channels: int,
+        dim: int,
+        *,
+        size: int | Sequence[int] = 8,
+        patch_sizes: Sequence[int | Sequence[int]] | None = None,
+        frame_size: int = 1,
+    ):
+        super().__init__()
+        self.size = per_axis(size, ndim)
+        spaces = {per_axis(s, ndim, "patch_sizes") for s in (patch_sizes or [size])}
+        sizes = tuple((frame_size, *s) for s in sorted(spaces, key=lambda s: (-math.prod(s), s)))
+        if self.size not in spaces or not nested(sizes):
+            raise ValueError(
+                f"patch_sizes must contain size {size} and divide one another, got {patch_sizes}"
+            )
+        self.spec = TokenizerSpec(ndim, in_channels, dim, sizes)
+        self.controls = ("patch_size",) if len(sizes) > 1 else ()
+        self.embedding = LinearEmbedding(in_channels, dim, sizes)
+
+    @torch.no_grad()
+    def cells(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Cells:
+        """Cells of one size; the values of the field do not matter.
+
+        Raises:
+            ValueError: a wrong field, an unknown control, or a patch size that was not built.
+        """
+        check_controls(control, self.controls)
+        field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        frame_size, *_ = self.spec.sizes[0]
+        size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
+        if (frame_size, *size) not in self.spec.sizes:
+            built = [s[1:] for s in self.spec.sizes]
+            raise ValueError(f"patch_size {size} was not built; patch_sizes: {built}")
+        level = self.spec.sizes.index((frame_size, *size))
+        return uniform_cells(field, size, frame_size, self.spec, level)
+
+    def embed(
+        self,
+        x: Float[Tensor, "b *tcs"],
+        cells: Cells,
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> TokenSet:
+        """Features of the cells."""
+        x = as_field(x, self.spec.ndim, self.spec.in_channels)
+        check_shape(x, cells)
+        return TokenSet(self.embedding(x, cells), cells)
+
+    def forward(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> TokenSet:
+        """``embed(field, cells(field))``."""
+        cells = self.cells(field, boundary=boundary, **control)
+        return self.embed(field, cells, boundary=boundary)
+
+
+def uniform_cells(
+    field: Tensor, size: tuple[int, ...], frame_size: int, spec: TokenizerSpec, level: int
+) -> Cells:
+    """Raster tiling of one size, labelled with its level among the sizes of `spec`."""
+    b, t, _, *space = field.shape
+    tree = Tree(tuple(space), (size,))
+    frames = frames_of_cells(t, frame_size)
+    split = torch.zeros(b, 1, 0, dtype=torch.bool, device=field.device)
+    lengths = (frames * tree.counts()[0],) * b
+    cells = cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
+    return Cells(
+        cells.origin,
+        cells.size,
+        torch.full_like(cells.level, level),
+        cells.cu_seqlens,
+        cells.max_seqlen,
+        cells.lengths,
+        cells.shape,
+        spec.sizes,
+    )

@@ -1,0 +1,136 @@
+"""TokenSet: features and the cells they stand for; the contract between tokenizer, processor, decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from adaptok.cells import Cells
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+    """What processors and decoders are built from.
+
+    Attributes:
+        ndim: number of space dimensions, 1 to 3.
+        in_channels: channels that the tokenizer embeds.
+        dim: width of the features.
+        sizes: cell size of each level, coarse to fine, time first.
+        tiling: whether cells cover the domain exactly once.
+        layout: type of ``Cells.layout``, or None where boxes say everything.
+    """
+
+    ndim: int
+    in_channels: int
+    dim: int
+    sizes: tuple[tuple[int, ...], ...]
+    tiling: bool = True
+    layout: type | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenSet:
+    """Packed features with their cells; immutable, a pytree.
+
+    Attributes:
+        features: differentiable, one row per token of the whole batch.
+        cells: geometry of the same rows.
+        cond: conditioning per sample (lead time, parameters), or None.
+    """
+
+    features: Float[Tensor, "n d"]
+    cells: Cells
+    cond: Float[Tensor, "b e"] | None = None
+
+    def replace(self, **changes: Any) -> TokenSet:
+        """A copy with other features, cells or cond."""
+        return dataclasses.replace(self, **changes)
+
+    def to(self, *args: Any, **kwargs: Any) -> TokenSet:
+        """Moves everything; a dtype applies to features and cond only."""
+        cond = None if self.cond is None else self.cond.to(*args, **kwargs)
+        return TokenSet(self.features.to(*args, **kwargs), self.cells.to(*args, **kwargs), cond)
+
+    def split(self) -> list[Tensor]:
+        """Features of each sample, ``[(n_i, d)]``; their concatenation is `features` again."""
+        lengths = self.cells.lengths or tuple(self.cells.cu_seqlens.diff().tolist())
+        return list(self.features.split(lengths))
+
+    def padded(self) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
+        """Features with zero rows up to `max_seqlen`, and the mask of the real rows."""
+        cells = self.cells
+        b, m = cells.batch_size, cells.max_seqlen
+        dense = self.features.new_zeros(b * m, self.features.shape[1])
+        dense = dense.index_copy(0, self._padded_rows(), self.features)
+        mask = torch.arange(m, device=cells.device) < cells.cu_seqlens.diff()[:, None]
+        return dense.unflatten(0, (b, m)), mask
+
+    def from_padded(self, dense: Float[Tensor, "b m e"]) -> TokenSet:
+        """Exact inverse of `padded` (whatever stands in the padding is dropped)."""
+        return self.replace(features=dense.flatten(0, 1)[self._padded_rows()])
+
+    def _padded_rows(self) -> Int64[Tensor, " n"]:
+        cells = self.cells
+        shift = torch.arange(cells.batch_size, device=cells.device) * cells.max_seqlen
+        shift = shift - cells.cu_seqlens[:-1]
+        return torch.arange(len(cells), device=cells.device) + shift[cells.sample]
+
+
+pytree.register_pytree_node(
+    TokenSet,
+    lambda tokens: ([tokens.features, tokens.cells, tokens.cond], None),
+    lambda leaves, _: _unflatten(*leaves),
+    serialized_type_name="adaptok.TokenSet",
+)
+
+
+def _unflatten(features: Any, cells: Any, cond: Any) -> TokenSet:
+    tokens = object.__new__(TokenSet)  # leaves may be anything while a tree is mapped over
+    for name, value in (("features", features), ("cells", cells), ("cond", cond)):
+        object.__setattr__(tokens, name, value)
+    return tokens
+
+
+def as_field(field: Tensor, ndim: int, in_channels: int | None = None) -> Float[Tensor, "b t c *s"]:
+    """Checks a field and gives ``(b, c, *space)`` its time axis.
+
+    Values are checked for NaN and infinity in eager mode on the CPU only: elsewhere it would sync.
+
+    Raises:
+        ValueError: not floating point, wrong rank, wrong number of channels, empty, or not finite.
+    """
+    if not isinstance(field, Tensor) or not field.is_floating_point():
+        given = f"{field.dtype} tensor" if isinstance(field, Tensor) else type(field).__name__
+        raise ValueError(f"a field is a floating-point tensor, got a {given}")
+    if field.ndim == ndim + 2:
+        field = field.unsqueeze(1)
+    if field.ndim != ndim + 3:
+        raise ValueError(
+            f"a field with {ndim} space dimension(s) is (b, t, c, *space) or (b, c, *space), "
+            f"got shape {tuple(field.shape)}"
+        )
+    if in_channels is not None and field.shape[2] != in_channels:
+        raise ValueError(f"built for {in_channels} channel(s), the field has {field.shape[2]}")
+    if 0 in field.shape:
+        raise ValueError(f"the field is empty: shape {tuple(field.shape)}")
+    if field.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_finite(field)
+    return field
+
+
+def _check_finite(field: Tensor) -> None:
+    # The sum is one read without a mask of the field's size; it can overflow, hence the second look.
+    if torch.isfinite(field.detach().sum()) or torch.isfinite(field).all():
+        return
+    sample, frame, channel, *point = torch.nonzero(~torch.isfinite(field))[0].tolist()
+    value = float(field[(sample, frame, channel, *point)])
+    raise ValueError(
+        f"the field is not finite: {value} in sample {sample}, frame {frame}, channel {channel} "
+        f"at grid point {tuple(point)}"
+    )

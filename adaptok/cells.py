@@ -1,10 +1,13 @@
-"""Cells: which boxes of the field the tokens stand for, packed over the batch; and groups of them."""
+"""Cells: which boxes of the field the tokens stand for, packed over the batch; and groups of
+them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +22,8 @@ class Groups(NamedTuple):
     Attributes:
         order: row of each packed position, or None where the rows already lie group by group.
         inverse: inverse permutation of `order`, or None.
-        cu_seqlens: int32 (groups + 1,); group g owns packed positions cu_seqlens[g]:cu_seqlens[g + 1].
+        cu_seqlens: int32 (groups + 1,); group g owns packed positions cu_seqlens[g]:cu_seqlens[g +
+            1].
         max_seqlen: host number, at least the longest group.
         lengths: host lengths where known without asking the device.
     """
@@ -48,9 +52,9 @@ class Groups(NamedTuple):
 class Cells:
     """Axis-aligned boxes of grid points, one per token, packed over the samples of a batch.
 
-    Axes are time first, a = 1 + number of space dimensions; all geometry is in grid points of the field.
-    Immutable integer geometry without gradients; a pytree whose static part is `max_seqlen`, `lengths`,
-    `shape`, `sizes`, `tiling` and `layout`.
+    Axes are time first, a = 1 + number of space dimensions; all geometry is in grid points of the
+    field. Immutable integer geometry without gradients; a pytree whose static part is
+    `max_seqlen`, `lengths`, `shape`, `sizes`, `tiling` and `layout`.
 
     Attributes:
         origin: first grid point; may be negative where supports overlap a padded border.
@@ -126,14 +130,16 @@ class Cells:
         offset: Sequence[float] | None = None,
         prefix: int = 0,
     ) -> Groups:
-        """Rows that share a sample and, along every fixed axis, the band ``(center - offset) // pitch``.
+        """Rows that share a sample and, along every fixed axis, the band ``(center - offset) //
+        pitch``.
 
         Args:
-            fixed: axes (0 is time) along which a group does not extend. None fixed: one group per sample.
+            fixed: axes (0 is time) along which a group does not extend. None fixed: one group per
+                sample.
             pitch: width of a band per fixed axis; default the coarsest cell size.
             offset: first grid point of band 0 per fixed axis; default 0.
-            prefix: rows without a cell (class and register tokens) that lead each sample. `order` then
-                expects the rows ``cat([prefix rows of all samples, token rows])``.
+            prefix: rows without a cell (class and register tokens) that lead each sample. `order`
+                then expects the rows ``cat([prefix rows of all samples, token rows])``.
 
         Raises:
             ValueError: an axis outside 0..a-1 or given twice, or a prefix together with fixed axes.
@@ -180,7 +186,7 @@ class Cells:
         """
         n, a = self.origin.shape
         starts = self.cu_seqlens.tolist()
-        true_lengths = tuple(end - start for start, end in zip(starts, starts[1:], strict=False))
+        true_lengths = tuple(end - start for start, end in itertools.pairwise(starts))
         checks = {
             "shape and sizes have time and space axes": len(self.shape) == a
             and all(len(size) == a for size in self.sizes),
@@ -229,11 +235,19 @@ class Cells:
         return owner.to(self.device)
 
 
+def product(values: Iterable[int]) -> int:
+    """Product of whole numbers; unlike ``math.prod``, torch.compile can trace it over shapes."""
+    result = 1
+    for value in values:
+        result *= value
+    return result
+
+
 def nested(sizes: Sequence[Sequence[int]]) -> bool:
     """Whether each size is an integer multiple of the next finer one on every axis, and differs."""
     return all(
         all(c % f == 0 for c, f in zip(coarse, fine, strict=True)) and tuple(coarse) != tuple(fine)
-        for coarse, fine in zip(sizes, sizes[1:], strict=False)
+        for coarse, fine in itertools.pairwise(sizes)
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, product
 from adaptok.patches import grid_index, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS
 
@@ -27,7 +25,7 @@ class LinearEmbedding(nn.Module):
 
     def __init__(self, in_channels: int, dim: int, sizes: tuple[tuple[int, ...], ...]):
         super().__init__()
-        self.levels = nn.ModuleList(nn.Linear(in_channels * math.prod(s), dim) for s in sizes)
+        self.levels = nn.ModuleList(nn.Linear(in_channels * product(s), dim) for s in sizes)
 
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
@@ -41,7 +39,9 @@ class LinearEmbedding(nn.Module):
 
 
 def restore_rows(parts: Float[Tensor, "m d"], rows: torch.Tensor, n: int) -> Float[Tensor, "n d"]:
-    """Sorts results that were computed level by level back into row order; row number n is filler."""
+    """Sorts results that were computed level by level back into row order; row number n is
+    filler.
+    """
     position = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
     position = position.scatter_(0, rows, torch.arange(len(rows), device=rows.device))
     return parts[position[:n]]

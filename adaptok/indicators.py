@@ -37,14 +37,16 @@ class Indicator(Protocol):
 
 @INDICATORS.register("gradient")
 class GradientIndicator:
-    """Sum over the cell of the Sobel gradient norm of the standardised channels (IAP, Sec. 2, App. B).
+    """Sum over the cell of the Sobel gradient norm of the standardised channels (IAP, Sec. 2, App.
+    B).
 
-    Each channel of each frame is standardised over its whole image, ``(x - mean) / (std + 1e-8)`` with
-    the population std, so a constant channel scores 0.
+    Each channel of each frame is standardised over its whole image, ``(x - mean) / (std + 1e-8)``
+    with the population std, so a constant channel scores 0.
 
     Args:
         k: half-width of the stencil (order 2k finite difference, binomial weights across).
-        padding: "replicate", "circular" or "reflect"; with boundary codes, periodic axes are circular.
+        padding: "replicate", "circular" or "reflect"; with boundary codes, periodic axes are
+            circular.
         weights: non-negative weight per channel, default 1 each.
         ignore: channels left out (a static mask would dominate the score); negative ones count from
             the end.
@@ -87,6 +89,7 @@ class GradientIndicator:
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b inner"]:
+        """Sum of the score map over each inner node."""
         return sum_pyramid(self.score_map(field, boundary=boundary)[:, None], tree)[:, 0]
 
     def score_map(
@@ -134,7 +137,8 @@ def gradient_norm(
     times the (unnormalised) binomial weights; IAP Eq. 2 and 3.
 
     Args:
-        boundary: codes (D, 2) or (b, D, 2) in the order of `axes`; periodic axes are padded circularly.
+        boundary: codes (D, 2) or (b, D, 2) in the order of `axes`; periodic axes are padded
+            circularly.
     """
     smooth = [float(math.comb(2 * k, j)) for j in range(2 * k + 1)]
     difference = central_difference(k)

@@ -25,7 +25,8 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention inside groups; self-attention, or cross-attention where a context is given.
+    """Multi-head attention inside groups; self-attention, or cross-attention where a context is
+    given.
 
     Args:
         dim: width, divisible by `heads`.

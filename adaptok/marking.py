@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from adaptok.cells import product
 from adaptok.refine import Tree
 from adaptok.registry import MARKINGS
 
@@ -27,9 +27,9 @@ class Marks(NamedTuple):
 class Marking(Protocol):
     """Node scores to split masks.
 
-    `monotone` says that no child outscores its parent; `shared` is the number of frames that use each
-    tiling; budgets and lengths count the leaves of all of a sample's frames. `controls` names what may
-    change per call.
+    `monotone` says that no child outscores its parent; `shared` is the number of frames that use
+    each tiling; budgets and lengths count the leaves of all of a sample's frames. `controls` names
+    what may change per call.
     """
 
     controls: tuple[str, ...]
@@ -74,6 +74,7 @@ class BudgetMarking:
         shared: int = 1,
         budget: Budget | None = None,
     ) -> Marks:
+        """Marks the best nodes; raises ``ValueError`` for a budget below what the domain needs."""
         b, frames, _ = scores.shape
         budgets = per_sample(self.budget if budget is None else budget, b)
         plans = [_plan(t, tree, frames, shared, self.splits_per_step) for t in budgets]
@@ -118,6 +119,7 @@ class RandomMarking:
         budget: Budget | None = None,
         seed: int | None = None,
     ) -> Marks:
+        """Refines by random scores; the given ones only lend their shape."""
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
         draws = torch.rand(scores.shape[1:], generator=generator).to(scores.device)
         return self._marking(draws.expand_as(scores), tree, shared=shared, budget=budget)
@@ -132,16 +134,16 @@ def per_sample(budget: Budget, batch: int) -> tuple[int, ...]:
     values = budget.tolist() if isinstance(budget, Tensor) else budget
     if isinstance(values, int) and not isinstance(values, bool):
         return (values,) * batch
-    if isinstance(values, Sequence) and not isinstance(values, str):
-        if len(values) == batch and all(isinstance(v, int) for v in values):
-            return tuple(values)
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    if listed and len(values) == batch and all(isinstance(v, int) for v in values):
+        return tuple(values)
     raise ValueError(f"budget is a whole number or {batch} of them, one per sample; got {budget!r}")
 
 
 def _plan(budget: int, tree: Tree, frames: int, shared: int, step: int) -> tuple[int, int]:
     """(splits, cells) of one sample over `frames` trees, each used `shared` times; IAP Eq. 1."""
     leaves, forced, possible = (frames * count for count in tree.counts())
-    children = {math.prod(ratio) for ratio in tree.ratios}
+    children = {product(ratio) for ratio in tree.ratios}
     if budget < leaves * shared:
         raise ValueError(
             f"budget {budget} is below the {leaves * shared} cells that {frames * shared} frame(s) "
@@ -156,7 +158,7 @@ def _plan(budget: int, tree: Tree, frames: int, shared: int, step: int) -> tuple
     finest = leaves + (possible - forced) * gain
     if budget > finest:
         warnings.warn(
-            f"budget {budget * shared} is above the {finest * shared} finest cells of {tree.shape}; "
+            f"budget {budget * shared} is above the {finest * shared} finest cells; "
             "every cell is the finest",
             stacklevel=2,
         )
@@ -193,9 +195,9 @@ def split_best_first(
     """Exact best-first refinement for any scores, in one shot.
 
     Make scores distinct by rank (score, then node number). The key of a node is the list of suffix
-    maxima of the ranks along the path from its root (the worst node on the path, then the worst below
-    that one, ..., ending in the node). Nodes are popped in lexicographic order of their keys, a prefix
-    before its extensions.
+    maxima of the ranks along the path from its root (the worst node on the path, then the worst
+    below that one, ..., ending in the node). Nodes are popped in lexicographic order of their
+    keys, a prefix before its extensions.
     """
     b, frames, inner = scores.shape
     if inner == 0:
@@ -215,7 +217,9 @@ def split_best_first(
 def _suffix_maxima(
     rank: Int64[Tensor, "b f inner"], tree: Tree
 ) -> list[Int64[Tensor, "b f inner"]]:
-    """Per depth of the stack one column of the keys, worst rank first, 0 where the stack has ended."""
+    """Per depth of the stack one column of the keys, worst rank first, 0 where the stack has
+    ended.
+    """
     ranks = tree.per_level(rank)
     depth = len(ranks)
     stack = [torch.zeros_like(ranks[0]) for _ in range(depth)]
@@ -256,8 +260,8 @@ def split_stepwise(
 ) -> Bool[Tensor, "b f inner"]:
     """The paper's loop: each step splits the `step` best of the current leaves (IAP, Algorithm 1).
 
-    What the borders force (score +inf) is split beforehand. A step with fewer candidates splits those,
-    and the loop goes on until every sample has its number of splits.
+    What the borders force (score +inf) is split beforehand. A step with fewer candidates splits
+    those, and the loop goes on until every sample has its number of splits.
     """
     nodes = tree.nodes(scores.device)
     split = nodes.forced.expand_as(scores).clone()

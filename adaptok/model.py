@@ -241,8 +241,8 @@ def create_tokenizer(
         knobs: settings of this tokenizer.
 
     Raises:
-        ValueError: unknown name (with the close matches), unknown knob (with the valid ones), or values
-            that make no sense.
+        ValueError: unknown name (with the close matches), unknown knob (with the valid ones), or
+            values that make no sense.
     """
     if ndim not in (1, 2, 3):
         raise ValueError(f"ndim must be 1, 2 or 3, got {ndim}")
@@ -258,7 +258,9 @@ def create_processor(name: str, spec: Any, **knobs: Any) -> nn.Module:
 
 
 def create_decoder(name: str, spec: Any, out_channels: int, **knobs: Any) -> nn.Module:
-    """Builds a registered decoder for tokens of ``tokenizer.spec``; raises where they do not fit."""
+    """Builds a registered decoder for tokens of ``tokenizer.spec``; raises where they do not
+    fit.
+    """
     return DECODERS.create(name, spec=spec, out_channels=out_channels, **knobs)
 
 
@@ -282,18 +284,20 @@ def create_surrogate(
 ) -> Surrogate:
     """Builds a surrogate from named parts.
 
-    Each part is a name, or a mapping of "name" and knobs: ``{"name": "iap", "budget": 256}``. `depth` and
-    `heads` go to every part that has such a knob and does not set it.
+    Each part is a name, or a mapping of "name" and knobs: ``{"name": "iap", "budget": 256}``.
+    `depth` and `heads` go to every part that has such a knob and does not set it.
 
     Args:
         ndim: space dimensions.
         in_channels: fields per frame.
         out_channels: predicted fields; default in_channels.
         history: frames of context.
-        history_mode: "fold" makes them channels of one frame; "frames" keeps them as frames of tokens.
+        history_mode: "fold" makes them channels of one frame; "frames" keeps them as frames of
+            tokens.
         constant_channels: static input fields, given per call as `constants`.
-        normalise: "sample" (mean and std of the context), "dataset" (see `Surrogate.set_statistics`) or
-            "none" (the tokens see physical units; predictions are not scaled).
+        normalise: "sample" (mean and std of the context), "dataset" (see
+            `Surrogate.set_statistics`) or "none" (the tokens see physical units; predictions are
+            not scaled).
         score_on: what the indicator sees, "normalised" or "raw".
         predict: "delta" (the change since the last frame) or "state".
 
@@ -314,8 +318,8 @@ def create_surrogate(
         raise ValueError(f"history must be at least 1 frame, got {history}")
     if out_channels != in_channels and (predict == "delta" or normalise != "none"):
         raise ValueError(
-            f"{out_channels} output for {in_channels} input channels have no statistics or last frame "
-            'to refer to: use predict="state" and normalise="none"'
+            f"{out_channels} output for {in_channels} input channels have no statistics or last "
+            'frame to refer to: use predict="state" and normalise="none"'
         )
     channels = in_channels * (history if history_mode == "fold" else 1) + constant_channels
     name, knobs = split_part(tokenizer, "tokenizer")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, product
 
 
 def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
@@ -17,8 +17,10 @@ def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]
 
 
 def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tensor, "b g k"]:
-    """All patches of one size (t, *space) in raster order, k = c * volume, zero-padded at the border."""
-    b, t, c, *space = x.shape
+    """All patches of one size (t, *space) in raster order, k = c * volume, zero-padded at the
+    border.
+    """
+    b, t, _, *space = x.shape
     grid = level_grid((t, *space), size)
     pads = [g * p - n for g, p, n in zip(grid, size, (t, *space), strict=True)]
     if any(pads):
@@ -29,7 +31,7 @@ def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tenso
         x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
     a = len(size)
     grid_axes, patch_axes = range(2, 2 + 2 * a, 2), range(3, 3 + 2 * a, 2)
-    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, math.prod(grid), -1)
+    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, product(grid), -1)
 
 
 def unpatchify(
@@ -58,8 +60,8 @@ def grid_index(cells: Cells, level: int) -> Int64[Tensor, " n"]:
 def rows_of_levels(cells: Cells) -> list[Int64[Tensor, " m"]]:
     """Rows of each level.
 
-    Eagerly on the CPU exactly those. Elsewhere, or while compiling, as many as the level can have at most,
-    filled up with ``n``: static shapes, no synchronisation.
+    Eagerly on the CPU exactly those. Elsewhere, or while compiling, as many as the level can have
+    at most, filled up with ``n``: static shapes, no synchronisation.
     """
     levels = range(len(cells.sizes))
     if len(cells.sizes) == 1:
@@ -71,7 +73,7 @@ def rows_of_levels(cells: Cells) -> list[Int64[Tensor, " m"]]:
 
 def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
     n = len(cells)
-    every = math.prod(level_grid(cells.shape, cells.sizes[level]))
+    every = product(level_grid(cells.shape, cells.sizes[level]))
     bound = min(n, cells.batch_size * min(every, cells.max_seqlen))
     member = cells.level == level
     slots = torch.where(member, member.cumsum(0) - 1, bound)
@@ -80,13 +82,15 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
 
 
 def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
-    """Row of the finest cell that covers each cell of the finest grid (raster order), -1 for none."""
+    """Row of the finest cell that covers each cell of the finest grid (raster order), -1 for
+    none.
+    """
     b, n = cells.batch_size, len(cells)
     rows = torch.arange(n, device=cells.device)
     owner: Tensor | None = None
     for level, size in enumerate(cells.sizes):
         grid = level_grid(cells.shape, size)
-        count = b * math.prod(grid)
+        count = b * product(grid)
         slots = torch.where(cells.level == level, grid_index(cells, level), count)
         own = torch.full((count + 1,), -1, dtype=torch.int64, device=cells.device)
         own = own.scatter_(0, slots, rows)[:count].view(b, *grid)

@@ -30,8 +30,8 @@ def rotary(
 ) -> Rotary:
     """Axial rotary embedding of positions in grid points (RoPE; axial form as in IAP, Sec. 2).
 
-    Axes of extent 1 in `shape` take no channels; the others share the pairs equally; leftover channels
-    stay unrotated.
+    Axes of extent 1 in `shape` take no channels; the others share the pairs equally; leftover
+    channels stay unrotated.
 
     Raises:
         ValueError: the head is too narrow to give each axis a pair.
@@ -40,7 +40,7 @@ def rotary(
     pairs = head_dim // 2 // len(axes) if axes else 0
     if axes and pairs == 0:
         raise ValueError(
-            f"rotary positions over {len(axes)} axes need head_dim >= {2 * len(axes)}, got {head_dim}"
+            f"rotary positions on {len(axes)} axes need head_dim >= {2 * len(axes)}, got {head_dim}"
         )
     steps = torch.arange(pairs, device=center.device, dtype=torch.float32)
     frequency = base ** (-steps / max(pairs, 1))

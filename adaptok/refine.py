@@ -1,7 +1,8 @@
 """The 2^D-tree over a space domain: nodes, score pyramids, and split masks turned into Cells.
 
 Nodes of one tree are numbered level by level, coarse to fine, each level in raster order. A tree of
-several frames ("forest") repeats the numbering per frame, so scores and split masks are ``(b, f, nodes)``.
+several frames ("forest") repeats the numbering per frame, so scores and split masks are ``(b, f,
+nodes)``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from adaptok.cells import Cells, nested
+from adaptok.cells import Cells, nested, product
 
 Sizes = tuple[tuple[int, ...], ...]
 
@@ -25,8 +26,8 @@ Sizes = tuple[tuple[int, ...], ...]
 class Tree:
     """Static description of all possible cells of a domain (hashable; holds no tensors).
 
-    Where the domain does not divide, the root grid overhangs it: a node that crosses the border always
-    splits, and a finest cell that crosses it is clipped.
+    Where the domain does not divide, the root grid overhangs it: a node that crosses the border
+    always splits, and a finest cell that crosses it is clipped.
 
     Args:
         shape: grid points per space axis.
@@ -72,7 +73,7 @@ class Tree:
     @property
     def offsets(self) -> tuple[int, ...]:
         """Number of the first node of each level, and the number of all nodes at the end."""
-        return tuple(itertools.accumulate((math.prod(g) for g in self.grids), initial=0))
+        return tuple(itertools.accumulate((product(g) for g in self.grids), initial=0))
 
     @property
     def inner(self) -> int:
@@ -80,12 +81,28 @@ class Tree:
         return self.offsets[-2]
 
     def counts(self) -> tuple[int, int, int]:
-        """(cells that the borders force, splits that they force, splits possible in all), per frame."""
-        return _counts(self)
+        """Per frame: cells and splits that the borders force, and splits possible in all."""
+        leaves, splits, covered = 0, 0, 0  # covered: nodes under a node that divides freely
+        for level, size in enumerate(self.sizes):
+            pairs = list(zip(self.shape, size, strict=True))
+            inside = product(-(-n // p) for n, p in pairs)
+            whole = product(n // p for n, p in pairs)
+            if level == self.levels - 1:
+                return leaves + inside - covered, splits, self._possible()
+            leaves += whole - covered
+            splits += inside - whole
+            covered = whole * product(self.ratios[level])
+        raise AssertionError("a tree has at least one level")
+
+    def _possible(self) -> int:
+        return sum(
+            product(-(-n // p) for n, p in zip(self.shape, size, strict=True))
+            for size in self.sizes[:-1]
+        )
 
     def nodes(self, device: torch.device) -> Nodes:
         """Geometry of all nodes as tensors (cached per device)."""
-        return _nodes(self, device)
+        return _nodes(self.shape, self.sizes, self.order, device)
 
     def expand(self, coarse: Tensor, level: int) -> Tensor:
         """Values of the nodes of `level`, (..., nodes), handed down to their children."""
@@ -125,14 +142,16 @@ def _node_geometry(tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _depth_first(tree: Tree) -> Tensor:
-    """Root tiles in raster order, each followed by its subtree, children in raster order (Z-order)."""
+    """Root tiles in raster order, each followed by its subtree, children in raster order
+    (Z-order).
+    """
     origin, _, level = _node_geometry(tree)
     key = torch.zeros(len(origin), dtype=torch.int64)
     for size, ratio in zip(tree.sizes, (tree.grids[0], *tree.ratios), strict=True):
         digit = torch.zeros_like(key)
         for axis, (s, r) in enumerate(zip(size, ratio, strict=True)):
             digit = digit * r + (origin[:, axis] // s) % r
-        key = key * math.prod(ratio) + digit
+        key = key * product(ratio) + digit
     return (key * tree.levels + level).argsort()  # a parent's first child has the parent's digits
 
 
@@ -142,17 +161,6 @@ def _level_raster(tree: Tree) -> Tensor:
 
 
 ORDERS = {"depth_first": _depth_first, "level": _level_raster}
-
-
-@functools.lru_cache(maxsize=64)
-def _counts(tree: Tree) -> tuple[int, int, int]:
-    nodes = _build_nodes(tree)
-    splits = tree.per_level(nodes.forced)
-    leaves = int(nodes.inside[: tree.offsets[1]].sum())
-    for level, split in enumerate(splits):
-        children = tree.expand(split, level) & tree.per_level(nodes.inside)[level + 1]
-        leaves += int(children.sum()) - int(split.sum())
-    return leaves, int(nodes.forced.sum()), int(nodes.inside[: tree.inner].sum())
 
 
 def _build_nodes(tree: Tree) -> Nodes:
@@ -173,14 +181,14 @@ def _build_nodes(tree: Tree) -> Nodes:
 
 
 @functools.lru_cache(maxsize=64)
-def _nodes_on(tree: Tree, device: torch.device) -> Nodes:
+def _nodes_on(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
     with torch.inference_mode(False):  # cached tensors must also serve autograd later
-        return Nodes(*(x.to(device) for x in _build_nodes(tree)))
+        return Nodes(*(x.to(device) for x in _build_nodes(Tree(shape, sizes, order))))
 
 
-@torch.compiler.assume_constant_result
-def _nodes(tree: Tree, device: torch.device) -> Nodes:
-    return _nodes_on(tree, device)
+@torch.compiler.assume_constant_result  # takes plain values: a traced Tree has no identity yet
+def _nodes(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
+    return _nodes_on(shape, sizes, order, device)
 
 
 def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b f inner"]:
@@ -239,11 +247,12 @@ def cells_from_splits(
     Args:
         split: f is 1 (one tiling shared by all frames) or the number of frames of cells.
         frames: frames of cells, each `frame_size` field frames long.
-        lengths: cells per sample where the host knows them; else they cost one host synchronisation.
+        lengths: cells per sample where the host knows them; else they cost one host
+            synchronisation.
     """
     nodes = tree.nodes(split.device)
     leaf = leaves(split, tree)[..., nodes.order].expand(-1, frames, -1)
-    b, count = leaf.shape[0], leaf.shape[2]
+    count = leaf.shape[2]
     leaf = leaf.flatten(1)
     if lengths is None:
         lengths = tuple(

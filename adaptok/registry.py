@@ -1,7 +1,7 @@
 """Named parts: the one mechanism behind `tokenizer=iap` in Python, in YAML and on the command line.
 
-A parameter *without* a default is wired by the model (``ndim``, ``in_channels``, ``dim``, ``spec`` ...);
-a parameter *with* a default is a knob and may appear in YAML and on the command line.
+A parameter *without* a default is wired by the model (``ndim``, ``in_channels``, ``dim``, ``spec``
+...); a parameter *with* a default is a knob and may appear in YAML and on the command line.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 class Registry:
     """Named factories of one kind of part.
 
-    Third-party packages add entries through the Python entry-point group ``adaptok.<kind>s``. They are
-    loaded on first use; one that fails to load warns and is left out.
+    Third-party packages add entries through the Python entry-point group ``adaptok.<kind>s``. They
+    are loaded on first use; one that fails to load warns and is left out.
 
     Args:
-        kind: singular name of the part ("tokenizer"), used in messages and in the entry-point group.
+        kind: singular name of the part ("tokenizer"), used in messages and in the entry-point
+            group.
     """
 
     def __init__(self, kind: str):
@@ -34,7 +35,9 @@ class Registry:
         self._plugins_loaded = False
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
-        """Decorator that enters a class or factory under `name`; a duplicate raises ``ValueError``."""
+        """Decorator that enters a class or factory under `name`; a duplicate raises
+        ``ValueError``.
+        """
 
         def enter(factory: Factory) -> Factory:
             if name in self._factories:

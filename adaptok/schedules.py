@@ -1,4 +1,6 @@
-"""Settings per step: which controls (budget, patch size) a training, evaluation or rollout step uses."""
+"""Settings per step: which controls (budget, patch size) a training, evaluation or rollout step
+uses.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def cyclic(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> S
 
 
 def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
-    """Builds ``{"name": "fixed" | "random" | "cyclic", "settings": [{"budget": 512}, ...], "seed": 0}``.
+    """Builds ``{"name": "fixed" | "random" | "cyclic", "settings": [{"budget": 512}, ...], "seed":
+    0}``.
 
     A schedule maps the global step to a dict of controls and is a pure function of (seed, step).
 

@@ -1,4 +1,6 @@
-"""TokenSet: features and the cells they stand for; the contract between tokenizer, processor, decoder."""
+"""TokenSet: features and the cells they stand for; the contract between tokenizer, processor,
+decoder.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,8 @@ def as_field(field: Tensor, ndim: int, in_channels: int | None = None) -> Float[
 
 
 def _check_finite(field: Tensor) -> None:
-    # The sum is one read without a mask of the field's size; it can overflow, hence the second look.
+    # The sum is one read without a mask of the field's size; it can overflow, hence the second
+    # look.
     if torch.isfinite(field.detach().sum()) or torch.isfinite(field).all():
         return
     sample, frame, channel, *point = torch.nonzero(~torch.isfinite(field))[0].tolist()

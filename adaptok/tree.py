@@ -27,8 +27,8 @@ class TreeTokenizer(nn.Module):
         indicator: node scores.
         marking: which nodes split.
         embedding: patches to features, called as ``embedding(x, cells)``.
-        order: order of the cells of a sample; "depth_first" in every tokenizer of this package: root
-            tiles in raster order, each followed by its subtree (frame after frame).
+        order: order of the cells of a sample; "depth_first" in every tokenizer of this package:
+            root tiles in raster order, each followed by its subtree (frame after frame).
         per_frame: give each frame a tiling of its own instead of one for all frames.
     """
 
@@ -115,7 +115,9 @@ class TreeTokenizer(nn.Module):
     def score_map(
         self, field: Float[Tensor, "b *tcs"], *, boundary: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b *s"]:
-        """What the indicator sees per grid point (on the finest inner nodes where it has no points)."""
+        """What the indicator sees per grid point (on the finest inner nodes where it has no
+        points).
+        """
         field = as_field(field, self.spec.ndim, self.spec.in_channels)
         return score_map(self.indicator, field, self._space_sizes, boundary)
 
@@ -123,7 +125,9 @@ class TreeTokenizer(nn.Module):
 def score_map(
     indicator: Indicator, field: Tensor, sizes: Sizes, boundary: Tensor | None
 ) -> Float[Tensor, "b *s"]:
-    """Score per grid point: the indicator's own, or its density on the finest nodes that it scores."""
+    """Score per grid point: the indicator's own, or its density on the finest nodes that it
+    scores.
+    """
     points = getattr(indicator, "score_map", None)
     if points is not None:
         return points(field, boundary=boundary)
@@ -178,7 +182,8 @@ def check_shape(x: Tensor, cells: Cells) -> None:
     given = (x.shape[0], x.shape[1], *x.shape[3:])
     if given != (cells.batch_size, *cells.shape):
         raise ValueError(
-            f"cells are for (b, t, *space) = {(cells.batch_size, *cells.shape)}, the field is {given}"
+            f"cells are for (b, t, *space) = {(cells.batch_size, *cells.shape)}, "
+            f"the field is {given}"
         )
 
 
@@ -240,8 +245,8 @@ def cells_from_score(
 ) -> Cells:
     """Best-first refinement of a score map to a token budget; cells of one frame.
 
-    The score of a node is the sum of its points; negative values are allowed. Ties split the coarser node
-    first, then in raster order.
+    The score of a node is the sum of its points; negative values are allowed. Ties split the
+    coarser node first, then in raster order.
 
     Args:
         score: one floating-point map per sample, 1 to 3 space dimensions.
@@ -251,8 +256,8 @@ def cells_from_score(
         splits_per_step: 1 is exact; K > 1 runs the paper's loop (IAP, Algorithms 1 and 2).
 
     Raises:
-        ValueError: not a finite floating-point map, sizes that do not nest, or a budget below the number
-            of coarsest cells.
+        ValueError: not a finite floating-point map, sizes that do not nest, or a budget below the
+            number of coarsest cells.
     """
     ndim = score.ndim - 1
     if ndim not in (1, 2, 3):

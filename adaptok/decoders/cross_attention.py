@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, Groups, product
 from adaptok.layers import Attention, Mlp
 from adaptok.patches import level_grid, owner_grid, unpatchify
 from adaptok.positions import rotary
@@ -22,16 +21,17 @@ from adaptok.tokens import TokenizerSpec, TokenSet
 class CrossAttentionDecoder(nn.Module):
     """A regular latent grid, filled from the covering tokens, attends to all tokens of its sample.
 
-    IAP Sec. 2 and App. C: latent ``V_o = sigmoid(g(o)) * V_pi + b(o)`` with the covering token V_pi and
-    learned tables g, b per level and offset o inside the cell (Eq. 4); one cross-attention block with
-    rotary positions on both sides; a linear projection of each latent to its patch. Where cells overlap,
-    the finest covering cell fills the latent.
+    IAP Sec. 2 and App. C: latent ``V_o = sigmoid(g(o)) * V_pi + b(o)`` with the covering token
+    V_pi and learned tables g, b per level and offset o inside the cell (Eq. 4); one
+    cross-attention block with rotary positions on both sides; a linear projection of each latent
+    to its patch. Where cells overlap, the finest covering cell fills the latent.
 
     Args:
         spec: of the tokenizer.
         out_channels: channels of the decoded field.
         latent: use the tables g and b; False copies the token (Table 2: no measurable difference).
-        latent_size: grid points per latent, one number or one per space axis; default the finest cell.
+        latent_size: grid points per latent, one number or one per space axis; default the finest
+            cell.
         heads: attention heads.
         mlp_ratio: hidden width of the MLP over dim (paper: 2).
         rope_base: base of the rotary frequencies.
@@ -52,7 +52,7 @@ class CrossAttentionDecoder(nn.Module):
         if spec.layout is not None:
             raise ValueError(
                 "decoder 'cross_attention' reads the covering cell of each latent off the level "
-                f"grids, which a {spec.layout.__name__} does not have; use the decoder paired with it"
+                f"grids, which a {spec.layout.__name__} lacks; use the decoder paired with it"
             )
         frame, *finest = spec.sizes[-1]
         size = finest if latent_size is None else latent_size
@@ -62,14 +62,14 @@ class CrossAttentionDecoder(nn.Module):
         self.latent_size = (frame, *size)
         self.head_dim, self.rope_base = spec.dim // max(heads, 1), rope_base
         self.offsets = tuple(level_grid(s, self.latent_size) for s in spec.sizes)
-        entries = sum(map(math.prod, self.offsets)) if latent else 0
+        entries = sum(map(product, self.offsets)) if latent else 0
         self.gate = nn.Parameter(torch.full((entries, spec.dim), 2.0))
         self.shift = nn.Parameter(torch.zeros(entries, spec.dim))
         self.norm_latent, self.norm_tokens = nn.LayerNorm(spec.dim), nn.LayerNorm(spec.dim)
         self.attention = Attention(spec.dim, heads)
         self.norm_mlp, self.mlp = nn.LayerNorm(spec.dim), Mlp(spec.dim, mlp_ratio)
         self.norm_out = nn.LayerNorm(spec.dim)
-        self.head = nn.Linear(spec.dim, out_channels * math.prod(self.latent_size))
+        self.head = nn.Linear(spec.dim, out_channels * product(self.latent_size))
 
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Field of the shape that the cells were made for."""
@@ -95,7 +95,9 @@ class CrossAttentionDecoder(nn.Module):
     def _latent_grid(
         self, cells: Cells, grid: tuple[int, ...]
     ) -> tuple[Int64[Tensor, "q a"], Float[Tensor, "q a"]]:
-        """A grid point in the middle of each latent (clipped at the border), and its exact centre."""
+        """A grid point in the middle of each latent (clipped at the border), and its exact
+        centre.
+        """
         points, centers = [], []
         for g, p, n in zip(grid, self.latent_size, cells.shape, strict=True):
             start = torch.arange(g, device=cells.device) * p
@@ -130,7 +132,7 @@ class CrossAttentionDecoder(nn.Module):
             for axis, (count, p) in enumerate(zip(counts, self.latent_size, strict=True)):
                 index = index * count + inside[:, axis].clamp(max=count * p - 1) // p
             entry = torch.where(level == number, first + index, entry)
-            first += math.prod(counts)
+            first += product(counts)
         return self.gate[entry].sigmoid() * x + self.shift[entry]
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from adaptok.cells import product
 from adaptok.patches import grid_index, level_grid, rows_of_levels, unpatchify
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
@@ -36,7 +35,7 @@ class LinearDecoder(nn.Module):
             )
         self.out_channels = out_channels
         self.levels = nn.ModuleList(
-            nn.Linear(spec.dim, out_channels * math.prod(size)) for size in spec.sizes
+            nn.Linear(spec.dim, out_channels * product(size)) for size in spec.sizes
         )
 
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
@@ -47,7 +46,7 @@ class LinearDecoder(nn.Module):
         rows = rows_of_levels(cells)
         for level, (head, own) in enumerate(zip(self.levels, rows, strict=True)):
             size = cells.sizes[level]
-            count = b * math.prod(level_grid(cells.shape, size))
+            count = b * product(level_grid(cells.shape, size))
             real = own.clamp(max=n - 1)
             slots = torch.where(own < n, grid_index(cells, level)[real], count)
             patches = head(features[real])  # (m, c * volume)

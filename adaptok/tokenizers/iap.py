@@ -31,9 +31,9 @@ def iap(
 ) -> TreeTokenizer:
     """IAP: Sobel gradient indicator and best-first refinement to a token budget.
 
-    Score: App. B, Eq. 2 and 3. Refinement: Sec. 2, Algorithms 1 and 2, Eq. 1. One linear embedding per
-    size (Sec. 2). The paper splits four cells per step; the default of one is the exact best-first
-    refinement, and ``splits_per_step=4`` runs the paper's loop.
+    Score: App. B, Eq. 2 and 3. Refinement: Sec. 2, Algorithms 1 and 2, Eq. 1. One linear embedding
+    per size (Sec. 2). The paper splits four cells per step; the default of one is the exact
+    best-first refinement, and ``splits_per_step=4`` runs the paper's loop.
 
     Args:
         min_size: finest cell (paper: 2; 4 for 512² fields).

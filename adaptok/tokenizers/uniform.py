@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, nested
+from adaptok.cells import Cells, nested, product
 from adaptok.embeddings import LinearEmbedding
 from adaptok.refine import Tree, cells_from_splits
 from adaptok.registry import TOKENIZERS
@@ -24,8 +23,8 @@ class UniformTokenizer(nn.Module):
 
     Args:
         size: cell size, one number or one per space axis.
-        patch_sizes: sizes that ``patch_size=`` may choose per call, each with its own weights; they must
-            nest and contain `size`. Default: `size` alone.
+        patch_sizes: sizes that ``patch_size=`` may choose per call, each with its own weights;
+            they must nest and contain `size`. Default: `size` alone.
         frame_size: extent of every cell in time.
     """
 
@@ -42,7 +41,7 @@ class UniformTokenizer(nn.Module):
         super().__init__()
         self.size = per_axis(size, ndim)
         spaces = {per_axis(s, ndim, "patch_sizes") for s in (patch_sizes or [size])}
-        sizes = tuple((frame_size, *s) for s in sorted(spaces, key=lambda s: (-math.prod(s), s)))
+        sizes = tuple((frame_size, *s) for s in sorted(spaces, key=lambda s: (-product(s), s)))
         if self.size not in spaces or not nested(sizes):
             raise ValueError(
                 f"patch_sizes must contain size {size} and divide one another, got {patch_sizes}"

@@ -122,15 +122,14 @@ def _loop(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
     # Without host lengths this reads the offsets back: free on the CPU, one sync on an accelerator.
     lengths_q = groups_q.lengths or tuple(groups_q.cu_seqlens.diff().tolist())
     lengths_k = groups_k.lengths or tuple(groups_k.cu_seqlens.diff().tolist())
-    parts = zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k), strict=True)
-    out = [
-        _sdpa(*(x.transpose(0, 1)[None] for x in part), bias, causal, scale)[0].transpose(0, 1)
-        for part in parts
-    ]
-    return torch.cat(out) if out else q
+    heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]  # (1, h, n, e)
+    lengths = (lengths_q, lengths_k, lengths_k)
+    parts = [x.split(each, dim=2) for x, each in zip(heads_first, lengths, strict=True)]
+    out = [_sdpa(*part, bias, causal, scale) for part in zip(*parts, strict=True)]
+    return torch.cat(out, 2)[0].transpose(0, 1) if out else q
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias, causal: bool, scale: float | None) -> Tensor:
+def _sdpa(q, k, v, bias, causal, scale) -> Tensor:
     """(g, h, m, e) in and out; no keys give zeros."""
     nq, nk = q.shape[2], k.shape[2]
     if nk == 0 or nq == 0:
@@ -153,4 +152,6 @@ def _varlen(q, k, v, groups_q, groups_k, causal, scale) -> Tensor:
     options = {} if scale is None else {"scale": scale}
     if causal:
         options["window_size"] = (-1, 0)
-    return varlen_attn(q, k, v, *offsets, *longest, **options)
+    out = varlen_attn(q, k, v, *offsets, *longest, **options)
+    assert isinstance(out, Tensor)
+    return out

@@ -116,9 +116,7 @@ class Cells:
 
     def to(self, *args: Any, **kwargs: Any) -> Cells:
         """Moves the geometry to a device; dtypes stay as they are."""
-        device = torch._C._nn._parse_to(*args, **kwargs)[0]
-        if device is None:
-            return self
+        device = torch.empty(0, device=self.device).to(*args, **kwargs).device
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         return dataclasses.replace(self, **moved)
 

@@ -132,11 +132,11 @@ def per_sample(budget: Budget, batch: int) -> tuple[int, ...]:
         ValueError: not whole numbers, or not one per sample.
     """
     values = budget.tolist() if isinstance(budget, Tensor) else budget
-    if isinstance(values, int) and not isinstance(values, bool):
-        return (values,) * batch
-    listed = isinstance(values, Sequence) and not isinstance(values, str)
-    if listed and len(values) == batch and all(isinstance(v, int) for v in values):
-        return tuple(values)
+    if isinstance(values, int):
+        values = (values,) * batch
+    if isinstance(values, Sequence) and len(values) == batch:
+        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+            return tuple(values)
     raise ValueError(f"budget is a whole number or {batch} of them, one per sample; got {budget!r}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, close_matches, split_part
 from adaptok.schedules import Schedule
-from adaptok.tokens import as_field
+from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet, as_field
 
 Part = str | Mapping[str, Any]
 
@@ -33,11 +33,20 @@ class Surrogate(nn.Module):
     Built by `create_surrogate`, which explains the arguments.
     """
 
+    tokenizer: Tokenizer
+    processor: Callable[[TokenSet], TokenSet]
+    decoder: Callable[[TokenSet], Tensor]
+    mean: Tensor
+    std: Tensor
+    delta_std: Tensor
+    constant_mean: Tensor
+    constant_std: Tensor
+
     def __init__(
         self,
-        tokenizer: nn.Module,
-        processor: nn.Module,
-        decoder: nn.Module,
+        tokenizer: Tokenizer,
+        processor: Callable[[TokenSet], TokenSet],
+        decoder: Callable[[TokenSet], Tensor],
         *,
         ndim: int,
         in_channels: int,
@@ -230,7 +239,7 @@ class Surrogate(nn.Module):
 
 def create_tokenizer(
     name: str, *, ndim: int, in_channels: int, dim: int, **knobs: Any
-) -> nn.Module:
+) -> Tokenizer:
     """Builds a registered tokenizer.
 
     Args:
@@ -252,12 +261,12 @@ def create_tokenizer(
     return TOKENIZERS.create(name, ndim=ndim, in_channels=in_channels, dim=dim, **knobs)
 
 
-def create_processor(name: str, spec: Any, **knobs: Any) -> nn.Module:
+def create_processor(name: str, spec: TokenizerSpec, **knobs: Any) -> nn.Module:
     """Builds a registered processor for tokens of ``tokenizer.spec``."""
     return PROCESSORS.create(name, spec=spec, **knobs)
 
 
-def create_decoder(name: str, spec: Any, out_channels: int, **knobs: Any) -> nn.Module:
+def create_decoder(name: str, spec: TokenizerSpec, out_channels: int, **knobs: Any) -> nn.Module:
     """Builds a registered decoder for tokens of ``tokenizer.spec``; raises where they do not
     fit.
     """

@@ -213,12 +213,13 @@ def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b
 def _sum_blocks(x: Tensor, axis: int, block: int) -> Tensor:
     """Sums of consecutive blocks along an axis."""
     x = x.unflatten(axis, (-1, block))
-    while x.shape[axis + 1] > 1:
-        pairs = x.shape[axis + 1] // 2
-        rest = x.narrow(axis + 1, 2 * pairs, x.shape[axis + 1] - 2 * pairs)
-        x = x.narrow(axis + 1, 0, 2 * pairs).unflatten(axis + 1, (pairs, 2)).unbind(axis + 2)
-        x = torch.cat([x[0] + x[1], rest], axis + 1) if rest.shape[axis + 1] else x[0] + x[1]
-    return x.squeeze(axis + 1)
+    axis += 1
+    while x.shape[axis] > 1:
+        pairs = x.shape[axis] // 2
+        even, odd = x.narrow(axis, 0, 2 * pairs).unflatten(axis, (pairs, 2)).unbind(axis + 1)
+        rest = x.narrow(axis, 2 * pairs, x.shape[axis] - 2 * pairs)
+        x = torch.cat([even + odd, rest], axis) if rest.shape[axis] else even + odd
+    return x.squeeze(axis)
 
 
 def leaves(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:

@@ -5,7 +5,7 @@ decoder.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -34,6 +34,31 @@ class TokenizerSpec:
     sizes: tuple[tuple[int, ...], ...]
     tiling: bool = True
     layout: type | None = None
+
+
+class Tokenizer(Protocol):
+    """Fields to tokens. `controls` names what may change per call, such as "budget"."""
+
+    spec: TokenizerSpec
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names that may change per call."""
+        ...
+
+    def cells(self, field: Tensor, *, boundary: Tensor | None = None, **control: Any) -> Cells:
+        """Scores and refines; needs no weights."""
+        ...
+
+    def embed(self, x: Tensor, cells: Cells, *, boundary: Tensor | None = None) -> TokenSet:
+        """Features of cells; x may differ from the scored field (normalised, lifted)."""
+        ...
+
+    def __call__(
+        self, field: Tensor, *, boundary: Tensor | None = None, **control: Any
+    ) -> TokenSet:
+        """``embed(field, cells(field))``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -114,7 +114,7 @@ def _dense(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
     lengths = (groups_q.lengths, groups_k.lengths, groups_k.lengths)
     grids = [(len(length), length[0]) for length in lengths]
     q, k, v = (x.unflatten(0, g).transpose(1, 2) for x, g in zip((q, k, v), grids, strict=True))
-    out = _sdpa(q, k, v, bias, causal, scale)  # (g, h, m, e)
+    out = _sdpa(q, k, v, bias=bias, causal=causal, scale=scale)  # (g, h, m, e)
     return out.transpose(1, 2).flatten(0, 1)
 
 
@@ -125,11 +125,11 @@ def _loop(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
     heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]  # (1, h, n, e)
     lengths = (lengths_q, lengths_k, lengths_k)
     parts = [x.split(each, dim=2) for x, each in zip(heads_first, lengths, strict=True)]
-    out = [_sdpa(*part, bias, causal, scale) for part in zip(*parts, strict=True)]
+    out = [_sdpa(*qkv, bias=bias, causal=causal, scale=scale) for qkv in zip(*parts, strict=True)]
     return torch.cat(out, 2)[0].transpose(0, 1) if out else q
 
 
-def _sdpa(q, k, v, bias, causal, scale) -> Tensor:
+def _sdpa(q, k, v, *, bias, causal, scale) -> Tensor:
     """(g, h, m, e) in and out; no keys give zeros."""
     nq, nk = q.shape[2], k.shape[2]
     if nk == 0 or nq == 0:

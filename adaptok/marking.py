@@ -134,9 +134,9 @@ def per_sample(budget: Budget, batch: int) -> tuple[int, ...]:
     values = budget.tolist() if isinstance(budget, Tensor) else budget
     if isinstance(values, int):
         values = (values,) * batch
-    if isinstance(values, Sequence) and len(values) == batch:
-        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-            return tuple(values)
+    listed = isinstance(values, Sequence) and len(values) == batch
+    if listed and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        return tuple(values)
     raise ValueError(f"budget is a whole number or {batch} of them, one per sample; got {budget!r}")
 
 

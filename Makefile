@@ -48,7 +48,7 @@ bench: $(STAMP)  ## The benchmarks; results are printed and committed by hand
 	$(BIN)/adaptok bench
 
 docs: $(DOCS_STAMP)  ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict -f .mkdocs.yml
+	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 clean:  ## Remove caches and build products, keep the environment, data and runs
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

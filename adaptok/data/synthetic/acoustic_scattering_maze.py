@@ -1,0 +1,230 @@
+"""Sound in a random maze: linear acoustics with discontinuous density, walls and open ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+
+MODULUS = 4.0  # bulk modulus K; the speed of sound is sqrt(K / density)
+PATH_DENSITY, WALL_DENSITY = 3.0, 1.0e6
+LOW, HIGH = -1.0, 1.0  # the domain along each axis
+OPEN = "OPEN"
+
+
+@SOLVERS.register("acoustic_scattering_maze")
+@dataclass(frozen=True, kw_only=True)
+class AcousticScatteringMaze(Solver):
+    """Pressure pulses that travel, split and reflect in the corridors of a random maze (2D).
+
+    Same equations, domain and materials as the Well's set of this name, on a coarser grid:
+    x ends reflect, y ends are open.
+
+    Args:
+        nodes: corridors of the maze along each axis.
+        pulses: pressure pulses of the initial state.
+    """
+
+    resolution: int = 64
+    frames: int = 32
+    start: float = 0.1
+    frame_dt: float = 0.02
+    train: int = 24
+    valid: int = 4
+    test: int = 4
+    nodes: int = 8
+    pulses: int = 4
+
+    ndim: ClassVar[int] = 2
+    version: ClassVar[int] = 1
+    boundary: ClassVar[tuple[str, ...]] = ("WALL", "OPEN")
+    batch: ClassVar[int] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.nodes <= self.resolution // 4:
+            raise ValueError(
+                f"nodes must be between 2 and resolution // 4 = {self.resolution // 4}, "
+                f"got {self.nodes!r}"
+            )
+        if not 1 <= self.pulses <= self.nodes**2:
+            raise ValueError(f"pulses must be between 1 and nodes**2, got {self.pulses!r}")
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Density and initial pressure, each (x, y)."""
+        walls = random_maze(self.resolution, self.nodes, generator)
+        density = torch.where(walls, WALL_DENSITY, PATH_DENSITY)
+        return {"density": density, "pressure": self._pulses(walls, generator)}
+
+    def _pulses(self, walls: Tensor, generator: torch.Generator) -> Tensor:
+        """Gaussian pulses in the middle of random corridors, of random size and sign."""
+        pitch = (HIGH - LOW) / self.nodes
+        x = cell_centres(self.resolution, LOW, HIGH)
+        pressure = torch.zeros(walls.shape)
+        for node in torch.randperm(self.nodes**2, generator=generator)[: self.pulses].tolist():
+            cx, cy = (LOW + (i + 0.5) * pitch for i in divmod(node, self.nodes))
+            size, sign, width = torch.rand(3, generator=generator).tolist()
+            amplitude = math.copysign(0.5 + size, sign - 0.3)
+            sigma = pitch * (0.2 + 0.1 * width)
+            squared = (x[:, None] - cx) ** 2 + (x[None, :] - cy) ** 2
+            pressure += amplitude * (-squared / (2 * sigma**2)).exp()
+        return pressure.masked_fill(walls, 0.0)
+
+    def simulate(self, state: dict[str, Tensor], on_frame: OnFrame = lambda: None) -> Trajectories:
+        """Integrates `density` and `pressure`, each (b, x, y), from rest."""
+        density, pressure = state["density"], state["pressure"]
+        dx = (HIGH - LOW) / self.resolution
+        limit = 0.9 * stable_step(density, dx)
+        velocity = [torch.zeros_like(pressure.narrow(a, 1, self.resolution - 1)) for a in (1, 2)]
+        pressures, velocities, now = [], [], 0.0
+        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
+            steps = math.ceil((time - now) / limit)
+            if steps:
+                scheme = Leapfrog(density, dx, (time - now) / steps, self.boundary)
+                pressure, velocity = scheme.run(pressure, velocity, steps)
+            now = time
+            pressures.append(pressure)
+            velocities.append(centred(velocity, pressure, density, self.boundary))
+            on_frame()
+        x = cell_centres(self.resolution, LOW, HIGH)
+        return Trajectories(
+            time=self.times,
+            coordinates={"x": x, "y": x},
+            fields={
+                0: {"pressure": torch.stack(pressures, 1)},
+                1: {"velocity": torch.stack(velocities, 1)},
+            },
+            constants={0: {"density": density, "speed_of_sound": (MODULUS / density).sqrt()}},
+        )
+
+
+class Leapfrog:
+    """Leapfrog on a staggered grid for ``p_t = -K div u``, ``rho u_t = -grad p``.
+
+    Pressure lives in cells, the normal velocity on the faces between them; a face carries the mean
+    density of its two cells, so that a jump in density reflects as it should. A wall end is a face
+    at rest; at an open end the face moves as a plane wave that leaves would move it, u = p / Z.
+    Energy is conserved exactly in a closed box and never grows with open ends.
+
+    Args:
+        density: (b, *space).
+        dx: grid spacing, the same on all axes.
+        dt: time step, at most :func:`stable_step`.
+        boundary: "WALL" or "OPEN" per axis.
+    """
+
+    def __init__(self, density: Tensor, dx: float, dt: float, boundary: tuple[str, ...]):
+        self.gain = MODULUS * dt / dx
+        self.kicks = [dt / (dx * face_density(density, a)) for a in range(1, density.ndim)]
+        leak = torch.zeros_like(density)
+        for axis, kind in enumerate(boundary, start=1):
+            if kind == OPEN:
+                for end in (0, density.shape[axis] - 1):
+                    here = density.narrow(axis, end, 1)
+                    leak.narrow(axis, end, 1).add_(0.5 * self.gain / (MODULUS * here).sqrt())
+        self.keep = (1 - leak) / (1 + leak)
+        self.drive = self.gain / (1 + leak)
+
+    def kick(self, pressure: Tensor, velocity: list[Tensor], part: float = 1.0) -> list[Tensor]:
+        """Advances the face velocities by `part` of a time step."""
+        return [
+            u - part * k * pressure.diff(dim=a)
+            for a, (u, k) in enumerate(zip(velocity, self.kicks, strict=True), start=1)
+        ]
+
+    def drift(self, pressure: Tensor, velocity: list[Tensor]) -> Tensor:
+        """Advances the pressure by one time step."""
+        divergence = sum(with_ends(u, a).diff(dim=a) for a, u in enumerate(velocity, start=1))
+        return self.keep * pressure - self.drive * divergence
+
+    def run(
+        self, pressure: Tensor, velocity: list[Tensor], steps: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advances both, known at the same time, by `steps` steps."""
+        velocity = self.kick(pressure, velocity, 0.5)
+        for step in range(steps):
+            pressure = self.drift(pressure, velocity)
+            velocity = self.kick(pressure, velocity, 1.0 if step < steps - 1 else 0.5)
+        return pressure, velocity
+
+
+def stable_step(density: Tensor, dx: float) -> float:
+    """Largest stable time step of the leapfrog scheme."""
+    fastest = math.sqrt(MODULUS / density.min().item())
+    return dx / (fastest * math.sqrt(density.ndim - 1))
+
+
+def face_density(density: Tensor, axis: int) -> Tensor:
+    """Density on the n - 1 faces between the cells along `axis`."""
+    n = density.shape[axis] - 1
+    return (density.narrow(axis, 0, n) + density.narrow(axis, 1, n)) / 2
+
+
+def with_ends(velocity: Tensor, axis: int) -> Tensor:
+    """The face velocities with a face at rest at both ends of `axis`."""
+    pad = [0, 0] * (velocity.ndim - 1 - axis) + [1, 1]
+    return F.pad(velocity, pad)
+
+
+def centred(
+    velocity: list[Tensor], pressure: Tensor, density: Tensor, boundary: tuple[str, ...]
+) -> Tensor:
+    """Velocity in the cell centres, (b, *space, ndim)."""
+    components = []
+    for axis, (u, kind) in enumerate(zip(velocity, boundary, strict=True), start=1):
+        faces = with_ends(u, axis)
+        if kind == OPEN:
+            for sign, cell, face in ((-1, 0, 0), (1, -1, faces.shape[axis] - 1)):
+                p, rho = pressure.select(axis, cell), density.select(axis, cell)
+                faces.select(axis, face).copy_(sign * p / (MODULUS * rho).sqrt())
+        n = pressure.shape[axis]
+        components.append((faces.narrow(axis, 0, n) + faces.narrow(axis, 1, n)) / 2)
+    return torch.stack(components, -1)
+
+
+def random_maze(resolution: int, nodes: int, generator: torch.Generator) -> Tensor:
+    """A random maze; True in walls, (x, y).
+
+    Kruskal's algorithm on a `nodes` x `nodes` lattice: doors open in random order where they join
+    two parts that are not connected yet. A few more doors open afterwards, so that there are loops.
+    """
+    wall = max(1, resolution // (4 * nodes))
+    starts = [round(k * (resolution + wall) / nodes) for k in range(nodes + 1)]
+    # no walls along the border itself: the boundary conditions act there
+    is_wall = torch.zeros(resolution, dtype=torch.bool)
+    for start in starts[1:-1]:
+        is_wall[start - wall : start] = True
+    walls = is_wall[:, None] | is_wall[None, :]
+    for axis, i, j in _open_doors(nodes, generator):
+        door = slice(starts[i + 1] - wall, starts[i + 1]), slice(starts[j], starts[j + 1] - wall)
+        walls[door if axis == 0 else door[::-1]] = False
+    return walls
+
+
+def _open_doors(nodes: int, generator: torch.Generator) -> list[tuple[int, int, int]]:
+    """Doors (axis, i, j): between nodes i and i + 1 along `axis`, at j along the other axis."""
+    doors = [(a, i, j) for a in (0, 1) for i in range(nodes - 1) for j in range(nodes)]
+    parent = list(range(nodes**2))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            node = parent[node]
+        return node
+
+    opened = []
+    extra = torch.rand(len(doors), generator=generator) < 0.1
+    for index in torch.randperm(len(doors), generator=generator).tolist():
+        axis, i, j = doors[index]
+        step = (nodes, 1)[axis]
+        node = (i, j)[axis] * nodes + (j, i)[axis]
+        one, other = root(node), root(node + step)
+        if one != other or extra[index]:
+            parent[one] = other
+            opened.append(doors[index])
+    return opened

@@ -1,0 +1,250 @@
+"""Making a data set: seeded, cached, and either complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import torch
+
+from adaptok.data.synthetic.progress import progress_bar
+from adaptok.data.synthetic.solver import SOLVERS, SPLITS, OnFrame, Solver, Trajectories
+from adaptok.data.synthetic.store import Statistics, write_file
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, two generators at a time are the user's business
+    fcntl = None
+
+MAX_WORKERS = 4
+
+
+def generate(
+    name: str,
+    root: str | Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+    device: str = "cpu",
+    **knobs: Any,
+) -> Path:
+    """Generates a data set in the Well's format, or finds it already there.
+
+    The set is written beside its place and moved there when it is complete, so an interrupted run
+    leaves nothing that loads; what it leaves is removed by the next call.
+
+    Args:
+        name: solver, which is also the name of the set ("acoustic_scattering_maze").
+        root: folder of all sets; the set becomes ``<root>/<name>``.
+        seed: a non-negative integer; decides every initial state.
+        overwrite: replace a generated set that differs in solver version, seed or knobs.
+        progress: show a progress bar on stderr.
+        device: where to simulate.
+        knobs: of the solver, see ``SOLVERS.describe(name)``.
+
+    Returns:
+        The folder of the set.
+
+    Raises:
+        ValueError: for an unknown solver or knob, or a different set in the same place.
+    """
+    solver = SOLVERS.create(name, **knobs)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
+    wanted = _identity(name, solver, seed)
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / name
+    with _alone_in(root):
+        for leftover in root.glob(f".{name}.partial-*"):
+            shutil.rmtree(leftover)
+        if folder.exists() and any(folder.iterdir()):
+            difference = _difference(folder, wanted, [chunk.file for chunk in _chunks(solver)])
+            if not difference:
+                return folder
+            if not overwrite:
+                raise ValueError(
+                    f"{folder} holds a different set: {difference}; "
+                    "use overwrite=True to replace it, or another root"
+                )
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
+        try:
+            _write_set(partial / "new", name, solver, seed, wanted, progress, device)
+            if folder.exists():
+                os.replace(folder, partial / "old")
+            os.replace(partial / "new", folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _identity(name: str, solver: Solver, seed: int) -> dict[str, Any]:
+    """What decides the content of a set; written into every file."""
+    return {
+        "adaptok_generated": True,
+        "adaptok_solver": name,
+        "adaptok_version": solver.version,
+        "adaptok_seed": seed,
+        "adaptok_resolution": solver.resolution,
+        "adaptok_knobs": json.dumps(solver.knobs, sort_keys=True),
+    }
+
+
+def _difference(folder: Path, wanted: dict[str, Any], files: list[Path]) -> str:
+    """What distinguishes the set in `folder` from the wanted one; empty if nothing does.
+
+    Raises:
+        ValueError: if the folder holds something that was not generated; it is never replaced.
+    """
+    present = sorted(folder.glob("data/*/*"))
+    damaged, generated = [], False
+    for file in present:
+        try:
+            with h5py.File(file, "r") as content:
+                found = {k: _plain(content.attrs[k]) for k in wanted if k in content.attrs}
+        except OSError:
+            damaged.append(f"{file.relative_to(folder)} is damaged")
+            continue
+        if not found.get("adaptok_generated"):
+            raise ValueError(f"{folder} holds a set that adaptok did not generate: {file}")
+        generated = True
+        difference = _differing_items(found, wanted)
+        if difference:
+            return difference
+    if not generated:
+        raise ValueError(f"{folder} is not empty, and holds no readable generated set")
+    expected = [Path("stats.yaml"), *files]
+    missing = [f"{file} is missing" for file in expected if not (folder / file).is_file()]
+    return ", ".join(damaged + missing)
+
+
+def _differing_items(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    def flat(identity: dict[str, Any]) -> dict[str, Any]:
+        knobs = json.loads(identity.get("adaptok_knobs", "{}"))
+        own = {k.removeprefix("adaptok_"): v for k, v in identity.items() if k != "adaptok_knobs"}
+        return own | knobs
+
+    there, here = flat(found), flat(wanted)
+    keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+    return ", ".join(f"{k} is {there.get(k)!r} there, {here.get(k)!r} wanted" for k in keys)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+class _Chunk(NamedTuple):
+    split: str
+    number: int
+    indices: range
+
+    @property
+    def file(self) -> Path:
+        return Path("data", self.split, f"{self.split}_{self.number:03d}.hdf5")
+
+
+def _chunks(solver: Solver) -> list[_Chunk]:
+    """The files of a set: at most `solver.batch` trajectories each."""
+    return [
+        _Chunk(split, number, range(low, min(low + solver.batch, getattr(solver, split))))
+        for split in SPLITS
+        for number, low in enumerate(range(0, getattr(solver, split), solver.batch))
+    ]
+
+
+def _write_set(
+    folder: Path,
+    name: str,
+    solver: Solver,
+    seed: int,
+    identity: dict[str, Any],
+    progress: bool,
+    device: str,
+) -> None:
+    chunks, statistics = _chunks(solver), Statistics()
+    for split in SPLITS:
+        (folder / "data" / split).mkdir(parents=True)
+    with progress_bar(name, len(chunks) * solver.frames, enabled=progress) as advance:
+
+        def simulate(chunk: _Chunk, on_frame: OnFrame) -> Trajectories:
+            return solver.run(seed, chunk.split, chunk.indices, device=device, on_frame=on_frame)
+
+        workers = _workers(device, len(chunks))
+        results = _in_parallel(simulate, chunks, workers, advance)
+        for chunk, data in zip(chunks, results, strict=True):
+            write_file(
+                folder / chunk.file,
+                data,
+                name=name,
+                boundary=solver.boundary,
+                attributes=identity,
+            )
+            if chunk.split == "train":
+                statistics.add(data)
+    statistics.write(folder / "stats.yaml")
+
+
+def _workers(device: str, chunks: int) -> int:
+    if torch.device(device).type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MAX_WORKERS, cores or 1, chunks)
+
+
+def _in_parallel(
+    simulate: Callable[[_Chunk, OnFrame], Trajectories],
+    chunks: list[_Chunk],
+    workers: int,
+    advance: OnFrame,
+) -> Iterator[Trajectories]:
+    """Simulates the chunks, `workers` at a time with one torch thread each, and yields in order.
+
+    Arrays this small gain little from several threads in one operation, and lose much where the
+    machine is busy.
+    """
+    stop = threading.Event()
+
+    def on_frame() -> None:
+        if stop.is_set():
+            raise InterruptedError("generation was stopped")
+        advance()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(workers, initializer=_prepare_worker)
+    try:
+        yield from pool.map(lambda chunk: simulate(chunk, on_frame), chunks)
+    finally:
+        stop.set()  # after an error or Ctrl-C: do not wait for whole trajectories
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)
+    # Ahead of a front, fields fade through the numbers below 1e-38, which are many times slower.
+    torch.set_flush_denormal(True)
+
+
+@contextmanager
+def _alone_in(root: Path) -> Iterator[None]:
+    """Waits until no other process generates in `root`; the lock ends with the process."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

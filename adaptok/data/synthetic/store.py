@@ -1,0 +1,145 @@
+"""Writing the Well's format: one HDF5 file per batch of trajectories, one stats.yaml per set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import yaml
+from torch import Tensor
+
+from adaptok.data.synthetic.solver import Trajectories
+
+ORDERS = (0, 1, 2)  # of the tensors: scalar, vector, matrix
+
+
+def write_file(
+    path: Path,
+    data: Trajectories,
+    *,
+    name: str,
+    boundary: tuple[str, ...],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Writes trajectories as one file in the Well's format.
+
+    Args:
+        path: the new file.
+        data: what to write, stored as float32.
+        name: value of the attribute ``dataset_name``.
+        boundary: "WALL", "OPEN" or "PERIODIC" per axis.
+        attributes: further attributes of the root; readers of the format ignore them.
+    """
+    axes = list(data.coordinates)
+    batch = next(iter(data.fields[0].values())).shape[0]
+    with h5py.File(path, "w") as file:
+        file.attrs.update(
+            dataset_name=name,
+            grid_type="cartesian",
+            n_spatial_dims=len(axes),
+            n_trajectories=batch,
+            simulation_parameters=list(data.scalars),
+            **data.scalars,
+            **attributes,
+        )
+        _write_dimensions(file.create_group("dimensions"), data)
+        _write_boundary(file.create_group("boundary_conditions"), data, boundary)
+        scalars = file.create_group("scalars")
+        scalars.attrs["field_names"] = list(data.scalars)
+        for key, value in data.scalars.items():
+            _dataset(scalars, key, np.float32(value), time=False, sample=False)
+        for order in ORDERS:
+            _write_fields(file.create_group(f"t{order}_fields"), data, order)
+
+
+def _write_dimensions(group: h5py.Group, data: Trajectories) -> None:
+    group.attrs["spatial_dims"] = list(data.coordinates)
+    _dataset(group, "time", data.time, time=True, sample=False)
+    for axis, points in data.coordinates.items():
+        _dataset(group, axis, points, time=False, sample=False)
+
+
+def _write_boundary(group: h5py.Group, data: Trajectories, boundary: tuple[str, ...]) -> None:
+    for (axis, points), kind in zip(data.coordinates.items(), boundary, strict=True):
+        condition = group.create_group(f"{axis}_{kind.lower()}")
+        condition.attrs.update(
+            associated_dims=[axis],
+            associated_fields=[],
+            bc_type=kind,
+            sample_varying=False,
+            time_varying=False,
+        )
+        # True at both ends also for PERIODIC: otherwise the Well's reader takes the ends for OPEN
+        mask = np.zeros(len(points), dtype=bool)
+        mask[[0, -1]] = True
+        condition.create_dataset("mask", data=mask)
+
+
+def _write_fields(group: h5py.Group, data: Trajectories, order: int) -> None:
+    fields, constants = data.fields.get(order, {}), data.constants.get(order, {})
+    group.attrs["field_names"] = [*fields, *constants]
+    for varying, members in ((True, fields), (False, constants)):
+        for key, value in members.items():
+            dataset = _dataset(group, key, value, time=varying, sample=True)
+            dataset.attrs["dim_varying"] = [True] * len(data.coordinates)
+
+
+def _dataset(
+    group: h5py.Group, key: str, value: Tensor | np.generic, *, time: bool, sample: bool
+) -> h5py.Dataset:
+    array = value.cpu().numpy() if isinstance(value, Tensor) else value
+    dataset = group.create_dataset(key, data=np.asarray(array, dtype=np.float32))
+    dataset.attrs.update(time_varying=time, sample_varying=sample)
+    return dataset
+
+
+class Statistics:
+    """Mean, spread and root mean square of every field and of its change from frame to frame.
+
+    Population statistics per tensor component, accumulated in float64 file by file.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, Any]] = {}
+        self._delta: set[str] = set()
+
+    def add(self, data: Trajectories) -> None:
+        """Takes in the trajectories of one training file."""
+        for order, members in data.fields.items():
+            for key, value in members.items():
+                self._delta.add(key)
+                self._accumulate(key, value, order)
+                self._accumulate(f"{key} delta", value.diff(dim=1), order)
+        for order, members in data.constants.items():
+            for key, value in members.items():
+                self._accumulate(key, value, order)
+
+    def _accumulate(self, key: str, value: Tensor, order: int) -> None:
+        flat = value.double().flatten(0, value.ndim - order - 1)
+        sums = {"count": np.float64(len(flat)), "first": flat.sum(0), "second": (flat**2).sum(0)}
+        seen: dict[str, Any] = self._sums.setdefault(key, dict.fromkeys(sums, 0.0))
+        for part, new in sums.items():
+            seen[part] = seen[part] + np.asarray(new.cpu() if isinstance(new, Tensor) else new)
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """The content of stats.yaml."""
+        out: dict[str, dict[str, Any]] = {}
+        for key, sums in self._sums.items():
+            field, _, delta = key.partition(" ")
+            mean, square = sums["first"] / sums["count"], sums["second"] / sums["count"]
+            values = {
+                "mean": mean,
+                "std": np.sqrt(np.maximum(square - mean**2, 0)),
+                "rms": np.sqrt(square),
+            }
+            for statistic, value in values.items():
+                table = out.setdefault(statistic + ("_delta" if delta else ""), {})
+                table[field] = value.tolist()
+        return out
+
+    def write(self, path: Path) -> None:
+        """Writes stats.yaml."""
+        path.write_text(yaml.safe_dump(self.summary(), sort_keys=False))

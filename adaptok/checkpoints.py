@@ -1,0 +1,138 @@
+"""Checkpoints: reading without running code, loading into a model that fits, resuming."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from adaptok.model import Surrogate
+
+# What weights depend on; the rest of a configuration may differ between training and evaluation.
+ARCHITECTURE = ("tokenizer", "processor", "decoder", "size", "history", "history_mode", "data")
+# What may change when a run goes on.
+FREE_ON_RESUME = ("name", "resume", "trainer", "logger", "test")
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The file itself, or ``checkpoints/last.ckpt`` of a run folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(path)
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"no checkpoint at {file}")
+    return file
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Tensors and plain values of a checkpoint (a file or a run folder), on the CPU.
+
+    Raises:
+        ValueError: no such file, a damaged one, or a pickle that would have to run code.
+    """
+    file = find_checkpoint(path)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is refused: it holds more than tensors and plain values, and loading such a "
+            "pickle could run any code"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"{file} is damaged or not a checkpoint: {error}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{file} is not a checkpoint of adaptok: it has no state_dict")
+    return checkpoint
+
+
+def load_weights(
+    surrogate: Surrogate,
+    checkpoint: Mapping[str, Any],
+    *,
+    path: str | Path = "the checkpoint",
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Loads the (averaged) weights and statistics of a checkpoint of `adaptok train`.
+
+    Args:
+        config: plain configuration of the surrogate, for the message where it does not fit.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture; says what differs.
+    """
+    prefix = "surrogate."
+    there = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items()}
+    here = surrogate.state_dict()
+    wrong = list(_wrong_tensors(there, here))
+    if wrong:
+        reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, ARCHITECTURE)]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        reasons.append(f"tensors: {'; '.join(wrong[:3])}{more}")
+        raise ValueError(f"{path} is of another architecture: {'; '.join(reasons)}")
+    surrogate.load_state_dict(there)
+
+
+def _wrong_tensors(
+    there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]
+) -> Iterator[str]:
+    for name in [*here, *(n for n in there if n not in here)]:
+        shapes = [tuple(s[name].shape) if name in s else "absent" for s in (there, here)]
+        if shapes[0] != shapes[1]:
+            yield f"{name} is {shapes[0]} in the checkpoint, {shapes[1]} here"
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], keys: tuple[str, ...]
+) -> Iterator[str]:
+    """What two configurations differ in, one sentence per dotted key; silent where one is empty."""
+    if not there or not here:
+        return
+    flat_there = dict(_flatten({k: there.get(k) for k in keys}))
+    flat_here = dict(_flatten({k: here.get(k) for k in keys}))
+    for key in {**flat_there, **flat_here}:
+        a, b = flat_there.get(key, "absent"), flat_here.get(key, "absent")
+        if a != b:
+            yield f"{key} is {a} in the checkpoint, {b} here"
+
+
+def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(config, Mapping):
+        yield prefix, config
+        return
+    for key, value in config.items():
+        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def find_resume(
+    resume: str | None, folder: Path, runs: Path, config: Mapping[str, Any]
+) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Args:
+        resume: None; a checkpoint or run folder; or "auto": this run's own checkpoint, else that of
+            the newest run in `runs` whose configuration is the same but for `FREE_ON_RESUME`.
+        folder: of this run.
+        runs: where the run folders are.
+        config: plain configuration of this run.
+    """
+    if resume is None:
+        return None
+    if resume != "auto":
+        return find_checkpoint(resume)
+    files = list(runs.glob("*/checkpoints/last.ckpt"))
+    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in [folder / "checkpoints" / "last.ckpt", *files]:
+        saved = file.parents[1] / "config.yaml"
+        if file.is_file() and saved.is_file():
+            there = yaml.safe_load(saved.read_text())
+            keys = tuple(k for k in {**there, **config} if k not in FREE_ON_RESUME)
+            if not list(differences(there, config, keys)):
+                return file
+    return None

@@ -1,0 +1,235 @@
+"""Hydra's menu in Python: find the YAML files, compose them, and build what they describe.
+
+Parts that the registries hold need no YAML of their own: each becomes a choice of its group, with
+its knobs and their defaults, third-party plug-ins included.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adaptok import create_surrogate
+from adaptok.data import FieldInfo, WellData
+from adaptok.data.synthetic import SOLVERS, generate
+from adaptok.model import Surrogate
+from adaptok.registry import (
+    DECODERS,
+    EMBEDDINGS,
+    INDICATORS,
+    MARKINGS,
+    PROCESSORS,
+    TOKENIZERS,
+    Registry,
+    close_matches,
+)
+from adaptok.schedules import SCHEDULES
+
+GROUPS: dict[str, Registry] = {
+    "tokenizer": TOKENIZERS,
+    "tokenizer/indicator": INDICATORS,
+    "tokenizer/marking": MARKINGS,
+    "tokenizer/embedding": EMBEDDINGS,
+    "processor": PROCESSORS,
+    "decoder": DECODERS,
+    "schedule": SCHEDULES,
+}
+MODEL_KEYS = ("history", "history_mode", "predict", "normalise", "score_on")
+# Knobs that follow another key of the configuration unless they are set.
+FOLLOWS = {
+    **{("processor", k): f"${{size.{k}}}" for k in ("depth", "heads", "mlp_ratio")},
+    **{("decoder", k): f"${{size.{k}}}" for k in ("depth", "heads", "mlp_ratio")},
+    ("schedule", "seed"): "${seed}",
+}
+
+
+def config_dir() -> Path:
+    """Folder of the YAML files: inside the installed package, else beside it in the checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ValueError(f"no configuration files in {here / 'conf'} or {here.parent / 'conf'}")
+
+
+def register_parts() -> None:
+    """Makes every registry entry a choice of its Hydra group; may be called again."""
+    store = ConfigStore.instance()
+    for group, registry in GROUPS.items():
+        for name in registry.names():
+            knobs = {k: FOLLOWS.get((group, k), v) for k, v in registry.knobs(name).items()}
+            node = {"name": name, **{k: v for k, v in knobs.items() if _is_plain(v)}}
+            store.store(group=group, name=name, node=node, provider="adaptok")
+    for name in SOLVERS.names():
+        knobs = {k: v for k, v in SOLVERS.knobs(name).items() if _is_plain(v)}
+        node = {"defaults": ["loader", "_self_"], "name": name, "generate": {"seed": 0, **knobs}}
+        store.store(group="data", name=name, node=node, provider="adaptok")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def compose(
+    name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
+) -> DictConfig:
+    """Composes a configuration as the command line would.
+
+    Args:
+        name: file of the command: "train", "eval", "tokenize", "data" or "demo".
+        overrides: such as ``["tokenizer=uniform", "tokenizer.size=4"]``.
+        config_dirs: further folders of YAML files.
+
+    Raises:
+        ValueError: an unknown group, choice or key, with the valid ones.
+    """
+    folders = [Path(folder).resolve().as_uri() for folder in config_dirs]
+    search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+    with readable_errors(name, overrides), _hydra():
+        return hydra_compose(name, [*search, *overrides])
+
+
+def choices(group: str = "") -> list[str]:
+    """Names that a group accepts, from YAML files and registries; without argument, the groups."""
+    with _hydra():
+        loader = GlobalHydra.instance().config_loader()
+        return loader.list_groups("") if not group else loader.get_group_options(group)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra with our folder, also from within a running job, which it leaves as it was."""
+    register_parts()
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+@contextmanager
+def readable_errors(name: str = "", overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Turns Hydra's and OmegaConf's errors into ``ValueError`` with one sentence that helps."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error, name, overrides)) from error
+
+
+def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return (
+            f"unknown {group} {choice!r}{close_matches(choice, error.options)}; "
+            f"choices: {', '.join(error.options)}"
+        )
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: {text.splitlines()[0]}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"unknown key {found[1]!r}{_valid_keys(found[1], name, overrides)}"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{found[1]} must be given: {found[1]}=..."
+    return re.sub(r"\s+", " ", re.split(r"\nSee |\n\s*full_key", text)[0]).strip()
+
+
+def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
+    """The keys beside a wrong one, with the choices of groups that were made."""
+    groups = choices()
+    chosen = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups]
+    parent, _, word = key.partition("@")[0].rpartition(".")
+    with _hydra():
+        config = hydra_compose(name, chosen)
+    node = OmegaConf.select(config, parent) if parent else config
+    keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
+    if not keys:
+        return f"; to change one value that has no default here: +{key}=..."
+    return f"{close_matches(word, keys)}; valid here: {', '.join(keys)}"
+
+
+def plain(config: Any) -> Any:
+    """The configuration as dicts, lists and values, interpolations resolved.
+
+    Raises:
+        ValueError: a mandatory value (``???``) is missing.
+    """
+    if not isinstance(config, (DictConfig, ListConfig)):
+        return config
+    with readable_errors():
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def check_keys(config: Mapping[str, Any], name: str) -> None:
+    """Raises ``ValueError`` for a top-level key that nothing reads (added with a plus)."""
+    known = [str(k) for k in compose(name)]
+    for key in config:
+        if key not in known:
+            raise ValueError(
+                f"unknown key {key!r}{close_matches(str(key), known)}; valid: {', '.join(known)}"
+            )
+
+
+def build_data(config: Mapping[str, Any], *, overwrite: bool = False) -> WellData:
+    """The data module of a configuration, set up; a generated set is made first.
+
+    Args:
+        config: plain, with `data`, `history` and `seed`.
+        overwrite: generate again although the set exists.
+    """
+    data = dict(config["data"])
+    knobs = data.pop("generate")
+    if knobs is not None:
+        path = generate(data["name"], data["base"], overwrite=overwrite, **knobs)
+        data.pop("base")
+        data = {"path": str(path), **data}
+    check_knobs(WellData, "data", data)
+    module = WellData(history=config["history"], seed=config["seed"], **data)
+    module.setup()
+    return module
+
+
+def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> Surrogate:
+    """The surrogate of a plain configuration, for the fields of a data set, statistics set."""
+    surrogate = create_surrogate(
+        ndim=info.ndim,
+        in_channels=len(info.fields),
+        constant_channels=len(info.constants),
+        dim=config["size"]["dim"],
+        **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
+    )
+    set_statistics(surrogate, info)
+    return surrogate
+
+
+def set_statistics(surrogate: Surrogate, info: FieldInfo) -> None:
+    """Hands the statistics of the training split to the surrogate."""
+    constants = (info.constant_mean, info.constant_std) if info.constants else (None, None)
+    surrogate.set_statistics(info.mean, info.std, info.delta_std, *constants)
+
+
+def check_knobs(factory: Callable[..., Any], group: str, knobs: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a key of a group that the object built from it does not take."""
+    known = [k for k in inspect.signature(factory).parameters if k != "self"]
+    for key in knobs:
+        if key not in known:
+            raise ValueError(
+                f"unknown key '{group}.{key}'{close_matches(key, known)}; valid: {', '.join(known)}"
+            )

@@ -1,0 +1,293 @@
+"""Evaluation: one-step and rollout errors of a surrogate, with persistence beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptok.data import WellData
+from adaptok.metrics import binned_spectral_error, nrmse, vrmse
+from adaptok.model import Surrogate
+from adaptok.schedules import Schedule, create_schedule
+
+# The Well's rollout tables average the error over these steps.
+WINDOWS = {"6:12": slice(6, 12), "13:30": slice(13, 30)}
+
+
+def evaluate(
+    surrogate: Surrogate,
+    data: WellData,
+    *,
+    split: str = "test",
+    settings: Sequence[Mapping[str, Any]] = ({},),
+    steps: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Tests a surrogate, in physical units, with VRMSE as in the Well.
+
+    Args:
+        data: set up.
+        split: "train", "valid" or "test".
+        settings: controls, one row of results each: ``[{"budget": 256}, {"budget": 512}]``. One
+            with a "name" is a schedule, ``{"name": "cyclic", "settings": [...]}``, which may change
+            from step to step.
+        steps: length of the rollouts, 0 for none.
+        device: "auto" (CUDA where there is one, in bf16), "cpu" or "cuda".
+
+    Returns:
+        Plain values that JSON can hold: fields, persistence, and per setting the tokens per sample,
+        seconds per step, errors and rollout. A diverged number is None.
+    """
+    if not settings:
+        raise ValueError("settings is a list of controls, at least [{}], got an empty one")
+    place = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    )
+    surrogate = surrogate.to(place).eval()
+    fields = list(data.info.fields)
+    results = {
+        "data": data.info.name,
+        "split": split,
+        "fields": fields,
+        "persistence": _persistence(data, split, steps, fields),
+        "settings": [],
+    }
+    for setting in settings:
+        schedule = _schedule(surrogate, setting)
+        row = {"label": label_of(setting), "setting": dict(setting)}
+        row |= _one_step(surrogate, data, split, schedule, fields, place)
+        if steps:
+            row["rollout"] = _rollout(surrogate, data, split, schedule, steps, place)
+        results["settings"].append(row)
+    return results
+
+
+def label_of(setting: Mapping[str, Any]) -> str:
+    """Caption of a setting: ``budget=256``."""
+    if "name" in setting:
+        return f"{setting['name']} " + " | ".join(label_of(s) for s in setting.get("settings", ()))
+    return ", ".join(f"{k}={v}" for k, v in setting.items()) or "as built"
+
+
+def _schedule(surrogate: Surrogate, setting: Mapping[str, Any]) -> Schedule:
+    if "name" in setting:
+        return create_schedule(setting)
+    unknown = [name for name in setting if name not in surrogate.controls]
+    if unknown:
+        accepted = ", ".join(surrogate.controls) or "none"
+        raise ValueError(
+            f"unknown control {unknown[0]!r} in settings; this tokenizer's controls: {accepted}"
+        )
+    return lambda step: dict(setting)
+
+
+def loader_of(data: WellData, split: str) -> Any:
+    """Batches of one-step samples of a split."""
+    loaders = {
+        "train": data.train_dataloader,
+        "valid": data.val_dataloader,
+        "test": data.test_dataloader,
+    }
+    if split not in loaders:
+        raise ValueError(f"split must be one of {', '.join(loaders)}, got {split!r}")
+    return loaders[split]()
+
+
+def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Any]:
+    """What a surrogate takes of a batch, beside the field."""
+    constants = batch.get("constants")
+    return {
+        "constants": None if constants is None else constants.to(device),
+        "boundary": batch["boundary"].to(device),
+    }
+
+
+@torch.no_grad()
+def _one_step(
+    surrogate: Surrogate,
+    data: WellData,
+    split: str,
+    schedule: Schedule,
+    fields: list[str],
+    device: torch.device,
+) -> dict[str, Any]:
+    errors, relative, spectral, seconds = [], [], [], []
+    ndim = data.info.ndim
+    with count_tokens(surrogate) as counts, _precision(device):
+        for number, batch in enumerate(loader_of(data, split)):
+            field, target = batch["input"].to(device), batch["target"][:, :1]
+            start = _now(device)
+            prediction = surrogate(field, **inputs_of(batch, device), **schedule(number))
+            seconds.append(_now(device) - start)
+            prediction = prediction.float().cpu()
+            errors.append(vrmse(prediction, target, ndim))
+            relative.append(nrmse(prediction, target, ndim))
+            spectral.append(binned_spectral_error(prediction, target, ndim).nmse)
+    tokens = torch.cat(counts).double()
+    warm = seconds[1:] or seconds
+    return {
+        "tokens": {k: getattr(tokens, k)().item() for k in ("mean", "min", "max")},
+        "seconds_per_step": sum(warm) / len(warm),
+        "vrmse": _summary(torch.cat(errors), fields),
+        "nrmse": _number(torch.cat(relative).mean()),
+        "spectral_nmse": [_number(v) for v in torch.cat(spectral).mean((0, 1, 2))],
+    }
+
+
+def _rollout(
+    surrogate: Surrogate,
+    data: WellData,
+    split: str,
+    schedule: Schedule,
+    steps: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    errors = []
+    for batch in data.rollout_loader(split, steps):
+        field = batch["input"].to(device)
+        with _precision(device):
+            prediction = surrogate.rollout(
+                field, steps, **inputs_of(batch, device), settings=schedule
+            )
+        errors.append(vrmse(prediction.float().cpu(), batch["target"], data.info.ndim))
+    return _curves(torch.cat(errors))
+
+
+def _persistence(data: WellData, split: str, steps: int, fields: list[str]) -> dict[str, Any]:
+    """Errors of predicting no change."""
+    ndim = data.info.ndim
+    errors = [
+        vrmse(batch["input"][:, -1:], batch["target"][:, :1], ndim)
+        for batch in loader_of(data, split)
+    ]
+    result: dict[str, Any] = {"vrmse": _summary(torch.cat(errors), fields)}
+    if steps:
+        rollouts = [
+            vrmse(batch["input"][:, -1:].expand_as(batch["target"]), batch["target"], ndim)
+            for batch in data.rollout_loader(split, steps)
+        ]
+        result["rollout"] = _curves(torch.cat(rollouts))
+    return result
+
+
+def _summary(errors: Tensor, fields: list[str]) -> dict[str, Any]:
+    """Mean and median over samples (n, 1, c), for each field and for their mean."""
+    per_field = {
+        name: {"mean": _number(e.mean()), "median": _number(e.median())}
+        for name, e in zip(fields, errors.flatten(0, 1).unbind(1), strict=True)
+    }
+    overall = errors.mean(-1)
+    return {
+        "mean": _number(overall.mean()),
+        "median": _number(overall.median()),
+        "fields": per_field,
+    }
+
+
+def _curves(errors: Tensor) -> dict[str, Any]:
+    """Error per rollout step (n, steps, c): mean and median over trajectories, mean over fields."""
+    per_step = errors.mean(-1)
+    curves: dict[str, Any] = {
+        "mean": [_number(v) for v in per_step.mean(0)],
+        "median": [_number(v) for v in per_step.median(0).values],
+    }
+    windows = {k: w for k, w in WINDOWS.items() if per_step.shape[1] >= w.stop}
+    curves["windows"] = {k: _number(per_step[:, w].mean()) for k, w in windows.items()}
+    return curves
+
+
+def _number(value: Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _precision(device: torch.device) -> Any:
+    return torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
+
+
+@contextmanager
+def count_tokens(surrogate: Surrogate) -> Iterator[list[Tensor]]:
+    """Collects the tokens per sample of every call, each (b,)."""
+    counts: list[Tensor] = []
+    handle = surrogate.processor.register_forward_pre_hook(
+        lambda _, args: counts.append(args[0].cells.cu_seqlens.diff().cpu())
+    )
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+def write_report(results: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Writes metrics.json and metrics.md."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "metrics.json", folder / "metrics.md"]
+    files[0].write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    files[1].write_text(markdown(results))
+    return files
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Tables of the one-step and rollout errors."""
+    fields = results["fields"]
+    header = ["setting", "tokens", "s/step", "VRMSE mean", "median", *fields]
+    rows = [["persistence", "", "", *_row(results["persistence"]["vrmse"], fields)]]
+    for row in results["settings"]:
+        seconds = f"{row['seconds_per_step']:.3g}"
+        rows.append([row["label"], _tokens(row["tokens"]), seconds, *_row(row["vrmse"], fields)])
+    text = f"# {results['data']}, {results['split']} split\n\n"
+    text += "One step; per field the mean over samples.\n\n" + table(header, rows)
+    if "rollout" in results["persistence"]:
+        curves = {"persistence": results["persistence"]["rollout"]}
+        curves |= {row["label"]: row["rollout"] for row in results["settings"]}
+        steps = len(curves["persistence"]["mean"])
+        windows = list(curves["persistence"]["windows"])
+        header = ["setting", *(f"step {i + 1}" for i in range(steps)), *windows]
+        rows = [
+            [k, *map(_cell, c["mean"]), *(_cell(c["windows"][w]) for w in windows)]
+            for k, c in curves.items()
+        ]
+        text += "\nRollout: VRMSE, mean over fields and trajectories.\n\n" + table(header, rows)
+    return text
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned Markdown table, first column left, the others right."""
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in [header, rule, *rows]:
+        padded = [row[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("| " + " | ".join(padded) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(summary: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
+    per_field = [summary["fields"][f]["mean"] for f in fields]
+    return [_cell(v) for v in (summary["mean"], summary["median"], *per_field)]
+
+
+def _cell(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.4f}"
+
+
+def _tokens(tokens: Mapping[str, float]) -> str:
+    if tokens["min"] == tokens["max"]:
+        return f"{tokens['mean']:.0f}"
+    return f"{tokens['mean']:.0f} ({tokens['min']:.0f}-{tokens['max']:.0f})"

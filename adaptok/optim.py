@@ -1,0 +1,79 @@
+"""Loss, optimiser and learning rate of a training run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+def mse_loss(error: Tensor, target: Tensor) -> Tensor:
+    """Mean square of the error."""
+    return error.square().mean()
+
+
+def nmse_loss(error: Tensor, target: Tensor) -> Tensor:
+    """Mean square over that of the target, per sample and channel; quiet fields count no more
+    than ones with a thousandth of the usual variance."""
+    axes = tuple(range(3, error.ndim))
+    return (error.square().mean(axes) / (target.square().mean(axes) + 1e-3)).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse_loss, "nmse": nmse_loss}
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Loss, optimiser and learning rate; the defaults are those of IAP, App. E.
+
+    Attributes:
+        loss: "mse" or "nmse", on fields in units of the training split's std.
+        lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`.
+        decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
+        weight_decay: of AdamW; norms, biases and other vectors are left out.
+        ema: decay of the averaged weights.
+    """
+
+    loss: str = "mse"
+    lr: float = 5e-4
+    weight_decay: float = 5e-2
+    betas: Sequence[float] = (0.9, 0.999)
+    decay: str = "exponential"
+    warmup_steps: int = 2500
+    lr_start: float = 1e-6
+    lr_min: float = 1e-5
+    gamma: float = 0.95
+    gamma_steps: int = 5000
+    ema: float = 0.99
+
+    def __post_init__(self) -> None:
+        for name, value, accepted in (
+            ("loss", self.loss, tuple(LOSSES)),
+            ("decay", self.decay, ("exponential", "cosine")),
+        ):
+            if value not in accepted:
+                raise ValueError(
+                    f"optim.{name} must be one of {', '.join(accepted)}, got {value!r}"
+                )
+
+    def learning_rate(self, step: int, max_steps: int) -> float:
+        """Learning rate of a step; only the cosine depends on `max_steps`."""
+        if step < self.warmup_steps:
+            return self.lr_start + (self.lr - self.lr_start) * step / self.warmup_steps
+        after = step - self.warmup_steps
+        if self.decay == "exponential":
+            return max(self.lr * self.gamma ** (after / self.gamma_steps), self.lr_min)
+        progress = min(after / max(max_steps - self.warmup_steps, 1), 1.0)
+        return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """AdamW over the weights of a module."""
+        weights = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in weights if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))

@@ -82,7 +82,9 @@ class BudgetMarking:
         lengths = tuple(length * shared for _, length in plans)
         nodes = tree.nodes(scores.device)
         # What the borders force goes first; what lies outside never exists.
-        scores = scores.masked_fill(nodes.forced, torch.inf).masked_fill(nodes.outside, -torch.inf)
+        if tree.counts()[1]:
+            scores = scores.masked_fill(nodes.forced, torch.inf)
+            scores = scores.masked_fill(nodes.outside, -torch.inf)
         if self.splits_per_step > 1:
             split = split_stepwise(scores, tree, splits, self.splits_per_step)
         elif monotone:

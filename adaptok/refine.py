@@ -119,15 +119,16 @@ class Tree:
 
 
 class Nodes(NamedTuple):
-    """Geometry of the nodes of a tree, in node numbers unless said otherwise."""
+    """Geometry of the nodes of a tree: `forced`, `outside` and `inside` by node number, the rest
+    in the order of cells."""
 
     origin: Tensor  # int32 (nodes, D)
     size: Tensor  # int32 (nodes, D), clipped to the domain; below 1 for nodes outside
     level: Tensor  # int8 (nodes,)
+    order: Tensor  # int64 (nodes,): number of each node in the order of cells
     inside: Tensor  # bool (nodes,): meets the domain
     forced: Tensor  # bool (inner,): crosses the border, so it always splits
     outside: Tensor  # bool (inner,)
-    order: Tensor  # int64 (nodes,): nodes in the order of cells
 
 
 def _node_geometry(tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,14 +170,15 @@ def _build_nodes(tree: Tree) -> Nodes:
     inside = (origin < shape).all(1)
     crosses = inside & (origin + size > shape).any(1)
     clipped = torch.minimum(size, shape - origin)
+    order = ORDERS[tree.order](tree)
     return Nodes(
-        origin.int(),
-        clipped.int(),
-        level.to(torch.int8),
-        inside,
-        crosses[: tree.inner],
-        ~inside[: tree.inner],
-        ORDERS[tree.order](tree),
+        origin=origin[order].int(),
+        size=clipped[order].int(),
+        level=level[order].to(torch.int8),
+        order=order,
+        inside=inside,
+        forced=crosses[: tree.inner],
+        outside=~inside[: tree.inner],
     )
 
 
@@ -224,14 +226,15 @@ def _sum_blocks(x: Tensor, axis: int, block: int) -> Tensor:
 
 def leaves(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
     """Nodes that exist and do not split; a split below an unsplit node has no effect."""
-    nodes = tree.nodes(split.device)
-    inside = tree.per_level(nodes.inside)
+    divides = tree.counts()[1] == 0
+    inside = tree.per_level(tree.nodes(split.device).inside)
     exists = inside[0].expand(*split.shape[:2], -1)
     out = []
     for level, splits in enumerate(tree.per_level(split)):
         parents = exists & splits
         out.append(exists & ~splits)
-        exists = tree.expand(parents, level) & inside[level + 1]
+        exists = tree.expand(parents, level)
+        exists = exists if divides else exists & inside[level + 1]
     return torch.cat([*out, exists], -1)
 
 
@@ -252,22 +255,16 @@ def cells_from_splits(
             synchronisation.
     """
     nodes = tree.nodes(split.device)
-    leaf = leaves(split, tree)[..., nodes.order].expand(-1, frames, -1)
-    count = leaf.shape[2]
-    leaf = leaf.flatten(1)
+    leaf = leaves(split, tree).index_select(-1, nodes.order).expand(-1, frames, -1)
     if lengths is None:
-        lengths = tuple(
-            leaf.sum(1).tolist()
-        )  # the sync: data-dependent counts size the arrays below
-    index = _compact(leaf, lengths)
-    cu_seqlens = [0, *itertools.accumulate(lengths)]
-    node, frame = nodes.order[index % count], index // count % frames
-    time = torch.stack([frame * frame_size, torch.full_like(frame, frame_size)], 1).int()
+        lengths = tuple(leaf.sum((1, 2)).tolist())  # the sync: these counts size all that follows
+    node, frame = _compact(leaf, lengths)
+    time = torch.zeros_like(node) if frame is None else frame * frame_size
     return Cells(
-        origin=torch.cat([time[:, :1], nodes.origin[node]], 1),
-        size=torch.cat([time[:, 1:], nodes.size[node]], 1),
-        level=nodes.level[node],
-        cu_seqlens=offsets_tensor(tuple(cu_seqlens), split.device),
+        origin=_with_time(time, nodes.origin, node),
+        size=_with_time(torch.full_like(node, frame_size), nodes.size, node),
+        level=nodes.level.index_select(0, node),
+        cu_seqlens=offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), split.device),
         max_seqlen=max(lengths, default=0),
         lengths=lengths,
         shape=(frames * frame_size, *tree.shape),
@@ -275,15 +272,26 @@ def cells_from_splits(
     )
 
 
-def _compact(mask: Bool[Tensor, "b k"], lengths: tuple[int, ...]) -> Int64[Tensor, " n"]:
-    """Flat indices of the true entries, which number `lengths` per row; static shapes, no sync."""
-    total = sum(lengths)
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        return mask.flatten().nonzero().squeeze(1)
-    rank = mask.flatten().cumsum(0) - 1
-    slots = torch.where(mask.flatten(), rank, total)
-    index = torch.zeros(total + 1, dtype=torch.int64, device=mask.device)
-    return index.scatter_(0, slots, torch.arange(mask.numel(), device=mask.device))[:total]
+def _with_time(time: Tensor, table: Tensor, node: Tensor) -> Tensor:
+    return torch.cat([time.int()[:, None], table.index_select(0, node)], 1)
+
+
+def _compact(
+    leaf: Bool[Tensor, "b f k"], lengths: tuple[int, ...]
+) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
+    """Node and frame (None for one frame) of the true entries, which number `lengths` per
+    sample.
+    """
+    _, frames, count = leaf.shape
+    mask, total = leaf.reshape(-1), sum(lengths)
+    if leaf.device.type == "cpu" and not torch.compiler.is_compiling():
+        index = mask.nonzero().squeeze(1)
+    else:  # static shapes, no sync
+        rank = mask.cumsum(0) - 1
+        slots = torch.where(mask, rank, total)
+        rows = torch.arange(len(mask), device=leaf.device)
+        index = rows.new_zeros(total + 1).scatter_(0, slots, rows)[:total]
+    return index % count, index // count % frames if frames > 1 else None
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,0 +1,68 @@
+"""Paired timing of functions: they run in turn, so that drifts of the machine hit all of them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def paired(
+    functions: Mapping[str, Callable[[], Any]], *, repeats: int = 7, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each function, run A B C A B C ...; CUDA work is waited for."""
+    for _ in range(warmup):
+        for function in functions.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            _wait()
+            start = time.perf_counter()
+            function()
+            _wait()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    """Median of the pairwise ratios."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write_results(folder: Path, name: str, rows: list[dict[str, Any]], note: str) -> Path:
+    """Writes `<name>.json` and `<name>.md` into a folder; returns the path of the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = machine()
+    (folder / f"{name}.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
+    head = list(rows[0])
+    lines = [f"# {name.replace('_', ' ').capitalize()}", "", note, ""]
+    lines += [", ".join(f"{k} {v}" for k, v in about.items()), ""]
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(str(row[key]) for key in head) + " |" for row in rows]
+    path = folder / f"{name}.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

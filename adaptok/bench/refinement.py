@@ -26,10 +26,10 @@ BUDGETS = (1024, 2048, 4096, 8192)
 NOTE = (
     "Refinement of 16 score maps of 256² (cells 32 to 2) to a budget, from the score map to the "
     "table of cells; medians of paired runs in milliseconds, one thread. `heap` refines sample by "
-    "sample with Python's heapq and sums a child's scores when it is made, as in IAP's Algorithm 1; "
-    "`heap, sums looked up` gets all sums from numpy beforehand. `one shot` is what `iap` runs; "
-    "`any score` also takes scores where a child may exceed its parent. The last columns are medians "
-    "of the ratios of paired runs."
+    "sample with Python's heapq and sums a child's scores when it is made, as in IAP's Algorithm "
+    "1; `heap, sums looked up` gets all sums from numpy beforehand. `one shot` is what `iap` runs; "
+    "`any score` also takes scores where a child may exceed its parent. The last columns are "
+    "medians of the ratios of paired runs."
 )
 
 

@@ -1,4 +1,4 @@
-"""Embeddings: from the patches of mixed-size cells to features."""
+"""One linear map per level."""
 
 from __future__ import annotations
 

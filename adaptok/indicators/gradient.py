@@ -1,38 +1,17 @@
-"""Indicators: functions that give every inner node of the tree a score."""
+"""The Sobel gradient indicator of IAP."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from adaptok.indicators.base import periodic_axes
 from adaptok.refine import Tree, sum_pyramid
 from adaptok.registry import INDICATORS
-
-PERIODIC = 2  # the Well's code; wall is 0, open is 1
-
-
-class Indicator(Protocol):
-    """Scores of all inner nodes from a field.
-
-    `monotone` states that no child ever outscores its parent, which allows faster marking.
-    """
-
-    monotone: bool
-
-    def __call__(
-        self,
-        field: Float[Tensor, "b t c *s"],
-        tree: Tree,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "b inner"]:
-        """One score per sample and inner node, over all frames given."""
-        ...
 
 
 @INDICATORS.register("gradient")
@@ -142,7 +121,7 @@ def gradient_norm(
     """
     smooth = [float(math.comb(2 * k, j)) for j in range(2 * k + 1)]
     difference = central_difference(k)
-    wraps = _periodic_axes(boundary, len(axes), x)
+    wraps = periodic_axes(boundary, len(axes), x)
     squared = torch.zeros_like(x)
     for along in axes:
         part = x
@@ -160,19 +139,6 @@ def central_difference(k: int) -> list[float]:
     f = math.factorial
     right = [(-1) ** (j + 1) * f(k) ** 2 / (j * f(k - j) * f(k + j)) for j in range(1, k + 1)]
     return [-w for w in reversed(right)] + [0.0, *right]
-
-
-def _periodic_axes(boundary: Tensor | None, ndim: int, like: Tensor) -> list[Tensor | None]:
-    """Per axis a bool tensor that broadcasts against `like` (no host read of the codes)."""
-    if boundary is None:
-        return [None] * ndim
-    if boundary.shape[-2:] != (ndim, 2) or boundary.ndim > 3:
-        raise ValueError(
-            f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)}"
-        )
-    periodic = (boundary.to(like.device) == PERIODIC).all(-1)
-    periodic = periodic.expand(like.shape[0], ndim) if boundary.ndim == 2 else periodic
-    return [periodic[:, axis].view(-1, *[1] * (like.ndim - 1)) for axis in range(ndim)]
 
 
 def _stencil(x: Tensor, axis: int, taps: list[float], padding: str, wrap: Tensor | None) -> Tensor:

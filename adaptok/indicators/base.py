@@ -1,0 +1,44 @@
+"""What an indicator is, and what several of them share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from adaptok.refine import Tree
+
+PERIODIC = 2  # the Well's code; wall is 0, open is 1
+
+
+class Indicator(Protocol):
+    """Scores of all inner nodes from a field.
+
+    `monotone` states that no child ever outscores its parent, which allows faster marking.
+    """
+
+    monotone: bool
+
+    def __call__(
+        self,
+        field: Float[Tensor, "b t c *s"],
+        tree: Tree,
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "b inner"]:
+        """One score per sample and inner node, over all frames given."""
+        ...
+
+
+def periodic_axes(boundary: Tensor | None, ndim: int, like: Tensor) -> list[Tensor | None]:
+    """Per axis a bool tensor that broadcasts against `like` (no host read of the codes)."""
+    if boundary is None:
+        return [None] * ndim
+    if boundary.shape[-2:] != (ndim, 2) or boundary.ndim > 3:
+        raise ValueError(
+            f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)}"
+        )
+    periodic = (boundary.to(like.device) == PERIODIC).all(-1)
+    periodic = periodic.expand(like.shape[0], ndim) if boundary.ndim == 2 else periodic
+    return [periodic[:, axis].view(-1, *[1] * (like.ndim - 1)) for axis in range(ndim)]

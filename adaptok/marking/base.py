@@ -1,0 +1,57 @@
+"""What a marking is, and budgets per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from adaptok.refine import Tree
+
+Budget = int | Sequence[int] | Tensor
+
+
+class Marks(NamedTuple):
+    """Split masks, and the resulting leaves per sample where the host knows them."""
+
+    split: Tensor  # bool (b, f, inner)
+    lengths: tuple[int, ...] | None
+
+
+class Marking(Protocol):
+    """Node scores to split masks.
+
+    `monotone` says that no child outscores its parent; `shared` is the number of frames that use
+    each tiling; budgets and lengths count the leaves of all of a sample's frames. `controls` names
+    what may change per call.
+    """
+
+    controls: tuple[str, ...]
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "b f inner"],
+        tree: Tree,
+        *,
+        monotone: bool = False,
+        shared: int = 1,
+    ) -> Marks:
+        """Marks the nodes to split."""
+        ...
+
+
+def per_sample(budget: Budget, batch: int) -> tuple[int, ...]:
+    """One host budget per sample (a CUDA tensor of budgets costs a synchronisation).
+
+    Raises:
+        ValueError: not whole numbers, or not one per sample.
+    """
+    values = budget.tolist() if isinstance(budget, Tensor) else budget
+    if isinstance(values, int):
+        values = (values,) * batch
+    listed = isinstance(values, Sequence) and len(values) == batch
+    if listed and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        return tuple(values)
+    raise ValueError(f"budget is a whole number or {batch} of them, one per sample; got {budget!r}")

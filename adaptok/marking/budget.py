@@ -1,0 +1,89 @@
+"""Refinement to a token budget."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adaptok.cells import product
+from adaptok.marking.base import Budget, Marks, per_sample
+from adaptok.marking.best_first import split_best_first, split_stepwise, top_mask
+from adaptok.refine import Tree
+from adaptok.registry import MARKINGS
+
+
+@MARKINGS.register("budget")
+class BudgetMarking:
+    """Best-first refinement to a token budget (IAP, Algorithms 1 and 2), never above it.
+
+    Ties split the coarser node first, then in raster order.
+
+    Args:
+        budget: cells per sample over all frames; per call also one number per sample.
+        splits_per_step: 1 is exact best-first refinement in one shot; K > 1 runs the paper's loop,
+            which splits the K best leaves per step.
+    """
+
+    controls = ("budget",)
+
+    def __init__(self, *, budget: int = 256, splits_per_step: int = 1):
+        if splits_per_step < 1:
+            raise ValueError(f"splits_per_step must be at least 1, got {splits_per_step}")
+        self.budget, self.splits_per_step = budget, splits_per_step
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "b f inner"],
+        tree: Tree,
+        *,
+        monotone: bool = False,
+        shared: int = 1,
+        budget: Budget | None = None,
+    ) -> Marks:
+        """Marks the best nodes; raises ``ValueError`` for a budget below what the domain needs."""
+        b, frames, _ = scores.shape
+        budgets = per_sample(self.budget if budget is None else budget, b)
+        plans = [_plan(t, tree, frames, shared, self.splits_per_step) for t in budgets]
+        splits = tuple(splits for splits, _ in plans)
+        lengths = tuple(length * shared for _, length in plans)
+        nodes = tree.nodes(scores.device)
+        # What the borders force goes first; what lies outside never exists.
+        if tree.counts()[1]:
+            scores = scores.masked_fill(nodes.forced, torch.inf)
+            scores = scores.masked_fill(nodes.outside, -torch.inf)
+        if self.splits_per_step > 1:
+            split = split_stepwise(scores, tree, splits, self.splits_per_step)
+        elif monotone:
+            split = top_mask(scores.flatten(1), splits).view_as(scores)
+        else:
+            split = split_best_first(scores, tree, splits)
+        return Marks(split, lengths)
+
+
+def _plan(budget: int, tree: Tree, frames: int, shared: int, step: int) -> tuple[int, int]:
+    """(splits, cells) of one sample over `frames` trees, each used `shared` times; IAP Eq. 1."""
+    leaves, forced, possible = (frames * count for count in tree.counts())
+    children = {product(ratio) for ratio in tree.ratios}
+    if budget < leaves * shared:
+        raise ValueError(
+            f"budget {budget} is below the {leaves * shared} cells that {frames * shared} frame(s) "
+            f"of {tree.shape} need with cells of at most {tree.sizes[0]}"
+        )
+    budget //= shared
+    if not children:
+        return 0, leaves
+    if len(children) > 1:
+        raise ValueError(f"a budget needs one ratio between all levels, got sizes {tree.sizes}")
+    gain = children.pop() - 1
+    finest = leaves + (possible - forced) * gain
+    if budget > finest:
+        warnings.warn(
+            f"budget {budget * shared} is above the {finest * shared} finest cells; "
+            "every cell is the finest",
+            stacklevel=2,
+        )
+    splits = min(step * ((budget - leaves) // (step * gain)), possible - forced)
+    return forced + splits, leaves + splits * gain

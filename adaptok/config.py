@@ -197,9 +197,9 @@ def build_data(config: Mapping[str, Any], *, overwrite: bool = False) -> WellDat
     data = dict(config["data"])
     knobs = data.pop("generate")
     if knobs is not None:
-        path = generate(data["name"], data["base"], overwrite=overwrite, **knobs)
-        data.pop("base")
-        data = {"path": str(path), **data}
+        data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
+    if data["path"] is not None:
+        data |= {"name": None, "base": None}
     check_knobs(WellData, "data", data)
     module = WellData(history=config["history"], seed=config["seed"], **data)
     module.setup()

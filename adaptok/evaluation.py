@@ -57,7 +57,7 @@ def evaluate(
         "data": data.info.name,
         "split": split,
         "fields": fields,
-        "persistence": _persistence(data, split, steps, fields),
+        "persistence": persistence(data, split, steps),
         "settings": [],
     }
     for setting in settings:
@@ -89,18 +89,6 @@ def _schedule(surrogate: Surrogate, setting: Mapping[str, Any]) -> Schedule:
     return lambda step: dict(setting)
 
 
-def loader_of(data: WellData, split: str) -> Any:
-    """Batches of one-step samples of a split."""
-    loaders = {
-        "train": data.train_dataloader,
-        "valid": data.val_dataloader,
-        "test": data.test_dataloader,
-    }
-    if split not in loaders:
-        raise ValueError(f"split must be one of {', '.join(loaders)}, got {split!r}")
-    return loaders[split]()
-
-
 def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Any]:
     """What a surrogate takes of a batch, beside the field."""
     constants = batch.get("constants")
@@ -122,7 +110,7 @@ def _one_step(
     errors, relative, spectral, seconds = [], [], [], []
     ndim = data.info.ndim
     with count_tokens(surrogate) as counts, _precision(device):
-        for number, batch in enumerate(loader_of(data, split)):
+        for number, batch in enumerate(data.loader(split)):
             field, target = batch["input"].to(device), batch["target"][:, :1]
             start = _now(device)
             prediction = surrogate(field, **inputs_of(batch, device), **schedule(number))
@@ -161,12 +149,11 @@ def _rollout(
     return _curves(torch.cat(errors))
 
 
-def _persistence(data: WellData, split: str, steps: int, fields: list[str]) -> dict[str, Any]:
-    """Errors of predicting no change."""
-    ndim = data.info.ndim
+def persistence(data: WellData, split: str = "test", steps: int = 0) -> dict[str, Any]:
+    """Errors of predicting no change: one step, and `steps` steps."""
+    fields, ndim = list(data.info.fields), data.info.ndim
     errors = [
-        vrmse(batch["input"][:, -1:], batch["target"][:, :1], ndim)
-        for batch in loader_of(data, split)
+        vrmse(batch["input"][:, -1:], batch["target"][:, :1], ndim) for batch in data.loader(split)
     ]
     result: dict[str, Any] = {"vrmse": _summary(torch.cat(errors), fields)}
     if steps:

@@ -167,38 +167,51 @@ def panels_figure(
     *,
     title: str = "",
     errors: Sequence[str] = (),
-    unit: str = "",
+    positive: bool = False,
 ) -> Figure:
     """A grid of fields with a colour bar each: row name -> column name -> ``(*space)``.
 
-    The columns of a row share their colours, except those named in `errors`, which start at 0.
-    Fields in 3D show the plane through the middle of the first axis.
+    The columns of a row share their colours, except those named in `errors`, which start at 0. A
+    row may lack columns. Fields in 3D show the plane through the middle of the first axis.
+
+    Args:
+        positive: all panels start at 0, as scores do.
     """
     flat = {r: {c: _first_plane(v) for c, v in columns.items()} for r, columns in rows.items()}
-    names = list(next(iter(flat.values())))
+    names = list(max(flat.values(), key=len))
+    like = next(iter(next(iter(flat.values())).values()))
     with _style():
-        figure, axes = _grid(len(flat), len(names), next(iter(next(iter(flat.values())).values())))
-        for row, (label, columns) in enumerate(flat.items()):
+        figure, axes = _grid(len(flat), len(names), like, bars=True)
+        for axs, (label, columns) in zip(axes, flat.items(), strict=True):
             shared = [v for c, v in columns.items() if c not in errors]
-            common = colours_of(np.stack(shared)) if shared else ((0.0, 1.0), "viridis")
-            for column, (name, values) in enumerate(columns.items()):
-                ax = axes[row, column]
-                is_error = name in errors
-                limits = (0.0, float(values.max()) or 1.0) if is_error else common[0]
-                image = draw_values(
-                    ax, values, limits=limits, cmap="magma" if is_error else common[1]
-                )
-                if image is not None:
-                    bar = figure.colorbar(image, ax=ax, shrink=0.85, aspect=25, pad=0.02)
-                    bar.outline.set_visible(False)  # type: ignore[operator]
-                    bar.ax.tick_params(labelsize=7, length=2)
-                    bar.formatter.set_powerlimits((-3, 3))  # type: ignore[attr-defined]
-                if row == 0:
-                    ax.set_title(name)
-            axes[row, 0].set_ylabel(f"{label} {unit}".strip())
+            for ax, name in zip(axs, names, strict=True):
+                if name not in columns:
+                    ax.set_axis_off()
+                elif name in errors or positive:
+                    top = columns[name] if name in errors else np.stack(shared)
+                    limits = (0.0, float(top.max()) or 1.0)
+                    _panel(figure, ax, columns[name], limits, "magma")
+                else:
+                    _panel(figure, ax, columns[name], *colours_of(np.stack(shared)))
+            first = next(ax for ax, name in zip(axs, names, strict=True) if name in columns)
+            first.set_ylabel(label)
+        for ax, name in zip(axes[0], names, strict=True):
+            ax.set_title(name)
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _panel(
+    figure: Figure, ax: Axes, values: np.ndarray, limits: tuple[float, float], cmap: str
+) -> None:
+    image = draw_values(ax, values, limits=limits, cmap=cmap)
+    if image is None:
+        return
+    bar = figure.colorbar(image, ax=ax, shrink=0.85, aspect=25, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.formatter.set_powerlimits((-2, 3))  # type: ignore[attr-defined]
 
 
 def prediction_figure(
@@ -210,19 +223,6 @@ def prediction_figure(
         for name, t, p in zip(fields, truth, prediction, strict=True)
     }
     return panels_figure(rows, title=title, errors=("|error|",))
-
-
-def score_figure(
-    maps: np.ndarray, total: np.ndarray | None, fields: Sequence[str], *, title: str = ""
-) -> Figure:
-    """Scores ``(t, c, *space)`` of every channel and frame, the aggregate ``(*space)`` first."""
-    frames = maps.shape[0]
-    rows: dict[str, dict[str, np.ndarray]] = {}
-    if total is not None:
-        rows["aggregate"] = {_frame_name(t, frames): total for t in range(frames)}
-    for channel, name in enumerate(fields):
-        rows[name] = {_frame_name(t, frames): maps[t, channel] for t in range(frames)}
-    return panels_figure(rows, title=title, errors=[_frame_name(t, frames) for t in range(frames)])
 
 
 def learning_curve_figure(runs: str | Path | Mapping[str, str | Path]) -> Figure:
@@ -284,22 +284,17 @@ def rollout_figure(curves: Mapping[str, Sequence[float]], *, title: str = "") ->
     return figure
 
 
-def _frame_name(frame: int, frames: int) -> str:
-    if frames == 1:
-        return "score"
-    return "now" if frame == frames - 1 else f"{frame - frames + 1} frames"
-
-
 def _first_plane(values: np.ndarray) -> np.ndarray:
     return next(iter(planes(values).values()))[0]
 
 
-def _grid(rows: int, columns: int, like: np.ndarray) -> tuple[Figure, np.ndarray]:
+def _grid(
+    rows: int, columns: int, like: np.ndarray, *, bars: bool = False
+) -> tuple[Figure, np.ndarray]:
     """Axes in a grid whose panels have the aspect of the array that they show."""
     aspect = 0.45 if like.ndim == 1 else like.shape[0] / like.shape[1]
-    width = 2.6 if aspect > 0.6 else 3.6
-    height = width * aspect + 0.35
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows + 0.3), squeeze=False
-    )
+    width = 2.4 if aspect > 0.6 else 3.6
+    height = width * aspect + 0.1
+    size = ((width + 0.4 * bars) * columns + 0.3, height * rows + 0.4)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     return figure, axes

@@ -48,7 +48,9 @@ class SurrogateModule(L.LightningModule):
         self.surrogate, self.optim, self.schedule = surrogate, optim, schedule
         self.config = dict(config or {})
         self.tokens_per_sample = 0.0
-        self.restart_clock()
+        self.log_every = 50
+        self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
+        self._total_seconds, self._total_batches = 0.0, 0
         surrogate.processor.register_forward_pre_hook(self._count_tokens)
 
     def _count_tokens(self, _: nn.Module, args: tuple[Any, ...]) -> None:
@@ -71,14 +73,28 @@ class SurrogateModule(L.LightningModule):
         mean, std = self.surrogate.mean.view(view), self.surrogate.std.view(view)
         loss = LOSSES[self.optim.loss]((prediction - target) / std, (target - mean) / std)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
-        self._seen += len(target) * self.trainer.world_size
+        self._samples += len(target) * self.trainer.world_size
         if self.global_step % self.log_every == 0:
-            speed = self._seen / max(time.perf_counter() - self._clock, 1e-9)
-            self.restart_clock()
+            speed = self._samples / self._seconds if self._seconds else 0.0
+            self._seconds, self._samples = 0.0, 0
             facts = {"tokens/sample": self.tokens_per_sample, "samples/s": speed}
             self.log_dict(facts, prog_bar=True, batch_size=len(target))
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Counts the time since the last batch, loading included."""
+        now = time.perf_counter()
+        elapsed, self._last = now - self._last, now
+        if self._total_batches:  # the first batch also warms up
+            self._total_seconds += elapsed
+        self._total_batches += 1
+        self._seconds += elapsed
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean time of a training batch, without validation and without the first batch."""
+        return self._total_seconds / max(self._total_batches - 1, 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """VRMSE, mean over samples and fields; batch i uses the settings of step i."""
@@ -86,18 +102,14 @@ class SurrogateModule(L.LightningModule):
         error = vrmse(self.predict(batch, batch_idx).float(), target, self.surrogate.ndim)
         self.log("val/vrmse", error.mean(), prog_bar=True, batch_size=len(target), sync_dist=True)
 
-    def restart_clock(self) -> None:
-        """Counts samples per second from now on."""
-        self._clock, self._seen = time.perf_counter(), 0
-
     def on_train_start(self) -> None:
         """Does not count the set-up as training time."""
-        self.log_every = getattr(self.trainer, "log_every_n_steps", 50)
-        self.restart_clock()
+        self.log_every = getattr(self.trainer, "log_every_n_steps", self.log_every)
+        self._last = time.perf_counter()
 
     def on_validation_end(self) -> None:
         """Does not count validation as training time."""
-        self.restart_clock()
+        self._last = time.perf_counter()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, so that a checkpoint alone can be evaluated."""

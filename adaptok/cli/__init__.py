@@ -1,0 +1,99 @@
+"""The ``adaptok`` command: ``adaptok <command> [key=value ...]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adaptok.cli.usage import COMMANDS, command_help, main_help
+
+TRACEBACK = "ADAPTOK_DEBUG"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status.
+
+    A mistake of the user's is one line on stderr and status 2; ``--debug`` (or ``ADAPTOK_DEBUG=1``)
+    shows where it was found.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args or os.environ.get(TRACEBACK) == "1"
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        _dispatch(args)
+    except BrokenPipeError:  # the reader of our output went away, as in `adaptok list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("adaptok: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug or not _is_users(error):
+            raise
+        print(f"adaptok: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _dispatch(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(main_help())
+        return
+    if args[0] in ("-V", "--version"):
+        from adaptok import __version__
+
+        print(f"adaptok {__version__}")
+        return
+    command, *rest = args
+    if command not in COMMANDS:
+        from adaptok.registry import close_matches
+
+        known = ", ".join(COMMANDS)
+        raise ValueError(
+            f"unknown command {command!r}{close_matches(command, COMMANDS)}; commands: {known}"
+        )
+    if any(arg in ("-h", "--help") for arg in rest):
+        print(command_help(command))
+    elif command == "list":
+        from adaptok.cli.listing import print_parts
+
+        print_parts(*rest)
+    else:
+        _launch(command, rest)
+
+
+def _launch(command: str, args: list[str]) -> None:
+    """Hands over to Hydra, which composes the configuration and runs it, or a sweep with ``-m``."""
+    import hydra
+
+    from adaptok.cli import commands
+    from adaptok.config import config_dir, readable_errors, register_parts
+
+    register_parts()
+    task: Callable[..., Any] = getattr(commands, command)
+    run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
+    overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"adaptok {command}", *args], "1"  # it re-raises
+    try:
+        with readable_errors(command, overrides):
+            run()
+    finally:
+        sys.argv = before[0]
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before[1] is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before[1]
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the message alone tells what to do; everything else deserves its traceback."""
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, such as no such device
+        return True
+    return isinstance(error, (ValueError, OSError, ModuleNotFoundError))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; this command needs more than the core: pip install 'adaptok[train]'"
+    return " ".join(str(error).split())

@@ -1,0 +1,241 @@
+"""What the subcommands do once Hydra has composed their configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from adaptok import create_schedule, create_tokenizer
+from adaptok.checkpoints import find_checkpoint, find_resume, load_weights, read_checkpoint
+from adaptok.cli import pictures
+from adaptok.config import (
+    build_data,
+    build_surrogate,
+    check_keys,
+    check_knobs,
+    compose,
+    plain,
+    set_statistics,
+)
+from adaptok.data import WellData
+from adaptok.data.files import SPLITS
+from adaptok.evaluation import evaluate, markdown, persistence, table, write_report
+from adaptok.model import Surrogate
+from adaptok.optim import Optim
+from adaptok.training import SurrogateModule, make_trainer
+
+Config = Mapping[str, Any]
+
+
+def train(config: DictConfig) -> float | None:
+    """Task of ``adaptok train``; returns the test VRMSE, for sweepers that minimise it."""
+    results = fit_and_test(_checked(config, "train"), _run_folder())
+    print(markdown(results))
+    print(f"run folder: {_run_folder()}")
+    return results["settings"][0]["vrmse"]["mean"]
+
+
+def fit_and_test(config: Config, folder: Path) -> dict[str, Any]:
+    """Trains as configured and tests the averaged weights; everything is kept in `folder`.
+
+    Returns:
+        The results of the evaluation, with the parameters and the seconds per training step.
+    """
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    check_knobs(Optim, "optim", config["optim"])
+    optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
+    data = build_data(config)
+    surrogate = build_surrogate(config, data.info)
+    module = SurrogateModule(surrogate, optim, schedule, config)
+    check_knobs(L.Trainer, "trainer", config["trainer"])
+    trainer = make_trainer(folder, ema=optim.ema, **config["logger"], **config["trainer"])
+    checkpoint = find_resume(config["resume"], folder, folder.parent, config)
+    if checkpoint is not None:
+        load_weights(surrogate, read_checkpoint(checkpoint), path=checkpoint, config=config)
+        print(f"going on from {checkpoint}")
+        _keep_metrics(folder)
+    _write_config(config, folder)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    test = config["test"]
+    results = evaluate(surrogate, data, settings=test["settings"], steps=test["steps"])
+    results["parameters"] = sum(p.numel() for p in surrogate.parameters())
+    results["seconds_per_training_step"] = module.seconds_per_step
+    if trainer.is_global_zero:
+        write_report(results, folder)
+        pictures.of_run(surrogate, data, results, folder)
+    return results
+
+
+def eval(config: DictConfig) -> float | None:
+    """Task of ``adaptok eval``."""
+    wanted, folder = _checked(config, "eval"), _run_folder()
+    path = find_checkpoint(wanted["ckpt"])
+    checkpoint = read_checkpoint(path)
+    trained = _of_checkpoint(checkpoint, config, path)
+    data = build_data(trained)
+    surrogate = build_surrogate(trained, data.info)
+    load_weights(surrogate, checkpoint, path=path, config=trained)
+    options = {key: wanted[key] for key in ("split", "settings", "steps", "device")}
+    results = {"checkpoint": str(path), **evaluate(surrogate, data, **options)}
+    _write_config({**trained, **wanted}, folder)
+    write_report(results, folder)
+    pictures.of_run(surrogate, data, results, folder, split=wanted["split"])
+    print(markdown(results))
+    print(f"written to {folder}")
+    return results["settings"][0]["vrmse"]["mean"]
+
+
+def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[str, Any]:
+    """Configuration of the training run, with the groups and keys that the user gave instead."""
+    saved = checkpoint.get("adaptok_config")
+    if not saved:
+        raise ValueError(f"{path} was not written by adaptok train: it holds no configuration")
+    merged = DictConfig(saved)
+    for group in ("tokenizer", "processor", "decoder", "data"):
+        given = config.get(group)
+        if given is None:
+            continue
+        # The node itself, so that ${size.depth} means the size of the merged configuration.
+        merged[group] = given if "name" in given else OmegaConf.merge(merged[group], given)
+    return plain(merged)
+
+
+def tokenize(config: DictConfig) -> None:
+    """Task of ``adaptok tokenize``."""
+    wanted, folder = _checked(config, "tokenize"), _run_folder()
+    data = build_data(wanted)
+    surrogate = _without_weights(wanted, data)
+    _write_config(wanted, folder)
+    for sample in wanted["samples"]:
+        batch = pictures.sample_of(data, wanted["split"], sample)
+        files, counts = pictures.of_tokens(
+            surrogate, data.info, batch, wanted["settings"], folder / f"sample_{sample}"
+        )
+        for label, count in counts.items():
+            print(f"sample {sample}, {label}: {count} tokens")
+        print("\n".join(str(file) for file in files))
+
+
+def _without_weights(config: Config, data: WellData) -> Surrogate:
+    """A surrogate whose tokenizer and normalisation work; it has no processor and decoder."""
+    info, history = data.info, config["history"]
+    channels = len(info.fields) * (history if config["history_mode"] == "fold" else 1)
+    knobs = dict(config["tokenizer"])
+    tokenizer = create_tokenizer(
+        knobs.pop("name"),
+        ndim=info.ndim,
+        in_channels=channels + len(info.constants),
+        dim=8,
+        **knobs,
+    )
+    surrogate = Surrogate(
+        tokenizer,
+        torch.nn.Identity(),
+        torch.nn.Identity(),
+        ndim=info.ndim,
+        in_channels=len(info.fields),
+        out_channels=len(info.fields),
+        constant_channels=len(info.constants),
+        **{k: config[k] for k in ("history", "history_mode", "predict", "normalise", "score_on")},
+    )
+    set_statistics(surrogate, info)
+    return surrogate
+
+
+def demo(config: DictConfig) -> None:
+    """Task of ``adaptok demo``: one run per entry of `compare`, then a table and pictures."""
+    base, folder = _checked(config, "demo"), _run_folder()
+    given = list(HydraConfig.get().overrides.task)
+    runs = {}
+    for name, overrides in base["compare"].items():
+        print(f"\n{name}: {' '.join(overrides)}")
+        chosen = plain(compose("demo", [*overrides, *given]))
+        runs[name] = fit_and_test(chosen, folder / name)
+    files = pictures.of_comparison(runs, folder)
+    files += [folder / name / "pictures" / "prediction.png" for name in runs]
+    text = demo_table(runs)
+    (folder / "table.md").write_text(text)
+    print(f"\n{text}\npictures:")
+    print("\n".join(f"  {file}" for file in files))
+
+
+def demo_table(runs: Mapping[str, Config]) -> str:
+    """Persistence and every run: tokens, VRMSE, seconds per step."""
+    first = next(iter(runs.values()))
+    blank = first["persistence"]["vrmse"]["mean"]
+    rows = [["persistence", "", f"{blank:.4f}", "", ""]]
+    for name, results in runs.items():
+        row = results["settings"][0]
+        rows.append(
+            [
+                name,
+                f"{row['tokens']['mean']:.0f}",
+                f"{row['vrmse']['mean']:.4f}",
+                f"{results['seconds_per_training_step']:.3f}",
+                f"{row['seconds_per_step']:.3f}",
+            ]
+        )
+    return table(["model", "tokens", "VRMSE", "s/step (training)", "s/step (inference)"], rows)
+
+
+def data(config: DictConfig) -> None:
+    """Task of ``adaptok data``."""
+    wanted = _checked(config, "data")
+    module = build_data(wanted, overwrite=wanted["overwrite"])
+    print(describe_data(module))
+
+
+def describe_data(module: WellData) -> str:
+    """Where a set is, what is in it, and the VRMSE of predicting no change."""
+    info = module.info
+    codes = {0: "wall", 1: "open", 2: "periodic"}
+    sides = ["/".join(codes[int(c)] for c in axis) for axis in info.boundary]
+    splits: list[Any] = [module.loader(split).dataset for split in SPLITS]
+    errors = persistence(module, "test")["vrmse"]
+    lines = [
+        f"{info.name}: {info.ndim}D, grid {' x '.join(map(str, info.shape))}",
+        f"boundary   {', '.join(f'{a} {s}' for a, s in zip('xyz', sides, strict=False))}",
+        f"samples    {', '.join(f'{len(s)} {n}' for s, n in zip(splits, SPLITS, strict=True))}",
+        f"constants  {', '.join(info.constants) or 'none'}",
+        "",
+    ]
+    rows = [
+        [
+            name,
+            *(f"{float(v[i]):.4g}" for v in (info.mean, info.std, info.delta_std)),
+            f"{errors['fields'][name]['mean']:.4f}",
+        ]
+        for i, name in enumerate(info.fields)
+    ]
+    rows.append(["mean", "", "", "", f"{errors['mean']:.4f}"])
+    header = ["field", "mean", "std", "std of change", "persistence VRMSE"]
+    return "\n".join(lines) + table(header, rows)
+
+
+def _checked(config: DictConfig, command: str) -> dict[str, Any]:
+    check_keys(config, command)  # type: ignore[arg-type]
+    return plain(config)
+
+
+def _run_folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _write_config(config: Config, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _keep_metrics(folder: Path) -> None:
+    """The logger starts a new metrics.csv; what a resumed run wrote before stays beside it."""
+    file = folder / "metrics.csv"
+    if file.exists():
+        number = len(list(folder.glob("metrics*.csv")))
+        file.rename(folder / f"metrics_before_{number}.csv")

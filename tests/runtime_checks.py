@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 from beartype import beartype
+from beartype.roar import BeartypeDecorHintPep3119Exception
 
 
 def after_the_call(function: Callable) -> Callable:
@@ -18,4 +19,9 @@ def after_the_call(function: Callable) -> Callable:
     """
     names = inspect.signature(function).parameters
     result_is_known = any(name.startswith("ret") and name[3:].isdigit() for name in names)
-    return beartype(function) if result_is_known else function
+    if not result_is_known:
+        return function
+    try:
+        return beartype(function)
+    except BeartypeDecorHintPep3119Exception:  # a Protocol without @runtime_checkable
+        return function

@@ -52,7 +52,7 @@ def test_import_is_light():
 
 
 def test_imports_go_one_way():
-    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), cache_dir=None) == 0
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 
 
 def test_type_checks_come_after_our_own_errors():

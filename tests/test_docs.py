@@ -1,0 +1,113 @@
+"""README and docs: Python blocks run, `adaptok` commands exist and compose, links resolve."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^(`{3,})(\w*)([^\n]*)\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    note: str
+    text: str
+    line: int
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    """The fenced blocks of one language, with the line that each starts on."""
+    text = page.read_text()
+    found = [
+        Block(match[2], match[3].strip(), match[4], text[: match.start()].count("\n") + 2)
+        for match in FENCE.finditer(text)
+    ]
+    return [block for block in found if block.language == language]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def with_python(page: Path) -> bool:
+    return any(block.note != "no-run" for block in blocks(page, "python"))
+
+
+def commands() -> list:
+    """Every `adaptok ...` line of the bash blocks, long lines joined, with where it stands."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            text = block.text.replace("\\\n", " ")
+            lines = [line.strip() for line in text.splitlines()]
+            found += [
+                pytest.param(line, id=f"{name(page)}: {line}")
+                for line in lines
+                if line.startswith("adaptok ")
+            ]
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if with_python(page)], ids=name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """All blocks of a page in one namespace, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": page.stem}
+    for block in blocks(page, "python"):
+        if block.note != "no-run":
+            padding = "\n" * (block.line - 1)  # so that a traceback names the line of the page
+            exec(compile(padding + block.text, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_exist_and_compose(command):
+    from adaptok import cli, config
+
+    _, subcommand, *arguments = shlex.split(command, comments=True)
+    assert subcommand in cli.COMMANDS
+    overrides, folders = split_arguments(arguments)
+    if (config.config_dir() / f"{subcommand}.yaml").is_file() and not folders:
+        config.compose(subcommand, overrides)
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Overrides, each sweep replaced by its first value, and the folders after --config-dir."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = iter(arguments)
+    overrides, folders = [], []
+    for word in words:
+        if word == "--config-dir":
+            folders.append(next(words))
+        elif not word.startswith("-"):
+            overrides.append(word)
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    first = [
+        f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+        if override.is_sweep_override()
+        else override.input_line
+        for override in parsed
+    ]
+    return first, folders
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_to_files_resolve(page):
+    prose = FENCE.sub("", page.read_text())
+    targets = [link for link in LINK.findall(prose) if "://" not in link and "@" not in link]
+    missing = [link for link in targets if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_readme_shows_both_commands_and_a_library_example():
+    shell = "".join(block.text for block in blocks(ROOT / "README.md", "bash"))
+    assert "make demo" in shell
+    assert blocks(ROOT / "README.md", "python")

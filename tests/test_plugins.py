@@ -1,0 +1,153 @@
+"""A third-party package, built and installed as its author would, adds parts by entry points."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "adaptok-mine"
+version = "0.1.0"
+
+[project.entry-points."adaptok.tokenizers"]
+mine = "adaptok_mine:mine"
+broken = "adaptok_mine.absent:tokenizer"
+
+[project.entry-points."adaptok.indicators"]
+magnitude = "adaptok_mine:Magnitude"
+"""
+
+MODULE = '''
+import adaptok
+from adaptok.refine import sum_pyramid
+
+
+def mine(ndim, in_channels, dim, *, knob=4):
+    """Uniform cells of `knob` grid points."""
+    return adaptok.create_tokenizer(
+        "uniform", ndim=ndim, in_channels=in_channels, dim=dim, size=knob
+    )
+
+
+class Magnitude:
+    """Sum of |x| over the cell."""
+
+    monotone = True
+
+    def __init__(self, *, channel=0):
+        self.channel = channel
+
+    def __call__(self, field, tree, *, boundary=None):
+        return sum_pyramid(field[:, :, self.channel].abs().mean(1, keepdim=True), tree)[:, 0]
+'''
+
+IN_PYTHON = """
+import json, sys, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import adaptok
+    loaded_by_import = "adaptok_mine" in sys.modules
+    names = adaptok.TOKENIZERS.names()
+import torch
+
+mine = adaptok.create_tokenizer("mine", ndim=2, in_channels=1, dim=8, knob=3)
+peak = torch.zeros(1, 1, 1, 16, 16)
+peak[..., 13, 2] = 1.0  # of 8 x 8 cells, the one at (8, 0) is refined
+part = {"name": "magnitude", "channel": 0}
+composed = adaptok.create_tokenizer(
+    "composed", ndim=2, in_channels=1, dim=8, indicator=part, min_size=4, max_size=8,
+    marking={"name": "budget", "budget": 7},
+)
+cells = composed.cells(peak)
+surrogate = adaptok.create_surrogate(
+    ndim=2, in_channels=1, tokenizer={"name": "mine", "knob": 8}, dim=8, depth=1, heads=2
+)
+print(json.dumps({
+    "loaded_by_import": loaded_by_import,
+    "names": names,
+    "warnings": [str(w.message) for w in caught],
+    "described": adaptok.TOKENIZERS.describe("mine"),
+    "tokens": mine(torch.zeros(1, 1, 12, 12)).features.shape[0],
+    "refined": cells.origin[cells.level == 1].tolist(),
+    "output": list(surrogate(torch.randn(1, 1, 1, 16, 16)).shape),
+}))
+"""
+
+IN_HYDRA = """
+import json, warnings
+warnings.simplefilter("ignore")
+from adaptok.config import choices, compose, plain
+
+config = plain(compose("train", ["tokenizer=mine", "tokenizer.knob=3"]))
+composed = ["tokenizer=composed", "+tokenizer/indicator=magnitude", "tokenizer.indicator.channel=2"]
+try:
+    compose("train", ["tokenizer=mine", "tokenizer.knop=3"])
+    error = ""
+except ValueError as raised:
+    error = str(raised)
+print(json.dumps({
+    "tokenizer": config["tokenizer"],
+    "default": plain(compose("train", ["tokenizer=mine"]))["tokenizer"],
+    "indicator": plain(compose("train", composed))["tokenizer"]["indicator"],
+    "choices": choices("tokenizer"),
+    "error": error,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder into which pip has installed the package, without network."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    (source / "pyproject.toml").write_text(PYPROJECT)
+    (source / "adaptok_mine.py").write_text(MODULE)
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target"]
+    command = [sys.executable, "-m", "pip", "install", *options, str(folder), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run(code: str, site: Path, cwd: Path) -> dict:
+    """What a fresh interpreter that finds the package prints as its last line, from JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_parts_of_an_installed_package_work_in_python(site, tmp_path):
+    seen = run(IN_PYTHON, site, tmp_path)
+    assert not seen["loaded_by_import"]
+    assert {"mine", "iap", "uniform"} <= set(seen["names"])
+    assert "broken" not in seen["names"]
+    assert any("'broken' was left out" in text for text in seen["warnings"])
+    assert seen["described"] == "mine: Uniform cells of `knob` grid points.\n  knob=4"
+    assert seen["tokens"] == 16
+    assert seen["refined"] == [[0, 8, 0], [0, 8, 4], [0, 12, 0], [0, 12, 4]]
+    assert seen["output"] == [1, 1, 1, 16, 16]
+
+
+@pytest.mark.slow
+def test_parts_of_an_installed_package_are_choices_in_hydra(site, tmp_path):
+    seen = run(IN_HYDRA, site, tmp_path)
+    assert seen["tokenizer"] == {"name": "mine", "knob": 3}
+    assert seen["default"] == {"name": "mine", "knob": 4}
+    assert seen["indicator"] == {"name": "magnitude", "channel": 2}
+    assert "mine" in seen["choices"]
+    assert "knob" in seen["error"]

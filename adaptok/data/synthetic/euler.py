@@ -30,12 +30,12 @@ def to_primitive(conserved: Tensor, gamma: float) -> Tensor:
     return torch.cat([density, velocity, pressure], 1)
 
 
-def stable_step(state: Tensor, dx: float, gamma: float, cfl: float = 0.4) -> Tensor:
-    """Largest stable time step of each sample, (b,)."""
+def stable_step(state: Tensor, dx: float, gamma: float, cfl: float = 0.8) -> Tensor:
+    """Time step of each sample for a Courant number of `cfl` (below 1 is stable), (b,)."""
     primitive = to_primitive(state, gamma)
     sound = (gamma * primitive[:, -1] / primitive[:, 0]).sqrt()
     speed = (primitive[:, 1:-1].abs() + sound[:, None]).sum(1)  # unsplit: the axes add up
-    return cfl * 2 * dx / speed.flatten(1).amax(1)
+    return cfl * dx / speed.flatten(1).amax(1)
 
 
 def step(state: Tensor, dt: Tensor, dx: float, gamma: float, boundary: tuple[str, ...]) -> Tensor:
@@ -79,8 +79,8 @@ def _faces(w: Tensor) -> tuple[Tensor, Tensor]:
     """Primitive states on the left and right side of each face, from van Leer's limited slopes."""
     jump = w.diff(dim=-1)
     left, right = jump[..., :-1], jump[..., 1:]
-    # Half of van Leer's slope 2 l r / (l + r), zero where l and r disagree. The fraction is enlarged
-    # by the sum, which has a sign: a TINY against 0 / 0 added to the sum itself could cancel it.
+    # Half of van Leer's slope 2 l r / (l + r), zero where l and r disagree. The fraction is
+    # enlarged by the sum, which has a sign: TINY (against 0 / 0) added to it could cancel it.
     total = left + right
     half = (left * right).clamp_min_(0.0) * total / total.square().add_(TINY)
     inner = w[..., 1:-1]

@@ -32,7 +32,7 @@ class SupernovaExplosion(Solver):
     resolution: int = 32
     frames: int = 16
     start: float = 0.03
-    frame_dt: float = 0.01
+    frame_dt: float = 0.012
     train: int = 8
     valid: int = 2
     test: int = 2
@@ -41,15 +41,15 @@ class SupernovaExplosion(Solver):
     ndim: ClassVar[int] = 3
     version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("OPEN", "OPEN", "OPEN")
-    batch: ClassVar[int] = 4
+    batch: ClassVar[int] = 2
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Primitive variables, (2 + ndim, *space)."""
         shape = (self.resolution,) * self.ndim
         density = (self.contrast * smooth_noise(shape, 0.08, generator)).exp()
         centre = 0.3 + 0.4 * torch.rand(self.ndim, generator=generator)
-        hot = 10.0 * 4.0 ** torch.rand((), generator=generator)
-        pressure = AMBIENT_PRESSURE + hot * sphere(shape, centre, RADIUS)
+        temperature = 8.0 * 3.0 ** torch.rand((), generator=generator)
+        pressure = AMBIENT_PRESSURE + temperature * density * sphere(shape, centre, RADIUS)
         rest = torch.zeros(self.ndim, *shape)
         return {"primitive": torch.cat([density[None], rest, pressure[None]])}
 

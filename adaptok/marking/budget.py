@@ -46,9 +46,10 @@ class BudgetMarking:
         """Marks the best nodes; raises ``ValueError`` for a budget below what the domain needs."""
         b, frames, _ = scores.shape
         budgets = per_sample(self.budget if budget is None else budget, b)
-        plans = [_plan(t, tree, frames, shared, self.splits_per_step) for t in budgets]
-        splits = tuple(splits for splits, _ in plans)
-        lengths = tuple(length * shared for _, length in plans)
+        step = self.splits_per_step
+        plans = {t: _plan(t, tree, frames, shared, step) for t in dict.fromkeys(budgets)}
+        splits = tuple(plans[t][0] for t in budgets)
+        lengths = tuple(plans[t][1] * shared for t in budgets)
         nodes = tree.nodes(scores.device)
         # What the borders force goes first; what lies outside never exists.
         if tree.counts()[1]:
@@ -79,7 +80,7 @@ def _plan(budget: int, tree: Tree, frames: int, shared: int, step: int) -> tuple
         raise ValueError(f"a budget needs one ratio between all levels, got sizes {tree.sizes}")
     gain = children.pop() - 1
     finest = leaves + (possible - forced) * gain
-    if budget > finest:
+    if budget > finest and not torch.compiler.is_compiling():
         warnings.warn(
             f"budget {budget * shared} is above the {finest * shared} finest cells; "
             "every cell is the finest",

@@ -5,6 +5,7 @@ decoder.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any, Protocol
 
 import torch
@@ -146,7 +147,10 @@ def as_field(field: Tensor, ndim: int, in_channels: int | None = None) -> Float[
         raise ValueError(f"built for {in_channels} channel(s), the field has {field.shape[2]}")
     if 0 in field.shape:
         raise ValueError(f"the field is empty: shape {tuple(field.shape)}")
-    if field.device.type == "cpu" and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        for extent in field.shape:
+            operator.index(extent)  # trees and groups are constants of a graph: one per shape
+    elif field.device.type == "cpu":
         _check_finite(field)
     return field
 

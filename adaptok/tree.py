@@ -262,8 +262,9 @@ def cells_from_score(
     ndim = score.ndim - 1
     if ndim not in (1, 2, 3):
         raise ValueError(f"a score map is (b, *space) with 1 to 3 axes, got {tuple(score.shape)}")
-    score = as_field(score.unsqueeze(1), ndim)[:, 0]  # (b, 1, *space)
+    score = as_field(score.unsqueeze(1), ndim)[:, 0].detach()  # (b, 1, *space)
+    score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
     tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
     marking = BudgetMarking(splits_per_step=splits_per_step)
-    split, lengths = marking(sum_pyramid(score.detach(), tree), tree, budget=budget)
+    split, lengths = marking(sum_pyramid(score, tree), tree, budget=budget)
     return cells_from_splits(split, tree, frames=1, lengths=lengths)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from numbers import Integral
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.refine import Tree
 
-Budget = int | Sequence[int] | Tensor
+Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbers too
 
 
 class Marks(NamedTuple):
@@ -48,10 +49,10 @@ def per_sample(budget: Budget, batch: int) -> tuple[int, ...]:
     Raises:
         ValueError: not whole numbers, or not one per sample.
     """
-    values = budget.tolist() if isinstance(budget, Tensor) else budget
-    if isinstance(values, int):
+    values: Any = budget.tolist() if isinstance(budget, Tensor) else budget
+    if isinstance(values, Integral):
         values = (values,) * batch
     listed = isinstance(values, Sequence) and len(values) == batch
-    if listed and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        return tuple(values)
+    if listed and all(isinstance(v, Integral) and not isinstance(v, bool) for v in values):
+        return tuple(int(v) for v in values)
     raise ValueError(f"budget is a whole number or {batch} of them, one per sample; got {budget!r}")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adaptok import create_surrogate
-from adaptok.data import FieldInfo, WellData
+from adaptok.data import FieldInfo
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.model import Surrogate
 from adaptok.registry import (
@@ -36,6 +36,9 @@ from adaptok.registry import (
     close_matches,
 )
 from adaptok.schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    from adaptok.data import WellData
 
 GROUPS: dict[str, Registry] = {
     "tokenizer": TOKENIZERS,
@@ -194,6 +197,8 @@ def build_data(config: Mapping[str, Any], *, overwrite: bool = False) -> WellDat
         config: plain, with `data`, `history` and `seed`.
         overwrite: generate again although the set exists.
     """
+    from adaptok.data import WellData  # needs lightning and the_well, which take seconds to import
+
     data = dict(config["data"])
     knobs = data.pop("generate")
     if knobs is not None:

@@ -73,7 +73,7 @@ def draw_values(ax: Axes, values: np.ndarray, *, limits: tuple[float, float], cm
         return None
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
-        spine.set_visible(False)
+        spine.set(visible=True, linewidth=0.4, color="0.6")
     extent = (0, values.shape[1], values.shape[0], 0)
     low, high = limits
     return ax.imshow(values, cmap=cmap, vmin=low, vmax=high, extent=extent, interpolation="nearest")
@@ -97,7 +97,7 @@ def draw_cells(
     """
     origin, size = _boxes(cells, sample, frame, cut)
     if linewidth is None:
-        linewidth = float(np.clip(14 / np.sqrt(len(origin) + 1), 0.2, 0.9))
+        linewidth = float(np.clip(8 / np.sqrt(len(origin) + 1), 0.15, 0.6))
     if origin.shape[1] == 1:
         edges = np.unique(np.concatenate([origin, origin + size]))
         ax.vlines(edges, *ax.get_ylim(), color=color, linewidth=linewidth, alpha=0.5)
@@ -166,35 +166,37 @@ def panels_figure(
     rows: Mapping[str, Mapping[str, np.ndarray]],
     *,
     title: str = "",
-    errors: Sequence[str] = (),
-    positive: bool = False,
+    share: str = "row",
+    positive: Sequence[str] = (),
 ) -> Figure:
     """A grid of fields with a colour bar each: row name -> column name -> ``(*space)``.
 
-    The columns of a row share their colours, except those named in `errors`, which start at 0. A
-    row may lack columns. Fields in 3D show the plane through the middle of the first axis.
+    Fields in 3D show the plane through the middle of the first axis. A row may lack columns.
 
     Args:
-        positive: all panels start at 0, as scores do.
+        share: "row" or "column": which panels have the same colours.
+        positive: columns with colours of their own that start at 0, such as errors and scores.
     """
     flat = {r: {c: _first_plane(v) for c, v in columns.items()} for r, columns in rows.items()}
     names = list(max(flat.values(), key=len))
     like = next(iter(next(iter(flat.values())).values()))
     with _style():
         figure, axes = _grid(len(flat), len(names), like, bars=True)
-        for axs, (label, columns) in zip(axes, flat.items(), strict=True):
-            shared = [v for c, v in columns.items() if c not in errors]
+        for axs, columns in zip(axes, flat.values(), strict=True):
             for ax, name in zip(axs, names, strict=True):
                 if name not in columns:
                     ax.set_axis_off()
-                elif name in errors or positive:
-                    top = columns[name] if name in errors else np.stack(shared)
-                    limits = (0.0, float(top.max()) or 1.0)
-                    _panel(figure, ax, columns[name], limits, "magma")
+                    continue
+                column = [row[name] for row in flat.values() if name in row]
+                row = [v for c, v in columns.items() if c not in positive]
+                if name in positive:
+                    top = float(np.max(columns[name] if share == "row" else np.stack(column)))
+                    _panel(figure, ax, columns[name], (0.0, top or 1.0), "magma")
                 else:
-                    _panel(figure, ax, columns[name], *colours_of(np.stack(shared)))
-            first = next(ax for ax, name in zip(axs, names, strict=True) if name in columns)
-            first.set_ylabel(label)
+                    shared = np.stack(row if share == "row" else column)
+                    _panel(figure, ax, columns[name], *colours_of(shared))
+        for axs, (label, columns) in zip(axes, flat.items(), strict=True):
+            axs[next(i for i, name in enumerate(names) if name in columns)].set_ylabel(label)
         for ax, name in zip(axes[0], names, strict=True):
             ax.set_title(name)
         if title:
@@ -222,7 +224,7 @@ def prediction_figure(
         name: {"truth": t, "prediction": p, "|error|": np.abs(p - t)}
         for name, t, p in zip(fields, truth, prediction, strict=True)
     }
-    return panels_figure(rows, title=title, errors=("|error|",))
+    return panels_figure(rows, title=title, positive=("|error|",))
 
 
 def learning_curve_figure(runs: str | Path | Mapping[str, str | Path]) -> Figure:

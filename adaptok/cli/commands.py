@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ def fit_and_test(config: Config, folder: Path) -> dict[str, Any]:
     Returns:
         The results of the evaluation, with the parameters and the seconds per training step.
     """
+    _quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
     optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
@@ -231,6 +234,17 @@ def _run_folder() -> Path:
 def _write_config(config: Config, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _quiet() -> None:
+    """Keeps Lightning's advertisements and advice that does not apply out of the output."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*is deprecated, use `isinstance",
+        ".*exists and is not empty",
+        ".*num_workers",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def _keep_metrics(folder: Path) -> None:

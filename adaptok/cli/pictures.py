@@ -89,8 +89,7 @@ def of_tokens(
     now = {name: batch["input"][0, -1, i].numpy() for i, name in enumerate(info.fields)}
     if "constants" in batch:
         now |= {n: batch["constants"][0, i].numpy() for i, n in enumerate(info.constants)}
-    rows = {name: {"": values} for name, values in now.items()}
-    files = [plots.save(plots.panels_figure(rows), folder / "field.png")]
+    files = [plots.save(plots.panels_figure({"": now}, share="column"), folder / "field.png")]
     tilings = _tilings(surrogate, batch, settings)
     for name in info.fields:
         figure = plots.cells_figure(now[name], tilings, title=name)
@@ -107,21 +106,19 @@ def _scores(surrogate: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -
     field = surrogate._prepare(batch["input"], batch.get("constants")).scored
     known = batch["boundary"]
     total = tokenizer.score_map(field, boundary=known)[0].numpy()
-    now = "now"
-    rows: dict[str, dict[str, np.ndarray]] = {"all": {now: total}}
+    rows: dict[str, dict[str, np.ndarray]] = {"now": {"all": total}}
     maps_of = getattr(getattr(tokenizer, "indicator", None), "channel_maps", None)
     if maps_of is not None:
         maps = maps_of(field, boundary=known)[0].flatten(0, 1).numpy()
         history, fields = batch["input"].shape[1], len(info.fields)
-        per_frame = len(info.constants) if surrogate.history_mode == "frames" else 0
-        for frame in range(history):
-            name = now if frame == history - 1 else f"{history - 1 - frame} before"
-            for i, channel in enumerate(info.fields):
-                row = rows.setdefault(channel, {})
-                row[name] = maps[frame * (fields + per_frame) + i]
-        for i, constant in enumerate(info.constants):
-            rows[constant] = {now: maps[len(maps) - len(info.constants) + i]}
-    figure = plots.panels_figure(rows, title="score", positive=True)
+        stride = fields + (len(info.constants) if surrogate.history_mode == "frames" else 0)
+        for age in range(history):
+            row = rows.setdefault(f"{age} before" if age else "now", {})
+            first = (history - 1 - age) * stride
+            row |= {name: maps[first + i] for i, name in enumerate(info.fields)}
+        first = len(maps) - len(info.constants)
+        rows["now"] |= {name: maps[first + i] for i, name in enumerate(info.constants)}
+    figure = plots.panels_figure(rows, title="score", share="column", positive=[*rows["now"]])
     return [plots.save(figure, folder / "score.png")]
 
 

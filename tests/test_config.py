@@ -1,0 +1,191 @@
+"""The menu: every file composes, every key is read, every part is a choice, mistakes are explained."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import lightning
+import pytest
+import small_runs
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from adaptok import config
+from adaptok.checkpoints import ARCHITECTURE
+from adaptok.data import WellData
+from adaptok.data.synthetic import SOLVERS, generate
+from adaptok.optim import Optim
+from adaptok.registry import TOKENIZERS
+from adaptok.training import make_trainer
+
+FOLDER = config.config_dir()
+COMMANDS = ("train", "eval", "tokenize", "data", "demo")
+FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
+CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "loader" not in path]
+# Who reads the keys of a group, and which keys its reader takes beside its own parameters.
+READERS = {
+    "data": ([WellData.__init__], {"generate"}),
+    "optim": ([Optim], set()),
+    "trainer": ([lightning.Trainer, make_trainer], set()),
+    "logger": ([make_trainer], set()),
+    "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
+}
+COMMAND_KEYS = {
+    "train": {"resume", "test", "schedule", "optim", "trainer", "logger"},
+    "demo": {"resume", "test", "schedule", "optim", "trainer", "logger", "compare"},
+    "eval": {"ckpt", "split", "settings", "steps", "device"},
+    "tokenize": {"split", "samples", "settings"},
+    "data": {"overwrite"},
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes(command):
+    composed = config.compose(command, ["ckpt=x"] if command == "eval" else [])
+    known = {"seed", "name", "tokenizer", "processor", "decoder", "size", "data"}
+    known |= {*config.MODEL_KEYS, *COMMAND_KEYS[command]}
+    assert set(config.plain(composed)) <= known
+    assert COMMAND_KEYS[command] <= set(composed)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_file_composes_and_every_key_is_read(choice):
+    group, name = choice.split("/")
+    overrides = [f"{group}={name}", *(["data.name=shear_flow"] if choice == "data/well" else [])]
+    chosen = config.plain(config.compose("train", overrides))[group]
+    readers, more = READERS[group]
+    accepted = more.union(*(inspect.signature(reader).parameters for reader in readers))
+    assert chosen
+    assert set(chosen) <= accepted
+
+
+def test_no_file_is_left_out():
+    top = {path.removesuffix(".yaml") for path in FILES if "/" not in path}
+    assert top == {*COMMANDS, "run", "model"}
+    assert {choice.split("/")[0] for choice in CHOICES} == set(READERS)
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(group, name) for group, registry in config.GROUPS.items() for name in registry.names()],
+)
+def test_every_part_is_a_choice_with_its_knobs(group, name):
+    override = f"+{group}={name}" if "/" in group else f"{group}={name}"
+    chosen = ["tokenizer=composed"] if "/" in group else []
+    node = config.plain(config.compose("train", [*chosen, override]))
+    for key in group.split("/"):
+        node = node[key]
+    assert node["name"] == name
+    plain_knobs = {k for k, v in config.GROUPS[group].knobs(name).items() if not callable(v)}
+    assert set(node) == {"name", *plain_knobs}
+
+
+def test_a_part_registered_later_needs_no_file():
+    @TOKENIZERS.register("for_this_test")
+    def part(ndim: int, in_channels: int, dim: int, *, knob: int = 1, more: float = 0.5):
+        """Never built."""
+
+    try:
+        composed = config.compose("train", ["tokenizer=for_this_test", "tokenizer.knob=3"])
+        chosen = config.plain(composed)["tokenizer"]
+    finally:
+        del TOKENIZERS._factories["for_this_test"]
+    assert chosen == {"name": "for_this_test", "knob": 3, "more": 0.5}
+
+
+def test_size_and_seed_reach_the_parts():
+    composed = config.plain(config.compose("train", ["size=iap", "seed=7", "size.heads=3"]))
+    assert composed["processor"]["depth"] == 7
+    assert composed["processor"]["heads"] == 3
+    assert composed["schedule"]["seed"] == 7
+    own = config.plain(config.compose("train", ["processor.depth=2"]))
+    assert own["processor"]["depth"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["tokenizer=aip"],
+            r"unknown tokenizer 'aip' \(did you mean 'iap'\?\); choices: .*uniform",
+        ),
+        (["tokenzer=iap"], r"unknown key 'tokenzer' \(did you mean 'tokenizer'\?\); valid here: "),
+        (["tokenizer.bugdet=1"], r"'tokenizer.bugdet' \(did you mean 'budget'\?\).*min_size"),
+        (["tokenizer=uniform", "tokenizer.budget=1"], "'tokenizer.budget'; valid here: name, size"),
+        (["trainer.max_step=3"], r"did you mean 'max_steps'\?"),
+        (["data.generate.nods=3"], r"did you mean 'nodes'\?"),
+        (["data=well"], "data.name must be given"),
+        (["a=b=c"], "cannot read 'a=b=c'"),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config.plain(config.compose("train", overrides))
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_added_with_a_plus_must_be_read_by_something():
+    composed = config.plain(config.compose("train", ["+sede=3"]))
+    with pytest.raises(ValueError, match=r"unknown key 'sede' \(did you mean 'seed'"):
+        config.check_keys(composed, "train")
+    composed = config.plain(config.compose("data", [*small_runs.data(), "+data.batchsize=3"]))
+    with pytest.raises(ValueError, match=r"'data.batchsize' \(did you mean 'batch_size'\?\)"):
+        config.build_data(composed)
+
+
+def test_own_folder_of_files(tmp_path):
+    (tmp_path / "size").mkdir()
+    (tmp_path / "size" / "own.yaml").write_text("dim: 8\ndepth: 1\nheads: 1\nmlp_ratio: 1.0\n")
+    composed = config.plain(config.compose("train", ["size=own"], [tmp_path]))
+    assert composed["size"]["dim"] == 8
+
+
+def test_composing_inside_a_job_leaves_hydra_as_it_was():
+    before = GlobalHydra.instance().hydra
+    config.compose("train")
+    assert GlobalHydra.instance().hydra is before
+
+
+@pytest.mark.parametrize("name", SOLVERS.names())
+def test_every_solver_is_a_data_set_with_its_knobs(name):
+    chosen = config.plain(config.compose("data", [f"data={name}"]))["data"]
+    assert chosen["name"] == name
+    assert set(chosen["generate"]) - {"seed"} == set(SOLVERS.knobs(name))
+
+
+def test_build_data_by_folder_and_by_name():
+    overrides = small_runs.data()
+    generated = config.build_data(config.plain(config.compose("data", overrides)))
+    name = generated.info.name
+    well = ["data=well", f"data.name={name}", f"data.base={small_runs.root()}"]
+    by_name = config.build_data(config.plain(config.compose("data", well)))
+    folder = ["data=well", "data.name=any", f"data.path={generated.folder}"]
+    by_path = config.build_data(config.plain(config.compose("data", folder)))
+    assert by_name.info.shape == by_path.info.shape == generated.info.shape == (16, 16)
+
+
+def test_the_surrogate_is_the_configured_one():
+    composed = config.plain(config.compose("train", [*small_runs.train(), "normalise=dataset"]))
+    data = config.build_data(composed)
+    surrogate = config.build_surrogate(composed, data.info)
+    assert surrogate.normalise == "dataset"
+    assert surrogate.tokenizer.spec.dim == 24
+    assert surrogate.mean.tolist() == data.info.mean.tolist()
+    batch = next(iter(data.loader("test")))
+    out = surrogate(batch["input"], constants=batch["constants"], boundary=batch["boundary"])
+    assert out.shape == batch["target"].shape
+
+
+def test_keys_that_decide_the_architecture_exist():
+    assert set(ARCHITECTURE) <= set(config.compose("train"))
+
+
+def test_files_are_valid_alone():
+    for path in FILES:
+        assert isinstance(yaml.safe_load((FOLDER / path).read_text()), dict), path
+
+
+def test_generate_takes_what_the_menu_passes():
+    assert {"seed", "overwrite"} <= set(inspect.signature(generate).parameters)
+    assert isinstance(FOLDER, Path)

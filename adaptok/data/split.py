@@ -186,6 +186,11 @@ class Split:
         self.cached = self._bytes() <= cache_bytes
         self._trajectories: list[Trajectory] | None = None
 
+    @property
+    def boundary(self) -> Tensor:
+        """Types of the ends of each axis, (ndim, 2)."""
+        return self._all[0]["boundary"]
+
     def _bytes(self) -> int:
         frames = sum(file.trajectories * file.steps for file in self.files)
         per_frame = len(self.channels) * torch.Size(self.metadata.spatial_resolution).numel()

@@ -99,9 +99,9 @@ class WellData(LightningDataModule):
         Raises:
             ValueError: for anything that is missing or damaged, naming it.
         """
-        _ = self.info
         for split in STAGES.get(stage, ("test",)):
             _ = self._train_windows() if split == "train" else self._windows(split)
+        _ = self.info
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled; an incomplete last batch is left out."""
@@ -187,37 +187,38 @@ class WellData(LightningDataModule):
 
     def _describe(self) -> FieldInfo:
         tables = read_statistics(self.folder)
-        train = self._split("train")
+        # any split has the same channels: evaluation does without the training files
+        split = next(iter(self._splits.values()), None) or self._split("train")
 
         def fields(table: str) -> Tensor:
             where = f"{self.folder / 'stats.yaml'} [{table}]"
             return component_statistics(
-                tables[table], train.core_fields, len(train.channels), where
+                tables[table], split.core_fields, len(split.channels), where
             )
 
         def constants(table: str) -> Tensor:
             where = f"{self.folder / 'stats.yaml'} [{table}]"
-            names, size = train.core_constants, len(train.constants)
+            names, size = split.core_constants, len(split.constants)
             return component_statistics(tables[table], names, size, where)
 
-        pairs = train.windows(1, 1, self.stride)
         if self.stride == 1:
             delta_mean, delta_std = fields("mean_delta"), fields("std_delta")
         else:  # the file knows the change over one frame only
+            pairs = self._split("train").windows(1, 1, self.stride)
             delta_mean, delta_std = delta_statistics(pairs)
         return FieldInfo(
-            name=train.metadata.dataset_name,
-            ndim=train.metadata.n_spatial_dims,
-            shape=tuple(train.metadata.spatial_resolution),
-            fields=tuple(train.channels),
-            constants=tuple(train.constants),
+            name=split.metadata.dataset_name,
+            ndim=split.metadata.n_spatial_dims,
+            shape=tuple(split.metadata.spatial_resolution),
+            fields=tuple(split.channels),
+            constants=tuple(split.constants),
             mean=fields("mean"),
             std=fields("std"),
             delta_mean=delta_mean,
             delta_std=delta_std,
             constant_mean=constants("mean"),
             constant_std=constants("std"),
-            boundary=pairs[0]["boundary"],
+            boundary=split.boundary,
         )
 
 

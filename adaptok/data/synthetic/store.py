@@ -34,7 +34,7 @@ def write_file(
         attributes: further attributes of the root; readers of the format ignore them.
     """
     axes = list(data.coordinates)
-    batch = next(iter(data.fields[0].values())).shape[0]
+    batch = next(v for members in data.fields.values() for v in members.values()).shape[0]
     with h5py.File(path, "w") as file:
         file.attrs.update(
             dataset_name=name,

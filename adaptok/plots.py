@@ -175,7 +175,7 @@ def panels_figure(
 
     Args:
         share: "row" or "column": which panels have the same colours.
-        positive: columns with colours of their own that start at 0, such as errors and scores.
+        positive: columns such as errors and scores, which share other colours that start at 0.
     """
     flat = {r: {c: _first_plane(v) for c, v in columns.items()} for r, columns in rows.items()}
     names = list(max(flat.values(), key=len))
@@ -187,13 +187,14 @@ def panels_figure(
                 if name not in columns:
                     ax.set_axis_off()
                     continue
-                column = [row[name] for row in flat.values() if name in row]
-                row = [v for c, v in columns.items() if c not in positive]
+                alike = [c for c in columns if (c in positive) == (name in positive)]
+                row = [columns[c] for c in alike]
+                column = [other[name] for other in flat.values() if name in other]
+                shared = np.stack(row if share == "row" else column)
                 if name in positive:
-                    top = float(np.max(columns[name] if share == "row" else np.stack(column)))
-                    _panel(figure, ax, columns[name], (0.0, top or 1.0), "magma")
+                    limits = (0.0, float(shared.max()) or 1.0)
+                    _panel(figure, ax, columns[name], limits, "magma")
                 else:
-                    shared = np.stack(row if share == "row" else column)
                     _panel(figure, ax, columns[name], *colours_of(shared))
         for axs, (label, columns) in zip(axes, flat.items(), strict=True):
             axs[next(i for i, name in enumerate(names) if name in columns)].set_ylabel(label)
@@ -243,7 +244,7 @@ def learning_curve_figure(runs: str | Path | Mapping[str, str | Path]) -> Figure
                 steps, values = zip(*points, strict=True) if points else ((), ())
                 marker = "o" if len(points) < 30 else None
                 ax.plot(steps, values, marker=marker, markersize=3, label=caption)
-                if values and min(values) > 0:
+                if values and max(values) > 10 * min(values) > 0:
                     ax.set_yscale("log")
         for ax, label in ((left, "training loss"), (right, "validation VRMSE")):
             ax.set(xlabel="step", ylabel=label)

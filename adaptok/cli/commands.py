@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -36,20 +36,25 @@ from adaptok.training import SurrogateModule, make_trainer
 Config = Mapping[str, Any]
 
 
+class Run(NamedTuple):
+    """A finished training run."""
+
+    results: dict[str, Any]
+    surrogate: Surrogate
+    data: WellData
+    folder: Path
+
+
 def train(config: DictConfig) -> float | None:
     """Task of ``adaptok train``; returns the test VRMSE, for sweepers that minimise it."""
-    results = fit_and_test(_checked(config, "train"), _run_folder())
+    results = fit_and_test(_checked(config, "train"), _run_folder()).results
     print(markdown(results))
     print(f"run folder: {_run_folder()}")
     return results["settings"][0]["vrmse"]["mean"]
 
 
-def fit_and_test(config: Config, folder: Path) -> dict[str, Any]:
-    """Trains as configured and tests the averaged weights; everything is kept in `folder`.
-
-    Returns:
-        The results of the evaluation, with the parameters and the seconds per training step.
-    """
+def fit_and_test(config: Config, folder: Path) -> Run:
+    """Trains as configured and tests the averaged weights; everything is kept in `folder`."""
     _quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
@@ -73,7 +78,7 @@ def fit_and_test(config: Config, folder: Path) -> dict[str, Any]:
     if trainer.is_global_zero:
         write_report(results, folder)
         pictures.of_run(surrogate, data, results, folder)
-    return results
+    return Run(results, surrogate, data, folder)
 
 
 def eval(config: DictConfig) -> float | None:
@@ -156,14 +161,13 @@ def demo(config: DictConfig) -> None:
     """Task of ``adaptok demo``: one run per entry of `compare`, then a table and pictures."""
     base, folder = _checked(config, "demo"), _run_folder()
     given = list(HydraConfig.get().overrides.task)
-    runs = {}
+    runs: dict[str, Run] = {}
     for name, overrides in base["compare"].items():
         print(f"\n{name}: {' '.join(overrides)}")
         chosen = plain(compose("demo", [*overrides, *given]))
         runs[name] = fit_and_test(chosen, folder / name)
     files = pictures.of_comparison(runs, folder)
-    files += [folder / name / "pictures" / "prediction.png" for name in runs]
-    text = demo_table(runs)
+    text = demo_table({name: run.results for name, run in runs.items()})
     (folder / "table.md").write_text(text)
     print(f"\n{text}\npictures:")
     print("\n".join(f"  {file}" for file in files))

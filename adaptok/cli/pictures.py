@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,22 +43,20 @@ def of_run(
     split: str = "test",
 ) -> list[Path]:
     """Learning curve (where there is one), prediction, cells and rollout curves of a run."""
-    out, device = folder / "pictures", surrogate.mean.device
+    out = folder / "pictures"
     batch = sample_of(data, split, 0)
-    known = inputs_of(batch, device)
-    setting = _controls(results["settings"][0]["setting"])
-    prediction = surrogate(batch["input"].to(device), **known, **setting).float().cpu()
+    prediction = _predict(surrogate, batch, results["settings"][0]["setting"])
     files = []
     if (folder / "metrics.csv").exists():
         figure = plots.learning_curve_figure(folder)
         files.append(plots.save(figure, out / "learning_curve.png"))
-    figure = plots.prediction_figure(
-        batch["target"][0, 0].numpy(), prediction[0, 0].numpy(), data.info.fields
-    )
+    truth = batch["target"][0, 0].numpy()
+    figure = plots.prediction_figure(truth, prediction, data.info.fields)
     files.append(plots.save(figure, out / "prediction.png"))
     settings = [row["setting"] for row in results["settings"]]
     tilings = _tilings(surrogate, batch, settings)
-    figure = plots.cells_figure(_channel(batch, data.info), tilings, title=data.info.fields[0])
+    values = batch["input"][0, -1, 0].numpy()
+    figure = plots.cells_figure(values, tilings, title=data.info.fields[0])
     files.append(plots.save(figure, out / "cells.png"))
     if "rollout" in results["persistence"]:
         curves = {row["label"]: _curve(row) for row in results["settings"]}
@@ -67,14 +65,43 @@ def of_run(
     return files
 
 
-def of_comparison(runs: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Learning and rollout curves of several runs in one picture each."""
-    figure = plots.learning_curve_figure({name: folder / name for name in runs})
-    files = [plots.save(figure, folder / "learning_curves.png")]
-    curves = {name: _curve(results["settings"][0]) for name, results in runs.items()}
-    curves["persistence"] = _curve(next(iter(runs.values()))["persistence"])
-    files.append(plots.save(plots.rollout_figure(curves), folder / "rollouts.png"))
-    return files
+class HasRun(Protocol):
+    """What `of_comparison` needs of a finished run."""
+
+    @property
+    def results(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def surrogate(self) -> Surrogate: ...  # noqa: D102
+    @property
+    def data(self) -> WellData: ...  # noqa: D102
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+
+
+@torch.no_grad()
+def of_comparison(runs: Mapping[str, HasRun], folder: Path) -> list[Path]:
+    """Several runs in one picture each: cells, errors, learning curves, rollouts."""
+    first = next(iter(runs.values()))
+    fields = first.data.info.fields
+    batch = sample_of(first.data, "test", 0)
+    truth = batch["target"][0, 0].numpy()
+    tilings = {}
+    rows = {name: {"truth": values} for name, values in zip(fields, truth, strict=True)}
+    for name, run in runs.items():
+        tilings |= {name: _tilings(run.surrogate, batch, [{}])["as built"]}
+        errors = np.abs(_predict(run.surrogate, batch, {}) - truth)
+        for field, error in zip(fields, errors, strict=True):
+            rows[field][f"|error| of {name}"] = error
+    names = [f"|error| of {name}" for name in runs]
+    curves = {name: _curve(run.results["settings"][0]) for name, run in runs.items()}
+    curves["persistence"] = _curve(first.results["persistence"])
+    figures = {
+        "cells": plots.cells_figure(batch["input"][0, -1, 0].numpy(), tilings, title=fields[0]),
+        "errors": plots.panels_figure(rows, positive=names, share="row"),
+        "learning_curves": plots.learning_curve_figure({n: r.folder for n, r in runs.items()}),
+        "rollouts": plots.rollout_figure(curves),
+    }
+    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 @torch.no_grad()
@@ -122,6 +149,13 @@ def _scores(surrogate: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -
     return [plots.save(figure, folder / "score.png")]
 
 
+def _predict(surrogate: Surrogate, batch: Batch, setting: Mapping[str, Any]) -> np.ndarray:
+    """The next frame of a single sample, (c, *space)."""
+    device = surrogate.mean.device
+    field, known = batch["input"].to(device), inputs_of(batch, device)
+    return surrogate(field, **known, **_controls(setting)).float().cpu()[0, 0].numpy()
+
+
 def _tilings(
     surrogate: Surrogate, batch: Batch, settings: Sequence[Mapping[str, Any]]
 ) -> dict[str, Cells]:
@@ -136,10 +170,6 @@ def _tilings(
 def _controls(setting: Mapping[str, Any]) -> dict[str, Any]:
     """A schedule is drawn as built; a setting as it is."""
     return {} if "name" in setting else dict(setting)
-
-
-def _channel(batch: Batch, info: FieldInfo) -> np.ndarray:
-    return batch["input"][0, -1, 0].numpy()
 
 
 def _curve(row: Mapping[str, Any]) -> list[float]:

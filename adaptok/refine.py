@@ -246,29 +246,45 @@ def cells_from_splits(
     frame_size: int = 1,
     lengths: tuple[int, ...] | None = None,
 ) -> Cells:
-    """Packs the leaves of split masks, sample by sample, frame by frame, in the tree's order.
+    """The leaves of split masks as cells, see `cells_from_nodes`."""
+    node = leaves(split, tree)
+    return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, lengths=lengths)
+
+
+def cells_from_nodes(
+    chosen: Bool[Tensor, "b f nodes"],
+    tree: Tree,
+    *,
+    frames: int,
+    frame_size: int = 1,
+    lengths: tuple[int, ...] | None = None,
+    tiling: bool = True,
+) -> Cells:
+    """Packs chosen nodes as cells, sample by sample, frame by frame, in the tree's order.
 
     Args:
-        split: f is 1 (one tiling shared by all frames) or the number of frames of cells.
+        chosen: f is 1 (the same cells in all frames) or the number of frames of cells.
         frames: frames of cells, each `frame_size` field frames long.
         lengths: cells per sample where the host knows them; else they cost one host
             synchronisation.
+        tiling: whether the chosen nodes cover the domain exactly once.
     """
-    nodes = tree.nodes(split.device)
-    leaf = leaves(split, tree).index_select(-1, nodes.order).expand(-1, frames, -1)
+    nodes = tree.nodes(chosen.device)
+    chosen = chosen.index_select(-1, nodes.order).expand(-1, frames, -1)
     if lengths is None:
-        lengths = tuple(leaf.sum((1, 2)).tolist())  # the sync: these counts size all that follows
-    node, frame = _compact(leaf, lengths)
+        lengths = tuple(chosen.sum((1, 2)).tolist())  # the sync: the counts size all that follows
+    node, frame = _compact(chosen, lengths)
     time = torch.zeros_like(node) if frame is None else frame * frame_size
     return Cells(
         origin=_with_time(time, nodes.origin, node),
         size=_with_time(torch.full_like(node, frame_size), nodes.size, node),
         level=nodes.level.index_select(0, node),
-        cu_seqlens=offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), split.device),
+        cu_seqlens=offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), chosen.device),
         max_seqlen=max(lengths, default=0),
         lengths=lengths,
         shape=(frames * frame_size, *tree.shape),
         sizes=tuple((frame_size, *size) for size in tree.sizes),
+        tiling=tiling,
     )
 
 
@@ -277,19 +293,19 @@ def _with_time(time: Tensor, table: Tensor, node: Tensor) -> Tensor:
 
 
 def _compact(
-    leaf: Bool[Tensor, "b f k"], lengths: tuple[int, ...]
+    chosen: Bool[Tensor, "b f k"], lengths: tuple[int, ...]
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
     """Node and frame (None for one frame) of the true entries, which number `lengths` per
     sample.
     """
-    _, frames, count = leaf.shape
-    mask, total = leaf.reshape(-1), sum(lengths)
-    if leaf.device.type == "cpu" and not torch.compiler.is_compiling():
+    _, frames, count = chosen.shape
+    mask, total = chosen.reshape(-1), sum(lengths)
+    if chosen.device.type == "cpu" and not torch.compiler.is_compiling():
         index = mask.nonzero().squeeze(1)
     else:  # static shapes, no sync
         rank = mask.cumsum(0) - 1
         slots = torch.where(mask, rank, total)
-        rows = torch.arange(len(mask), device=leaf.device)
+        rows = torch.arange(len(mask), device=chosen.device)
         index = rows.new_zeros(total + 1).scatter_(0, slots, rows)[:total]
     return index % count, index // count % frames if frames > 1 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,13 +108,5 @@ def uniform_cells(
     split = torch.zeros(b, 1, 0, dtype=torch.bool, device=field.device)
     lengths = (frames * tree.counts()[0],) * b
     cells = cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
-    return Cells(
-        cells.origin,
-        cells.size,
-        torch.full_like(cells.level, level),
-        cells.cu_seqlens,
-        cells.max_seqlen,
-        cells.lengths,
-        cells.shape,
-        spec.sizes,
-    )
+    level_of = torch.full_like(cells.level, level)
+    return dataclasses.replace(cells, level=level_of, sizes=spec.sizes)

@@ -16,12 +16,9 @@ import pytest
 import torch
 import yaml
 
-from adaptok.data.synthetic import SOLVERS, generate
+from adaptok.data.synthetic import SOLVERS, generate, generation
 from adaptok.data.synthetic.solver import Trajectories
 from adaptok.data.synthetic.store import write_file
-
-# the package's attribute of this name is the function
-module = sys.modules["adaptok.data.synthetic.generate"]
 
 MAZE, BLAST = "acoustic_scattering_maze", "supernova_explosion_64"
 TINY = {
@@ -290,7 +287,7 @@ def test_an_error_leaves_nothing_and_the_old_set_in_place(tmp_path, monkeypatch)
         written.append(path)
         write_file(path, *args, **kwargs)
 
-    monkeypatch.setattr(module, "write_file", interrupted)
+    monkeypatch.setattr(generation, "write_file", interrupted)
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         make(MAZE, tmp_path, seed=3, overwrite=True)
@@ -324,9 +321,9 @@ def test_a_killed_generator_leaves_nothing_that_loads(tmp_path):
 def test_two_generators_of_one_set_do_the_work_once(tmp_path, monkeypatch):
     pytest.importorskip("fcntl")
     runs = []
-    write_set = module._write_set
+    write_set = generation._write_set
     monkeypatch.setattr(
-        module, "_write_set", lambda *a, **k: (runs.append(1), write_set(*a, **k))[1]
+        generation, "_write_set", lambda *a, **k: (runs.append(1), write_set(*a, **k))[1]
     )
     threads = [threading.Thread(target=make, args=(MAZE, tmp_path)) for _ in range(3)]
     for thread in threads:

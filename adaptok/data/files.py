@@ -21,7 +21,6 @@ class WellFile(NamedTuple):
     path: Path
     trajectories: int
     steps: int
-    shape: tuple[int, ...]
 
 
 def find_folder(
@@ -87,10 +86,9 @@ def _inspect(path: Path) -> WellFile:
             missing = [group for group in GROUPS if group not in file]
             if missing:
                 raise ValueError(f"not in the Well's format, {path} lacks {', '.join(missing)}")
-            sizes: Any = file["dimensions"]  # h5py's types include what is not a dataset
+            sizes: Any = file["dimensions"]  # h5py's types cannot say that it is a group
             count: Any = file.attrs["n_trajectories"]
-            shape = tuple(sizes[axis].shape[-1] for axis in sizes.attrs["spatial_dims"])
-            return WellFile(path, int(count), sizes["time"].shape[-1], shape)
+            return WellFile(path, int(count), sizes["time"].shape[-1])
     except (OSError, KeyError) as error:
         raise ValueError(f"damaged or truncated HDF5 file {path}: {error}") from error
 

@@ -1,7 +1,7 @@
 """Solver-made data sets in the Well's format: `generate(name, root)` for any name in `SOLVERS`."""
 
 from adaptok.data.synthetic.acoustic_scattering_maze import AcousticScatteringMaze
-from adaptok.data.synthetic.generate import generate
+from adaptok.data.synthetic.generation import generate
 from adaptok.data.synthetic.solver import SOLVERS, Solver, Trajectories
 from adaptok.data.synthetic.supernova_explosion_64 import SupernovaExplosion
 

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(MPLBACKEND="Agg", HYDRA_FULL_ERROR="1", WANDB_MODE="offline", HF_HUB_OFFLINE="1")
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,15 +55,20 @@ def seed() -> int:
 
 
 @pytest.fixture(autouse=True)
-def unchecked_when_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+def unchecked_when_compiled(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Turns the type checks off in tests with "compile" in their name: dynamo cannot trace them."""
     if "compile" not in request.node.name:
-        yield
         return
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    if not find_spec("beartype"):
+        return
+    from runtime_checks import classes_of, unchecked
+
+    # Switched off is not enough for methods of objects that are made inside the compiled function.
+    for cls in classes_of("adaptok"):
+        for name, attribute in list(vars(cls).items()):
+            if unchecked(attribute) is not attribute:
+                monkeypatch.setattr(cls, name, unchecked(attribute))
 
 
 @pytest.fixture(scope="session")

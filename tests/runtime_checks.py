@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
+from types import FunctionType
+from typing import Any
 
 from beartype import beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
+from jaxtyping import jaxtyped
+
+_WRAPPER = inspect.getsourcefile(jaxtyped)  # the file of every wrapper
 
 
 def after_the_call(function: Callable) -> Callable:
@@ -25,3 +31,23 @@ def after_the_call(function: Callable) -> Callable:
         return beartype(function)
     except BeartypeDecorHintPep3119Exception:  # a Protocol without @runtime_checkable
         return function
+
+
+def unchecked(attribute: Any) -> Any:
+    """A method or property of a class as it was written, without the checks."""
+    match attribute:
+        case property():
+            return property(*map(unchecked, (attribute.fget, attribute.fset, attribute.fdel)))
+        case classmethod() | staticmethod():
+            return type(attribute)(unchecked(attribute.__func__))
+        case FunctionType() if attribute.__code__.co_filename == _WRAPPER:
+            return attribute.__wrapped__
+        case _:
+            return attribute
+
+
+def classes_of(package: str) -> set[type]:
+    """The classes that the loaded modules of a package define."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(package)]
+    values = [value for module in modules for value in vars(module).values()]
+    return {v for v in values if isinstance(v, type) and v.__module__.startswith(package)}

@@ -29,7 +29,7 @@ def attend(
     groups_q: Groups,
     groups_k: Groups | None = None,
     *,
-    bias: Float[Tensor, "h max_q max_k"] | None = None,
+    bias: Float[Tensor, "#h max_q max_k"] | None = None,
     causal: bool = False,
     scale: float | None = None,
 ) -> Float[Tensor, "nq h e"]:
@@ -39,7 +39,8 @@ def attend(
 
     Args:
         groups_k: groups of the keys, as many as of the queries; default `groups_q`.
-        bias: added to the scores, by rank of query and key inside their group.
+        bias: added to the scores, by rank of query and key inside their group; one for all heads
+            or one per head.
         causal: a query sees keys of rank up to its own; for self-attention only.
         scale: default ``e ** -0.5``.
 
@@ -79,6 +80,11 @@ def _check(q, k, v, groups_q, groups_k, bias, causal, cross) -> None:
     if groups_q.cu_seqlens.shape != groups_k.cu_seqlens.shape:
         counts = groups_q.cu_seqlens.shape[0] - 1, groups_k.cu_seqlens.shape[0] - 1
         raise ValueError(f"queries have {counts[0]} groups and keys have {counts[1]}")
+    for rows, groups in ((len(q), groups_q), (len(k), groups_k)):
+        known = groups.lengths is not None  # else asking would sync
+        covered = sum(groups.lengths) if known else rows
+        if covered != rows or (groups.order is not None and len(groups.order) != rows):
+            raise ValueError(f"the groups do not cover the {rows} rows given, each exactly once")
     if causal and cross:
         raise ValueError("causal attention is for self-attention: leave groups_k out")
     if bias is not None:

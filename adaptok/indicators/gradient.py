@@ -49,6 +49,8 @@ class GradientIndicator:
     ):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        if not power > 0:
+            raise ValueError(f"power must be positive, got {power}")
         if padding not in _PADDINGS:
             raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
         if weights is not None and min(weights, default=0) < 0:

@@ -1,0 +1,127 @@
+"""The varlen back end on a CUDA device: against the loop, ragged, cross, causal, with empty groups.
+
+Tolerance as in flash-attn: the error of the kernel to float32 is at most twice the error of plain
+half-precision attention.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import adaptok
+from adaptok import attend, attention_backend
+from adaptok.cells import Groups
+
+pytestmark = pytest.mark.gpu
+
+
+def make_groups(lengths, *, shuffled: bool = False, known: bool = True) -> Groups:
+    n = sum(lengths)
+    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device="cuda")
+    order = torch.randperm(n, device="cuda") if shuffled else None
+    inverse = None if order is None else order.argsort()
+    return Groups(order, inverse, ends, max(lengths), tuple(lengths) if known else None)
+
+
+def draw(n: int, width: int) -> torch.Tensor:
+    return torch.randn(n, 6, width, device="cuda")
+
+
+def results(backend: str, inputs, *groups, dtype, **options) -> list[torch.Tensor]:
+    """Output and gradients, in float32."""
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    with attention_backend(backend):
+        out = attend(*leaves, *groups, **options)
+    weight = torch.linspace(-1, 1, out.numel(), device="cuda").view_as(out).to(dtype)
+    gradients = torch.autograd.grad((out * weight).sum(), leaves)
+    return [x.float() for x in (out, *gradients)]
+
+
+CASES = {
+    "ragged": ((100, 37, 1, 260), None, {}),
+    "causal": ((100, 37, 1, 260), None, {"causal": True}),
+    "cross": ((64, 3, 128), (17, 200, 5), {}),
+    "empty groups": ((64, 0, 30), (17, 9, 0), {}),
+    "scale": ((20, 50), None, {"scale": 0.3}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [64, 72])
+@pytest.mark.parametrize("known", [True, False])
+def test_varlen_is_as_good_as_plain_half_precision(case, dtype, width, known):
+    own, other, options = CASES[case]
+    groups = [make_groups(own, shuffled=True, known=known)]
+    if other is not None:
+        groups.append(make_groups(other, known=known))
+    keys = sum(other or own)
+    inputs = [draw(sum(own), width), draw(keys, width), draw(keys, width)]
+    inputs = [x.to(dtype).float() for x in inputs]  # the same numbers for all
+    exact = results("loop", inputs, *groups, dtype=torch.float32, **options)
+    plain = results("loop", inputs, *groups, dtype=dtype, **options)
+    fast = results("varlen", inputs, *groups, dtype=dtype, **options)
+    for reference, low, high in zip(exact, plain, fast, strict=True):
+        assert torch.isfinite(high).all()
+        allowed = 2 * (low - reference).abs().max() + 1e-3
+        assert (high - reference).abs().max() <= allowed
+
+
+def test_the_choice_on_a_device():
+    ragged, even = make_groups((5, 9)), make_groups((7, 7))
+    half = draw(14, 64).to(torch.bfloat16)
+    choose = adaptok.attention._choose
+    assert choose(half, ragged, ragged, None) == "varlen"
+    assert choose(half, even, even, None) == "dense"
+    assert choose(half.float(), ragged, ragged, None) == "loop"
+
+
+@pytest.mark.parametrize("decoder", ["linear", "cross_attention"])
+def test_a_surrogate_on_the_device_equals_the_cpu(decoder):
+    model = adaptok.create_surrogate(
+        ndim=2,
+        in_channels=2,
+        tokenizer={"name": "iap", "min_size": 2, "max_size": 8, "budget": 100},
+        decoder=decoder,
+        dim=48,
+        depth=2,
+        heads=2,
+    )
+    field = torch.randn(3, 1, 2, 32, 32)
+    cpu, cells = model(field), model.cells(field)
+    model.cuda()
+    there = model.cells(field.cuda())
+    assert torch.equal(there.cu_seqlens.cpu(), cells.cu_seqlens)
+    x = model.prepare(field)
+    torch.testing.assert_close(model.prepare(field.cuda()).cpu(), x, atol=1e-5, rtol=1e-5)
+    # The same cells on both sides: the score map itself may differ in its last digits.
+    tokens = model.tokenizer.embed(x.cuda(), cells.to("cuda"))
+    out = model.decoder(model.processor(tokens)).cpu()
+    std = field.std(dim=(1, 3, 4), correction=0, keepdim=True)
+    torch.testing.assert_close(field + std * out, cpu, atol=1e-3, rtol=1e-3)
+
+
+def test_partitions_of_one_score_map_are_the_same_on_both_devices():
+    score = torch.randint(0, 50, (4, 64, 96)).float()  # whole numbers: exact sums
+    for options in ({"budget": 400}, {"budget": [100, 400, 999, 24]}, {"splits_per_step": 4}):
+        options = {"min_size": 2, "max_size": 16, "budget": 300} | options
+        here = adaptok.cells_from_score(score, **options)
+        there = adaptok.cells_from_score(score.cuda(), **options)
+        for name in ("origin", "size", "level", "cu_seqlens"):
+            assert torch.equal(getattr(there, name).cpu(), getattr(here, name))
+
+
+def test_a_fixed_budget_never_synchronises():
+    model = adaptok.create_surrogate(
+        ndim=2, in_channels=1, tokenizer={"name": "iap", "budget": 100}, dim=48, depth=1, heads=2
+    ).cuda()
+    field = torch.randn(2, 1, 1, 64, 64, device="cuda")
+    model(field)  # tables are built and uploaded once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(field).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -89,7 +89,8 @@ class Surrogate(nn.Module):
     ) -> None:
         """Per-channel statistics of the training data, kept in the state dict.
 
-        With ``normalise="dataset"`` they normalise inputs and scale predictions.
+        With ``normalise="dataset"`` they normalise inputs and scale predictions; with "sample" they
+        say how large a change is, in units of the context's std.
 
         Raises:
             ValueError: another number of channels, or a std that is not positive and finite.
@@ -220,12 +221,12 @@ class Surrogate(nn.Module):
         return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
 
     def _statistics(self, field: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        view = (1, 1, -1, *[1] * self.ndim)
         if self.normalise == "sample":
             axes = (1, *range(3, field.ndim))
             std, mean = torch.std_mean(field, dim=axes, correction=0, keepdim=True)
             std = std + 1e-8
-            return mean, std, std
-        view = (1, 1, -1, *[1] * self.ndim)
+            return mean, std, std * (self.delta_std / self.std).view(view)
         return self.mean.view(view), self.std.view(view), self.delta_std.view(view)
 
     def _normal_constants(self, constants: Tensor) -> Tensor:

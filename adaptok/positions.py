@@ -37,13 +37,22 @@ def rotary(
         ValueError: the head is too narrow to give each axis a pair.
     """
     axes = [axis for axis, extent in enumerate(shape) if extent > 1]
-    pairs = head_dim // 2 // len(axes) if axes else 0
-    if axes and pairs == 0:
-        raise ValueError(
-            f"rotary positions on {len(axes)} axes need head_dim >= {2 * len(axes)}, got {head_dim}"
-        )
+    pairs = pairs_per_axis(len(axes), head_dim) if axes else 0
     steps = torch.arange(pairs, device=center.device, dtype=torch.float32)
     frequency = base ** (-steps / max(pairs, 1))
     angles = center[:, axes, None].float() * frequency  # (n, axes, pairs)
     angles = angles.flatten(1)
     return Rotary(angles.cos(), angles.sin())
+
+
+def pairs_per_axis(axes: int, head_dim: int) -> int:
+    """Channel pairs that each of the axes gets.
+
+    Raises:
+        ValueError: the head is too narrow to give each axis a pair.
+    """
+    if head_dim < 2 * axes:
+        raise ValueError(
+            f"rotary positions on {axes} axes need head_dim >= {2 * axes}, got {head_dim}"
+        )
+    return head_dim // 2 // axes

@@ -36,6 +36,10 @@ class TokenizerSpec:
     tiling: bool = True
     layout: type | None = None
 
+    def __post_init__(self):
+        if min(map(min, self.sizes)) < 1:
+            raise ValueError(f"frame_size and cell sizes must be at least 1, got {self.sizes}")
+
 
 class Tokenizer(Protocol):
     """Fields to tokens. `controls` names what may change per call, such as "budget"."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, Groups, product
 from adaptok.layers import Attention, Mlp
 from adaptok.patches import level_grid, owner_grid, unpatchify
-from adaptok.positions import rotary
+from adaptok.positions import pairs_per_axis, rotary
 from adaptok.refine import offsets_tensor
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
@@ -67,6 +67,7 @@ class CrossAttentionDecoder(nn.Module):
         self.shift = nn.Parameter(torch.zeros(entries, spec.dim))
         self.norm_latent, self.norm_tokens = nn.LayerNorm(spec.dim), nn.LayerNorm(spec.dim)
         self.attention = Attention(spec.dim, heads)
+        pairs_per_axis(spec.ndim, self.head_dim)  # raises here, not in the first forward
         self.norm_mlp, self.mlp = nn.LayerNorm(spec.dim), Mlp(spec.dim, mlp_ratio)
         self.norm_out = nn.LayerNorm(spec.dim)
         self.head = nn.Linear(spec.dim, out_channels * product(self.latent_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from adaptok.layers import Block
-from adaptok.positions import rotary
+from adaptok.positions import pairs_per_axis, rotary
 from adaptok.registry import PROCESSORS
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -45,6 +45,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(spec.dim, heads, mlp_ratio, qk_norm=qk_norm, drop_path=rate) for rate in rates
         )
+        pairs_per_axis(spec.ndim, self.head_dim)  # raises here, not in the first forward
         self.norm = nn.LayerNorm(spec.dim)
 
     def forward(self, tokens: TokenSet) -> TokenSet:

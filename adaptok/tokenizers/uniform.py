@@ -42,11 +42,12 @@ class UniformTokenizer(nn.Module):
         super().__init__()
         self.size = per_axis(size, ndim)
         spaces = {per_axis(s, ndim, "patch_sizes") for s in (patch_sizes or [size])}
-        sizes = tuple((frame_size, *s) for s in sorted(spaces, key=lambda s: (-product(s), s)))
-        if self.size not in spaces or not nested(sizes):
+        ordered = sorted(spaces, key=lambda s: (-product(s), s))
+        if self.size not in spaces or not nested(ordered):
             raise ValueError(
                 f"patch_sizes must contain size {size} and divide one another, got {patch_sizes}"
             )
+        sizes = tuple((frame_size, *s) for s in ordered)
         self.spec = TokenizerSpec(ndim, in_channels, dim, sizes)
         self.controls = ("patch_size",) if len(sizes) > 1 else ()
         self.embedding = LinearEmbedding(in_channels, dim, sizes)

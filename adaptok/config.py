@@ -77,7 +77,7 @@ def register_parts() -> None:
             store.store(group=group, name=name, node=node, provider="adaptok")
     for name in SOLVERS.names():
         knobs = {k: v for k, v in SOLVERS.knobs(name).items() if _is_plain(v)}
-        node = {"defaults": ["loader", "_self_"], "name": name, "generate": {"seed": 0, **knobs}}
+        node = {"defaults": ["_base", "_self_"], "name": name, "generate": {"seed": 0, **knobs}}
         store.store(group="data", name=name, node=node, provider="adaptok")
 
 
@@ -112,7 +112,15 @@ def choices(group: str = "") -> list[str]:
     """Names that a group accepts, from YAML files and registries; without argument, the groups."""
     with _hydra():
         loader = GlobalHydra.instance().config_loader()
-        return loader.list_groups("") if not group else loader.get_group_options(group)
+        names = loader.get_group_options(group) if group else loader.list_groups("")
+    return [name for name in names if not name.startswith("_") and name != "hydra"]
+
+
+def default_choices(name: str) -> dict[str, str | None]:
+    """The groups of a command and what it chooses of each."""
+    with _hydra():
+        chosen = hydra_compose(name, return_hydra_config=True).hydra.runtime.choices
+    return {group: chosen[group] for group in choices() if group in chosen}
 
 
 @contextmanager
@@ -182,7 +190,7 @@ def plain(config: Any) -> Any:
 
 def check_keys(config: Mapping[str, Any], name: str) -> None:
     """Raises ``ValueError`` for a top-level key that nothing reads (added with a plus)."""
-    known = [str(k) for k in compose(name)]
+    known = list(dict.fromkeys([*map(str, compose(name)), *default_choices(name)]))
     for key in config:
         if key not in known:
             raise ValueError(
@@ -190,12 +198,15 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
             )
 
 
-def build_data(config: Mapping[str, Any], *, overwrite: bool = False) -> WellData:
+def build_data(
+    config: Mapping[str, Any], *, overwrite: bool = False, stage: str | None = None
+) -> WellData:
     """The data module of a configuration, set up; a generated set is made first.
 
     Args:
         config: plain, with `data`, `history` and `seed`.
         overwrite: generate again although the set exists.
+        stage: what of it must be there now: None is all, "test" the test split.
     """
     from adaptok.data import WellData  # needs lightning and the_well, which take seconds to import
 
@@ -207,7 +218,7 @@ def build_data(config: Mapping[str, Any], *, overwrite: bool = False) -> WellDat
         data |= {"name": None, "base": None}
     check_knobs(WellData, "data", data)
     module = WellData(history=config["history"], seed=config["seed"], **data)
-    module.setup()
+    module.setup(stage)
     return module
 
 

@@ -22,7 +22,7 @@ from adaptok.training import make_trainer
 FOLDER = config.config_dir()
 COMMANDS = ("train", "eval", "tokenize", "data", "demo")
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
-CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "loader" not in path]
+CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "_base" not in path]
 # Who reads the keys of a group, and which keys its reader takes beside its own parameters.
 READERS = {
     "data": ([WellData.__init__], {"generate"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -71,7 +72,10 @@ def _launch(command: str, args: list[str]) -> None:
     from adaptok.config import config_dir, readable_errors, register_parts
 
     register_parts()
+    failures: list[Exception] = []
     task: Callable[..., Any] = getattr(commands, command)
+    if not {"-m", "--multirun"} & set(args):  # in a sweep Hydra tells which job failed
+        task = _kept(task, failures)
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
     overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -79,11 +83,26 @@ def _launch(command: str, args: list[str]) -> None:
     try:
         with readable_errors(command, overrides):
             run()
+            if failures:
+                raise failures[0]
     finally:
         sys.argv = before[0]
         os.environ.pop("HYDRA_FULL_ERROR")
         if before[1] is not None:
             os.environ["HYDRA_FULL_ERROR"] = before[1]
+
+
+def _kept(task: Callable[..., Any], failures: list[Exception]) -> Callable[..., Any]:
+    """The task with its error put aside: Hydra prints a line of its own for those that it sees."""
+
+    @functools.wraps(task)
+    def run(config: Any) -> Any:
+        try:
+            return task(config)
+        except Exception as error:
+            failures.append(error)
+
+    return run
 
 
 def _is_users(error: Exception) -> bool:

@@ -87,7 +87,7 @@ def eval(config: DictConfig) -> float | None:
     path = find_checkpoint(wanted["ckpt"])
     checkpoint = read_checkpoint(path)
     trained = _of_checkpoint(checkpoint, config, path)
-    data = build_data(trained)
+    data = build_data(trained, stage="test")
     surrogate = build_surrogate(trained, data.info)
     load_weights(surrogate, checkpoint, path=path, config=trained)
     options = {key: wanted[key] for key in ("split", "settings", "steps", "device")}
@@ -118,7 +118,7 @@ def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[s
 def tokenize(config: DictConfig) -> None:
     """Task of ``adaptok tokenize``."""
     wanted, folder = _checked(config, "tokenize"), _run_folder()
-    data = build_data(wanted)
+    data = build_data(wanted, stage="test")
     surrogate = _without_weights(wanted, data)
     _write_config(wanted, folder)
     for sample in wanted["samples"]:

@@ -88,24 +88,33 @@ def command_help(command: str) -> str:
 
 
 def _menu(command: str) -> list[str]:
-    """Groups with their choices (the default has a star), then the keys with their defaults."""
-    from hydra.core.hydra_config import HydraConfig  # noqa: F401  (a clear error where it is absent)
-    from omegaconf import DictConfig, OmegaConf
+    """Groups with their choices, then the other keys with their defaults."""
+    from omegaconf import OmegaConf
 
-    from adaptok.config import choices, compose, config_dir
+    from adaptok.config import choices, compose, config_dir, default_choices
 
-    config = compose(command)
-    groups = [group for group in choices() if group not in ("hydra",)]
-    lines = ["groups (group=choice; keys of the choice as group.key=value):"]
-    files = (config_dir() / f"{command}.yaml").read_text()
-    for group in groups:
-        if group in config or f"- {group}: null" in files:
-            names = ", ".join(choices(group))
-            lines.append(f"  {group:<10} {names}")
-    lines += ["", f"keys and defaults ({config_dir() / command}.yaml):"]
-    for key, value in config.items():
-        if key not in groups:
-            text = OmegaConf.to_yaml(value).strip() if isinstance(value, DictConfig) else value
-            shown = " ".join(str(text).split()) if isinstance(value, DictConfig) else text
-            lines.append(f"  {key}={'null' if shown is None else shown}")
+    config = OmegaConf.to_container(compose(command))
+    assert isinstance(config, dict)
+    lines = ["groups, with the default in brackets (the keys of a choice are group.key=value):"]
+    chosen = default_choices(command)
+    for group, default in chosen.items():
+        names = [f"[{name}]" if name == default else name for name in choices(group)]
+        lines.append(f"  {group:<10} {' '.join(names)}")
+    lines += ["", f"keys with their defaults, explained in {config_dir() / command}.yaml:"]
+    keys = {str(key): value for key, value in config.items() if key not in chosen}
+    for key, value in keys.items():
+        single = isinstance(value, dict) and command != "demo"
+        for name, item in value.items() if single else [("", value)]:
+            lines.append(f"  {key}{'.' if name else ''}{name}={_shown(item)}")
     return [*lines, ""]
+
+
+def _shown(value: object) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_shown(v)}" for k, v in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)

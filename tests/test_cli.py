@@ -1,0 +1,256 @@
+"""The command line, in process: what the commands leave, print and refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_runs
+import torch
+import yaml
+
+from adaptok.cli import main
+from adaptok.cli.usage import COMMANDS, EXAMPLES
+from adaptok.registry import TOKENIZERS
+
+
+def run(capsys, *args: str) -> str:
+    """Output of a command that succeeds."""
+    status = main(list(args))
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return out
+
+
+def fail(capsys, *args: str) -> str:
+    """The one line of a command that a user's mistake stops."""
+    assert main(list(args)) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(err) == 1, err
+    assert err[0].startswith("adaptok: error: ")
+    return err[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    rows = "test.settings=[{budget: 10}, {budget: 22}]"
+    assert main(["train", *small_runs.train(), rows, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def test_train_leaves_a_complete_run_folder(trained):
+    names = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "metrics.json", "metrics.md", "metrics.csv"}
+    expected |= {f"checkpoints/{name}.ckpt" for name in ("last", "best")}
+    pictures = ("learning_curve", "prediction", "cells", "rollout")
+    expected |= {f"pictures/{name}.png" for name in pictures}
+    assert expected <= names
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["tokenizer"]["budget"] == 22
+    results = json.loads((trained / "metrics.json").read_text())
+    assert [row["label"] for row in results["settings"]] == ["budget=10", "budget=22"]
+    assert results["seconds_per_training_step"] > 0
+
+
+def test_eval_repeats_the_test_of_the_training_run(trained, tmp_path, capsys):
+    settings = "settings=[{budget: 10}, {budget: 22}]"
+    folder = f"hydra.run.dir={tmp_path}"
+    out = run(capsys, "eval", f"ckpt={trained}", settings, "steps=2", "device=cpu", folder)
+    ours = json.loads((tmp_path / "metrics.json").read_text())
+    theirs = json.loads((trained / "metrics.json").read_text())
+    for a, b in zip(ours["settings"], theirs["settings"], strict=True):
+        assert a["vrmse"] == b["vrmse"]
+        assert a["rollout"] == b["rollout"]
+    assert "budget=22" in out
+    assert (tmp_path / "pictures" / "rollout.png").exists()
+
+
+def test_eval_with_other_data_options_and_another_tokenizer(trained, tmp_path, capsys):
+    common = ["eval", f"ckpt={trained}", "steps=0", f"hydra.run.dir={tmp_path}"]
+    run(capsys, *common, "+data.batch_size=1", "+tokenizer.splits_per_step=2")
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert config["data"]["batch_size"] == 1
+    assert config["tokenizer"]["splits_per_step"] == 2
+    error = fail(capsys, *common, "tokenizer=uniform")
+    assert "another architecture: tokenizer.name is iap in the checkpoint, uniform here" in error
+    error = fail(capsys, *common, "+tokenizer.min_size=4")
+    assert "tokenizer.min_size is 2 in the checkpoint, 4 here" in error
+
+
+@pytest.mark.slow
+def test_train_resumes_by_itself(trained, capsys):
+    again = trained.parent / "again"
+    options = ["resume=auto", "trainer.max_steps=5", "test.settings=[{budget: 10}, {budget: 22}]"]
+    out = run(capsys, "train", *small_runs.train(), *options, f"hydra.run.dir={again}")
+    assert f"going on from {trained}/checkpoints/last.ckpt" in out
+    assert torch.load(again / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    out = run(capsys, "train", *small_runs.train(), *options, f"hydra.run.dir={again}")
+    assert "going on from" in out
+    assert (again / "metrics_before_1.csv").exists()
+
+
+def test_resuming_another_architecture_is_refused(trained, tmp_path, capsys):
+    options = [f"resume={trained}", "size.dim=48", f"hydra.run.dir={tmp_path}"]
+    error = fail(capsys, "train", *small_runs.train(), *options)
+    assert "size.dim is 24 in the checkpoint, 48 here" in error
+
+
+@pytest.mark.slow
+def test_multirun(tmp_path, capsys):
+    options = ["tokenizer=uniform,iap", "test.steps=0", f"hydra.sweep.dir={tmp_path}"]
+    overrides = [o for o in small_runs.train() if not o.startswith("tokenizer")]
+    run(capsys, "train", "-m", *overrides, *options)
+    for number, name in ((0, "uniform"), (1, "iap")):
+        config = yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())
+        assert config["tokenizer"]["name"] == name
+        assert (tmp_path / str(number) / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("mode", ["fold", pytest.param("frames", marks=pytest.mark.slow)])
+def test_tokenize_draws_fields_scores_and_cells(tmp_path, capsys, mode):
+    options = ["settings=[{budget: 16}, {budget: 22}]", "samples=[1]", "history=2"]
+    options += [f"history_mode={mode}", "tokenizer.max_size=8", f"hydra.run.dir={tmp_path}"]
+    out = run(capsys, "tokenize", *small_runs.data(), *options)
+    names = {p.name for p in (tmp_path / "sample_1").iterdir()}
+    fields = ("pressure", "velocity_x", "velocity_y")
+    assert names == {"field.png", "score.png", *(f"cells_{f}.png" for f in fields)}
+    # Over two frames that share a tiling, 22 tokens are two times 10: a split adds three.
+    assert f"sample 1, budget=22: {22 if mode == 'fold' else 20} tokens" in out
+
+
+@pytest.mark.slow
+def test_tokenize_in_3d(tmp_path, capsys):
+    knobs = {"resolution": 8, "frames": 3, "train": 1, "valid": 1, "test": 1}
+    options = [f"data.generate.{name}={value}" for name, value in knobs.items()]
+    options += ["data=supernova_explosion_64", f"data.base={tmp_path}", "tokenizer.max_size=4"]
+    out = run(capsys, "tokenize", *options, f"hydra.run.dir={tmp_path / 'run'}")
+    assert "as built: 64 tokens" in out
+    assert (tmp_path / "run" / "sample_0" / "cells_density.png").stat().st_size > 10000
+
+
+def test_tokenize_a_sample_that_is_not_there(tmp_path, capsys):
+    options = ["samples=[99]", "tokenizer.max_size=8", f"hydra.run.dir={tmp_path}"]
+    error = fail(capsys, "tokenize", *small_runs.data(), *options)
+    assert "the test split has samples 0 to 9, there is no number 99" in error
+
+
+def test_data_describes_the_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = run(capsys, "data", *small_runs.data())
+    for part in ("16 x 16", "x wall/wall, y open/open", "10 train, 5 valid, 10 test"):
+        assert part in out
+    assert "velocity_x" in out
+    assert "persistence VRMSE" in out
+    assert not list(tmp_path.iterdir())  # a question leaves nothing behind
+
+
+def test_data_generates_again_only_when_told(capsys):
+    other = [*small_runs.data(), "data.generate.seed=1"]
+    assert "seed is 0 there, 1 wanted" in fail(capsys, "data", *other)
+    run(capsys, "data", *other, "overwrite=true")
+    run(capsys, "data", *small_runs.data(), "overwrite=true")
+
+
+@pytest.mark.slow
+def test_demo_ends_with_table_and_pictures(tmp_path, capsys):
+    options = ["trainer=debug", *small_runs.data(), *small_runs.SIZE, f"hydra.run.dir={tmp_path}"]
+    knobs = "['tokenizer.budget=22','tokenizer.max_size=8']"
+    options += ["test.steps=2", "~compare.iap", f"+compare.adaptive={knobs}"]
+    out = run(capsys, "demo", *options)
+    table = out[out.index("| model") :]
+    assert [row.split("|")[1].strip() for row in table.splitlines()[2:5]] == [
+        "persistence",
+        "uniform",
+        "adaptive",
+    ]
+    pictures = [Path(line.strip()) for line in out.splitlines() if line.endswith(".png")]
+    assert len(pictures) >= 3
+    assert all(picture.exists() for picture in pictures)
+
+
+def test_list(capsys):
+    out = run(capsys, "list")
+    assert {f"{kind}s" for kind in ("tokenizer", "decoder", "solver")} <= set(out.split())
+    assert all(name in out for name in TOKENIZERS.names())
+    out = run(capsys, "list", "tokenizers", "u*")
+    assert "uniform" in out
+    assert "iap" not in out
+    assert "did you mean 'tokenizer'" in fail(capsys, "list", "tokenizr")
+    assert "no decoder matches 'x*'" in fail(capsys, "list", "decoder", "x*")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(capsys, command):
+    assert command in run(capsys, "--help")
+    out = run(capsys, command, "--help")
+    assert COMMANDS[command] in out
+    assert all(example in out for example in EXAMPLES[command])
+    if command in ("train", "tokenize", "demo"):
+        assert "[iap] uniform" in out
+
+
+def test_version(capsys):
+    assert run(capsys, "--version").startswith("adaptok 0.")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
+        (["train", "tokenizer=aip"], "unknown tokenizer 'aip' (did you mean 'iap'?)"),
+        (["train", "tokenizer.bugdet=3"], "(did you mean 'budget'?); valid here: name, min_size"),
+        (["train", "+sede=3"], "unknown key 'sede'"),
+        (["train", "+tokenizer.knob=3"], "'iap' has no knob 'knob'"),
+        (["train", "+optim.momentum=3"], "unknown key 'optim.momentum'"),
+        (["train", "+trainer.max_step=3"], "'trainer.max_step' (did you mean 'max_steps'"),
+        (["train", "tokenizer.budget=3"], "budget 3 is below"),
+        (["train", "predict=dleta"], "predict must be one of delta, state"),
+        (["train", "schedule.settings=[]"], "settings is a non-empty list"),
+        (["train", "data.batch_size=99"], "batch_size=99 is larger than the training set"),
+        (["train", "--config-dir", "nowhere"], "nowhere' not found"),
+        (["eval"], "ckpt must be given"),
+        (["eval", "ckpt=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+        (["data", "data=well", "data.name=nothing"], "unknown data set 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, tmp_path, args, message):
+    command, *rest = args
+    runs = {"train": small_runs.train(), "data": [f"data.base={tmp_path}"]}
+    folder = [f"hydra.run.dir={tmp_path}"] if command in runs or command == "eval" else []
+    assert message in fail(capsys, command, *runs.get(command, []), *folder, *rest)
+
+
+def test_debug_shows_where_it_happened():
+    with pytest.raises(ValueError, match="unknown command"):
+        main(["trian", "--debug"])
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("adaptok.cli.usage.COMMANDS", {})
+    with pytest.raises(KeyError):
+        main(["train", "--help"])
+
+
+def test_own_configuration_folder(tmp_path, capsys):
+    (tmp_path / "tokenizer").mkdir()
+    text = "defaults: [iap]\nbudget: 13\nmax_size: 8\n"
+    (tmp_path / "tokenizer" / "own.yaml").write_text(text)
+    options = ["--config-dir", str(tmp_path), "tokenizer=own", "--cfg", "job"]
+    assert "budget: 13" in run(capsys, "tokenize", *options)
+
+
+@pytest.mark.slow
+def test_the_module_is_the_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptok", "train", "tokenizer=aip"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("adaptok: error: unknown tokenizer 'aip'")
+    assert not done.stdout

@@ -1,0 +1,137 @@
+"""Evaluation: the numbers are those that one would compute by hand, and the tables show them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import small_runs
+import torch
+
+from adaptok import create_schedule
+from adaptok.config import build_data, build_surrogate, compose, plain
+from adaptok.data import persistence_vrmse
+from adaptok.evaluation import evaluate, label_of, markdown, persistence, table, write_report
+from adaptok.metrics import vrmse
+
+
+@pytest.fixture(scope="module")
+def parts():
+    config = plain(compose("train", small_runs.train()))
+    data = build_data(config)
+    torch.manual_seed(0)
+    return build_surrogate(config, data.info), data
+
+
+def test_one_step_errors_by_hand(parts):
+    surrogate, data = parts
+    errors = []
+    for batch in data.loader("test"):
+        with torch.no_grad():
+            out = surrogate(
+                batch["input"], constants=batch["constants"], boundary=batch["boundary"], budget=10
+            )
+        errors.append(vrmse(out, batch["target"], 2)[:, 0])
+    errors = torch.cat(errors)  # (n, c)
+    row = evaluate(surrogate, data, settings=[{"budget": 10}], device="cpu")["settings"][0]
+    assert row["vrmse"]["mean"] == pytest.approx(errors.mean().item())
+    assert row["vrmse"]["median"] == pytest.approx(errors.mean(1).median().item())
+    for i, field in enumerate(data.info.fields):
+        assert row["vrmse"]["fields"][field]["mean"] == pytest.approx(errors[:, i].mean().item())
+    assert row["tokens"] == {"mean": 10, "min": 10, "max": 10}
+    assert row["seconds_per_step"] > 0
+
+
+def test_rollout_errors_by_hand(parts):
+    surrogate, data = parts
+    batch = next(iter(data.rollout_loader("test", 3)))
+    schedule = create_schedule({"name": "cyclic", "settings": [{"budget": 10}, {"budget": 22}]})
+    known = {"constants": batch["constants"], "boundary": batch["boundary"]}
+    out = surrogate.rollout(batch["input"], 3, settings=schedule, **known)
+    expected = vrmse(out, batch["target"], 2).mean((0, 2))
+    setting = {"name": "cyclic", "settings": [{"budget": 10}, {"budget": 22}]}
+    results = evaluate(surrogate, data, settings=[setting], steps=3, device="cpu")
+    assert results["settings"][0]["rollout"]["mean"] == pytest.approx(expected.tolist())
+    assert results["settings"][0]["tokens"]["min"] == 10
+    assert results["settings"][0]["tokens"]["max"] == 22
+
+
+def test_persistence_is_the_data_modules(parts):
+    _, data = parts
+    ours, theirs = persistence(data, "test", 2), persistence_vrmse(data, "test")
+    assert ours["vrmse"]["mean"] == pytest.approx(theirs.mean)
+    assert ours["vrmse"]["fields"]["pressure"]["mean"] == pytest.approx(
+        theirs.per_field["pressure"]
+    )
+    assert len(ours["rollout"]["mean"]) == 2
+
+
+def test_a_perfect_model_has_no_error(parts):
+    surrogate, data = parts
+    truth = {
+        tuple(field.flatten().tolist()): target
+        for batch in data.loader("valid")
+        for field, target in zip(batch["input"], batch["target"], strict=True)
+    }
+
+    class Oracle(type(surrogate)):
+        def forward(self, field, **known):
+            super().forward(field, **known)  # for the tokens
+            return torch.stack([truth[tuple(f.flatten().tolist())] for f in field])
+
+    surrogate.__class__, before = Oracle, surrogate.__class__
+    try:
+        results = evaluate(surrogate, data, split="valid", device="cpu")
+    finally:
+        surrogate.__class__ = before
+    assert results["settings"][0]["vrmse"]["mean"] == 0
+    assert results["settings"][0]["spectral_nmse"] == [0, 0, 0]
+    assert results["persistence"]["vrmse"]["mean"] > 0.01
+
+
+def test_a_diverged_rollout_is_null_and_says_so(parts, tmp_path):
+    surrogate, data = parts
+    with torch.no_grad():
+        weight = surrogate.decoder.levels[0].weight
+        before = weight.clone()
+        weight.fill_(float("inf"))
+    try:
+        results = evaluate(surrogate, data, settings=[{"budget": 4}], device="cpu")
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert results["settings"][0]["vrmse"]["mean"] is None
+    write_report(results, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+    assert "diverged" in (tmp_path / "metrics.md").read_text()
+
+
+def test_report_shows_every_setting_field_and_step(parts, tmp_path):
+    surrogate, data = parts
+    settings = [{"budget": 10}, {"budget": 22}]
+    results = evaluate(surrogate, data, settings=settings, steps=2, device="cpu")
+    files = write_report(results, tmp_path)
+    assert [file.name for file in files] == ["metrics.json", "metrics.md"]
+    assert json.loads(files[0].read_text()) == results
+    text = files[1].read_text()
+    assert text == markdown(results)
+    for part in ("persistence", "budget=10", "budget=22", "velocity_x", "step 2"):
+        assert part in text
+    assert f"{results['settings'][1]['vrmse']['mean']:.4f}" in text
+
+
+def test_mistakes(parts):
+    surrogate, data = parts
+    with pytest.raises(ValueError, match=r"unknown control 'bugdet' .*controls: budget"):
+        evaluate(surrogate, data, settings=[{"bugdet": 3}])
+    with pytest.raises(ValueError, match="at least"):
+        evaluate(surrogate, data, settings=[])
+    with pytest.raises(ValueError, match="tset"):
+        evaluate(surrogate, data, split="tset")
+
+
+def test_labels_and_tables():
+    assert label_of({}) == "as built"
+    assert label_of({"budget": 3, "patch_size": 4}) == "budget=3, patch_size=4"
+    lines = table(["a", "value"], [["long name", "1"]]).splitlines()
+    assert lines == ["| a         | value |", "| --------- | ----: |", "| long name |     1 |"]

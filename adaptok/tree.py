@@ -161,8 +161,9 @@ def level_sizes(
 
 def per_axis(size: int | Sequence[int], ndim: int, name: str = "size") -> tuple[int, ...]:
     """One positive whole number per space axis."""
-    listed = isinstance(size, Sequence) and not isinstance(size, str)
-    values: tuple[Any, ...] = tuple(size) if listed else (size,) * ndim
+    values: tuple[Any, ...] = (size,) * ndim  # also what is neither: it is named below
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        values = tuple(size)
     if len(values) != ndim or any(not isinstance(v, int) or v < 1 for v in values):
         raise ValueError(f"{name} is a positive whole number or {ndim} of them, got {size!r}")
     return values

@@ -1,0 +1,76 @@
+"""Collects finished runs into results.csv and a table: `python experiments/collect.py RUNS [CSV]`.
+
+RUNS is a folder of run folders (`outputs` or one of `multirun`); a folder without metrics.json is named
+and left out. Mean and sample standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KNOBS = ("size", "min_size", "max_size", "budget", "ignore")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    row, tokenizer = metrics["settings"][0], config["tokenizer"]
+    knobs = " ".join(f"{k}={tokenizer[k]}" for k in KNOBS if tokenizer.get(k))
+    return {
+        "data": config["data"]["name"],
+        "model": f"{tokenizer['name']} {knobs} + {config['decoder']['name']}",
+        "seed": config["seed"],
+        "steps": config["trainer"]["max_steps"],
+        "parameters": metrics["parameters"],
+        "tokens": row["tokens"]["mean"],
+        "vrmse": row["vrmse"]["mean"],
+        "vrmse_median": row["vrmse"]["median"],
+        "rollout_last": row["rollout"]["mean"][-1] if "rollout" in row else "",
+        "persistence": metrics["persistence"]["vrmse"]["mean"],
+        "s_per_training_step": round(metrics["seconds_per_training_step"], 4),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| data | model | n | tokens | VRMSE | last rollout step | persistence |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|")
+    for data, model in dict.fromkeys((r["data"], r["model"]) for r in rows):
+        own = [r for r in rows if (r["data"], r["model"]) == (data, model)]
+        cells = [data, model, str(len(own)), f"{own[0]['tokens']:.0f}"]
+        cells += [spread([r[key] for r in own]) for key in ("vrmse", "rollout_last")]
+        cells.append(f"{own[0]['persistence']:.4f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.4f} ± {statistics.stdev(values):.4f}" if len(values) > 1 else f"{mean:.4f}"
+
+
+def main(runs: Path, target: Path | None) -> None:
+    folders = sorted(p.parent for p in runs.rglob("config.yaml") if p.parent.name != ".hydra")
+    finished = [f for f in folders if (f / "metrics.json").is_file()]
+    for folder in folders:
+        if folder not in finished:
+            print(f"not finished, left out: {folder}", file=sys.stderr)
+    rows = sorted(map(read_run, finished), key=lambda r: (r["data"], r["model"], r["seed"]))
+    if not rows:
+        raise SystemExit(f"no finished run in {runs}")
+    if target is not None:
+        with target.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

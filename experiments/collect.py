@@ -1,7 +1,7 @@
 """Collects finished runs into results.csv and a table: `python experiments/collect.py RUNS [CSV]`.
 
-RUNS is a folder of run folders (`outputs` or one of `multirun`); a folder without metrics.json is named
-and left out. Mean and sample standard deviation over seeds.
+RUNS is a folder of run folders (`outputs` or one of `multirun`); a folder without metrics.json is
+named and left out. Mean and sample standard deviation over seeds.
 """
 
 from __future__ import annotations

@@ -97,6 +97,7 @@ class Surrogate(nn.Module):
         """
         given = {"mean": mean, "std": std, "delta_std": delta_std}
         given |= {"constant_mean": constant_mean, "constant_std": constant_std}
+        checked = {}
         for name, value in given.items():
             if value is None:
                 continue
@@ -106,9 +107,13 @@ class Surrogate(nn.Module):
                 raise ValueError(
                     f"{name} needs {buffer.numel()} channels, got {tuple(value.shape)}"
                 )
-            if "std" in name and not bool((value.isfinite() & (value > 0)).all()):
-                raise ValueError(f"{name} must be positive and finite, got {value.tolist()}")
-            buffer.copy_(value)
+            is_std = name.endswith("std")
+            if not bool((value.isfinite() & ((value > 0) | (not is_std))).all()):
+                kind = "positive and finite" if is_std else "finite"
+                raise ValueError(f"{name} must be {kind}, got {value.tolist()}")
+            checked[name] = value
+        for name, value in checked.items():  # all or none
+            getattr(self, name).copy_(value)
 
     def forward(
         self,
@@ -196,8 +201,11 @@ class Surrogate(nn.Module):
         b, space = field.shape[0], tuple(field.shape[3:])
         given = None if constants is None else tuple(constants.shape)
         wanted = (b, self.constant_channels, *space) if self.constant_channels else None
-        if given != wanted and not (constants is not None and constants.numel() == 0):
+        none_wanted = wanted is None and constants is not None and constants.numel() == 0
+        if given != wanted and not none_wanted:
             raise ValueError(f"constants must have shape {wanted}, got {given}")
+        if constants is not None and not none_wanted:
+            as_field(constants, self.ndim, what="constant field")
         return field
 
     def _prepare(self, field: Tensor, constants: Tensor | None) -> Prepared:
@@ -221,6 +229,9 @@ class Surrogate(nn.Module):
         return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
 
     def _statistics(self, field: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.normalise == "none":
+            zero, one = field.new_zeros(()), field.new_ones(())
+            return zero, one, one
         view = (1, 1, -1, *[1] * self.ndim)
         if self.normalise == "sample":
             axes = (1, *range(3, field.ndim))
@@ -234,6 +245,8 @@ class Surrogate(nn.Module):
             axes = tuple(range(3, constants.ndim))
             std, mean = torch.std_mean(constants, dim=axes, correction=0, keepdim=True)
             return (constants - mean) / (std + 1e-8)
+        if self.normalise == "none":
+            return constants
         view = (1, 1, -1, *[1] * self.ndim)
         return (constants - self.constant_mean.view(view)) / self.constant_std.view(view)
 
@@ -326,6 +339,11 @@ def create_surrogate(
             raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}{near}")
     if history < 1:
         raise ValueError(f"history must be at least 1 frame, got {history}")
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if constant_channels < 0:
+        raise ValueError(f"constant_channels must not be negative, got {constant_channels}")
     if out_channels != in_channels and (predict == "delta" or normalise != "none"):
         raise ValueError(
             f"{out_channels} output for {in_channels} input channels have no statistics or last "

@@ -48,7 +48,8 @@ def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
 
 
 def _checked(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if isinstance(settings, (str, Mapping)) or not len(settings):
+    listed = isinstance(settings, Sequence) and not isinstance(settings, str)
+    if not listed or not len(settings):
         raise ValueError(f"settings is a non-empty list of mappings, got {settings!r}")
     if not all(isinstance(setting, Mapping) for setting in settings):
         raise ValueError(f"each setting maps control names to values, got {settings!r}")

@@ -129,7 +129,9 @@ def _unflatten(features: Any, cells: Any, cond: Any) -> TokenSet:
     return tokens
 
 
-def as_field(field: Tensor, ndim: int, in_channels: int | None = None) -> Float[Tensor, "b t c *s"]:
+def as_field(
+    field: Tensor, ndim: int, in_channels: int | None = None, *, what: str = "field"
+) -> Float[Tensor, "b t c *s"]:
     """Checks a field and gives ``(b, c, *space)`` its time axis.
 
     Values are checked for NaN and infinity in eager mode on the CPU only: elsewhere it would sync.
@@ -139,27 +141,27 @@ def as_field(field: Tensor, ndim: int, in_channels: int | None = None) -> Float[
     """
     if not isinstance(field, Tensor) or not field.is_floating_point():
         given = f"{field.dtype} tensor" if isinstance(field, Tensor) else type(field).__name__
-        raise ValueError(f"a field is a floating-point tensor, got a {given}")
+        raise ValueError(f"a {what} is a floating-point tensor, got a {given}")
     if field.ndim == ndim + 2:
         field = field.unsqueeze(1)
     if field.ndim != ndim + 3:
         raise ValueError(
-            f"a field with {ndim} space dimension(s) is (b, t, c, *space) or (b, c, *space), "
+            f"a {what} with {ndim} space dimension(s) is (b, t, c, *space) or (b, c, *space), "
             f"got shape {tuple(field.shape)}"
         )
     if in_channels is not None and field.shape[2] != in_channels:
-        raise ValueError(f"built for {in_channels} channel(s), the field has {field.shape[2]}")
+        raise ValueError(f"built for {in_channels} channel(s), the {what} has {field.shape[2]}")
     if 0 in field.shape:
-        raise ValueError(f"the field is empty: shape {tuple(field.shape)}")
+        raise ValueError(f"the {what} is empty: shape {tuple(field.shape)}")
     if torch.compiler.is_compiling():
         for extent in field.shape:
             operator.index(extent)  # trees and groups are constants of a graph: one per shape
     elif field.device.type == "cpu":
-        _check_finite(field)
+        _check_finite(field, what)
     return field
 
 
-def _check_finite(field: Tensor) -> None:
+def _check_finite(field: Tensor, what: str) -> None:
     # The sum is one read without a mask of the field's size; it can overflow, hence the second
     # look.
     if torch.isfinite(field.detach().sum()) or torch.isfinite(field).all():
@@ -167,6 +169,6 @@ def _check_finite(field: Tensor) -> None:
     sample, frame, channel, *point = torch.nonzero(~torch.isfinite(field))[0].tolist()
     value = float(field[(sample, frame, channel, *point)])
     raise ValueError(
-        f"the field is not finite: {value} in sample {sample}, frame {frame}, channel {channel} "
+        f"the {what} is not finite: {value} in sample {sample}, frame {frame}, channel {channel} "
         f"at grid point {tuple(point)}"
     )

@@ -1,0 +1,234 @@
+"""Every registered part with every other: runs forward and backward, or refuses at construction.
+
+The names come from the registries, so a new part is covered the day it is registered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import adaptok
+from adaptok import (
+    DECODERS,
+    INDICATORS,
+    MARKINGS,
+    PROCESSORS,
+    TOKENIZERS,
+    create_surrogate,
+    refine,
+)
+
+SHAPES = {2: (48, 40), 3: (16, 24, 16)}  # the second axes divide by no size of 16 or more
+PAIRS = list(itertools.product(TOKENIZERS.names(), DECODERS.names()))
+DIM = 36  # 2 or 3 heads, each wide enough for three axes
+
+
+def build(**changes) -> adaptok.Surrogate:
+    make = {"in_channels": 2, "dim": DIM, "depth": 1, "heads": 2, "normalise": "none"}
+    return create_surrogate(**(make | changes))
+
+
+def build_or_refuse(**changes) -> adaptok.Surrogate | None:
+    """None where the parts do not go together; then the reason is given."""
+    try:
+        return build(**changes)
+    except ValueError as error:
+        reason = str(error)
+    assert len(reason) > 20, "a refusal says why"
+    return None
+
+
+def draw(ndim: int, t: int = 1) -> torch.Tensor:
+    return torch.randn(2, t, 2, *SHAPES[ndim]).cumsum(-1)
+
+
+def check_forward_and_backward(model: adaptok.Surrogate, field: torch.Tensor) -> None:
+    out = model(field)
+    assert out.shape == (field.shape[0], 1, 2, *field.shape[3:])
+    assert torch.isfinite(out).all()
+    out.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.numel():
+            assert parameter.grad is not None, f"no gradient reaches {name}"
+            assert torch.isfinite(parameter.grad).all(), name
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert any(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(("tokenizer", "decoder"), PAIRS)
+def test_tokenizer_and_decoder(tokenizer, decoder, ndim):
+    model = build_or_refuse(ndim=ndim, tokenizer=tokenizer, decoder=decoder)
+    if model is not None:
+        check_forward_and_backward(model, draw(ndim))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("history_mode", ["fold", "frames"])
+@pytest.mark.parametrize("processor", PROCESSORS.names())
+@pytest.mark.parametrize("tokenizer", ["uniform", "iap"])
+def test_processor(processor, tokenizer, history_mode, ndim):
+    changes = {"history": 2, "history_mode": history_mode, "tokenizer": tokenizer}
+    model = build_or_refuse(ndim=ndim, processor=processor, **changes)
+    if model is not None:
+        check_forward_and_backward(model, draw(ndim, t=2))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_no_part_refuses_everything(ndim):
+    """A refusal is for combinations: each part has at least one partner."""
+    built = [(t, d) for t, d in PAIRS if build_or_refuse(ndim=ndim, tokenizer=t, decoder=d)]
+    assert {tokenizer for tokenizer, _ in built} == set(TOKENIZERS.names())
+    assert {decoder for _, decoder in built} == set(DECODERS.names())
+    for processor in PROCESSORS.names():
+        modes = ("fold", "frames")
+        assert any(build_or_refuse(ndim=ndim, processor=processor, history_mode=m) for m in modes)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("indicator", "marking"), list(itertools.product(INDICATORS.names(), MARKINGS.names()))
+)
+def test_indicator_and_marking(indicator, marking, ndim):
+    parts = {"name": "composed", "indicator": indicator, "marking": marking}
+    tokenizer = adaptok.create_tokenizer(**parts, ndim=ndim, in_channels=2, dim=DIM)
+    for per_frame, t in ((False, 1), (False, 2), (True, 2)):
+        tokenizer.per_frame = per_frame
+        field = torch.randn(2, t, 2, *{1: (200,), **SHAPES}[ndim]).cumsum(-1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # few cells in 1D: a default budget may exceed them
+            control = {"budget": 512} if "budget" in tokenizer.controls else {}
+            tokens = tokenizer(field, **control)
+        tokens.cells.validate()
+        tokens.features.square().sum().backward()
+        gradients = [p.grad for p in tokenizer.parameters()]
+        assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("history_mode", ["fold", "frames"])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.names())
+def test_history_constants_and_boundary(tokenizer, history_mode):
+    changes = {"history": 3, "history_mode": history_mode, "constant_channels": 1}
+    model = build_or_refuse(ndim=2, tokenizer=tokenizer, normalise="sample", **changes)
+    if model is None:
+        return
+    field, constants = draw(2, t=3), torch.randn(2, 1, *SHAPES[2])
+    periodic = torch.full((2, 2), 2)
+    out = model(field, constants=constants, boundary=periodic)
+    assert out.shape == (2, 1, 2, *SHAPES[2])
+    rolled = model.rollout(field, 2, constants=constants, boundary=periodic)
+    torch.testing.assert_close(rolled[:, :1], out)
+    assert torch.isfinite(rolled).all()
+
+
+# ---- static shapes: one graph, no synchronisation
+
+
+def has_static_counts(tokenizer: str) -> bool:
+    """A budget, or nothing that depends on the values of the field."""
+    made = adaptok.create_tokenizer(tokenizer, ndim=2, in_channels=2, dim=DIM)
+    return "budget" in made.controls or not hasattr(made, "indicator")
+
+
+STATIC = [pair for pair in PAIRS if has_static_counts(pair[0])]
+
+
+@contextmanager
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def step_and_gradients(function, model, field, **control):
+    out = function(field, **control)
+    parameters = [p for p in model.parameters() if p.numel()]
+    return out, torch.autograd.grad(out.square().mean(), parameters)
+
+
+def check_compiled(pair, ndim: int, backend: str, tolerance: float, **changes) -> None:
+    model = build_or_refuse(ndim=ndim, tokenizer=pair[0], decoder=pair[1], **changes)
+    if model is None:
+        return
+    field = draw(ndim)
+    expected = step_and_gradients(model, model, field)
+    with fresh_compiler():
+        compiled = torch.compile(model, fullgraph=True, backend=backend)
+        results = step_and_gradients(compiled, model, field)
+    close = {"atol": tolerance, "rtol": tolerance}
+    torch.testing.assert_close(results[0], expected[0], **close)
+    for gradient, wanted in zip(results[1], expected[1], strict=True):
+        torch.testing.assert_close(gradient, wanted, **close)
+
+
+def test_a_step_compiles_as_one_graph():
+    check_compiled(("iap", "cross_attention"), 2, "aot_eager", 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", STATIC, ids="-".join)
+def test_every_static_pair_compiles_as_one_graph(pair):
+    check_compiled(pair, 2, "aot_eager", 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", PROCESSORS.names())
+@pytest.mark.parametrize("tokenizer", sorted({tokenizer for tokenizer, _ in STATIC}))
+def test_every_processor_compiles_in_3d(tokenizer, processor):
+    check_compiled((tokenizer, "linear"), 3, "aot_eager", 1e-4, processor=processor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", STATIC, ids="-".join)
+def test_every_static_pair_compiles_with_inductor(pair):
+    check_compiled(pair, 2, "inductor", 1e-3)
+
+
+@pytest.mark.slow
+def test_stepwise_refinement_compiles_too():
+    tokenizer = {"name": "iap", "budget": 64, "max_size": 8, "splits_per_step": 4}
+    check_compiled((tokenizer, "linear"), 2, "eager", 1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_steps_of_two_budgets_equal_eager():
+    model = build(ndim=2, tokenizer={"name": "iap", "max_size": 8, "min_size": 2})
+    field = draw(2)
+    with fresh_compiler():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        for budget in (60, 120):
+            out = compiled(field, budget=budget)
+            torch.testing.assert_close(out, model(field, budget=budget), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def own_tables():
+    """Tables are cached per device; those of a pretended device must not outlive the test."""
+    for cached in (refine._nodes_on, refine._offsets_on):
+        cached.cache_clear()
+    yield
+    for cached in (refine._nodes_on, refine._offsets_on):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("history_mode", ["fold", "frames"])
+@pytest.mark.parametrize("pair", STATIC, ids="-".join)
+@pytest.mark.usefixtures("own_tables")
+def test_nothing_is_read_back_from_an_accelerator(pair, history_mode):
+    """Fake CUDA tensors run the code of the device without kernels: a read of values raises."""
+    changes = {"history": 2, "history_mode": history_mode, "normalise": "sample"}
+    model = build_or_refuse(ndim=2, tokenizer=pair[0], decoder=pair[1], **changes)
+    if model is None:
+        return
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = model.to("cuda")
+        field = torch.empty(2, 2, 2, *SHAPES[2], device="cuda")
+        out = model(field, boundary=torch.zeros(2, 2, dtype=torch.long, device="cuda"))
+        assert out.device.type == "cuda"
+        assert out.shape == (2, 1, 2, *SHAPES[2])

@@ -63,6 +63,7 @@ class Attention(nn.Module):
         k = self.norm_k(k)
         q = q if rotate is None else rotate(q)
         k = k if source_rotate is None else source_rotate(k)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under CUDA autocast a layer norm returns float32
         return self.out(attend(q, k, v, groups, context_groups).flatten(1))
 
 

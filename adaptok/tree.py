@@ -198,7 +198,7 @@ def frames_of_cells(t: int, frame_size: int) -> int:
 
 def repeat_boundary(boundary: Tensor | None, frames: int) -> Tensor | None:
     """Codes per (sample, frame) where they are given per sample."""
-    if boundary is None or boundary.ndim == 2:
+    if boundary is None or boundary.ndim == 2 or boundary.shape[0] == 1:
         return boundary
     return boundary.repeat_interleave(frames, dim=0)
 

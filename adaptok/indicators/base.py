@@ -35,10 +35,13 @@ def periodic_axes(boundary: Tensor | None, ndim: int, like: Tensor) -> list[Tens
     """Per axis a bool tensor that broadcasts against `like` (no host read of the codes)."""
     if boundary is None:
         return [None] * ndim
-    if boundary.shape[-2:] != (ndim, 2) or boundary.ndim > 3:
+    batch = like.shape[0]
+    samples = boundary.shape[0] if boundary.ndim == 3 else 1
+    if boundary.shape[-2:] != (ndim, 2) or boundary.ndim > 3 or samples not in (1, batch):
         raise ValueError(
-            f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)}"
+            f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)} "
+            f"for b = {batch}"
         )
     periodic = (boundary.to(like.device) == PERIODIC).all(-1)
-    periodic = periodic.expand(like.shape[0], ndim) if boundary.ndim == 2 else periodic
+    periodic = periodic.expand(batch, ndim)
     return [periodic[:, axis].view(-1, *[1] * (like.ndim - 1)) for axis in range(ndim)]

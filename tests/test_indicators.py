@@ -144,11 +144,27 @@ def test_an_axis_is_periodic_only_if_both_ends_are():
     )
 
 
-@pytest.mark.parametrize("shape", [(2,), (3, 2), (2, 3), (1, 1, 2, 2)])
+def test_boundary_codes_of_one_sample_or_of_frames():
+    x = torch.randn(2, 3, 1, 16, 16)
+    codes = torch.stack([PERIODIC_Y, torch.full((2, 2), 2)])
+    make = {"ndim": 2, "in_channels": 1, "dim": 8, "min_size": 2, "max_size": 8}
+    tokenizer = adaptok.create_tokenizer("iap", **make, per_frame=True)
+    for given, per_sample in (
+        (codes, codes),
+        (codes[:1], codes[[0, 0]]),
+        (codes[1], codes[[1, 1]]),
+    ):
+        cells = tokenizer.cells(x, boundary=given, budget=60)
+        for i in range(2):
+            alone = tokenizer.cells(x[i : i + 1], boundary=per_sample[i], budget=60)
+            assert boxes(cells, i) == boxes(alone)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 2), (2, 3), (1, 1, 2, 2), (3, 2, 2)])
 def test_boundary_codes_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"boundary codes are \(2, 2\) or \(b, 2, 2\)") as error:
         GradientIndicator().score_map(
-            torch.rand(1, 1, 1, 8, 8), boundary=torch.zeros(shape, dtype=torch.long)
+            torch.rand(2, 1, 1, 8, 8), boundary=torch.zeros(shape, dtype=torch.long)
         )
     assert str(shape) in str(error.value)
 

@@ -78,6 +78,22 @@ def test_best_first_equals_a_heap_for_arbitrary_node_scores(roots, depth, values
         assert {i for i, taken in enumerate(row) if taken} == chosen
 
 
+@pytest.mark.parametrize("values", [1, 3, 10**6])
+def test_keys_of_deep_trees_take_several_words(values):
+    """Eleven levels of ranks with eleven bits each do not fit into one 64-bit number."""
+    sizes = tuple((2**i,) for i in range(11, -1, -1))
+    tree, forest = Tree((2048,), sizes), Forest((2048,), sizes)
+    scores = np.random.default_rng(values).integers(0, values, tree.inner).astype(np.float64)
+    order = [
+        number(tree, node)
+        for node in pop_order(forest, lambda node: float(scores[number(tree, node)]))
+    ]
+    counts = (0, 1, 5, 50, 333, 1024, 2000, tree.inner)
+    split = split_best_first(torch.from_numpy(scores).expand(len(counts), 1, -1), tree, counts)
+    for row, count in zip(split[:, 0].tolist(), counts, strict=True):
+        assert {i for i, taken in enumerate(row) if taken} == set(order[:count])
+
+
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 10**6))
 def test_stepwise_equals_the_literal_loop_for_arbitrary_node_scores(step, values, seed):
     tree = Tree((16, 24), ((8, 8), (4, 4), (2, 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -341,6 +342,33 @@ def test_the_same_seed_gives_the_same_result():
         torch.manual_seed(3)
         results.append(surrogate(processor={"name": "vit", "drop_path": 0.5})(field))
     assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("decoder", ["linear", "cross_attention"])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_half_precision_by_autocast(decoder, qk_norm):
+    model, field = surrogate(decoder=decoder, processor={"name": "vit", "qk_norm": qk_norm}), draw()
+    exact = model(field)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(field)
+    assert out.dtype == torch.float32
+    std = sample_statistics(field)[1]
+    torch.testing.assert_close(out / std, exact / std, atol=0.03, rtol=0.01)
+    out.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_step_is_deterministic_and_copies_behave_alike():
+    model, field = surrogate(decoder="cross_attention"), draw()
+    twin = copy.deepcopy(model)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for each in (model, twin):
+            each(field).square().sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
 
 
 # ---- construction

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import adaptok
-from adaptok import PROCESSORS, create_processor
+from adaptok import PROCESSORS, create_processor, layers
 from adaptok.layers import Attention, DropPath
+from adaptok.positions import rotary
 from adaptok.tokens import TokenizerSpec, TokenSet
 
 
@@ -254,6 +255,28 @@ def test_drop_path_grows_with_depth():
 
 
 # ---- cross-attention of a layer
+
+
+def test_queries_and_keys_have_the_dtype_of_the_values(monkeypatch):
+    """Under CUDA autocast a layer norm returns float32, which no half-precision kernel takes."""
+
+    class Upcast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float()
+
+    seen = []
+
+    def spy(q, k, v, *groups):
+        seen.extend([q.dtype, k.dtype, v.dtype])
+        return adaptok.attend(q, k, v, *groups)
+
+    monkeypatch.setattr(layers, "attend", spy)
+    tokens = ragged_tokens()
+    attention = Attention(24, 3, qk_norm=True).bfloat16()
+    attention.norm_q, attention.norm_k = Upcast(), Upcast()
+    rotate = rotary(tokens.cells.center, tokens.cells.shape, 8)
+    attention(tokens.features.bfloat16(), tokens.cells.groups(), rotate)
+    assert seen == [torch.bfloat16] * 3
 
 
 def test_attention_with_a_context_equals_attention_on_the_joint_rows():

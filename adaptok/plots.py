@@ -152,7 +152,9 @@ def cells_figure(
                 ax = axes[row, column]
                 draw_values(ax, plane, limits=limits, cmap=cmap)
                 cut = None if axis is None else (axis, index)
-                draw_cells(ax, cells, sample=sample, frame=cells.shape[0] - 1, cut=cut)
+                color = "black" if cmap == "RdBu_r" else "white"  # viridis is dark where it is low
+                frame = cells.shape[0] - 1
+                draw_cells(ax, cells, sample=sample, frame=frame, cut=cut, color=color)
                 if row == 0:
                     count = int(cells.cu_seqlens[sample + 1] - cells.cu_seqlens[sample])
                     ax.set_title(f"{caption}\n{count} tokens" if caption else f"{count} tokens")

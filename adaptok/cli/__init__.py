@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `adaptok list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("adaptok: interrupted", file=sys.stderr)
+        hint = "; resume=auto goes on from its last checkpoint" if args[:1] == ["train"] else ""
+        print(f"adaptok: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug or not _is_users(error):

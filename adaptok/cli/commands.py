@@ -70,7 +70,14 @@ def fit_and_test(config: Config, folder: Path) -> Run:
         print(f"going on from {checkpoint}")
         _keep_metrics(folder)
     _write_config(config, folder)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    if config["logger"]["wandb"] is not None:
+        import wandb
+
+        wandb.finish()  # the next run of a sweep is a run of its own
     test = config["test"]
     results = evaluate(surrogate, data, settings=test["settings"], steps=test["steps"])
     results["parameters"] = sum(p.numel() for p in surrogate.parameters())

@@ -14,7 +14,7 @@ COMMANDS = {
 EXAMPLES = {
     "train": [
         "adaptok train tokenizer=iap tokenizer.budget=512 size=tiny trainer.max_steps=1000",
-        "adaptok train tokenizer=composed tokenizer.indicator=gradient decoder=cross_attention",
+        "adaptok train tokenizer=composed +tokenizer/indicator=gradient tokenizer.indicator.k=2",
         "adaptok train -m tokenizer=iap,uniform seed=0,1,2      # a sweep of six runs",
         "adaptok train schedule=random 'schedule.settings=[{budget: 256}, {budget: 512}]'",
         "adaptok train data=well data.name=turbulent_radiative_layer_2D data.base=/data history=4",

@@ -152,7 +152,8 @@ def cells_figure(
                 ax = axes[row, column]
                 draw_values(ax, plane, limits=limits, cmap=cmap)
                 cut = None if axis is None else (axis, index)
-                color = "black" if cmap == "RdBu_r" else "white"  # viridis is dark where it is low
+                dark = cmap == "viridis" and plane.ndim == 2
+                color = "white" if dark else "black"
                 frame = cells.shape[0] - 1
                 draw_cells(ax, cells, sample=sample, frame=frame, cut=cut, color=color)
                 if row == 0:

@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -20,6 +21,16 @@ from torch import Tensor
 from adaptok.cells import Cells, nested, product
 
 Sizes = tuple[tuple[int, ...], ...]
+Function = TypeVar("Function", bound=Callable)
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Marks a function of plain values whose result a compiled graph may keep as a constant.
+
+    As ``torch.compiler.assume_constant_result``, which would import the compiler (seconds) here.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +199,7 @@ def _nodes_on(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.de
         return Nodes(*(x.to(device) for x in _build_nodes(Tree(shape, sizes, order))))
 
 
-@torch.compiler.assume_constant_result  # takes plain values: a traced Tree has no identity yet
+@constant_in_graphs  # takes plain values: a traced Tree has no identity yet
 def _nodes(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
     return _nodes_on(shape, sizes, order, device)
 
@@ -316,7 +327,7 @@ def _offsets_on(offsets: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(offsets, dtype=torch.int32).to(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> Tensor:
     """Small constant int32 tensor, cached so that a fixed budget uploads it once."""
     return _offsets_on(offsets, device)

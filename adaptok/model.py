@@ -149,6 +149,14 @@ class Surrogate(nn.Module):
         """What the tokenizer embeds: normalised, history folded or not, constants appended."""
         return self._prepare(self._check(field, constants), constants).x
 
+    def scored(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        constants: Float[Tensor, "b cc *s"] | None = None,
+    ) -> Float[Tensor, "b t c *s"]:
+        """What the indicator sees: as `prepare`, or the raw values with ``score_on="raw"``."""
+        return self._prepare(self._check(field, constants), constants).scored
+
     def cells(
         self,
         field: Float[Tensor, "b *tcs"],

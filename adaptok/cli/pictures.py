@@ -130,7 +130,7 @@ def _scores(surrogate: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -
     tokenizer: Any = surrogate.tokenizer
     if not hasattr(tokenizer, "score_map"):
         return []
-    field = surrogate._prepare(batch["input"], batch.get("constants")).scored
+    field = surrogate.scored(batch["input"], batch.get("constants"))
     known = batch["boundary"]
     total = tokenizer.score_map(field, boundary=known)[0].numpy()
     rows: dict[str, dict[str, np.ndarray]] = {"now": {"all": total}}

@@ -185,9 +185,8 @@ def test_every_processor_compiles_in_3d(tokenizer, processor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", STATIC, ids="-".join)
-def test_every_static_pair_compiles_with_inductor(pair):
-    check_compiled(pair, 2, "inductor", 1e-3)
+def test_a_step_compiles_with_inductor():
+    check_compiled(("iap", "cross_attention"), 2, "inductor", 1e-3)
 
 
 @pytest.mark.slow

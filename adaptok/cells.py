@@ -135,7 +135,8 @@ class Cells:
             fixed: axes (0 is time) along which a group does not extend. None fixed: one group per
                 sample.
             pitch: width of a band per fixed axis; default the coarsest cell size.
-            offset: first grid point of band 0 per fixed axis; default 0.
+            offset: first grid point of band 0 per fixed axis; default 0. Cells outside the bands
+                join the nearest one.
             prefix: rows without a cell (class and register tokens) that lead each sample. `order`
                 then expects the rows ``cat([prefix rows of all samples, token rows])``.
 
@@ -153,6 +154,8 @@ class Cells:
             return Groups(None, None, self.cu_seqlens, self.max_seqlen, self.lengths)
         pitch = pitch or [self.sizes[0][axis] for axis in axes]
         offset = offset or [0] * len(axes)
+        if len(pitch) != len(axes) or len(offset) != len(axes):
+            raise ValueError(f"one pitch and offset per fixed axis {axes}, got {pitch}, {offset}")
         center, key, count = self.center, self.sample, self.batch_size
         for axis, width, start in zip(axes, pitch, offset, strict=True):
             bands = max(1, math.ceil((self.shape[axis] - start) / width))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, close_matches, split_part
-from adaptok.schedules import Schedule
+from adaptok.schedules import Schedule, create_schedule
 from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet, as_field
 
 Part = str | Mapping[str, Any]
@@ -177,13 +177,14 @@ class Surrogate(nn.Module):
         *,
         constants: Float[Tensor, "b cc *s"] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
-        settings: Schedule | None = None,
+        settings: Schedule | Mapping[str, Any] | None = None,
         **control: Any,
     ) -> Float[Tensor, "b n c *s"]:
         """Feeds predictions back for `n_steps` steps.
 
         Args:
-            settings: controls of each step (step 0 first); they win over `control`.
+            settings: controls of each step (step 0 first), a schedule or what `create_schedule`
+                takes; they win over `control`.
 
         Raises:
             ValueError: the model does not predict the channels that it reads.
@@ -195,6 +196,8 @@ class Surrogate(nn.Module):
             )
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+        if isinstance(settings, Mapping):
+            settings = create_schedule(settings)
         window, out = self._check(field, constants), []
         for step in range(n_steps):
             chosen = control | (settings(step) if settings else {})

@@ -16,8 +16,10 @@ SCHEDULES = Registry("schedule")
 
 @SCHEDULES.register("fixed")
 def fixed(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
-    """The first setting at every step."""
+    """One setting at every step."""
     choices = _checked(settings)
+    if len(choices) > 1:
+        raise ValueError(f"a fixed schedule takes one setting, got {len(choices)}: {settings!r}")
     return lambda step: dict(choices[0])
 
 

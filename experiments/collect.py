@@ -1,7 +1,8 @@
-"""Collects finished runs into results.csv and a table: `python experiments/collect.py RUNS [CSV]`.
+"""Collects finished runs: `python experiments/collect.py RUNS [FOLDER]`.
 
 RUNS is a folder of run folders (`outputs` or one of `multirun`); a folder without metrics.json is
-named and left out. Mean and sample standard deviation over seeds.
+named and left out. Prints a table, mean and sample standard deviation over seeds. Into FOLDER go
+results.csv and one learning_curves_<data>.png per data set: validation VRMSE, one line per run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import yaml
+
+from adaptok.plots import read_metrics
 
 KNOBS = ("size", "min_size", "max_size", "budget", "ignore")
 
@@ -24,6 +28,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     row, tokenizer = metrics["settings"][0], config["tokenizer"]
     knobs = " ".join(f"{k}={tokenizer[k]}" for k in KNOBS if tokenizer.get(k))
     return {
+        "folder": folder,
         "data": config["data"]["name"],
         "model": f"{tokenizer['name']} {knobs} + {config['decoder']['name']}",
         "seed": config["seed"],
@@ -55,6 +60,21 @@ def spread(values: list[float]) -> str:
     return f"{mean:.4f} ± {statistics.stdev(values):.4f}" if len(values) > 1 else f"{mean:.4f}"
 
 
+def draw_curves(rows: list[dict[str, Any]], target: Path) -> None:
+    data = rows[0]["data"]
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for color, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
+        for row in (r for r in rows if r["model"] == model):
+            points = [m for m in read_metrics(row["folder"]) if "val/vrmse" in m]
+            label = model if row["seed"] == rows[0]["seed"] else None
+            steps, errors = [m["step"] for m in points], [m["val/vrmse"] for m in points]
+            axes.plot(steps, errors, color=f"C{color}", marker=".", label=label)
+    axes.axhline(rows[0]["persistence"], color="0.5", ls="--", label="persistence (test)")
+    axes.set(xlabel="training step", ylabel="validation VRMSE", title=data, yscale="log")
+    axes.legend(fontsize=7)
+    figure.savefig(target / f"learning_curves_{data}.png", dpi=120)
+
+
 def main(runs: Path, target: Path | None) -> None:
     folders = sorted(p.parent for p in runs.rglob("config.yaml") if p.parent.name != ".hydra")
     finished = [f for f in folders if (f / "metrics.json").is_file()]
@@ -65,8 +85,11 @@ def main(runs: Path, target: Path | None) -> None:
     if not rows:
         raise SystemExit(f"no finished run in {runs}")
     if target is not None:
-        with target.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        for data in dict.fromkeys(row["data"] for row in rows):
+            draw_curves([row for row in rows if row["data"] == data], target)
+        with (target / "results.csv").open("w", newline="") as file:
+            columns = [name for name in rows[0] if name != "folder"]
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
     print(table(rows))

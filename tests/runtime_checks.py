@@ -8,10 +8,11 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 from jaxtyping import jaxtyped
 
+CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, as type checkers have it
 _WRAPPER = inspect.getsourcefile(jaxtyped)  # the file of every wrapper
 
 
@@ -28,7 +29,7 @@ def after_the_call(function: Callable) -> Callable:
     if not result_is_known:
         return function
     try:
-        return beartype(function)
+        return beartype(conf=CONF)(function)
     except BeartypeDecorHintPep3119Exception:  # a Protocol without @runtime_checkable
         return function
 

@@ -14,7 +14,8 @@ SETTINGS = [{"budget": 512}, {"budget": 1024}, {"budget": 2048, "seed": 3}]
 @pytest.mark.parametrize("name", SCHEDULES.names())
 @pytest.mark.parametrize("seed", [0, 7])
 def test_every_schedule_is_a_pure_function_of_seed_and_step(name, seed):
-    part = {"name": name, "settings": SETTINGS, "seed": seed}
+    settings = SETTINGS[:1] if name == "fixed" else SETTINGS
+    part = {"name": name, "settings": settings, "seed": seed}
     schedule, again = create_schedule(part), create_schedule(part)
     forwards = [schedule(step) for step in range(50)]
     backwards = [again(step) for step in reversed(range(50))]
@@ -73,3 +74,8 @@ def test_random_draws_never_change():
 def test_bad_schedules(part, message):
     with pytest.raises(ValueError, match=message):
         create_schedule(part)
+
+
+def test_a_fixed_schedule_takes_one_setting():
+    with pytest.raises(ValueError, match="takes one setting, got 3"):
+        create_schedule({"name": "fixed", "settings": SETTINGS})

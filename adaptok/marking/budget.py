@@ -19,7 +19,7 @@ from adaptok.registry import MARKINGS
 class BudgetMarking:
     """Best-first refinement to a token budget (IAP, Algorithms 1 and 2), never above it.
 
-    Ties split the coarser node first, then in raster order.
+    Ties split the coarser node first, then in raster order; tilings per frame go frame by frame.
 
     Args:
         budget: cells per sample over all frames; per call also one number per sample.

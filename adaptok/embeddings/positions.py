@@ -34,7 +34,7 @@ class LearnedPositions(nn.Module):
 
     def forward(self, cells: Cells) -> Float[Tensor, "n d"]:
         """Position of each cell."""
-        return self.tables(cells).index_select(0, _rows(cells))
+        return self.tables(cells).index_select(0, position_rows(cells))
 
     def tables(self, cells: Cells) -> Float[Tensor, "m d"]:
         """The resampled tables of all levels, coarse to fine, each in raster order."""
@@ -77,7 +77,7 @@ def resample_positions(
     return torch.cat(out).to(table.dtype)
 
 
-def _rows(cells: Cells) -> Tensor:
+def position_rows(cells: Cells) -> Tensor:
     """Row of each cell in the tables of all levels."""
     rows, start = torch.zeros_like(cells.level, dtype=torch.int64), 0
     for level, size in enumerate(cells.sizes):

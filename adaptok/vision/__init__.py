@@ -2,12 +2,10 @@
 
 from adaptok.vision.apply import apply_apt, freeze_all_but_new, supported
 from adaptok.vision.dense import FeaturePyramid
-from adaptok.vision.embedding import CellEmbedding
 from adaptok.vision.features import VisionTokens, dense_map
 from adaptok.vision.tower import TowerTokens, VisionTower
 
 __all__ = [
-    "CellEmbedding",
     "FeaturePyramid",
     "TowerTokens",
     "VisionTokens",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from adaptok.tokens import TokenizerSpec
-from adaptok.vision.embedding import CellEmbedding
+from adaptok.vision.embedding import CellPositions, cell_embedding
 from adaptok.vision.tiling import ImageCells, Part
 from adaptok.vision.windows import check_window
 
@@ -46,8 +46,8 @@ def apply_apt(
             ``{"name": "budget", "budget": 128}`` gives every image 128 tokens.
         mean, std: normalisation of the input; default that of the model's configuration.
         pooling: "area" or "plain" mean over tokens, see `adaptok.vision.pooling.pool`.
-        resize: "central" or "area", see `CellEmbedding`.
-        branch: with the zero-initialised convolution, see `CellEmbedding`.
+        resize: "central" or "area", see `ResizeZeroEmbedding`.
+        branch: with the zero-initialised convolution, see `ResizeZeroEmbedding`.
         window: side in pixels of the attention windows of all blocks but `global_blocks` (ViTDet),
             a multiple of the coarsest cell. None: every block attends to the whole image.
         global_blocks: numbers of the blocks without windows.
@@ -77,8 +77,9 @@ def apply_apt(
     fast.__class__ = CLASSES[type(model)]
     fast.tiling = ImageCells(spec, bars, indicator, marking, mean, std)
     weight = source.patch_embed.proj.weight
-    embed = CellEmbedding(spec.dim, resize=resize, branch=branch)
+    embed = cell_embedding(fast.patch_embed, spec, resize, branch)
     fast.cell_embed = embed.to(weight.device, weight.dtype)
+    fast.cell_positions = CellPositions()
     fast.pooling, fast.window, fast.global_blocks = pooling, window, blocks
     fast.last_cells = None
     return fast.train(model.training)

@@ -14,10 +14,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, Groups
+from adaptok.embeddings import ResizeZeroEmbedding
 from adaptok.patches import level_grid
 from adaptok.tokens import TokenSet
 from adaptok.vision.blocks import Packing, run_block
-from adaptok.vision.embedding import CellEmbedding, cell_positions, position_table
+from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens
 from adaptok.vision.pooling import pool
 from adaptok.vision.rope import Rope, rotations
@@ -32,7 +33,8 @@ class AptMixin(nn.Module):
     """
 
     tiling: ImageCells
-    cell_embed: CellEmbedding
+    cell_embed: ResizeZeroEmbedding
+    cell_positions: CellPositions
     pooling: str
     window: int | None
     global_blocks: tuple[int, ...]
@@ -159,7 +161,7 @@ class AptMixin(nn.Module):
             self.tiling.check(x, cells)
         self.last_cells = cells
         grid = level_grid(cells.shape[1:], cells.sizes[-1][1:])
-        prefix, rows = self._embed(x, cells, (grid[0], grid[1]))
+        prefix, rows = self._embed(x, cells)
         b, p = prefix.shape[:2]
         groups = cells.groups(prefix=p) if p else cells.groups()
         rows = groups.gather(torch.cat([prefix.flatten(0, 1), rows]))
@@ -176,11 +178,11 @@ class AptMixin(nn.Module):
         return _unpack(model.norm(rows), groups, cells, b, p), between
 
     def _embed(
-        self, x: Tensor, cells: Cells, grid: tuple[int, int]
+        self, x: Tensor, cells: Cells
     ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "n d"]]:
         """Special tokens and cell tokens with learned positions, in the embedding's dtype."""
         model: Any = self
-        features = self.cell_embed(x, cells, self._project)
+        features = self.cell_embed(x.unsqueeze(1), cells)
         special = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         special = [token for token in special if token is not None]
         prefix = features.new_zeros(1, 0, features.shape[1])
@@ -191,32 +193,10 @@ class AptMixin(nn.Module):
             count = 0 if model.no_embed_class else prefix.shape[1]
             if count:
                 prefix = prefix + table[:, :count]
-            features = features + cell_positions(self._tables(cells, grid, count), cells, grid)
+            grid = model.patch_embed.grid_size
+            place = self.cell_positions(table[:, count:], tuple(grid), cells, self.training)
+            features = features + place
         return prefix.expand(cells.batch_size, -1, -1).to(features.dtype), features
-
-    def _project(self, x: Tensor) -> Float[Tensor, "b gh gw d"]:
-        embed: Any = self.patch_embed
-        return embed.norm(embed.proj(x).permute(0, 2, 3, 1))
-
-    def _tables(self, cells: Cells, grid: tuple[int, int], count: int) -> list[Tensor]:
-        """Position tables per level; kept between calls while there is nothing to differentiate."""
-        model: Any = self
-        table = model.pos_embed
-        patch = cells.sizes[-1][1]
-        factors = tuple(size[1] // patch for size in cells.sizes)
-        keep = not (torch.is_grad_enabled() or self.training or torch.compiler.is_compiling())
-        keep = keep and not table.is_inference()
-        key = (grid, factors, table.data_ptr(), table._version) if keep else None
-        if key is not None and self._table_key == key:
-            return self._table_cache
-        old = tuple(model.patch_embed.grid_size)
-        tables = [position_table(table[:, count:], old, grid, factor) for factor in factors]
-        if key is not None:
-            self._table_key, self._table_cache = key, tables
-        return tables
-
-    _table_key: tuple[Any, ...] | None = None
-    _table_cache: list[Tensor]
 
     def _packings(
         self, cells: Cells, groups: Groups, prefix: int, grid: tuple[int, int]

@@ -21,7 +21,9 @@ class FeaturePyramid(nn.Module):
             give strides 4, 8, 16, 32.
     """
 
-    def __init__(self, dim: int, out_dim: int = 256, scales: Sequence[float] = (4, 2, 1, 0.5)):
+    def __init__(
+        self, dim: int, out_dim: int = 256, scales: Sequence[float | int] = (4, 2, 1, 0.5)
+    ):
         super().__init__()
         self.stages = nn.ModuleList(self._stage(dim, out_dim, scale) for scale in scales)
 
@@ -30,7 +32,7 @@ class FeaturePyramid(nn.Module):
         return [stage(dense) for stage in self.stages]
 
     @staticmethod
-    def _stage(dim: int, out_dim: int, scale: float) -> nn.Sequential:
+    def _stage(dim: int, out_dim: int, scale: float | int) -> nn.Sequential:
         layers: list[nn.Module] = []
         left = float(scale)
         while left > 1:

@@ -51,7 +51,7 @@ class CellPositions:
         self._kept: tuple[tuple, Tensor] | None = None
 
     def __call__(
-        self, table: Float[Tensor, "1 n d"], grid: tuple[int, int], cells: Cells, training: bool
+        self, table: Float[Tensor, "1 g d"], grid: tuple[int, int], cells: Cells, training: bool
     ) -> Float[Tensor, "n d"]:
         """Position of each cell.
 

@@ -1,4 +1,4 @@
-"""timm models on cells: equal to timm where nothing merges, to the authors' arrays where it does."""
+"""timm models on cells: equal to timm where nothing merges, to the authors' where it does."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
-from timm.layers import Attention, AttentionRope, DiffAttention
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.diff_attention import DiffAttention
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import (
     Block,
@@ -88,7 +89,8 @@ def _qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             fused = attn.qkv(x) + bias
         else:
             fused = nn.functional.linear(x, attn.qkv.weight, bias)
-    return fused.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(1)
+    q, k, v = fused.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(1)
+    return q, k, v
 
 
 def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
@@ -97,8 +99,8 @@ def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, packing: Packing) 
     q = attn.q_norm(q.unflatten(-1, (heads, 2, 1, width))).type_as(v)
     k = attn.k_norm(k.unflatten(-1, (heads, 2, 1, width))).type_as(v)
     v = v.unflatten(-1, (heads, 1, 2, width))
-    rows = (x.expand(-1, -1, 2, 2, -1).flatten(1, 3) for x in (q, k, v))  # head, map, half
-    out = attend(*rows, packing.groups).unflatten(1, (heads, 2, 2))
+    q, k, v = (x.expand(-1, -1, 2, 2, -1).flatten(1, 3) for x in (q, k, v))  # head, map, half
+    out = attend(q, k, v, packing.groups).unflatten(1, (heads, 2, 2))
     first, second = out.flatten(3).unbind(2)
     out = first - attn._compute_lambda().type_as(q) * second
     return (attn.sub_norm(out) * (1 - attn.lambda_init)).flatten(1)
@@ -130,7 +132,7 @@ def _parallel_scaling(block: Any, x: Tensor, packing: Packing) -> Tensor:
     hidden, q, k, v = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
     if block.mlp_bias is not None:
         hidden = hidden + block.mlp_bias
-    if isinstance(block, DiffParallelScalingBlock):
+    if hasattr(block, "sub_norm"):
         attended = _differential(block, q, k, v, packing)
     else:
         q, k, v = (part.unflatten(-1, (block.num_heads, -1)) for part in (q, k, v))

@@ -155,10 +155,7 @@ class AptMixin(nn.Module):
         self, x: Tensor, cells: Cells | None, take: tuple[int, ...], **control: Any
     ) -> tuple[VisionTokens, list[VisionTokens]]:
         model: Any = self
-        if cells is None:
-            cells = self.tiling(x, **control)
-        else:
-            self.tiling.check(x, cells)
+        cells = self._cells(x, cells, **control)
         self.last_cells = cells
         grid = level_grid(cells.shape[1:], cells.sizes[-1][1:])
         prefix, rows = self._embed(x, cells)
@@ -176,6 +173,12 @@ class AptMixin(nn.Module):
             if i in take:
                 between.append(_unpack(rows, groups, cells, b, p))
         return _unpack(model.norm(rows), groups, cells, b, p), between
+
+    def _cells(self, x: Tensor, cells: Cells | None, **control: Any) -> Cells:
+        if cells is None:
+            return self.tiling(x, **control)
+        self.tiling.check(x, cells)
+        return cells
 
     def _embed(
         self, x: Tensor, cells: Cells

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
-from timm.layers import AttentionPoolLatent, AttentionPoolPrr, PatchEmbed
+from timm.layers.attention_pool import AttentionPoolLatent, AttentionPoolPrr
+from timm.layers.patch_embed import PatchEmbed
 from timm.models import list_models, model_entrypoint
 from torch import nn
 

@@ -1,6 +1,6 @@
 """adaptok: adaptive tokenizers for transformers on images and PDE fields."""
 
-from adaptok import decoders, processors, tokenizers
+from adaptok import decoders, processors, tokenizers, vision
 from adaptok.attention import attend, attention_backend
 from adaptok.cells import Cells, Groups
 from adaptok.model import (
@@ -53,4 +53,5 @@ __all__ = [
     "decoders",
     "processors",
     "tokenizers",
+    "vision",
 ]

@@ -51,6 +51,7 @@ def rotations(
         grid: patches per axis of this image size.
     """
     if isinstance(rope, RotaryEmbeddingMixed):
+        index = _augmented(rope, index)  # once: blocks share the transform
         return [_turn(_mixed(rope, index, block), real, False) for block in range(depth)]
     for kind, angles in _ANGLES.items():
         if isinstance(rope, kind):
@@ -65,8 +66,6 @@ def unsupported_rope(rope: nn.Module | None) -> str | None:
         return None
     if not isinstance(rope, (RotaryEmbeddingMixed, *_ANGLES)):
         return f"rotary positions of type {type(rope).__name__}"
-    if getattr(rope, "aug_active", False):
-        return "rotary positions with coordinate augmentation"
     return None
 
 
@@ -99,7 +98,24 @@ def _coordinates(
         reference = getattr(rope, "ref_feat_shape", None)
         columns.append(x if reference is None else x / n * reference[axis])
     out = torch.stack(_ordered(rope, columns), -1)
-    return 2 * out - 1 if kind == "centered" else out
+    return _augmented(rope, 2 * out - 1 if kind == "centered" else out)
+
+
+def _augmented(rope: Any, position: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """timm's random shift, stretch per axis and rescaling of all positions while training."""
+    if not (rope.training and rope.aug_active):
+        return position
+
+    def uniform(count: int, bound: float) -> Tensor:
+        return position.new_empty(count).uniform_(-bound, bound)
+
+    if rope.shift_coords is not None:
+        position = position + uniform(2, rope.shift_coords)
+    if rope.jitter_coords is not None:
+        position = position * uniform(2, math.log(rope.jitter_coords)).exp()
+    if rope.rescale_coords is not None:
+        position = position * uniform(1, math.log(rope.rescale_coords)).exp()
+    return position
 
 
 def _axial(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:
@@ -112,6 +128,7 @@ def _dinov3(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n
 
 
 def _mrope(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:
+    index = _augmented(rope, index)
     positions = torch.cat([torch.zeros_like(index[:, :1]), index], -1)
     return positions.index_select(-1, rope.axis) * rope.inv_freq
 

@@ -63,7 +63,10 @@ class CellPositions:
 
     def _tables(self, table: Tensor, grid: tuple[int, int], cells: Cells, training: bool) -> Tensor:
         fixed = not (training or (torch.is_grad_enabled() and table.requires_grad))
-        if not fixed or torch.compiler.is_compiling() or table.is_inference():
+        if torch.compiler.is_compiling() or table.is_inference():
+            return self._make(table, grid, cells)
+        if not fixed:
+            self._kept = None  # some optimisers write where `_version` does not count it
             return self._make(table, grid, cells)
         where = table.data_ptr(), table.dtype, table._version, table.shape
         key = (cells.shape[1:], cells.sizes, grid, *where)

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, product
 from adaptok.patches import level_grid, owner_grid
 from adaptok.tokens import TokenSet
+from adaptok.vision.constants import constant
 
 
 class VisionTokens(NamedTuple):
@@ -59,9 +60,6 @@ def dense_map(tokens: TokenSet) -> Float[Tensor, "b d gh gw"]:
 
 def patches_per_cell(cells: Cells) -> Float[Tensor, " n"]:
     """Finest cells that each cell stands for; one that the border clips counts as a whole one."""
-    finest = cells.sizes[-1]
-    counts = [
-        float(torch.tensor(size).prod() // torch.tensor(finest).prod()) for size in cells.sizes
-    ]
-    table = torch.tensor(counts, device=cells.device)
-    return table[cells.level.long()]
+    finest = product(cells.sizes[-1])
+    counts = tuple(product(size) / finest for size in cells.sizes)
+    return constant(counts, cells.device)[cells.level.long()]

@@ -18,6 +18,7 @@ from adaptok.embeddings import ResizeZeroEmbedding
 from adaptok.patches import level_grid
 from adaptok.tokens import TokenSet
 from adaptok.vision.blocks import Packing, run_block
+from adaptok.vision.constants import constant
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens
 from adaptok.vision.pooling import pool
@@ -230,7 +231,7 @@ def patch_index(cells: Cells) -> Float[Tensor, "n 2"]:
 
     Of whole cells: what the border clips from a patch does not move it.
     """
-    sizes = torch.tensor([size[1:] for size in cells.sizes], device=cells.device)
+    sizes = constant(tuple(tuple(map(float, size[1:])) for size in cells.sizes), cells.device)
     center = cells.origin[:, 1:] + sizes[cells.level.long()] / 2
     return center / sizes[-1] - 0.5
 

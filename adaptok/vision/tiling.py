@@ -14,6 +14,7 @@ from adaptok.refine import Tree, cells_from_splits
 from adaptok.registry import INDICATORS, MARKINGS
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import TreeTokenizer, check_controls, check_shape
+from adaptok.vision.constants import constant
 
 Part = str | Mapping[str, Any]
 
@@ -63,7 +64,7 @@ class ImageCells(nn.Module):
 
         Values beyond are clamped: augmentation may produce them.
         """
-        mean, std = (x.new_tensor(v, dtype=torch.float32)[:, None, None] for v in self.stats)
+        mean, std = (constant(v, x.device)[:, None, None] for v in self.stats)
         return ((x.float() * std + mean) * 255).round_().clamp_(0, 255)
 
     @property

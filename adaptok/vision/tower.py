@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adaptok.tokens import TokenSet
+from adaptok.vision.constants import constant
 
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
@@ -54,5 +55,5 @@ class VisionTower(nn.Module):
 def cell_boxes(tokens: TokenSet) -> Float[Tensor, "n 4"]:
     """Centre y, centre x, height and width of each cell in units of the image."""
     cells = tokens.cells
-    extent = torch.tensor(cells.shape[1:], device=cells.device)
+    extent = constant(tuple(map(float, cells.shape[1:])), cells.device)
     return torch.cat([cells.center[:, 1:] / extent, cells.size[:, 1:] / extent], 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from adaptok.refine import Tree
@@ -45,3 +46,11 @@ def periodic_axes(boundary: Tensor | None, ndim: int, like: Tensor) -> list[Tens
     periodic = (boundary.to(like.device) == PERIODIC).all(-1)
     periodic = periodic.expand(batch, ndim)
     return [periodic[:, axis].view(-1, *[1] * (like.ndim - 1)) for axis in range(ndim)]
+
+
+def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]:
+    """Grid points inside the domain of every inner node, 0 for nodes outside."""
+    nodes = tree.nodes(device)
+    points = nodes.size.long().clamp_min(0).prod(1)
+    by_number = torch.empty_like(points).scatter_(0, nodes.order, points)
+    return by_number[: tree.inner]

@@ -20,6 +20,7 @@ from adaptok.registry import (
     Registry,
 )
 from adaptok.schedules import SCHEDULES, create_schedule
+from adaptok.tokenizers import calibrate
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.tree import TreeTokenizer, cells_from_score
 
@@ -42,6 +43,7 @@ __all__ = [
     "TreeTokenizer",
     "attend",
     "attention_backend",
+    "calibrate",
     "cells_from_score",
     "create_decoder",
     "create_processor",

@@ -75,6 +75,27 @@ class TreeTokenizer(nn.Module):
         """
         check_controls(control, self.controls)
         field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        frame_size = self.spec.sizes[0][0]
+        frames = frames_of_cells(field.shape[1], frame_size)
+        scores, tree = self._scores(field, boundary)
+        shared = 1 if self.per_frame else frames
+        monotone = self.indicator.monotone
+        split, lengths = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
+        return cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
+
+    @torch.no_grad()
+    def scores(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> tuple[Float[Tensor, "b f inner"], Tree]:
+        """Score of every inner node and the tree that numbers them; f is 1, or the number of frames
+        of cells where each has its own tiling.
+        """
+        return self._scores(as_field(field, self.spec.ndim, self.spec.in_channels), boundary)
+
+    def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
         b, t = field.shape[:2]
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(t, frame_size)
@@ -82,12 +103,7 @@ class TreeTokenizer(nn.Module):
             field = field.unflatten(1, (frames, frame_size)).flatten(0, 1)
             boundary = repeat_boundary(boundary, frames)
         tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
-        scores = self.indicator(field, tree, boundary=boundary)
-        scores = scores.unflatten(0, (b, -1))  # (b, f, inner)
-        shared = 1 if self.per_frame else frames
-        monotone = self.indicator.monotone
-        split, lengths = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
-        return cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
+        return self.indicator(field, tree, boundary=boundary).unflatten(0, (b, -1)), tree
 
     def embed(
         self,

@@ -47,7 +47,8 @@ class BudgetMarking:
         b, frames, _ = scores.shape
         budgets = per_sample(self.budget if budget is None else budget, b)
         step = self.splits_per_step
-        plans = {t: _plan(t, tree, frames, shared, step) for t in dict.fromkeys(budgets)}
+        plans = {t: plan(t, tree, frames, shared, step) for t in dict.fromkeys(budgets)}
+        _warn_above_finest(budgets, tree, frames * shared)
         splits = tuple(plans[t][0] for t in budgets)
         lengths = tuple(plans[t][1] * shared for t in budgets)
         nodes = tree.nodes(scores.device)
@@ -64,8 +65,12 @@ class BudgetMarking:
         return Marks(split, lengths)
 
 
-def _plan(budget: int, tree: Tree, frames: int, shared: int, step: int) -> tuple[int, int]:
-    """(splits, cells) of one sample over `frames` trees, each used `shared` times; IAP Eq. 1."""
+def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tuple[int, int]:
+    """(splits, cells) of one sample over `frames` trees, each used `shared` times; IAP Eq. 1.
+
+    Raises:
+        ValueError: a budget below what the domain needs, or levels with different ratios.
+    """
     leaves, forced, possible = (frames * count for count in tree.counts())
     children = {product(ratio) for ratio in tree.ratios}
     if budget < leaves * shared:
@@ -79,12 +84,15 @@ def _plan(budget: int, tree: Tree, frames: int, shared: int, step: int) -> tuple
     if len(children) > 1:
         raise ValueError(f"a budget needs one ratio between all levels, got sizes {tree.sizes}")
     gain = children.pop() - 1
-    finest = leaves + (possible - forced) * gain
-    if budget > finest and not torch.compiler.is_compiling():
-        warnings.warn(
-            f"budget {budget * shared} is above the {finest * shared} finest cells; "
-            "every cell is the finest",
-            stacklevel=2,
-        )
     splits = min(step * ((budget - leaves) // (step * gain)), possible - forced)
     return forced + splits, leaves + splits * gain
+
+
+def _warn_above_finest(budgets: tuple[int, ...], tree: Tree, frames: int) -> None:
+    most = max(budgets, default=0)
+    finest = frames * product(-(-n // p) for n, p in zip(tree.shape, tree.sizes[-1], strict=True))
+    if most > finest and tree.levels > 1 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"budget {most} is above the {finest} finest cells; every cell is the finest",
+            stacklevel=3,
+        )

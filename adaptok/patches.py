@@ -26,12 +26,13 @@ def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tenso
     if any(pads):
         widths = [v for p in reversed(pads[1:]) for v in (0, p)]
         x = torch.nn.functional.pad(x, [*widths, 0, 0, 0, pads[0]])
+    values = x.shape[2] * product(size)
     x = x.movedim(2, 1)  # (b, c, t, *space)
     for axis, p in enumerate(size):
         x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
     a = len(size)
     grid_axes, patch_axes = range(2, 2 + 2 * a, 2), range(3, 3 + 2 * a, 2)
-    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, product(grid), -1)
+    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, product(grid), values)
 
 
 def unpatchify(

@@ -16,10 +16,10 @@ from adaptok.patches import level_grid
 class LearnedPositions(nn.Module):
     """Position of a cell from a learned table over space, as in ViT and APT (Sec. 3.2).
 
-    The table is stretched over the finest cells of whatever field comes, and resampled to the grid of
-    each level with an antialiased bicubic filter (the one of Pillow and PyTorch), axis by axis, in
-    1, 2 or 3 dimensions. Frames share it. In evaluation without gradients the resampled tables are
-    kept until the table changes.
+    The table is stretched over the finest cells of whatever field comes, and resampled to the grid
+    of each level with an antialiased bicubic filter (the one of Pillow and PyTorch), axis by axis,
+    in 1, 2 or 3 dimensions. Frames share it. In evaluation without gradients the resampled tables
+    are kept until the table changes.
 
     Args:
         dim: width of the features.
@@ -62,7 +62,8 @@ def resample_positions(
         sizes: cell sizes coarse to fine, time first.
 
     Returns:
-        tables: level after level, each in the raster order of ``ceil(space / size)``. Differentiable.
+        tables: level after level, each in the raster order of ``ceil(space / size)``;
+            differentiable.
     """
     out = []
     for size in sizes:
@@ -71,7 +72,7 @@ def resample_positions(
             cells = -(-n // fine) * fine / s  # the domain in cells of this level
             matrix = _bicubic(table.shape[axis], -(-n // s), table.shape[axis] / cells, x.device)
             if matrix is not None:
-                x = torch.tensordot(x, matrix, ([axis], [1])).movedim(-1, axis)
+                x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
         out.append(x.flatten(0, -2))
     return torch.cat(out).to(table.dtype)
 

@@ -21,10 +21,10 @@ from adaptok.registry import EMBEDDINGS
 class ResizeZeroEmbedding(nn.Module):
     """Embedding of resized cells plus a zero-initialised branch over their full resolution.
 
-    ``token = zero(merge^i({patch(child)})) + patch(resize(cell))`` (APT, Eq. 2) with one `patch` for
-    all sizes, one `merge` (a convolution whose stride is its kernel) applied i times, and one linear
-    `zero` that starts at 0: before training, tokens are those of resized cells exactly, and `merge`
-    learns from the second step on. Clipped cells are zero-padded.
+    ``token = zero(merge^i({patch(child)})) + patch(resize(cell))`` (APT, Eq. 2) with one `patch`
+    for all sizes, one `merge` (a convolution whose stride is its kernel) applied i times, and one
+    linear `zero` that starts at 0: before training, tokens are those of resized cells exactly, and
+    `merge` learns from the second step on. Clipped cells are zero-padded.
 
     All finest patches of the field are embedded, since each is either a token or the child of one;
     the rest works on the cells that exist. `patch` may be replaced by any module from values
@@ -97,24 +97,22 @@ class ResizeZeroEmbedding(nn.Module):
         self, x: Tensor, embedded: Tensor | None, cells: Cells, level: int, rows: Tensor
     ) -> Float[Tensor, "m d"]:
         """Features of rows of one level above the finest."""
-        small = resized(x, cells.sizes[level], cells.sizes[-1], self.resize)
-        patches = patchify(small, cells.sizes[-1]).flatten(0, 1)
+        # Without cells of this level the maps still run, on no rows: all ranks use all parameters.
+        source = x if len(rows) else x[:0]
+        small = resized(source, cells.sizes[level], cells.sizes[-1], self.resize)
+        patches = patchify(small, cells.sizes[-1]).flatten(0, 1)  # (b * g, k)
         tokens = self.patch(patches[grid_index(cells, level)[rows]])
         if embedded is None or self.merge is None or self.zero is None:
             return tokens
         children, depth = child_index(cells, level, rows, self.ratio), len(cells.sizes) - 1 - level
         if any(n % p for n, p in zip(cells.shape, cells.sizes[level], strict=True)):
-            zeros = x.new_zeros(1, self.patch_values(x, cells))  # children beyond the border
+            zeros = patches.new_zeros(1, patches.shape[1])  # children beyond the border
             embedded = torch.cat([embedded, self.patch(zeros)])
+        children = children.clamp(max=len(embedded) - 1)  # filler rows may stand at the border
         detail = embedded[children]  # (m, product(ratio) ** depth, d), blocks contiguous
         for _ in range(depth):
             detail = self.merge(detail.unflatten(1, (-1, product(self.ratio))).flatten(2))
         return tokens + self.zero(detail.squeeze(1))
-
-    @staticmethod
-    def patch_values(x: Tensor, cells: Cells) -> int:
-        """Values in a finest patch."""
-        return x.shape[2] * product(cells.sizes[-1])
 
 
 def resized(
@@ -125,14 +123,18 @@ def resized(
     "central" is bilinear sampling without antialiasing at the centres of the new points.
     """
     for axis, (s, fine) in enumerate(zip(size, finest, strict=True)):
-        dim, factor = axis + (axis > 0), s // fine  # channels stand between time and space
+        dim, factor = axis + 1 + (axis > 0), s // fine  # channels stand between time and space
         if missing := -x.shape[dim] % s:
             x = nn.functional.pad(x, [0] * (2 * (x.ndim - 1 - dim) + 1) + [missing])
+        if factor == 1:
+            continue
         x = x.unflatten(dim, (-1, factor))
-        if resize == "central":
-            middle = (factor - 1) // 2
-            x = x.narrow(dim + 1, middle, 2 - factor % 2)
-        x = x.squeeze(dim + 1) if x.shape[dim + 1] == 1 else x.mean(dim + 1)
+        if resize == "area":
+            x = x.mean(dim + 1)
+        else:
+            middle, left = factor // 2, (factor - 1) // 2
+            own = x.select(dim + 1, middle)
+            x = own if left == middle else (x.select(dim + 1, left) + own) * 0.5
     return x
 
 
@@ -141,8 +143,8 @@ def child_index(
 ) -> Int64[Tensor, "m k"]:
     """Raster index, within a batch of finest grids, of the finest cells inside each row's cell.
 
-    Depth first, children in raster order, so that every node's children are contiguous. Those beyond
-    the border get the number of all finest cells.
+    Depth first, children in raster order, so that every node's children are contiguous. Those
+    beyond the border get the number of all finest cells.
     """
     finest = cells.sizes[-1]
     grid = level_grid(cells.shape, finest)

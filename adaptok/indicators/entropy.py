@@ -21,14 +21,14 @@ class EntropyIndicator:
     """Entropy in bits of the histogram of a cell's values (APT, Eq. 1); low means compressible.
 
     Values are counted once, in the finest cells that can split; coarser cells add up the counts of
-    their children. Channels and frames are scored one by one and averaged. A cell of n points scores
-    at most ``log2(min(n, bins))``, so thresholds mean different things on different levels.
+    their children. Channels and frames are scored one by one and averaged. A cell of n points
+    scores at most ``log2(min(n, bins))``: thresholds mean different things on different levels.
 
     Args:
         color: "gray" needs 1 or 3 channels; "channels" takes any.
         bins: width of a bin is the value range over `bins`.
-        value_range: lowest and highest value; what lies outside counts for the outermost bins. None:
-            the range of each map of each sample.
+        value_range: lowest and highest value; what lies outside counts for the outermost bins.
+            None: the range of each map of each sample.
     """
 
     monotone = False
@@ -54,8 +54,13 @@ class EntropyIndicator:
         """Mean over channels and frames of the entropy of each node's points inside the domain."""
         maps = self.intensity.maps(field)
         low, width = self.intensity.limits(maps)
-        # In place from here on, and in this order: (v - low) * bins / width, rounded down.
-        index = ((maps - low).mul_(self.bins).div_(width)).long().clamp_(0, self.bins - 1)
+        # In this order, which decides the bin of values on an edge: (v - low) * bins / width.
+        scaled = (
+            maps * self.bins
+            if isinstance(low, float) and low == 0
+            else (maps - low).mul_(self.bins)
+        )
+        index = scaled.div_(width).long().clamp_(0, self.bins - 1)
         maps_of_sample = index.flatten(1, 2).unbind(1)  # each (b, *space)
         total = field.new_zeros((), dtype=torch.float32)
         for bin_of_point in maps_of_sample:  # one map at a time: counts are the largest tensor

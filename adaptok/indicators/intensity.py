@@ -52,10 +52,8 @@ class Intensity:
         gray += x[:, :, 2] * LUMA[2]
         return gray.unsqueeze(2)
 
-    def limits(
-        self, maps: Float[Tensor, "b t m *s"]
-    ) -> tuple[float | Float[Tensor, "b 1 m *s"], float | Float[Tensor, "b 1 m *s"]]:
-        """Lowest value and width of the range; the width is never 0."""
+    def limits(self, maps: Float[Tensor, "b t m *s"]) -> tuple[float | Tensor, float | Tensor]:
+        """Lowest value and width of the range, broadcastable; the width is never 0."""
         if self.value_range is not None:
             low, high = self.value_range
             return low, high - low

@@ -21,8 +21,8 @@ STATISTICS = ("mean", "max", "std")
 class LaplacianIndicator:
     """Statistic over the cell of the absolute Laplacian of the values (APT, App.).
 
-    The stencil sums the 3^D neighbourhood and subtracts 3^D times the centre; values are measured in
-    units of their range. Only points inside the domain count, whereas the authors' code dilutes
+    The stencil sums the 3^D neighbourhood and subtracts 3^D times the centre; values are measured
+    in units of their range. Only points inside the domain count, whereas the authors' code dilutes
     cells at the border with zeros. Channels and frames are averaged.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from numbers import Real
 
 import torch
@@ -16,10 +16,12 @@ from adaptok.marking.budget import plan
 from adaptok.refine import Tree
 from adaptok.registry import MARKINGS
 
+Thresholds = float | Iterable[float]  # one for all levels, or one per level, fine to coarse
+
 
 @MARKINGS.register("threshold")
 class ThresholdMarking:
-    """A cell stays whole iff its score is strictly below the threshold of its level (APT, Sec. 3.1).
+    """A cell stays whole iff its score is below the threshold of its level (APT, Sec. 3.1).
 
     Every region thus takes the coarsest cell whose own score passes, whatever its children score.
     Ties and NaN split, and so does what crosses the border. The number of cells depends on the data,
@@ -28,14 +30,14 @@ class ThresholdMarking:
     Args:
         thresholds: one per level that can split, those of the smallest cells first; or one number
             for all of them. Also per call.
-        budget: at most this many cells per sample over all frames, or None. Where the thresholds ask
-            for more, the best-scored of the marked cells split first. Per call also one number per
-            sample.
+        budget: at most this many cells per sample over all frames, or None. Where the thresholds
+            ask for more, the best-scored of the marked cells split first. Per call also one number
+            per sample.
     """
 
     controls = ("thresholds", "budget")
 
-    def __init__(self, *, thresholds: float | Sequence[float] = 5.5, budget: int | None = None):
+    def __init__(self, *, thresholds: Thresholds = 5.5, budget: int | None = None):
         self.thresholds, self.budget = as_thresholds(thresholds), budget
 
     def __call__(
@@ -45,7 +47,7 @@ class ThresholdMarking:
         *,
         monotone: bool = False,
         shared: int = 1,
-        thresholds: float | Sequence[float] | None = None,
+        thresholds: Thresholds | None = None,
         budget: Budget | None = None,
     ) -> Marks:
         """Marks what does not pass; the number of leaves is not known to the host.
@@ -54,7 +56,7 @@ class ThresholdMarking:
             ValueError: thresholds for another number of levels, a field smaller than the coarsest
                 cell, or a budget below what the domain needs.
         """
-        given = self.thresholds if thresholds is None else as_thresholds(thresholds)
+        given = self.thresholds if thresholds is None else thresholds
         if any(n < size for n, size in zip(tree.shape, tree.sizes[0], strict=True)):
             raise ValueError(
                 f"the field of {tree.shape} is smaller than the coarsest cell of {tree.sizes[0]}; "
@@ -71,29 +73,30 @@ class ThresholdMarking:
         return Marks(marked, None)
 
 
-def as_thresholds(thresholds: float | Sequence[float]) -> float | tuple[float, ...]:
+def as_thresholds(thresholds: Thresholds) -> float | tuple[float, ...]:
     """One number, or one per level; raises ``ValueError`` for anything else and for NaN."""
-    alone = isinstance(thresholds, Real)
-    values = [thresholds] if alone else list(thresholds)
+    values = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
     if any(not isinstance(v, Real) or isinstance(v, bool) or math.isnan(v) for v in values):
         raise ValueError(f"thresholds are numbers, one or one per level, got {thresholds!r}")
-    return float(values[0]) if alone else tuple(float(v) for v in values)
+    numbers = tuple(float(v) for v in values)
+    return numbers if isinstance(thresholds, Iterable) else numbers[0]
 
 
-def level_thresholds(thresholds: float | Sequence[float], levels: int) -> tuple[float, ...]:
+def level_thresholds(thresholds: Thresholds, levels: int) -> tuple[float, ...]:
     """One threshold for each of the levels that can split, fine to coarse.
 
     Raises:
-        ValueError: another number of thresholds.
+        ValueError: another number of thresholds, or something else than numbers.
     """
-    if isinstance(thresholds, Real):
-        return (float(thresholds),) * levels
-    if len(thresholds) != levels:
+    given = as_thresholds(thresholds)
+    if not isinstance(given, tuple):
+        return (given,) * levels
+    if len(given) != levels:
         raise ValueError(
             f"{levels + 1} cell sizes need {levels} threshold(s), the smallest merged cells first, "
-            f"got {len(thresholds)}: {tuple(thresholds)}"
+            f"got {len(given)}: {given}"
         )
-    return tuple(thresholds)
+    return given
 
 
 def _cap(

@@ -4,7 +4,6 @@ Adaptive Patch Sizes")."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 from adaptok.marking import level_thresholds
 from adaptok.registry import TOKENIZERS
@@ -57,7 +56,7 @@ def apt(
         ValueError: thresholds that do not fit the sizes, or parts that make no sense.
     """
     if max_size is None:
-        count = 1 if isinstance(thresholds, Real) else len(thresholds)
+        count = len(thresholds) if isinstance(thresholds, Sequence) else 1
         max_size = [size << count for size in per_axis(min_size, ndim, "min_size")]
     levels = len(level_sizes(min_size, max_size, ndim))
     if color is None:

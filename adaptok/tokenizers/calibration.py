@@ -25,8 +25,8 @@ def calibrate(
 ) -> tuple[float, ...]:
     """The tokenizer's thresholds times the one factor that gives a mean number of tokens.
 
-    The scores are computed once. A node splits iff the factor is at most ``score / threshold`` of it
-    and of all its ancestors, so sorting these numbers gives the token count of every factor; no
+    The scores are computed once. A node splits iff the factor is at most ``score / threshold`` of
+    it and of all its ancestors, so sorting these numbers gives the token count of every factor; no
     search re-runs the tokenizer, and nothing is trained. A budget of the tokenizer is ignored.
 
     Args:

@@ -76,6 +76,12 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
     n = len(cells)
     every = product(level_grid(cells.shape, cells.sizes[level]))
     bound = min(n, cells.batch_size * min(every, cells.max_seqlen))
+    size, finest = cells.sizes[level], cells.sizes[-1]
+    if cells.tiling and not any(s % p for s, p in zip(cells.shape, size, strict=True)):
+        # Each cell of this level covers `merged` finest ones, and every other cell at least one.
+        merged = product(size) // product(finest)
+        spare = cells.batch_size * product(level_grid(cells.shape, finest)) - n
+        bound = min(bound, spare // (merged - 1)) if merged > 1 else bound
     member = cells.level == level
     slots = torch.where(member, member.cumsum(0) - 1, bound)
     rows = torch.full((bound + 1,), n, dtype=torch.int64, device=cells.device)

@@ -21,12 +21,12 @@ from adaptok.refine import Tree, leaves
 BATCH = 8
 CASES = ((224, 16, (5.5,)), (224, 14, (5.5, 4.0)), (336, 14, (5.5, 4.0)), (448, 14, (5.5, 4.0)))
 NOTE = (
-    "From images (0 to 255, batch of 8) to the masks of the cells of each size: entropy of 512 gray "
-    "bins and one threshold per merged size; medians of paired runs in milliseconds per image, one "
-    "thread. `histc loop` calls `torch.histc` for each cell of each merged size; `histc loop, all "
-    "sizes` also for the finest cells, whose entropy decides nothing, as the authors' data loader "
-    "does. `adaptok` counts once, in the finest cells that can split. Masks are checked to be "
-    "equal. The last columns are medians of the ratios of paired runs."
+    "From images (0 to 255, batch of 8) to the masks of the cells of each size: entropy of 512 "
+    "gray bins and one threshold per merged size; medians of paired runs in milliseconds per "
+    "image, one thread. `histc loop` calls `torch.histc` for each cell of each merged size; "
+    "`histc loop, all sizes` also for the finest cells, whose entropy decides nothing, as the "
+    "authors' data loader does. `adaptok` counts once, in the finest cells that can split. Masks "
+    "are checked to be equal. The last columns are medians of the ratios of paired runs."
 )
 
 

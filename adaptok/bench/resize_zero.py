@@ -24,11 +24,11 @@ CASES = ((768, 384, 16, 4), (1024, 336, 14, 4))
 THRESHOLDS = ((-1.0, -1.0), (5.5, 4.0), (9.1, 9.1))
 NOTE = (
     "Embedding of images by `resize_zero` (forward, float32), medians of paired runs in "
-    "milliseconds per image, one thread. `all finest` is what the embedding does: every finest patch "
-    "is embedded once, and cells gather their children's features. `each cell` cuts out and embeds "
-    "the patches of the cells of each size; it does the same multiplications. `static` is the first "
-    "with the bounded rows that an accelerator or a compiled graph gets. The last column is the "
-    "median of the ratios of paired runs."
+    "milliseconds per image, one thread. `all finest` is what the embedding does: every finest "
+    "patch is embedded once, and cells gather their children's features. `each cell` cuts out and "
+    "embeds the patches of the cells of each size; it does the same multiplications. `static` is "
+    "the first with the bounded rows that an accelerator or a compiled graph gets. The last "
+    "column is the median of the ratios of paired runs."
 )
 
 

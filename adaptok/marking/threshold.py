@@ -24,8 +24,8 @@ class ThresholdMarking:
     """A cell stays whole iff its score is below the threshold of its level (APT, Sec. 3.1).
 
     Every region thus takes the coarsest cell whose own score passes, whatever its children score.
-    Ties and NaN split, and so does what crosses the border. The number of cells depends on the data,
-    which costs one host synchronisation when the cells are packed.
+    Ties and NaN split, and so does what crosses the border. The number of cells depends on the
+    data, which costs one host synchronisation when the cells are packed.
 
     Args:
         thresholds: one per level that can split, those of the smallest cells first; or one number

@@ -42,7 +42,9 @@ def draw(shape, t: int = 1) -> torch.Tensor:
 def mixed_cells(shape, frames: int = 1):
     """Cells of 8, 4 and 2 at random, all of them present."""
     tree = Tree(tuple(shape), tuple((s,) * len(shape) for s in (8, 4, 2)))
-    split = (torch.rand(2, 1, tree.inner) < 0.6) | tree.nodes(torch.device("cpu")).forced
+    split = torch.rand(2, 1, tree.inner) < 0.6
+    split[:, 0, 0] = torch.tensor([False, True])  # the first root is whole in every domain here
+    split = split | tree.nodes(split.device).forced
     cells = cells_from_splits(split, tree, frames=frames).validate()
     assert cells.level.unique().tolist() == [0, 1, 2]
     return cells

@@ -25,7 +25,7 @@ class EntropyIndicator:
     scores at most ``log2(min(n, bins))``: thresholds mean different things on different levels.
 
     Args:
-        color: "gray" needs 1 or 3 channels; "channels" takes any.
+        color: "gray" (needs 1 or 3 channels) or "channels"; default gray where there are 1 or 3.
         bins: width of a bin is the value range over `bins`.
         value_range: lowest and highest value; what lies outside counts for the outermost bins.
             None: the range of each map of each sample.
@@ -36,7 +36,7 @@ class EntropyIndicator:
     def __init__(
         self,
         *,
-        color: str = "gray",
+        color: str | None = None,
         bins: int = 512,
         value_range: Sequence[float] | None = (0.0, 255.0),
     ):
@@ -60,7 +60,8 @@ class EntropyIndicator:
             if isinstance(low, float) and low == 0
             else (maps - low).mul_(self.bins)
         )
-        index = scaled.div_(width).long().clamp_(0, self.bins - 1)
+        # NaN, which accelerators do not check for, must not become an index out of range.
+        index = scaled.div_(width).clamp_(0, self.bins - 1).nan_to_num_().long()
         maps_of_sample = index.flatten(1, 2).unbind(1)  # each (b, *space)
         total = field.new_zeros((), dtype=torch.float32)
         for bin_of_point in maps_of_sample:  # one map at a time: counts are the largest tensor

@@ -16,14 +16,14 @@ class Intensity:
     """Maps of a field that an image indicator scores, and the value range they are measured in.
 
     Args:
-        color: "gray" (0.2989 R + 0.5870 G + 0.1140 B; one channel is gray already) or "channels"
-            (each channel by itself).
+        color: "gray" (0.2989 R + 0.5870 G + 0.1140 B; one channel is gray already), "channels"
+            (each channel by itself), or None: gray of 1 or 3 channels, else each channel.
         value_range: lowest and highest value, or None for the range of each map of each sample.
     """
 
-    def __init__(self, color: str, value_range: Sequence[float] | None):
-        if color not in COLORS:
-            raise ValueError(f"color must be one of {', '.join(COLORS)}, got {color!r}")
+    def __init__(self, color: str | None, value_range: Sequence[float] | None):
+        if color is not None and color not in COLORS:
+            raise ValueError(f"color must be one of {', '.join(COLORS)} or None, got {color!r}")
         if value_range is not None and (
             len(value_range) != 2 or not value_range[0] < value_range[1]
         ):
@@ -40,7 +40,7 @@ class Intensity:
         x = field.detach()
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         channels = x.shape[2]
-        if self.color == "channels" or channels == 1:
+        if self.color == "channels" or channels == 1 or (self.color is None and channels != 3):
             return x
         if channels != 3:
             raise ValueError(

@@ -27,7 +27,7 @@ class LaplacianIndicator:
 
     Args:
         statistic: "mean", "max" or "std" (unbiased) over the points of a cell.
-        color: "gray" needs 1 or 3 channels; "channels" takes any.
+        color: "gray" (needs 1 or 3 channels) or "channels"; default gray where there are 1 or 3.
         value_range: lowest and highest value, or None for the range of each map of each sample.
         padding: "reflect", "replicate" or "circular"; periodic axes are always circular.
     """
@@ -36,7 +36,7 @@ class LaplacianIndicator:
         self,
         *,
         statistic: str = "mean",
-        color: str = "gray",
+        color: str | None = None,
         value_range: Sequence[float] | None = (0.0, 255.0),
         padding: str = "reflect",
     ):

@@ -89,10 +89,12 @@ def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tu
 
 
 def _warn_above_finest(budgets: tuple[int, ...], tree: Tree, frames: int) -> None:
-    most = max(budgets, default=0)
     finest = frames * product(-(-n // p) for n, p in zip(tree.shape, tree.sizes[-1], strict=True))
-    if most > finest and tree.levels > 1 and not torch.compiler.is_compiling():
-        warnings.warn(
-            f"budget {most} is above the {finest} finest cells; every cell is the finest",
-            stacklevel=3,
-        )
+    if tree.levels == 1 or torch.compiler.is_compiling():
+        return
+    for budget in dict.fromkeys(budgets):
+        if budget > finest:
+            warnings.warn(
+                f"budget {budget} is above the {finest} finest cells; every cell is the finest",
+                stacklevel=3,
+            )

@@ -41,7 +41,7 @@ def apt(
         thresholds: bits, those of the smallest merged cells first (paper: 5.5 for cells of twice
             min_size, 4.0 for four times). Also per call.
         budget: at most this many tokens per sample over all frames, or None; also per call.
-        color: "gray" (1 or 3 channels) or "channels"; default gray where the channels allow it.
+        color: "gray" (needs 1 or 3 channels) or "channels"; default gray where there are 1 or 3.
         bins: of the histogram.
         value_range: values that the histogram spans, (0, 255) for images of bytes. None: the range
             of each map of each sample, whatever the units.
@@ -59,8 +59,6 @@ def apt(
         count = len(thresholds) if isinstance(thresholds, Sequence) else 1
         max_size = [size << count for size in per_axis(min_size, ndim, "min_size")]
     levels = len(level_sizes(min_size, max_size, ndim))
-    if color is None:
-        color = "gray" if in_channels in (1, 3) else "channels"
     score = {"color": color, "bins": bins, "value_range": value_range}
     bars = level_thresholds(thresholds, levels - 1)
     features = {"resize": resize, "branch": branch, "positions": positions}

@@ -14,7 +14,7 @@ pytest.importorskip("the_well")
 
 import adaptok.data
 from adaptok.data import FieldInfo, WellData, persistence_vrmse
-from adaptok.data.synthetic import generate
+from adaptok.data.synthetic import SOLVERS, generate
 
 MAZE, BLAST = "acoustic_scattering_maze", "supernova_explosion_64"
 
@@ -60,6 +60,7 @@ def test_a_batch_has_the_layout_that_models_expect(root):
         "target": (4, 3, 3, 16, 16),
         "boundary": (4, 2, 2),
         "constants": (4, 2, 16, 16),
+        "time_step": (4,),
     }
     assert batch["boundary"].dtype == torch.int64
     assert batch["boundary"][0].tolist() == [[0, 0], [1, 1]]
@@ -282,8 +283,9 @@ def test_persistence_of_the_default_maze(tmp_path):
 
 
 @pytest.mark.slow
-def test_persistence_of_the_default_blast(tmp_path):
-    check_default_set(BLAST, tmp_path)
+@pytest.mark.parametrize("name", [name for name in SOLVERS.names() if name != MAZE])
+def test_persistence_of_the_default_sets(name, tmp_path):
+    check_default_set(name, tmp_path)
 
 
 def test_missing_things_are_named_with_what_to_do(root, copy):
@@ -291,8 +293,8 @@ def test_missing_things_are_named_with_what_to_do(root, copy):
         WellData("acoustic_scattering_mase", root).setup()
     with pytest.raises(ValueError, match=r"no data set at .*generate it with"):
         WellData(BLAST, copy).setup()
-    with pytest.raises(ValueError, match=r"no data set at .*the-well-download .*active_matter"):
-        WellData("active_matter", root).setup()
+    with pytest.raises(ValueError, match=r"no data set at .*the-well-download .*planetswe"):
+        WellData("planetswe", root).setup()
     with pytest.raises(ValueError, match="no such folder"):
         WellData(path=root / "nowhere").setup()
     for wrong in ({}, {"name": MAZE}, {"base": "."}, {"name": MAZE, "base": ".", "path": "."}):

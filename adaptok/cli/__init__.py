@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args or os.environ.get(TRACEBACK) == "1"
     args = [arg for arg in args if arg != "--debug"]
     try:
-        _dispatch(args)
+        return _dispatch(args)
     except BrokenPipeError:  # the reader of our output went away, as in `adaptok list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -38,15 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(args: list[str]) -> None:
+def _dispatch(args: list[str]) -> int:
+    """Runs a command; returns the exit status."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(main_help())
-        return
+        return 0
     if args[0] in ("-V", "--version"):
         from adaptok import __version__
 
         print(f"adaptok {__version__}")
-        return
+        return 0
     command, *rest = args
     if command not in COMMANDS:
         from adaptok.registry import close_matches
@@ -61,8 +62,13 @@ def _dispatch(args: list[str]) -> None:
         from adaptok.cli.listing import print_parts
 
         print_parts(*rest)
+    elif command == "data" and rest[:1] == ["check"]:
+        from adaptok.cli.checking import print_check
+
+        return print_check(*rest[1:])
     else:
         _launch(command, rest)
+    return 0
 
 
 def _launch(command: str, args: list[str]) -> None:

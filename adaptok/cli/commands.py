@@ -204,6 +204,8 @@ def data(config: DictConfig) -> None:
     wanted = _checked(config, "data")
     module = build_data(wanted, overwrite=wanted["overwrite"])
     print(describe_data(module))
+    if wanted["picture"] is not None:
+        print(f"\npicture: {pictures.of_data(module, wanted['picture'])}")
 
 
 def describe_data(module: WellData) -> str:
@@ -218,6 +220,7 @@ def describe_data(module: WellData) -> str:
         f"boundary   {', '.join(f'{a} {s}' for a, s in zip('xyz', sides, strict=False))}",
         f"samples    {', '.join(f'{len(s)} {n}' for s, n in zip(splits, SPLITS, strict=True))}",
         f"constants  {', '.join(info.constants) or 'none'}",
+        f"scalars    {', '.join(info.scalars) or 'none'}",
         "",
     ]
     rows = [

@@ -65,6 +65,21 @@ def of_run(
     return files
 
 
+def of_data(data: WellData, path: str | Path, *, frames: int = 4) -> Path:
+    """The first test trajectory: one row per field, one column per frame, evenly spread in time."""
+    dataset: Any = data.rollout_loader("test").dataset
+    sample = dataset[0]
+    values = torch.cat([sample["input"], sample["target"]]).numpy()
+    chosen = np.linspace(0, len(values) - 1, min(frames, len(values))).round().astype(int)
+    step = sample["time_step"].item()
+    rows = {
+        name: {f"t = {step * frame:.3g}": values[frame, i] for frame in chosen}
+        for i, name in enumerate(data.info.fields)
+    }
+    title = f"{data.info.name}, from the first frame of a test trajectory"
+    return plots.save(plots.panels_figure(rows, title=title), path)
+
+
 class HasRun(Protocol):
     """What `of_comparison` needs of a finished run."""
 

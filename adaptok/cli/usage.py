@@ -35,6 +35,8 @@ EXAMPLES = {
         "adaptok data",
         "adaptok data data=supernova_explosion_64 data.base=/tmp/sets",
         "adaptok data data=well data.name=shear_flow data.base=/data",
+        "adaptok data data=active_matter picture=active_matter.png",
+        "adaptok data check data/shear_flow      # what is wrong with a file or a set, in words",
     ],
     "demo": ["adaptok demo", "adaptok demo trainer.max_steps=200"],
     "list": ["adaptok list", "adaptok list tokenizer", "adaptok list tokenizer 'i*'"],

@@ -112,7 +112,7 @@ def locate(where: str | Path, options: Mapping[str, Any] | None = None) -> Locat
     except ImportError as error:
         known = known_implementations.get(protocol, {}).get("err", str(error))
         raise ValueError(f"cannot open {text}, its driver is missing: {known}") from error
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # each file system raises what it likes
         if separator and protocol not in known_implementations:
             raise ValueError(
                 f"unknown protocol {protocol!r} in {text}"

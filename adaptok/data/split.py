@@ -121,8 +121,10 @@ class FileWindows(Windows):
         where = f"{file.location}, trajectory {trajectory}"
         try:
             sample = self.dataset[index]
-        except (OSError, KeyError) as error:
-            raise ValueError(f"damaged or truncated HDF5 file, {where}: {error}") from error
+        except (OSError, KeyError, RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"damaged or truncated HDF5 file, or fields of another shape, {where}: {error}"
+            ) from error
         last = first + self.stride * (self.history - 1)
         times = file.times[trajectory] if file.times.ndim == 2 else file.times
         out = {
@@ -181,6 +183,11 @@ class FileWindows(Windows):
     def _checked(self, value: Tensor, names: list[str], where: str) -> Tensor:
         """Channels first, as float32; raises where a value is not finite."""
         axis = value.ndim - 1 - self.metadata.n_spatial_dims
+        if tuple(value.shape[axis:-1]) != tuple(self.metadata.spatial_resolution):
+            raise ValueError(
+                f"fields of shape {tuple(value.shape[axis:-1])} on a grid of "
+                f"{tuple(self.metadata.spatial_resolution)} in {where}"
+            )
         value = value.movedim(-1, axis).float()
         if self.replace_nan:
             value = torch.where(value.isnan(), 0.0, value)

@@ -29,11 +29,11 @@ NOTE = (
     "Samples per second of the data loader, with all that a training batch needs (shuffling, "
     "seeding, collating), beside the training step (forward, backward, AdamW) of the smallest "
     "model: `size=tiny`, fixed patches of 8, 64 tokens a sample, batches of 8. `memory`: the split "
-    "is cached, the default for sets below 2 GB; `augmented`: cached, with flip and rotate (roll "
-    "where periodic); `files`: every sample is read from HDF5; `files, 2 workers`: in two processes "
-    "beside the training; `URL`: read through fsspec's in-memory file system. Medians of paired "
-    "runs; a ratio above 1 means that the loader keeps ahead. Generating the sets, reading a split "
-    "into memory and starting workers are not timed."
+    "is cached, the default for sets below 2 GB; `augmented`: cached, with flip, rotate and (where "
+    "periodic) roll; `files`: every sample is read from HDF5; `files, 2 workers`: in two processes "
+    "beside the training; `URL`: read through fsspec's in-memory file system. Medians of "
+    "paired runs; a ratio above 1 means that the loader keeps ahead. Generating the sets, reading "
+    "a split into memory and starting workers are not timed."
 )
 
 

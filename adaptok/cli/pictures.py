@@ -65,19 +65,19 @@ def of_run(
     return files
 
 
-def of_data(data: WellData, path: str | Path, *, frames: int = 4) -> Path:
-    """The first test trajectory: one row per field, one column per frame, evenly spread in time."""
+def of_data(data: WellData, path: str | Path, *, rows: int = 4) -> Path:
+    """The first test trajectory, t from its first frame; equal components are drawn once."""
     dataset: Any = data.rollout_loader("test").dataset
     sample = dataset[0]
-    values = torch.cat([sample["input"], sample["target"]]).numpy()
-    chosen = np.linspace(0, len(values) - 1, min(frames, len(values))).round().astype(int)
-    step = sample["time_step"].item()
-    rows = {
-        name: {f"t = {step * frame:.3g}": values[frame, i] for frame in chosen}
-        for i, name in enumerate(data.info.fields)
-    }
-    title = f"{data.info.name}, from the first frame of a test trajectory"
-    return plots.save(plots.panels_figure(rows, title=title), path)
+    values = torch.cat([sample["input"], sample["target"]])
+    chosen = torch.linspace(0, len(values) - 1, min(rows, len(values))).round().long()
+    fields: dict[str, np.ndarray] = {}
+    for name, field in zip(data.info.fields, values[chosen].unbind(1), strict=True):
+        if not any(np.allclose(abs(field), abs(other), atol=1e-6) for other in fields.values()):
+            fields[name] = field.numpy()
+    times = [sample["time_step"].item() * int(frame) for frame in chosen]
+    figure = plots.trajectory_figure(fields, times, title=data.info.name)
+    return plots.save(figure, path, dpi=90, small=True)
 
 
 class HasRun(Protocol):

@@ -148,6 +148,13 @@ def test_data_describes_the_set(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())  # a question leaves nothing behind
 
 
+def test_data_draws_a_trajectory(tmp_path, capsys):
+    picture = tmp_path / "new folder" / "maze.png"
+    out = run(capsys, "data", *small_runs.data(), f"picture={picture}")
+    assert f"picture: {picture}" in out
+    assert picture.stat().st_size > 1000
+
+
 def test_data_generates_again_only_when_told(capsys):
     other = [*small_runs.data(), "data.generate.seed=1"]
     assert "seed is 0 there, 1 wanted" in fail(capsys, "data", *other)

@@ -22,7 +22,7 @@ from adaptok.config import build_data, build_surrogate, compose, plain
 from adaptok.data import WellData
 
 SETS = ("acoustic_scattering_maze", "active_matter", "supernova_explosion_64")
-BATCHES = 8  # per timed function: one alone is too short
+BATCHES = 6  # per timed function: one alone is too short
 # 64 tokens: a model that takes its samples faster than any that one would train
 MODEL = ("size=tiny", "tokenizer=uniform", "tokenizer.size=8", "data.batch_size=8")
 NOTE = (

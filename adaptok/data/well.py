@@ -8,10 +8,11 @@ import torch
 from lightning import LightningDataModule
 from the_well.data.utils import WELL_DATASETS
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from adaptok.data.files import SPLITS, find_folder, read_statistics
 from adaptok.data.info import FieldInfo
+from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
 from adaptok.data.split import Split, Windows, component_statistics
 
 STAGES = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), None: SPLITS}
@@ -106,23 +107,19 @@ class WellData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled; an incomplete last batch is left out."""
         windows = self._train_windows()
-        # In one process it is a plain shuffle by (seed, epoch); Lightning leaves it in place.
         ranks, rank = (
             (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         )
-        sampler = DistributedSampler(
-            windows,
-            num_replicas=ranks,
-            rank=rank,
-            seed=self.seed * 10_007,  # it adds the epoch: keep the epochs of two seeds apart
-            drop_last=True,
-        )
+        sampler = EpochSampler(windows, seed=self.seed, ranks=ranks, rank=rank)
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than the training set: {len(sampler)} "
-                f"samples{f' on each of {ranks} processes' if ranks > 1 else ''}"
+                f"samples"
+                + (f" on each of {ranks} processes ({len(windows)} in all)" if ranks > 1 else "")
             )
-        return self._loader(windows, sampler=sampler, drop_last=True)
+        return self._loader(
+            Seeded(windows, self.seed), ResumableLoader, sampler=sampler, drop_last=True
+        )
 
     def val_dataloader(self) -> DataLoader:
         """All windows of the validation split, in order."""
@@ -132,9 +129,17 @@ class WellData(LightningDataModule):
         """All windows of the test split, in order."""
         return self.loader("test")
 
-    def loader(self, split: str) -> DataLoader:
-        """All windows of a split, in order."""
-        return self._loader(self._windows(split))
+    def loader(self, split: str, target_steps: int | None = None) -> DataLoader:
+        """All windows of a split, in order.
+
+        Args:
+            split: "train", "valid" or "test".
+            target_steps: target frames, where another number than in training.
+        """
+        if target_steps is None:
+            return self._loader(self._windows(split))
+        _at_least(1, target_steps=target_steps)
+        return self._loader(self._split(split).windows(self.history, target_steps, self.stride))
 
     def rollout_loader(self, split: str = "test", n_steps: int | None = None) -> DataLoader:
         """One window per trajectory, from its first frame, with `n_steps` target frames.
@@ -150,8 +155,10 @@ class WellData(LightningDataModule):
         windows = source.windows(self.history, n_steps, self.stride)
         return self._loader(Subset(windows, windows.starts))
 
-    def _loader(self, windows: Dataset, **options) -> DataLoader:
-        return DataLoader(
+    def _loader(
+        self, windows: Dataset, kind: type[DataLoader] = DataLoader, **options
+    ) -> DataLoader:
+        return kind(
             windows,
             batch_size=self.batch_size,
             num_workers=self.num_workers,

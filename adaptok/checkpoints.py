@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from adaptok.model import Surrogate
+from adaptok.forecast import OneStepModel
 
 # What weights depend on; the rest of a configuration may differ between training and evaluation.
 ARCHITECTURE = ("tokenizer", "processor", "decoder", "size", "history", "history_mode", "data")
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(
-    surrogate: Surrogate,
+    surrogate: OneStepModel,
     checkpoint: Mapping[str, Any],
     *,
     path: str | Path = "the checkpoint",
@@ -68,7 +68,8 @@ def load_weights(
         ValueError: the checkpoint is of another architecture; says what differs.
     """
     prefix = "surrogate."
-    there = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items()}
+    state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
+    there = {k.removeprefix(prefix): v for k, v in state.items()}
     here = surrogate.state_dict()
     wrong = list(_wrong_tensors(there, here))
     if wrong:

@@ -41,9 +41,7 @@ class Averaging(Callback):
         self._loaded = None
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Takes in the weights once per optimiser step."""
         if trainer.global_step == self._step:
             return
@@ -60,9 +58,7 @@ class Averaging(Callback):
             weight.copy_(average)
             average.copy_(current)
 
-    def on_validation_epoch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validates the average."""
         if self._average:
             self._swap(pl_module)

@@ -36,8 +36,8 @@ class Optim:
         unroll: steps that are predicted in a row, each from the last prediction; the loss is the
             mean over them.
         through_time: let gradients flow through the predictions that are fed back. Without, each
-            step learns to undo the errors of the ones before it: the pushforward trick (Brandstetter
-            et al., "Message Passing Neural PDE Solvers", 2022, Sec. 3.1).
+            step learns to undo the errors of the ones before it: the pushforward trick
+            (Brandstetter et al., "Message Passing Neural PDE Solvers", 2022, Sec. 3.1).
         lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`.
         decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
         weight_decay: of AdamW; norms, biases and other vectors are left out.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +11,14 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place once everything is on the disk.
-
-    The temporary name ends in ``.tmp``, so that nothing that looks for checkpoints, data or models
-    finds it. Where writing fails, it is removed and `path` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from adaptok.atomic import replacing
 
 
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` and ``best.ckpt`` (lowest ``val/vrmse``).
 
     The last one is written every `every` optimiser steps and at the end, the best one after a
-    validation; with :class:`AtomicIO`, a full disk or a kill at any moment leaves the previous file.
+    validation; with :class:`AtomicIO`, a full disk or a kill at any moment leaves the one before.
 
     Args:
         folder: where they are kept.

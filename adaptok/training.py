@@ -144,7 +144,8 @@ class SurrogateModule(L.LightningModule):
         error = vrmse(self.predict(batch, batch_idx).float(), target, self.surrogate.ndim)
         # With several processes the last samples are repeated, so that all have as many: sample i
         # of a rank is number i * ranks + rank of the split.
-        loader, ranks = self.trainer.val_dataloaders, self.trainer.world_size
+        loader: Any = self.trainer.val_dataloaders
+        ranks = self.trainer.world_size
         first = batch_idx * loader.batch_size
         number = torch.arange(first, first + len(target), device=error.device)
         real = number * ranks + self.global_rank < len(loader.dataset)

@@ -66,10 +66,11 @@ def create_baseline(
     normalise: str = "sample",
     predict: str = "delta",
 ) -> Baseline:
-    """Builds a baseline by name, or by a mapping of "name" and knobs: ``{"name": "fno", "width": 32}``.
+    """Builds a baseline.
 
     Args:
-        baseline: one of ``adaptok.baselines.BASELINES.names()``.
+        baseline: one of ``adaptok.baselines.BASELINES.names()``, or a mapping of "name" and knobs:
+            ``{"name": "fno", "width": 32}``.
         ndim: space dimensions, 1 to 3.
         in_channels: fields per frame, read and predicted.
         history: frames of context, folded into channels.

@@ -53,7 +53,9 @@ class FNO(nn.Module):
         """The field of the same grid."""
         space = x.shape[2:]
         x = self.lift(torch.cat([x, *self._coordinates(x)], 1))
-        extra = [0 if p else int(n * self.padding) for n, p in zip(space, self.periodic, strict=True)]
+        extra = [
+            0 if p else int(n * self.padding) for n, p in zip(space, self.periodic, strict=True)
+        ]
         x = nn.functional.pad(x, [side for e in reversed(extra) for side in (0, e)])
         for number, block in enumerate(self.blocks):
             x = block(x)
@@ -120,5 +122,3 @@ class FourierLayer(nn.Module):
         ones = [[-1 if a == axis else 1 for a in range(self.ndim)] for axis in range(self.ndim)]
         reshape = [tuple(k.view(v) for k, v in zip(ks, ones, strict=True)) for ks in (there, here)]
         return reshape[0], reshape[1]
-
-

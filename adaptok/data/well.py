@@ -114,8 +114,7 @@ class WellData(LightningDataModule):
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than the training set: {len(sampler)} "
-                f"samples"
-                + (f" on each of {ranks} processes ({len(windows)} in all)" if ranks > 1 else "")
+                f"samples{f' for each of {ranks} processes' if ranks > 1 else ''}"
             )
         return self._loader(
             Seeded(windows, self.seed), ResumableLoader, sampler=sampler, drop_last=True

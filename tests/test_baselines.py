@@ -42,7 +42,7 @@ def test_every_baseline_is_tested_here():
 
 
 def test_fourier_layer_is_a_sum_over_wavenumbers():
-    """Against the definition, wave by wave: 2 Re for each wave and its conjugate, Re on the axis."""
+    """Against the definition, wave by wave; off the axis each stands for its conjugate too."""
     layer = FourierLayer(2, 2, 2)
     x = torch.randn(1, 2, 6, 7)
     weight = torch.view_as_complex(layer.weight)  # wavenumbers 0, 1, -2, -1 along the first axis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from matplotlib import animation
 from matplotlib.figure import Figure
 
 from adaptok.plots import COLOURS, _first_plane, _style, colours_of, draw_values, panels_figure
+
+logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # it announces every film
 
 
 def rollout_video(

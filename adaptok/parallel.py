@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -42,6 +45,22 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh)
     # Sharded again after every forward: a validation must not leave gathered weights behind.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Ends the process group that a fit in here started, so that the next fit can start its own."""
+    names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        started_here = before["LOCAL_RANK"] is None and "LOCAL_RANK" in os.environ
+        if started_here and dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+        for name in names:  # Lightning's launcher leaves them behind
+            if started_here and before[name] is None:
+                os.environ.pop(name, None)
 
 
 def make_strategy(

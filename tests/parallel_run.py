@@ -15,6 +15,7 @@ from adaptok import TOKENIZERS, TreeTokenizer, create_schedule
 from adaptok.cells import Cells
 from adaptok.config import build_data, build_surrogate, compose, plain
 from adaptok.optim import Optim
+from adaptok.parallel import checkpoint_activations
 from adaptok.tokenizers import iap
 from adaptok.training import SurrogateModule, make_trainer
 
@@ -42,6 +43,8 @@ def main(folder: str, options: dict) -> None:
     torch.manual_seed(0)
     data = build_data(config)
     surrogate = build_surrogate(config, data.info)
+    if options.pop("checkpoint_activations", False):
+        checkpoint_activations(surrogate)
     counts: list[list[int]] = []
     surrogate.processor.register_forward_pre_hook(
         lambda _, args: counts.append(args[0].cells.cu_seqlens.diff().tolist())

@@ -86,12 +86,13 @@ def test_two_processes_give_the_curve_of_one(single, strategy, tmp_path):
 
 @pytest.mark.slow
 def test_fsdp_goes_on_from_its_checkpoint_in_mid_epoch(tmp_path):
+    """Unrolled, and with activation checkpointing or without: bitwise."""
     options = {"strategy": "fsdp", "devices": 2}
     more = "optim.unroll=2"
     whole = run(tmp_path / "whole", 2, more, **options)
     run(tmp_path / "first", 2, more, **options | {"max_steps": 3, "val_check_interval": 3})
     last = str(tmp_path / "first" / "checkpoints" / "last.ckpt")
-    second = run(tmp_path / "second", 2, more, **options, resume=last)
+    second = run(tmp_path / "second", 2, more, **options, resume=last, checkpoint_activations=True)
     assert curve(second, "train/loss") == curve(whole, "train/loss")[3:]
     a, b = read_checkpoint(whole), read_checkpoint(second)
     for key in ("state_dict", "averaged_state_dict"):
@@ -127,16 +128,19 @@ def test_a_killed_run_ends_with_the_weights_of_the_whole_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_the_command_starts_its_processes(strategy, tmp_path):
+def test_the_command_starts_its_processes_also_in_a_sweep(strategy, tmp_path):
     generated()
-    words = [sys.executable, "-m", "adaptok", "train", *small_runs.train(), "data.batch_size=2"]
-    words += ["trainer.devices=2", f"trainer.strategy={strategy}", f"hydra.run.dir={tmp_path}"]
+    words = [sys.executable, "-m", "adaptok", "train", "-m", *small_runs.train(), "seed=0,1"]
+    words += ["trainer.devices=2", f"trainer.strategy={strategy}", f"hydra.sweep.dir={tmp_path}"]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("run folder:") == 1  # one process reports
-    results = json.loads((tmp_path / "metrics.json").read_text())
-    assert results["settings"][0]["vrmse"]["mean"] > 0
-    assert read_checkpoint(tmp_path)["global_step"] == 3
+    assert done.stdout.count("run folder:") == 2  # one process of each run reports
+    values = []
+    for job in ("0", "1"):
+        results = json.loads((tmp_path / job / "metrics.json").read_text())
+        values.append(results["settings"][0]["vrmse"]["mean"])
+        assert read_checkpoint(tmp_path / job)["global_step"] == 3
+    assert values[0] != values[1]
 
 
 def test_names_of_strategies():

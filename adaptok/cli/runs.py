@@ -21,7 +21,7 @@ from adaptok.data import WellData
 from adaptok.evaluation import evaluate, write_report
 from adaptok.forecast import OneStepModel
 from adaptok.optim import Optim
-from adaptok.parallel import checkpoint_activations
+from adaptok.parallel import checkpoint_activations, process_group
 from adaptok.pretrained import save_pretrained
 from adaptok.training import SurrogateModule, make_trainer
 
@@ -90,7 +90,8 @@ def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) 
             _keep_metrics(folder)
         write_config(config, folder)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with process_group():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     if config["logger"]["wandb"] is not None:

@@ -45,6 +45,7 @@ def trained(tmp_path_factory) -> Path:
 def test_train_leaves_a_complete_run_folder(trained):
     names = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
     expected = {"config.yaml", "metrics.json", "metrics.md", "metrics.csv"}
+    expected |= {f"model/{name}" for name in ("config.json", "model.safetensors", "README.md")}
     expected |= {f"checkpoints/{name}.ckpt" for name in ("last", "best")}
     pictures = ("learning_curve", "prediction", "cells", "rollout")
     expected |= {f"pictures/{name}.png" for name in pictures}
@@ -97,6 +98,14 @@ def test_resuming_another_architecture_is_refused(trained, tmp_path, capsys):
     options = [f"resume={trained}", "size.dim=48", f"hydra.run.dir={tmp_path}"]
     error = fail(capsys, "train", *small_runs.train(), *options)
     assert "size.dim is 24 in the checkpoint, 48 here" in error
+
+
+def test_resuming_another_configuration_is_refused_with_the_differences(trained, tmp_path, capsys):
+    options = [f"resume={trained}", "seed=3", "optim.lr=0.1", f"hydra.run.dir={tmp_path}"]
+    error = fail(capsys, "train", *small_runs.train(), *options)
+    assert "seed is 0 in the checkpoint, 3 here" in error
+    assert "optim.lr is 0.0005 in the checkpoint, 0.1 here" in error
+    assert not (tmp_path / "config.yaml").exists()
 
 
 @pytest.mark.slow

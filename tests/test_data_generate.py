@@ -426,7 +426,7 @@ def test_generating_needs_neither_lightning_nor_the_well(tmp_path):
     code = (
         "import sys\n"
         "for name in ('lightning', 'the_well', 'hydra', 'rich'): sys.modules[name] = None\n"
-        "from adaptok.data import FieldInfo, persistence_vrmse\n"
+        "from adaptok.data import FieldInfo\n"
         "assert 'h5py' not in sys.modules\n"
         "from adaptok.data.synthetic import generate\n"
         f"generate({MAZE!r}, {str(tmp_path)!r}, **{TINY[MAZE]!r})\n"

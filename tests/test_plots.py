@@ -125,3 +125,4 @@ def test_a_trajectory_is_drawn_upright_with_one_range_per_field(tmp_path):
     plots.save(
         plots.trajectory_figure({"a": np.random.rand(2, 16)}, [0.0, 1.0]), tmp_path / "1d.png"
     )
+    plt.close("all")

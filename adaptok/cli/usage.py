@@ -19,12 +19,15 @@ EXAMPLES = {
         "adaptok train schedule=random 'schedule.settings=[{budget: 256}, {budget: 512}]'",
         "adaptok train data=well data.name=turbulent_radiative_layer_2D data.base=/data history=4",
         "adaptok train resume=auto logger=wandb",
+        "adaptok train -m model=surrogate,fno,unet,persistence",
+        "adaptok train trainer.devices=2 trainer.strategy=fsdp",
         "adaptok train --config-dir my_configs tokenizer=mine",
     ],
     "eval": [
         "adaptok eval ckpt=outputs/<run>",
         "adaptok eval ckpt=outputs/<run> 'settings=[{budget: 256}, {budget: 512}]' steps=20",
         "adaptok eval ckpt=best.ckpt split=valid +data.batch_size=2",
+        "adaptok eval ckpt=outputs/<run> steps=30 save_predictions=true video=gif",
     ],
     "tokenize": [
         "adaptok tokenize 'settings=[{budget: 64}, {budget: 256}, {budget: 1024}]'",

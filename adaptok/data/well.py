@@ -149,9 +149,17 @@ class WellData(LightningDataModule):
         """All windows of the test split, in order."""
         return self.loader("test")
 
-    def loader(self, split: str) -> DataLoader:
-        """All windows of a split, in order."""
-        return self._loader(self._windows(split))
+    def loader(self, split: str, target_steps: int | None = None) -> DataLoader:
+        """All windows of a split, in order.
+
+        Args:
+            split: "train", "valid" or "test".
+            target_steps: target frames, where another number than in training.
+        """
+        if target_steps is None:
+            return self._loader(self._windows(split))
+        _at_least(1, target_steps=target_steps)
+        return self._loader(self._split(split).windows(self.history, target_steps, self.stride))
 
     def rollout_loader(self, split: str = "test", n_steps: int | None = None) -> DataLoader:
         """One window per trajectory, from its first frame, with `n_steps` target frames.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.patches import level_grid
+from adaptok.refine import constant_in_graphs
 
 
 class LearnedPositions(nn.Module):
@@ -105,7 +106,7 @@ def _bicubic_on(given: int, wanted: int, scale: float, device: torch.device) -> 
         return (weights / weights.sum(1, keepdim=True)).float().to(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _bicubic(given: int, wanted: int, scale: float, device: torch.device) -> Tensor | None:
     """Weights (wanted, given) of the antialiased bicubic filter, None for the identity.
 

@@ -14,6 +14,7 @@ from adaptok.cells import Cells, product
 from adaptok.embeddings.linear import restore_rows
 from adaptok.embeddings.positions import LearnedPositions
 from adaptok.patches import grid_index, level_grid, patchify, rows_of_levels
+from adaptok.refine import constant_in_graphs
 from adaptok.registry import EMBEDDINGS
 
 
@@ -167,7 +168,7 @@ def _steps_on(ratio: tuple[int, ...], depth: int, device: torch.device) -> Tenso
         return steps.to(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _steps(ratio: tuple[int, ...], depth: int, device: torch.device) -> Tensor:
     """Offsets (k, a), in finest cells and depth first, of the descendants after `depth` splits."""
     return _steps_on(ratio, depth, device)

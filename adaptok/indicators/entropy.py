@@ -12,7 +12,7 @@ from torch import Tensor
 from adaptok.cells import product
 from adaptok.indicators.base import points_of_nodes
 from adaptok.indicators.intensity import Intensity
-from adaptok.refine import Tree
+from adaptok.refine import Tree, constant_in_graphs
 from adaptok.registry import INDICATORS
 
 
@@ -133,7 +133,7 @@ def _terms_on(volume: int, device: torch.device) -> Tensor:
         return (-p * p.clamp_min(1 / volume).log2()).float().to(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _terms(volume: int, device: torch.device) -> Tensor:
     """``-c/V log2(c/V)`` for c = 0..V."""
     return _terms_on(volume, device)

@@ -7,6 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
+from adaptok.refine import constant_in_graphs
+
 Values = tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
@@ -16,7 +18,7 @@ def _constant_on(values: Values, device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).to(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def constant(values: Values, device: torch.device) -> Tensor:
     """A float32 tensor of these numbers; no copy to the device after the first call."""
     return _constant_on(values, device)

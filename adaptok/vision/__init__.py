@@ -3,9 +3,11 @@
 from adaptok.vision.apply import apply_apt, freeze_all_but_new, supported
 from adaptok.vision.dense import FeaturePyramid
 from adaptok.vision.features import VisionTokens, dense_map
+from adaptok.vision.tokenizers import IMAGE_TOKENIZERS
 from adaptok.vision.tower import TowerTokens, VisionTower
 
 __all__ = [
+    "IMAGE_TOKENIZERS",
     "FeaturePyramid",
     "TowerTokens",
     "VisionTokens",

@@ -51,8 +51,13 @@ def dense_map(tokens: TokenSet) -> Float[Tensor, "b d gh gw"]:
     """Features of cells on the grid of the finest cells (APT, Sec. 3: dense tasks).
 
     A gather, so that its gradient sums over the points of each cell.
+
+    Raises:
+        ValueError: the cells leave holes, such as patches that were dropped.
     """
     cells = tokens.cells
+    if not cells.tiling:
+        raise ValueError("a dense map needs cells that cover the image; these leave holes")
     _, *grid = level_grid(cells.shape, cells.sizes[-1])
     rows = tokens.features[owner_grid(cells)]  # (b, g, d)
     return rows.unflatten(1, grid).permute(0, 3, 1, 2)

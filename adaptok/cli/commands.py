@@ -31,13 +31,33 @@ Config = Mapping[str, Any]
 
 
 def train(config: DictConfig) -> float | None:
-    """Task of ``adaptok train``; returns the test VRMSE, for sweepers that minimise it."""
-    run = fit_and_test(_checked(config, "train"), _run_folder())
+    """Task of ``adaptok train``; returns the test VRMSE (of a classifier the share of wrong
+    answers), for sweepers that minimise it.
+    """
+    checked = _checked(config, "train")
+    if checked["task"] == "classify":
+        return _train_classifier(checked)
+    run = fit_and_test(checked, _run_folder())
     if run is None:
         return None
     print(markdown(run.results))
     print(f"run folder: {_run_folder()}")
     return run.results["settings"][0]["vrmse"]["mean"]
+
+
+def _train_classifier(config: Config) -> float | None:
+    from adaptok.cli.classify import fit_and_test_classifier  # needs timm
+
+    results = fit_and_test_classifier(config, _run_folder())
+    return None if results is None else _show_classifier(results)
+
+
+def _show_classifier(results: Config) -> float:
+    from adaptok.classify.evaluation import classifier_markdown
+
+    print(classifier_markdown(results))
+    print(f"run folder: {_run_folder()}")
+    return 1 - results["settings"][0]["accuracy"]
 
 
 def eval(config: DictConfig) -> float | None:
@@ -48,6 +68,10 @@ def eval(config: DictConfig) -> float | None:
     path = find_checkpoint(wanted["ckpt"])
     checkpoint = read_checkpoint(path)
     trained = _of_checkpoint(checkpoint, config, path)
+    if trained.get("task") == "classify":
+        from adaptok.cli.classify import test_classifier
+
+        return _show_classifier(test_classifier(trained, wanted, path, folder))
     data = build_data(trained, stage="test")
     surrogate = build_surrogate(trained, data.info)
     load_weights(surrogate, checkpoint, path=path, config=trained)

@@ -7,6 +7,7 @@ import textwrap
 import adaptok
 from adaptok.baselines import BASELINES
 from adaptok.registry import Registry, close_matches
+from adaptok.vision import IMAGE_TOKENIZERS
 
 KINDS: dict[str, Registry] = {
     "tokenizer": adaptok.TOKENIZERS,
@@ -17,6 +18,7 @@ KINDS: dict[str, Registry] = {
     "embedding": adaptok.EMBEDDINGS,
     "schedule": adaptok.SCHEDULES,
     "baseline": BASELINES,
+    "image_tokenizer": IMAGE_TOKENIZERS,
 }
 
 

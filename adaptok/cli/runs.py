@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from adaptok.cli import pictures
 from adaptok.config import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
 from adaptok.evaluation import evaluate, write_report
+from adaptok.fitting import FitModule
 from adaptok.forecast import OneStepModel
 from adaptok.optim import Optim
 from adaptok.parallel import checkpoint_activations, process_group
@@ -43,7 +44,7 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
     Returns:
         The run; None in all processes of a parallel run but the first, which tests alone.
     """
-    _quiet()
+    quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
     check_knobs(L.Trainer, "trainer", config["trainer"])
@@ -75,13 +76,39 @@ def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) 
         write_config(config, folder)
         _save_untrained(module, folder)
         return 0.0
-    trainer = make_trainer(
-        folder, ema=config["optim"]["ema"], **config["logger"], **config["trainer"]
-    )
+
+    def fits(saved: Config, path: Path) -> None:
+        load_weights(module.surrogate, saved, path=path, config=config)
+
+    return fit(module, data, config, folder, config["trainer"], fits)
+
+
+def fit(
+    module: FitModule,
+    data: L.LightningDataModule,
+    config: Config,
+    folder: Path,
+    trainer_knobs: Config,
+    fits: Callable[[Config, Path], None] = lambda saved, path: None,
+    *,
+    monitor: str = "val/vrmse",
+) -> float | None:
+    """Fits a module, from the start or from where ``config["resume"]`` says.
+
+    Args:
+        trainer_knobs: of `make_trainer`.
+        fits: raises ``ValueError`` where the weights of a checkpoint do not fit the model.
+        monitor: metric whose lowest value makes best.ckpt.
+
+    Returns:
+        Seconds per training step; None in all processes but the first.
+    """
+    ema, logger = config["optim"]["ema"], config["logger"]
+    trainer = make_trainer(folder, ema=ema, monitor=monitor, **logger, **trainer_knobs)
     checkpoint = find_resume(config["resume"], folder, folder.parent, config)
     if checkpoint is not None:
         saved = read_checkpoint(checkpoint)
-        load_weights(module.surrogate, saved, path=checkpoint, config=config)
+        fits(saved, checkpoint)
         if not config["resume_anyway"]:
             check_resume(saved, config, checkpoint)
     if trainer.is_global_zero:
@@ -117,7 +144,7 @@ def write_config(config: Config, folder: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps Lightning's advertisements and advice that does not apply out of the output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (

@@ -71,6 +71,9 @@ TIMM = {
 }
 
 
+_TIMM_MODELS: dict[str, Any] = {}  # hundreds of nodes, made once
+
+
 def config_dir() -> Path:
     """Folder of the YAML files: inside the installed package, else beside it in the checkout."""
     here = Path(__file__).resolve().parent
@@ -132,8 +135,11 @@ def _register_image_parts(store: ConfigStore) -> None:
     from adaptok.vision import IMAGE_TOKENIZERS, supported  # the names need timm: seconds
 
     _register(store, "tokenizer", IMAGE_TOKENIZERS)
-    for name in supported():
-        store.store(group="model", name=name, node={"name": name, **TIMM}, provider="adaptok")
+    if not _TIMM_MODELS:
+        for name in supported():
+            store.store(group="model", name=name, node={"name": name, **TIMM}, provider="adaptok")
+        _TIMM_MODELS.update(store.repo["model"])
+    store.repo["model"] = _TIMM_MODELS
 
 
 def _is_plain(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ class ClassifierModule(FitModule):
             freeze_all_but_new(model, also=("head",))
         self._totals: list[Tensor] = []
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch."""
         images, labels = batch
         logits = self.model(images)
@@ -128,7 +128,7 @@ class ClassifierModule(FitModule):
         """Forgets the last validation."""
         self._totals = []
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Counts wrong answers."""
         images, labels = batch
         wrong = self.model(images).argmax(1) != labels

@@ -26,8 +26,8 @@ from adaptok.plots import read_metrics
 TOKENIZERS, SEEDS = ("uniform", "apt", "random", "resize"), (0, 1, 2)
 MODEL = "{patch_size: 4, embed_dim: 64, depth: 4, num_heads: 4}"
 RECIPE = (
-    "recipe=full trainer.max_epochs=12 optim.warmup_epochs=2 optim.lr=2e-3 optim.lr_batch=null "
-    "optim.layer_decay=1 trainer.accelerator=cpu"
+    "recipe=full trainer.max_epochs=8 optim.warmup_epochs=1 optim.lr=2e-3 optim.lr_batch=null "
+    "optim.layer_decay=1 data.augment=false trainer.accelerator=cpu"
 )
 THRESHOLDS = "tokenizer.thresholds=[2.2,2.2]"
 

@@ -270,3 +270,21 @@ def test_the_module_is_the_command(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("adaptok: error: unknown tokenizer 'aip'")
     assert not done.stdout
+
+
+def test_benchmarks_run_by_name(capsys):
+    assert {"entropy", "refinement", "vision"} <= set(run(capsys, "bench").split())
+    with pytest.raises(SystemExit) as stopped:  # argparse's --help
+        cli.main(["bench", "vision", "--help"])
+    assert stopped.value.code == 0
+    assert "--models" in capsys.readouterr().out
+    assert "unknown benchmark 'visoin' (did you mean 'vision'?)" in fail(capsys, "bench", "visoin")
+    assert "adaptok bench [name]" in run(capsys, "bench", "--help")
+
+
+def test_help_of_the_classification_task(capsys):
+    text = run(capsys, "train", "task=classify", "--help")
+    assert "[apt] random resize uniform" in text
+    assert "more of timm's names" in text
+    assert "train.only=all" in text
+    assert "task" in run(capsys, "train", "--help")

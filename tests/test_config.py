@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from adaptok import config
 from adaptok.checkpoints import ARCHITECTURE
+from adaptok.classify import ClassifierOptim, ImageData
 from adaptok.data import WellData
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.optim import Optim
@@ -22,19 +23,21 @@ from adaptok.training import make_trainer
 FOLDER = config.config_dir()
 COMMANDS = ("train", "eval", "tokenize", "data", "demo")
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
-CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "_base" not in path]
+CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "/_" not in path]
 # Who reads the keys of a group, and which keys its reader takes beside its own parameters.
 READERS = {
-    "data": ([WellData.__init__], {"generate"}),
-    "optim": ([Optim], set()),
+    "data": ([WellData.__init__, ImageData.__init__], {"generate"}),
+    "optim": ([Optim, ClassifierOptim], set()),
     "trainer": ([lightning.Trainer, make_trainer], set()),
     "logger": ([make_trainer], set()),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }
+MANDATORY = {"data/well": ["data.name=shear_flow"], "data/images": ["data.path=x"]}
 COMMAND_KEYS = {
     "train": {
         "resume",
         "resume_anyway",
+        "task",
         "activation_checkpointing",
         "test",
         "schedule",
@@ -45,6 +48,7 @@ COMMAND_KEYS = {
     "demo": {
         "resume",
         "resume_anyway",
+        "task",
         "activation_checkpointing",
         "test",
         "schedule",
@@ -71,8 +75,13 @@ def test_every_command_composes(command):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_file_composes_and_every_key_is_read(choice):
     group, name = choice.split("/")
-    overrides = [f"{group}={name}", *(["data.name=shear_flow"] if choice == "data/well" else [])]
-    chosen = config.plain(config.compose("train", overrides))[group]
+    overrides = [f"{group}={name}", *MANDATORY.get(choice, [])]
+    if group == "recipe":
+        overrides.append("task=classify")
+    composed = config.plain(config.compose("train", overrides))
+    if group in ("task", "recipe"):  # they set other groups and top-level keys
+        return
+    chosen = composed[group]
     readers, more = READERS[group]
     accepted = more.union(*(inspect.signature(reader).parameters for reader in readers))
     assert chosen
@@ -82,7 +91,7 @@ def test_every_file_composes_and_every_key_is_read(choice):
 def test_no_file_is_left_out():
     top = {path.removesuffix(".yaml") for path in FILES if "/" not in path}
     assert top == {*COMMANDS, "run", "model"}
-    assert {choice.split("/")[0] for choice in CHOICES} == set(READERS)
+    assert {choice.split("/")[0] for choice in CHOICES} == {*READERS, "task", "recipe"}
 
 
 @pytest.mark.parametrize(

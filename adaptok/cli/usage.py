@@ -36,7 +36,7 @@ EXAMPLES = {
         "adaptok eval ckpt=outputs/<run> 'settings=[{budget: 256}, {budget: 512}]' steps=20",
         "adaptok eval ckpt=best.ckpt split=valid +data.batch_size=2",
         "adaptok eval ckpt=outputs/<run> steps=30 save_predictions=true video=gif",
-        "adaptok eval ckpt=outputs/<run> 'settings=[{}, {thresholds: [-1, -1]}]'  # of a classifier",
+        "adaptok eval ckpt=outputs/<run> 'settings=[{}, {thresholds: [-1, -1]}]'  # classifier",
     ],
     "tokenize": [
         "adaptok tokenize 'settings=[{budget: 64}, {budget: 256}, {budget: 1024}]'",

@@ -1,15 +1,18 @@
 """Segmentation with dense features of an adaptive ViT, trained end to end, against fixed patches.
 
-Run ``python experiments/apt_segmentation/run.py [folder]``; writes ``results.csv``.
+``python experiments/apt_segmentation/run.py [FOLDER]`` writes results.csv and learning_curves.png;
+killed and started again, it goes on.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import statistics
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -72,39 +75,67 @@ def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return statistics.mean(scores)
 
 
-def run(name: str, seed: int, steps: int) -> dict[str, object]:
+def run(name: str, seed: int, steps: int) -> list[dict[str, object]]:
+    """One row per 50 steps, each measured on the same 128 scenes."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = Segmenter(SETTINGS[name])
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
-    for _ in range(steps):
-        images, labels = scenes(16, generator)
-        loss = cross_entropy(model(images), labels)
+    images, labels = scenes(128, torch.Generator().manual_seed(10_000))
+    rows = []
+    for step in range(1, steps + 1):
+        x, y = scenes(16, generator)
+        loss = cross_entropy(model(x), y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-    model.eval()
-    images, labels = scenes(128, torch.Generator().manual_seed(10_000))
-    iou = mean_iou(model, images, labels)
-    model(images)
-    tokens = len(model.vit.last_cells) / len(images)
-    return {"setting": name, "seed": seed, "steps": steps, "tokens": tokens, "mIoU": round(iou, 4)}
+        if step % 50 == 0:
+            model.eval()
+            iou = mean_iou(model, images, labels)
+            with torch.no_grad():
+                tokens = len(model.vit.tiling((images - 0.5) / 0.5)) / len(images)
+            row = {"setting": name, "seed": seed, "step": step, "tokens": round(tokens, 2)}
+            rows.append({**row, "mIoU": round(iou, 4)})
+            model.train()
+    return rows
 
 
-def main(folder: Path, steps: int = 150, seeds: int = 3) -> None:
-    rows = [run(name, seed, steps) for seed in range(seeds) for name in SETTINGS]
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def draw(rows: list[dict[str, str]], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for color, name in enumerate(SETTINGS):
+        for seed in dict.fromkeys(row["seed"] for row in rows):
+            own = [r for r in rows if (r["setting"], r["seed"]) == (name, seed)]
+            points = [(int(r["step"]), float(r["mIoU"])) for r in own]
+            label = name if seed == rows[0]["seed"] else None
+            axes.plot(*zip(*points, strict=True), color=f"C{color}", marker=".", label=label)
+    axes.set(xlabel="training step", ylabel="mIoU")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main(folder: Path, steps: int = 250, seeds: int = 3) -> None:
+    file, rows = folder / "results.csv", []
+    if file.exists():
+        with file.open(newline="") as kept:
+            rows = list(csv.DictReader(kept))
+    for seed, name in itertools.product(range(seeds), SETTINGS):
+        if any((row["setting"], row["seed"]) == (name, str(seed)) for row in rows):
+            continue  # a script that was killed goes on here
+        rows += [{k: str(v) for k, v in row.items()} for row in run(name, seed, steps)]
+        with file.open("w", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        print(rows[-1], flush=True)
+    draw(rows, folder / "learning_curves.png")
     for name in SETTINGS:
-        own = [row for row in rows if row["setting"] == name]
-        iou = [float(str(row["mIoU"])) for row in own]
-        tokens = statistics.mean(float(str(row["tokens"])) for row in own)
-        print(f"{name}: {tokens:.1f} tokens, mIoU {statistics.mean(iou):.3f} "
-              f"± {statistics.stdev(iou) if len(iou) > 1 else 0:.3f}")  # fmt: skip
+        own = [row for row in rows if row["setting"] == name and row["step"] == str(steps)]
+        iou = [float(row["mIoU"]) for row in own]
+        tokens = statistics.mean(float(row["tokens"]) for row in own)
+        print(f"| {name} | {tokens:.1f} | {statistics.mean(iou):.4f} ± "
+              f"{statistics.stdev(iou) if len(iou) > 1 else 0:.4f} |")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ def test_the_module_is_the_command(tmp_path):
 def test_benchmarks_run_by_name(capsys):
     assert {"entropy", "refinement", "vision"} <= set(run(capsys, "bench").split())
     with pytest.raises(SystemExit) as stopped:  # argparse's --help
-        cli.main(["bench", "vision", "--help"])
+        main(["bench", "vision", "--help"])
     assert stopped.value.code == 0
     assert "--models" in capsys.readouterr().out
     assert "unknown benchmark 'visoin' (did you mean 'vision'?)" in fail(capsys, "bench", "visoin")

@@ -60,7 +60,9 @@ class ClassifierOptim(Rate):
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """The trainable weights by layer and weight decay, as timm groups them."""
-        from timm.optim import param_groups_layer_decay
+        from timm.optim import (
+            param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
+        )
 
         model: Any = module.model
         groups = param_groups_layer_decay(

@@ -129,4 +129,4 @@ def _pictures(model: Any, data: ImageData, results: Config, folder: Path) -> Non
     place = next(model.parameters()).device
     tilings = {label_of(s): model.tiling(image.to(place), **s) for s in settings}
     gray = model.tiling.restore(image)[0].mean(0).numpy()
-    plots.save(plots.cells_figure(gray, tilings, title=data.name), out / "cells.png")
+    plots.save(plots.cells_figure(gray, tilings, title=str(data.name)), out / "cells.png")

@@ -95,6 +95,13 @@ def test_eval_repeats_the_test_of_the_run(trained, tmp_path):
         }
 
 
+@pytest.mark.parametrize("more", ["tokenizer=uniform", "video=gif", "save_predictions=true"])
+def test_eval_refuses_what_only_surrogates_have(trained, tmp_path, capsys, more):
+    words = ["eval", f"ckpt={trained}", f"hydra.run.dir={tmp_path}", more]
+    assert cli.main(words) == 2
+    assert "cannot be given for the checkpoint of a classifier" in capsys.readouterr().err
+
+
 def test_a_checkpoint_alone_gives_the_model(trained, folder):
     model = load_classifier(trained)
     assert model.classes == ("lower", "upper")

@@ -99,9 +99,8 @@ def _model_and_data(config: Config, node: Config) -> tuple[tuple[str, ...], Any,
 def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOptim]:
     """Knobs of the trainer in steps, and the learning rates of this batch size."""
     knobs = dict(config["trainer"])
-    devices, accumulate = knobs.get("devices", 1), knobs.get("accumulate_grad_batches", 1)
-    count = devices if isinstance(devices, int) and devices > 0 else 1
-    processes = count * knobs.get("num_nodes", 1)
+    accumulate = knobs.get("accumulate_grad_batches", 1)
+    processes = _devices(knobs.get("devices", 1)) * knobs.get("num_nodes", 1)
     per_epoch = max(batches // (accumulate * processes), 1)
     epochs = knobs.pop("max_epochs", None)
     if knobs["max_steps"] < 0:
@@ -113,6 +112,15 @@ def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOpti
     optim = ClassifierOptim(**config["optim"])
     batch = config["data"]["batch_size"] * accumulate * processes
     return knobs, optim.scaled(batch, per_epoch)
+
+
+def _devices(devices: Any) -> int:
+    """How many devices one machine uses: a number, a list of them, or "auto" and -1 for all."""
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        return max(torch.cuda.device_count(), 1)
+    return int(devices)
 
 
 @torch.no_grad()

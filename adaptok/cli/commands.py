@@ -71,6 +71,7 @@ def eval(config: DictConfig) -> float | None:
     if trained.get("task") == "classify":
         from adaptok.cli.classify import test_classifier
 
+        _refuse_for_classifiers(config)
         return _show_classifier(test_classifier(trained, wanted, path, folder))
     data = build_data(trained, stage="test")
     surrogate = build_surrogate(trained, data.info)
@@ -86,6 +87,17 @@ def eval(config: DictConfig) -> float | None:
     print(markdown(results))
     print(f"written to {folder}")
     return results["settings"][0]["vrmse"]["mean"]
+
+
+def _refuse_for_classifiers(config: DictConfig) -> None:
+    """Raises ``ValueError`` for what only surrogates have, rather than leaving it unread."""
+    parts = [k for k in ("model", "tokenizer", "processor", "decoder") if config.get(k) is not None]
+    if parts or config["save_predictions"] or config["video"] is not None:
+        what = parts[0] if parts else "save_predictions" if config["save_predictions"] else "video"
+        raise ValueError(
+            f"{what} cannot be given for the checkpoint of a classifier: it is tested as it was "
+            "trained; thresholds and budget go into settings=[{thresholds: [5.5, 4]}]"
+        )
 
 
 def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[str, Any]:

@@ -688,3 +688,26 @@ def test_supported_names_match_a_pattern():
     assert "deit3_small_patch16_224" in names
     assert all(name.startswith("deit3_") for name in names)
     assert set(BY_NAME) <= set(supported())
+
+
+def test_the_host_asks_for_the_number_of_cells_only(monkeypatch):
+    """One synchronisation per forward pass, whatever the device; later calls have warm caches."""
+    fast, x = apply_apt(small_vit(), (4.0, 3.0), **NORM).eval(), images(2, 3, 64, 64)
+    monkeypatch.setattr("adaptok.tokens._check_finite", lambda field, what: None)
+    with torch.no_grad():
+        expected = fast(x)
+    assert fast.last_cells.lengths != (64, 64)
+    asked = []
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy"):
+        method = getattr(torch.Tensor, name)
+
+        def counted(self, *args, method=method, name=name):
+            asked.append(name)
+            return method(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    with torch.no_grad():
+        got = fast(x)
+    monkeypatch.undo()
+    assert asked == ["tolist"]
+    assert torch.equal(got, expected)

@@ -217,7 +217,7 @@ def test_version(capsys):
     ("args", "message"),
     [
         (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
-        (["train", "tokenizer=aip"], "unknown tokenizer 'aip' (did you mean 'iap'?)"),
+        (["train", "tokenizer=aip"], "unknown tokenizer 'aip' (did you mean 'iap'"),
         (["train", "tokenizer.bugdet=3"], "(did you mean 'budget'?); valid here: name, min_size"),
         (["train", "+sede=3"], "unknown key 'sede'"),
         (["train", "+tokenizer.knob=3"], "'iap' has no knob 'knob'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,10 @@ def test_list(capsys):
     out = run(capsys, "list", "tokenizers", "u*")
     assert "uniform" in out
     assert "iap" not in out
+    out = run(capsys, "list", "backends")
+    assert re.search(r"loop +usable\n", out)
+    assert "varlen" in out
+    assert "no back end matches 'x*'" in fail(capsys, "list", "backends", "x*")
     assert "did you mean 'tokenizer'" in fail(capsys, "list", "tokenizr")
     assert "no decoder matches 'x*'" in fail(capsys, "list", "decoder", "x*")
 

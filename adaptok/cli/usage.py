@@ -42,7 +42,12 @@ EXAMPLES = {
         "adaptok data check data/shear_flow      # what is wrong with a file or a set, in words",
     ],
     "demo": ["adaptok demo", "adaptok demo trainer.max_steps=200"],
-    "list": ["adaptok list", "adaptok list tokenizer", "adaptok list tokenizer 'i*'"],
+    "list": [
+        "adaptok list",
+        "adaptok list tokenizer",
+        "adaptok list tokenizer 'i*'",
+        "adaptok list backends",
+    ],
 }
 
 FLAGS = """\

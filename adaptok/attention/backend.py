@@ -76,7 +76,7 @@ def check_tail(groups: Groups, rows: int) -> None:
     weights NaN without a word. `attend` checks what the host knows; this neither copies nor waits.
     """
     if groups.lengths is None:
-        torch._assert_async(groups.cu_seqlens[-1] == rows)
+        torch._assert_async(groups.cu_seqlens[-1] == rows)  # type: ignore[attr-defined]
 
 
 def zero_where_no_keys(out: Tensor, groups_q: Groups, groups_k: Groups) -> Tensor:

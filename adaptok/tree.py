@@ -86,8 +86,9 @@ class TreeTokenizer(nn.Module):
         scores = scores.unflatten(0, (b, -1))  # (b, f, inner)
         shared = 1 if self.per_frame else frames
         monotone = self.indicator.monotone
-        split, lengths = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
-        return cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
+        marks = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
+        known = {"lengths": marks.lengths, "total": marks.total}
+        return cells_from_splits(marks.split, tree, frames=frames, frame_size=frame_size, **known)
 
     def embed(
         self,
@@ -268,5 +269,5 @@ def cells_from_score(
     score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
     tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
     marking = BudgetMarking(splits_per_step=splits_per_step)
-    split, lengths = marking(sum_pyramid(score, tree), tree, budget=budget)
-    return cells_from_splits(split, tree, frames=1, lengths=lengths)
+    marks = marking(sum_pyramid(score, tree), tree, budget=budget)
+    return cells_from_splits(marks.split, tree, frames=1, lengths=marks.lengths)

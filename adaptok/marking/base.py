@@ -15,10 +15,17 @@ Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbe
 
 
 class Marks(NamedTuple):
-    """Split masks, and the resulting leaves per sample where the host knows them."""
+    """Split masks, and what the host knows of the resulting leaves.
 
-    split: Tensor  # bool (b, f, inner)
+    Attributes:
+        split: bool (b, f, inner).
+        lengths: leaves per sample, or None.
+        total: leaves of the batch where their number is known and `lengths` is not, or None.
+    """
+
+    split: Tensor
     lengths: tuple[int, ...] | None
+    total: int | None = None
 
 
 class Marking(Protocol):

@@ -57,6 +57,11 @@ class TreeTokenizer(nn.Module):
         return self.marking.controls
 
     @property
+    def static(self) -> bool:
+        """Whether the number of tokens follows from the settings of a call (see `Marking`)."""
+        return getattr(self.marking, "static", False)
+
+    @property
     def _space_sizes(self) -> Sizes:
         return tuple(size[1:] for size in self.spec.sizes)
 

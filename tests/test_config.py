@@ -27,7 +27,7 @@ CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "_bas
 READERS = {
     "data": ([WellData.__init__], {"generate"}),
     "optim": ([Optim], set()),
-    "trainer": ([lightning.Trainer, make_trainer], set()),
+    "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
     "logger": ([make_trainer], set()),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }

@@ -16,6 +16,7 @@ from adaptok import create_schedule
 from adaptok.atomic import replacing
 from adaptok.checkpoints import check_resume, find_resume, load_weights, read_checkpoint
 from adaptok.cli import pictures
+from adaptok.compiling import compile_model
 from adaptok.config import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
 from adaptok.evaluation import evaluate, write_report
@@ -46,12 +47,16 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
     _quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
-    check_knobs(L.Trainer, "trainer", config["trainer"])
+    check_knobs(
+        L.Trainer, "trainer", {k: v for k, v in config["trainer"].items() if k != "compile"}
+    )
     optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
     data = build_data(config)
     surrogate = build_surrogate(config, data.info)
     if config["activation_checkpointing"]:
         checkpoint_activations(surrogate)
+    if mode := config["trainer"].get("compile"):
+        compile_model(surrogate, mode if isinstance(mode, str) else None)
     module = SurrogateModule(surrogate, optim, schedule, config, seed=config["seed"])
     seconds = _fit(module, data, config, folder)
     if seconds is None:
@@ -75,9 +80,8 @@ def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) 
         write_config(config, folder)
         _save_untrained(module, folder)
         return 0.0
-    trainer = make_trainer(
-        folder, ema=config["optim"]["ema"], **config["logger"], **config["trainer"]
-    )
+    ema, knobs = config["optim"]["ema"], _of_lightning(config)
+    trainer = make_trainer(folder, ema=ema, **config["logger"], **knobs)
     checkpoint = find_resume(config["resume"], folder, folder.parent, config)
     if checkpoint is not None:
         saved = read_checkpoint(checkpoint)
@@ -99,6 +103,11 @@ def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) 
 
         wandb.finish()  # the next run of a sweep is a run of its own
     return module.seconds_per_step if trainer.is_global_zero else None
+
+
+def _of_lightning(config: Config) -> dict[str, Any]:
+    """The group "trainer" without what is ours."""
+    return {key: value for key, value in config["trainer"].items() if key != "compile"}
 
 
 def _save_untrained(module: SurrogateModule, folder: Path) -> None:

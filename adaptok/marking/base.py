@@ -33,7 +33,8 @@ class Marking(Protocol):
 
     `monotone` says that no child outscores its parent; `shared` is the number of frames that use
     each tiling; budgets and lengths count the leaves of all of a sample's frames. `controls` names
-    what may change per call.
+    what may change per call. A marking whose number of leaves does not depend on the scores says so
+    with ``static = True``; then a whole step can be compiled.
     """
 
     controls: tuple[str, ...]

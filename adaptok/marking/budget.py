@@ -31,6 +31,7 @@ class BudgetMarking:
     """
 
     controls = ("budget",)
+    static = True
 
     def __init__(self, *, budget: int = 256, splits_per_step: int = 1, per_batch: bool = False):
         if splits_per_step < 1:

@@ -48,7 +48,7 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
     quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
-    check_knobs(L.Trainer, "trainer", _of_lightning(config))
+    check_knobs(L.Trainer, "trainer", of_lightning(config))
     optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
     data = build_data(config)
     surrogate = build_surrogate(config, data.info)
@@ -83,7 +83,7 @@ def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) 
     def fits(saved: Config, path: Path) -> None:
         load_weights(module.surrogate, saved, path=path, config=config)
 
-    return fit(module, data, config, folder, _of_lightning(config), fits)
+    return fit(module, data, config, folder, of_lightning(config), fits)
 
 
 def fit(
@@ -131,7 +131,7 @@ def fit(
     return module.seconds_per_step if trainer.is_global_zero else None
 
 
-def _of_lightning(config: Config) -> dict[str, Any]:
+def of_lightning(config: Config) -> dict[str, Any]:
     """The group "trainer" without what is ours."""
     return {key: value for key, value in config["trainer"].items() if key != "compile"}
 

@@ -1,6 +1,6 @@
 """adaptok: adaptive tokenizers for transformers on images and PDE fields."""
 
-from adaptok import decoders, processors, tokenizers
+from adaptok import decoders, positions, processors, tokenizers
 from adaptok.attention import attend, attention_backend
 from adaptok.cells import Cells, Groups
 from adaptok.model import (
@@ -15,6 +15,7 @@ from adaptok.registry import (
     EMBEDDINGS,
     INDICATORS,
     MARKINGS,
+    POSITIONS,
     PROCESSORS,
     TOKENIZERS,
     Registry,
@@ -30,6 +31,7 @@ __all__ = [
     "EMBEDDINGS",
     "INDICATORS",
     "MARKINGS",
+    "POSITIONS",
     "PROCESSORS",
     "SCHEDULES",
     "TOKENIZERS",
@@ -49,6 +51,7 @@ __all__ = [
     "create_surrogate",
     "create_tokenizer",
     "decoders",
+    "positions",
     "processors",
     "tokenizers",
 ]

@@ -43,6 +43,22 @@ class Groups(NamedTuple):
         return packed if self.inverse is None else packed[self.inverse]
 
     @property
+    def nonempty(self) -> Groups:
+        """Without the groups that own no rows, where the host knows them; the rows stay."""
+        if self.lengths is None or 0 not in self.lengths:
+            return self
+        lengths = tuple(length for length in self.lengths if length)
+        starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        return self._replace(cu_seqlens=starts.to(self.cu_seqlens.device), lengths=lengths)
+
+    def ids(self, rows: int) -> Int64[Tensor, " n"]:
+        """Number of the group that each of the rows belongs to."""
+        numbers = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device)
+        return self.scatter(
+            numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
+        )
+
+    @property
     def packed(self) -> Groups:
         """The same groups for rows that were gathered already."""
         return self._replace(order=None, inverse=None)
@@ -127,6 +143,7 @@ class Cells:
         pitch: Sequence[int] | None = None,
         offset: Sequence[float] | None = None,
         prefix: int = 0,
+        by_level: bool = False,
     ) -> Groups:
         """Rows that share a sample and, along every fixed axis, the band ``(center - offset) //
         pitch``.
@@ -139,18 +156,20 @@ class Cells:
                 join the nearest one.
             prefix: rows without a cell (class and register tokens) that lead each sample. `order`
                 then expects the rows ``cat([prefix rows of all samples, token rows])``.
+            by_level: rows of different levels share no group.
 
         Raises:
-            ValueError: an axis outside 0..a-1 or given twice, or a prefix together with fixed axes.
+            ValueError: an axis outside 0..a-1 or given twice, or a prefix together with fixed axes
+                or levels.
         """
         axes = tuple(fixed)
         if len(set(axes)) != len(axes) or any(not 0 <= axis <= self.ndim for axis in axes):
             raise ValueError(f"fixed axes must be different numbers in 0..{self.ndim}, got {axes}")
-        if prefix and axes:
+        if prefix and (axes or by_level):
             raise ValueError("prefix rows have no cell, so they go with fixed=() only")
         if prefix:
             return self._prefixed_groups(prefix)
-        if not axes:
+        if not axes and not by_level:
             return Groups(None, None, self.cu_seqlens, self.max_seqlen, self.lengths)
         pitch = pitch or [self.sizes[0][axis] for axis in axes]
         offset = offset or [0] * len(axes)
@@ -161,6 +180,8 @@ class Cells:
             bands = max(1, math.ceil((self.shape[axis] - start) / width))
             band = ((center[:, axis] - start) / width).floor().long().clamp(0, bands - 1)
             key, count = key * bands + band, count * bands
+        if by_level:
+            key, count = key * len(self.sizes) + self.level, count * len(self.sizes)
         return _sorted_groups(key, count, self.max_seqlen)
 
     def _prefixed_groups(self, prefix: int) -> Groups:

@@ -10,11 +10,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
+<<<<<<< HEAD
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, close_matches, split_part
 from adaptok.schedules import Schedule, create_schedule
+=======
+from adaptok.registry import (
+    DECODERS,
+    PROCESSORS,
+    TOKENIZERS,
+    Part,
+    close_matches,
+    split_part,
+)
+from adaptok.schedules import Schedule
+>>>>>>> fb35787 (MATEY: variance, maximum and fraction, Fourier positions, space-time and axial processors, norms)
 from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet, as_field
-
-Part = str | Mapping[str, Any]
 
 
 class Prepared(NamedTuple):
@@ -363,6 +373,8 @@ def create_surrogate(
     channels = in_channels * (history if history_mode == "fold" else 1) + constant_channels
     name, knobs = split_part(tokenizer, "tokenizer")
     tok = create_tokenizer(name, ndim=ndim, in_channels=channels, dim=dim, **knobs)
+    if history > 1 and history_mode == "fold":
+        check_folded(processor)
     shared = {"depth": depth, "heads": heads}
     parts = []
     for registry, part, wired in (
@@ -385,3 +397,13 @@ def create_surrogate(
         score_on=score_on,
         predict=predict,
     )
+
+
+def check_folded(processor: Part) -> None:
+    """Raises ``ValueError`` where a processor attends over time but the history has no frames."""
+    name, _ = split_part(processor, "processor")
+    if getattr(PROCESSORS.get(name), "needs_frames", False):
+        raise ValueError(
+            f"processor {name!r} attends over frames of tokens, but a folded history has one: "
+            'use history_mode="frames"'
+        )

@@ -27,6 +27,8 @@ class TokenizerSpec:
         sizes: cell size of each level, coarse to fine, time first.
         tiling: whether cells cover the domain exactly once.
         layout: type of ``Cells.layout``, or None where boxes say everything.
+        legacy_positions: tokens are told the misplaced positions of MATEY's paper-era code, see
+            `adaptok.positions.misplaced_center`; the cells themselves lie where they lie.
     """
 
     ndim: int
@@ -35,6 +37,7 @@ class TokenizerSpec:
     sizes: tuple[tuple[int, ...], ...]
     tiling: bool = True
     layout: type | None = None
+    legacy_positions: bool = False
 
     def __post_init__(self):
         if min(map(min, self.sizes)) < 1:

@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.indicators import Indicator
 from adaptok.marking import BudgetMarking, Marking
-from adaptok.refine import Sizes, Tree, cells_from_splits, sum_pyramid
-from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, close_matches
+from adaptok.refine import (
+    Sizes,
+    Tree,
+    cells_from_nodes,
+    cells_from_splits,
+    existing,
+    sum_pyramid,
+)
+from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
-
-Part = str | Mapping[str, Any]
 
 
 class TreeTokenizer(nn.Module):
@@ -30,6 +35,8 @@ class TreeTokenizer(nn.Module):
         order: order of the cells of a sample; "depth_first" in every tokenizer of this package:
             root tiles in raster order, each followed by its subtree (frame after frame).
         per_frame: give each frame a tiling of its own instead of one for all frames.
+
+    Where ``spec.tiling`` is False, cells that split stay beside their children.
     """
 
     def __init__(
@@ -87,7 +94,12 @@ class TreeTokenizer(nn.Module):
         shared = 1 if self.per_frame else frames
         monotone = self.indicator.monotone
         split, lengths = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
-        return cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
+        if self.spec.tiling:
+            return cells_from_splits(
+                split, tree, frames=frames, frame_size=frame_size, lengths=lengths
+            )
+        node = existing(split, tree)  # more than the leaves, so their number does not help
+        return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, tiling=False)
 
     def embed(
         self,

@@ -14,6 +14,7 @@ KINDS: dict[str, Registry] = {
     "indicator": adaptok.INDICATORS,
     "marking": adaptok.MARKINGS,
     "embedding": adaptok.EMBEDDINGS,
+    "position": adaptok.POSITIONS,
     "schedule": adaptok.SCHEDULES,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from jaxtyping import Float, Int
@@ -45,3 +46,24 @@ def periodic_axes(boundary: Tensor | None, ndim: int, like: Tensor) -> list[Tens
     periodic = (boundary.to(like.device) == PERIODIC).all(-1)
     periodic = periodic.expand(batch, ndim)
     return [periodic[:, axis].view(-1, *[1] * (like.ndim - 1)) for axis in range(ndim)]
+
+
+def channel_weights(
+    weights: Sequence[float] | None, ignore: Sequence[int], channels: int, like: Tensor
+) -> Float[Tensor, " c"]:
+    """Weight of each channel, 0 for the ignored ones.
+
+    Raises:
+        ValueError: another number of weights, an ignored channel that does not exist, or no channel
+            left.
+    """
+    values = list(weights or [1.0] * channels)
+    if len(values) != channels:
+        raise ValueError(f"{len(values)} channel weights for a field of {channels} channels")
+    for channel in ignore:
+        if not -channels <= channel < channels:
+            raise ValueError(f"ignored channel {channel}: the field has {channels} channels")
+        values[channel] = 0.0
+    if sum(values) == 0:
+        raise ValueError("every channel is ignored or has weight 0")
+    return like.new_tensor(values)

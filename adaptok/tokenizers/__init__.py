@@ -1,6 +1,7 @@
 """Tokenizers: fields to packed tokens. One method per file, each a composition of parts."""
 
 from adaptok.tokenizers.iap import iap
+from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.uniform import UniformTokenizer
 
-__all__ = ["UniformTokenizer", "iap"]
+__all__ = ["UniformTokenizer", "iap", "matey"]

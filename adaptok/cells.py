@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Int8, Int32, Int64
+from jaxtyping import Float, Int, Int8, Int32, Int64, Shaped
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -34,11 +34,11 @@ class Groups(NamedTuple):
     max_seqlen: int
     lengths: tuple[int, ...] | None
 
-    def gather(self, rows: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    def gather(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
         """Puts rows group by group."""
         return rows if self.order is None else rows[self.order]
 
-    def scatter(self, packed: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    def scatter(self, packed: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
         """Exact inverse of `gather`."""
         return packed if self.inverse is None else packed[self.inverse]
 

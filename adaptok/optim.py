@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from adaptok.metrics import EPS
+
 
 def mse_loss(error: Tensor, target: Tensor) -> Tensor:
     """Mean square of the error."""
@@ -22,7 +24,19 @@ def nmse_loss(error: Tensor, target: Tensor) -> Tensor:
     return (error.square().mean(axes) / (target.square().mean(axes) + 1e-3)).mean()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse_loss, "nmse": nmse_loss}
+def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
+    """Mean square over that of the target in physical units, 0 being the reference: the training
+    loss of MATEY's code."""
+    axes = tuple(range(3, error.ndim))
+    return (error.square().mean(axes) / (target.square().mean(axes) + EPS)).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": mse_loss,
+    "nmse": nmse_loss,
+    "matey_nmse": matey_nmse_loss,
+}
+PHYSICAL = ("matey_nmse",)  # losses that see fields as they are
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,8 @@ class Optim:
     """Loss, optimiser and learning rate; the defaults are those of IAP, App. E.
 
     Attributes:
-        loss: "mse" or "nmse", on fields in units of the training split's std.
+        loss: "mse" or "nmse", on fields in units of the training split's std; "matey_nmse", on
+            fields in physical units.
         lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`.
         decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
         weight_decay: of AdamW; norms, biases and other vectors are left out.
@@ -58,6 +73,12 @@ class Optim:
                 raise ValueError(
                     f"optim.{name} must be one of {', '.join(accepted)}, got {value!r}"
                 )
+
+    def loss_of(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Loss of fields in physical units, given the mean and std of the training split."""
+        if self.loss in PHYSICAL:
+            return LOSSES[self.loss](prediction - target, target)
+        return LOSSES[self.loss]((prediction - target) / std, (target - mean) / std)
 
     def learning_rate(self, step: int, max_steps: int) -> float:
         """Learning rate of a step; only the cosine depends on `max_steps`."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adaptok.metrics import vrmse
 from adaptok.model import Surrogate
-from adaptok.optim import LOSSES, Optim
+from adaptok.optim import Optim
 from adaptok.schedules import Schedule
 
 Batch = Mapping[str, Tensor]
@@ -71,7 +71,7 @@ class SurrogateModule(L.LightningModule):
         prediction, target = self.predict(batch, self.global_step), batch["target"][:, :1]
         view = (-1, *[1] * self.surrogate.ndim)
         mean, std = self.surrogate.mean.view(view), self.surrogate.std.view(view)
-        loss = LOSSES[self.optim.loss]((prediction - target) / std, (target - mean) / std)
+        loss = self.optim.loss_of(prediction, target, mean, std)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
         self._samples += len(target) * self.trainer.world_size
         if self.global_step % self.log_every == 0:

@@ -1,6 +1,7 @@
 """Decoders: tokens to a field."""
 
 from adaptok.decoders.cross_attention import CrossAttentionDecoder
+from adaptok.decoders.hmlp import HmlpDecoder
 from adaptok.decoders.linear import LinearDecoder
 
-__all__ = ["CrossAttentionDecoder", "LinearDecoder"]
+__all__ = ["CrossAttentionDecoder", "HmlpDecoder", "LinearDecoder"]

@@ -59,7 +59,7 @@ class GradientIndicator:
             if value not in ("mean", "max"):
                 raise ValueError(f"{name} must be 'mean' or 'max', got {value!r}")
         self.k, self.padding, self.power = k, padding, power
-        self.weights = None if weights is None else tuple(weights)
+        self.weights = None if weights is None else tuple(map(float, weights))
         self.ignore = tuple(ignore)
         self.channels, self.frames = channels, frames
 

@@ -41,7 +41,7 @@ class VarianceIndicator:
         if weights is not None and min(weights, default=0) < 0:
             raise ValueError(f"channel weights must not be negative, got {list(weights)}")
         self.normalise = normalise
-        self.weights = None if weights is None else tuple(weights)
+        self.weights = None if weights is None else tuple(map(float, weights))
         self.ignore = tuple(ignore)
 
     def __call__(
@@ -64,14 +64,16 @@ class VarianceIndicator:
 def channel_variances(field: Float[Tensor, "b t c *s"], tree: Tree) -> Float[Tensor, "b inner c"]:
     """Unbiased variance of each channel over every inner node, fine to coarse by merging.
 
-    Each node keeps its count, mean and sum of squared deviations, relative to its first point;
-    neighbours merge as in Chan, Golub & LeVeque (1983). So nothing cancels where the mean is large,
-    and a constant has variance 0 exactly.
+    Each node keeps its count, mean and sum of squared deviations; neighbours merge as in Chan,
+    Golub & LeVeque (1983). All is relative to the first point of the sample, and inside a node to
+    its first part, so nothing cancels where the mean is large, and a constant has variance 0
+    exactly.
     """
     if tree.levels == 1:
         return field.new_zeros(field.shape[0], 0, field.shape[2])
     field = field.to(torch.promote_types(field.dtype, torch.float32))
-    b, t, channels, *_ = field.shape
+    b, t, channels, *space = field.shape
+    field = field - field[(slice(None), slice(1), slice(None), *[slice(1)] * len(space))]
     count, mean, square = _points(_overhanging(field, tree), tree, t)
     out = [_variance(count, square)]
     for level in range(tree.levels - 3, -1, -1):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from adaptok.cells import Cells, Groups
-from adaptok.norms import Segments
-from adaptok.processors.factorised import FactorisedTransformer
+from adaptok.processors.factorised import FactorisedTransformer, frame_groups
 from adaptok.registry import PROCESSORS
 
 
@@ -35,9 +34,9 @@ class AxialTransformer(FactorisedTransformer):
         """One partition per axis: the tokens of a frame that share a band along it."""
         return tuple(axis_groups(cells, axis) for axis in range(1, cells.ndim + 1))
 
-    def time_segments(self, time: Groups, in_frame: Segments, rows: int) -> Segments:
+    def time_segments(self, cells: Cells, time: Groups) -> Groups:
         """The tokens of a frame."""
-        return in_frame
+        return frame_groups(cells)
 
 
 def axis_groups(cells: Cells, axis: int) -> Groups:

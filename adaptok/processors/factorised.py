@@ -37,7 +37,7 @@ class FactorisedTransformer(nn.Module):
         super().__init__()
         if depth < 0:
             raise ValueError(f"depth must not be negative, got {depth}")
-        self.spec = spec
+        self.spec, self.by_segment = spec, norm == "instance"
         head_dim = spec.dim // max(heads, 1)
         self.positions = POSITIONS.build(
             positions, spec=spec, head_dim=head_dim, rope_base=rope_base
@@ -55,12 +55,10 @@ class FactorisedTransformer(nn.Module):
 
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Same cells, new features."""
-        cells, n = tokens.cells, len(tokens.cells)
+        cells = tokens.cells
         x, rotate = self.positions(tokens.features, cells, told_center(cells, self.spec))
-        time, frame = time_groups(cells), cells.groups(fixed=(0,)).nonempty
-        space = self.space_groups(cells)
-        in_frame = Segments.of(frame, n)
-        in_time = self.time_segments(time, in_frame, n)
+        time, space = time_groups(cells), self.space_groups(cells)
+        in_time, in_frame = self._segments(cells, time)
         batch = cells.sample, cells.batch_size
         for over_time, over_space in zip(self.time, self.space, strict=True):
             x = over_time(x, time, rotate, *batch, in_time)
@@ -71,9 +69,21 @@ class FactorisedTransformer(nn.Module):
         """Who attends to whom inside a frame."""
         raise NotImplementedError
 
-    def time_segments(self, time: Groups, in_frame: Segments, rows: int) -> Segments:
-        """Rows that an instance norm before the attention over time takes together."""
+    def time_segments(self, cells: Cells, time: Groups) -> Groups:
+        """Rows that an instance norm around the attention over time takes together."""
         raise NotImplementedError
+
+    def _segments(self, cells: Cells, time: Groups) -> tuple[Segments | None, Segments | None]:
+        if not self.by_segment:
+            return None, None
+        partitions = self.time_segments(cells, time), frame_groups(cells)
+        in_time, in_frame = (Segments.of(groups, len(cells)) for groups in partitions)
+        return in_time, in_frame
+
+
+def frame_groups(cells: Cells) -> Groups:
+    """All tokens of a frame."""
+    return cells.groups(fixed=(0,)).nonempty
 
 
 def time_groups(cells: Cells) -> Groups:

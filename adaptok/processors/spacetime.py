@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from adaptok.cells import Cells, Groups
-from adaptok.norms import Segments
-from adaptok.processors.factorised import FactorisedTransformer
+from adaptok.processors.factorised import FactorisedTransformer, frame_groups
 from adaptok.registry import PROCESSORS
 
 
@@ -31,8 +30,8 @@ class SpaceTimeTransformer(FactorisedTransformer):
 
     def space_groups(self, cells: Cells) -> Groups | tuple[Groups, ...]:
         """All tokens of a frame."""
-        return cells.groups(fixed=(0,)).nonempty
+        return frame_groups(cells)
 
-    def time_segments(self, time: Groups, in_frame: Segments, rows: int) -> Segments:
+    def time_segments(self, cells: Cells, time: Groups) -> Groups:
         """The tokens of a cell."""
-        return Segments.of(time, rows)
+        return time

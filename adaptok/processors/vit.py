@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from adaptok.cells import Cells, Groups
@@ -61,12 +63,13 @@ class ViT(nn.Module):
             raise ValueError(
                 f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}{near}"
             )
-        self.spec, self.attention = spec, attention
+        self.spec, self.attention, self.by_segment = spec, attention, norm == "instance"
         head_dim = spec.dim // max(heads, 1)
         self.positions = POSITIONS.build(
             positions, spec=spec, head_dim=head_dim, rope_base=rope_base
         )
-        options = {"qk_norm": qk_norm, "norm": norm, "recipe": recipe, "layer_scale": layer_scale}
+        options: dict[str, Any] = {"qk_norm": qk_norm, "norm": norm, "recipe": recipe}
+        options["layer_scale"] = layer_scale
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(spec.dim, heads, mlp_ratio, drop_path=rate, **options) for rate in rates
@@ -77,7 +80,8 @@ class ViT(nn.Module):
         """Same cells, new features."""
         cells, sample = tokens.cells, tokens.cells.sample
         x, rotate = self.positions(tokens.features, cells, told_center(cells, self.spec))
-        groups, segments = self._groups(cells), Segments.of(cells.groups(), len(cells))
+        groups = self._groups(cells)
+        segments = Segments.of(cells.groups(), len(cells)) if self.by_segment else None
         for block in self.blocks:
             x = block(x, groups, rotate, sample, cells.batch_size, segments)
         return tokens.replace(features=x if self.norm is None else self.norm(x, segments))

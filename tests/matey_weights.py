@@ -67,9 +67,7 @@ def load_lift(
     embedding.lift.load_state_dict(state)
 
 
-def load_sequence(
-    module: torch.nn.Sequential, w: dict[str, torch.Tensor], prefix: str
-) -> None:
+def load_sequence(module: torch.nn.Sequential, w: dict[str, torch.Tensor], prefix: str) -> None:
     """Layers of the same numbers."""
     state = {k.removeprefix(prefix): v for k, v in w.items() if k.startswith(prefix)}
     module.load_state_dict({k: flat(v) for k, v in state.items()})

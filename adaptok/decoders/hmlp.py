@@ -85,7 +85,9 @@ class HmlpDecoder(nn.Module):
             pairs = zip(cells.sizes[level - 1][1:], cells.sizes[level][1:], strict=True)
             grid = [coarser // finer for coarser, finer in pairs]
             image = tokens.features.new_zeros(len(which), product(grid), tokens.features.shape[1])
-            image = image.index_put((crop, place_in_parent(cells, level)[own]), tokens.features[own])
+            image = image.index_put(
+                (crop, place_in_parent(cells, level)[own]), tokens.features[own]
+            )
             patches = self.levels[level](image.unflatten(1, grid).movedim(-1, 1)).flatten(1)
             size = (1, *cells.sizes[level - 1][1:])
             count = product(level_grid((1, *cells.shape[1:]), size)) * field.shape[0]

@@ -59,18 +59,12 @@ class FourierPositions(nn.Module):
                 f"{2 * spec.ndim}, got {dim}"
             )
         given = {"time": time, "space": space, "volume": volume}
-        self.ranges = [self._range(name, value) for name, value in given.items()]
+        self.ranges = [_range(name, tuple(map(float, value))) for name, value in given.items()]
         share = 2 * (dim // (2 * spec.ndim))
         self.widths = [*[share] * (spec.ndim - 1), dim - share * (spec.ndim - 1)]
         self.time = nn.Linear(dim, dim)
         self.center = nn.Linear(dim, dim)
         self.volume = nn.Linear(dim, dim)
-
-    @staticmethod
-    def _range(name: str, given: Sequence[float]) -> tuple[float, float]:
-        if len(given) != 2 or not 0 < given[0] < given[1]:
-            raise ValueError(f"{name} is a shortest and a longest wavelength, got {list(given)}")
-        return float(given[0]), float(given[1])
 
     def forward(
         self, x: Float[Tensor, "n d"], cells: Cells, center: Float[Tensor, "n a"]
@@ -96,3 +90,9 @@ class FourierPositions(nn.Module):
             torch.cat(places, -1),
             fourier_features(fraction, dim, *self.ranges[2]),
         )
+
+
+def _range(name: str, given: tuple[float, ...]) -> tuple[float, float]:
+    if len(given) != 2 or not 0 < given[0] < given[1]:
+        raise ValueError(f"{name} is a shortest and a longest wavelength, got {list(given)}")
+    return given[0], given[1]

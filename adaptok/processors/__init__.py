@@ -5,4 +5,11 @@ from adaptok.processors.factorised import frame_groups, time_groups
 from adaptok.processors.spacetime import SpaceTimeTransformer
 from adaptok.processors.vit import ViT
 
-__all__ = ["AxialTransformer", "SpaceTimeTransformer", "ViT", "axis_groups", "frame_groups", "time_groups"]
+__all__ = [
+    "AxialTransformer",
+    "SpaceTimeTransformer",
+    "ViT",
+    "axis_groups",
+    "frame_groups",
+    "time_groups",
+]

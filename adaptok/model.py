@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-<<<<<<< HEAD
-from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, close_matches, split_part
-from adaptok.schedules import Schedule, create_schedule
-=======
 from adaptok.registry import (
     DECODERS,
     PROCESSORS,
@@ -22,8 +18,7 @@ from adaptok.registry import (
     close_matches,
     split_part,
 )
-from adaptok.schedules import Schedule
->>>>>>> fb35787 (MATEY: variance, maximum and fraction, Fourier positions, space-time and axial processors, norms)
+from adaptok.schedules import Schedule, create_schedule
 from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet, as_field
 
 

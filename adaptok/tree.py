@@ -27,6 +27,8 @@ from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 class TreeTokenizer(nn.Module):
     """Scores the nodes of a tree, marks which ones split, and embeds the leaves.
 
+    Where ``spec.tiling`` is False, cells that split stay beside their children.
+
     Args:
         spec: sizes with the extent in time first.
         indicator: node scores.
@@ -35,8 +37,6 @@ class TreeTokenizer(nn.Module):
         order: order of the cells of a sample; "depth_first" in every tokenizer of this package:
             root tiles in raster order, each followed by its subtree (frame after frame).
         per_frame: give each frame a tiling of its own instead of one for all frames.
-
-    Where ``spec.tiling`` is False, cells that split stay beside their children.
     """
 
     def __init__(

@@ -3,6 +3,8 @@
 Back ends:
     loop: scaled_dot_product_attention per group. The reference: any device, dtype and mask.
     dense: groups of one length, one reshape, one kernel call.
+    padded: groups padded to the longest, with a mask; static shapes and no synchronisation where
+        the host does not know the lengths, as in a compiled graph.
     varlen: torch.nn.attention.varlen (FlashAttention) for ragged groups on CUDA in half precision.
 """
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from adaptok.cells import Groups
 
-BACKENDS = ("auto", "loop", "dense", "varlen")
+BACKENDS = ("auto", "loop", "dense", "padded", "varlen")
 _forced = "auto"
 
 
@@ -55,6 +57,8 @@ def attend(
         out = _dense(q, k, v, groups_q, keys, bias, causal, scale)
     elif backend == "varlen":
         out = _varlen(q, k, v, groups_q, keys, causal, scale)
+    elif backend == "padded":
+        out = _padded(q, k, v, groups_q, keys, bias, causal, scale)
     else:
         out = _loop(q, k, v, groups_q, keys, bias, causal, scale)
     return groups_q.scatter(out)
@@ -105,7 +109,8 @@ def _choose(q: Tensor, groups_q: Groups, groups_k: Groups, bias: Tensor | None) 
     half = q.dtype in (torch.float16, torch.bfloat16)
     varlen = q.is_cuda and half and bias is None and head_dim % 8 == 0 and head_dim <= 256
     if _forced == "auto":
-        return "dense" if equal else "varlen" if varlen else "loop"
+        known = groups_q.lengths is not None and groups_k.lengths is not None
+        return "dense" if equal else "varlen" if varlen else "loop" if known else "padded"
     if _forced == "dense" and not equal:
         raise ValueError("back end 'dense' needs groups of one length, known to the host")
     if _forced == "varlen" and not varlen:
@@ -133,6 +138,41 @@ def _loop(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
     parts = [x.split(each, dim=2) for x, each in zip(heads_first, lengths, strict=True)]
     out = [_sdpa(*qkv, bias=bias, causal=causal, scale=scale) for qkv in zip(*parts, strict=True)]
     return torch.cat(out, 2)[0].transpose(0, 1) if out else q
+
+
+def _padded(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+    slots_q, _ = _slots(groups_q, len(q))
+    slots_k, real = _slots(groups_k, len(k))
+    longest_q, longest_k = groups_q.max_seqlen, groups_k.max_seqlen
+    if longest_q == 0 or longest_k == 0:
+        return torch.zeros_like(q)
+
+    # A group without keys sees its first slot, which is zero, so that no softmax is empty.
+    first = torch.arange(longest_k, device=q.device) == 0
+    mask = (real | first)[:, None, None]  # (g, 1, 1, m)
+    if causal:
+        mask = mask & torch.ones(longest_q, longest_k, dtype=torch.bool, device=q.device).tril()
+    if bias is not None:
+        mask = bias[:, :longest_q, :longest_k].to(q.dtype).masked_fill(~mask, -torch.inf)
+    q = _spread(q, slots_q, len(real), longest_q)
+    k, v = (_spread(x, slots_k, len(real), longest_k) for x in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).flatten(0, 1)[slots_q]
+
+
+def _spread(x: Tensor, slots: Tensor, groups: int, longest: int) -> Tensor:
+    """(n, h, e) to (g, h, m, e), zero where there is no row."""
+    dense = x.new_zeros(groups * longest, *x.shape[1:]).index_copy(0, slots, x)
+    return dense.unflatten(0, (groups, longest)).transpose(1, 2)
+
+
+def _slots(groups: Groups, rows: int) -> tuple[Tensor, Tensor]:
+    """Padded position of each packed row, and which padded positions are rows (g, m)."""
+    starts, lengths = groups.cu_seqlens[:-1].long(), groups.cu_seqlens.diff()
+    group = groups.packed.ids(rows)
+    rank = torch.arange(rows, device=starts.device) - starts[group]
+    real = torch.arange(groups.max_seqlen, device=starts.device) < lengths[:, None]
+    return group * groups.max_seqlen + rank, real
 
 
 def _sdpa(q, k, v, *, bias, causal, scale) -> Tensor:

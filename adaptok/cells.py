@@ -182,7 +182,23 @@ class Cells:
             key, count = key * bands + band, count * bands
         if by_level:
             key, count = key * len(self.sizes) + self.level, count * len(self.sizes)
-        return _sorted_groups(key, count, self.max_seqlen)
+        return _sorted_groups(key, count, self._most(axes, pitch, offset, by_level))
+
+    def _most(
+        self, axes: Sequence[int], pitch: Sequence[int], offset: Sequence[float], by_level: bool
+    ) -> int:
+        """Bound of the rows of a group: on level grids no two cells of a tiling, or of a level,
+        have their centres in one finest cell.
+        """
+        if self.layout is not None or any(offset):  # what lies before the offset joins band 0
+            return self.max_seqlen
+        finest = self.sizes[-1]
+        counts = [math.ceil(n / p) for n, p in zip(self.shape, finest, strict=True)]
+        for axis, width in zip(axes, pitch, strict=True):
+            inside = math.ceil(width / finest[axis]) + (width % finest[axis] != 0)
+            counts[axis] = min(counts[axis], inside)
+        layers = 1 if self.tiling or by_level else len(self.sizes)
+        return min(self.max_seqlen, layers * product(counts))
 
     def _prefixed_groups(self, prefix: int) -> Groups:
         b, n, device = self.batch_size, len(self), self.device

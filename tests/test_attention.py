@@ -46,7 +46,7 @@ def draw(n: int, heads: int = 2, width: int = 4, dtype=torch.float64) -> torch.T
     st.sampled_from([None, 0.3]),
     st.integers(0, 10**6),
 )
-def test_the_loop_equals_softmax_written_out(lengths, cross, causal, biased, scale, seed):
+def test_loop_and_padded_equal_softmax_written_out(lengths, cross, causal, biased, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     own, other = zip(*lengths, strict=True)
@@ -61,10 +61,11 @@ def test_the_loop_equals_softmax_written_out(lengths, cross, causal, biased, sca
         room = groups.max_seqlen + seed % 2, used.max_seqlen + 1
         bias = draw(2 if biased == "full" else 1, *room)
     options = {"bias": bias, "causal": causal, "scale": scale}
-    with attention_backend("loop"):
-        out = attend(q, k, v, groups, keys, **options)
     expected = softmax_attention(q, k, v, rows_of(groups), rows_of(used), **options)
-    np.testing.assert_allclose(out.numpy(), expected, atol=1e-12)
+    for backend in ("loop", "padded"):
+        with attention_backend(backend):
+            out = attend(q, k, v, groups, keys, **options)
+        np.testing.assert_allclose(out.numpy(), expected, atol=1e-12, err_msg=backend)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_dense_equals_the_loop_and_softmax(lengths, causal, biased):
         np.testing.assert_allclose(out.numpy(), expected, atol=1e-12, err_msg=backend)
 
 
-@pytest.mark.parametrize("backend", ["loop", "dense"])
+@pytest.mark.parametrize("backend", ["loop", "dense", "padded"])
 @pytest.mark.parametrize("cross", [False, True])
 def test_gradients(backend, cross):
     own = (3, 3) if backend == "dense" else (2, 0, 3)
@@ -151,7 +152,7 @@ def chosen(q, groups_q, groups_k=None, bias=None) -> str:
     return attention._choose(q, groups_q, groups_k or groups_q, bias)
 
 
-def test_on_the_cpu_equal_lengths_are_dense_and_the_rest_loops():
+def test_on_the_cpu_equal_lengths_are_dense_ragged_ones_loop_and_unknown_ones_are_padded():
     even, ragged = make_groups((4, 4)), make_groups((4, 5))
     unknown = make_groups((4, 4), known=False)
     for dtype in (torch.float32, torch.bfloat16):
@@ -159,7 +160,7 @@ def test_on_the_cpu_equal_lengths_are_dense_and_the_rest_loops():
         assert chosen(q, even) == "dense"
         assert chosen(q, even, ragged) == "loop"
         assert chosen(q, ragged, even) == "loop"
-        assert chosen(q, unknown) == "loop"
+        assert chosen(q, unknown) == "padded"
 
 
 def test_on_cuda_ragged_half_precision_is_varlen():

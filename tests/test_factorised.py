@@ -9,6 +9,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adaptok
 from adaptok import create_processor, create_tokenizer
@@ -19,6 +20,7 @@ from adaptok.tokens import TokenSet
 DIM, HEADS = 24, 2
 PROCESSORS = ("vit", "spacetime", "axial")
 NORMS = ("layer", "rms", "instance")
+GEOMETRY = ("origin", "size", "level", "cu_seqlens")
 
 
 def refined(ndim=2, *, frames=2, per_frame=False, mode="replace", gamma=0.3, batch=2) -> TokenSet:
@@ -336,6 +338,59 @@ def test_misplaced_positions_change_the_result_of_every_processor():
         correct = create_processor(name, spec, depth=1, heads=HEADS, positions="fourier")
         correct.load_state_dict(legacy.state_dict())
         assert not torch.allclose(legacy(tokens).features, correct(tokens).features)
+
+
+# ---- graphs and accelerators
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_fixed_number_of_cells_compiles_as_one_graph(name):
+    knobs = {"ndim": 2, "in_channels": 1, "dim": DIM, "sizes": (2, 8), "fraction": 0.4}
+    tokenizer = create_tokenizer("matey", **knobs)
+    knobs = {"norm": "instance", "recipe": "matey", "positions": "fourier"}
+    processor = create_processor(name, tokenizer.spec, depth=1, heads=HEADS, **knobs)
+
+    def step(field):
+        return processor(tokenizer(field)).features
+
+    field = torch.randn(2, 2, 1, 32, 32)
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(field), step(field), rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*PROCESSORS, "local"])
+def test_nothing_is_read_back_from_an_accelerator(name, dtype):
+    """Fake CUDA tensors run the code of the device without kernels: a read of values raises."""
+    tokens = refined()
+    knobs = {"attention": "local"} if name == "local" else {}
+    name = "vit" if name == "local" else name
+    processor = create_processor(
+        name, spec_of(tokens), depth=1, heads=HEADS, norm="instance", **knobs
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+        processor = processor.to("cuda", dtype)
+        moved = {k: fake.from_tensor(getattr(tokens.cells, k)).to("cuda") for k in GEOMETRY}
+        cells = dataclasses.replace(tokens.cells, **moved)
+        features = torch.empty(len(tokens.cells), DIM, device="cuda", dtype=dtype)
+        out = processor(TokenSet(features, cells))
+        assert out.features.shape == features.shape
+        assert out.features.device.type == "cuda"
+
+
+@pytest.mark.parametrize("mode", ["replace", "add"])
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_bounds_that_the_host_knows_hold(mode, per_frame):
+    """Where lengths are not read back, `max_seqlen` is what a kernel goes by."""
+    cells = refined(frames=3, mode=mode, per_frame=per_frame).cells
+    for axis in (1, 2):
+        for pitch in (2, 3, 8, 12):
+            groups = cells.groups(fixed=(0, axis), pitch=(1, pitch))
+            bound = cells._most((0, axis), (1, pitch), (0, 0), False)
+            assert max(groups.lengths) <= bound <= cells.max_seqlen
+    assert cells._most((1, 2), (2, 2), (0, 0), True) == 3
 
 
 # ---- bad input

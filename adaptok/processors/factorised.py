@@ -95,6 +95,4 @@ def time_groups(cells: Cells) -> Groups:
     """
     space = range(1, cells.ndim + 1)
     finest = [cells.sizes[-1][axis] for axis in space]
-    groups = cells.groups(fixed=space, pitch=finest, by_level=not cells.tiling)
-    frames = cells.shape[0] // cells.sizes[0][0]  # a cell is in a frame at most once
-    return groups._replace(max_seqlen=min(groups.max_seqlen, frames)).nonempty
+    return cells.groups(fixed=space, pitch=finest, by_level=not cells.tiling).nonempty

@@ -10,6 +10,7 @@ from adaptok.model import (
     create_surrogate,
     create_tokenizer,
 )
+from adaptok.pretrained import from_pretrained, save_pretrained
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -51,7 +52,9 @@ __all__ = [
     "create_surrogate",
     "create_tokenizer",
     "decoders",
+    "from_pretrained",
     "positions",
     "processors",
+    "save_pretrained",
     "tokenizers",
 ]

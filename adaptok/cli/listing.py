@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import adaptok
+from adaptok.baselines import BASELINES
 from adaptok.registry import Registry, close_matches
 
 KINDS: dict[str, Registry] = {
@@ -16,6 +17,7 @@ KINDS: dict[str, Registry] = {
     "embedding": adaptok.EMBEDDINGS,
     "position": adaptok.POSITIONS,
     "schedule": adaptok.SCHEDULES,
+    "baseline": BASELINES,
 }
 
 

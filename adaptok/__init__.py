@@ -10,6 +10,7 @@ from adaptok.model import (
     create_surrogate,
     create_tokenizer,
 )
+from adaptok.multiphysics import Multiphysics, create_multiphysics
 from adaptok.pretrained import from_pretrained, save_pretrained
 from adaptok.registry import (
     DECODERS,
@@ -38,6 +39,7 @@ __all__ = [
     "TOKENIZERS",
     "Cells",
     "Groups",
+    "Multiphysics",
     "Registry",
     "Surrogate",
     "TokenSet",
@@ -47,6 +49,7 @@ __all__ = [
     "attention_backend",
     "cells_from_score",
     "create_decoder",
+    "create_multiphysics",
     "create_processor",
     "create_schedule",
     "create_surrogate",

@@ -217,9 +217,14 @@ def build_data(
         overwrite: generate again although the set exists.
         stage: what of it must be there now: None is all, "test" the test split.
     """
-    from adaptok.data import WellData  # needs lightning and the_well, which take seconds to import
+    # they need lightning and the_well, which take seconds to import
+    from adaptok.data import PDEBench, WellData
 
     data = dict(config["data"])
+    formats = {"well": WellData, "pdebench": PDEBench}
+    layout = data.pop("format", "well")
+    if layout not in formats:
+        raise ValueError(f"data.format must be one of {', '.join(formats)}, got {layout!r}")
     knobs = data.pop("generate")
     if knobs is not None:
         data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
@@ -227,7 +232,7 @@ def build_data(
         data |= {"name": None, "base": None}
     data.setdefault("target_steps", config.get("optim", {}).get("unroll", 1))
     check_knobs(WellData, "data", data)
-    module = WellData(history=config["history"], seed=config["seed"], **data)
+    module = formats[layout](history=config["history"], seed=config["seed"], **data)
     module.setup(stage)
     return module
 

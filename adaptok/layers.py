@@ -13,6 +13,7 @@ from adaptok.cells import Groups
 from adaptok.norms import Segments, create_norm
 from adaptok.positions import Rotary
 from adaptok.registry import close_matches
+from adaptok.tokens import TokenSet
 
 RECIPES = ("pre", "matey")
 
@@ -204,6 +205,22 @@ class Block(AttentionBranch):
         else:
             out = self.norm_mlp(self.mlp(x), segments)
         return x + self.drop_path(_scaled(out, self.scale_mlp), sample, samples)
+
+
+def conditioned(tokens: TokenSet) -> Float[Tensor, "n d"]:
+    """Features, with the conditioning of each sample added to all of its tokens.
+
+    Raises:
+        ValueError: a conditioning of another width.
+    """
+    if tokens.cond is None:
+        return tokens.features
+    if tokens.cond.shape[1] != tokens.features.shape[1]:
+        raise ValueError(
+            f"the conditioning is {tokens.cond.shape[1]} wide, the tokens are "
+            f"{tokens.features.shape[1]}"
+        )
+    return tokens.features + tokens.cond[tokens.cells.sample]
 
 
 def _layer_scale(dim: int, value: float | None) -> nn.Parameter | None:

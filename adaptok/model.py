@@ -175,15 +175,7 @@ def create_surrogate(
     tok = create_tokenizer(name, ndim=ndim, in_channels=channels, dim=dim, **knobs)
     if history > 1 and history_mode == "fold":
         check_folded(processor)
-    shared = {"depth": depth, "heads": heads}
-    parts = []
-    for registry, part, wired in (
-        (PROCESSORS, processor, {"spec": tok.spec}),
-        (DECODERS, decoder, {"spec": tok.spec, "out_channels": out_channels}),
-    ):
-        name, knobs = split_part(part, registry.kind)
-        sizes = {k: v for k, v in shared.items() if k in registry.knobs(name)}
-        parts.append(registry.create(name, **wired, **(sizes | knobs)))
+    parts = sized_parts(tok.spec, processor, decoder, out_channels, depth=depth, heads=heads)
     surrogate = Surrogate(
         tok,
         *parts,
@@ -199,6 +191,21 @@ def create_surrogate(
     )
     surrogate.config = {"kind": "surrogate", **arguments}
     return surrogate
+
+
+def sized_parts(
+    spec: TokenizerSpec, processor: Part, decoder: Part, out_channels: int, **shared: int
+) -> tuple[nn.Module, nn.Module]:
+    """Processor and decoder; `shared` knobs go to each that has them and does not set them."""
+    parts = []
+    for registry, part, wired in (
+        (PROCESSORS, processor, {"spec": spec}),
+        (DECODERS, decoder, {"spec": spec, "out_channels": out_channels}),
+    ):
+        name, knobs = split_part(part, registry.kind)
+        sizes = {k: v for k, v in shared.items() if k in registry.knobs(name)}
+        parts.append(registry.create(name, **wired, **(sizes | knobs)))
+    return parts[0], parts[1]
 
 
 def check_folded(processor: Part) -> None:

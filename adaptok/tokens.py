@@ -76,7 +76,8 @@ class TokenSet:
     Attributes:
         features: differentiable, one row per token of the whole batch.
         cells: geometry of the same rows.
-        cond: conditioning per sample (lead time, parameters), or None.
+        cond: conditioning per sample (lead time, parameters), as wide as the features, or None;
+            processors add it to all tokens of the sample.
     """
 
     features: Float[Tensor, "n d"]

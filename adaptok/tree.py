@@ -81,7 +81,7 @@ class TreeTokenizer(nn.Module):
             ValueError: a wrong field, an unknown control, or a budget below what the domain needs.
         """
         check_controls(control, self.controls)
-        field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         b, t = field.shape[:2]
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(t, frame_size)

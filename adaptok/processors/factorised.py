@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from adaptok.cells import Cells, Groups
-from adaptok.layers import AttentionBranch, Block
+from adaptok.layers import AttentionBranch, Block, conditioned
 from adaptok.norms import Segments, create_norm
 from adaptok.positions import told_center
 from adaptok.registry import POSITIONS, Part
@@ -56,7 +56,7 @@ class FactorisedTransformer(nn.Module):
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Same cells, new features."""
         cells = tokens.cells
-        x, rotate = self.positions(tokens.features, cells, told_center(cells, self.spec))
+        x, rotate = self.positions(conditioned(tokens), cells, told_center(cells, self.spec))
         time, space = time_groups(cells), self.space_groups(cells)
         in_time, in_frame = self._segments(cells, time)
         batch = cells.sample, cells.batch_size

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from adaptok.cells import Cells, Groups
-from adaptok.layers import Block
+from adaptok.layers import Block, conditioned
 from adaptok.norms import Segments, create_norm
 from adaptok.positions import told_center
 from adaptok.registry import POSITIONS, PROCESSORS, Part, close_matches
@@ -79,7 +79,7 @@ class ViT(nn.Module):
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Same cells, new features."""
         cells, sample = tokens.cells, tokens.cells.sample
-        x, rotate = self.positions(tokens.features, cells, told_center(cells, self.spec))
+        x, rotate = self.positions(conditioned(tokens), cells, told_center(cells, self.spec))
         groups = self._groups(cells)
         segments = Segments.of(cells.groups(), len(cells)) if self.by_segment else None
         for block in self.blocks:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
-from adaptok.forecast import OneStepModel
 from adaptok.pretrained import build
 
 # What weights depend on; the rest of a configuration may differ between training and evaluation.
@@ -22,6 +22,8 @@ ARCHITECTURE = (
     "size",
     "history",
     "history_mode",
+    "field_width",
+    "vocabulary",
     "data",
 )
 # What may change when a run goes on.
@@ -80,7 +82,7 @@ def load_surrogate(path: str | Path) -> Any:
 
 
 def load_weights(
-    surrogate: OneStepModel,
+    surrogate: nn.Module,
     checkpoint: Mapping[str, Any],
     *,
     path: str | Path = "the checkpoint",

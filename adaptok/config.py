@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from adaptok import create_surrogate
 from adaptok.baselines import BASELINES, create_baseline
 from adaptok.data import FieldInfo
+from adaptok.data.info import set_statistics
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.forecast import OneStepModel
+from adaptok.multiphysics import Multiphysics, create_multiphysics
+from adaptok.pretraining import system_of
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -39,7 +42,7 @@ from adaptok.registry import (
 from adaptok.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    from adaptok.data import WellData
+    from adaptok.data import Mixture, WellData
 
 GROUPS: dict[str, Registry] = {
     "tokenizer": TOKENIZERS,
@@ -239,6 +242,10 @@ def build_data(
 
 def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
     """The model of a plain configuration, for the fields of a data set, statistics set."""
+    if "vocabulary" in config:
+        return system_of(build_multiphysics(config), info)
+    if config["data"].get("max_lead", 1) > 1:
+        raise ValueError("data.max_lead is for models that know a lead time: task=pretrain")
     model = config.get("model", {"name": "surrogate"})
     if model["name"] == "surrogate":
         surrogate: OneStepModel = create_surrogate(
@@ -267,10 +274,38 @@ def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
     return surrogate
 
 
-def set_statistics(surrogate: OneStepModel, info: FieldInfo) -> None:
-    """Hands the statistics of the training split to the surrogate."""
-    constants = (info.constant_mean, info.constant_std) if info.constants else (None, None)
-    surrogate.set_statistics(info.mean, info.std, info.delta_std, *constants)
+def build_multiphysics(config: Mapping[str, Any]) -> Multiphysics:
+    """The model of a plain configuration for the fields of its `vocabulary`, fresh."""
+    keys = ("tokenizer", "processor", "decoder", "history", "history_mode", "predict", "score_on")
+    return create_multiphysics(
+        **config["vocabulary"],
+        dim=config["size"]["dim"],
+        width=config["field_width"],
+        **{key: config[key] for key in keys},
+    )
+
+
+def vocabulary_of(infos: Iterable[FieldInfo], max_lead: int) -> dict[str, Any]:
+    """What a model for several sets has to know, as plain values."""
+    infos = list(infos)
+    fields = dict.fromkeys(name for info in infos for name in info.fields)
+    constants = dict.fromkeys(name for info in infos for name in info.constants)
+    names = {"fields": list(fields), "constants": list(constants)}
+    return {"ndim": infos[0].ndim, **names, "max_lead": max_lead}
+
+
+def build_mixture(config: Mapping[str, Any]) -> Mixture:
+    """The data sets of a configuration whose `data` is a list, set up.
+
+    Raises:
+        ValueError: two sets of one name.
+    """
+    from adaptok.data import Mixture
+
+    names = [data["name"] for data in config["data"]]
+    if len({*names}) < len(names):
+        raise ValueError(f"the sets of a mixture have different names, got {', '.join(names)}")
+    return Mixture({d["name"]: build_data({**config, "data": d}) for d in config["data"]})
 
 
 def check_knobs(factory: Callable[..., Any], group: str, knobs: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 COMMANDS = {
     "train": "fit a surrogate, test it, keep metrics, checkpoints and pictures",
+    "finetune": "go on from a pretrained model on another data set, new fields included",
     "eval": "test a checkpoint: one-step and rollout VRMSE for one or several settings",
     "tokenize": "pictures of fields, score maps and cells; needs no trained model",
     "data": "generate or check a data set; shapes, fields, persistence VRMSE",
@@ -21,7 +22,13 @@ EXAMPLES = {
         "adaptok train resume=auto logger=wandb",
         "adaptok train -m model=surrogate,fno,unet,persistence",
         "adaptok train trainer.devices=2 trainer.strategy=fsdp",
+        "adaptok train task=pretrain data=[shear_flow,active_matter] optim.loss=matey_nmse",
         "adaptok train --config-dir my_configs tokenizer=mine",
+    ],
+    "finetune": [
+        "adaptok finetune ckpt=outputs/<run> data=rayleigh_benard",
+        "adaptok finetune ckpt=outputs/<run> data=rayleigh_benard mode=prepost data_fraction=0.25",
+        "adaptok finetune ckpt=outputs/<run> data=rayleigh_benard from_scratch=true",
     ],
     "eval": [
         "adaptok eval ckpt=outputs/<run>",

@@ -6,12 +6,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import torch
+from the_well.data.datasets import WellMetadata
 from torch import Tensor
 
 from adaptok.data.files import SPLITS
@@ -175,13 +175,18 @@ class PDEBenchSplit(Split):
         layout, shape = files[0].layout, files[0].shape
         self.layout, self.replace_nan = layout, replace_nan
         self.channels, self.constants, self.scalars = list(layout.channels), [], []
-        self.metadata = SimpleNamespace(
+        self.metadata = WellMetadata(
             dataset_name=layout.name,
             n_spatial_dims=len(shape),
             spatial_resolution=shape,
-            grid_type="cartesian",
+            scalar_names=[],
+            constant_scalar_names=[],
             field_names={0: list(layout.scalars), 1: list(layout.vectors)},
             constant_field_names={0: [], 1: []},
+            boundary_condition_types=[],
+            n_files=len(files),
+            n_trajectories_per_file=[file.trajectories for file in files],
+            n_steps_per_trajectory=[file.steps for file in files],
         )
         self.cached = self._bytes(sum(file.steps for file, _ in self.members)) <= cache_bytes
 
@@ -269,7 +274,10 @@ class PDEBench(WellData):
             shape=split.metadata.spatial_resolution,
             fields=tuple(split.channels),
             constants=(),
-            **moments,
+            mean=moments["mean"],
+            std=moments["std"],
+            delta_mean=moments["delta_mean"],
+            delta_std=moments["delta_std"],
             constant_mean=none,
             constant_std=none,
             boundary=split.boundary,

@@ -228,7 +228,7 @@ def build_data(
     layout = data.pop("format", "well")
     if layout not in formats:
         raise ValueError(f"data.format must be one of {', '.join(formats)}, got {layout!r}")
-    knobs = data.pop("generate")
+    knobs = data.pop("generate", None)  # knobs of the solver
     if knobs is not None:
         data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
     if data["path"] is not None:

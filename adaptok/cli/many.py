@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from adaptok.checkpoints import load_weights, read_checkpoint
+from adaptok.checkpoints import flattened, load_weights, read_checkpoint
 from adaptok.cli.runs import Config, Run, begin, fit, fit_on, objectives, test_and_draw
 from adaptok.config import (
     MODEL_KEYS,
@@ -83,9 +85,8 @@ def finetune_and_test(wanted: Config, folder: Path) -> Run | None:
     new, missing = model.compared(info.fields, info.constants)
     model.add_fields(info.fields, info.constants)
     model.train_only(wanted["mode"], info.fields, info.constants)
-    print(
-        f"new fields: {', '.join(new) or 'none'}; not in this set: {', '.join(missing) or 'none'}"
-    )
+    print(f"new fields: {', '.join(new) or 'none'}")
+    print(f"fields of the model that this set lacks: {', '.join(missing) or 'none'}")
     names = {"fields": list(model.fields), "constants": list(model.constants)}
     config["vocabulary"] = {**trained["vocabulary"], **names}
     return fit_on(data, system_of(model, info), config, folder)
@@ -98,23 +99,17 @@ def data_of_each(config: Config) -> list[dict[str, Any]]:
     a key for; the merged configuration has refused those that no set has.
     """
     job = HydraConfig.get()
-    chosen: Any = job.runtime.choices["data"]
-    if isinstance(chosen, str):
+    if "data" in job.runtime.choices:
         return [config["data"]]
     folders = [s.path for s in job.runtime.config_sources if s.provider == "command-line"]
-    given = [o for o in job.overrides.task if o.partition("=")[0].lstrip("+") != "data"]
-    return [_data_of(str(name), given, folders) for name in chosen]
+    parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    names: Any = [o.value() for o in parsed if o.key_or_group == "data"][-1]
+    given = [str(o.input_line) for o in parsed if o.key_or_group != "data"]
+    return [_data_of(str(name), given, folders) for name in names]
 
 
 def _data_of(name: str, given: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
     alone = compose("train", [f"data={name}"], folders)
-    kept = [o for o in given if not o.startswith("data.") or _has(alone, o.partition("=")[0])]
+    known = {key for key, _ in flattened(OmegaConf.to_container(alone))}
+    kept = [o for o in given if not o.startswith("data.") or o.partition("=")[0] in known]
     return plain(compose("train", [f"data={name}", *kept], folders))["data"]
-
-
-def _has(config: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not hasattr(config, "keys") or part not in config:
-            return False
-        config = config._get_node(part)
-    return True

@@ -76,7 +76,7 @@ class Multiphysics(nn.Module):
         boundary: Int[Tensor, "..."] | None = None,
         lead_time: int | Int[Tensor, " b"] | None = None,
         **control: Any,
-    ) -> Float[Tensor, "b t k *s"]:
+    ) -> Float[Tensor, "b f k *s"]:
         """What follows each frame (the last one, where the history is folded), normalised.
 
         Args:

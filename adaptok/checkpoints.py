@@ -23,7 +23,6 @@ ARCHITECTURE = (
     "history",
     "history_mode",
     "field_width",
-    "vocabulary",
     "data",
 )
 # What may change when a run goes on.

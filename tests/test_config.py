@@ -20,19 +20,36 @@ from adaptok.registry import TOKENIZERS
 from adaptok.training import make_trainer
 
 FOLDER = config.config_dir()
-COMMANDS = ("train", "eval", "tokenize", "data", "demo")
+COMMANDS = ("train", "finetune", "eval", "tokenize", "data", "demo")
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
 CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "_base" not in path]
 # Who reads the keys of a group, and which keys its reader takes beside its own parameters.
 READERS = {
-    "data": ([WellData.__init__], {"generate"}),
+    "data": ([WellData.__init__], {"generate", "format"}),
     "optim": ([Optim], set()),
     "trainer": ([lightning.Trainer, make_trainer], set()),
     "logger": ([make_trainer], set()),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }
 COMMAND_KEYS = {
+    "finetune": {
+        "task",
+        "ckpt",
+        "mode",
+        "data_fraction",
+        "from_scratch",
+        "resume",
+        "resume_anyway",
+        "activation_checkpointing",
+        "test",
+        "schedule",
+        "optim",
+        "trainer",
+        "logger",
+    },
     "train": {
+        "task",
+        "field_width",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -43,6 +60,8 @@ COMMAND_KEYS = {
         "logger",
     },
     "demo": {
+        "task",
+        "field_width",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -61,7 +80,7 @@ COMMAND_KEYS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command):
-    composed = config.compose(command, ["ckpt=x"] if command == "eval" else [])
+    composed = config.compose(command, ["ckpt=x"] if command in ("eval", "finetune") else [])
     known = {"seed", "name", "model", "tokenizer", "processor", "decoder", "size", "data"}
     known |= {*config.MODEL_KEYS, *COMMAND_KEYS[command]}
     assert set(config.plain(composed)) <= known
@@ -71,7 +90,8 @@ def test_every_command_composes(command):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_file_composes_and_every_key_is_read(choice):
     group, name = choice.split("/")
-    overrides = [f"{group}={name}", *(["data.name=shear_flow"] if choice == "data/well" else [])]
+    needed = {"data/well": ["data.name=shear_flow"], "data/pdebench": ["data.path=2D.h5"]}
+    overrides = [f"{group}={name}", *needed.get(choice, [])]
     chosen = config.plain(config.compose("train", overrides))[group]
     readers, more = READERS[group]
     accepted = more.union(*(inspect.signature(reader).parameters for reader in readers))

@@ -107,14 +107,16 @@ class FieldEmbedding(Named):
 class FieldHeads(Named):
     """At each point a linear map from `width` channels to the fields that a sample has.
 
+    Fresh weights are zero: a field that is new to a trained model starts from no change (or, where
+    states are predicted, from the mean of its context), however large the channels have become.
+
     Args:
         names: of the fields.
         width: channels.
     """
 
     def __init__(self, names: Iterable[str], width: int):
-        super().__init__((), width + 1, std=(width + 1) ** -0.5)  # the last number is the bias
-        self.add(names)
+        super().__init__(names, width + 1, std=0.0)  # the last number is the bias
 
     def forward(
         self, x: Float[Tensor, "b t w *s"], numbers: Int64[Tensor, "a c"]

@@ -32,7 +32,10 @@ def build(**changes) -> adaptok.Multiphysics:
         "heads": 2,
         "width": 5,
     }
-    return create_multiphysics(**(make | changes)).eval()
+    model = create_multiphysics(**(make | changes)).eval()
+    for weight in model.heads.parameters():
+        torch.nn.init.normal_(weight)  # fresh ones are zero
+    return model
 
 
 def draw(channels: int, *, batch: int | None = None, side: int = 16) -> torch.Tensor:
@@ -63,6 +66,9 @@ def test_its_spread_does_not_depend_on_the_number_of_fields():
 
 def test_the_heads_by_hand():
     heads = FieldHeads(["a", "b"], 4)
+    assert not any(weight.any() for weight in heads.parameters())
+    for weight in heads.parameters():
+        torch.nn.init.normal_(weight)
     x = torch.randn(2, 1, 4, 3, 3)
     out = heads(x, torch.tensor([[1, -1], [0, 1]]))
     b = heads.weight["b"]
@@ -194,8 +200,10 @@ def test_new_fields_do_not_touch_old_weights(tmp_path):
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(model.mixed([sample], [["a", "c", "k"]])[0], out)
-    system = model.system(["d", "a"], ["l"])
-    assert system(draw(2, batch=1), constants=torch.randn(1, 1, 16, 16)).shape[2] == 2
+    system, field = model.system(["d", "a"], ["l"]), draw(2, batch=1)
+    frame = system(field, constants=torch.randn(1, 1, 16, 16))
+    assert torch.equal(frame[:, :, 0], field[:, -1:, 0])  # a new field starts from no change
+    assert not torch.equal(frame[:, :, 1], field[:, -1:, 1])
     again = from_pretrained(save_pretrained(model, tmp_path))
     assert {*again.state_dict()} == {*after}
 

@@ -27,7 +27,7 @@ MODEL += [
     "tokenizer.sizes=[4,16]",
     "tokenizer.gamma=0.5",
 ]
-OPTIM = ["optim=cosine", "optim.lr=1e-3", "optim.warmup_steps=50", "trainer.accelerator=cpu"]
+OPTIM = ["optim=cosine", "optim.warmup_steps=50", "trainer.accelerator=cpu"]
 MODES = {  # name in the table -> settings
     "scratch, all": ["from_scratch=true", "mode=all"],
     "pretrained, all": ["mode=all"],
@@ -53,11 +53,11 @@ def run(command: str, folder: Path, *overrides: str) -> None:
 def train(runs: Path) -> None:
     where = [f"data.base={runs / 'sets'}", "data.generate.resolution=32", "data.batch_size=8"]
     made = ["data.generate.train=24", "data.generate.valid=4", "data.generate.test=4"]
-    args = [f"data={SETS}", *where, *made, *MODEL, *steps(1200, 300), "seed=0"]
+    args = [f"data={SETS}", *where, *made, *MODEL, *steps(1200, 300), "optim.lr=1e-3"]
     run("train", runs / "pretrain", "task=pretrain", *args)
     made = ["data.generate.train=16", "data.generate.valid=4", "data.generate.test=8"]
     where = [f"data={TARGET}", where[0], "data.generate.resolution=16", where[2]]
-    args = [f"ckpt={runs / 'pretrain'}", *where, *made, *steps(150, 50)]
+    args = [f"ckpt={runs / 'pretrain'}", *where, *made, *steps(250, 50), "optim.lr=2e-3"]
     for seed in SEEDS:
         for count in TRAJECTORIES:
             for name, mode in MODES.items():

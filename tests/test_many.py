@@ -95,6 +95,7 @@ def test_prepost_keeps_everything_but_the_maps_of_the_fields(pretrained, finetun
     assert config["tokenizer"]["name"] == "matey"
 
 
+@pytest.mark.slow
 def test_finetuning_says_which_fields_are_new_and_which_are_missing(pretrained, capsys):
     folder, command = finetune(pretrained, "all", "data=gray_scott_reaction_diffusion")
     assert main([c for c in command if c != "data=active_matter"]) == 0
@@ -107,6 +108,7 @@ def test_finetuning_says_which_fields_are_new_and_which_are_missing(pretrained, 
     assert not any(k.endswith((".pressure", ".velocity_x", ".density")) for k in moved)
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch_has_other_weights(pretrained):
     folder, command = finetune(pretrained, "scratch", "from_scratch=true", "mode=prepost")
     assert main(command) == 0

@@ -115,8 +115,11 @@ class Multiphysics(nn.Module):
             if isinstance(lead_time, int) and lead_time != 1:
                 raise ValueError(f"built for a lead time of 1 step (max_lead=1), got {lead_time}")
             return None
-        given = 1 if lead_time is None else lead_time
-        lead = torch.as_tensor(given, device=x.device).expand(x.shape[0])
+        if isinstance(lead_time, Tensor):
+            lead = lead_time.to(x.device).expand(x.shape[0])
+        else:  # filled on the device: a copy of a number would wait for it
+            steps = 1 if lead_time is None else lead_time
+            lead = torch.full((x.shape[0],), steps, device=x.device)
         if lead.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(lead.min()), int(lead.max())
             if low < 1 or high > self.max_lead:

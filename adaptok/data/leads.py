@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 
 class Leads(Dataset):
-    """Windows of which one target frame is kept, 1 to `max_lead` steps ahead (MATEY, Sec. 4.3).
+    """Windows of which one target frame is kept, 1 to `max_lead` steps ahead (MATEY, Sec. 3).
 
     Adds "lead_time" (), in steps, and makes "time_step" the time to that frame, for frames at equal
     distances. The choice is read from torch's global generator, which `Seeded` sets per sample.

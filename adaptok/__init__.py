@@ -1,6 +1,6 @@
 """adaptok: adaptive tokenizers for transformers on images and PDE fields."""
 
-from adaptok import decoders, processors, tokenizers, vision
+from adaptok import decoders, positions, processors, tokenizers, vision
 from adaptok.attention import attend, attention_backend
 from adaptok.cells import Cells, Groups
 from adaptok.model import (
@@ -10,12 +10,14 @@ from adaptok.model import (
     create_surrogate,
     create_tokenizer,
 )
+from adaptok.multiphysics import Multiphysics, create_multiphysics
 from adaptok.pretrained import from_pretrained, save_pretrained
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
     INDICATORS,
     MARKINGS,
+    POSITIONS,
     PROCESSORS,
     TOKENIZERS,
     Registry,
@@ -32,11 +34,13 @@ __all__ = [
     "EMBEDDINGS",
     "INDICATORS",
     "MARKINGS",
+    "POSITIONS",
     "PROCESSORS",
     "SCHEDULES",
     "TOKENIZERS",
     "Cells",
     "Groups",
+    "Multiphysics",
     "Registry",
     "Surrogate",
     "TokenSet",
@@ -47,12 +51,14 @@ __all__ = [
     "calibrate",
     "cells_from_score",
     "create_decoder",
+    "create_multiphysics",
     "create_processor",
     "create_schedule",
     "create_surrogate",
     "create_tokenizer",
     "decoders",
     "from_pretrained",
+    "positions",
     "processors",
     "save_pretrained",
     "tokenizers",

@@ -50,6 +50,15 @@ class Groups(NamedTuple):
         )
 
     @property
+    def nonempty(self) -> Groups:
+        """Without the groups that own no rows, where the host knows them; the rows stay."""
+        if self.lengths is None or 0 not in self.lengths:
+            return self
+        lengths = tuple(length for length in self.lengths if length)
+        starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        return self._replace(cu_seqlens=starts.to(self.cu_seqlens.device), lengths=lengths)
+
+    @property
     def packed(self) -> Groups:
         """The same groups for rows that were gathered already."""
         return self._replace(order=None, inverse=None)
@@ -134,6 +143,7 @@ class Cells:
         pitch: Sequence[int] | None = None,
         offset: Sequence[float] | None = None,
         prefix: int = 0,
+        by_level: bool = False,
     ) -> Groups:
         """Rows that share a sample and, along every fixed axis, the band ``(center - offset) //
         pitch``.
@@ -146,18 +156,20 @@ class Cells:
                 join the nearest one.
             prefix: rows without a cell (class and register tokens) that lead each sample. `order`
                 then expects the rows ``cat([prefix rows of all samples, token rows])``.
+            by_level: rows of different levels share no group.
 
         Raises:
-            ValueError: an axis outside 0..a-1 or given twice, or a prefix together with fixed axes.
+            ValueError: an axis outside 0..a-1 or given twice, or a prefix together with fixed axes
+                or levels.
         """
         axes = tuple(fixed)
         if len(set(axes)) != len(axes) or any(not 0 <= axis <= self.ndim for axis in axes):
             raise ValueError(f"fixed axes must be different numbers in 0..{self.ndim}, got {axes}")
-        if prefix and axes:
+        if prefix and (axes or by_level):
             raise ValueError("prefix rows have no cell, so they go with fixed=() only")
         if prefix:
             return self._prefixed_groups(prefix)
-        if not axes:
+        if not axes and not by_level:
             return Groups(None, None, self.cu_seqlens, self.max_seqlen, self.lengths)
         pitch = pitch or [self.sizes[0][axis] for axis in axes]
         offset = offset or [0] * len(axes)
@@ -168,7 +180,25 @@ class Cells:
             bands = max(1, math.ceil((self.shape[axis] - start) / width))
             band = ((center[:, axis] - start) / width).floor().long().clamp(0, bands - 1)
             key, count = key * bands + band, count * bands
-        return _sorted_groups(key, count, self.max_seqlen)
+        if by_level:
+            key, count = key * len(self.sizes) + self.level, count * len(self.sizes)
+        return _sorted_groups(key, count, self._most(axes, pitch, offset, by_level))
+
+    def _most(
+        self, axes: Sequence[int], pitch: Sequence[int], offset: Sequence[float], by_level: bool
+    ) -> int:
+        """Bound of the rows of a group: on level grids no two cells of a tiling, or of a level,
+        have their centres in one finest cell.
+        """
+        if self.layout is not None or any(offset):  # what lies before the offset joins band 0
+            return self.max_seqlen
+        finest = self.sizes[-1]
+        counts = [math.ceil(n / p) for n, p in zip(self.shape, finest, strict=True)]
+        for axis, width in zip(axes, pitch, strict=True):
+            inside = math.ceil(width / finest[axis]) + (width % finest[axis] != 0)
+            counts[axis] = min(counts[axis], inside)
+        layers = 1 if self.tiling or by_level else len(self.sizes)
+        return min(self.max_seqlen, layers * product(counts))
 
     def _prefixed_groups(self, prefix: int) -> Groups:
         b, n, device = self.batch_size, len(self), self.device

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
-from adaptok.forecast import OneStepModel
 from adaptok.pretrained import build
 
 # What weights depend on; the rest of a configuration may differ between training and evaluation.
@@ -22,6 +22,7 @@ ARCHITECTURE = (
     "size",
     "history",
     "history_mode",
+    "field_width",
     "data",
 )
 # What may change when a run goes on.
@@ -80,7 +81,7 @@ def load_surrogate(path: str | Path) -> Any:
 
 
 def load_weights(
-    surrogate: OneStepModel,
+    surrogate: nn.Module,
     checkpoint: Mapping[str, Any],
     *,
     path: str | Path = "the checkpoint",
@@ -122,20 +123,21 @@ def differences(
     """What two configurations differ in, one sentence per dotted key; silent where one is empty."""
     if not there or not here:
         return
-    flat_there = dict(_flatten({k: there.get(k) for k in keys}))
-    flat_here = dict(_flatten({k: here.get(k) for k in keys}))
+    flat_there = dict(flattened({k: there.get(k) for k in keys}))
+    flat_here = dict(flattened({k: here.get(k) for k in keys}))
     for key in {**flat_there, **flat_here}:
         a, b = flat_there.get(key, "absent"), flat_here.get(key, "absent")
         if a != b:
             yield f"{key} is {a} in the checkpoint, {b} here"
 
 
-def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values."""
     if not isinstance(config, Mapping):
         yield prefix, config
         return
     for key, value in config.items():
-        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        yield from flattened(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:

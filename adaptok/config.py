@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from adaptok import create_surrogate
 from adaptok.baselines import BASELINES, create_baseline
 from adaptok.data import FieldInfo
+from adaptok.data.info import set_statistics
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.forecast import OneStepModel
+from adaptok.multiphysics import Multiphysics, create_multiphysics
+from adaptok.pretraining import system_of
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -39,7 +42,7 @@ from adaptok.registry import (
 from adaptok.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    from adaptok.data import WellData
+    from adaptok.data import Mixture, WellData
 
 GROUPS: dict[str, Registry] = {
     "tokenizer": TOKENIZERS,
@@ -51,7 +54,7 @@ GROUPS: dict[str, Registry] = {
     "schedule": SCHEDULES,
     "model": BASELINES,  # beside "surrogate", the model made of the parts above
 }
-TASKS = ("surrogate", "classify")
+TASKS = ("surrogate", "pretrain", "classify")
 MODEL_KEYS = ("history", "history_mode", "predict", "normalise", "score_on")
 # Knobs that follow another key of the configuration unless they are set.
 FOLLOWS = {
@@ -252,7 +255,7 @@ def plain(config: Any) -> Any:
 
 def check_keys(config: Mapping[str, Any], name: str) -> None:
     """Raises ``ValueError`` for a top-level key that nothing reads (added with a plus)."""
-    task = [f"task={config['task']}"] if "task" in config else []
+    task = [f"task={config['task']}"] if config.get("task") in TASKS else []
     known = list(dict.fromkeys([*map(str, compose(name, task)), *default_choices(name, task)]))
     for key in config:
         if key not in known:
@@ -271,23 +274,32 @@ def build_data(
         overwrite: generate again although the set exists.
         stage: what of it must be there now: None is all, "test" the test split.
     """
-    from adaptok.data import WellData  # needs lightning and the_well, which take seconds to import
+    # they need lightning and the_well, which take seconds to import
+    from adaptok.data import PDEBench, WellData
 
     data = dict(config["data"])
-    knobs = data.pop("generate")
+    formats = {"well": WellData, "pdebench": PDEBench}
+    layout = data.pop("format", "well")
+    if layout not in formats:
+        raise ValueError(f"data.format must be one of {', '.join(formats)}, got {layout!r}")
+    knobs = data.pop("generate", None)  # knobs of the solver
     if knobs is not None:
         data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
     if data["path"] is not None:
         data |= {"name": None, "base": None}
     data.setdefault("target_steps", config.get("optim", {}).get("unroll", 1))
     check_knobs(WellData, "data", data)
-    module = WellData(history=config["history"], seed=config["seed"], **data)
+    module = formats[layout](history=config["history"], seed=config["seed"], **data)
     module.setup(stage)
     return module
 
 
 def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
     """The model of a plain configuration, for the fields of a data set, statistics set."""
+    if "vocabulary" in config:
+        return system_of(build_multiphysics(config), info)
+    if config["data"].get("max_lead", 1) > 1:
+        raise ValueError("data.max_lead is for models that know a lead time: task=pretrain")
     model = config.get("model", {"name": "surrogate"})
     if model["name"] == "surrogate":
         surrogate: OneStepModel = create_surrogate(
@@ -316,10 +328,38 @@ def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
     return surrogate
 
 
-def set_statistics(surrogate: OneStepModel, info: FieldInfo) -> None:
-    """Hands the statistics of the training split to the surrogate."""
-    constants = (info.constant_mean, info.constant_std) if info.constants else (None, None)
-    surrogate.set_statistics(info.mean, info.std, info.delta_std, *constants)
+def build_multiphysics(config: Mapping[str, Any]) -> Multiphysics:
+    """The model of a plain configuration for the fields of its `vocabulary`, fresh."""
+    keys = ("tokenizer", "processor", "decoder", "history", "history_mode", "predict", "score_on")
+    return create_multiphysics(
+        **config["vocabulary"],
+        dim=config["size"]["dim"],
+        width=config["field_width"],
+        **{key: config[key] for key in keys},
+    )
+
+
+def vocabulary_of(infos: Iterable[FieldInfo], max_lead: int) -> dict[str, Any]:
+    """What a model for several sets has to know, as plain values."""
+    infos = list(infos)
+    fields = dict.fromkeys(name for info in infos for name in info.fields)
+    constants = dict.fromkeys(name for info in infos for name in info.constants)
+    names = {"fields": list(fields), "constants": list(constants)}
+    return {"ndim": infos[0].ndim, **names, "max_lead": max_lead}
+
+
+def build_mixture(config: Mapping[str, Any]) -> Mixture:
+    """The data sets of a configuration whose `data` is a list, set up.
+
+    Raises:
+        ValueError: two sets of one name.
+    """
+    from adaptok.data import Mixture
+
+    names = [data["name"] for data in config["data"]]
+    if len({*names}) < len(names):
+        raise ValueError(f"the sets of a mixture have different names, got {', '.join(names)}")
+    return Mixture({d["name"]: build_data({**config, "data": d}) for d in config["data"]})
 
 
 def check_knobs(factory: Callable[..., Any], group: str, knobs: Mapping[str, Any]) -> None:

@@ -66,13 +66,14 @@ class FitModule(L.LightningModule):
         """Mean time of a training batch, without validation and without the first batch."""
         return self._total_seconds / max(self._total_batches - 1, 1)
 
-    def real_samples(self, batch_idx: int, size: int) -> Tensor:
+    def real_samples(self, batch_idx: int, size: int, dataloader_idx: int = 0) -> Tensor:
         """Which of a validation batch's samples count, (size,).
 
         With several processes the last samples are repeated, so that all have as many: sample i of
         a rank is number ``i * ranks + rank`` of the split.
         """
-        loader: Any = self.trainer.val_dataloaders
+        loaders: Any = self.trainer.val_dataloaders
+        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
         first = batch_idx * loader.batch_size
         number = torch.arange(first, first + size, device=self.device)
         return number * self.trainer.world_size + self.global_rank < len(loader.dataset)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from adaptok.attention import attend
 from adaptok.cells import Groups
+from adaptok.norms import Segments, create_norm
 from adaptok.positions import Rotary
+from adaptok.registry import close_matches
+from adaptok.tokens import TokenSet
+
+RECIPES = ("pre", "matey")
 
 
 class Mlp(nn.Module):
@@ -32,9 +39,12 @@ class Attention(nn.Module):
         dim: width, divisible by `heads`.
         heads: number of heads.
         qk_norm: layer norm on the queries and keys of each head.
+        norm_out: norm of what the heads return, before the output projection; default none.
     """
 
-    def __init__(self, dim: int, heads: int, qk_norm: bool = False):
+    def __init__(
+        self, dim: int, heads: int, qk_norm: bool = False, norm_out: nn.Module | None = None
+    ):
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"dim {dim} is not divisible by {heads} heads")
@@ -43,19 +53,24 @@ class Attention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
         self.norm_q = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.norm_k = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.norm_out = norm_out
         self.out = nn.Linear(dim, dim)
 
     def forward(
         self,
         x: Float[Tensor, "n d"],
-        groups: Groups,
+        groups: Groups | Sequence[Groups],
         rotate: Rotary | None = None,
         *,
+        segments: Segments | None = None,
         context: Float[Tensor, "m d"] | None = None,
         context_groups: Groups | None = None,
         context_rotate: Rotary | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Rows of x attend to the rows of their group in x, or in the context."""
+        """Rows of x attend to the rows of their group in x, or in the context.
+
+        Of several partitions into groups the results are averaged.
+        """
         source = x if context is None else context
         source_rotate = rotate if context is None else context_rotate
         q = self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)))
@@ -64,7 +79,11 @@ class Attention(nn.Module):
         q = q if rotate is None else rotate(q)
         k = k if source_rotate is None else source_rotate(k)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under CUDA autocast a layer norm returns float32
-        return self.out(attend(q, k, v, groups, context_groups).flatten(1))
+        each = (groups,) if isinstance(groups, Groups) else groups
+        heads = [attend(q, k, v, partition, context_groups) for partition in each]
+        out = heads[0] if len(heads) == 1 else torch.stack(heads).mean(0)
+        out = out.flatten(1)
+        return self.out(out if self.norm_out is None else self.norm_out(out, segments))
 
 
 class DropPath(nn.Module):
@@ -86,8 +105,63 @@ class DropPath(nn.Module):
         return x * (keep.to(x.dtype) / (1 - self.rate))[sample, None]
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block on packed tokens."""
+class AttentionBranch(nn.Module):
+    """Norm, attention inside groups, and the sum with the rows.
+
+    Args:
+        dim: width, divisible by `heads`.
+        heads: number of heads.
+        qk_norm: layer norm on the queries and keys of each head.
+        drop_path: stochastic depth rate.
+        norm: "layer", "rms" or "instance" (over the rows of a segment).
+        recipe: "pre": a norm before the attention and before the MLP. "matey": a second norm
+            before the output projection, and that of the MLP after it.
+        layer_scale: initial factor per channel of what a branch adds; default none.
+
+    Raises:
+        ValueError: an unknown norm or recipe, or heads that do not divide dim.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        qk_norm: bool = False,
+        drop_path: float = 0.0,
+        norm: str = "layer",
+        recipe: str = "pre",
+        layer_scale: float | None = None,
+    ):
+        super().__init__()
+        if recipe not in RECIPES:
+            near = close_matches(recipe, RECIPES)
+            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}{near}")
+        norm_out = create_norm(norm, dim) if recipe == "matey" else None
+        self.norm_attention = create_norm(norm, dim)
+        self.attention = Attention(dim, heads, qk_norm, norm_out)
+        self.scale_attention = _layer_scale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n d"],
+        groups: Groups | Sequence[Groups],
+        rotate: Rotary | None,
+        sample: Int64[Tensor, " n"],
+        samples: int,
+        segments: Segments | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """Attention inside the groups, added to the rows; instance norms need the segments."""
+        normed = self.norm_attention(x, segments)
+        attended = self.attention(normed, groups, rotate, segments=segments)
+        return x + self.drop_path(_scaled(attended, self.scale_attention), sample, samples)
+
+
+class Block(AttentionBranch):
+    """Transformer block on packed tokens: attention, then an MLP; for the options see
+    `AttentionBranch`.
+    """
 
     def __init__(
         self,
@@ -97,23 +171,61 @@ class Block(nn.Module):
         *,
         qk_norm: bool = False,
         drop_path: float = 0.0,
+        norm: str = "layer",
+        recipe: str = "pre",
+        layer_scale: float | None = None,
     ):
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads, qk_norm)
-        self.norm_mlp = nn.LayerNorm(dim)
+        super().__init__(
+            dim,
+            heads,
+            qk_norm=qk_norm,
+            drop_path=drop_path,
+            norm=norm,
+            recipe=recipe,
+            layer_scale=layer_scale,
+        )
+        self.norm_first = recipe == "pre"
+        self.norm_mlp = create_norm(norm, dim)
         self.mlp = Mlp(dim, mlp_ratio)
-        self.drop_path = DropPath(drop_path)
+        self.scale_mlp = _layer_scale(dim, layer_scale)
 
     def forward(
         self,
         x: Float[Tensor, "n d"],
-        groups: Groups,
-        rotate: Rotary,
+        groups: Groups | Sequence[Groups],
+        rotate: Rotary | None,
         sample: Int64[Tensor, " n"],
         samples: int,
+        segments: Segments | None = None,
     ) -> Float[Tensor, "n d"]:
         """Attention inside the groups, then the MLP, each added to the rows."""
-        attended = self.attention(self.norm_attention(x), groups, rotate)
-        x = x + self.drop_path(attended, sample, samples)
-        return x + self.drop_path(self.mlp(self.norm_mlp(x)), sample, samples)
+        x = super().forward(x, groups, rotate, sample, samples, segments)
+        if self.norm_first:
+            out = self.mlp(self.norm_mlp(x, segments))
+        else:
+            out = self.norm_mlp(self.mlp(x), segments)
+        return x + self.drop_path(_scaled(out, self.scale_mlp), sample, samples)
+
+
+def conditioned(tokens: TokenSet) -> Float[Tensor, "n d"]:
+    """Features, with the conditioning of each sample added to all of its tokens.
+
+    Raises:
+        ValueError: a conditioning of another width.
+    """
+    if tokens.cond is None:
+        return tokens.features
+    if tokens.cond.shape[1] != tokens.features.shape[1]:
+        raise ValueError(
+            f"the conditioning is {tokens.cond.shape[1]} wide, the tokens are "
+            f"{tokens.features.shape[1]}"
+        )
+    return tokens.features + tokens.cond[tokens.cells.sample]
+
+
+def _layer_scale(dim: int, value: float | None) -> nn.Parameter | None:
+    return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale

@@ -37,10 +37,15 @@ def mse(prediction: Tensor, target: Tensor, ndim: int) -> Tensor:
     return (prediction - target).square().mean(_space(ndim))
 
 
-def nrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
-    """Root of the mean squared error over the mean square of the target."""
+def nmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
+    """Mean squared error over the mean square of the target (MATEY's training loss)."""
     scale = target.square().mean(_space(ndim))
-    return (mse(prediction, target, ndim) / (scale + eps)).sqrt()
+    return mse(prediction, target, ndim) / (scale + eps)
+
+
+def nrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
+    """Root of :func:`nmse`; of MATEY's NRMSE too, which averages the roots."""
+    return nmse(prediction, target, ndim, eps).sqrt()
 
 
 def vrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.forecast import OneStepModel, Prepared, check_arguments
-from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, split_part
+from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, split_part
 from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet
-
-Part = str | Mapping[str, Any]
 
 
 class Surrogate(OneStepModel):
@@ -175,15 +173,9 @@ def create_surrogate(
     channels = in_channels * (history if history_mode == "fold" else 1) + constant_channels
     name, knobs = split_part(tokenizer, "tokenizer")
     tok = create_tokenizer(name, ndim=ndim, in_channels=channels, dim=dim, **knobs)
-    shared = {"depth": depth, "heads": heads}
-    parts = []
-    for registry, part, wired in (
-        (PROCESSORS, processor, {"spec": tok.spec}),
-        (DECODERS, decoder, {"spec": tok.spec, "out_channels": out_channels}),
-    ):
-        name, knobs = split_part(part, registry.kind)
-        sizes = {k: v for k, v in shared.items() if k in registry.knobs(name)}
-        parts.append(registry.create(name, **wired, **(sizes | knobs)))
+    if history > 1 and history_mode == "fold":
+        check_folded(processor)
+    parts = sized_parts(tok.spec, processor, decoder, out_channels, depth=depth, heads=heads)
     surrogate = Surrogate(
         tok,
         *parts,
@@ -199,3 +191,28 @@ def create_surrogate(
     )
     surrogate.config = {"kind": "surrogate", **arguments}
     return surrogate
+
+
+def sized_parts(
+    spec: TokenizerSpec, processor: Part, decoder: Part, out_channels: int, **shared: int
+) -> tuple[nn.Module, nn.Module]:
+    """Processor and decoder; `shared` knobs go to each that has them and does not set them."""
+    parts = []
+    for registry, part, wired in (
+        (PROCESSORS, processor, {"spec": spec}),
+        (DECODERS, decoder, {"spec": spec, "out_channels": out_channels}),
+    ):
+        name, knobs = split_part(part, registry.kind)
+        sizes = {k: v for k, v in shared.items() if k in registry.knobs(name)}
+        parts.append(registry.create(name, **wired, **(sizes | knobs)))
+    return parts[0], parts[1]
+
+
+def check_folded(processor: Part) -> None:
+    """Raises ``ValueError`` where a processor attends over time but the history has no frames."""
+    name, _ = split_part(processor, "processor")
+    if getattr(PROCESSORS.get(name), "needs_frames", False):
+        raise ValueError(
+            f"processor {name!r} attends over frames of tokens, but a folded history has one: "
+            'use history_mode="frames"'
+        )

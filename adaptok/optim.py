@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptok.metrics import EPS
+
 
 def mse_loss(error: Tensor, target: Tensor) -> Tensor:
     """Mean square of the error."""
@@ -23,7 +25,19 @@ def nmse_loss(error: Tensor, target: Tensor) -> Tensor:
     return (error.square().mean(axes) / (target.square().mean(axes) + 1e-3)).mean()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse_loss, "nmse": nmse_loss}
+def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
+    """Mean square over that of the target in physical units, 0 being the reference: the training
+    loss of MATEY's code."""
+    axes = tuple(range(3, error.ndim))
+    return (error.square().mean(axes) / (target.square().mean(axes) + EPS)).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": mse_loss,
+    "nmse": nmse_loss,
+    "matey_nmse": matey_nmse_loss,
+}
+PHYSICAL = ("matey_nmse",)  # losses that see fields as they are
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,8 @@ class Optim(Rate):
     """Loss, optimiser and learning rate of a surrogate; the rest is described in `Rate`.
 
     Attributes:
-        loss: "mse" or "nmse", on fields in units of the training split's std.
+        loss: "mse" or "nmse", on fields in units of the training split's std; "matey_nmse", on
+            fields in physical units.
         loss_frames: "last", or "all": also on what follows the earlier frames of the history
             (needs ``history_mode="frames"``).
         unroll: steps that are predicted in a row, each from the last prediction; the loss is the
@@ -102,6 +117,12 @@ class Optim(Rate):
         check_choice("loss_frames", self.loss_frames, ("last", "all"))
         if self.unroll < 1:
             raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
+
+    def loss_of(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Loss of fields in physical units, given the mean and std of the training split."""
+        if self.loss in PHYSICAL:
+            return LOSSES[self.loss](prediction - target, target)
+        return LOSSES[self.loss]((prediction - target) / std, (target - mean) / std)
 
 
 def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from adaptok.atomic import replacing
 from adaptok.baselines import create_baseline
 from adaptok.forecast import OneStepModel
 from adaptok.model import create_surrogate, create_tokenizer
+from adaptok.multiphysics import create_multiphysics, create_system
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
@@ -26,6 +27,8 @@ BUILDERS = {
     "surrogate": create_surrogate,
     "baseline": create_baseline,
     "tokenizer": create_tokenizer,
+    "multiphysics": create_multiphysics,
+    "system": create_system,
 }
 
 
@@ -42,8 +45,8 @@ def save_pretrained(
     and without it nothing loads. The folder can be uploaded to the Hugging Face hub as it is.
 
     Args:
-        model: built by `create_surrogate`, `create_tokenizer` or
-            `adaptok.baselines.create_baseline`.
+        model: built by `create_surrogate`, `create_multiphysics` (or one of its systems),
+            `create_tokenizer` or `adaptok.baselines.create_baseline`.
         folder: made where it does not exist.
         description: a paragraph for the model card.
         results: what `adaptok.evaluation.evaluate` returned, for the model card.
@@ -58,7 +61,8 @@ def save_pretrained(
     if not isinstance(config, Mapping) or config.get("kind") not in BUILDERS:
         raise ValueError(
             f"this {type(model).__name__} does not know how it was built: only what "
-            "create_surrogate, create_tokenizer and create_baseline return can be saved"
+            "create_surrogate, create_multiphysics, create_tokenizer and create_baseline return "
+            "can be saved"
         )
     text = _json({"format": FORMAT, **config})
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +98,7 @@ def from_pretrained(where: str | Path, *, revision: str | None = None) -> Any:
         revision: branch, tag or commit on the hub.
 
     Returns:
-        A `Surrogate`, a `Baseline` or a tokenizer.
+        A `Surrogate`, a `Baseline`, a `Multiphysics` model or one of its systems, or a tokenizer.
 
     Raises:
         ValueError: nothing there, a file that is missing, damaged or of another model.
@@ -214,7 +218,7 @@ def model_card(
 
 
 def _title(model: Any) -> str:
-    config = model.config
+    config = model.config.get("model", model.config)
     part = config.get("tokenizer", config.get("baseline", config.get("name")))
     return part["name"] if isinstance(part, Mapping) else str(part)
 

@@ -237,16 +237,27 @@ def _sum_blocks(x: Tensor, axis: int, block: int) -> Tensor:
 
 def leaves(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
     """Nodes that exist and do not split; a split below an unsplit node has no effect."""
+    levels = _existing_levels(split, tree)
+    splits = tree.per_level(split)
+    out = [exists & ~parents for exists, parents in zip(levels, splits, strict=False)]
+    return torch.cat([*out, levels[-1]], -1)
+
+
+def existing(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
+    """Nodes that exist: the roots, and the children of existing nodes that split."""
+    return torch.cat(_existing_levels(split, tree), -1)
+
+
+def _existing_levels(
+    split: Bool[Tensor, "b f inner"], tree: Tree
+) -> list[Bool[Tensor, "b f level"]]:
     divides = tree.counts()[1] == 0
     inside = tree.per_level(tree.nodes(split.device).inside)
-    exists = inside[0].expand(*split.shape[:2], -1)
-    out = []
+    out = [inside[0].expand(*split.shape[:2], -1)]
     for level, splits in enumerate(tree.per_level(split)):
-        parents = exists & splits
-        out.append(exists & ~splits)
-        exists = tree.expand(parents, level)
-        exists = exists if divides else exists & inside[level + 1]
-    return torch.cat([*out, exists], -1)
+        children = tree.expand(out[-1] & splits, level)
+        out.append(children if divides else children & inside[level + 1])
+    return out
 
 
 def cells_from_splits(

@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+Part = str | Mapping[str, Any]  # a name, or {"name": name, **knobs}
 
 
 class Registry:
@@ -137,3 +138,4 @@ DECODERS = Registry("decoder")
 INDICATORS = Registry("indicator")
 MARKINGS = Registry("marking")
 EMBEDDINGS = Registry("embedding")
+POSITIONS = Registry("position")

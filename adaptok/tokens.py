@@ -27,6 +27,8 @@ class TokenizerSpec:
         sizes: cell size of each level, coarse to fine, time first.
         tiling: whether cells cover the domain exactly once.
         layout: type of ``Cells.layout``, or None where boxes say everything.
+        legacy_positions: tokens are told the misplaced positions of MATEY's paper-era code, see
+            `adaptok.positions.misplaced_center`; the cells themselves lie where they lie.
     """
 
     ndim: int
@@ -35,6 +37,7 @@ class TokenizerSpec:
     sizes: tuple[tuple[int, ...], ...]
     tiling: bool = True
     layout: type | None = None
+    legacy_positions: bool = False
 
     def __post_init__(self):
         if min(map(min, self.sizes)) < 1:
@@ -73,7 +76,8 @@ class TokenSet:
     Attributes:
         features: differentiable, one row per token of the whole batch.
         cells: geometry of the same rows.
-        cond: conditioning per sample (lead time, parameters), or None.
+        cond: conditioning per sample (lead time, parameters), as wide as the features, or None;
+            processors add it to all tokens of the sample.
     """
 
     features: Float[Tensor, "n d"]

@@ -17,19 +17,20 @@ from adaptok.averaging import Averaging
 from adaptok.fitting import FitModule
 from adaptok.forecast import OneStepModel
 from adaptok.metrics import vrmse
-from adaptok.optim import LOSSES, Optim
+from adaptok.multiphysics import Multiphysics
+from adaptok.optim import Optim
 from adaptok.parallel import make_strategy, shard
 from adaptok.saving import AtomicIO, Checkpoints
 from adaptok.schedules import Schedule
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]  # tensors, and names of sets
 
 
 class SurrogateModule(FitModule):
     """Trains a surrogate, or a baseline, on the next frames.
 
     Args:
-        surrogate: with the statistics of the training split set.
+        surrogate: a one-step model with the statistics of the training split set.
         optim: loss and optimiser.
         schedule: settings of each step, a function of the global step and so the same on all ranks.
         config: plain configuration to keep in checkpoints.
@@ -40,7 +41,7 @@ class SurrogateModule(FitModule):
 
     def __init__(
         self,
-        surrogate: OneStepModel,
+        surrogate: OneStepModel | Multiphysics,
         optim: Optim,
         schedule: Schedule,
         config: Mapping[str, Any] | None = None,
@@ -48,8 +49,9 @@ class SurrogateModule(FitModule):
         seed: int = 0,
     ):
         super().__init__(optim, config, seed=seed)
-        self.surrogate, self.schedule = surrogate, schedule
-        self._errors: list[Tensor] = []
+        self.surrogate: Any = surrogate
+        self.schedule = schedule
+        self._errors: dict[str, list[Tensor]] = {}
         processor = getattr(surrogate, "processor", None)
         if isinstance(processor, nn.Module):
             processor.register_forward_pre_hook(self._count_tokens)
@@ -63,20 +65,28 @@ class SurrogateModule(FitModule):
         if self.device_mesh is not None:
             shard(self.surrogate, self.device_mesh["data_parallel"])
 
+    def model_of(self, batch: Batch) -> OneStepModel:
+        """The model for the fields of a batch."""
+        return self.surrogate
+
     def predict(self, batch: Batch, step: int, *, all_frames: bool = False) -> Tensor:
-        """The next frame in physical units (or that after each), with the settings of a step."""
-        return self.surrogate(
+        """The next frame in physical units (or that after each), with the settings of a step; the
+        frame at "lead_time" where the batch has one."""
+        lead = {"lead_time": batch["lead_time"]} if "lead_time" in batch else {}
+        return self.model_of(batch)(
             batch["input"],
             constants=batch.get("constants"),
             boundary=batch["boundary"],
             all_frames=all_frames,
             **self.schedule(step),
+            **lead,
         )
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Mean loss over the steps that are predicted in a row, in units of the set's std."""
-        optim, history, view = self.optim, self.surrogate.history, (-1, *[1] * self.surrogate.ndim)
-        mean, std = self.surrogate.mean.view(view), self.surrogate.std.view(view)
+        """Mean loss over the steps that are predicted in a row."""
+        optim, model = self.optim, self.model_of(batch)
+        history, view = model.history, (-1, *[1] * model.ndim)
+        mean, std = model.mean.view(view), model.std.view(view)
         frames, window = torch.cat([batch["input"], batch["target"]], 1), batch["input"]
         if frames.shape[1] < history + optim.unroll:
             raise ValueError(
@@ -84,11 +94,12 @@ class SurrogateModule(FitModule):
                 f"{frames.shape[1] - history}: target_steps={optim.unroll}"
             )
         every, total = optim.loss_frames == "all", mean.new_zeros(())
+        if every and "lead_time" in batch:
+            raise ValueError("optim.loss_frames=all has targets one step ahead: data.max_lead=1")
         for ahead in range(1, optim.unroll + 1):
             prediction = self.predict({**batch, "input": window}, step, all_frames=every)
             target = frames[:, ahead if every else ahead + history - 1 : ahead + history]
-            error = (prediction - target) / std
-            total = total + LOSSES[optim.loss](error, (target - mean) / std) / optim.unroll
+            total = total + optim.loss_of(prediction, target, mean, std) / optim.unroll
             last = prediction[:, -1:]
             window = torch.cat([window[:, 1:], last if optim.through_time else last.detach()], 1)
         return total
@@ -101,19 +112,25 @@ class SurrogateModule(FitModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""
-        self._errors = []
+        self._errors = {}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """VRMSE, mean over samples and fields; batch i uses the settings of step i."""
         target = batch["target"][:, :1]
         error = vrmse(self.predict(batch, batch_idx).float(), target, self.surrogate.ndim)
-        real = self.real_samples(batch_idx, len(target))
-        self._errors.append(torch.stack([(error.flatten(1).mean(1) * real).sum(), real.sum()]))
+        real = self.real_samples(batch_idx, len(target), dataloader_idx)
+        sums = torch.stack([(error.flatten(1).mean(1) * real).sum(), real.sum()])
+        self._errors.setdefault(batch.get("set", [""])[0], []).append(sums)
 
     def on_validation_epoch_end(self) -> None:
-        """The mean over all samples of all ranks."""
-        total = self.trainer.strategy.reduce(torch.stack(self._errors).sum(0), reduce_op="sum")
-        self.log("val/vrmse", total[0] / total[1], prog_bar=True)
+        """The mean over all samples of all ranks, and over the sets."""
+        sums = torch.stack([torch.stack(errors).sum(0) for errors in self._errors.values()])
+        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        means = total[:, 0] / total[:, 1]
+        self.log("val/vrmse", means.mean(), prog_bar=True)
+        if len(means) > 1:
+            names = (f"val/vrmse/{name}" for name in self._errors)
+            self.log_dict(dict(zip(names, means.unbind(), strict=True)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, so that a checkpoint alone can be evaluated."""

@@ -12,15 +12,22 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.indicators import Indicator
 from adaptok.marking import BudgetMarking, Marking
-from adaptok.refine import Sizes, Tree, cells_from_splits, sum_pyramid
-from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, close_matches
+from adaptok.refine import (
+    Sizes,
+    Tree,
+    cells_from_nodes,
+    cells_from_splits,
+    existing,
+    sum_pyramid,
+)
+from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
-
-Part = str | Mapping[str, Any]
 
 
 class TreeTokenizer(nn.Module):
     """Scores the nodes of a tree, marks which ones split, and embeds the leaves.
+
+    Where ``spec.tiling`` is False, cells that split stay beside their children.
 
     Args:
         spec: sizes with the extent in time first.
@@ -79,7 +86,7 @@ class TreeTokenizer(nn.Module):
             ValueError: a wrong field, an unknown control, or a budget below what the domain needs.
         """
         check_controls(control, self.controls)
-        field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(field.shape[1], frame_size)
         scores, tree = self._scores(field, boundary)
@@ -87,7 +94,12 @@ class TreeTokenizer(nn.Module):
         monotone = self.indicator.monotone
         marks = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
         known = {"lengths": marks.lengths, "total": marks.total}
-        return cells_from_splits(marks.split, tree, frames=frames, frame_size=frame_size, **known)
+        if self.spec.tiling:
+            return cells_from_splits(
+                marks.split, tree, frames=frames, frame_size=frame_size, **known
+            )
+        node = existing(marks.split, tree)  # more than the leaves, so their number does not help
+        return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, tiling=False)
 
     @torch.no_grad()
     def scores(
@@ -99,7 +111,7 @@ class TreeTokenizer(nn.Module):
         """Score of every inner node and the tree that numbers them; f is 1, or the number of frames
         of cells where each has its own tiling.
         """
-        return self._scores(as_field(field, self.spec.ndim, self.spec.in_channels), boundary)
+        return self._scores(as_field(field, self.spec.ndim), boundary)
 
     def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
         b, t = field.shape[:2]

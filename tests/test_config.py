@@ -21,23 +21,42 @@ from adaptok.registry import TOKENIZERS
 from adaptok.training import make_trainer
 
 FOLDER = config.config_dir()
-COMMANDS = ("train", "eval", "tokenize", "data", "demo")
+COMMANDS = ("train", "finetune", "eval", "tokenize", "data", "demo")
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
 CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "/_" not in path]
 # Who reads the keys of a group, and which keys its reader takes beside its own parameters.
 READERS = {
-    "data": ([WellData.__init__, ImageData.__init__], {"generate"}),
+    "data": ([WellData.__init__, ImageData.__init__], {"generate", "format"}),
     "optim": ([Optim, ClassifierOptim], set()),
     "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
     "logger": ([make_trainer], set()),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }
-MANDATORY = {"data/well": ["data.name=shear_flow"], "data/images": ["data.path=x"]}
+MANDATORY = {
+    "data/well": ["data.name=shear_flow"],
+    "data/images": ["data.path=x"],
+    "data/pdebench": ["data.path=2D.h5"],
+}
 COMMAND_KEYS = {
-    "train": {
+    "finetune": {
+        "task",
+        "ckpt",
+        "mode",
+        "data_fraction",
+        "from_scratch",
         "resume",
         "resume_anyway",
+        "activation_checkpointing",
+        "test",
+        "schedule",
+        "optim",
+        "trainer",
+        "logger",
+    },
+    "train": {
         "task",
+        "resume",
+        "resume_anyway",
         "activation_checkpointing",
         "test",
         "schedule",
@@ -46,9 +65,9 @@ COMMAND_KEYS = {
         "logger",
     },
     "demo": {
+        "task",
         "resume",
         "resume_anyway",
-        "task",
         "activation_checkpointing",
         "test",
         "schedule",
@@ -65,7 +84,7 @@ COMMAND_KEYS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command):
-    composed = config.compose(command, ["ckpt=x"] if command == "eval" else [])
+    composed = config.compose(command, ["ckpt=x"] if command in ("eval", "finetune") else [])
     known = {"seed", "name", "model", "tokenizer", "processor", "decoder", "size", "data"}
     known |= {*config.MODEL_KEYS, *COMMAND_KEYS[command]}
     assert set(config.plain(composed)) <= known
@@ -206,7 +225,7 @@ def test_the_surrogate_is_the_configured_one():
 
 
 def test_keys_that_decide_the_architecture_exist():
-    assert set(ARCHITECTURE) <= set(config.compose("train"))
+    assert set(ARCHITECTURE) <= set(config.compose("train", ["task=pretrain"]))
 
 
 def test_files_are_valid_alone():

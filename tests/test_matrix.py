@@ -20,6 +20,7 @@ from adaptok import (
     MARKINGS,
     PROCESSORS,
     TOKENIZERS,
+    create_multiphysics,
     create_surrogate,
     refine,
 )
@@ -34,10 +35,10 @@ def build(**changes) -> adaptok.Surrogate:
     return create_surrogate(**(make | changes))
 
 
-def build_or_refuse(**changes) -> adaptok.Surrogate | None:
+def build_or_refuse(create=build, **changes):
     """None where the parts do not go together; then the reason is given."""
     try:
-        return build(**changes)
+        return create(**changes)
     except ValueError as error:
         reason = str(error)
     assert len(reason) > 20, "a refusal says why"
@@ -125,6 +126,23 @@ def test_history_constants_and_boundary(tokenizer, history_mode):
     rolled = model.rollout(field, 2, constants=constants, boundary=periodic)
     torch.testing.assert_close(rolled[:, :1], out)
     assert torch.isfinite(rolled).all()
+
+
+@pytest.mark.parametrize("history_mode", ["fold", "frames"])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.names())
+def test_fields_by_name(tokenizer, history_mode):
+    """The indicator sees the fields, the embedding other channels, on every tokenizer."""
+    make = {"ndim": 2, "fields": ["a", "b"], "history": 2, "dim": DIM, "depth": 1, "heads": 2}
+    make |= {"tokenizer": tokenizer, "history_mode": history_mode, "max_lead": 2}
+    model = build_or_refuse(create_multiphysics, **make)
+    if model is None:
+        return
+    out = model.system(["b"])(draw(2, t=2)[:, :, :1], lead_time=2)
+    assert out.shape == (2, 1, 1, *SHAPES[2])
+    out.square().mean().backward()
+    weights = model.heads.weight
+    assert weights["b"].grad.any()
+    assert not weights["a"].grad.any()
 
 
 # ---- static shapes: one graph, no synchronisation

@@ -53,7 +53,7 @@ def test_cosine_ends_at_the_floor():
 
 
 def test_wrong_choices_are_refused():
-    with pytest.raises(ValueError, match=r"optim.loss must be one of mse, nmse, got 'l1'"):
+    with pytest.raises(ValueError, match=r"optim.loss must be one of .*, got 'l1'"):
         Optim(loss="l1")
     with pytest.raises(ValueError, match=r"optim.decay must be one of .*, got 'linear'"):
         Optim(decay="linear")

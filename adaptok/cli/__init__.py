@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `adaptok list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        hint = "; resume=auto goes on from its last checkpoint" if args[:1] == ["train"] else ""
+        trains = args[:1] in (["train"], ["finetune"])
+        hint = "; resume=auto goes on from its last checkpoint" if trains else ""
         print(f"adaptok: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:

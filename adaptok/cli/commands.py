@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
 
 from adaptok import create_tokenizer
 from adaptok.checkpoints import find_checkpoint, load_weights, read_checkpoint
 from adaptok.cli import pictures
+from adaptok.cli.many import data_of_each, finetune_and_test, pretrain_and_test
 from adaptok.cli.runs import Run, fit_and_test, write_config
 from adaptok.config import (
     build_data,
@@ -20,12 +22,13 @@ from adaptok.config import (
     check_keys,
     compose,
     plain,
-    set_statistics,
 )
 from adaptok.data import WellData
 from adaptok.data.files import SPLITS
+from adaptok.data.info import set_statistics
 from adaptok.evaluation import evaluate, markdown, persistence, table, tokens_cell, write_report
 from adaptok.model import Surrogate
+from adaptok.multiphysics import System
 
 Config = Mapping[str, Any]
 
@@ -34,22 +37,48 @@ def train(config: DictConfig) -> float | None:
     """Task of ``adaptok train``; returns the test VRMSE (of a classifier the share of wrong
     answers), for sweepers that minimise it.
     """
-    checked = _checked(config, "train")
-    if checked["task"] == "classify":
-        return _train_classifier(checked)
-    run = fit_and_test(checked, _run_folder())
+    wanted = _checked(config, "train")
+    return TASKS[wanted["task"]](wanted)
+
+
+def _surrogate(wanted: Config) -> float | None:
+    return _told(fit_and_test(wanted, _run_folder()))
+
+
+def _pretrain(wanted: Config) -> float | None:
+    results = pretrain_and_test({**wanted, "data": data_of_each(wanted)}, _run_folder())
+    if results is None:
+        return None
+    print("\n".join(markdown(one) for one in results.values()))
+    print(f"run folder: {_run_folder()}")
+    return _mean([one["settings"][0]["vrmse"]["mean"] for one in results.values()])
+
+
+def _classify(wanted: Config) -> float | None:
+    from adaptok.cli.classify import fit_and_test_classifier  # needs timm
+
+    results = fit_and_test_classifier(wanted, _run_folder())
+    return None if results is None else _show_classifier(results)
+
+
+TASKS: dict[str, Callable[[Config], float | None]] = {
+    "surrogate": _surrogate,
+    "pretrain": _pretrain,
+    "classify": _classify,
+}
+
+
+def finetune(config: DictConfig) -> float | None:
+    """Task of ``adaptok finetune``."""
+    return _told(finetune_and_test(_checked(config, "finetune"), _run_folder()))
+
+
+def _told(run: Run | None) -> float | None:
     if run is None:
         return None
     print(markdown(run.results))
-    print(f"run folder: {_run_folder()}")
+    print(f"run folder: {run.folder}")
     return run.results["settings"][0]["vrmse"]["mean"]
-
-
-def _train_classifier(config: Config) -> float | None:
-    from adaptok.cli.classify import fit_and_test_classifier  # needs timm
-
-    results = fit_and_test_classifier(config, _run_folder())
-    return None if results is None else _show_classifier(results)
 
 
 def _show_classifier(results: Config) -> float:
@@ -58,6 +87,12 @@ def _show_classifier(results: Config) -> float:
     print(classifier_markdown(results))
     print(f"run folder: {_run_folder()}")
     return 1 - results["settings"][0]["accuracy"]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one has diverged."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(values) if len(known) == len(values) else None
 
 
 def eval(config: DictConfig) -> float | None:
@@ -75,7 +110,10 @@ def eval(config: DictConfig) -> float | None:
         return _show_classifier(test_classifier(trained, wanted, path, folder))
     data = build_data(trained, stage="test")
     surrogate = build_surrogate(trained, data.info)
-    load_weights(surrogate, checkpoint, path=path, config=trained)
+    target: nn.Module = surrogate
+    if isinstance(surrogate, System) and trained["task"] == "pretrain":
+        target = surrogate.core
+    load_weights(target, checkpoint, path=path, config=trained)
     options = {key: wanted[key] for key in ("split", "settings", "steps", "device")}
     if wanted["save_predictions"]:
         options["predictions"] = folder / "predictions"
@@ -112,6 +150,9 @@ def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[s
             continue
         # The node itself, so that ${size.depth} means the size of the merged configuration.
         merged[group] = given if "name" in given else OmegaConf.merge(merged[group], given)
+    if isinstance(merged["data"], ListConfig):
+        names = ", ".join(data["name"] for data in merged["data"])
+        raise ValueError(f"{path} is of several data sets; choose one: data=... ({names})")
     return plain(merged)
 
 

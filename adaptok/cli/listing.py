@@ -18,6 +18,7 @@ KINDS: dict[str, Registry] = {
     "indicator": adaptok.INDICATORS,
     "marking": adaptok.MARKINGS,
     "embedding": adaptok.EMBEDDINGS,
+    "position": adaptok.POSITIONS,
     "schedule": adaptok.SCHEDULES,
     "baseline": BASELINES,
     "image_tokenizer": IMAGE_TOKENIZERS,

@@ -16,6 +16,7 @@ from adaptok.data import FieldInfo, WellData
 from adaptok.evaluation import inputs_of, label_of, rollouts
 from adaptok.forecast import OneStepModel
 from adaptok.model import Surrogate
+from adaptok.multiphysics import System
 from adaptok.rollout_plots import error_maps_figure, rollout_video, spectra_figure
 
 Batch = dict[str, Tensor]
@@ -61,7 +62,7 @@ def of_run(
     truth = batch["target"][0, 0].numpy()
     figure = plots.prediction_figure(truth, prediction, data.info.fields)
     files.append(plots.save(figure, out / "prediction.png"))
-    if isinstance(surrogate, Surrogate):
+    if isinstance(surrogate, (Surrogate, System)):
         tilings = _tilings(surrogate, batch, settings)
         values = batch["input"][0, -1, 0].numpy()
         figure = plots.cells_figure(values, tilings, title=data.info.fields[0])
@@ -212,7 +213,7 @@ def _predict(surrogate: OneStepModel, batch: Batch, setting: Mapping[str, Any]) 
 
 
 def _tilings(
-    surrogate: Surrogate, batch: Batch, settings: Sequence[Mapping[str, Any]]
+    surrogate: Surrogate | System, batch: Batch, settings: Sequence[Mapping[str, Any]]
 ) -> dict[str, Cells]:
     device = surrogate.mean.device
     known = inputs_of(batch, device)

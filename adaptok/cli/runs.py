@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import yaml
+from lightning import LightningDataModule
 
 from adaptok import create_schedule
 from adaptok.atomic import replacing
@@ -25,6 +26,7 @@ from adaptok.forecast import OneStepModel
 from adaptok.optim import Optim
 from adaptok.parallel import checkpoint_activations, process_group
 from adaptok.pretrained import save_pretrained
+from adaptok.schedules import Schedule
 from adaptok.training import SurrogateModule, make_trainer
 
 Config = Mapping[str, Any]
@@ -45,35 +47,59 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
     Returns:
         The run; None in all processes of a parallel run but the first, which tests alone.
     """
+    begin(config)
+    data = build_data(config)
+    return fit_on(data, build_surrogate(config, data.info), config, folder)
+
+
+def begin(config: Config) -> None:
+    """Seeds, and refuses what no run can be made of before anything slow happens."""
     quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
     check_knobs(L.Trainer, "trainer", of_lightning(config))
-    optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
-    data = build_data(config)
-    surrogate = build_surrogate(config, data.info)
+    objectives(config)
+
+
+def objectives(config: Config) -> tuple[Optim, Schedule]:
+    """Optimisation, and settings per step."""
+    return Optim(**config["optim"]), create_schedule(config["schedule"])
+
+
+def fit_on(data: WellData, surrogate: OneStepModel, config: Config, folder: Path) -> Run | None:
+    """As `fit_and_test`, for a model and data that are there."""
     if config["activation_checkpointing"]:
         checkpoint_activations(surrogate)
     if mode := config["trainer"].get("compile"):
         compile_model(surrogate, mode if isinstance(mode, str) else None)
-    module = SurrogateModule(surrogate, optim, schedule, config, seed=config["seed"])
-    seconds = _fit(module, data, config, folder)
+    module = SurrogateModule(surrogate, *objectives(config), config, seed=config["seed"])
+    seconds = fit_surrogate(module, data, config, folder)
     if seconds is None:
         return None
     if module.device_mesh is not None:  # this process has a shard of it only
         surrogate = build_surrogate(config, data.info)
         load_weights(surrogate, read_checkpoint(folder), path=folder, config=config)
+    results = test_and_draw(surrogate, data, config, folder, seconds)
+    save_pretrained(surrogate, folder / "model", results=results)
+    return Run(results, surrogate, data, folder)
+
+
+def test_and_draw(
+    surrogate: OneStepModel, data: WellData, config: Config, folder: Path, seconds: float
+) -> dict[str, Any]:
+    """Tables and pictures of a trained model on the test split."""
     test = config["test"]
     results = evaluate(surrogate, data, settings=test["settings"], steps=test["steps"])
     results["parameters"] = sum(p.numel() for p in surrogate.parameters())
     results["seconds_per_training_step"] = seconds
     write_report(results, folder)
-    save_pretrained(surrogate, folder / "model", results=results)
     pictures.of_run(surrogate, data, results, folder)
-    return Run(results, surrogate, data, folder)
+    return results
 
 
-def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) -> float | None:
+def fit_surrogate(
+    module: SurrogateModule, data: LightningDataModule, config: Config, folder: Path
+) -> float | None:
     """Seconds per training step; None where another process is the first one."""
     if not any(p.requires_grad for p in module.parameters()):  # nothing to train: persistence
         write_config(config, folder)
@@ -88,7 +114,7 @@ def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) 
 
 def fit(
     module: FitModule,
-    data: L.LightningDataModule,
+    data: LightningDataModule,
     config: Config,
     folder: Path,
     trainer_knobs: Config,

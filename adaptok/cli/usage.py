@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "fit a surrogate or an image classifier, test it, keep metrics and checkpoints",
+    "finetune": "go on from a pretrained model on another data set, new fields included",
     "eval": "test a checkpoint for one or several settings: VRMSE, or accuracy",
     "tokenize": "pictures of fields, score maps and cells; needs no trained model",
     "data": "generate or check a data set; shapes, fields, persistence VRMSE",
@@ -24,12 +25,18 @@ EXAMPLES = {
         "adaptok train resume=auto logger=wandb",
         "adaptok train -m model=surrogate,fno,unet,persistence",
         "adaptok train trainer.devices=2 trainer.strategy=fsdp",
+        "adaptok train task=pretrain data=[shear_flow,active_matter] optim.loss=matey_nmse",
         "adaptok train --config-dir my_configs tokenizer=mine",
         "adaptok train task=classify model=vit_small_patch16_224 tokenizer=apt",
         "adaptok train task=classify data=images data.path=/data/imagenet model.pretrained=true",
         "adaptok train task=classify recipe=one_epoch model.checkpoint=weights.safetensors",
         "adaptok train task=classify train.only=new",
         "adaptok train -m task=classify tokenizer=uniform,apt,random,resize seed=0,1,2",
+    ],
+    "finetune": [
+        "adaptok finetune ckpt=outputs/<run> data=rayleigh_benard",
+        "adaptok finetune ckpt=outputs/<run> data=rayleigh_benard mode=prepost data_fraction=0.25",
+        "adaptok finetune ckpt=outputs/<run> data=rayleigh_benard from_scratch=true",
     ],
     "eval": [
         "adaptok eval ckpt=outputs/<run>",

@@ -1,23 +1,26 @@
 """Data sets in the Well's format: reading them, and (in `adaptok.data.synthetic`) making them.
 
-`WellData` needs lightning and the_well, which are imported when it is first used.
+`WellData`, `PDEBench` and `Mixture` need lightning and the_well, which are imported when one of
+them is first used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from adaptok.data.info import FieldInfo
 
 if TYPE_CHECKING:
+    from adaptok.data.mixture import Mixture
+    from adaptok.data.pdebench import PDEBench
     from adaptok.data.well import WellData
 
-__all__ = ["FieldInfo", "WellData"]
+__all__ = ["FieldInfo", "Mixture", "PDEBench", "WellData"]
+MODULES = {"Mixture": "mixture", "PDEBench": "pdebench", "WellData": "well"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "WellData":
-        from adaptok.data.well import WellData
-
-        return WellData
+    if name in MODULES:
+        return getattr(import_module(f"adaptok.data.{MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from adaptok.forecast import OneStepModel
+
 
 @dataclass(frozen=True)
 class FieldInfo:
@@ -43,3 +45,9 @@ class FieldInfo:
     constant_std: Tensor
     boundary: Tensor
     scalars: tuple[str, ...] = ()
+
+
+def set_statistics(model: OneStepModel, info: FieldInfo) -> None:
+    """Hands the statistics of the training split to a model."""
+    constants = (info.constant_mean, info.constant_std) if info.constants else (None, None)
+    model.set_statistics(info.mean, info.std, info.delta_std, *constants)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -188,14 +189,25 @@ class FileWindows(Windows):
                 f"fields of shape {tuple(value.shape[axis:-1])} on a grid of "
                 f"{tuple(self.metadata.spatial_resolution)} in {where}"
             )
-        value = value.movedim(-1, axis).float()
-        if self.replace_nan:
-            value = torch.where(value.isnan(), 0.0, value)
-        if not value.isfinite().all():
-            broken = (~value.isfinite()).movedim(axis, 0).flatten(1).any(1).tolist()
-            bad = [name for name, is_bad in zip(names, broken, strict=True) if is_bad]
-            raise ValueError(f"NaN or Inf in channel {', '.join(bad)} of {where}")
-        return value.contiguous()
+        return finite_channels(value, axis, names, where, self.replace_nan)
+
+
+def finite_channels(
+    value: Tensor, axis: int, names: Sequence[str], where: str, replace_nan: bool
+) -> Tensor:
+    """The channels, which come last, moved to an axis, as float32.
+
+    Raises:
+        ValueError: a value that is not finite, naming its channel.
+    """
+    value = value.movedim(-1, axis).float()
+    if replace_nan:
+        value = torch.where(value.isnan(), 0.0, value)
+    if not value.isfinite().all():
+        broken = (~value.isfinite()).movedim(axis, 0).flatten(1).any(1).tolist()
+        bad = [name for name, is_bad in zip(names, broken, strict=True) if is_bad]
+        raise ValueError(f"NaN or Inf in channel {', '.join(bad)} of {where}")
+    return value.contiguous()
 
 
 class MemoryWindows(Windows):
@@ -235,7 +247,65 @@ class MemoryWindows(Windows):
 
 
 class Split:
-    """The trajectories of one split.
+    """The trajectories of one split of a data set, read from files each time or kept in memory.
+
+    Attributes:
+        where: the folder or file, for messages.
+        steps: frames of the shortest trajectory.
+        metadata: of the set, as the Well has it.
+        channels: names of the fields, one per component.
+        constants: names of the static fields.
+        scalars: names of the physical parameters.
+        boundary: types of the ends of each axis, (ndim, 2).
+        cached: whether it is kept in memory.
+    """
+
+    where: Any
+    steps: int
+    metadata: Any
+    channels: list[str]
+    constants: list[str]
+    scalars: list[str]
+    cached: bool
+    _trajectories: list[Trajectory] | None = None
+
+    @property
+    def boundary(self) -> Tensor:
+        """Types of the ends of each axis, (ndim, 2)."""
+        raise NotImplementedError
+
+    def windows(self, history: int, target_steps: int, stride: int) -> Windows:
+        """All windows of the split, in the order of files, trajectories and time.
+
+        Raises:
+            ValueError: if a trajectory is shorter than one window.
+        """
+        span = stride * (history + target_steps - 1) + 1
+        if span > self.steps:
+            raise ValueError(
+                f"history={history}, target_steps={target_steps}, stride={stride} need {span} "
+                f"frames; the shortest trajectory of {self.where} has {self.steps}"
+            )
+        if not self.cached:
+            return self._from_files(history, target_steps, stride)
+        if self._trajectories is None:
+            self._trajectories = self._read()
+        return MemoryWindows(self._trajectories, history, target_steps, stride)
+
+    def _bytes(self, frames: int) -> int:
+        """What so many frames need in memory."""
+        per_frame = len(self.channels) * torch.Size(self.metadata.spatial_resolution).numel()
+        return FLOAT_BYTES * frames * per_frame
+
+    def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
+        raise NotImplementedError
+
+    def _read(self) -> list[Trajectory]:
+        raise NotImplementedError
+
+
+class WellSplit(Split):
+    """A split in the Well's format.
 
     Args:
         folder: of the data set.
@@ -265,42 +335,24 @@ class Split:
         self.scalars = self._all.scalars
         self.core_fields = list(self._all.dataset.core_field_names)
         self.core_constants = list(self._all.dataset.core_constant_field_names)
-        self.cached = self._bytes() <= cache_bytes
-        self._trajectories: list[Trajectory] | None = None
+        frames = sum(file.trajectories * file.steps for file in self.files)
+        self.cached = self._bytes(frames) <= cache_bytes
 
     @property
     def boundary(self) -> Tensor:
         """Types of the ends of each axis, (ndim, 2)."""
         return self._all[0]["boundary"]
 
-    def _bytes(self) -> int:
-        frames = sum(file.trajectories * file.steps for file in self.files)
-        per_frame = len(self.channels) * torch.Size(self.metadata.spatial_resolution).numel()
-        return FLOAT_BYTES * frames * per_frame
+    def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
+        given = (history, target_steps, stride, self.replace_nan)
+        return FileWindows(self.where, self.files, *given)
 
-    def windows(self, history: int, target_steps: int, stride: int) -> Windows:
-        """All windows of the split, in the order of files, trajectories and time.
-
-        Raises:
-            ValueError: if a trajectory is shorter than one window.
-        """
-        span = stride * (history + target_steps - 1) + 1
-        if span > self.steps:
-            raise ValueError(
-                f"history={history}, target_steps={target_steps}, stride={stride} need {span} "
-                f"frames; the shortest trajectory of {self.where} has {self.steps}"
-            )
-        if not self.cached:
-            return FileWindows(
-                self.where, self.files, history, target_steps, stride, self.replace_nan
-            )
-        if self._trajectories is None:
-            self._trajectories = [t for file in self.files for t in self._read(file)]
-        return MemoryWindows(self._trajectories, history, target_steps, stride)
-
-    def _read(self, file: WellFile) -> list[Trajectory]:
-        whole = FileWindows(self.where, [file], 1, file.steps - 1, 1, self.replace_nan)
-        return [whole.trajectory(number) for number in range(len(whole))]
+    def _read(self) -> list[Trajectory]:
+        out = []
+        for file in self.files:
+            whole = FileWindows(self.where, [file], 1, file.steps - 1, 1, self.replace_nan)
+            out += [whole.trajectory(number) for number in range(len(whole))]
+        return out
 
 
 def _time_step(times: Tensor, last: int, stride: int) -> Tensor:

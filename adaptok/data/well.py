@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from adaptok.data.augment import Augmented
 from adaptok.data.files import SPLITS, find_folder, read_statistics
 from adaptok.data.info import FieldInfo
+from adaptok.data.leads import Leads
 from adaptok.data.location import Location
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
-from adaptok.data.split import Split, Windows, component_statistics
+from adaptok.data.split import Split, WellSplit, Windows, component_statistics
 
 STAGES = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), None: SPLITS}
-DELTA_SAMPLES = 512  # windows from which the change over a stride is estimated
+STATISTICS_SAMPLES = 512  # windows from which statistics are estimated that no file has
 GIGABYTE = 1e9
 
 
@@ -44,6 +45,10 @@ class WellData(LightningDataModule):
         target_steps: target frames.
         stride: use every stride-th frame.
         batch_size: samples per batch, also of rollouts.
+        max_lead: the target of a training sample is the frame 1 to `max_lead` steps after the last
+            input frame, drawn anew in each epoch; batches then have "lead_time" (b,), in steps.
+        train_fraction: train on this share of the trajectories only (at least one), a random choice
+            that depends on the seed and grows with the share.
         train_samples: train on this many samples only, a random choice that depends on the seed and
             grows with the number.
         num_workers: processes that load data; 0 is fastest where the set is cached.
@@ -69,6 +74,8 @@ class WellData(LightningDataModule):
         target_steps: int = 1,
         stride: int = 1,
         batch_size: int = 8,
+        max_lead: int = 1,
+        train_fraction: float = 1.0,
         train_samples: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -81,10 +88,18 @@ class WellData(LightningDataModule):
     ):
         super().__init__()
         _at_least(1, history=history, target_steps=target_steps, stride=stride)
-        _at_least(1, batch_size=batch_size)
+        _at_least(1, batch_size=batch_size, max_lead=max_lead)
         _at_least(0, num_workers=num_workers, seed=seed)
         if train_samples is not None:
             _at_least(1, train_samples=train_samples)
+        if not 0 < train_fraction <= 1:
+            raise ValueError(f"train_fraction must be in (0, 1], got {train_fraction}")
+        if max_lead > 1 and target_steps > 1:
+            raise ValueError(
+                f"max_lead={max_lead} gives one target frame per sample, not "
+                f"target_steps={target_steps} (optim.unroll asks for that many)"
+            )
+        self.max_lead, self.train_fraction = max_lead, train_fraction
         self.name, self.base, self.path = name, base, path
         self.history, self.target_steps, self.stride = history, target_steps, stride
         self.batch_size, self.train_samples = batch_size, train_samples
@@ -101,10 +116,11 @@ class WellData(LightningDataModule):
     def folder(self) -> Location:
         """The folder of the set."""
         if self._folder is None:
-            self._folder = find_folder(
-                self.name, self.base, self.path, WELL_DATASETS, self.storage_options
-            )
+            self._folder = self._find()
         return self._folder
+
+    def _find(self) -> Location:
+        return find_folder(self.name, self.base, self.path, WELL_DATASETS, self.storage_options)
 
     @property
     def info(self) -> FieldInfo:
@@ -125,10 +141,17 @@ class WellData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled; an incomplete last batch is left out."""
+        samples = self.seeded_train_samples()
+        sampler = self.train_sampler(*ranks_of(self.trainer))
+        return self.make_loader(samples, ResumableLoader, sampler=sampler, drop_last=True)
+
+    def train_sampler(self, ranks: int = 1, rank: int = 0) -> EpochSampler:
+        """The order of the training samples of one of several processes.
+
+        Raises:
+            ValueError: a process has less than a batch.
+        """
         windows = self._train_windows()
-        ranks, rank = (
-            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        )
         sampler = EpochSampler(windows, seed=self.seed, ranks=ranks, rank=rank)
         if len(sampler) < self.batch_size:
             total = len(windows)  # type: ignore[arg-type]
@@ -137,9 +160,11 @@ class WellData(LightningDataModule):
                 f"batch_size={self.batch_size} is larger than the training set: {len(sampler)} "
                 f"samples{where}"
             )
-        return self._loader(
-            Seeded(windows, self.seed), ResumableLoader, sampler=sampler, drop_last=True
-        )
+        return sampler
+
+    def seeded_train_samples(self) -> Seeded:
+        """Training samples by (epoch, index), as the sampler draws them."""
+        return Seeded(self._train_windows(), self.seed)
 
     def val_dataloader(self) -> DataLoader:
         """All windows of the validation split, in order."""
@@ -157,9 +182,9 @@ class WellData(LightningDataModule):
             target_steps: target frames, where another number than in training.
         """
         if target_steps is None:
-            return self._loader(self._windows(split))
+            return self.make_loader(self._windows(split))
         _at_least(1, target_steps=target_steps)
-        return self._loader(self._split(split).windows(self.history, target_steps, self.stride))
+        return self.make_loader(self._split(split).windows(self.history, target_steps, self.stride))
 
     def rollout_loader(self, split: str = "test", n_steps: int | None = None) -> DataLoader:
         """One window per trajectory, from its first frame, with `n_steps` target frames.
@@ -173,11 +198,12 @@ class WellData(LightningDataModule):
             n_steps = max(1, (source.steps - 1) // self.stride - self.history + 1)
         _at_least(1, n_steps=n_steps)
         windows = source.windows(self.history, n_steps, self.stride)
-        return self._loader(Subset(windows, windows.starts))
+        return self.make_loader(Subset(windows, windows.starts))
 
-    def _loader(
+    def make_loader(
         self, windows: Dataset, kind: type[DataLoader] = DataLoader, **options
     ) -> DataLoader:
+        """A loader of samples with the batch size and workers of this set."""
         return kind(
             windows,
             batch_size=self.batch_size,
@@ -191,16 +217,19 @@ class WellData(LightningDataModule):
 
     def _split(self, split: str) -> Split:
         if split not in self._splits:
-            self._splits[split] = Split(
-                self.folder, split, self._cache_bytes, self.replace_nan, self.skip_bad
-            )
+            self._splits[split] = self._open(split)
         return self._splits[split]
+
+    def _open(self, split: str) -> Split:
+        return WellSplit(self.folder, split, self._cache_bytes, self.replace_nan, self.skip_bad)
 
     def _windows(self, split: str) -> Windows:
         return self._split(split).windows(self.history, self.target_steps, self.stride)
 
     def _train_windows(self) -> Dataset:
-        windows = self._windows("train")
+        steps = max(self.target_steps, self.max_lead)
+        windows = self._split("train").windows(self.history, steps, self.stride)
+        windows = _of_trajectories(windows, self.train_fraction, self.seed)
         count = self.train_samples
         if count is not None:
             if count > len(windows):
@@ -212,6 +241,8 @@ class WellData(LightningDataModule):
                 f"batch_size={self.batch_size} is larger than the training set: "
                 f"{len(windows)} samples"
             )
+        if self.max_lead > 1:
+            windows = Leads(windows, self.max_lead)
         if self.augment:
             windows = Augmented(windows, self.augment, self._split("train").metadata)
         return windows
@@ -220,6 +251,7 @@ class WellData(LightningDataModule):
         tables = read_statistics(self.folder)
         # any split has the same channels: evaluation does without the training files
         split = next(iter(self._splits.values()), None) or self._split("train")
+        assert isinstance(split, WellSplit)
 
         def fields(table: str) -> Tensor:
             where = f"{self.folder / 'stats.yaml'} [{table}]"
@@ -236,7 +268,8 @@ class WellData(LightningDataModule):
             delta_mean, delta_std = fields("mean_delta"), fields("std_delta")
         else:  # the file knows the change over one frame only
             pairs = self._split("train").windows(1, 1, self.stride)
-            delta_mean, delta_std = delta_statistics(pairs)
+            moments = pair_statistics(pairs)
+            delta_mean, delta_std = moments["delta_mean"], moments["delta_std"]
         return FieldInfo(
             name=split.metadata.dataset_name,
             ndim=split.metadata.n_spatial_dims,
@@ -254,19 +287,43 @@ class WellData(LightningDataModule):
         )
 
 
-def delta_statistics(pairs: Windows, limit: int = DELTA_SAMPLES) -> tuple[Tensor, Tensor]:
-    """Mean and spread of the change from input to target, each (c,).
+def ranks_of(trainer: Any) -> tuple[int, int]:
+    """Number of processes of a trainer and which of them this is; (1, 0) without one."""
+    return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+
+
+def _of_trajectories(windows: Windows, fraction: float, seed: int) -> Any:
+    """The windows of a random share of the trajectories; a larger share contains the smaller."""
+    if fraction == 1:
+        return windows
+    ends = [*windows.starts[1:], len(windows)]
+    count = max(1, round(fraction * len(ends)))
+    order = torch.randperm(len(ends), generator=torch.Generator().manual_seed(seed))
+    chosen = order[:count].sort().values.tolist()
+    return Subset(windows, [i for k in chosen for i in range(windows.starts[k], ends[k])])
+
+
+def pair_statistics(pairs: Windows, limit: int = STATISTICS_SAMPLES) -> dict[str, Tensor]:
+    """Mean and std of the fields and of their change from input to target, each (c,), under the
+    names that `FieldInfo` has for them.
 
     From at most `limit` windows of one input and one target frame, evenly spread over the split.
     """
     count = min(limit, len(pairs))
     chosen = torch.linspace(0, len(pairs) - 1, count).long().tolist()
-    first = second = torch.zeros((), dtype=torch.float64)
+    sums = torch.zeros((), dtype=torch.float64)
     for sample in (pairs[i] for i in chosen):
-        delta = (sample["target"][0] - sample["input"][0]).double().flatten(1)  # (c, points)
-        first = first + delta.mean(1) / count
-        second = second + delta.square().mean(1) / count
-    return first.float(), (second - first.square()).clamp_min(0).sqrt().float()
+        value = sample["input"][0].double().flatten(1)  # (c, points)
+        delta = sample["target"][0].double().flatten(1) - value
+        moments = [m for v in (value, delta) for m in (v.mean(1), v.square().mean(1))]
+        sums = sums + torch.stack(moments) / count
+    mean, square, delta_mean, delta_square = sums
+    return {
+        "mean": mean.float(),
+        "std": (square - mean.square()).clamp_min(0).sqrt().float(),
+        "delta_mean": delta_mean.float(),
+        "delta_std": (delta_square - delta_mean.square()).clamp_min(0).sqrt().float(),
+    }
 
 
 def _at_least(least: int, **values: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -54,3 +55,24 @@ def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]
     points = nodes.size.long().clamp_min(0).prod(1)
     by_number = torch.empty_like(points).scatter_(0, nodes.order, points)
     return by_number[: tree.inner]
+
+
+def channel_weights(
+    weights: Sequence[float] | None, ignore: Sequence[int], channels: int, like: Tensor
+) -> Float[Tensor, " c"]:
+    """Weight of each channel, 0 for the ignored ones.
+
+    Raises:
+        ValueError: another number of weights, an ignored channel that does not exist, or no channel
+            left.
+    """
+    values = list(weights or [1.0] * channels)
+    if len(values) != channels:
+        raise ValueError(f"{len(values)} channel weights for a field of {channels} channels")
+    for channel in ignore:
+        if not -channels <= channel < channels:
+            raise ValueError(f"ignored channel {channel}: the field has {channels} channels")
+        values[channel] = 0.0
+    if sum(values) == 0:
+        raise ValueError("every channel is ignored or has weight 0")
+    return like.new_tensor(values)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.indicators.base import periodic_axes
+from adaptok.indicators.base import channel_weights, periodic_axes
 from adaptok.refine import Tree, sum_pyramid
 from adaptok.registry import INDICATORS
 
@@ -58,7 +58,7 @@ class GradientIndicator:
             if value not in ("mean", "max"):
                 raise ValueError(f"{name} must be 'mean' or 'max', got {value!r}")
         self.k, self.padding, self.power = k, padding, power
-        self.weights = None if weights is None else tuple(weights)
+        self.weights = None if weights is None else tuple(map(float, weights))
         self.ignore = tuple(ignore)
         self.channels, self.frames = channels, frames
 
@@ -77,7 +77,7 @@ class GradientIndicator:
     ) -> Float[Tensor, "b *s"]:
         """The score of each grid point (IAP Eq. 3, then reduced over channels and frames)."""
         maps = self.channel_maps(field, boundary=boundary)
-        weights = self._channel_weights(field.shape[2], maps)
+        weights = channel_weights(self.weights, self.ignore, field.shape[2], maps)
         maps = maps * weights.view(-1, *[1] * (maps.ndim - 3))
         maps = maps.sum(2) / weights.sum() if self.channels == "mean" else maps.amax(2)
         maps = maps.mean(1) if self.frames == "mean" else maps.amax(1)
@@ -92,18 +92,6 @@ class GradientIndicator:
         std, mean = torch.std_mean(x, dim=space, correction=0, keepdim=True)
         x = (x - mean) / (std + 1e-8)
         return gradient_norm(x, space, self.k, self.padding, boundary)
-
-    def _channel_weights(self, channels: int, like: Tensor) -> Tensor:
-        weights = list(self.weights or [1.0] * channels)
-        if len(weights) != channels:
-            raise ValueError(f"{len(weights)} channel weights for a field of {channels} channels")
-        for channel in self.ignore:
-            if not -channels <= channel < channels:
-                raise ValueError(f"ignored channel {channel}: the field has {channels} channels")
-            weights[channel] = 0.0
-        if sum(weights) == 0:
-            raise ValueError("every channel is ignored or has weight 0")
-        return like.new_tensor(weights)
 
 
 def gradient_norm(

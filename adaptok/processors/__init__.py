@@ -1,5 +1,15 @@
 """Processors: tokens to tokens of the same cells."""
 
+from adaptok.processors.axial import AxialTransformer, axis_groups
+from adaptok.processors.factorised import frame_groups, time_groups
+from adaptok.processors.spacetime import SpaceTimeTransformer
 from adaptok.processors.vit import ViT
 
-__all__ = ["ViT"]
+__all__ = [
+    "AxialTransformer",
+    "SpaceTimeTransformer",
+    "ViT",
+    "axis_groups",
+    "frame_groups",
+    "time_groups",
+]

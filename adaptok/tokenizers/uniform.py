@@ -68,7 +68,7 @@ class UniformTokenizer(nn.Module):
             ValueError: a wrong field, an unknown control, or a patch size that was not built.
         """
         check_controls(control, self.controls)
-        field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         frame_size, *_ = self.spec.sizes[0]
         size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
         if (frame_size, *size) not in self.spec.sizes:

@@ -1,4 +1,4 @@
-"""Positions of cells: rotary embedding of their centres."""
+"""Rotary embedding of the centres of cells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.registry import POSITIONS
+from adaptok.tokens import TokenizerSpec
 
 
 class Rotary(NamedTuple):
@@ -56,3 +60,28 @@ def pairs_per_axis(axes: int, head_dim: int) -> int:
             f"rotary positions on {axes} axes need head_dim >= {2 * axes}, got {head_dim}"
         )
     return head_dim // 2 // axes
+
+
+@POSITIONS.register("rotary")
+class RotaryPositions(nn.Module):
+    """Queries and keys turn by the centre of their cell; scores see differences alone.
+
+    Args:
+        spec: of the tokenizer.
+        head_dim: channels of a head.
+        rope_base: base of the frequencies.
+
+    Raises:
+        ValueError: the head is too narrow to give each space axis a pair.
+    """
+
+    def __init__(self, spec: TokenizerSpec, head_dim: int, rope_base: float):
+        super().__init__()
+        pairs_per_axis(spec.ndim, head_dim)  # raises here, not in the first forward
+        self.head_dim, self.rope_base = head_dim, rope_base
+
+    def forward(
+        self, x: Float[Tensor, "n d"], cells: Cells, center: Float[Tensor, "n a"]
+    ) -> tuple[Float[Tensor, "n d"], Rotary | None]:
+        """Features as they are, and what turns the queries and keys."""
+        return x, rotary(center, cells.shape, self.head_dim, self.rope_base)

@@ -1,0 +1,179 @@
+"""The convolutional output head of MATEY."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from adaptok.cells import Cells, product
+from adaptok.embeddings.hmlp import ImageNorm, check_hmlp, kernels, place_in_parent
+from adaptok.patches import grid_index, level_grid, rows_of_levels, unpatchify
+from adaptok.registry import DECODERS
+from adaptok.tokens import TokenizerSpec, TokenSet
+
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+@DECODERS.register("hmlp")
+class HmlpDecoder(nn.Module):
+    """Per level three transposed convolutions whose strides are their kernels, the first two with
+    a norm and GELU (as in MATEY's code).
+
+    The norms take statistics over an image per sample and frame. Of a tiling, each level decodes
+    the whole domain (where it has no token, the covering coarser token or the mean of the finer
+    ones stands in) and shows where its cells are. Where refined cells stay beside their children,
+    the coarsest level decodes the whole domain and every finer level adds to it, each refined cell
+    decoded by itself; their number costs one host synchronisation.
+
+    Args:
+        spec: of the tokenizer; its dim must be divisible by 4.
+        out_channels: channels of the decoded field.
+        version: of MATEY's code, "current" or "paper": norm and order of the kernels.
+
+    Raises:
+        ValueError: a width that is not divisible by 4, an unknown version, or tokens with a layout
+            of their own.
+    """
+
+    def __init__(self, spec: TokenizerSpec, out_channels: int, *, version: str = "current"):
+        super().__init__()
+        check_hmlp(spec.dim, version)
+        if spec.layout is not None:
+            raise ValueError(
+                f"decoder 'hmlp' decodes level grids, which a {spec.layout.__name__} lacks; "
+                "use the decoder paired with it"
+            )
+        channels = out_channels * spec.sizes[0][0]
+        self.out_channels, self.tiling = out_channels, spec.tiling
+        self.levels = nn.ModuleList(
+            _head(spec.dim, channels, size[1:], version) for size in spec.sizes
+        )
+
+    def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
+        """Field of the shape that the cells were made for."""
+        cells = tokens.cells
+        frames = self._splice(tokens) if self.tiling else self._add(tokens)
+        frames = frames.unflatten(0, (cells.batch_size, -1))  # (b, f, fs * c, *space)
+        return frames.unflatten(2, (-1, self.out_channels)).flatten(1, 2)
+
+    def _splice(self, tokens: TokenSet) -> Float[Tensor, "bf c *s"]:
+        cells = tokens.cells
+        own = [level_image(tokens, level) for level in range(len(cells.sizes))]
+        field = None
+        for level, (head, image) in enumerate(zip(self.levels, filled(own, cells), strict=True)):
+            decoded = _cut(head(image.movedim(-1, 1)), cells.shape[1:])
+            shown = own[level][1].unsqueeze(1)
+            for axis, size in enumerate(cells.sizes[level][1:]):
+                shown = shown.repeat_interleave(size, dim=axis + 2)
+            decoded = torch.where(_cut(shown, cells.shape[1:]), decoded, 0)
+            field = decoded if field is None else field + decoded
+        assert field is not None
+        return field
+
+    def _add(self, tokens: TokenSet) -> Float[Tensor, "bf c *s"]:
+        cells = tokens.cells
+        frames, *_ = level_grid(cells.shape, cells.sizes[0])
+        coarse, _ = level_image(tokens, 0)
+        field = _cut(self.levels[0](coarse.movedim(-1, 1)), cells.shape[1:])
+        for level, own in list(enumerate(rows_of_levels(cells)))[1:]:
+            own = own[own < len(cells)]
+            which, crop = grid_index(cells, level - 1)[own].unique(return_inverse=True)
+            pairs = zip(cells.sizes[level - 1][1:], cells.sizes[level][1:], strict=True)
+            grid = [coarser // finer for coarser, finer in pairs]
+            image = tokens.features.new_zeros(len(which), product(grid), tokens.features.shape[1])
+            image = image.index_put(
+                (crop, place_in_parent(cells, level)[own]), tokens.features[own]
+            )
+            patches = self.levels[level](image.unflatten(1, grid).movedim(-1, 1)).flatten(1)
+            size = (1, *cells.sizes[level - 1][1:])
+            count = product(level_grid((1, *cells.shape[1:]), size)) * field.shape[0]
+            canvas = patches.new_zeros(count, patches.shape[1]).index_copy(0, which, patches)
+            canvas = canvas.unflatten(0, (cells.batch_size, -1))
+            added = unpatchify(canvas, (frames, *cells.shape[1:]), size)
+            field = field + added.flatten(0, 1)
+        return field
+
+
+def level_image(
+    tokens: TokenSet, level: int
+) -> tuple[Float[Tensor, "bf *g d"], Bool[Tensor, "bf *g"]]:
+    """Features of a level on its grid, frame by frame, zero where it has no token; and where it
+    has one.
+    """
+    cells = tokens.cells
+    own = rows_of_levels(cells)[level]
+    grid = level_grid(cells.shape, cells.sizes[level])
+    count, n = cells.batch_size * product(grid), len(cells)
+    real = own.clamp(max=n - 1)
+    slots = torch.where(own < n, grid_index(cells, level)[real], count)
+    image = tokens.features.new_zeros(count + 1, tokens.features.shape[1])
+    image = image.index_copy(0, slots, tokens.features[real])[:count]
+    taken = torch.zeros(count + 1, dtype=torch.bool, device=cells.device)
+    taken = taken.scatter(0, slots, True)[:count]
+    shape = (cells.batch_size * grid[0], *grid[1:])
+    return image.view(*shape, -1), taken.view(shape)
+
+
+def filled(own: Sequence[tuple[Tensor, Tensor]], cells: Cells) -> list[Float[Tensor, "bf *g d"]]:
+    """Level images without holes: the covering coarser token, else the mean of the finer ones."""
+    ratios = [
+        [coarse // fine for coarse, fine in zip(c[1:], f[1:], strict=True)]
+        for c, f in itertools.pairwise(cells.sizes)
+    ]
+    below = [own[-1]]
+    for (image, taken), ratio in zip(reversed(own[:-1]), reversed(ratios), strict=True):
+        mean, any_below = _block_mean(*below[0], ratio, taken.shape[1:])
+        below.insert(0, (torch.where(taken[..., None], image, mean), taken | any_below))
+    out, covered = [below[0][0]], own[0]
+    for level, ratio in enumerate(ratios):
+        image, taken = own[level + 1]
+        above, has_above = (_expand(x, ratio, taken.shape[1:]) for x in covered)
+        out.append(torch.where(has_above[..., None], above, below[level + 1][0]))
+        covered = torch.where(taken[..., None], image, above), taken | has_above
+    return out
+
+
+def _expand(x: Tensor, ratio: Sequence[int], grid: Sequence[int]) -> Tensor:
+    for axis, (r, n) in enumerate(zip(ratio, grid, strict=True)):
+        x = x.repeat_interleave(r, dim=axis + 1).narrow(axis + 1, 0, n)
+    return x
+
+
+def _block_mean(
+    image: Tensor, taken: Tensor, ratio: Sequence[int], grid: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Mean over the taken points of each block, and whether there are any."""
+    sums, counts = image * taken[..., None], taken[..., None].to(image.dtype)
+    for axis, (r, n) in enumerate(zip(ratio, grid, strict=True)):
+        missing = r * n - sums.shape[axis + 1]
+        pad = [0, 0] * (sums.ndim - axis - 2) + [0, missing]
+        sums, counts = (
+            torch.nn.functional.pad(x, pad).unflatten(axis + 1, (n, r)).sum(axis + 2)
+            for x in (sums, counts)
+        )
+    return sums / counts.clamp(min=1), counts[..., 0] > 0
+
+
+def _cut(image: Tensor, space: Sequence[int]) -> Tensor:
+    """The domain out of whole cells."""
+    for axis, n in enumerate(space):
+        image = image.narrow(axis + 2, 0, n)
+    return image
+
+
+def _head(dim: int, channels: int, size: Sequence[int], version: str) -> nn.Sequential:
+    conv = TRANSPOSED[len(size)]
+    first, second, last = reversed(kernels(size, version))
+    return nn.Sequential(
+        conv(dim, dim // 4, first, first, bias=False),
+        ImageNorm(dim // 4, version),
+        nn.GELU(),
+        conv(dim // 4, dim // 4, second, second, bias=False),
+        ImageNorm(dim // 4, version),
+        nn.GELU(),
+        conv(dim // 4, channels, last, last),
+    )

@@ -1,0 +1,92 @@
+"""MATEY (Zhang et al., "MATEY: multiscale adaptive foundation models for spatiotemporal physical
+systems")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from adaptok.cells import nested
+from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.tokens import TokenizerSpec
+from adaptok.tree import TreeTokenizer, per_axis
+
+MODES = ("replace", "add")
+
+
+@TOKENIZERS.register("matey")
+def matey(
+    ndim: int,
+    in_channels: int,
+    dim: int,
+    *,
+    sizes: Sequence[int | Sequence[int]] = (8, 32),
+    gamma: float = 0.2,
+    fraction: float | None = None,
+    mode: str = "replace",
+    normalise: bool = False,
+    frame_size: int = 1,
+    per_frame: bool = False,
+    embedding: Part = "linear",
+    legacy_positions: bool = False,
+) -> TreeTokenizer:
+    """MATEY: cells whose variance is close to the largest one are refined.
+
+    Sec. 3, "Adaptive tokenization", Fig. 1. MATEY scores the raw field; a surrogate does so with
+    ``score_on="raw"``.
+
+    Args:
+        sizes: cell sizes from fine to coarse, each one number or one per space axis.
+        gamma: cells split whose variance exceeds gamma times the sample's largest (paper's runs:
+            0.2 and 0.4).
+        fraction: takes the place of gamma: the share of the cells of each level that split.
+        mode: "replace": refined cells give way to their children, a tiling (the later code).
+            "add": they stay beside them (the paper).
+        normalise: divide the variance of each channel by that of its sample.
+        frame_size: extent of every cell in time.
+        per_frame: score and refine each frame by itself (MATEY: one decision for all frames).
+        embedding: "linear", or "hmlp" for MATEY's convolutional stem, or a mapping with knobs.
+        legacy_positions: tell fine tokens the misplaced positions of the paper-era code.
+
+    Raises:
+        ValueError: sizes that do not nest, or legacy positions without their two levels or with a
+            fraction.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    levels = tuple((frame_size, *size) for size in nested_sizes(sizes, ndim))
+    if legacy_positions and (len(levels) != 2 or fraction is not None):
+        raise ValueError("legacy_positions are those of two sizes and a gamma, as in the paper")
+    marking: dict[str, Any] = {"name": "maximum", "gamma": gamma}
+    if fraction is not None:
+        marking = {"name": "fraction", "ratio": fraction}
+    spec = TokenizerSpec(
+        ndim,
+        in_channels,
+        dim,
+        levels,
+        tiling=mode == "replace",
+        legacy_positions=legacy_positions,
+    )
+    return TreeTokenizer(
+        spec,
+        INDICATORS.create("variance", normalise=normalise),
+        MARKINGS.build(marking),
+        EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=spec.sizes),
+        per_frame=per_frame,
+    )
+
+
+def nested_sizes(sizes: Sequence[int | Sequence[int]], ndim: int) -> tuple[tuple[int, ...], ...]:
+    """Sizes coarse to fine, one number per space axis, from sizes fine to coarse.
+
+    Raises:
+        ValueError: no size, or a size that is no multiple of the finer one before it.
+    """
+    levels = tuple(per_axis(size, ndim, "each of sizes") for size in reversed(list(sizes)))
+    if not levels or not nested(levels):
+        raise ValueError(
+            "sizes go from fine to coarse, each a multiple of the one before on every axis; "
+            f"got {list(sizes)}"
+        )
+    return levels

@@ -42,6 +42,13 @@ class Groups(NamedTuple):
         """Exact inverse of `gather`."""
         return packed if self.inverse is None else packed[self.inverse]
 
+    def ids(self, rows: int) -> Int64[Tensor, " n"]:
+        """Number of the group that each of the rows belongs to."""
+        numbers = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device)
+        return self.scatter(
+            numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
+        )
+
     @property
     def packed(self) -> Groups:
         """The same groups for rows that were gathered already."""

@@ -57,6 +57,11 @@ class TreeTokenizer(nn.Module):
         return self.marking.controls
 
     @property
+    def static(self) -> bool:
+        """Whether the number of tokens follows from the settings of a call (see `Marking`)."""
+        return getattr(self.marking, "static", False)
+
+    @property
     def _space_sizes(self) -> Sizes:
         return tuple(size[1:] for size in self.spec.sizes)
 
@@ -80,8 +85,9 @@ class TreeTokenizer(nn.Module):
         scores, tree = self._scores(field, boundary)
         shared = 1 if self.per_frame else frames
         monotone = self.indicator.monotone
-        split, lengths = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
-        return cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
+        marks = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
+        known = {"lengths": marks.lengths, "total": marks.total}
+        return cells_from_splits(marks.split, tree, frames=frames, frame_size=frame_size, **known)
 
     @torch.no_grad()
     def scores(
@@ -284,5 +290,5 @@ def cells_from_score(
     score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
     tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
     marking = BudgetMarking(splits_per_step=splits_per_step)
-    split, lengths = marking(sum_pyramid(score, tree), tree, budget=budget)
-    return cells_from_splits(split, tree, frames=1, lengths=lengths)
+    marks = marking(sum_pyramid(score, tree), tree, budget=budget)
+    return cells_from_splits(marks.split, tree, frames=1, lengths=marks.lengths)

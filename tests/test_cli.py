@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,19 @@ def test_multirun(tmp_path, capsys):
         assert (tmp_path / str(number) / "metrics.json").exists()
 
 
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_the_eager_one_does(trained, tmp_path, capsys):
+    options = ["trainer.compile=true", f"hydra.run.dir={tmp_path}"]
+    run(capsys, "train", *small_runs.train(), *options)
+    weights = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in (trained, tmp_path)
+    ]
+    assert list(weights[0]) == list(weights[1])
+    for name, eager in weights[0].items():
+        torch.testing.assert_close(weights[1][name], eager, atol=1e-3, rtol=1e-2)
+
+
 @pytest.mark.parametrize("mode", ["fold", pytest.param("frames", marks=pytest.mark.slow)])
 def test_tokenize_draws_fields_scores_and_cells(tmp_path, capsys, mode):
     options = ["settings=[{budget: 16}, {budget: 22}]", "samples=[1]", "history=2"]
@@ -195,6 +209,10 @@ def test_list(capsys):
     out = run(capsys, "list", "tokenizers", "u*")
     assert "uniform" in out
     assert "iap" not in out
+    out = run(capsys, "list", "backends")
+    assert re.search(r"loop +usable\n", out)
+    assert "varlen" in out
+    assert "no back end matches 'x*'" in fail(capsys, "list", "backends", "x*")
     assert "did you mean 'tokenizer'" in fail(capsys, "list", "tokenizr")
     assert "no decoder matches 'x*'" in fail(capsys, "list", "decoder", "x*")
 

@@ -28,7 +28,7 @@ CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "/_" 
 READERS = {
     "data": ([WellData.__init__, ImageData.__init__], {"generate"}),
     "optim": ([Optim, ClassifierOptim], set()),
-    "trainer": ([lightning.Trainer, make_trainer], set()),
+    "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
     "logger": ([make_trainer], set()),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }

@@ -83,7 +83,7 @@ def test_cells_are_those_of_the_recursion(domain, bars, seed):
     scores = rng.integers(0, 6, (2, tree.inner)).astype(np.float32)
     scores[rng.random(scores.shape) < 0.05] = np.nan
     marking = ThresholdMarking(thresholds=bars)
-    split, lengths = marking(torch.from_numpy(scores)[:, None], tree)
+    split, lengths, _ = marking(torch.from_numpy(scores)[:, None], tree)
     assert lengths is None
     cells = cells_from_splits(split, tree, frames=1).validate()
     for sample in range(2):

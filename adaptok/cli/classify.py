@@ -21,7 +21,7 @@ from adaptok.classify import (
 )
 from adaptok.classify.evaluation import classifier_markdown
 from adaptok.classify.models import build_timm
-from adaptok.cli.runs import fit, quiet, write_config
+from adaptok.cli.runs import fit, of_lightning, quiet, write_config
 from adaptok.config import check_knobs
 from adaptok.evaluation import label_of, write_report
 
@@ -42,6 +42,8 @@ def fit_and_test_classifier(config: Config, folder: Path) -> dict[str, Any] | No
     node = dict(config["model"])
     classes, timm_model, data = _model_and_data(config, node)
     model = build_classifier(timm_model, config["tokenizer"], node["checkpoint"])
+    if mode := config["trainer"]["compile"]:
+        model.compile(mode=mode if isinstance(mode, str) else None)
     knobs, optim = _rates(config, len(data.train_dataloader()))
     about = {"model": node, "tokenizer": config["tokenizer"], "classes": list(classes)}
     module = ClassifierModule(
@@ -98,7 +100,7 @@ def _model_and_data(config: Config, node: Config) -> tuple[tuple[str, ...], Any,
 
 def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOptim]:
     """Knobs of the trainer in steps, and the learning rates of this batch size."""
-    knobs = dict(config["trainer"])
+    knobs = of_lightning(config)
     accumulate = knobs.get("accumulate_grad_batches", 1)
     processes = _devices(knobs.get("devices", 1)) * knobs.get("num_nodes", 1)
     per_epoch = max(batches // (accumulate * processes), 1)

@@ -16,6 +16,7 @@ from adaptok import create_schedule
 from adaptok.atomic import replacing
 from adaptok.checkpoints import check_resume, find_resume, load_weights, read_checkpoint
 from adaptok.cli import pictures
+from adaptok.compiling import compile_model
 from adaptok.config import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
 from adaptok.evaluation import evaluate, write_report
@@ -47,12 +48,14 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
     quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
-    check_knobs(L.Trainer, "trainer", config["trainer"])
+    check_knobs(L.Trainer, "trainer", of_lightning(config))
     optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
     data = build_data(config)
     surrogate = build_surrogate(config, data.info)
     if config["activation_checkpointing"]:
         checkpoint_activations(surrogate)
+    if mode := config["trainer"].get("compile"):
+        compile_model(surrogate, mode if isinstance(mode, str) else None)
     module = SurrogateModule(surrogate, optim, schedule, config, seed=config["seed"])
     seconds = _fit(module, data, config, folder)
     if seconds is None:
@@ -80,7 +83,7 @@ def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) 
     def fits(saved: Config, path: Path) -> None:
         load_weights(module.surrogate, saved, path=path, config=config)
 
-    return fit(module, data, config, folder, config["trainer"], fits)
+    return fit(module, data, config, folder, of_lightning(config), fits)
 
 
 def fit(
@@ -126,6 +129,11 @@ def fit(
 
         wandb.finish()  # the next run of a sweep is a run of its own
     return module.seconds_per_step if trainer.is_global_zero else None
+
+
+def of_lightning(config: Config) -> dict[str, Any]:
+    """The group "trainer" without what is ours."""
+    return {key: value for key, value in config["trainer"].items() if key != "compile"}
 
 
 def _save_untrained(module: SurrogateModule, folder: Path) -> None:

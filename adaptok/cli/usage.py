@@ -51,7 +51,12 @@ EXAMPLES = {
         "adaptok data check data/shear_flow      # what is wrong with a file or a set, in words",
     ],
     "demo": ["adaptok demo", "adaptok demo trainer.max_steps=200"],
-    "list": ["adaptok list", "adaptok list tokenizer", "adaptok list tokenizer 'i*'"],
+    "list": [
+        "adaptok list",
+        "adaptok list tokenizer",
+        "adaptok list tokenizer 'i*'",
+        "adaptok list backends",
+    ],
     "bench": [
         "adaptok bench                        # the names",
         "adaptok bench vision --help",

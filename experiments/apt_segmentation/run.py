@@ -21,11 +21,12 @@ from torch.nn.functional import cross_entropy
 from adaptok.vision import apply_apt
 
 SIDE, CLASSES = 64, 4  # background, disc, square, ring
+TINTS = torch.tensor([[1.0, 0.7, 0.7], [0.7, 1.0, 0.7], [0.7, 0.7, 1.0]])[..., None, None]
 SETTINGS = {"fixed patches": (-1.0, -1.0), "APT": (1.0, 1.0)}
 
 
 def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Shapes of random texture on a flat background: 8-bit images over 255, and labels."""
+    """Shapes of tinted random texture on a flat background: 8-bit images over 255, and labels."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
@@ -42,7 +43,7 @@ def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             2: torch.maximum(dy.abs(), dx.abs()) < r,
             3: (distance < r) & (distance > r / 2),
         }[label]
-        texture = torch.rand(count, 3, SIDE, SIDE, generator=generator)
+        texture = TINTS[label - 1] * torch.rand(count, 3, SIDE, SIDE, generator=generator)
         images = torch.where(inside[:, None], texture, images)
         labels = torch.where(inside, label, labels)
     return (images * 255).round() / 255, labels
@@ -115,7 +116,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(folder: Path, steps: int = 250, seeds: int = 3) -> None:
+def main(folder: Path, steps: int = 200, seeds: int = 3) -> None:
     file, rows = folder / "results.csv", []
     if file.exists():
         with file.open(newline="") as kept:

@@ -10,6 +10,7 @@ from adaptok.model import (
     create_surrogate,
     create_tokenizer,
 )
+from adaptok.pi_resize import pi_resize
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -49,6 +50,7 @@ __all__ = [
     "create_surrogate",
     "create_tokenizer",
     "decoders",
+    "pi_resize",
     "processors",
     "tokenizers",
 ]

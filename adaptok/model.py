@@ -24,6 +24,7 @@ class Prepared(NamedTuple):
     x: Tensor  # (b, t', c', *space): what is embedded
     mean: Tensor  # broadcasts against (b, t, c, *space)
     std: Tensor
+    delta_mean: Tensor
     delta_std: Tensor
 
 
@@ -137,7 +138,7 @@ class Surrogate(nn.Module):
         tokens = self.tokenizer.embed(prepared.x, cells, boundary=boundary)
         decoded = self.decoder(self.processor(tokens))[:, -1:]  # (b, 1, out_channels, *space)
         if self.predict == "delta":
-            return field[:, -1:] + prepared.delta_std * decoded
+            return field[:, -1:] + prepared.delta_mean + prepared.delta_std * decoded
         return prepared.mean + prepared.std * decoded
 
     def prepare(
@@ -220,7 +221,8 @@ class Surrogate(nn.Module):
         return field
 
     def _prepare(self, field: Tensor, constants: Tensor | None) -> Prepared:
-        mean, std, delta_std = self._statistics(field)
+        mean, std = self._statistics(field)
+        delta_mean, delta_std = self._delta_statistics(field, std)
         x, scored = (field - mean) / std, field
         if self.constant_channels:
             assert constants is not None
@@ -229,7 +231,7 @@ class Surrogate(nn.Module):
         else:
             x, scored = self._append(x, None), self._append(scored, None)
         scored = x if self.score_on == "normalised" else scored
-        return Prepared(scored, x, mean, std, delta_std)
+        return Prepared(scored, x, mean, std, delta_mean, delta_std)
 
     def _append(self, field: Tensor, constants: Tensor | None) -> Tensor:
         """Folds the history where asked, then appends the constants to every frame."""
@@ -239,23 +241,36 @@ class Surrogate(nn.Module):
             return field
         return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
 
-    def _statistics(self, field: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _statistics(self, field: Tensor) -> tuple[Tensor, Tensor]:
         if self.normalise == "none":
-            zero, one = field.new_zeros(()), field.new_ones(())
-            return zero, one, one
+            return field.new_zeros(()), field.new_ones(())
+        if self.normalise in ("sample", "context"):
+            return self._moments(field, (1, *range(3, field.ndim)))
+        view = (1, 1, -1, *[1] * self.ndim)
+        return self.mean.view(view), self.std.view(view)
+
+    def _delta_statistics(self, field: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and scale of the change from frame to frame; the mean is 0 but for "context"."""
+        zero = field.new_zeros(())
+        if self.normalise == "none" or self.predict != "delta":
+            return zero, field.new_ones(())
+        if self.normalise == "context":
+            return self._moments(field.diff(dim=1), (1, *range(3, field.ndim)))
         view = (1, 1, -1, *[1] * self.ndim)
         if self.normalise == "sample":
-            axes = (1, *range(3, field.ndim))
-            std, mean = torch.std_mean(field, dim=axes, correction=0, keepdim=True)
-            std = std + 1e-8
-            return mean, std, std * (self.delta_std / self.std).view(view)
-        return self.mean.view(view), self.std.view(view), self.delta_std.view(view)
+            return zero, std * (self.delta_std / self.std).view(view)
+        return zero, self.delta_std.view(view)
+
+    def _moments(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Mean and std of the sample at hand; of "context" as in the authors' code of CKM."""
+        context = self.normalise == "context"
+        std, mean = torch.std_mean(x, dim=axes, correction=int(context), keepdim=True)
+        return mean, std + (1e-4 if context else 1e-8)
 
     def _normal_constants(self, constants: Tensor) -> Tensor:
-        if self.normalise == "sample":
-            axes = tuple(range(3, constants.ndim))
-            std, mean = torch.std_mean(constants, dim=axes, correction=0, keepdim=True)
-            return (constants - mean) / (std + 1e-8)
+        if self.normalise in ("sample", "context"):
+            mean, std = self._moments(constants, tuple(range(3, constants.ndim)))
+            return (constants - mean) / std
         if self.normalise == "none":
             return constants
         view = (1, 1, -1, *[1] * self.ndim)
@@ -329,9 +344,9 @@ def create_surrogate(
         history_mode: "fold" makes them channels of one frame; "frames" keeps them as frames of
             tokens.
         constant_channels: static input fields, given per call as `constants`.
-        normalise: "sample" (mean and std of the context), "dataset" (see
-            `Surrogate.set_statistics`) or "none" (the tokens see physical units; predictions are
-            not scaled).
+        normalise: "sample" (mean and std of the context), "context" (also of the changes from frame
+            to frame in it, as CKM and CSM), "dataset" (see `Surrogate.set_statistics`) or "none"
+            (the tokens see physical units; predictions are not scaled).
         score_on: what the indicator sees, "normalised" or "raw".
         predict: "delta" (the change since the last frame) or "state".
 
@@ -341,7 +356,7 @@ def create_surrogate(
     out_channels = in_channels if out_channels is None else out_channels
     for name, value, accepted in (
         ("history_mode", history_mode, ("fold", "frames")),
-        ("normalise", normalise, ("sample", "dataset", "none")),
+        ("normalise", normalise, ("sample", "context", "dataset", "none")),
         ("score_on", score_on, ("normalised", "raw")),
         ("predict", predict, ("delta", "state")),
     ):
@@ -350,6 +365,11 @@ def create_surrogate(
             raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}{near}")
     if history < 1:
         raise ValueError(f"history must be at least 1 frame, got {history}")
+    if history < 2 and normalise == "context" and predict == "delta":
+        raise ValueError(
+            'normalise="context" takes the scale of a change from the history, which needs at '
+            f"least 2 frames, got {history}"
+        )
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

@@ -2,5 +2,6 @@
 
 from adaptok.decoders.cross_attention import CrossAttentionDecoder
 from adaptok.decoders.linear import LinearDecoder
+from adaptok.decoders.modulated import ModulatedDecoder
 
-__all__ = ["CrossAttentionDecoder", "LinearDecoder"]
+__all__ = ["CrossAttentionDecoder", "LinearDecoder", "ModulatedDecoder"]

@@ -356,7 +356,7 @@ def create_surrogate(
     out_channels = in_channels if out_channels is None else out_channels
     for name, value, accepted in (
         ("history_mode", history_mode, ("fold", "frames")),
-        ("normalise", normalise, ("sample", "context", "dataset", "none")),
+        ("normalise", normalise, ("sample", "dataset", "none", "context")),
         ("score_on", score_on, ("normalised", "raw")),
         ("predict", predict, ("delta", "state")),
     ):

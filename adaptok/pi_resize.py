@@ -52,7 +52,7 @@ def pi_resize(
             "a kernel is a floating-point tensor (c_out, c_in, *kernel) with 1 to 3 kernel axes, "
             f"got {weight.dtype} of shape {tuple(weight.shape)}"
         )
-    sizes = (new_size,) * ndim if isinstance(new_size, int) else tuple(new_size)
+    sizes = tuple(new_size) if isinstance(new_size, Sequence) else (new_size,) * ndim
     if len(sizes) != ndim or any(not isinstance(n, int) or n < 1 for n in sizes):
         raise ValueError(f"new_size is a positive whole number or {ndim} of them, got {new_size!r}")
     pairs = list(zip(weight.shape[2:], sizes, strict=True))
@@ -82,9 +82,10 @@ def _pseudo_inverse(old: int, new: int, mode: str, antialias: bool) -> Float[Ten
         if old == new:
             return basis
         corners = {} if mode == "nearest" else {"align_corners": False, "antialias": antialias}
-        # One image (old, 1) per basis vector; the second axis keeps its size.
-        images = basis[:, None, :, None]
-        resized = nn.functional.interpolate(images, size=(new, 1), mode=mode, **corners)
+        # One image per basis vector, constant along the second axis, which keeps its size. Of size
+        # 1 that axis would not do: torch's filtered kernel then reads the same row for all others.
+        images = basis[:, None, :, None].expand(-1, -1, -1, 2).contiguous()
+        resized = nn.functional.interpolate(images, size=(new, 2), mode=mode, **corners)
         return torch.linalg.pinv(resized[:, 0, :, 0])
 
 

@@ -42,7 +42,7 @@ def residual_spectrum(
     mse(prediction, target, ndim)  # checks shapes and ndim
     power = _power(prediction - target, ndim)
     shape = power.shape[-ndim:]
-    axes = [torch.fft.fftfreq(n, device=power.device) for n in shape]
+    axes = [torch.fft.fftfreq(n, dtype=torch.float64, device=power.device) for n in shape]
     grids = torch.meshgrid(*axes, indexing="ij")
     longest = max(shape)
     band = (torch.stack(grids).square().sum(0).sqrt() * longest).round().long().flatten()
@@ -92,6 +92,8 @@ def patch_harmonics(
     for axis, (n, p) in enumerate(zip(shape, sizes, strict=True)):
         if n % p == 0 and n // p >= 4:
             power = axis_spectrum(prediction - target, ndim, axis).power
+            if n % 2 == 0:  # the Nyquist wavenumber has one sign, all others have two
+                power = torch.cat([power[..., :-1], 2 * power[..., -1:]], -1)
             ratios += _rises(power.clamp(min=torch.finfo(power.dtype).tiny).log(), n // p)
     if not ratios:
         raise ValueError(

@@ -30,8 +30,10 @@ def packed(tokens: torch.Tensor) -> torch.Tensor:
     return theirs(tokens).movedim(2, -1).flatten(0, -2)
 
 
-def load_stem(stem, arrays: dict, prefix: str = "enc.") -> None:
-    """Their stem takes a lifted field; here the lift is the identity unless it is given."""
+def load_stem(stem, arrays: dict, prefix: str = "enc.", lift=None) -> None:
+    """Their stem takes a lifted field; here the lift is the identity unless (weight, bias) are
+    given.
+    """
     names = {
         "conv1.weight": "proj1.weight",
         "norm1.weight": "norm1.weight",
@@ -42,7 +44,7 @@ def load_stem(stem, arrays: dict, prefix: str = "enc.") -> None:
     }
     state = {ours: arrays[prefix + name] for ours, name in names.items()}
     hidden = state["conv1.weight"].shape[0]
-    state["lift.weight"], state["lift.bias"] = torch.eye(hidden), torch.zeros(hidden)
+    state["lift.weight"], state["lift.bias"] = lift or (torch.eye(hidden), torch.zeros(hidden))
     tokens = arrays.get("pad.padding_tokens", arrays.get("w.patch_jitterer.padding_tokens"))
     state["padding"] = torch.zeros(2, hidden) if tokens is None else tokens.flatten(1)
     stem.load_state_dict(state)
@@ -218,19 +220,15 @@ def whole_model(arrays: dict, **changes):
     }
     make = {"ndim": 2, "in_channels": 4, "dim": 32, "depth": 2, "heads": 2, "history": 6}
     model = create_surrogate(**make, history_mode="frames", **parts, **changes)
-    stem = model.tokenizer.embedding
-    load_stem(stem, arrays, "w.embed.")
     weight, bias = arrays["w.space_bag.linear.weight"], arrays["w.space_bag.linear.bias"]
-    scale = (weight.shape[1] / len(labels)) ** 0.5
-    with torch.no_grad():
-        stem.lift.weight.copy_(weight[:, labels] * scale)
-        stem.lift.bias.copy_(bias * scale)
+    scale = (weight.shape[1] / len(labels)) ** 0.5  # theirs for 4 fields of 6
+    lift = (weight[:, labels] * scale, bias * scale)
+    load_stem(model.tokenizer.embedding, arrays, "w.embed.", lift)
     load_decoder(model.decoder, arrays, labels, "w.debed.")
     load_processor(model.processor, arrays)
     return model.eval()
 
 
-# The lift has to be resized for 4 of 6 fields; theirs has as many rows as ours has columns.
 @pytest.mark.parametrize("patch", [4, 8, 16])
 def test_whole_model(golden, patch):
     arrays = tensors(golden("ckm_model_full_2d"))

@@ -98,5 +98,5 @@ class ConvStem(nn.Module):
         weight = self.resize1(self.conv1.weight, size)
         lift = torch.cat([self.lift.weight, self.lift.bias[:, None], self.padding.mT], 1)
         with torch.autocast(weight.device.type, enabled=False):
-            composed = torch.tensordot(weight, lift.to(weight.dtype), ([1], [0])).movedim(-1, 1)
+            composed = torch.einsum("oh...,hc->oc...", weight, lift.to(weight.dtype))
         return composed.to(self.conv1.weight.dtype)

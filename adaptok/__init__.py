@@ -11,6 +11,7 @@ from adaptok.model import (
     create_tokenizer,
 )
 from adaptok.pi_resize import pi_resize
+from adaptok.pretrained import from_pretrained, save_pretrained
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -50,7 +51,9 @@ __all__ = [
     "create_surrogate",
     "create_tokenizer",
     "decoders",
+    "from_pretrained",
     "pi_resize",
     "processors",
+    "save_pretrained",
     "tokenizers",
 ]

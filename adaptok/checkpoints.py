@@ -10,12 +10,24 @@ from typing import Any
 import torch
 import yaml
 
-from adaptok.model import Surrogate
+from adaptok.forecast import OneStepModel
+from adaptok.pretrained import build
 
 # What weights depend on; the rest of a configuration may differ between training and evaluation.
-ARCHITECTURE = ("tokenizer", "processor", "decoder", "size", "history", "history_mode", "data")
+ARCHITECTURE = (
+    "model",
+    "tokenizer",
+    "processor",
+    "decoder",
+    "size",
+    "history",
+    "history_mode",
+    "data",
+)
 # What may change when a run goes on.
-FREE_ON_RESUME = ("name", "resume", "trainer", "logger", "test")
+FREE_ON_RESUME = ("name", "resume", "resume_anyway", "trainer", "logger", "test", "hydra")
+# Where the data is and how it is read do not change what is trained.
+PLACES = ("data.base", "data.path", "data.num_workers", "data.cache", "data.cache_limit")
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -52,8 +64,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def load_surrogate(path: str | Path) -> Any:
+    """The model of a checkpoint (a file or a run folder) with its averaged weights; needs no data.
+
+    Raises:
+        ValueError: no such file, or one that `adaptok train` did not write.
+    """
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.get("adaptok_model")
+    if not config:
+        raise ValueError(f"{path} does not say how its model was built")
+    model = build(config)
+    load_weights(model, checkpoint, path=path)
+    return model.eval()
+
+
 def load_weights(
-    surrogate: Surrogate,
+    surrogate: OneStepModel,
     checkpoint: Mapping[str, Any],
     *,
     path: str | Path = "the checkpoint",
@@ -68,7 +95,8 @@ def load_weights(
         ValueError: the checkpoint is of another architecture; says what differs.
     """
     prefix = "surrogate."
-    there = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items()}
+    state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
+    there = {k.removeprefix(prefix): v for k, v in state.items()}
     here = surrogate.state_dict()
     wrong = list(_wrong_tensors(there, here))
     if wrong:
@@ -108,6 +136,26 @@ def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in config.items():
         yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    """Raises ``ValueError`` with what differs where a run would go on with another configuration.
+
+    What only one of the two knows (of another version) is left out, and so are `FREE_ON_RESUME` and
+    `PLACES`.
+    """
+    there = checkpoint.get("adaptok_config", {})
+    keys = tuple(k for k in there if k in config and k not in FREE_ON_RESUME)
+    other = [
+        line
+        for line in differences(there, config, keys)
+        if "absent" not in line.split() and not line.startswith(PLACES)
+    ]
+    if other:
+        raise ValueError(
+            f"{path} is of a run with another configuration: {'; '.join(other)}. To go on all the "
+            "same: resume_anyway=true"
+        )
 
 
 def find_resume(

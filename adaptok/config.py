@@ -22,9 +22,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adaptok import create_surrogate
+from adaptok.baselines import BASELINES, create_baseline
 from adaptok.data import FieldInfo
 from adaptok.data.synthetic import SOLVERS, generate
-from adaptok.model import Surrogate
+from adaptok.forecast import OneStepModel
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -48,6 +49,7 @@ GROUPS: dict[str, Registry] = {
     "processor": PROCESSORS,
     "decoder": DECODERS,
     "schedule": SCHEDULES,
+    "model": BASELINES,  # beside "surrogate", the model made of the parts above
 }
 MODEL_KEYS = ("history", "history_mode", "predict", "normalise", "score_on")
 # Knobs that follow another key of the configuration unless they are set.
@@ -67,14 +69,21 @@ def config_dir() -> Path:
     raise ValueError(f"no configuration files in {here / 'conf'} or {here.parent / 'conf'}")
 
 
+def label_of_model(model: str, tokenizer: str) -> str:
+    """What a run is called after: the tokenizer, or the baseline."""
+    return tokenizer if model == "surrogate" else model
+
+
 def register_parts() -> None:
     """Makes every registry entry a choice of its Hydra group; may be called again."""
+    OmegaConf.register_new_resolver("adaptok.label", label_of_model, replace=True)
     store = ConfigStore.instance()
     for group, registry in GROUPS.items():
         for name in registry.names():
             knobs = {k: FOLLOWS.get((group, k), v) for k, v in registry.knobs(name).items()}
             node = {"name": name, **{k: v for k, v in knobs.items() if _is_plain(v)}}
             store.store(group=group, name=name, node=node, provider="adaptok")
+    store.store(group="model", name="surrogate", node={"name": "surrogate"}, provider="adaptok")
     for name in SOLVERS.names():
         knobs = {k: v for k, v in SOLVERS.knobs(name).items() if _is_plain(v)}
         node = {"defaults": ["_base", "_self_"], "name": name, "generate": {"seed": 0, **knobs}}
@@ -216,26 +225,44 @@ def build_data(
         data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
     if data["path"] is not None:
         data |= {"name": None, "base": None}
+    data.setdefault("target_steps", config.get("optim", {}).get("unroll", 1))
     check_knobs(WellData, "data", data)
     module = WellData(history=config["history"], seed=config["seed"], **data)
     module.setup(stage)
     return module
 
 
-def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> Surrogate:
-    """The surrogate of a plain configuration, for the fields of a data set, statistics set."""
-    surrogate = create_surrogate(
-        ndim=info.ndim,
-        in_channels=len(info.fields),
-        constant_channels=len(info.constants),
-        dim=config["size"]["dim"],
-        **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
-    )
+def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
+    """The model of a plain configuration, for the fields of a data set, statistics set."""
+    model = config.get("model", {"name": "surrogate"})
+    if model["name"] == "surrogate":
+        surrogate: OneStepModel = create_surrogate(
+            ndim=info.ndim,
+            in_channels=len(info.fields),
+            constant_channels=len(info.constants),
+            dim=config["size"]["dim"],
+            **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
+        )
+    else:
+        if config["history_mode"] != "fold":
+            raise ValueError(
+                f"model={model['name']} folds its history into channels: history_mode=fold, not "
+                f"{config['history_mode']}"
+            )
+        surrogate = create_baseline(
+            model,
+            ndim=info.ndim,
+            in_channels=len(info.fields),
+            constant_channels=len(info.constants),
+            boundary=info.boundary,
+            shape=info.shape,
+            **{key: config[key] for key in ("history", "normalise", "predict")},
+        )
     set_statistics(surrogate, info)
     return surrogate
 
 
-def set_statistics(surrogate: Surrogate, info: FieldInfo) -> None:
+def set_statistics(surrogate: OneStepModel, info: FieldInfo) -> None:
     """Hands the statistics of the training split to the surrogate."""
     constants = (info.constant_mean, info.constant_std) if info.constants else (None, None)
     surrogate.set_statistics(info.mean, info.std, info.delta_std, *constants)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptok.atomic import replacing
 from adaptok.data import WellData
+from adaptok.forecast import OneStepModel
 from adaptok.metrics import binned_spectral_error, nrmse, vrmse
-from adaptok.model import Surrogate
+from adaptok.predictions import PredictionWriter, folder_name
 from adaptok.schedules import Schedule, create_schedule
 
 # The Well's rollout tables average the error over these steps.
@@ -23,13 +25,14 @@ WINDOWS = {"6:12": slice(6, 12), "13:30": slice(13, 30)}
 
 
 def evaluate(
-    surrogate: Surrogate,
+    surrogate: OneStepModel,
     data: WellData,
     *,
     split: str = "test",
     settings: Sequence[Mapping[str, Any]] = ({},),
     steps: int = 0,
     device: str = "auto",
+    predictions: str | Path | None = None,
 ) -> dict[str, Any]:
     """Tests a surrogate, in physical units, with VRMSE as in the Well.
 
@@ -41,6 +44,8 @@ def evaluate(
             from step to step.
         steps: length of the rollouts, 0 for none.
         device: "auto" (CUDA where there is one, in bf16), "cpu" or "cuda".
+        predictions: folder for the rollouts in the Well's format, one data set per setting; None
+            keeps none.
 
     Returns:
         Plain values that JSON can hold: fields, persistence, and per setting the tokens per sample,
@@ -48,9 +53,9 @@ def evaluate(
     """
     if not settings:
         raise ValueError("settings is a list of controls, at least [{}], got an empty one")
-    place = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    )
+    if predictions is not None and steps < 1:
+        raise ValueError(f"predictions are those of rollouts: give steps, not {steps}")
+    place = device_of(device)
     surrogate = surrogate.to(place).eval()
     fields = list(data.info.fields)
     results = {
@@ -65,7 +70,15 @@ def evaluate(
         row = {"label": label_of(setting), "setting": dict(setting)}
         row |= _one_step(surrogate, data, split, schedule, fields, place)
         if steps:
-            row["rollout"] = _rollout(surrogate, data, split, schedule, steps, place)
+            pairs = rollouts(surrogate, data, split, schedule, steps, place)
+            if predictions is None:
+                row["rollout"] = _rollout(pairs, data.info.ndim)
+            else:
+                about = {"setting": dict(setting), "history": surrogate.history}
+                out = Path(predictions) / folder_name(row["label"])
+                with PredictionWriter(out, data, split, steps, about) as writer:
+                    row["rollout"] = _rollout(writer.passing(pairs), data.info.ndim)
+                row["predictions"] = str(out)
         results["settings"].append(row)
     return results
 
@@ -77,14 +90,14 @@ def label_of(setting: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in setting.items()) or "as built"
 
 
-def _schedule(surrogate: Surrogate, setting: Mapping[str, Any]) -> Schedule:
+def _schedule(surrogate: OneStepModel, setting: Mapping[str, Any]) -> Schedule:
     if "name" in setting:
         return create_schedule(setting)
     unknown = [name for name in setting if name not in surrogate.controls]
     if unknown:
         accepted = ", ".join(surrogate.controls) or "none"
         raise ValueError(
-            f"unknown control {unknown[0]!r} in settings; this tokenizer's controls: {accepted}"
+            f"unknown control {unknown[0]!r} in settings; this model's controls: {accepted}"
         )
     return lambda step: dict(setting)
 
@@ -100,7 +113,7 @@ def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[s
 
 @torch.no_grad()
 def _one_step(
-    surrogate: Surrogate,
+    surrogate: OneStepModel,
     data: WellData,
     split: str,
     schedule: Schedule,
@@ -110,7 +123,7 @@ def _one_step(
     errors, relative, spectral, seconds = [], [], [], []
     ndim = data.info.ndim
     with count_tokens(surrogate) as counts, _precision(device):
-        for number, batch in enumerate(data.loader(split)):
+        for number, batch in enumerate(data.loader(split, 1)):
             field, target = batch["input"].to(device), batch["target"][:, :1]
             start = _now(device)
             prediction = surrogate(field, **inputs_of(batch, device), **schedule(number))
@@ -119,10 +132,12 @@ def _one_step(
             errors.append(vrmse(prediction, target, ndim))
             relative.append(nrmse(prediction, target, ndim))
             spectral.append(binned_spectral_error(prediction, target, ndim).nmse)
-    tokens = torch.cat(counts).double()
+    tokens = torch.cat(counts).double() if counts else None
     warm = seconds[1:] or seconds
     return {
-        "tokens": {k: getattr(tokens, k)().item() for k in ("mean", "min", "max")},
+        "tokens": None
+        if tokens is None
+        else {k: getattr(tokens, k)().item() for k in ("mean", "min", "max")},
         "seconds_per_step": sum(warm) / len(warm),
         "vrmse": _summary(torch.cat(errors), fields),
         "nrmse": _number(torch.cat(relative).mean()),
@@ -130,30 +145,54 @@ def _one_step(
     }
 
 
-def _rollout(
-    surrogate: Surrogate,
+def device_of(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one."""
+    return torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    )
+
+
+def rollouts(
+    surrogate: OneStepModel,
     data: WellData,
     split: str,
-    schedule: Schedule,
+    settings: Schedule,
     steps: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    errors = []
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+    """Every trajectory of a split from its first frames on, batch by batch.
+
+    Args:
+        settings: controls of each step, as `adaptok.create_schedule` makes them.
+
+    Yields:
+        The batch, with "target" (b, steps, c, *space), and the prediction of that shape on the CPU.
+    """
+    place = torch.device(device)
     for batch in data.rollout_loader(split, steps):
-        field = batch["input"].to(device)
-        with _precision(device):
+        with _precision(place):
             prediction = surrogate.rollout(
-                field, steps, **inputs_of(batch, device), settings=schedule
+                batch["input"].to(place), steps, **inputs_of(batch, place), settings=settings
             )
-        errors.append(vrmse(prediction.float().cpu(), batch["target"], data.info.ndim))
-    return _curves(torch.cat(errors))
+        yield batch, prediction.float().cpu()
+
+
+def _rollout(pairs: Iterable[tuple[Mapping[str, Tensor], Tensor]], ndim: int) -> dict[str, Any]:
+    errors, spectral = [], []
+    for batch, prediction in pairs:
+        errors.append(vrmse(prediction, batch["target"], ndim))
+        spectral.append(binned_spectral_error(prediction, batch["target"], ndim).nmse)
+    bands = torch.cat(spectral).mean((0, 2))  # (steps, bins)
+    spectra = [[_number(v) for v in step] for step in bands]
+    return _curves(torch.cat(errors)) | {"spectral_nmse": spectra}
 
 
 def persistence(data: WellData, split: str = "test", steps: int = 0) -> dict[str, Any]:
     """Errors of predicting no change: one step, and `steps` steps."""
     fields, ndim = list(data.info.fields), data.info.ndim
     errors = [
-        vrmse(batch["input"][:, -1:], batch["target"][:, :1], ndim) for batch in data.loader(split)
+        vrmse(batch["input"][:, -1:], batch["target"][:, :1], ndim)
+        for batch in data.loader(split, 1)
     ]
     result: dict[str, Any] = {"vrmse": _summary(torch.cat(errors), fields)}
     if steps:
@@ -207,10 +246,14 @@ def _precision(device: torch.device) -> Any:
 
 
 @contextmanager
-def count_tokens(surrogate: Surrogate) -> Iterator[list[Tensor]]:
-    """Collects the tokens per sample of every call, each (b,)."""
+def count_tokens(surrogate: OneStepModel) -> Iterator[list[Tensor]]:
+    """Collects the tokens per sample of every call, each (b,); nothing of a baseline."""
     counts: list[Tensor] = []
-    handle = surrogate.processor.register_forward_pre_hook(
+    processor: Any = getattr(surrogate, "processor", None)
+    if processor is None:
+        yield counts
+        return
+    handle = processor.register_forward_pre_hook(
         lambda _, args: counts.append(args[0].cells.cu_seqlens.diff().cpu())
     )
     try:
@@ -224,8 +267,10 @@ def write_report(results: Mapping[str, Any], folder: str | Path) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "metrics.json", folder / "metrics.md"]
-    files[0].write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    files[1].write_text(markdown(results))
+    texts = [json.dumps(results, indent=2, allow_nan=False) + "\n", markdown(results)]
+    for file, text in zip(files, texts, strict=True):
+        with replacing(file) as temporary:
+            temporary.write_text(text)
     return files
 
 
@@ -236,7 +281,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     rows = [["persistence", "", "", *_row(results["persistence"]["vrmse"], fields)]]
     for row in results["settings"]:
         seconds = f"{row['seconds_per_step']:.3g}"
-        rows.append([row["label"], _tokens(row["tokens"]), seconds, *_row(row["vrmse"], fields)])
+        rows.append(
+            [row["label"], tokens_cell(row["tokens"]), seconds, *_row(row["vrmse"], fields)]
+        )
     text = f"# {results['data']}, {results['split']} split\n\n"
     text += "One step; per field the mean over samples.\n\n" + table(header, rows)
     if "rollout" in results["persistence"]:
@@ -274,7 +321,10 @@ def _cell(value: float | None) -> str:
     return "diverged" if value is None else f"{value:.4f}"
 
 
-def _tokens(tokens: Mapping[str, float]) -> str:
+def tokens_cell(tokens: Mapping[str, float] | None) -> str:
+    """Tokens per sample; empty for a baseline."""
+    if tokens is None:
+        return ""
     if tokens["min"] == tokens["max"]:
         return f"{tokens['mean']:.0f}"
     return f"{tokens['mean']:.0f} ({tokens['min']:.0f}-{tokens['max']:.0f})"

@@ -31,6 +31,13 @@ class Optim:
 
     Attributes:
         loss: "mse" or "nmse", on fields in units of the training split's std.
+        loss_frames: "last", or "all": also on what follows the earlier frames of the history
+            (needs ``history_mode="frames"``).
+        unroll: steps that are predicted in a row, each from the last prediction; the loss is the
+            mean over them.
+        through_time: let gradients flow through the predictions that are fed back. Without, each
+            step learns to undo the errors of the ones before it: the pushforward trick
+            (Brandstetter et al., "Message Passing Neural PDE Solvers", 2022, Sec. 3.1).
         lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`.
         decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
         weight_decay: of AdamW; norms, biases and other vectors are left out.
@@ -38,6 +45,9 @@ class Optim:
     """
 
     loss: str = "mse"
+    loss_frames: str = "last"
+    unroll: int = 1
+    through_time: bool = False
     lr: float = 5e-4
     weight_decay: float = 5e-2
     betas: Sequence[float] = (0.9, 0.999)
@@ -52,12 +62,15 @@ class Optim:
     def __post_init__(self) -> None:
         for name, value, accepted in (
             ("loss", self.loss, tuple(LOSSES)),
+            ("loss_frames", self.loss_frames, ("last", "all")),
             ("decay", self.decay, ("exponential", "cosine")),
         ):
             if value not in accepted:
                 raise ValueError(
                     f"optim.{name} must be one of {', '.join(accepted)}, got {value!r}"
                 )
+        if self.unroll < 1:
+            raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
 
     def learning_rate(self, step: int, max_steps: int) -> float:
         """Learning rate of a step; only the cosine depends on `max_steps`."""

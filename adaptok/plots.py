@@ -21,6 +21,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
 from adaptok.cells import Cells
 
@@ -45,12 +46,20 @@ def _style() -> Any:
     return plt.rc_context(STYLE)  # type: ignore[arg-type]
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure, makes its folder and frees its memory."""
+def save(figure: Figure, path: str | Path, *, dpi: int = 200, small: bool = False) -> Path:
+    """Writes the figure, makes its folder and frees its memory.
+
+    Args:
+        small: keep 256 colours only, which makes a third of the file; for PNG.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)
+    if small:
+        with Image.open(path) as image:
+            reduced = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+        reduced.save(path, optimize=True)
     return path
 
 
@@ -162,6 +171,38 @@ def cells_figure(
             axes[row, 0].set_ylabel(where)
         if title:
             figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def trajectory_figure(
+    fields: Mapping[str, np.ndarray], times: Sequence[float], *, title: str = ""
+) -> Figure:
+    """Fields as they change: one column per field with its own colours, one row per time.
+
+    Unlike elsewhere the first space axis points right and the second up, as in nature: in a fluid
+    that is heated from below, below is below.
+
+    Args:
+        fields: name -> ``(t, *space)``; of 3D fields the plane through the middle of the last axis.
+        times: of the rows, (t,).
+        title: of the figure.
+    """
+    flat = {k: v if v.ndim < 4 else v[..., v.shape[-1] // 2] for k, v in fields.items()}
+    shape = next(iter(flat.values())).shape[1:]
+    panel = min(1.4, 7.5 / len(flat))  # inches
+    width, height = (panel * (n / max(shape)) ** 0.5 for n in (shape[0], shape[-1]))
+    size = (len(flat) * width * 1.05 + 0.3, len(times) * height * 1.05 + 0.6)
+    with _style(), plt.rc_context({"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7}):
+        figure, axes = plt.subplots(len(times), len(flat), figsize=size, squeeze=False)
+        for column, (name, values) in enumerate(flat.items()):
+            limits, cmap = colours_of(values)
+            for row, frame in enumerate(values):
+                turned = frame if frame.ndim == 1 else frame.T[::-1]
+                draw_values(axes[row, column], turned, limits=limits, cmap=cmap)
+            axes[0, column].set_title(f"{name}\n{limits[0]:.3g} to {limits[1]:.3g}")
+        for row, time in enumerate(times):
+            axes[row, 0].set_ylabel(f"t = {time:.3g}")
+        figure.suptitle(title, fontsize=8)
     return figure
 
 

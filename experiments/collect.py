@@ -26,15 +26,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
     row, tokenizer = metrics["settings"][0], config["tokenizer"]
+    model, decoder = config.get("model", {"name": "surrogate"})["name"], config["decoder"]["name"]
     knobs = " ".join(f"{k}={tokenizer[k]}" for k in KNOBS if tokenizer.get(k))
     return {
         "folder": folder,
         "data": config["data"]["name"],
-        "model": f"{tokenizer['name']} {knobs} + {config['decoder']['name']}",
+        "model": model if model != "surrogate" else f"{tokenizer['name']} {knobs} + {decoder}",
         "seed": config["seed"],
         "steps": config["trainer"]["max_steps"],
         "parameters": metrics["parameters"],
-        "tokens": row["tokens"]["mean"],
+        "tokens": row["tokens"]["mean"] if row["tokens"] else "",
         "vrmse": row["vrmse"]["mean"],
         "vrmse_median": row["vrmse"]["median"],
         "rollout_last": row["rollout"]["mean"][-1] if "rollout" in row else "",

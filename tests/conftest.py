@@ -55,6 +55,16 @@ def seed() -> int:
 
 
 @pytest.fixture(autouse=True)
+def registries(monkeypatch) -> None:
+    """What a test registers, as the code blocks of the docs do, is gone after it."""
+    from adaptok import registry
+
+    for part in [r for r in vars(registry).values() if isinstance(r, registry.Registry)]:
+        part.names()  # loads the plug-ins, which stay
+        monkeypatch.setattr(part, "_factories", dict(part._factories))
+
+
+@pytest.fixture(autouse=True)
 def unchecked_when_compiled(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Turns the type checks off in tests with "compile" in their name: dynamo cannot trace them."""
     if "compile" not in request.node.name:

@@ -45,6 +45,7 @@ def trained(tmp_path_factory) -> Path:
 def test_train_leaves_a_complete_run_folder(trained):
     names = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
     expected = {"config.yaml", "metrics.json", "metrics.md", "metrics.csv"}
+    expected |= {f"model/{name}" for name in ("config.json", "model.safetensors", "README.md")}
     expected |= {f"checkpoints/{name}.ckpt" for name in ("last", "best")}
     pictures = ("learning_curve", "prediction", "cells", "rollout")
     expected |= {f"pictures/{name}.png" for name in pictures}
@@ -99,6 +100,14 @@ def test_resuming_another_architecture_is_refused(trained, tmp_path, capsys):
     assert "size.dim is 24 in the checkpoint, 48 here" in error
 
 
+def test_resuming_another_configuration_is_refused_with_the_differences(trained, tmp_path, capsys):
+    options = [f"resume={trained}", "seed=3", "optim.lr=0.1", f"hydra.run.dir={tmp_path}"]
+    error = fail(capsys, "train", *small_runs.train(), *options)
+    assert "seed is 0 in the checkpoint, 3 here" in error
+    assert "optim.lr is 0.0005 in the checkpoint, 0.1 here" in error
+    assert not (tmp_path / "config.yaml").exists()
+
+
 @pytest.mark.slow
 def test_multirun(tmp_path, capsys):
     options = ["tokenizer=uniform,iap", "test.steps=0", f"hydra.sweep.dir={tmp_path}"]
@@ -146,6 +155,13 @@ def test_data_describes_the_set(tmp_path, capsys, monkeypatch):
     assert "velocity_x" in out
     assert "persistence VRMSE" in out
     assert not list(tmp_path.iterdir())  # a question leaves nothing behind
+
+
+def test_data_draws_a_trajectory(tmp_path, capsys):
+    picture = tmp_path / "new folder" / "maze.png"
+    out = run(capsys, "data", *small_runs.data(), f"picture={picture}")
+    assert f"picture: {picture}" in out
+    assert picture.stat().st_size > 1000
 
 
 def test_data_generates_again_only_when_told(capsys):

@@ -32,18 +32,37 @@ READERS = {
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }
 COMMAND_KEYS = {
-    "train": {"resume", "test", "schedule", "optim", "trainer", "logger"},
-    "demo": {"resume", "test", "schedule", "optim", "trainer", "logger", "compare"},
-    "eval": {"ckpt", "split", "settings", "steps", "device"},
+    "train": {
+        "resume",
+        "resume_anyway",
+        "activation_checkpointing",
+        "test",
+        "schedule",
+        "optim",
+        "trainer",
+        "logger",
+    },
+    "demo": {
+        "resume",
+        "resume_anyway",
+        "activation_checkpointing",
+        "test",
+        "schedule",
+        "optim",
+        "trainer",
+        "logger",
+        "compare",
+    },
+    "eval": {"ckpt", "split", "settings", "steps", "device", "save_predictions", "video"},
     "tokenize": {"split", "samples", "settings"},
-    "data": {"overwrite"},
+    "data": {"overwrite", "picture"},
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command):
     composed = config.compose(command, ["ckpt=x"] if command == "eval" else [])
-    known = {"seed", "name", "tokenizer", "processor", "decoder", "size", "data"}
+    known = {"seed", "name", "model", "tokenizer", "processor", "decoder", "size", "data"}
     known |= {*config.MODEL_KEYS, *COMMAND_KEYS[command]}
     assert set(config.plain(composed)) <= known
     assert COMMAND_KEYS[command] <= set(composed)

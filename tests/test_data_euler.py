@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptok.data.synthetic import SupernovaExplosion, euler
-from adaptok.data.synthetic.supernova_explosion_64 import advance, smooth_noise, sphere
+from adaptok.data.synthetic import (
+    EulerMultiQuadrantsOpen,
+    EulerMultiQuadrantsPeriodic,
+    SupernovaExplosion,
+    euler,
+)
+from adaptok.data.synthetic.euler import advance
+from adaptok.data.synthetic.noise import smooth_noise
+from adaptok.data.synthetic.solver import cell_centres
+from adaptok.data.synthetic.supernova_explosion_64 import sphere
 
 SOD_LEFT, SOD_RIGHT = 0.42632, 0.26557  # exact densities beside the contact
 SOD_SHOCK = 0.5 + 0.2 * 1.75216  # where the shock is at t = 0.2
@@ -111,7 +119,8 @@ def test_a_symmetric_blast_stays_symmetric():
     n = 12
     hot = sphere((n,) * 3, torch.full((3,), 0.5), 0.2)
     primitive = torch.cat([torch.ones(1, n, n, n), torch.zeros(3, n, n, n), (0.1 + 10 * hot)[None]])
-    after = advance(euler.to_conserved(primitive[None], 5 / 3), 0.08, 1 / n, ("OPEN",) * 3)[0]
+    gas = euler.to_conserved(primitive[None], 5 / 3)
+    after = advance(gas, 0.08, 1 / n, 5 / 3, ("OPEN",) * 3)[0]
     assert after[1:4].abs().max() > 0.1
     for axis in range(3):
         sign = torch.ones(5)
@@ -127,7 +136,7 @@ def test_open_ends_let_a_blast_out():
     hot = sphere((n, n), torch.full((2,), 0.5), 0.2)
     primitive = torch.cat([torch.ones(1, n, n), torch.zeros(2, n, n), (0.1 + 10 * hot)[None]])
     gas = euler.to_conserved(primitive[None], 5 / 3)
-    late = advance(gas, 2.0, 1 / n, ("OPEN", "OPEN"))
+    late = advance(gas, 2.0, 1 / n, 5 / 3, ("OPEN", "OPEN"))
     assert late[:, -1].sum() < 0.5 * gas[:, -1].sum()
     assert late.isfinite().all()
 
@@ -167,3 +176,43 @@ def test_a_trajectory_depends_on_seed_split_and_index_only():
     assert not torch.equal(
         both.fields[0]["density"], solver.run(1, "train", range(2)).fields[0]["density"]
     )
+
+
+@pytest.mark.parametrize("solver", [EulerMultiQuadrantsPeriodic, EulerMultiQuadrantsOpen])
+def test_quadrants_are_constant_and_their_fields_fit(solver):
+    chosen = solver(resolution=32, frames=3, gamma=[1.4, 1.6], start=0.0, frame_dt=0.1)
+    state = chosen.initial(torch.Generator().manual_seed(1))["primitive"]
+    assert 4 <= len(state.flatten(1).T.unique(dim=0)) <= 16
+    data = chosen.run(0, "train", range(1, 5, 2))
+    assert data.scalars == {"gamma": 1.6}
+    energy, density, pressure = (data.fields[0][k] for k in ("energy", "density", "pressure"))
+    momentum = data.fields[1]["momentum"]
+    kinetic = momentum.square().sum(-1) / (2 * density)
+    torch.testing.assert_close(pressure, 0.6 * (energy - kinetic), rtol=1e-4, atol=1e-5)
+    sums = density.double().sum((-2, -1))
+    if solver is EulerMultiQuadrantsPeriodic:
+        torch.testing.assert_close(sums[:, -1], sums[:, 0], rtol=1e-6, atol=0)
+    else:
+        assert (sums[:, -1] - sums[:, 0]).abs().max() > 1e-3 * sums.max()
+    assert (density[:, -1] - density[:, 0]).abs().max() > 0.05
+
+
+def test_two_halves_are_sods_tube():
+    solver = EulerMultiQuadrantsOpen(resolution=64, frames=2, start=0.0, frame_dt=0.2, gamma=[1.4])
+    left = (cell_centres(64, 0.0, 1.0) < 0.5)[:, None].expand(64, 64)
+    zero = torch.zeros(64, 64)
+    primitive = torch.stack(
+        [torch.where(left, 1.0, 0.125), zero, zero, torch.where(left, 1.0, 0.1)]
+    )
+    data = solver.simulate({"primitive": primitive[None]}, {"gamma": 1.4})
+    density, pressure = (data.fields[0][name][0, 1, :, 7] for name in ("density", "pressure"))
+    assert density[50:52].mean().item() == pytest.approx(0.26557, rel=0.02)
+    assert pressure[42:50].mean().item() == pytest.approx(0.30313, rel=0.01)
+    torch.testing.assert_close(density, data.fields[0]["density"][0, 1, :, 50])
+
+
+def test_bad_quadrants_are_refused():
+    with pytest.raises(ValueError, match="numbers above 1"):
+        EulerMultiQuadrantsOpen(gamma=[1.0])
+    with pytest.raises(ValueError, match="pieces must be between 2 and"):
+        EulerMultiQuadrantsPeriodic(pieces=1)

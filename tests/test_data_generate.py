@@ -24,8 +24,44 @@ MAZE, BLAST = "acoustic_scattering_maze", "supernova_explosion_64"
 TINY = {
     MAZE: {"resolution": 16, "nodes": 4, "frames": 4, "train": 9, "valid": 1, "test": 2},
     BLAST: {"resolution": 8, "frames": 3, "train": 3, "valid": 1, "test": 1},
+    **{
+        name: {"resolution": 16, "frames": 3, "start": 0.0, "train": 9, "valid": 1, "test": 1}
+        for name in SOLVERS.names()
+        if name not in (MAZE, BLAST)
+    },
 }
-CODES = {MAZE: [[0, 0], [1, 1]], BLAST: [[1, 1]] * 3}
+PERIODIC = [[2, 2], [2, 2]]
+CODES = {
+    MAZE: [[0, 0], [1, 1]],
+    BLAST: [[1, 1]] * 3,
+    "active_matter": PERIODIC,
+    "euler_multi_quadrants_openBC": [[1, 1], [1, 1]],
+    "euler_multi_quadrants_periodicBC": PERIODIC,
+    "gray_scott_reaction_diffusion": PERIODIC,
+    "rayleigh_benard": [[2, 2], [0, 0]],
+    "shear_flow": PERIODIC,
+}
+CHANNELS = {  # in the Well's order
+    MAZE: "pressure velocity_x velocity_y",
+    BLAST: "density pressure temperature velocity_x velocity_y velocity_z",
+    "active_matter": "concentration velocity_x velocity_y D_xx D_xy D_yx D_yy E_xx E_xy E_yx E_yy",
+    "euler_multi_quadrants_openBC": "energy density pressure momentum_x momentum_y",
+    "euler_multi_quadrants_periodicBC": "energy density pressure momentum_x momentum_y",
+    "gray_scott_reaction_diffusion": "A B",
+    "rayleigh_benard": "buoyancy pressure velocity_x velocity_y",
+    "shear_flow": "tracer pressure velocity_x velocity_y",
+}
+SCALARS = {
+    MAZE: [],
+    BLAST: ["gamma"],
+    "active_matter": ["L", "zeta", "alpha"],
+    "euler_multi_quadrants_openBC": ["gamma"],
+    "euler_multi_quadrants_periodicBC": ["gamma"],
+    "gray_scott_reaction_diffusion": ["F", "k"],
+    "rayleigh_benard": ["Rayleigh", "Prandtl"],
+    "shear_flow": ["Rayleigh", "Schmidt"],
+}
+GRID = {"shear_flow": (16, 32), "rayleigh_benard": (64, 16)}
 
 
 def make(name: str, root: Path, **options) -> Path:
@@ -34,7 +70,7 @@ def make(name: str, root: Path, **options) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Both sets, tiny."""
+    """All sets, tiny."""
     root = tmp_path_factory.mktemp("sets")
     for name in TINY:
         make(name, root)
@@ -112,7 +148,9 @@ def test_files_follow_the_format_and_say_that_they_are_generated(name, root):
             assert file.attrs["adaptok_seed"] == 0
             assert file.attrs["adaptok_resolution"] == TINY[name]["resolution"]
     assert counts == {split: TINY[name][split] for split in counts}
-    assert len(list((root / name / "data" / "train").iterdir())) == 2  # bounded files
+    # bounded files, each with one setting of the parameters
+    settings = len(SOLVERS.create(name).settings)
+    assert len(list((root / name / "data" / "train").iterdir())) == max(2, settings)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -131,9 +169,11 @@ def test_the_wells_own_reader_loads_them(name, root):
     )
     sample = data[len(data) - 1]
     n, ndim = TINY[name]["resolution"], len(CODES[name])
-    channels = {MAZE: 3, BLAST: 6}[name]
-    assert sample["input_fields"].shape == (1, *[n] * ndim, channels)
-    assert sample["output_fields"].shape == (2, *[n] * ndim, channels)
+    shape, channels = GRID.get(name, (n,) * ndim), CHANNELS[name].split()
+    assert [c for names in data.metadata.field_names.values() for c in names] == channels
+    assert data.metadata.constant_scalar_names == SCALARS[name]
+    assert sample["input_fields"].shape == (1, *shape, len(channels))
+    assert sample["output_fields"].shape == (2, *shape, len(channels))
     assert sample["input_fields"].dtype == torch.float32
     assert sample["boundary_conditions"].tolist() == CODES[name]
     if name == MAZE:
@@ -207,6 +247,23 @@ def test_periodic_ends_and_matrix_fields_survive_the_wells_reader(tmp_path):
     assert sample["boundary_conditions"].tolist() == [[2, 2], [0, 0]]
     torch.testing.assert_close(sample["input_fields"][..., 1:], tensor[0, :1].flatten(-2))
     assert sample["constant_scalars"].tolist() == [-1.5]
+
+
+def test_each_file_has_the_parameters_of_its_trajectories(root):
+    name = "gray_scott_reaction_diffusion"
+    solver = SOLVERS.create(name, **TINY[name])
+    feed = {}
+    for path in sorted((root / name / "data" / "train").iterdir()):
+        with h5py.File(path) as file:
+            feed[file["scalars"]["F"][()], file["scalars"]["k"][()]] = file.attrs["n_trajectories"]
+    expected = {
+        tuple(np.float32(v) for v in s.values()): 9 // 6 + (i < 9 % 6)
+        for i, s in enumerate(solver.settings)
+    }
+    assert feed == expected
+    alone = solver.run(0, "train", range(8, 9))  # the second trajectory of the third setting
+    with h5py.File(sorted((root / name / "data" / "train").iterdir())[2]) as file:
+        np.testing.assert_allclose(file["t0_fields"]["A"][1], alone.fields[0]["A"][0], atol=1e-5)
 
 
 def test_a_set_is_reused_and_equal_knobs_give_equal_numbers(root, tmp_path):
@@ -369,7 +426,7 @@ def test_generating_needs_neither_lightning_nor_the_well(tmp_path):
     code = (
         "import sys\n"
         "for name in ('lightning', 'the_well', 'hydra', 'rich'): sys.modules[name] = None\n"
-        "from adaptok.data import FieldInfo, persistence_vrmse\n"
+        "from adaptok.data import FieldInfo\n"
         "assert 'h5py' not in sys.modules\n"
         "from adaptok.data.synthetic import generate\n"
         f"generate({MAZE!r}, {str(tmp_path)!r}, **{TINY[MAZE]!r})\n"

@@ -73,6 +73,8 @@ def test_commands_exist_and_compose(command):
 
     _, subcommand, *arguments = shlex.split(command, comments=True)
     assert subcommand in cli.COMMANDS
+    if [subcommand, *arguments[:1]] == ["data", "check"]:  # takes paths, not overrides
+        return
     overrides, folders = split_arguments(arguments)
     if (config.config_dir() / f"{subcommand}.yaml").is_file() and not folders:
         config.compose(subcommand, overrides)

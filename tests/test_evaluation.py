@@ -10,8 +10,7 @@ import torch
 
 from adaptok import create_schedule
 from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.data import persistence_vrmse
-from adaptok.evaluation import evaluate, label_of, markdown, persistence, table, write_report
+from adaptok.evaluation import evaluate, label_of, markdown, table, write_report
 from adaptok.metrics import vrmse
 
 
@@ -54,16 +53,6 @@ def test_rollout_errors_by_hand(parts):
     assert results["settings"][0]["rollout"]["mean"] == pytest.approx(expected.tolist())
     assert results["settings"][0]["tokens"]["min"] == 10
     assert results["settings"][0]["tokens"]["max"] == 22
-
-
-def test_persistence_is_the_data_modules(parts):
-    _, data = parts
-    ours, theirs = persistence(data, "test", 2), persistence_vrmse(data, "test")
-    assert ours["vrmse"]["mean"] == pytest.approx(theirs.mean)
-    assert ours["vrmse"]["fields"]["pressure"]["mean"] == pytest.approx(
-        theirs.per_field["pressure"]
-    )
-    assert len(ours["rollout"]["mean"]) == 2
 
 
 def test_a_perfect_model_has_no_error(parts):

@@ -106,3 +106,23 @@ def test_rollout_curves_survive_divergence():
     assert ax.get_yscale() == "log"
     assert ax.lines[1].get_linestyle() == "--"
     plt.close("all")
+
+
+def test_a_trajectory_is_drawn_upright_with_one_range_per_field(tmp_path):
+    values = np.arange(2 * 8 * 4, dtype=float).reshape(2, 8, 4)
+    figure = plots.trajectory_figure({"a": values, "b": -values}, [0.0, 0.5], title="set")
+    axes = np.array(figure.axes).reshape(2, 2)  # rows: times
+    image = axes[1, 0].images[0]
+    assert (image.get_array() == values[1].T[::-1]).all()  # x to the right, y up
+    assert image.get_clim() == (0, values.max())
+    assert axes[1, 0].get_ylabel() == "t = 0.5"
+    assert axes[0, 1].get_title().startswith("b\n-63 to")
+    sizes = {}
+    for small in (False, True):
+        figure = plots.trajectory_figure({"a": np.random.rand(2, 16, 16, 16)}, [0.0, 1.0])
+        sizes[small] = plots.save(figure, tmp_path / "3d.png", small=small).stat().st_size
+    assert sizes[True] < sizes[False]
+    plots.save(
+        plots.trajectory_figure({"a": np.random.rand(2, 16)}, [0.0, 1.0]), tmp_path / "1d.png"
+    )
+    plt.close("all")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,7 +46,17 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Short name of the commit that was measured, with a plus where files had changed."""
+    try:
+        call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def write_results(folder: Path, name: str, rows: list[dict[str, Any]], note: str) -> Path:
@@ -55,6 +66,7 @@ def write_results(folder: Path, name: str, rows: list[dict[str, Any]], note: str
     (folder / f"{name}.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
     head = list(rows[0])
     lines = [f"# {name.replace('_', ' ').capitalize()}", "", note, ""]
+    lines += [f"`python -m adaptok.bench.{name}`", ""]
     lines += [", ".join(f"{k} {v}" for k, v in about.items()), ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(str(row[key]) for key in head) + " |" for row in rows]

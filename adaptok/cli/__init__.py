@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args or os.environ.get(TRACEBACK) == "1"
     args = [arg for arg in args if arg != "--debug"]
     try:
-        _dispatch(args)
+        return _dispatch(args)
     except BrokenPipeError:  # the reader of our output went away, as in `adaptok list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -38,15 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(args: list[str]) -> None:
+def _dispatch(args: list[str]) -> int:
+    """Runs a command; returns the exit status."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(main_help())
-        return
+        return 0
     if args[0] in ("-V", "--version"):
         from adaptok import __version__
 
         print(f"adaptok {__version__}")
-        return
+        return 0
     command, *rest = args
     if command not in COMMANDS:
         from adaptok.registry import close_matches
@@ -61,8 +62,13 @@ def _dispatch(args: list[str]) -> None:
         from adaptok.cli.listing import print_parts
 
         print_parts(*rest)
+    elif command == "data" and rest[:1] == ["check"]:
+        from adaptok.cli.checking import print_check
+
+        return print_check(*rest[1:])
     else:
         _launch(command, rest)
+    return 0
 
 
 def _launch(command: str, args: list[str]) -> None:
@@ -77,6 +83,7 @@ def _launch(command: str, args: list[str]) -> None:
     task: Callable[..., Any] = getattr(commands, command)
     if not {"-m", "--multirun"} & set(args):  # in a sweep Hydra tells which job failed
         task = _kept(task, failures)
+    task = _as_typed(task, sys.argv[0], command, args)
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
     overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -91,6 +98,26 @@ def _launch(command: str, args: list[str]) -> None:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before[1] is not None:
             os.environ["HYDRA_FULL_ERROR"] = before[1]
+
+
+def _as_typed(
+    task: Callable[..., Any], program: str, command: str, args: list[str]
+) -> Callable[..., Any]:
+    """The task with ``sys.argv`` as if this one job had been typed: with it Lightning starts the
+    other processes of a parallel run."""
+
+    @functools.wraps(task)
+    def run(config: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        flag = "--config-dir"
+        at = [i for i, arg in enumerate(args) if arg == flag]
+        folders = [word for i in at for word in args[i : i + 2]]
+        folders += [arg for arg in args if arg.startswith(f"{flag}=")]
+        sys.argv = [program, command, *folders, *HydraConfig.get().overrides.task]
+        return task(config)
+
+    return run
 
 
 def _kept(task: Callable[..., Any], failures: list[Exception]) -> Callable[..., Any]:

@@ -2,95 +2,49 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import lightning as L
 import torch
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from adaptok import create_schedule, create_tokenizer
-from adaptok.checkpoints import find_checkpoint, find_resume, load_weights, read_checkpoint
+from adaptok import create_tokenizer
+from adaptok.checkpoints import find_checkpoint, load_weights, read_checkpoint
 from adaptok.cli import pictures
+from adaptok.cli.runs import Run, fit_and_test, write_config
 from adaptok.config import (
     build_data,
     build_surrogate,
     check_keys,
-    check_knobs,
     compose,
     plain,
     set_statistics,
 )
 from adaptok.data import WellData
 from adaptok.data.files import SPLITS
-from adaptok.evaluation import evaluate, markdown, persistence, table, write_report
+from adaptok.evaluation import evaluate, markdown, persistence, table, tokens_cell, write_report
 from adaptok.model import Surrogate
-from adaptok.optim import Optim
-from adaptok.training import SurrogateModule, make_trainer
 
 Config = Mapping[str, Any]
 
 
-class Run(NamedTuple):
-    """A finished training run."""
-
-    results: dict[str, Any]
-    surrogate: Surrogate
-    data: WellData
-    folder: Path
-
-
 def train(config: DictConfig) -> float | None:
     """Task of ``adaptok train``; returns the test VRMSE, for sweepers that minimise it."""
-    results = fit_and_test(_checked(config, "train"), _run_folder()).results
-    print(markdown(results))
+    run = fit_and_test(_checked(config, "train"), _run_folder())
+    if run is None:
+        return None
+    print(markdown(run.results))
     print(f"run folder: {_run_folder()}")
-    return results["settings"][0]["vrmse"]["mean"]
-
-
-def fit_and_test(config: Config, folder: Path) -> Run:
-    """Trains as configured and tests the averaged weights; everything is kept in `folder`."""
-    _quiet()
-    L.seed_everything(config["seed"], workers=True, verbose=False)
-    check_knobs(Optim, "optim", config["optim"])
-    optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
-    data = build_data(config)
-    surrogate = build_surrogate(config, data.info)
-    module = SurrogateModule(surrogate, optim, schedule, config)
-    check_knobs(L.Trainer, "trainer", config["trainer"])
-    trainer = make_trainer(folder, ema=optim.ema, **config["logger"], **config["trainer"])
-    checkpoint = find_resume(config["resume"], folder, folder.parent, config)
-    if checkpoint is not None:
-        load_weights(surrogate, read_checkpoint(checkpoint), path=checkpoint, config=config)
-        print(f"going on from {checkpoint}")
-        _keep_metrics(folder)
-    _write_config(config, folder)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from None
-    if config["logger"]["wandb"] is not None:
-        import wandb
-
-        wandb.finish()  # the next run of a sweep is a run of its own
-    test = config["test"]
-    results = evaluate(surrogate, data, settings=test["settings"], steps=test["steps"])
-    results["parameters"] = sum(p.numel() for p in surrogate.parameters())
-    results["seconds_per_training_step"] = module.seconds_per_step
-    if trainer.is_global_zero:
-        write_report(results, folder)
-        pictures.of_run(surrogate, data, results, folder)
-    return Run(results, surrogate, data, folder)
+    return run.results["settings"][0]["vrmse"]["mean"]
 
 
 def eval(config: DictConfig) -> float | None:
     """Task of ``adaptok eval``."""
     wanted, folder = _checked(config, "eval"), _run_folder()
+    if wanted["video"] not in (None, "gif", "mp4"):
+        raise ValueError(f"video must be null, gif or mp4, got {wanted['video']!r}")
     path = find_checkpoint(wanted["ckpt"])
     checkpoint = read_checkpoint(path)
     trained = _of_checkpoint(checkpoint, config, path)
@@ -98,10 +52,13 @@ def eval(config: DictConfig) -> float | None:
     surrogate = build_surrogate(trained, data.info)
     load_weights(surrogate, checkpoint, path=path, config=trained)
     options = {key: wanted[key] for key in ("split", "settings", "steps", "device")}
+    if wanted["save_predictions"]:
+        options["predictions"] = folder / "predictions"
     results = {"checkpoint": str(path), **evaluate(surrogate, data, **options)}
-    _write_config({**trained, **wanted}, folder)
+    write_config({**trained, **wanted}, folder)
     write_report(results, folder)
-    pictures.of_run(surrogate, data, results, folder, split=wanted["split"])
+    more = {"split": wanted["split"], "video": wanted["video"]}
+    pictures.of_run(surrogate, data, results, folder, **more)
     print(markdown(results))
     print(f"written to {folder}")
     return results["settings"][0]["vrmse"]["mean"]
@@ -113,7 +70,7 @@ def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[s
     if not saved:
         raise ValueError(f"{path} was not written by adaptok train: it holds no configuration")
     merged = DictConfig(saved)
-    for group in ("tokenizer", "processor", "decoder", "data"):
+    for group in ("model", "tokenizer", "processor", "decoder", "data"):
         given = config.get(group)
         if given is None:
             continue
@@ -127,7 +84,7 @@ def tokenize(config: DictConfig) -> None:
     wanted, folder = _checked(config, "tokenize"), _run_folder()
     data = build_data(wanted, stage="test")
     surrogate = _without_weights(wanted, data)
-    _write_config(wanted, folder)
+    write_config(wanted, folder)
     for sample in wanted["samples"]:
         batch = pictures.sample_of(data, wanted["split"], sample)
         files, counts = pictures.of_tokens(
@@ -172,7 +129,9 @@ def demo(config: DictConfig) -> None:
     for name, overrides in base["compare"].items():
         print(f"\n{name}: {' '.join(overrides)}")
         chosen = plain(compose("demo", [*overrides, *given]))
-        runs[name] = fit_and_test(chosen, folder / name)
+        run = fit_and_test(chosen, folder / name)
+        assert run is not None, "the demo runs in one process"
+        runs[name] = run
     files = pictures.of_comparison(runs, folder)
     text = demo_table({name: run.results for name, run in runs.items()})
     (folder / "table.md").write_text(text)
@@ -190,7 +149,7 @@ def demo_table(runs: Mapping[str, Config]) -> str:
         rows.append(
             [
                 name,
-                f"{row['tokens']['mean']:.0f}",
+                tokens_cell(row["tokens"]),
                 f"{row['vrmse']['mean']:.4f}",
                 f"{results['seconds_per_training_step']:.3f}",
                 f"{row['seconds_per_step']:.3f}",
@@ -204,6 +163,8 @@ def data(config: DictConfig) -> None:
     wanted = _checked(config, "data")
     module = build_data(wanted, overwrite=wanted["overwrite"])
     print(describe_data(module))
+    if wanted["picture"] is not None:
+        print(f"\npicture: {pictures.of_data(module, wanted['picture'])}")
 
 
 def describe_data(module: WellData) -> str:
@@ -218,6 +179,7 @@ def describe_data(module: WellData) -> str:
         f"boundary   {', '.join(f'{a} {s}' for a, s in zip('xyz', sides, strict=False))}",
         f"samples    {', '.join(f'{len(s)} {n}' for s, n in zip(splits, SPLITS, strict=True))}",
         f"constants  {', '.join(info.constants) or 'none'}",
+        f"scalars    {', '.join(info.scalars) or 'none'}",
         "",
     ]
     rows = [
@@ -240,27 +202,3 @@ def _checked(config: DictConfig, command: str) -> dict[str, Any]:
 
 def _run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
-
-
-def _write_config(config: Config, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
-
-
-def _quiet() -> None:
-    """Keeps Lightning's advertisements and advice that does not apply out of the output."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*is deprecated, use `isinstance",
-        ".*exists and is not empty",
-        ".*num_workers",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def _keep_metrics(folder: Path) -> None:
-    """The logger starts a new metrics.csv; what a resumed run wrote before stays beside it."""
-    file = folder / "metrics.csv"
-    if file.exists():
-        number = len(list(folder.glob("metrics*.csv")))
-        file.rename(folder / f"metrics_before_{number}.csv")

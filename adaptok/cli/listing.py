@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import adaptok
+from adaptok.baselines import BASELINES
 from adaptok.registry import Registry, close_matches
 
 KINDS: dict[str, Registry] = {
@@ -15,6 +16,7 @@ KINDS: dict[str, Registry] = {
     "marking": adaptok.MARKINGS,
     "embedding": adaptok.EMBEDDINGS,
     "schedule": adaptok.SCHEDULES,
+    "baseline": BASELINES,
 }
 
 

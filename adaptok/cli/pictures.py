@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptok import plots
+from adaptok import create_schedule, plots
 from adaptok.cells import Cells
 from adaptok.data import FieldInfo, WellData
-from adaptok.evaluation import inputs_of, label_of
+from adaptok.evaluation import inputs_of, label_of, rollouts
+from adaptok.forecast import OneStepModel
 from adaptok.model import Surrogate
+from adaptok.rollout_plots import error_maps_figure, rollout_video, spectra_figure
 
 Batch = dict[str, Tensor]
 
@@ -35,17 +37,23 @@ def sample_of(data: WellData, split: str, number: int) -> Batch:
 
 @torch.no_grad()
 def of_run(
-    surrogate: Surrogate,
+    surrogate: OneStepModel,
     data: WellData,
     results: Mapping[str, Any],
     folder: Path,
     *,
     split: str = "test",
+    video: str | None = None,
 ) -> list[Path]:
-    """Learning curve (where there is one), prediction, cells and rollout curves of a run."""
+    """Learning curve (where there is one), prediction, cells and rollout of a run.
+
+    Args:
+        video: "gif" or "mp4": also a film of the rollout.
+    """
     out = folder / "pictures"
     batch = sample_of(data, split, 0)
-    prediction = _predict(surrogate, batch, results["settings"][0]["setting"])
+    settings = [row["setting"] for row in results["settings"]]
+    prediction = _predict(surrogate, batch, settings[0])
     files = []
     if (folder / "metrics.csv").exists():
         figure = plots.learning_curve_figure(folder)
@@ -53,16 +61,61 @@ def of_run(
     truth = batch["target"][0, 0].numpy()
     figure = plots.prediction_figure(truth, prediction, data.info.fields)
     files.append(plots.save(figure, out / "prediction.png"))
-    settings = [row["setting"] for row in results["settings"]]
-    tilings = _tilings(surrogate, batch, settings)
-    values = batch["input"][0, -1, 0].numpy()
-    figure = plots.cells_figure(values, tilings, title=data.info.fields[0])
-    files.append(plots.save(figure, out / "cells.png"))
+    if isinstance(surrogate, Surrogate):
+        tilings = _tilings(surrogate, batch, settings)
+        values = batch["input"][0, -1, 0].numpy()
+        figure = plots.cells_figure(values, tilings, title=data.info.fields[0])
+        files.append(plots.save(figure, out / "cells.png"))
     if "rollout" in results["persistence"]:
         curves = {row["label"]: _curve(row) for row in results["settings"]}
         curves["persistence"] = _curve(results["persistence"])
         files.append(plots.save(plots.rollout_figure(curves), out / "rollout.png"))
+        steps = len(results["persistence"]["rollout"]["mean"])
+        files += of_rollout(surrogate, data, split, settings[0], steps, out, video)
     return files
+
+
+def of_rollout(
+    surrogate: OneStepModel,
+    data: WellData,
+    split: str,
+    setting: Mapping[str, Any],
+    steps: int,
+    folder: Path,
+    video: str | None = None,
+) -> list[Path]:
+    """Error maps and spectra of the first trajectory of a split, and a film where one is wanted."""
+    schedule = create_schedule(
+        setting if "name" in setting else {"name": "fixed", "settings": [setting]}
+    )
+    pairs = rollouts(surrogate, data, split, schedule, steps, surrogate.mean.device)
+    batch, predictions = next(iter(pairs))
+    truth, prediction = batch["target"][0].numpy(), predictions[0].numpy()
+    if not np.isfinite(prediction).all():
+        return []  # the curves say where it diverged
+    fields = data.info.fields
+    files = [
+        plots.save(error_maps_figure(truth, prediction, fields), folder / "error_maps.png"),
+        plots.save(spectra_figure(truth, prediction, fields), folder / "spectra.png"),
+    ]
+    if video is not None:
+        files.append(rollout_video(truth, prediction, fields, folder / f"rollout.{video}"))
+    return files
+
+
+def of_data(data: WellData, path: str | Path, *, rows: int = 4) -> Path:
+    """The first test trajectory, t from its first frame; equal components are drawn once."""
+    dataset: Any = data.rollout_loader("test").dataset
+    sample = dataset[0]
+    values = torch.cat([sample["input"], sample["target"]])
+    chosen = torch.linspace(0, len(values) - 1, min(rows, len(values))).round().long()
+    fields: dict[str, np.ndarray] = {}
+    for name, field in zip(data.info.fields, values[chosen].unbind(1), strict=True):
+        if not any(np.allclose(abs(field), abs(other), atol=1e-6) for other in fields.values()):
+            fields[name] = field.numpy()
+    times = [sample["time_step"].item() * int(frame) for frame in chosen]
+    figure = plots.trajectory_figure(fields, times, title=data.info.name)
+    return plots.save(figure, path, dpi=90, small=True)
 
 
 class HasRun(Protocol):
@@ -71,7 +124,7 @@ class HasRun(Protocol):
     @property
     def results(self) -> dict[str, Any]: ...  # noqa: D102
     @property
-    def surrogate(self) -> Surrogate: ...  # noqa: D102
+    def surrogate(self) -> OneStepModel: ...  # noqa: D102
     @property
     def data(self) -> WellData: ...  # noqa: D102
     @property
@@ -88,15 +141,17 @@ def of_comparison(runs: Mapping[str, HasRun], folder: Path) -> list[Path]:
     tilings = {}
     rows = {name: {"truth": values} for name, values in zip(fields, truth, strict=True)}
     for name, run in runs.items():
-        tilings |= {name: _tilings(run.surrogate, batch, [{}])["as built"]}
+        if isinstance(run.surrogate, Surrogate):
+            tilings |= {name: _tilings(run.surrogate, batch, [{}])["as built"]}
         errors = np.abs(_predict(run.surrogate, batch, {}) - truth)
         for field, error in zip(fields, errors, strict=True):
             rows[field][f"|error| of {name}"] = error
     names = [f"|error| of {name}" for name in runs]
     curves = {name: _curve(run.results["settings"][0]) for name, run in runs.items()}
     curves["persistence"] = _curve(first.results["persistence"])
-    figures = {
-        "cells": plots.cells_figure(batch["input"][0, -1, 0].numpy(), tilings, title=fields[0]),
+    values = batch["input"][0, -1, 0].numpy()
+    cells = {"cells": plots.cells_figure(values, tilings, title=fields[0])} if tilings else {}
+    figures = cells | {
         "errors": plots.panels_figure(rows, positive=names, share="row"),
         "learning_curves": plots.learning_curve_figure({n: r.folder for n, r in runs.items()}),
         "rollouts": plots.rollout_figure(curves),
@@ -149,7 +204,7 @@ def _scores(surrogate: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -
     return [plots.save(figure, folder / "score.png")]
 
 
-def _predict(surrogate: Surrogate, batch: Batch, setting: Mapping[str, Any]) -> np.ndarray:
+def _predict(surrogate: OneStepModel, batch: Batch, setting: Mapping[str, Any]) -> np.ndarray:
     """The next frame of a single sample, (c, *space)."""
     device = surrogate.mean.device
     field, known = batch["input"].to(device), inputs_of(batch, device)

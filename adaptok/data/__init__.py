@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adaptok.data.info import FieldInfo
-from adaptok.data.persistence import Persistence, persistence_vrmse
 
 if TYPE_CHECKING:
     from adaptok.data.well import WellData
 
-__all__ = ["FieldInfo", "Persistence", "WellData", "persistence_vrmse"]
+__all__ = ["FieldInfo", "WellData"]
 
 
 def __getattr__(name: str) -> Any:

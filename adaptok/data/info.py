@@ -27,6 +27,7 @@ class FieldInfo:
         constant_std: per constant, (cc,).
         boundary: type at the low and high end of each axis (wall 0, open 1, periodic 2),
             integers (ndim, 2).
+        scalars: names of the physical parameters that a batch has.
     """
 
     name: str
@@ -41,3 +42,4 @@ class FieldInfo:
     constant_mean: Tensor
     constant_std: Tensor
     boundary: Tensor
+    scalars: tuple[str, ...] = ()

@@ -1,17 +1,22 @@
-"""Lightning data module over local data sets in the Well's format."""
+"""Lightning data module over data sets in the Well's format, local or behind a URL."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from the_well.data.utils import WELL_DATASETS
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from adaptok.data.augment import Augmented
 from adaptok.data.files import SPLITS, find_folder, read_statistics
 from adaptok.data.info import FieldInfo
+from adaptok.data.location import Location
+from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
 from adaptok.data.split import Split, Windows, component_statistics
 
 STAGES = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), None: SPLITS}
@@ -23,16 +28,18 @@ class WellData(LightningDataModule):
     """Windows of frames from a data set in the Well's format, in physical units, channels first.
 
     A batch is a dict of "input" (b, t, c, *space), "target" (b, t_out, c, *space), "boundary"
-    (b, ndim, 2) with the Well's codes (wall 0, open 1, periodic 2) and, where the set has any,
-    "constants" (b, cc, *space).
+    (b, ndim, 2) with the Well's codes (wall 0, open 1, periodic 2), "time_step" (b,), the time from
+    the last input frame to the first target, and, where the set has any, "constants"
+    (b, cc, *space) and "scalars" (b, n), the physical parameters, named by ``info.scalars``; those
+    that vary with time are the ones at the last input frame.
 
     The order of training batches is a function of (seed, epoch). Lightning sets the epoch; in a
     loop of your own, call ``loader.sampler.set_epoch(epoch)``.
 
     Args:
         name: one of the Well's names, or any folder below `base`.
-        base: folder of all sets.
-        path: folder of one set, in place of name and base.
+        base: folder of all sets, or a URL: ``hf://datasets/polymathic-ai`` is the Well itself.
+        path: folder or URL of one set, in place of name and base.
         history: input frames.
         target_steps: target frames.
         stride: use every stride-th frame.
@@ -44,6 +51,12 @@ class WellData(LightningDataModule):
         cache: keep small splits in memory; files are slow to open for every sample.
         cache_limit: a split that needs more than this many gigabytes is not kept in memory.
         replace_nan: read NaN as 0 (``helmholtz_staircase`` has some) instead of refusing it.
+        storage_options: of the URL's file system, such as ``{"anon": True}`` for s3.
+        augment: random transformations of training samples, of "flip", "rotate", "permute" and
+            "roll", a function of (seed, epoch, sample). Choose those that the physics permits:
+            convection has a direction that must not be flipped.
+        skip_bad: read every file once before training, and leave out those that have something
+            wrong, with a warning that names them.
     """
 
     def __init__(
@@ -62,6 +75,9 @@ class WellData(LightningDataModule):
         cache: bool = True,
         cache_limit: float = 2.0,
         replace_nan: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        augment: Sequence[str] = (),
+        skip_bad: bool = False,
     ):
         super().__init__()
         _at_least(1, history=history, target_steps=target_steps, stride=stride)
@@ -73,17 +89,21 @@ class WellData(LightningDataModule):
         self.history, self.target_steps, self.stride = history, target_steps, stride
         self.batch_size, self.train_samples = batch_size, train_samples
         self.num_workers, self.seed = num_workers, seed
-        self.replace_nan = replace_nan
+        self.replace_nan, self.skip_bad = replace_nan, skip_bad
+        self.storage_options = dict(storage_options or {})
+        self.augment = [augment] if isinstance(augment, str) else list(augment)
         self._cache_bytes = cache_limit * GIGABYTE if cache else 0
-        self._folder: Path | None = None
+        self._folder: Location | None = None
         self._splits: dict[str, Split] = {}
         self._info: FieldInfo | None = None
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Location:
         """The folder of the set."""
         if self._folder is None:
-            self._folder = find_folder(self.name, self.base, self.path, WELL_DATASETS)
+            self._folder = find_folder(
+                self.name, self.base, self.path, WELL_DATASETS, self.storage_options
+            )
         return self._folder
 
     @property
@@ -106,23 +126,20 @@ class WellData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled; an incomplete last batch is left out."""
         windows = self._train_windows()
-        # In one process it is a plain shuffle by (seed, epoch); Lightning leaves it in place.
         ranks, rank = (
             (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         )
-        sampler = DistributedSampler(
-            windows,
-            num_replicas=ranks,
-            rank=rank,
-            seed=self.seed * 10_007,  # it adds the epoch: keep the epochs of two seeds apart
-            drop_last=True,
-        )
+        sampler = EpochSampler(windows, seed=self.seed, ranks=ranks, rank=rank)
         if len(sampler) < self.batch_size:
+            total = len(windows)  # type: ignore[arg-type]
+            where = f" on each of {ranks} processes ({total} in all)" if ranks > 1 else ""
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than the training set: {len(sampler)} "
-                f"samples{f' on each of {ranks} processes' if ranks > 1 else ''}"
+                f"samples{where}"
             )
-        return self._loader(windows, sampler=sampler, drop_last=True)
+        return self._loader(
+            Seeded(windows, self.seed), ResumableLoader, sampler=sampler, drop_last=True
+        )
 
     def val_dataloader(self) -> DataLoader:
         """All windows of the validation split, in order."""
@@ -132,9 +149,17 @@ class WellData(LightningDataModule):
         """All windows of the test split, in order."""
         return self.loader("test")
 
-    def loader(self, split: str) -> DataLoader:
-        """All windows of a split, in order."""
-        return self._loader(self._windows(split))
+    def loader(self, split: str, target_steps: int | None = None) -> DataLoader:
+        """All windows of a split, in order.
+
+        Args:
+            split: "train", "valid" or "test".
+            target_steps: target frames, where another number than in training.
+        """
+        if target_steps is None:
+            return self._loader(self._windows(split))
+        _at_least(1, target_steps=target_steps)
+        return self._loader(self._split(split).windows(self.history, target_steps, self.stride))
 
     def rollout_loader(self, split: str = "test", n_steps: int | None = None) -> DataLoader:
         """One window per trajectory, from its first frame, with `n_steps` target frames.
@@ -150,8 +175,10 @@ class WellData(LightningDataModule):
         windows = source.windows(self.history, n_steps, self.stride)
         return self._loader(Subset(windows, windows.starts))
 
-    def _loader(self, windows: Dataset, **options) -> DataLoader:
-        return DataLoader(
+    def _loader(
+        self, windows: Dataset, kind: type[DataLoader] = DataLoader, **options
+    ) -> DataLoader:
+        return kind(
             windows,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
@@ -164,7 +191,9 @@ class WellData(LightningDataModule):
 
     def _split(self, split: str) -> Split:
         if split not in self._splits:
-            self._splits[split] = Split(self.folder, split, self._cache_bytes, self.replace_nan)
+            self._splits[split] = Split(
+                self.folder, split, self._cache_bytes, self.replace_nan, self.skip_bad
+            )
         return self._splits[split]
 
     def _windows(self, split: str) -> Windows:
@@ -183,6 +212,8 @@ class WellData(LightningDataModule):
                 f"batch_size={self.batch_size} is larger than the training set: "
                 f"{len(windows)} samples"
             )
+        if self.augment:
+            windows = Augmented(windows, self.augment, self._split("train").metadata)
         return windows
 
     def _describe(self) -> FieldInfo:
@@ -219,6 +250,7 @@ class WellData(LightningDataModule):
             constant_mean=constants("mean"),
             constant_std=constants("std"),
             boundary=split.boundary,
+            scalars=tuple(split.scalars),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,7 +77,12 @@ class AcousticScatteringMaze(Solver):
             pressure += amplitude * (-squared / (2 * sigma**2)).exp()
         return pressure.masked_fill(walls, 0.0)
 
-    def simulate(self, state: dict[str, Tensor], on_frame: OnFrame = lambda: None) -> Trajectories:
+    def simulate(
+        self,
+        state: dict[str, Tensor],
+        setting: Mapping[str, float],
+        on_frame: OnFrame = lambda: None,
+    ) -> Trajectories:
         """Integrates `density` and `pressure`, each (b, x, y), from rest."""
         density, pressure = state["density"], state["pressure"]
         dx = (HIGH - LOW) / self.resolution

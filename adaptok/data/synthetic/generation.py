@@ -154,12 +154,18 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(solver: Solver) -> list[_Chunk]:
-    """The files of a set: at most `solver.batch` trajectories each."""
-    return [
-        _Chunk(split, number, range(low, min(low + solver.batch, getattr(solver, split))))
-        for split in SPLITS
-        for number, low in enumerate(range(0, getattr(solver, split), solver.batch))
-    ]
+    """The files of a set: at most `solver.batch` trajectories each, of one setting."""
+    count = len(solver.settings)
+    chunks = []
+    for split in SPLITS:
+        members = [range(first, getattr(solver, split), count) for first in range(count)]
+        parts = [m[low : low + solver.batch] for m in members for low in _starts(m, solver.batch)]
+        chunks += [_Chunk(split, number, part) for number, part in enumerate(parts)]
+    return chunks
+
+
+def _starts(members: range, step: int) -> range:
+    return range(0, len(members), step)
 
 
 def _write_set(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -91,15 +91,31 @@ class Solver(ABC):
         """Recorded times, (t,)."""
         return self.start + self.frame_dt * torch.arange(self.frames, dtype=torch.float32)
 
+    @property
+    def settings(self) -> Sequence[Mapping[str, float]]:
+        """Physical parameters; trajectory i of a split has entry ``i % len(settings)``.
+
+        As in the Well, the trajectories of one file share theirs.
+        """
+        return ({},)
+
     @abstractmethod
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The random initial state of one trajectory, on the CPU."""
 
     @abstractmethod
-    def simulate(self, state: dict[str, Tensor], on_frame: OnFrame = lambda: None) -> Trajectories:
+    def simulate(
+        self,
+        state: dict[str, Tensor],
+        setting: Mapping[str, float],
+        on_frame: OnFrame = lambda: None,
+    ) -> Trajectories:
         """Integrates a batch of initial states (b, ...) on the device where they are.
 
-        `on_frame` is called once per recorded frame.
+        Args:
+            state: what :meth:`initial` returns, stacked.
+            setting: the entry of :attr:`settings` that all of them have.
+            on_frame: called once per recorded frame.
         """
 
     def run(
@@ -111,13 +127,19 @@ class Solver(ABC):
         device: torch.device | str = "cpu",
         on_frame: OnFrame = lambda: None,
     ) -> Trajectories:
-        """Simulates trajectories `indices` of a split.
+        """Simulates trajectories `indices` of a split, which must have the same setting.
 
         A trajectory depends on (seed, split, index) only, never on what it is batched with.
         """
+        settings = self.settings
+        if len({index % len(settings) for index in indices}) != 1:
+            raise ValueError(
+                f"trajectories simulated together have one setting, so their numbers differ by "
+                f"multiples of {len(settings)}; got {list(indices)}"
+            )
         states = [self.initial(_generator(seed, split, index)) for index in indices]
         batch = {k: torch.stack([s[k] for s in states]).to(device) for k in states[0]}
-        data = self.simulate(batch, on_frame)
+        data = self.simulate(batch, settings[indices[0] % len(settings)], on_frame)
         for members in data.fields.values():
             for name, value in members.items():
                 if not value.isfinite().all():

@@ -104,18 +104,22 @@ class Statistics:
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, Any]] = {}
-        self._delta: set[str] = set()
 
     def add(self, data: Trajectories) -> None:
         """Takes in the trajectories of one training file."""
-        for order, members in data.fields.items():
-            for key, value in members.items():
-                self._delta.add(key)
-                self._accumulate(key, value, order)
-                self._accumulate(f"{key} delta", value.diff(dim=1), order)
-        for order, members in data.constants.items():
-            for key, value in members.items():
-                self._accumulate(key, value, order)
+        for varying, orders in ((True, data.fields), (False, data.constants)):
+            for order, members in orders.items():
+                for key, value in members.items():
+                    for trajectory in value:
+                        self.accumulate(key, trajectory, order, varying=varying)
+
+    def accumulate(self, key: str, value: Tensor, order: int, *, varying: bool) -> None:
+        """Takes in one trajectory of a field of a tensor order; the first axis of a varying one is
+        time.
+        """
+        self._accumulate(key, value, order)
+        if varying:
+            self._accumulate(f"{key} delta", value.diff(dim=0), order)
 
     def _accumulate(self, key: str, value: Tensor, order: int) -> None:
         flat = value.double().flatten(0, value.ndim - order - 1)

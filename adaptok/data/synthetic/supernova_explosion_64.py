@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptok.data.synthetic import euler
+from adaptok.data.synthetic.noise import smooth_noise
 from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
 
 GAMMA = 5 / 3
@@ -53,12 +54,17 @@ class SupernovaExplosion(Solver):
         rest = torch.zeros(self.ndim, *shape)
         return {"primitive": torch.cat([density[None], rest, pressure[None]])}
 
-    def simulate(self, state: dict[str, Tensor], on_frame: OnFrame = lambda: None) -> Trajectories:
+    def simulate(
+        self,
+        state: dict[str, Tensor],
+        setting: Mapping[str, float],
+        on_frame: OnFrame = lambda: None,
+    ) -> Trajectories:
         """Integrates `primitive`, (b, 2 + ndim, *space)."""
         gas = euler.to_conserved(state["primitive"], GAMMA)
         recorded, now = [], 0.0
         for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            gas = advance(gas, time - now, 1 / self.resolution, self.boundary)
+            gas = euler.advance(gas, time - now, 1 / self.resolution, GAMMA, self.boundary)
             now = time
             recorded.append(euler.to_primitive(gas, GAMMA))
             on_frame()
@@ -74,43 +80,6 @@ class SupernovaExplosion(Solver):
             },
             scalars={"gamma": GAMMA},
         )
-
-
-def advance(gas: Tensor, duration: float, dx: float, boundary: tuple[str, ...]) -> Tensor:
-    """Advances conserved variables by `duration`; each sample takes time steps of its own.
-
-    A sample that has arrived waits with steps of length 0, which change nothing.
-    """
-    left = torch.full((len(gas),), duration, device=gas.device, dtype=gas.dtype)
-    while left.max() > 0:
-        steps = (left / euler.stable_step(gas, dx, GAMMA)).ceil()
-        dt = left / steps.clamp_min(1)
-        gas = euler.step(gas, dt, dx, GAMMA, boundary)
-        left = torch.where(steps > 1, left - dt, 0.0)
-    return gas
-
-
-def smooth_noise(shape: tuple[int, ...], length: float, generator: torch.Generator) -> Tensor:
-    """Gaussian random field of variance 1 on the unit cube, periodic.
-
-    Args:
-        shape: grid points per axis.
-        length: standard deviation of the Gaussian that smooths white noise.
-        generator: source of the noise.
-    """
-    # A fixed set of Fourier modes, so that the same seed gives the same gas at every resolution.
-    modes = math.ceil(3 / (2 * math.pi * length))
-    k = torch.arange(-modes, modes + 1, dtype=torch.float32)
-    grids = torch.meshgrid(*[k] * len(shape), indexing="ij")
-    squared = torch.stack(grids).square().sum(0)
-    weight = (-0.5 * (2 * math.pi * length) ** 2 * squared).exp()
-    weight[(modes,) * len(shape)] = 0.0  # no offset
-    noise = torch.randn(2, *weight.shape, generator=generator)
-    field = torch.complex(*(noise * weight / weight.square().sum().sqrt()))
-    for n in shape:  # one axis at a time: the first axis is summed and comes back as the last
-        wave = torch.exp(2j * math.pi * k[:, None] * cell_centres(n, 0.0, 1.0))
-        field = torch.einsum("k...,kn->...n", field, wave)
-    return field.real
 
 
 def sphere(shape: tuple[int, ...], centre: Tensor, radius: float) -> Tensor:

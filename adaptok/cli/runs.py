@@ -1,0 +1,136 @@
+"""A training run: fit as configured, test the averaged weights, keep everything in one folder."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+import yaml
+
+from adaptok import create_schedule
+from adaptok.atomic import replacing
+from adaptok.checkpoints import check_resume, find_resume, load_weights, read_checkpoint
+from adaptok.cli import pictures
+from adaptok.config import build_data, build_surrogate, check_knobs
+from adaptok.data import WellData
+from adaptok.evaluation import evaluate, write_report
+from adaptok.forecast import OneStepModel
+from adaptok.optim import Optim
+from adaptok.parallel import checkpoint_activations, process_group
+from adaptok.pretrained import save_pretrained
+from adaptok.training import SurrogateModule, make_trainer
+
+Config = Mapping[str, Any]
+
+
+class Run(NamedTuple):
+    """A finished training run."""
+
+    results: dict[str, Any]
+    surrogate: OneStepModel
+    data: WellData
+    folder: Path
+
+
+def fit_and_test(config: Config, folder: Path) -> Run | None:
+    """Trains as configured and tests the averaged weights; everything is kept in `folder`.
+
+    Returns:
+        The run; None in all processes of a parallel run but the first, which tests alone.
+    """
+    _quiet()
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    check_knobs(Optim, "optim", config["optim"])
+    check_knobs(L.Trainer, "trainer", config["trainer"])
+    optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
+    data = build_data(config)
+    surrogate = build_surrogate(config, data.info)
+    if config["activation_checkpointing"]:
+        checkpoint_activations(surrogate)
+    module = SurrogateModule(surrogate, optim, schedule, config, seed=config["seed"])
+    seconds = _fit(module, data, config, folder)
+    if seconds is None:
+        return None
+    if module.device_mesh is not None:  # this process has a shard of it only
+        surrogate = build_surrogate(config, data.info)
+        load_weights(surrogate, read_checkpoint(folder), path=folder, config=config)
+    test = config["test"]
+    results = evaluate(surrogate, data, settings=test["settings"], steps=test["steps"])
+    results["parameters"] = sum(p.numel() for p in surrogate.parameters())
+    results["seconds_per_training_step"] = seconds
+    write_report(results, folder)
+    save_pretrained(surrogate, folder / "model", results=results)
+    pictures.of_run(surrogate, data, results, folder)
+    return Run(results, surrogate, data, folder)
+
+
+def _fit(module: SurrogateModule, data: WellData, config: Config, folder: Path) -> float | None:
+    """Seconds per training step; None where another process is the first one."""
+    if not any(p.requires_grad for p in module.parameters()):  # nothing to train: persistence
+        write_config(config, folder)
+        _save_untrained(module, folder)
+        return 0.0
+    trainer = make_trainer(
+        folder, ema=config["optim"]["ema"], **config["logger"], **config["trainer"]
+    )
+    checkpoint = find_resume(config["resume"], folder, folder.parent, config)
+    if checkpoint is not None:
+        saved = read_checkpoint(checkpoint)
+        load_weights(module.surrogate, saved, path=checkpoint, config=config)
+        if not config["resume_anyway"]:
+            check_resume(saved, config, checkpoint)
+    if trainer.is_global_zero:
+        if checkpoint is not None:
+            print(f"going on from {checkpoint}")
+            _keep_metrics(folder)
+        write_config(config, folder)
+    try:
+        with process_group():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    if config["logger"]["wandb"] is not None:
+        import wandb
+
+        wandb.finish()  # the next run of a sweep is a run of its own
+    return module.seconds_per_step if trainer.is_global_zero else None
+
+
+def _save_untrained(module: SurrogateModule, folder: Path) -> None:
+    """A checkpoint that `adaptok eval` takes like any other."""
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 0}
+    module.on_save_checkpoint(checkpoint)
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def write_config(config: Config, folder: Path) -> None:
+    """Keeps the plain configuration of a run in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _quiet() -> None:
+    """Keeps Lightning's advertisements and advice that does not apply out of the output."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*is deprecated, use `isinstance",
+        ".*exists and is not empty",
+        ".*num_workers",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _keep_metrics(folder: Path) -> None:
+    """The logger starts a new metrics.csv; what a resumed run wrote before stays beside it."""
+    file = folder / "metrics.csv"
+    if file.exists():
+        number = len(list(folder.glob("metrics*.csv")))
+        file.rename(folder / f"metrics_before_{number}.csv")

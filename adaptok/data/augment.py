@@ -1,0 +1,135 @@
+"""The Well's random flips, rotations and rolls, for samples as the data module has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from the_well.data.augmentation import (
+    Augmentation,
+    Compose,
+    RandomAxisFlip,
+    RandomAxisPermute,
+    RandomAxisRoll,
+    RandomRotation90,
+)
+from the_well.data.datasets import WellMetadata
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from adaptok.registry import close_matches
+
+AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
+    "flip": RandomAxisFlip,
+    "rotate": RandomRotation90,
+    "permute": RandomAxisPermute,
+    "roll": RandomAxisRoll,
+}
+SWAPS = ("rotate", "permute")  # these exchange axes
+
+Sample = dict[str, Tensor]
+
+
+class Augmented(Dataset):
+    """Samples of another data set, transformed at random.
+
+    Fields, constants and boundary types are transformed alike; vectors and tensors turn with the
+    axes. The random numbers are those of torch's and numpy's global generators, as in the Well:
+    with :class:`adaptok.data.order.Seeded` around it, a sample is a function of (seed, epoch,
+    index).
+
+    Args:
+        samples: with "input", "target", "boundary" and perhaps "constants", channels first.
+        names: of "flip" (each axis with probability 1/2), "rotate" (by a random multiple of 90
+            degrees), "permute" (a random order of the axes) and "roll" (a random shift along the
+            periodic axes), applied in this order.
+        metadata: of the set.
+
+    Raises:
+        ValueError: for an unknown name, or a grid that does not allow it.
+    """
+
+    def __init__(self, samples: Dataset, names: Sequence[str], metadata: WellMetadata):
+        check_augmentations(names, metadata)
+        self.samples = samples
+        self.transform = Compose(*(AUGMENTATIONS[name]() for name in names))
+        ndim = metadata.n_spatial_dims
+        self.fields = _Channels(metadata.field_names, ndim)
+        self.constants = _Channels(metadata.constant_field_names, ndim)
+        dataset = SimpleNamespace(n_spatial_dims=ndim, metadata=metadata)
+        self.about: Any = SimpleNamespace(dataset=dataset)  # all that the transforms ask for
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        history = len(sample["input"])
+        data: Any = {
+            "variable_fields": self.fields.split(torch.cat([sample["input"], sample["target"]])),
+            "constant_fields": {},
+            "boundary_conditions": sample["boundary"],
+        }
+        if "constants" in sample:
+            data["constant_fields"] = self.constants.split(sample["constants"])
+        data = self.transform(data, self.about)
+        frames = self.fields.join(data["variable_fields"])
+        out = {"input": frames[:history], "target": frames[history:]}
+        if "constants" in sample:
+            out["constants"] = self.constants.join(data["constant_fields"])
+        return {**sample, **out, "boundary": data["boundary_conditions"]}
+
+
+class _Channels:
+    """Which channels are the components of which field.
+
+    Args:
+        names: of the channels by tensor order, as in the Well's metadata.
+        ndim: number of space axes.
+    """
+
+    def __init__(self, names: Mapping[int, Sequence[str]], ndim: int):
+        self.ndim = ndim
+        self.sizes = [(order, ndim**order) for order in names for _ in names[order][:: ndim**order]]
+        self.ends = [*accumulate(size for _, size in self.sizes)]
+
+    def split(self, values: Tensor) -> dict[int, dict[str, Tensor]]:
+        """Channels (..., c, *space) as fields (..., *space, *(ndim,) * order) by order."""
+        out: dict[int, dict[str, Tensor]] = {}
+        axis = values.ndim - 1 - self.ndim
+        for (order, size), end in zip(self.sizes, self.ends, strict=True):
+            part = values.narrow(axis, end - size, size).movedim(axis, -1)
+            shape = (*part.shape[:-1], *(self.ndim,) * order)
+            out.setdefault(order, {})[str(end)] = part.reshape(shape)
+        return out
+
+    def join(self, fields: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
+        """The inverse of :meth:`split`, contiguous."""
+        flat = [
+            values.unsqueeze(-1).flatten(-1 - order)
+            for order, members in fields.items()
+            for values in members.values()
+        ]
+        joined = torch.cat(flat, -1)
+        return joined.movedim(-1, joined.ndim - 1 - self.ndim).contiguous()
+
+
+def check_augmentations(names: Sequence[str], metadata: WellMetadata) -> None:
+    """Raises ``ValueError`` for names that are unknown or that a grid does not allow."""
+    shape = tuple(metadata.spatial_resolution)
+    for name in names:
+        if name not in AUGMENTATIONS:
+            raise ValueError(
+                f"unknown augmentation {name!r}{close_matches(name, AUGMENTATIONS)}; "
+                f"there are {', '.join(AUGMENTATIONS)}"
+            )
+        if name in SWAPS and (len(set(shape)) > 1 or len(shape) == 1):
+            size = " x ".join(map(str, shape))
+            raise ValueError(
+                f"augment={name} exchanges axes: it needs 2 or 3 of equal length, not {size}"
+            )
+    if names and metadata.grid_type != "cartesian":
+        raise ValueError(f"a {metadata.grid_type} grid cannot be augmented, only a cartesian one")

@@ -1,0 +1,154 @@
+"""What is wrong with a data set, in words: its files, splits and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from adaptok.data.check_file import check_file
+from adaptok.data.files import (
+    SPLITS,
+    TABLES,
+    WellFile,
+    difference,
+    inspect,
+    read_statistics,
+)
+from adaptok.data.location import HDF5, Location, locate
+from adaptok.data.synthetic.store import Statistics
+
+TOLERANCE = 0.01  # of the spread, by which statistics may be off
+
+
+class Problem(NamedTuple):
+    """Something wrong: where (a file or folder), and what, in words."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class Report(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        files: number of files that were read.
+        problems: all of them; none for a set that can be trained on.
+    """
+
+    files: int
+    problems: list[Problem]
+
+
+def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
+    """Checks a file, a folder of files or a whole set, reading every value once.
+
+    Args:
+        path: of an HDF5 file, a folder with such files, or a set (with ``data/train`` ...); any URL
+            of fsspec.
+        options: keyword arguments of the file system.
+
+    Raises:
+        ValueError: if there is nothing to check.
+    """
+    location = locate(path, options)
+    if location.name.endswith(HDF5):
+        if not location.is_file():
+            raise ValueError(f"no such file: {location}")
+        return Report(1, [Problem(str(location), what) for what in check_file(location)])
+    if not location.is_folder():
+        raise ValueError(f"no such file or folder: {location}")
+    if (location / "data").is_folder():
+        return _check_set(location)
+    files = location.hdf5_files()
+    if not files:
+        raise ValueError(
+            f"{location} is no data set: it has neither a folder data nor .hdf5 or .h5 files"
+        )
+    return Report(len(files), _check_files(files, None))
+
+
+def _check_set(folder: Location) -> Report:
+    problems, count, first = [], 0, None
+    statistics = Statistics()
+    for split in SPLITS:
+        files = (folder / "data" / split).hdf5_files()
+        count += len(files)
+        if not files:
+            problems.append(Problem(str(folder), f"split {split} is missing or empty"))
+        found = _check_files(files, statistics if split == "train" else None)
+        problems += found
+        good = [file for file in files if not any(p.where == str(file) for p in found)]
+        described = [inspect(file) for file in good[:1]]
+        first = first or next(iter(described), None)
+        problems += [p for file in described for p in _other_layout(file, first)]
+    return Report(count, problems + _check_statistics(folder, statistics))
+
+
+def _other_layout(file: WellFile, first: WellFile | None) -> list[Problem]:
+    if first is None or file.layout == first.layout:
+        return []
+    return [Problem(str(file.location), difference(file, first))]
+
+
+def _check_files(files: list[Location], statistics: Statistics | None) -> list[Problem]:
+    """The files of one split, which must have the same fields and grid."""
+
+    def on_values(name: str, order: int, varying: bool, values: np.ndarray) -> None:
+        if statistics is not None:
+            statistics.accumulate(name, torch.from_numpy(values), order, varying=varying)
+
+    problems, first = [], None
+    for file in files:
+        found = [Problem(str(file), what) for what in check_file(file, on_values)]
+        if not found:
+            described = inspect(file)
+            first = first or described
+            found = _other_layout(described, first)
+        problems += found
+    return problems
+
+
+def _check_statistics(folder: Location, statistics: Statistics) -> list[Problem]:
+    """Compares stats.yaml with the values of the training split."""
+    where = str(folder / "stats.yaml")
+    try:
+        stored = read_statistics(folder)
+    except ValueError as error:
+        return [Problem(where, str(error).removeprefix(where).lstrip(": "))]
+    problems = []
+    expected = statistics.summary()
+    for table in TABLES:
+        spreads = expected.get(table.replace("mean", "std"), {})
+        for name, values in expected.get(table, {}).items():
+            what = _disagreement(stored[table].get(name), values, spreads[name])
+            if what:
+                problems.append(Problem(where, f"{table} of {name} {what}"))
+    return problems
+
+
+def _disagreement(stored: Any, expected: Any, spread: Any) -> str:
+    if stored is None:
+        return "is missing"
+    try:
+        found = np.asarray(stored, dtype=np.float64)
+    except (ValueError, TypeError):
+        return f"is not made of numbers: {stored!r}"
+    wanted = np.asarray(expected)
+    if found.shape != wanted.shape:
+        return f"has shape {found.shape}, expected {wanted.shape}"
+    if not np.isfinite(found).all():
+        return "is not finite"
+    if (np.abs(found - wanted) > TOLERANCE * np.asarray(spread) + 1e-12).any():
+        return f"is {stored}, but the training files have {_short(expected)}"
+    return ""
+
+
+def _short(values: Any) -> Any:
+    return np.asarray(values).round(6).tolist()

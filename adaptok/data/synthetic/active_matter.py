@@ -1,0 +1,211 @@
+"""Rods that swim and stir a viscous fluid: a kinetic theory in 2D with tensor fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptok.data.synthetic.noise import smooth_noise
+from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
+
+TRANSLATION, ROTATION = 0.05, 0.05  # diffusion of the rods, the Well's
+FASTEST = 0.14  # flow per dipole strength and side of the domain; the time step rests on it
+TABLE = 1024
+
+
+@SOLVERS.register("active_matter")
+@dataclass(frozen=True, kw_only=True)
+class ActiveMatter(Solver):
+    """Rods that align, push the fluid around them and are stirred by it, periodic (2D).
+
+    The moment equations of the Well's set of this name (Maddu, Weady and Shelley 2024, eqs. 1 to
+    5) with its closure and in its domain, but dilute (beta = 0: the rods do not stiffen the fluid),
+    with an uneven concentration at the start (theirs starts at 1), on a coarser grid, and so with
+    weak dipoles and alignment only.
+
+    Args:
+        alpha: strength of the dipoles, negative for pushers; all combinations with
+        zeta: strength of the alignment.
+        side: of the domain (L).
+    """
+
+    resolution: int = 64
+    frames: int = 16
+    start: float = 4.0
+    frame_dt: float = 0.3
+    train: int = 12
+    valid: int = 4
+    test: int = 4
+    alpha: Sequence[float] = (-1.0, -2.0)
+    zeta: Sequence[float] = (1.0, 2.0)
+    side: float = 10.0
+
+    ndim: ClassVar[int] = 2
+    version: ClassVar[int] = 1
+    boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
+    batch: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alpha or not self.zeta:
+            raise ValueError(
+                f"alpha and zeta are lists of numbers, got {self.alpha!r} and {self.zeta!r}"
+            )
+        if not 0 < self.side < math.inf:
+            raise ValueError(f"side must be a positive number, got {self.side!r}")
+
+    @property
+    def settings(self) -> list[dict[str, float]]:
+        """Side of the domain, alignment and dipole strength."""
+        pairs = product(self.alpha, self.zeta)
+        return [{"L": float(self.side), "zeta": float(z), "alpha": float(a)} for a, z in pairs]
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Concentration and the two components of the order, (3, x, y)."""
+        shape = (self.resolution, self.resolution)
+        uneven, *order = (smooth_noise(shape, length, generator) for length in (0.08, 0.06, 0.06))
+        concentration = (0.3 * uneven).exp()
+        # a moderate order everywhere, |Q| < c
+        direction = torch.stack(order)
+        direction = 0.6 * direction / (1 + direction.square().sum(0)).sqrt()
+        return {"moments": torch.cat([concentration[None], concentration * direction])}
+
+    def simulate(
+        self,
+        state: dict[str, Tensor],
+        setting: Mapping[str, float],
+        on_frame: OnFrame = lambda: None,
+    ) -> Trajectories:
+        """Integrates `moments`, (b, 3, x, y)."""
+        rods = Rods(state["moments"], setting["L"], setting["alpha"], setting["zeta"])
+        recorded: list[list[Tensor]] = [[], [], [], []]
+        now = 0.0
+        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
+            rods.advance(time - now)
+            now = time
+            for values, value in zip(recorded, rods.fields(), strict=True):
+                values.append(value)
+            on_frame()
+        concentration, velocity, order, strain = (torch.stack(values, 1) for values in recorded)
+        x = cell_centres(self.resolution, 0.0, self.side)
+        return Trajectories(
+            time=self.times,
+            coordinates={"x": x, "y": x},
+            fields={
+                0: {"concentration": concentration},
+                1: {"velocity": velocity},
+                2: {"D": order, "E": strain},
+            },
+            scalars=setting,
+        )
+
+
+class Rods:
+    """Concentration c and order Q of rods in a Stokes flow that they drive; pseudo-spectral.
+
+    A rod at angle t turns by the flow and by its neighbours. The moments c = <1>, Q = <exp(2it)>
+    obey, with the vorticity w and the strain e = E_xx + i E_xy of the flow,
+
+        c_t + u . grad c = d_T Laplace c
+        Q_t + u . grad Q = i w Q + c (f - conj(f) <exp(4it)> / c) - 4 d_R Q + d_T Laplace Q
+
+    where f = e + zeta Q. The fourth moment closes as if angles were distributed like
+    exp(k cos 2(t - t0)) (Bingham), which is what the Well's set does. The flow solves
+    -Laplace u + grad q = alpha div D, with the tensor D = <p p> = (c + Q) / 2 in matrix form.
+
+    Args:
+        moments: c, Re Q, Im Q, (b, 3, x, y).
+        side: of the periodic square.
+        alpha: strength of the dipoles.
+        zeta: strength of the alignment.
+    """
+
+    def __init__(self, moments: Tensor, side: float, alpha: float, zeta: float):
+        self.alpha, self.zeta = alpha, zeta
+        self.modes = Modes((moments.shape[-2], moments.shape[-1]), (side, side), moments.device)
+        turning = torch.tensor([0.0, 4 * ROTATION, 4 * ROTATION]).to(moments)[:, None, None]
+        self.decay = TRANSLATION * self.modes.squared + turning
+        self.state = self.modes.of(moments) * self.modes.keep
+        # the flow and, for strong alignment, the turning limit the time step
+        self.speed = max(FASTEST * abs(alpha) * side, 8 * abs(zeta) / self.modes.highest)
+        self.closure = fourth_moments().to(moments)
+
+    def vorticity(self, state: Tensor) -> Tensor:
+        """Modes of the vorticity that the dipoles drive."""
+        dx, dy = self.modes.dx, self.modes.dy
+        twist = 0.5 * (dx * dx - dy * dy) * state[:, 2] - dx * dy * state[:, 1]
+        return self.alpha * twist * self.modes.inverse
+
+    def flow(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocity (b, 2, x, y), vorticity (b, x, y) and strain, complex (b, x, y)."""
+        vorticity = self.vorticity(state)
+        u, v = (flow := self.modes.flow(vorticity)).unbind(1)
+        dx, dy = self.modes.dx, self.modes.dy
+        rates = torch.stack([vorticity, dx * u, 0.5 * (dy * u + dx * v)], 1)
+        turn, stretch, shear = self.modes.grid(rates).unbind(1)
+        return self.modes.grid(flow), turn, torch.complex(stretch, shear)
+
+    def rate(self, state: Tensor) -> Tensor:
+        """Change of the modes by advection, rotation, strain and alignment."""
+        velocity, turn, strain = self.flow(state)
+        moments = self.modes.grid(state)
+        concentration, order = moments[:, 0], torch.complex(moments[:, 1], moments[:, 2])
+        force = strain + self.zeta * order
+        mean = order / concentration
+        share = self._fourth(mean)  # <exp(4it)> / c
+        change = 1j * turn * order + concentration * (force - force.conj() * share)
+        source = torch.stack([torch.zeros_like(turn), change.real, change.imag], 1)
+        flux = moments[:, :, None] * velocity[:, None]
+        modes = self.modes.of(source) - self.modes.divergence(self.modes.of(flux))
+        return modes * self.modes.keep
+
+    def _fourth(self, mean: Tensor) -> Tensor:
+        """<exp(4it)> / c from <exp(2it)> / c, both complex."""
+        place = (mean.abs().square() * TABLE).clamp_max(TABLE - 1e-3)
+        low = place.long()
+        ratio = torch.lerp(self.closure[low], self.closure[low + 1], place - low)
+        return ratio * mean.square()
+
+    def advance(self, duration: float) -> None:
+        """Advances the state."""
+        steps, dt = steps_for(duration, self.speed, self.modes.highest)
+        self.state = runge_kutta(self.state, self.rate, self.decay, dt, steps)
+
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Concentration (b, x, y), velocity (..., 2), and D and E (..., 2, 2)."""
+        velocity, _, strain = self.flow(self.state)
+        concentration, one, two = self.modes.grid(self.state).unbind(1)
+        identity = torch.eye(2, device=one.device)
+        order = 0.5 * (concentration[..., None, None] * identity + traceless(one, two))
+        return concentration, velocity.movedim(1, -1), order, traceless(strain.real, strain.imag)
+
+
+def traceless(one: Tensor, two: Tensor) -> Tensor:
+    """The symmetric matrices ((one, two), (two, -one)), (..., 2, 2)."""
+    return torch.stack([torch.stack([one, two], -1), torch.stack([two, -one], -1)], -2)
+
+
+@cache
+def fourth_moments() -> Tensor:
+    """<exp(4it)> / s² of Bingham's distribution for s² = 0, 1/TABLE, ..., 1; (TABLE + 1,).
+
+    With angles distributed like exp(k cos 2t), s = I1(k) / I0(k) and <cos 4t> = I2(k) / I0(k),
+    which is 1 - 2 s / k; k is found by bisection.
+    """
+    order = torch.linspace(0, 1, TABLE + 1, dtype=torch.float64)[1:-1].sqrt()
+    low, high = torch.zeros_like(order), torch.full_like(order, 1e5)
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        below = torch.special.i1e(middle) / torch.special.i0e(middle) < order
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    inner = (1 - 2 * order / high) / order.square()
+    ends = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    return torch.cat([ends[:1], inner, ends[1:]])

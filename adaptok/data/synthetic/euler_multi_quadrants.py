@@ -1,0 +1,119 @@
+"""Random quadrants of gas at rest against each other: the Euler equations in 2D, with shocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptok.data.synthetic import euler
+from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerMultiQuadrants(Solver):
+    """Base of the two sets, which differ in their boundaries.
+
+    Args:
+        gamma: ratios of specific heats.
+        pieces: the most pieces along an axis of the initial state; at least 2.
+    """
+
+    resolution: int = 64
+    frames: int = 16
+    start: float = 0.02
+    frame_dt: float = 0.02
+    train: int = 24
+    valid: int = 4
+    test: int = 4
+    gamma: Sequence[float] = (1.22, 1.4, 1.597, 1.76)
+    pieces: int = 4
+
+    ndim: ClassVar[int] = 2
+    version: ClassVar[int] = 1
+    batch: ClassVar[int] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gamma or min(self.gamma) <= 1:
+            raise ValueError(f"gamma is a list of numbers above 1, got {self.gamma!r}")
+        if not 2 <= self.pieces <= self.resolution // 4:
+            raise ValueError(
+                f"pieces must be between 2 and resolution // 4 = {self.resolution // 4}, "
+                f"got {self.pieces!r}"
+            )
+
+    @property
+    def settings(self) -> list[dict[str, float]]:
+        """The ratio of specific heats."""
+        return [{"gamma": float(gamma)} for gamma in self.gamma]
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Primitive variables, (4, x, y): constant in each of the pieces.
+
+        Density and pressure are far enough from vacuum that no time step collapses.
+        """
+        x = cell_centres(self.resolution, 0.0, 1.0)
+        count = [int(torch.randint(2, self.pieces + 1, (), generator=generator)) for _ in "xy"]
+        where = []
+        for n in count:
+            jitter = 0.6 * torch.rand(n, generator=generator) + 0.2
+            where.append(torch.bucketize(x, (torch.arange(n) + jitter) / n) % n)
+        values = torch.rand(4, *count, generator=generator)
+        values[[0, 3]] = 0.3 * 5 ** values[[0, 3]]  # 0.3 to 1.5
+        values[1:3] -= 0.5
+        return {"primitive": values[:, where[0]][:, :, where[1]]}
+
+    def simulate(
+        self,
+        state: dict[str, Tensor],
+        setting: Mapping[str, float],
+        on_frame: OnFrame = lambda: None,
+    ) -> Trajectories:
+        """Integrates `primitive`, (b, 4, x, y)."""
+        gamma = setting["gamma"]
+        gas = euler.to_conserved(state["primitive"], gamma)
+        recorded, now = [], 0.0
+        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
+            gas = euler.advance(gas, time - now, 1 / self.resolution, gamma, self.boundary)
+            now = time
+            recorded.append(torch.cat([gas, euler.to_primitive(gas, gamma)[:, -1:]], 1))
+            on_frame()
+        frames = torch.stack(recorded, 1)  # (b, t, density momentum energy pressure, x, y)
+        energy, density, pressure = frames[:, :, [3, 0, 4]].unbind(2)
+        x = cell_centres(self.resolution, 0.0, 1.0)
+        return Trajectories(
+            time=self.times,
+            coordinates={"x": x, "y": x},
+            fields={
+                0: {"energy": energy, "density": density, "pressure": pressure},
+                1: {"momentum": frames[:, :, 1:3].movedim(2, -1)},
+            },
+            scalars=setting,
+        )
+
+
+@SOLVERS.register("euler_multi_quadrants_periodicBC")
+@dataclass(frozen=True, kw_only=True)
+class EulerMultiQuadrantsPeriodic(EulerMultiQuadrants):
+    """Gas in random rectangles that expand, collide and shock, periodic (2D).
+
+    Same equations, domain and fields as the Well's set of this name, on a coarser grid, with frames
+    further apart and milder jumps.
+    """
+
+    boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
+
+
+@SOLVERS.register("euler_multi_quadrants_openBC")
+@dataclass(frozen=True, kw_only=True)
+class EulerMultiQuadrantsOpen(EulerMultiQuadrants):
+    """Gas in random rectangles that expand, collide and shock, open ends (2D).
+
+    As ``euler_multi_quadrants_periodicBC``; the gas leaves through all ends.
+    """
+
+    boundary: ClassVar[tuple[str, ...]] = ("OPEN", "OPEN")

@@ -1,0 +1,152 @@
+"""Convection between a warm floor and a cold ceiling: the Boussinesq equations in 2D."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptok.data.synthetic.noise import smooth_noise
+from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
+
+LENGTH, HEIGHT = 4.0, 1.0
+FASTEST = 1.4  # no flow of this set is faster; the time step rests on it
+
+
+@SOLVERS.register("rayleigh_benard")
+@dataclass(frozen=True, kw_only=True)
+class RayleighBenard(Solver):
+    """Convection of a layer of fluid that is heated from below (2D; x periodic, y walls).
+
+    Same equations, domain and units (free fall) as the Well's set of this name, but free-slip walls
+    in place of no-slip ones, a uniform grid of 4 `resolution` x `resolution` points, and Rayleigh
+    numbers that it resolves.
+
+    Args:
+        rayleigh: strength of the buoyancy; all combinations with
+        prandtl: viscosity / thermal diffusivity.
+    """
+
+    resolution: int = 32
+    frames: int = 16
+    start: float = 8.0
+    frame_dt: float = 0.3
+    train: int = 12
+    valid: int = 4
+    test: int = 4
+    rayleigh: Sequence[float] = (1e5, 3e5)
+    prandtl: Sequence[float] = (0.5, 1.0)
+
+    ndim: ClassVar[int] = 2
+    version: ClassVar[int] = 1
+    boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "WALL")
+    batch: ClassVar[int] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rayleigh or not self.prandtl or min(*self.rayleigh, *self.prandtl) <= 0:
+            raise ValueError(
+                "rayleigh and prandtl are lists of positive numbers, "
+                f"got {self.rayleigh!r} and {self.prandtl!r}"
+            )
+
+    @property
+    def settings(self) -> list[dict[str, float]]:
+        """Rayleigh and Prandtl numbers."""
+        pairs = product(self.rayleigh, self.prandtl)
+        return [{"Rayleigh": float(ra), "Prandtl": float(pr)} for ra, pr in pairs]
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Deviation of the buoyancy from its profile at rest, (x, y)."""
+        shape = (4 * self.resolution, self.resolution)
+        y = cell_centres(self.resolution, 0.0, HEIGHT)
+        return {"deviation": 0.4 * smooth_noise(shape, 0.06, generator) * y * (1 - y)}
+
+    def simulate(
+        self,
+        state: dict[str, Tensor],
+        setting: Mapping[str, float],
+        on_frame: OnFrame = lambda: None,
+    ) -> Trajectories:
+        """Integrates from rest; `deviation` is (b, x, y)."""
+        deviation = state["deviation"]
+        fields = torch.stack([torch.zeros_like(deviation), deviation], 1)
+        scheme = Convection(fields, LENGTH, setting["Rayleigh"], setting["Prandtl"])
+        y = cell_centres(self.resolution, 0.0, HEIGHT).to(deviation)
+        recorded: list[list[Tensor]] = [[], [], []]
+        now = 0.0
+        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
+            scheme.advance(time - now, FASTEST)
+            now = time
+            frame = (1 - y + scheme.fields()[:, 1], scheme.pressure(), scheme.velocity())
+            for values, value in zip(recorded, frame, strict=True):
+                values.append(value)
+            on_frame()
+        buoyancy, pressure, velocity = (torch.stack(values, 1) for values in recorded)
+        return Trajectories(
+            time=self.times,
+            coordinates={"x": cell_centres(4 * self.resolution, 0.0, LENGTH), "y": y},
+            fields={0: {"buoyancy": buoyancy, "pressure": pressure}, 1: {"velocity": velocity}},
+            scalars=setting,
+        )
+
+
+class Convection:
+    """Vorticity w and deviation b of the buoyancy between free-slip walls of fixed temperature.
+
+    ``w_t + u . grad w = b_x + nu Laplace w`` and ``b_t + u . grad b = v + kappa Laplace b`` with
+    nu = sqrt(Pr / Ra), kappa = 1 / sqrt(Ra Pr), and w = b = v = 0 on the walls y = 0 and y = 1.
+    Continued as odd functions of y, both live in a periodic box of twice the height.
+
+    Args:
+        fields: initial vorticity and deviation, (b, 2, x, y).
+        length: of the layer; its height is 1.
+        rayleigh: Ra.
+        prandtl: Pr.
+    """
+
+    def __init__(self, fields: Tensor, length: float, rayleigh: float, prandtl: float):
+        n_x, self.n = fields.shape[-2:]
+        self.modes = Modes((n_x, 2 * self.n), (length, 2 * HEIGHT), fields.device)
+        spread = torch.tensor([(prandtl / rayleigh) ** 0.5, (rayleigh * prandtl) ** -0.5])
+        self.decay = spread.to(fields)[:, None, None] * self.modes.squared
+        self.state = self._continued(fields)
+
+    def _continued(self, fields: Tensor) -> Tensor:
+        return self.modes.of(torch.cat([fields, -fields.flip(-1)], -1)) * self.modes.keep
+
+    def rate(self, state: Tensor) -> Tensor:
+        """Change of the modes by advection and buoyancy."""
+        flow = self.modes.flow(state[:, 0])
+        carried = self.modes.grid(state)[:, :, None] * self.modes.grid(flow)[:, None]
+        source = torch.stack([self.modes.dx * state[:, 1], flow[:, 1]], 1)
+        return (source - self.modes.divergence(self.modes.of(carried))) * self.modes.keep
+
+    def advance(self, duration: float, speed: float) -> None:
+        """Advances the state, with time steps that are stable for flows up to `speed`."""
+        steps, dt = steps_for(duration, speed, self.modes.highest)
+        self.state = runge_kutta(self.state, self.rate, self.decay, dt, steps)
+        self.state = self._continued(self.fields())  # rounding must not break the symmetry
+
+    def fields(self) -> Tensor:
+        """Vorticity and deviation, (b, 2, x, y)."""
+        return self.modes.grid(self.state)[..., : self.n]
+
+    def velocity(self) -> Tensor:
+        """Velocity, (b, x, y, 2)."""
+        flow = self.modes.grid(self.modes.flow(self.state[:, 0]))
+        return flow[..., : self.n].movedim(1, -1)
+
+    def pressure(self) -> Tensor:
+        """Pressure with mean 0, (b, x, y), including what carries the profile at rest."""
+        flow = self.modes.flow(self.state[:, 0])
+        lift = self.modes.dy * self.state[:, 1] * self.modes.inverse
+        moving = self.modes.grid(self.modes.pressure(flow) - lift)[..., : self.n]
+        y = cell_centres(self.n, 0.0, HEIGHT).to(moving)
+        at_rest = y - y.square() / 2
+        return moving - moving.mean((-2, -1), keepdim=True) + at_rest - at_rest.mean()

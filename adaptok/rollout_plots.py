@@ -1,0 +1,157 @@
+"""Pictures of a rollout: a film, maps of the error and energy spectra."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import animation
+from matplotlib.figure import Figure
+
+from adaptok.plots import COLOURS, _first_plane, _style, colours_of, draw_values, panels_figure
+
+logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # it announces every film
+
+
+def rollout_video(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    fields: Sequence[str],
+    path: str | Path,
+    *,
+    fps: int = 6,
+) -> Path:
+    """Writes truth, prediction and absolute error of every field, step after step.
+
+    The colours of a field are those of its truth over all steps. It is written under a temporary
+    name first.
+
+    Args:
+        truth: (t, c, *space); in 3D the plane through the middle of the first axis is shown.
+        prediction: of the same shape.
+        path: ends in .gif, or in .mp4 where matplotlib finds ffmpeg.
+
+    Raises:
+        ValueError: another ending, or .mp4 without ffmpeg.
+    """
+    path = Path(path)
+    writer = _writer(path, fps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _style():
+        figure, update = _film(_planes(truth), _planes(prediction), fields)
+        film = animation.FuncAnimation(figure, update, frames=len(truth), blit=False)
+        temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+        film.save(temporary, writer=writer, dpi=100)
+        plt.close(figure)
+    os.replace(temporary, path)
+    return path
+
+
+def _writer(path: Path, fps: int) -> animation.AbstractMovieWriter:
+    if path.suffix == ".gif":
+        return animation.PillowWriter(fps=fps)
+    if path.suffix != ".mp4":
+        raise ValueError(f"a video is a .gif or an .mp4, got {path.name}")
+    if not animation.FFMpegWriter.isAvailable():
+        raise ValueError("an .mp4 needs ffmpeg, which matplotlib does not find here; use .gif")
+    return animation.FFMpegWriter(fps=fps)
+
+
+def _film(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str]):
+    """The figure, and a function that draws step i in it; arrays (t, c, *plane)."""
+    error = np.abs(prediction - truth)
+    aspect = 0.45 if truth.ndim == 3 else truth.shape[2] / truth.shape[3]
+    size = (7.2, 2.3 * aspect * len(fields) + 0.5)
+    figure, axes = plt.subplots(len(fields), 3, figsize=size, squeeze=False)
+
+    def update(step: int) -> list:
+        for row, name in enumerate(fields):
+            limits, cmap = colours_of(truth[:, row])
+            top = float(np.nanmax(error[:, row])) or 1.0
+            for column, (title, values, look) in enumerate(
+                (
+                    ("truth", truth, (limits, cmap)),
+                    ("prediction", prediction, (limits, cmap)),
+                    ("|error|", error, ((0.0, top), "magma")),
+                )
+            ):
+                ax = axes[row, column]
+                ax.clear()
+                draw_values(ax, values[step, row], limits=look[0], cmap=look[1])
+                if row == 0:
+                    ax.set_title(title)
+            axes[row, 0].set_ylabel(name)
+        figure.suptitle(f"step {step + 1}", fontsize=10)
+        return []
+
+    return figure, update
+
+
+def error_maps_figure(
+    truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str], *, columns: int = 4
+) -> Figure:
+    """Absolute error of every field at up to `columns` steps, evenly spaced, the last among them.
+
+    Args:
+        truth: (t, c, *space).
+        prediction: of the same shape.
+        columns: number of steps to show.
+    """
+    steps = np.unique(np.linspace(0, len(truth) - 1, columns).round().astype(int))
+    error = np.abs(prediction - truth)
+    captions = {int(step): f"step {step + 1}" for step in steps}
+    rows = {
+        name: {caption: error[step, i] for step, caption in captions.items()}
+        for i, name in enumerate(fields)
+    }
+    positive = tuple(captions.values())
+    return panels_figure(rows, title="absolute error", positive=positive)
+
+
+def isotropic_spectrum(values: np.ndarray) -> np.ndarray:
+    """Energy per whole wavenumber (in waves per domain), (..., k); its sum is the mean square.
+
+    Args:
+        values: (..., *space) with the space axes of `values.ndim - 1` leading fields: (c, *space).
+    """
+    space = values.shape[1:]
+    axes = tuple(range(1, values.ndim))
+    power = np.abs(np.fft.fftn(values, axes=axes)) ** 2 / np.prod(space) ** 2
+    waves = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in space), indexing="ij")
+    shell = np.sqrt(sum(w**2 for w in waves)).round().astype(int).ravel()
+    flat = power.reshape(len(values), -1)
+    return np.stack([np.bincount(shell, weights=row) for row in flat])
+
+
+def spectra_figure(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str]) -> Figure:
+    """Energy against wavenumber at the first and the last step, truth dashed.
+
+    Args:
+        truth: (t, c, *space).
+        prediction: of the same shape.
+    """
+    with _style():
+        figure, axes = plt.subplots(1, len(fields), figsize=(2.8 * len(fields), 2.5), squeeze=False)
+        for number, step in enumerate(sorted({0, len(truth) - 1})):
+            pair = (isotropic_spectrum(truth[step]), isotropic_spectrum(prediction[step]))
+            for ax, name, true, ours in zip(axes[0], fields, *pair, strict=True):
+                shown = slice(1, max(truth.shape[2:]) // 2 + 1)
+                waves = np.arange(len(true))[shown]
+                colour = COLOURS[number]
+                ax.plot(waves, true[shown], color=colour, linestyle="--", linewidth=1)
+                ax.plot(waves, ours[shown], color=colour, label=f"step {step + 1}")
+                ax.set(xscale="log", yscale="log", xlabel="wavenumber", title=name)
+        axes[0, 0].set_ylabel("energy (truth dashed)")
+        axes[0, 0].legend()
+    return figure
+
+
+def _planes(values: np.ndarray) -> np.ndarray:
+    """(t, c, *space) with 3D fields cut through the middle of their first axis."""
+    if values.ndim < 5:
+        return values
+    return np.stack([np.stack([_first_plane(field) for field in frame]) for frame in values])

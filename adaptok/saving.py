@@ -1,0 +1,80 @@
+"""Checkpoints that are either complete or absent."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from adaptok.atomic import replacing
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``last.ckpt`` and ``best.ckpt`` (lowest ``val/vrmse``).
+
+    The last one is written every `every` optimiser steps and at the end, the best one after a
+    validation; with :class:`AtomicIO`, a full disk or a kill at any moment leaves the one before.
+
+    Args:
+        folder: where they are kept.
+        every: optimiser steps from one last.ckpt to the next.
+    """
+
+    def __init__(self, folder: Path, every: int):
+        self.folder, self.every = folder, every
+        self.saved, self.best = -1, math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with it."""
+        self.best = state_dict["best"]
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Saves once per step, also where a step takes several batches."""
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps
+        if due and step != self.saved:
+            self.saved = step
+            self._save(trainer, "last")
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Saves where the validation was the best one."""
+        value = trainer.callback_metrics.get("val/vrmse")
+        if value is not None and float(value) < self.best:
+            self.best = float(value)
+            self._save(trainer, "best")
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.folder / f"{name}.ckpt")  # all ranks: they gather shards
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Writes a checkpoint through :func:`replacing`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes the whole file or none of it.
+
+        Raises:
+            OSError: the disk is full or the like; says what is left.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with replacing(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            there = f"the previous {path} is whole" if path.exists() else "there is none before it"
+            raise OSError(
+                f"cannot write the checkpoint of step {checkpoint.get('global_step')} ({error}); "
+                f"{there}"
+            ) from error

@@ -1,0 +1,151 @@
+"""Several processes and kills: the same run, whatever happens to its processes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import small_runs
+import torch
+
+from adaptok.checkpoints import read_checkpoint
+from adaptok.config import build_data, compose, plain
+from adaptok.parallel import make_strategy
+from adaptok.plots import read_metrics
+
+SCRIPT = Path(__file__).parent / "parallel_run.py"
+ROOT = Path(__file__).parents[1]
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "LOCAL_RANK"))}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@functools.cache
+def generated() -> None:
+    build_data(plain(compose("train", small_runs.train())))
+
+
+def command(folder: Path, batch_size: int, overrides: tuple[str, ...], options: dict) -> list[str]:
+    generated()
+    data = [o for o in small_runs.data() if not o.startswith("data.batch_size")]
+    chosen = [*data, f"data.batch_size={batch_size}", *small_runs.SIZE, "tokenizer=uneven"]
+    chosen += ["optim.warmup_steps=1", "optim.lr=0.01", *overrides]
+    whole = {"max_steps": 6, "val_check_interval": 2} | options | {"overrides": chosen}
+    return [sys.executable, str(SCRIPT), str(folder), json.dumps(whole)]
+
+
+def run(folder: Path, batch_size: int, *overrides: str, **options) -> Path:
+    words = command(folder, batch_size, overrides, options)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def curve(folder: Path, key: str) -> list[float]:
+    return [row[key] for row in read_metrics(folder) if key in row]
+
+
+def counts(folder: Path, rank: int) -> list[list[int]]:
+    return json.loads((folder / f"counts_{rank}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("single"), 4, gradient_clip_val=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_give_the_curve_of_one(single, strategy, tmp_path):
+    """Same global batch, tokens per sample differ between the ranks, levels without a token."""
+    options = {"strategy": strategy, "devices": 2, "gradient_clip_val": 0.5}
+    folder = run(tmp_path / "two", 2, **options)
+    ours, theirs = curve(folder, "train/loss"), curve(single, "train/loss")
+    assert len(ours) == 6
+    assert max(theirs) > 1.05 * min(theirs)  # it moves
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert curve(folder, "val/vrmse") == pytest.approx(curve(single, "val/vrmse"), rel=1e-4)
+    ranks = [counts(folder, rank) for rank in (0, 1)]
+    assert any(sum(a) != sum(b) for a, b in zip(*ranks, strict=True))
+    coarse = [[set(step) == {4} for step in rank] for rank in ranks]  # the finer levels are empty
+    assert any(a != b for a, b in zip(*coarse, strict=True))
+    whole, parts = read_checkpoint(single), read_checkpoint(folder)
+    for key in ("state_dict", "averaged_state_dict"):
+        for name, value in whole[key].items():
+            torch.testing.assert_close(parts[key][name], value, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_fsdp_goes_on_from_its_checkpoint_in_mid_epoch(tmp_path):
+    """Unrolled, and with activation checkpointing or without: bitwise."""
+    options = {"strategy": "fsdp", "devices": 2}
+    more = "optim.unroll=2"
+    whole = run(tmp_path / "whole", 2, more, **options)
+    run(tmp_path / "first", 2, more, **options | {"max_steps": 3, "val_check_interval": 3})
+    last = str(tmp_path / "first" / "checkpoints" / "last.ckpt")
+    second = run(tmp_path / "second", 2, more, **options, resume=last, checkpoint_activations=True)
+    assert curve(second, "train/loss") == curve(whole, "train/loss")[3:]
+    a, b = read_checkpoint(whole), read_checkpoint(second)
+    for key in ("state_dict", "averaged_state_dict"):
+        for name, value in a[key].items():
+            assert torch.equal(value, b[key][name]), name
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_weights_of_the_whole_one(tmp_path):
+    """SIGKILL in mid-epoch, with drop path; bitwise."""
+    overrides = ("processor.depth=2", "processor.drop_path=0.3")
+    options = {"max_steps": 40, "val_check_interval": 3}
+    whole = run(tmp_path / "whole", 2, *overrides, **options)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(killed, 2, overrides, options), env=environment())
+    last = killed / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 300
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = read_checkpoint(killed)["global_step"]
+    assert 0 < step < 40
+    assert step % 5, "an epoch has 5 steps"
+    (killed / "metrics.csv").unlink(missing_ok=True)
+    resumed = run(killed, 2, *overrides, **options, resume=str(last))
+    assert curve(resumed, "train/loss") == curve(whole, "train/loss")[step:]
+    a, b = read_checkpoint(whole), read_checkpoint(resumed)
+    for key in ("state_dict", "averaged_state_dict"):
+        for name, value in a[key].items():
+            assert torch.equal(value, b[key][name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_command_starts_its_processes_also_in_a_sweep(strategy, tmp_path):
+    generated()
+    words = [sys.executable, "-m", "adaptok", "train", "-m", *small_runs.train(), "seed=0,1"]
+    words += ["trainer.devices=2", f"trainer.strategy={strategy}", f"hydra.sweep.dir={tmp_path}"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("run folder:") == 2  # one process of each run reports
+    values = []
+    for job in ("0", "1"):
+        results = json.loads((tmp_path / job / "metrics.json").read_text())
+        values.append(results["settings"][0]["vrmse"]["mean"])
+        assert read_checkpoint(tmp_path / job)["global_step"] == 3
+    assert values[0] != values[1]
+
+
+def test_names_of_strategies():
+    assert make_strategy("ddp", "cpu", 2, 1) == "ddp"
+    strategy = make_strategy("fsdp", "cpu", 2, 3)
+    assert strategy._data_parallel_size == 6
+    assert make_strategy("fsdp", "cpu", "auto", 1)._data_parallel_size == 1
+    assert make_strategy("fsdp", "cpu", [0, 1], 1)._data_parallel_size == 2

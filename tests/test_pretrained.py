@@ -1,0 +1,168 @@
+"""Saved models: what is built again is the same, and nothing that is wrong loads."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+
+import adaptok
+from adaptok.baselines import create_baseline
+from adaptok.pretrained import CARD, CONFIG, WEIGHTS
+from adaptok.registry import TOKENIZERS
+
+
+def surrogate(**changes):
+    options = {"ndim": 2, "in_channels": 2, "history": 2, "constant_channels": 1, "dim": 24}
+    options |= {"depth": 1, "heads": 2, "normalise": "dataset"}
+    parts = {"tokenizer": {"name": "iap", "budget": 16, "max_size": 8}, "decoder": "linear"}
+    return adaptok.create_surrogate(**(options | parts | changes))
+
+
+def test_a_surrogate_comes_back_with_weights_and_statistics(tmp_path):
+    model = surrogate().eval()
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    model.set_statistics(one, two, one, one[:1], two[:1])
+    assert adaptok.save_pretrained(model, tmp_path / "m") == tmp_path / "m"
+    names = {p.name for p in (tmp_path / "m").iterdir()}
+    assert names == {CONFIG, WEIGHTS, CARD}
+    again = adaptok.from_pretrained(tmp_path / "m")
+    field, constants = torch.randn(3, 2, 2, 16, 16), torch.randn(3, 1, 16, 16)
+    assert torch.equal(again(field, constants=constants), model(field, constants=constants))
+    assert torch.equal(
+        again(field, constants=constants, budget=7), model(field, constants=constants, budget=7)
+    )
+    assert not again.training
+    assert again.config == model.config
+    assert torch.equal(again.std, two)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS.names())
+def test_every_tokenizer(name, tmp_path):
+    tokenizer = adaptok.create_tokenizer(name, ndim=2, in_channels=2, dim=16)
+    adaptok.save_pretrained(tokenizer, tmp_path)
+    again = adaptok.from_pretrained(tmp_path)
+    assert again.spec == tokenizer.spec
+    for key, value in tokenizer.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("name", ["fno", "unet", "persistence"])
+def test_baselines(name, tmp_path):
+    model = create_baseline(name, ndim=1, in_channels=2, boundary=[[2, 2]]).eval()
+    adaptok.save_pretrained(model, tmp_path)
+    field = torch.randn(2, 1, 2, 32)
+    assert torch.equal(adaptok.from_pretrained(tmp_path)(field), model(field))
+
+
+def test_the_card_says_how_to_use_it(tmp_path):
+    row = {"label": "budget=16", "vrmse": {"mean": 0.1234}}
+    results = {"split": "test", "data": "shear_flow", "fields": ["p", "u"], "settings": [row]}
+    results["persistence"] = {"vrmse": {"mean": 0.5}}
+    adaptok.save_pretrained(surrogate(), tmp_path, description="For tests.", results=results)
+    card = (tmp_path / CARD).read_text()
+    assert card.startswith("---\nlibrary_name: adaptok\n")
+    for part in (
+        "# iap",
+        "For tests.",
+        "budget=16 | 0.1234",
+        "shear_flow",
+        "p, u",
+        '"max_size": 8',
+    ):
+        assert part in card
+    code = (
+        card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path))
+    )
+    exec(code.replace("frame = ", "#"), {})
+
+
+def test_only_what_knows_how_it_was_built_can_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="this Linear does not know how it was built"):
+        adaptok.save_pretrained(torch.nn.Linear(1, 1), tmp_path)
+    model = surrogate(tokenizer={"name": "uniform", "size": 8})
+    model.config = {**model.config, "tokenizer": {"name": "uniform", "size": torch.tensor(8)}}
+    with pytest.raises(ValueError, match="JSON cannot hold"):
+        adaptok.save_pretrained(model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    adaptok.save_pretrained(surrogate(), tmp_path)
+    return tmp_path
+
+
+def refused(where, match, **options):
+    with pytest.raises(ValueError, match=match):
+        adaptok.from_pretrained(where, **options)
+
+
+def test_missing_and_damaged_files_are_named(saved, tmp_path):
+    weights = (saved / WEIGHTS).read_bytes()
+    (saved / WEIGHTS).write_bytes(weights[: len(weights) // 2])
+    refused(saved, r"model.safetensors is damaged")
+    (saved / WEIGHTS).unlink()
+    refused(saved, r"no model.safetensors in .*other files are not read")
+    (saved / WEIGHTS).write_bytes(weights)
+    config = json.loads((saved / CONFIG).read_text())
+    (saved / CONFIG).write_text("{")
+    refused(saved, "config.json is damaged")
+    (saved / CONFIG).write_text(json.dumps(config | {"format": 99}))
+    refused(saved, "format 99; this version of adaptok reads format 1")
+    (saved / CONFIG).write_text(json.dumps(config | {"kind": "bert"}))
+    refused(saved, "must name its kind, one of surrogate, baseline, tokenizer")
+    (saved / CONFIG).write_text(json.dumps(config | {"tokenizer": {"name": "aip"}}))
+    refused(saved, r"did you mean 'iap'")
+    (saved / CONFIG).write_text(json.dumps(config | {"dim": 48}))
+    refused(saved, r"does not fit its config.json: .* in the file, .* in the model.* more")
+    (saved / CONFIG).unlink()
+    refused(saved, r"no config.json in .*model.safetensors")
+
+
+def test_a_pickle_is_never_opened(saved):
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('code ran')",))
+
+    (saved / WEIGHTS).unlink()
+    (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    refused(saved, "no model.safetensors")
+    (saved / WEIGHTS).write_bytes(pickle.dumps(Evil()))
+    refused(saved, "damaged or not a safetensors file")
+
+
+def test_folders_and_ids_that_are_not_there(saved):
+    refused(saved / "nowhere", "no folder .*nowhere")
+    refused("nowhere", "no id on the hub")
+    refused(saved, "which has no revision 'v1'", revision="v1")
+    refused("group/model", "the hub does not give that model")  # the tests are offline
+
+
+def test_the_hub_is_asked_for_two_files_of_a_revision(saved, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model = adaptok.from_pretrained("group/model", revision="v1")
+    assert isinstance(model, adaptok.Surrogate)
+    assert asked == [("group/model", "v1", [CONFIG, WEIGHTS])]
+
+
+def test_a_full_disk_leaves_nothing_that_loads(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    adaptok.save_pretrained(surrogate(), tmp_path)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        adaptok.save_pretrained(surrogate(dim=48), tmp_path)
+    refused(tmp_path, "no config.json")  # not the old configuration with new weights
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,81 @@
+"""Films, error maps and spectra of rollouts."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib import animation
+from PIL import Image
+
+from adaptok.rollout_plots import (
+    error_maps_figure,
+    isotropic_spectrum,
+    rollout_video,
+    spectra_figure,
+)
+
+SPACES = [(32,), (16, 12), (8, 10, 6)]
+
+
+def rollout(space, steps=3):
+    truth = np.random.default_rng(0).standard_normal((steps, 2, *space))
+    return truth, truth + np.linspace(0, 1, steps).reshape(-1, *[1] * (len(space) + 1))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_film_has_a_picture_per_step(space, tmp_path):
+    path = rollout_video(*rollout(space), ["p", "u"], tmp_path / "films" / "a.gif", fps=2)
+    with Image.open(path) as film:
+        assert film.n_frames == 3
+        assert film.info["duration"] == 500
+    assert [p.name for p in path.parent.iterdir()] == ["a.gif"]
+    assert not plt.get_fignums()
+
+
+def test_films_that_cannot_be_written(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"a .gif or an .mp4, got a.avi"):
+        rollout_video(*rollout((8, 8)), ["p", "u"], tmp_path / "a.avi")
+    monkeypatch.setattr(animation.FFMpegWriter, "isAvailable", classmethod(lambda cls: False))
+    with pytest.raises(ValueError, match="needs ffmpeg"):
+        rollout_video(*rollout((8, 8)), ["p", "u"], tmp_path / "a.mp4")
+
+
+@pytest.mark.skipif(not animation.FFMpegWriter.isAvailable(), reason="no ffmpeg")
+def test_mp4(tmp_path):
+    path = rollout_video(*rollout((16, 16)), ["p", "u"], tmp_path / "a.mp4")
+    assert path.stat().st_size > 1000
+
+
+def test_error_maps_show_the_error_at_the_named_steps():
+    truth, prediction = rollout((16, 12), steps=9)
+    figure = error_maps_figure(truth, prediction, ["p", "u"], columns=3)
+    panels = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in panels[:3]] == ["step 1", "step 5", "step 9"]
+    shown = panels[4].images[0].get_array()
+    np.testing.assert_allclose(shown, np.abs(prediction - truth)[4, 1])
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_spectrum_sums_to_the_mean_square(space):
+    values = np.random.default_rng(0).standard_normal((2, *space))
+    axes = tuple(range(1, values.ndim))
+    np.testing.assert_allclose(isotropic_spectrum(values).sum(1), (values**2).mean(axes))
+
+
+def test_one_wave_is_in_one_shell():
+    x = np.arange(32) / 32
+    values = np.cos(2 * np.pi * (3 * x[:, None] + 4 * x))[None]
+    spectrum = isotropic_spectrum(values)[0]
+    assert spectrum[5] == pytest.approx(0.5)  # 3² + 4² = 5²
+    assert spectrum.sum() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_spectra_have_a_line_for_truth_and_one_for_prediction(space):
+    figure = spectra_figure(*rollout(space), ["p", "u"])
+    assert [len(ax.lines) for ax in figure.axes] == [4, 4]
+    first = figure.axes[0].lines
+    np.testing.assert_allclose(first[0].get_ydata(), first[1].get_ydata())  # no error at step 1
+    plt.close(figure)

@@ -90,7 +90,7 @@ def patch_harmonics(
         raise ValueError(f"patch_size needs {ndim} numbers of at least 2, got {patch_size}")
     ratios = []
     for axis, (n, p) in enumerate(zip(shape, sizes, strict=True)):
-        if n % p == 0 and n // p >= 4:
+        if _resolved(n, p):
             power = axis_spectrum(prediction - target, ndim, axis).power
             if n % 2 == 0:  # the Nyquist wavenumber has one sign, all others have two
                 power = torch.cat([power[..., :-1], 2 * power[..., -1:]], -1)
@@ -100,6 +100,15 @@ def patch_harmonics(
             f"no axis of {tuple(shape)} holds 4 or more whole patches of size {patch_size}"
         )
     return torch.stack(ratios).mean(0).exp()
+
+
+def resolves(shape: Sequence[int], patch_size: Sequence[int]) -> bool:
+    """Whether an axis of the space `shape` has harmonics that `patch_harmonics` can tell apart."""
+    return any(map(_resolved, shape, patch_size))
+
+
+def _resolved(n: int, patch_size: int) -> bool:
+    return patch_size > 1 and n % patch_size == 0 and n // patch_size >= 4
 
 
 def _rises(log_power: Tensor, spacing: int) -> list[Tensor]:

@@ -51,7 +51,8 @@ def eval(config: DictConfig) -> float | None:
     data = build_data(trained, stage="test")
     surrogate = build_surrogate(trained, data.info)
     load_weights(surrogate, checkpoint, path=path, config=trained)
-    options = {key: wanted[key] for key in ("split", "settings", "steps", "device")}
+    keys = ("split", "settings", "steps", "device", "patch_size")
+    options = {key: wanted[key] for key in keys}
     if wanted["save_predictions"]:
         options["predictions"] = folder / "predictions"
     results = {"checkpoint": str(path), **evaluate(surrogate, data, **options)}

@@ -60,7 +60,7 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
         surrogate = build_surrogate(config, data.info)
         load_weights(surrogate, read_checkpoint(folder), path=folder, config=config)
     test = config["test"]
-    results = evaluate(surrogate, data, settings=test["settings"], steps=test["steps"])
+    results = evaluate(surrogate, data, **test)
     results["parameters"] = sum(p.numel() for p in surrogate.parameters())
     results["seconds_per_training_step"] = seconds
     write_report(results, folder)

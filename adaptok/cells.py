@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Int8, Int32, Int64
+from jaxtyping import Float, Int, Int8, Int32, Int64, Shaped
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -34,13 +34,29 @@ class Groups(NamedTuple):
     max_seqlen: int
     lengths: tuple[int, ...] | None
 
-    def gather(self, rows: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    def gather(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
         """Puts rows group by group."""
         return rows if self.order is None else rows[self.order]
 
-    def scatter(self, packed: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    def scatter(self, packed: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
         """Exact inverse of `gather`."""
         return packed if self.inverse is None else packed[self.inverse]
+
+    @property
+    def nonempty(self) -> Groups:
+        """Without the groups that own no rows, where the host knows them; the rows stay."""
+        if self.lengths is None or 0 not in self.lengths:
+            return self
+        lengths = tuple(length for length in self.lengths if length)
+        starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        return self._replace(cu_seqlens=starts.to(self.cu_seqlens.device), lengths=lengths)
+
+    def ids(self, rows: int) -> Int64[Tensor, " n"]:
+        """Number of the group that each of the rows belongs to."""
+        numbers = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device)
+        return self.scatter(
+            numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
+        )
 
     @property
     def packed(self) -> Groups:

@@ -148,6 +148,14 @@ class OneStepModel(nn.Module):
     ) -> Float[Tensor, "b t c *s"]:
         raise NotImplementedError
 
+    def scale(self, field: Float[Tensor, "b *tcs"]) -> Float[Tensor, "..."]:
+        """What one unit of the model's raw output is in physical units: the std of the change, or
+        of the state; broadcasts against (b, t, c, *space).
+        """
+        field = as_field(field, self.ndim, self.in_channels)
+        _, std = self._statistics(field)
+        return self._delta_statistics(field, std)[1] if self.predict == "delta" else std
+
     def prepare(
         self,
         field: Float[Tensor, "b *tcs"],

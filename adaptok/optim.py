@@ -33,6 +33,9 @@ class Optim:
         loss: "mse" or "nmse", on fields in units of the training split's std.
         loss_frames: "last", or "all": also on what follows the earlier frames of the history
             (needs ``history_mode="frames"``).
+        loss_unit: "std" (of the training split), or "prediction": of the change (or state) that the
+            model predicts, as in the code of CKM and CSM. With ``normalise="context"`` that is the
+            sample's own, so that quiet samples and fields count as much as others.
         unroll: steps that are predicted in a row, each from the last prediction; the loss is the
             mean over them.
         through_time: let gradients flow through the predictions that are fed back. Without, each
@@ -46,6 +49,7 @@ class Optim:
 
     loss: str = "mse"
     loss_frames: str = "last"
+    loss_unit: str = "std"
     unroll: int = 1
     through_time: bool = False
     lr: float = 5e-4
@@ -63,6 +67,7 @@ class Optim:
         for name, value, accepted in (
             ("loss", self.loss, tuple(LOSSES)),
             ("loss_frames", self.loss_frames, ("last", "all")),
+            ("loss_unit", self.loss_unit, ("std", "prediction")),
             ("decay", self.decay, ("exponential", "cosine")),
         ):
             if value not in accepted:

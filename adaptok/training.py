@@ -81,7 +81,7 @@ class SurrogateModule(L.LightningModule):
         )
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Mean loss over the steps that are predicted in a row, in units of the set's std."""
+        """Mean loss over the steps that are predicted in a row, in units of `optim.loss_unit`."""
         optim, history, view = self.optim, self.surrogate.history, (-1, *[1] * self.surrogate.ndim)
         mean, std = self.surrogate.mean.view(view), self.surrogate.std.view(view)
         frames, window = torch.cat([batch["input"], batch["target"]], 1), batch["input"]
@@ -94,7 +94,8 @@ class SurrogateModule(L.LightningModule):
         for ahead in range(1, optim.unroll + 1):
             prediction = self.predict({**batch, "input": window}, step, all_frames=every)
             target = frames[:, ahead if every else ahead + history - 1 : ahead + history]
-            error = (prediction - target) / std
+            unit = std if optim.loss_unit == "std" else self.surrogate.scale(window)
+            error = (prediction - target) / unit
             total = total + LOSSES[optim.loss](error, (target - mean) / std) / optim.unroll
             last = prediction[:, -1:]
             window = torch.cat([window[:, 1:], last if optim.through_time else last.detach()], 1)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import adaptok
 from adaptok import create_decoder, create_surrogate, create_tokenizer
+from adaptok.config import compose, plain
 from adaptok.modulation import KERNELS
 
 NAMES = ("ckm", "csm")
@@ -422,14 +423,20 @@ def test_cyclic_rollouts(name, processor, history_mode):
 
 
 @pytest.mark.parametrize(
-    ("ndim", "dim", "heads", "millions"), [(3, 192, 3, 7.6), (2, 384, 6, 26.2), (2, 768, 12, 104.6)]
+    ("size", "ndim", "millions"), [("ckm_7m", 3, 7.6), ("ckm_25m", 2, 26.2), ("ckm_100m", 2, 104.6)]
 )
-@pytest.mark.parametrize("name", NAMES)
-def test_parameter_counts_of_table_4(name, ndim, dim, heads, millions):
+@pytest.mark.parametrize("tokenizer", [["ckm"], ["csm"], ["csm", "tokenizer.patch_sizes=[16]"]])
+def test_parameter_counts_of_table_4(tokenizer, size, ndim, millions):
+    """The sizes as configured; fixed patches are as large as both methods."""
+    name, *knobs = tokenizer
+    parts = [f"tokenizer={name}", *knobs, "processor=spacetime_parallel", "decoder=modulated"]
+    config = plain(compose("train", [f"size={size}", *parts, "history=6", "history_mode=frames"]))
+    chosen = {
+        k: config[k] for k in ("tokenizer", "processor", "decoder", "history", "history_mode")
+    }
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # initialisation does nothing there
-        make = {"ndim": ndim, "in_channels": 5, "dim": dim, "depth": 12, "heads": heads}
-        model = elastic(name, **make)
+        model = create_surrogate(ndim=ndim, in_channels=5, dim=config["size"]["dim"], **chosen)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     assert abs(count / millions - 1) < 0.05
 

@@ -8,6 +8,8 @@ import torch
 import adaptok
 from adaptok import create_decoder, create_processor, create_surrogate, create_tokenizer
 from adaptok.modulation import boundary_codes, pad_and_mark
+from adaptok.optim import Optim
+from adaptok.training import SurrogateModule
 
 
 def tensors(arrays: dict) -> dict[str, torch.Tensor]:
@@ -262,3 +264,20 @@ def test_rollouts(golden, key, predict):
     field = arrays["input_fields"].movedim(-1, 2)  # (b, t, c, h, w)
     out = model.rollout(field, 4, settings=adaptok.create_schedule(settings))
     close(out, arrays[f"{key}.y_pred"].movedim(-1, 2))
+
+
+@pytest.mark.parametrize(("key", "predict"), [("delta", "delta"), ("full", "state")])
+def test_the_training_loss(golden, key, predict):
+    """Mean squared error of all six outputs against their normalised targets."""
+    arrays = tensors(golden("ckm_model_full_2d")) | tensors(golden("ckm_rollout_2d"))
+    truth = tensors(golden("ckm_train_2d"))
+    model = whole_model(arrays, normalise="context", predict=predict)
+    optim = Optim(loss_frames="all", loss_unit="prediction")
+    settings = {"name": "fixed", "settings": [CYCLE[int(truth["kernel_index"])]]}
+    module = SurrogateModule(model, optim, adaptok.create_schedule(settings))
+    batch = {
+        "input": arrays["input_fields"].movedim(-1, 2),
+        "target": truth["output_field"].movedim(-1, 2),
+        "boundary": torch.full((1, 2, 2), 2),
+    }
+    torch.testing.assert_close(module.loss(batch, 0), truth[f"{key}.loss"], rtol=1e-4, atol=0)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 import adaptok
 from adaptok import create_processor, create_tokenizer
-from adaptok.processors.spacetime_parallel import FrameNorm, RelativeBias
+from adaptok.norms import create_norm
+from adaptok.processors.spacetime_parallel import RelativeBias
 from adaptok.tokens import TokenSet
 
 
@@ -112,10 +113,10 @@ def test_a_tiling_per_frame_is_read_along_time():
 def test_the_group_norm_is_that_of_each_frame(name):
     tokens, spec = tokens_of(name, **KINDS[name])
     context = block(spec).context(tokens.cells)
-    norm = FrameNorm("group", 24, 3)
+    norm = create_norm("group", 24, 3)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    out = norm(tokens.features * 5 + 3, context)
+    out = norm(tokens.features * 5 + 3, context.frames)
     for sample in range(2):
         for frame in range(3):
             own = (tokens.cells.sample == sample) & (tokens.cells.origin[:, 0] == frame)
@@ -186,7 +187,7 @@ def test_autocast_is_close():
     [
         ("uniform", {"rope": "endpoint"}, "rope 'endpoint' needs cells that form a regular grid"),
         ("ckm", {"rope": "end"}, "rope must be one of cell, endpoint, got 'end'"),
-        ("ckm", {"norm": "batch"}, "norm must be one of group, layer, rms"),
+        ("ckm", {"norm": "batch"}, "norm must be one of layer, rms, group"),
         ("ckm", {"heads": 5}, "dim 24 is not divisible by 5 heads"),
         ("ckm", {"depth": -1}, "depth must not be negative"),
     ],

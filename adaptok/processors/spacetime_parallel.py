@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 from adaptok.attention import attend
 from adaptok.cells import Cells, GridLayout, Groups
 from adaptok.layers import DropPath
+from adaptok.norms import Segments, create_norm
 from adaptok.positions import Rotary, rotary
 from adaptok.registry import PROCESSORS, close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet
 
-NORMS = ("group", "layer", "rms")
 ROPES = ("cell", "endpoint")
 
 
@@ -30,8 +29,7 @@ class Context(NamedTuple):
     rotate: Rotary
     sample: Int64[Tensor, " n"]
     samples: int
-    frame: Int64[Tensor, " n"]  # number of each token's (sample, frame)
-    share: Float[Tensor, "f 1"]  # one over the number of tokens of each (sample, frame)
+    frames: Segments | None  # over which group norms take their statistics
 
 
 @PROCESSORS.register("spacetime_parallel")
@@ -78,15 +76,15 @@ class ParallelSpaceTime(nn.Module):
         if not grid and (rope == "endpoint" or not spec.tiling):
             what = "rope 'endpoint'" if spec.tiling else "processor 'spacetime_parallel'"
             raise ValueError(f"{what} needs cells that form a regular grid, such as those of 'ckm'")
-        for name, value, known in (("norm", norm, NORMS), ("rope", rope, ROPES)):
-            if value not in known:
-                near = close_matches(value, known)
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{near}")
+        if rope not in ROPES:
+            near = close_matches(rope, ROPES)
+            raise ValueError(f"rope must be one of {', '.join(ROPES)}, got {rope!r}{near}")
         if depth < 0:
             raise ValueError(f"depth must not be negative, got {depth}")
         if heads < 1 or spec.dim % heads:
             raise ValueError(f"dim {spec.dim} is not divisible by {heads} heads")
         self.head_dim, self.rope, self.rope_base = spec.dim // heads, rope, rope_base
+        self.by_frame = norm == "group"
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.time = nn.ModuleList(
             TimeAttention(spec.dim, heads, causal, norm, layer_scale, rate) for rate in rates
@@ -109,14 +107,10 @@ class ParallelSpaceTime(nn.Module):
         else:
             space = cells.center[:, 1:], cells.shape[1:]
             rotate = rotary(*space, self.head_dim, self.rope_base)
-        sample, extent = cells.sample, cells.sizes[0][0]
-        per_sample = math.ceil(cells.shape[0] / extent)
-        frame = sample * per_sample + cells.origin[:, 0].long() // extent
-        count = torch.zeros(cells.batch_size * per_sample, device=cells.device)
-        count = count.index_add(0, frame, torch.ones_like(frame, dtype=count.dtype))
-        share = 1 / count.clamp(min=1)[:, None]
-        groups = time_groups(cells, per_sample), _nonempty(cells.groups(fixed=(0,)))
-        return Context(*groups, rotate, sample, cells.batch_size, frame, share)
+        per_sample = math.ceil(cells.shape[0] / cells.sizes[0][0])
+        time, space = time_groups(cells, per_sample), cells.groups(fixed=(0,)).nonempty
+        frames = Segments.of(space, len(cells)) if self.by_frame else None
+        return Context(time, space, rotate, cells.sample, cells.batch_size, frames)
 
 
 class TimeAttention(nn.Module):
@@ -127,7 +121,7 @@ class TimeAttention(nn.Module):
     ):
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.norm = FrameNorm(norm, dim, heads)
+        self.norm = create_norm(norm, dim, heads)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.norm_q, self.norm_k = nn.LayerNorm(dim // heads), nn.LayerNorm(dim // heads)
         self.bias = RelativeBias(heads, bidirectional=not causal)
@@ -137,7 +131,7 @@ class TimeAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
         """x plus what its cell does in other frames."""
-        qkv = self.qkv(self.norm(x, context)).unflatten(-1, (self.heads, 3, -1))
+        qkv = self.qkv(self.norm(x, context.frames)).unflatten(-1, (self.heads, 3, -1))
         q, k, v = qkv.unbind(2)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         bias = self.bias(context.time.max_seqlen)
@@ -152,7 +146,7 @@ class ParallelSpace(nn.Module):
     def __init__(self, dim: int, heads: int, norm: str, scale: float, drop_path: float):
         super().__init__()
         self.heads, self.dim = heads, dim
-        self.norm = FrameNorm(norm, dim, heads)
+        self.norm = create_norm(norm, dim, heads)
         self.mlp_qkv = nn.Linear(dim, 7 * dim)
         self.norm_q, self.norm_k = nn.LayerNorm(dim // heads), nn.LayerNorm(dim // heads)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -162,44 +156,15 @@ class ParallelSpace(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
         """x plus attention plus MLP."""
-        mlp, qkv = self.mlp_qkv(self.norm(x, context)).split((4 * self.dim, 3 * self.dim), -1)
+        mlp, qkv = self.mlp_qkv(self.norm(x, context.frames)).split(
+            (4 * self.dim, 3 * self.dim), -1
+        )
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)
         q, k = (context.rotate(norm(y)) for norm, y in ((self.norm_q, q), (self.norm_k, k)))
         attended = attend(q.to(v.dtype), k.to(v.dtype), v, context.space)
         value, gate = mlp.chunk(2, -1)
         out = self.scale * (self.out(attended.flatten(1)) + self.down(F.silu(gate) * value))
         return x + self.drop_path(out, context.sample, context.samples)
-
-
-class FrameNorm(nn.Module):
-    """Norm of packed rows: "group" with statistics per sample, frame and group of channels, else
-    per row.
-    """
-
-    def __init__(self, name: str, dim: int, groups: int):
-        super().__init__()
-        self.groups, self.dim = groups if name == "group" else 0, dim
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim)) if name != "rms" else None
-
-    def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
-        """Statistics in float32, whatever the dtype of x."""
-        if not self.groups:
-            if self.bias is None:
-                return F.rms_norm(x, (self.dim,), self.weight)
-            return F.layer_norm(x, (self.dim,), self.weight, self.bias)
-        rows = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (self.groups, -1))
-        mean = self._mean(rows, context)
-        centred = rows - mean
-        scale = (self._mean(centred.square(), context) + 1e-5).rsqrt()
-        assert self.bias is not None
-        return ((centred * scale).flatten(1) * self.weight + self.bias).to(x.dtype)
-
-    def _mean(self, rows: Float[Tensor, "n g e"], context: Context) -> Float[Tensor, "n g 1"]:
-        """Mean over the tokens of each frame and the channels of each group, for every row."""
-        zeros = rows.new_zeros(len(context.share), rows.shape[1])
-        sums = zeros.index_add(0, context.frame, rows.mean(-1))
-        return (sums * context.share.to(rows.dtype))[context.frame][..., None]
 
 
 class RelativeBias(nn.Module):
@@ -245,16 +210,7 @@ def time_groups(cells: Cells, frames: int) -> Groups:
     finest = [cells.sizes[-1][axis] for axis in space]
     groups = cells.groups(fixed=space, pitch=finest)
     groups = groups._replace(max_seqlen=min(groups.max_seqlen, frames))  # a cell per frame at most
-    return _nonempty(groups)
-
-
-def _nonempty(groups: Groups) -> Groups:
-    """Without groups that own no rows, where the host knows them: equal lengths run faster."""
-    if groups.lengths is None or 0 not in groups.lengths:
-        return groups
-    lengths = tuple(length for length in groups.lengths if length)
-    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    return groups._replace(cu_seqlens=starts.to(groups.cu_seqlens.device), lengths=lengths)
+    return groups.nonempty
 
 
 def endpoint_rotary(cells: Cells, head_dim: int) -> Rotary:

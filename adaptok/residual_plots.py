@@ -5,6 +5,7 @@ Both take what `adaptok.evaluation.evaluate` returns as the "rollout" of each se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,10 +53,13 @@ def residual_spectra_figure(
         lines: number of steps to show, evenly spaced, the first and the last among them.
     """
     with _style():
-        figure, axes = plt.subplots(
-            1, len(rollouts), figsize=(3.1 * len(rollouts), 2.6), sharey=True, squeeze=False
-        )
-        for ax, (label, rollout) in zip(axes[0], rollouts.items(), strict=True):
+        columns = min(len(rollouts), 4)
+        rows = math.ceil(len(rollouts) / columns)
+        size = (3.1 * columns, 2.6 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+        for unused in axes.flat[len(rollouts) :]:
+            unused.remove()
+        for ax, (label, rollout) in zip(axes.flat, rollouts.items(), strict=False):
             waves = np.array(rollout["residual_spectrum"]["wavenumber"])
             power = np.array(rollout["residual_spectrum"]["power"], dtype=float)  # (steps, bands)
             shown = slice(1, np.searchsorted(waves, 0.5, side="right"))  # beyond it: corners only
@@ -69,6 +73,7 @@ def residual_spectra_figure(
             peaks = rollout["patch_harmonics"]
             rise = f"\nharmonics × {peaks[-1]:.2f}" if peaks and peaks[-1] is not None else ""
             ax.set(xscale="log", yscale="log", xlabel="cycles per grid point", title=label + rise)
-        axes[0, 0].set_ylabel("power of the residual")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("power of the residual")
         axes[0, 0].legend()
     return figure

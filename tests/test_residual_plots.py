@@ -93,6 +93,14 @@ def test_the_figure_of_residuals_shows_steps_harmonics_and_the_peak(results):
     plt.close(figure)
 
 
+def test_many_settings_take_several_rows(results):
+    rollout = results["settings"][0]["rollout"]
+    figure = residual_spectra_figure({str(i): rollout for i in range(6)}, [4, 4])
+    assert len(figure.axes) == 6
+    assert len({round(ax.get_position().y0, 2) for ax in figure.axes}) == 2
+    plt.close(figure)
+
+
 def test_diverged_steps_and_missing_harmonics_can_be_drawn(results):
     rollout = dict(results["settings"][0]["rollout"])
     rollout["spectral_nmse"] = [*rollout["spectral_nmse"][:2], [None] * 3]

@@ -72,9 +72,9 @@ def patch_harmonics(
     """How far the residual's spectrum rises above its surroundings at the patch's harmonics.
 
     Along each axis, the power at the wavenumbers m / patch_size up to the Nyquist wavenumber over
-    the local background: the geometric mean of the power at the wavenumbers beside it, up to half
-    way to the next harmonic. 1 means no patch artifacts. The ratios of all harmonics and axes are
-    combined by their geometric mean.
+    the local background: a power law through the power at the wavenumbers beside it, up to half way
+    to the next harmonic (spectra of turbulence are steep, so that their mean would not do). 1 means
+    no patch artifacts. The ratios of all harmonics and axes are combined by their geometric mean.
 
     Args:
         patch_size: period in grid points, one number or one per space axis. An axis that it does
@@ -112,12 +112,20 @@ def _resolved(n: int, patch_size: int) -> bool:
 
 
 def _rises(log_power: Tensor, spacing: int) -> list[Tensor]:
-    """Log power at every multiple of the spacing, minus its mean beside it."""
+    """Log power at every multiple of the spacing, minus what the wavenumbers beside it predict: the
+    line through their log powers against the log wavenumber.
+    """
     last, reach = log_power.shape[-1] - 1, spacing // 2
     out = []
     for peak in range(spacing, last + 1, spacing):
         beside = [k for k in range(peak - reach, peak + reach + 1) if k != peak and k <= last]
-        out.append(log_power[..., peak] - log_power[..., beside].mean(-1))
+        x = torch.tensor(beside, dtype=torch.float64).log() - math.log(peak)
+        share = torch.full_like(x, 1 / len(beside))
+        if beside[-1] > peak or len(beside) > 3:  # else too few, on one side, for a slope
+            centred = x - x.mean()
+            share = share - x.mean() * centred / centred.square().sum()
+        share = share.to(log_power)
+        out.append(log_power[..., peak] - (log_power[..., beside] * share).sum(-1))
     return out
 
 

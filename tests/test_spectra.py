@@ -71,6 +71,19 @@ def test_noise_has_no_peaks_and_patches_have():
     assert spectra.patch_harmonics(smooth, target, 2, 16).mean() < 1.2
 
 
+@pytest.mark.parametrize("slope", [0, 3, 6])
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_a_power_law_has_no_peaks(slope, patch):
+    generator = torch.Generator().manual_seed(3)
+    waves = torch.arange(65).clamp(min=1)
+    turns = torch.rand(32, 65, generator=generator)
+    turns[:, -1] = 0  # the Nyquist wave is real
+    phases = torch.exp(2j * math.pi * turns) * waves ** (-slope / 2)
+    x = torch.fft.irfft(phases.to(torch.complex128), n=128)
+    ratio = spectra.patch_harmonics(x, torch.zeros_like(x), 1, patch)
+    assert (ratio - 1).abs().max() < 0.06
+
+
 def test_stronger_artifacts_give_higher_peaks_whatever_the_unit():
     generator = torch.Generator().manual_seed(1)
     noise, target = torch.randn(64, 48, generator=generator), torch.randn(64, 48)

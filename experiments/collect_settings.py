@@ -46,7 +46,6 @@ def one_step_rows(runs: dict[str, Row]) -> list[Row]:
             "vrmse": row["vrmse"]["mean"],
             **dict(zip(BANDS, row["spectral_nmse"], strict=True)),
             "persistence": results["persistence"]["vrmse"]["mean"],
-            "s_per_training_step": round(results["seconds_per_training_step"], 4),
         }
         for name, results in runs.items()
         for row in results["settings"]

@@ -95,7 +95,7 @@ def evaluate(
 def label_of(setting: Mapping[str, Any]) -> str:
     """Caption of a setting: ``budget=256``."""
     if "name" in setting:
-        return f"{setting['name']} " + " | ".join(label_of(s) for s in setting.get("settings", ()))
+        return f"{setting['name']} " + " / ".join(label_of(s) for s in setting.get("settings", ()))
     return ", ".join(f"{k}={v}" for k, v in setting.items()) or "as built"
 
 

@@ -72,7 +72,7 @@ def residual_spectra_figure(
                     ax.axvline(harmonic / period, color="0.6", linestyle=":", linewidth=0.7)
             peaks = rollout["patch_harmonics"]
             rise = f"\nharmonics × {peaks[-1]:.2f}" if peaks and peaks[-1] is not None else ""
-            ax.set(xscale="log", yscale="log", xlabel="cycles per grid point", title=label + rise)
+            ax.set(yscale="log", xlabel="cycles per grid point", title=label + rise)
         for ax in axes[:, 0]:
             ax.set_ylabel("power of the residual")
         axes[0, 0].legend()

@@ -1,9 +1,10 @@
 """Collects runs that were tested at several settings: `python experiments/collect_settings.py RUNS
-FOLDER`.
+FOLDER [NAME ...]`.
 
 RUNS is a folder of run folders as experiments/run_list.py leaves it. Prints test VRMSE, a row per
 run and a column per setting. Into FOLDER go results.csv (a row per run and setting), rollouts.csv
-(one per rollout step), learning_curves.png, rollouts.png and residual_spectra.png.
+(one per rollout step), learning_curves.png, rollouts.png and residual_spectra.png; the last two of
+the named runs only, at the last two settings of each.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def pivot(rows: list[Row]) -> str:
     return table(["model", *settings], body)
 
 
-def main(runs: Path, target: Path) -> None:
+def main(runs: Path, target: Path, drawn: list[str]) -> None:
     read = read_runs(runs)
     if not read:
         raise SystemExit(f"no finished run in {runs}")
@@ -99,9 +100,10 @@ def main(runs: Path, target: Path) -> None:
     write_csv(rollout_rows(read), target / "rollouts.csv")
     curves = plots.learning_curve_figure({name: runs / name for name in read})
     plots.save(curves, target / "learning_curves.png", dpi=120, small=True)
-    rolled = {  # of an elastic run the last two settings: the coarsest patches and the cycle
+    rolled = {
         f"{name}, {row['label'].split(' ')[0]}" if row["setting"] else name: row["rollout"]
         for name, results in read.items()
+        if name in drawn or not drawn
         for row in results["settings"][-2:]
     }
     lines = {
@@ -117,4 +119,4 @@ def main(runs: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

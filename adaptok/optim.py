@@ -74,6 +74,8 @@ class Optim:
                 raise ValueError(
                     f"optim.{name} must be one of {', '.join(accepted)}, got {value!r}"
                 )
+        if self.loss_unit != "std" and self.loss != "mse":
+            raise ValueError(f"optim.loss_unit={self.loss_unit} goes with optim.loss=mse only")
         if self.unroll < 1:
             raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
 

@@ -2,9 +2,9 @@
 FOLDER [NAME ...]`.
 
 RUNS is a folder of run folders as experiments/run_list.py leaves it. Prints test VRMSE, a row per
-run and a column per setting. Into FOLDER go results.csv (a row per run and setting), rollouts.csv
-(one per rollout step), learning_curves.png, rollouts.png and residual_spectra.png; the last two of
-the named runs only, at the last two settings of each.
+run and a column per setting. Into FOLDER go results.csv (a row per run and setting), rollouts.csv (per
+rollout step too), learning_curves.png, rollouts.png and residual_spectra.png; the last two of the
+named runs only, at the last two settings of each. Without rollouts those are left out.
 """
 
 from __future__ import annotations
@@ -97,9 +97,15 @@ def main(runs: Path, target: Path, drawn: list[str]) -> None:
         raise SystemExit(f"no finished run in {runs}")
     rows = one_step_rows(read)
     write_csv(rows, target / "results.csv")
-    write_csv(rollout_rows(read), target / "rollouts.csv")
     curves = plots.learning_curve_figure({name: runs / name for name in read})
     plots.save(curves, target / "learning_curves.png", dpi=120, small=True)
+    if all("rollout" in results["persistence"] for results in read.values()):
+        collect_rollouts(read, target, drawn)
+    print(pivot(rows))
+
+
+def collect_rollouts(read: dict[str, Row], target: Path, drawn: list[str]) -> None:
+    write_csv(rollout_rows(read), target / "rollouts.csv")
     rolled = {
         f"{name}, {row['label'].split(' ')[0]}" if row["setting"] else name: row["rollout"]
         for name, results in read.items()
@@ -115,7 +121,6 @@ def main(runs: Path, target: Path, drawn: list[str]) -> None:
     period = next(iter(read.values()))["patch_size"]
     spectra = residual_spectra_figure(rolled, period)
     plots.save(spectra, target / "residual_spectra.png", dpi=70, small=True)
-    print(pivot(rows))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 FOLDER [NAME ...]`.
 
 RUNS is a folder of run folders as experiments/run_list.py leaves it. Prints test VRMSE, a row per
-run and a column per setting. Into FOLDER go results.csv (a row per run and setting), rollouts.csv (and
-per step), learning_curves.png, rollouts.png and residual_spectra.png; the last two of the named
-runs only, at the last two settings of each. What is about rollouts is left out without any.
+run and a column per setting. Into FOLDER go results.csv (a row per run and setting), rollouts.csv
+(and per step), learning_curves.png, rollouts.png and residual_spectra.png; the last two of the
+named runs only, at the last two settings of each. What is about rollouts is left out without any.
 """
 
 from __future__ import annotations

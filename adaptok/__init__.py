@@ -11,6 +11,7 @@ from adaptok.model import (
     create_tokenizer,
 )
 from adaptok.multiphysics import Multiphysics, create_multiphysics
+from adaptok.pi_resize import pi_resize
 from adaptok.pretrained import from_pretrained, save_pretrained
 from adaptok.registry import (
     DECODERS,
@@ -58,6 +59,7 @@ __all__ = [
     "create_tokenizer",
     "decoders",
     "from_pretrained",
+    "pi_resize",
     "positions",
     "processors",
     "save_pretrained",

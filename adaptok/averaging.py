@@ -72,6 +72,15 @@ class Averaging(Callback):
         """Leaves the average in the model."""
         self._swap(pl_module)
 
+    @torch.no_grad()
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Also leaves it there where nothing was left to train: a finished run that is resumed."""
+        for name, value in (self._loaded or {}).items():
+            parameter = dict(pl_module.named_parameters()).get(name)
+            if parameter is not None:
+                _assign(parameter.detach(), value)
+        self._loaded = None
+
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -64,6 +64,21 @@ class Groups(NamedTuple):
         return self._replace(order=None, inverse=None)
 
 
+@dataclasses.dataclass(frozen=True)
+class GridLayout:
+    """Layout of cells whose centres form one regular grid, the same in every sample.
+
+    Attributes:
+        grid: number of cells along (t, *space).
+        pitch: distance of neighbouring centres in grid points.
+        offset: first centre minus half a pitch.
+    """
+
+    grid: tuple[int, ...]
+    pitch: tuple[int, ...]
+    offset: tuple[float, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cells:
     """Axis-aligned boxes of grid points, one per token, packed over the samples of a batch.
@@ -82,7 +97,8 @@ class Cells:
         shape: (t, *space) of the field.
         sizes: cell size of each level, coarse to fine, time first.
         tiling: whether the cells cover (t, *space) of every sample exactly once.
-        layout: what a paired decoder needs beyond the boxes (hashable), or None.
+        layout: what a paired decoder needs beyond the boxes (hashable), or None; a `GridLayout`
+            also gives `groups` its bands.
     """
 
     origin: Int32[Tensor, "n a"]
@@ -151,9 +167,10 @@ class Cells:
         Args:
             fixed: axes (0 is time) along which a group does not extend. None fixed: one group per
                 sample.
-            pitch: width of a band per fixed axis; default the coarsest cell size.
-            offset: first grid point of band 0 per fixed axis; default 0. Cells outside the bands
-                join the nearest one.
+            pitch: width of a band per fixed axis; default the coarsest cell size, or that of a
+                `GridLayout`.
+            offset: first grid point of band 0 per fixed axis; default 0, or that of a `GridLayout`.
+                Cells outside the bands join the nearest one.
             prefix: rows without a cell (class and register tokens) that lead each sample. `order`
                 then expects the rows ``cat([prefix rows of all samples, token rows])``.
             by_level: rows of different levels share no group.
@@ -171,6 +188,8 @@ class Cells:
             return self._prefixed_groups(prefix)
         if not axes and not by_level:
             return Groups(None, None, self.cu_seqlens, self.max_seqlen, self.lengths)
+        if pitch is None and offset is None and isinstance(self.layout, GridLayout):
+            return self._grid_groups(axes, self.layout)
         pitch = pitch or [self.sizes[0][axis] for axis in axes]
         offset = offset or [0] * len(axes)
         if len(pitch) != len(axes) or len(offset) != len(axes):
@@ -199,6 +218,16 @@ class Cells:
             counts[axis] = min(counts[axis], inside)
         layers = 1 if self.tiling or by_level else len(self.sizes)
         return min(self.max_seqlen, layers * product(counts))
+
+    def _grid_groups(self, axes: Sequence[int], layout: GridLayout) -> Groups:
+        """Bands of a regular grid: each holds as many cells, known without asking the device."""
+        center, key, count = self.center, self.sample, self.batch_size
+        for axis in axes:
+            band = ((center[:, axis] - layout.offset[axis]) / layout.pitch[axis]).floor().long()
+            key, count = key * layout.grid[axis] + band, count * layout.grid[axis]
+        n = len(self)
+        whole = n == self.batch_size * product(layout.grid)
+        return _sorted_groups(key, count, self.max_seqlen, (n // count,) * count if whole else None)
 
     def _prefixed_groups(self, prefix: int) -> Groups:
         b, n, device = self.batch_size, len(self), self.device
@@ -289,7 +318,9 @@ def nested(sizes: Sequence[Sequence[int]]) -> bool:
     )
 
 
-def _sorted_groups(key: Int[Tensor, " n"], count: int, bound: int) -> Groups:
+def _sorted_groups(
+    key: Int[Tensor, " n"], count: int, bound: int, lengths: tuple[int, ...] | None = None
+) -> Groups:
     """Groups by key in 0..count-1 (empty groups stay, so that their number is static)."""
     order = key.argsort(stable=True)
     rows = torch.arange(len(key), device=key.device)
@@ -297,6 +328,8 @@ def _sorted_groups(key: Int[Tensor, " n"], count: int, bound: int) -> Groups:
     sizes = torch.zeros(count, dtype=torch.int32, device=key.device)
     sizes = sizes.scatter_add_(0, key, torch.ones_like(key, dtype=torch.int32))
     cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+    if lengths is not None:
+        return Groups(order, inverse, cu_seqlens, max(lengths, default=0), lengths)
     if key.device.type != "cpu" or torch.compiler.is_compiling():
         return Groups(order, inverse, cu_seqlens, bound, None)  # asking would sync
     lengths = tuple(sizes.tolist())

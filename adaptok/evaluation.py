@@ -17,8 +17,10 @@ from adaptok.atomic import replacing
 from adaptok.data import WellData
 from adaptok.forecast import OneStepModel
 from adaptok.metrics import binned_spectral_error, nrmse, vrmse
+from adaptok.model import Surrogate
 from adaptok.predictions import PredictionWriter, folder_name
 from adaptok.schedules import Schedule, create_schedule
+from adaptok.spectra import patch_harmonics, residual_spectrum, resolves
 
 # The Well's rollout tables average the error over these steps.
 WINDOWS = {"6:12": slice(6, 12), "13:30": slice(13, 30)}
@@ -33,6 +35,7 @@ def evaluate(
     steps: int = 0,
     device: str = "auto",
     predictions: str | Path | None = None,
+    patch_size: int | Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Tests a surrogate, in physical units, with VRMSE as in the Well.
 
@@ -46,10 +49,14 @@ def evaluate(
         device: "auto" (CUDA where there is one, in bf16), "cpu" or "cuda".
         predictions: folder for the rollouts in the Well's format, one data set per setting; None
             keeps none.
+        patch_size: period of the patch artifacts that rollouts are searched for, see
+            `adaptok.spectra.patch_harmonics`; None is the coarsest cell of the tokenizer.
 
     Returns:
         Plain values that JSON can hold: fields, persistence, and per setting the tokens per sample,
-        seconds per step, errors and rollout. A diverged number is None.
+        seconds per step, errors and rollout: VRMSE, spectral errors, spectrum of the residual (in
+        units of each field's std) and patch harmonics of every step. A diverged number is None, and
+        so are the harmonics where no axis holds four patches.
     """
     if not settings:
         raise ValueError("settings is a list of controls, at least [{}], got an empty one")
@@ -58,10 +65,12 @@ def evaluate(
     place = device_of(device)
     surrogate = surrogate.to(place).eval()
     fields = list(data.info.fields)
+    period = _period(surrogate, patch_size)
     results = {
         "data": data.info.name,
         "split": split,
         "fields": fields,
+        "patch_size": period,
         "persistence": persistence(data, split, steps),
         "settings": [],
     }
@@ -72,12 +81,12 @@ def evaluate(
         if steps:
             pairs = rollouts(surrogate, data, split, schedule, steps, place)
             if predictions is None:
-                row["rollout"] = _rollout(pairs, data.info.ndim)
+                row["rollout"] = _rollout(pairs, data, period)
             else:
                 about = {"setting": dict(setting), "history": surrogate.history}
                 out = Path(predictions) / folder_name(row["label"])
                 with PredictionWriter(out, data, split, steps, about) as writer:
-                    row["rollout"] = _rollout(writer.passing(pairs), data.info.ndim)
+                    row["rollout"] = _rollout(writer.passing(pairs), data, period)
                 row["predictions"] = str(out)
         results["settings"].append(row)
     return results
@@ -86,7 +95,7 @@ def evaluate(
 def label_of(setting: Mapping[str, Any]) -> str:
     """Caption of a setting: ``budget=256``."""
     if "name" in setting:
-        return f"{setting['name']} " + " | ".join(label_of(s) for s in setting.get("settings", ()))
+        return f"{setting['name']} " + " / ".join(label_of(s) for s in setting.get("settings", ()))
     return ", ".join(f"{k}={v}" for k, v in setting.items()) or "as built"
 
 
@@ -177,14 +186,45 @@ def rollouts(
         yield batch, prediction.float().cpu()
 
 
-def _rollout(pairs: Iterable[tuple[Mapping[str, Tensor], Tensor]], ndim: int) -> dict[str, Any]:
-    errors, spectral = [], []
+def _period(surrogate: OneStepModel, patch_size: int | Sequence[int] | None) -> list[int] | None:
+    """Patch size per space axis, as given or the coarsest cell; None of a baseline."""
+    if isinstance(patch_size, int):
+        return [patch_size] * surrogate.ndim
+    if patch_size is not None:
+        return list(patch_size)
+    return list(surrogate.tokenizer.spec.sizes[0][1:]) if isinstance(surrogate, Surrogate) else None
+
+
+def _rollout(
+    pairs: Iterable[tuple[Mapping[str, Tensor], Tensor]],
+    data: WellData,
+    patch_size: Sequence[int] | None,
+) -> dict[str, Any]:
+    ndim = data.info.ndim
+    std = data.info.std.view(-1, *(1,) * ndim)
+    errors, binned, spectra, peaks = [], [], [], []
     for batch, prediction in pairs:
-        errors.append(vrmse(prediction, batch["target"], ndim))
-        spectral.append(binned_spectral_error(prediction, batch["target"], ndim).nmse)
-    bands = torch.cat(spectral).mean((0, 2))  # (steps, bins)
-    spectra = [[_number(v) for v in step] for step in bands]
-    return _curves(torch.cat(errors)) | {"spectral_nmse": spectra}
+        target = batch["target"]
+        errors.append(vrmse(prediction, target, ndim))
+        binned.append(binned_spectral_error(prediction, target, ndim).nmse)
+        spectra.append(residual_spectrum(prediction / std, target / std, ndim))
+        if patch_size is not None and resolves(target.shape[-ndim:], patch_size):
+            peaks.append(patch_harmonics(prediction, target, ndim, patch_size).log())
+    power = torch.cat([spectrum.power for spectrum in spectra])
+    rising = torch.cat(peaks).mean((0, 2)).exp() if peaks else None  # geometric means
+    return _curves(torch.cat(errors)) | {
+        "spectral_nmse": _rows(torch.cat(binned)),
+        "residual_spectrum": {
+            "wavenumber": spectra[0].wavenumber.tolist(),
+            "power": _rows(power),
+        },
+        "patch_harmonics": None if rising is None else [_number(v) for v in rising],
+    }
+
+
+def _rows(values: Tensor) -> list[list[float | None]]:
+    """Means over trajectories and fields of (n, steps, c, m), one row per step."""
+    return [[_number(v) for v in step] for step in values.mean((0, 2))]
 
 
 def persistence(data: WellData, split: str = "test", steps: int = 0) -> dict[str, Any]:
@@ -288,17 +328,30 @@ def markdown(results: Mapping[str, Any]) -> str:
         )
     text = f"# {results['data']}, {results['split']} split\n\n"
     text += "One step; per field the mean over samples.\n\n" + table(header, rows)
-    if "rollout" in results["persistence"]:
-        curves = {"persistence": results["persistence"]["rollout"]}
-        curves |= {row["label"]: row["rollout"] for row in results["settings"]}
-        steps = len(curves["persistence"]["mean"])
-        windows = list(curves["persistence"]["windows"])
-        header = ["setting", *(f"step {i + 1}" for i in range(steps)), *windows]
-        rows = [
-            [k, *map(_cell, c["mean"]), *(_cell(c["windows"][w]) for w in windows)]
-            for k, c in curves.items()
-        ]
-        text += "\nRollout: VRMSE, mean over fields and trajectories.\n\n" + table(header, rows)
+    header = ["setting", "low", "middle", "high"]
+    rows = [[row["label"], *map(_cell, row["spectral_nmse"])] for row in results["settings"]]
+    text += "\nOne step: squared error over energy in three bands of wavenumbers (BSNMSE).\n\n"
+    text += table(header, rows)
+    return text + _rollout_tables(results) if "rollout" in results["persistence"] else text
+
+
+def _rollout_tables(results: Mapping[str, Any]) -> str:
+    curves = {"persistence": results["persistence"]["rollout"]}
+    curves |= {row["label"]: row["rollout"] for row in results["settings"]}
+    steps = [f"step {i + 1}" for i in range(len(curves["persistence"]["mean"]))]
+    windows = list(curves["persistence"]["windows"])
+    rows = [
+        [k, *map(_cell, c["mean"]), *(_cell(c["windows"][w]) for w in windows)]
+        for k, c in curves.items()
+    ]
+    text = "\nRollout: VRMSE, mean over fields and trajectories.\n\n"
+    text += table(["setting", *steps, *windows], rows)
+    peaks = {k: c["patch_harmonics"] for k, c in curves.items() if c.get("patch_harmonics")}
+    if peaks:
+        size = " x ".join(map(str, results["patch_size"]))
+        text += f"\nRollout: power of the residual at the harmonics of patches of {size} over that "
+        text += "beside them; 1 without artifacts.\n\n"
+        text += table(["setting", *steps], [[k, *map(_cell, v)] for k, v in peaks.items()])
     return text
 
 

@@ -21,6 +21,7 @@ class Prepared(NamedTuple):
     x: Tensor  # (b, t', c', *space): what is embedded
     mean: Tensor  # broadcasts against (b, t, c, *space)
     std: Tensor
+    delta_mean: Tensor
     delta_std: Tensor
 
 
@@ -138,13 +139,22 @@ class OneStepModel(nn.Module):
         decoded = self._decode(prepared, boundary, control)  # (b, t', out_channels, *space)
         first = 0 if all_frames else -1
         if self.predict == "delta":
-            return field[:, first:] + prepared.delta_std * decoded[:, first:]
+            change = prepared.delta_mean + prepared.delta_std * decoded[:, first:]
+            return field[:, first:] + change
         return prepared.mean + prepared.std * decoded[:, first:]
 
     def _decode(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
         raise NotImplementedError
+
+    def scale(self, field: Float[Tensor, "b *tcs"]) -> Float[Tensor, "..."]:
+        """What one unit of the model's raw output is in physical units: the std of the change, or
+        of the state; broadcasts against (b, t, c, *space).
+        """
+        field = as_field(field, self.ndim, self.in_channels)
+        _, std = self._statistics(field)
+        return self._delta_statistics(field, std)[1] if self.predict == "delta" else std
 
     def prepare(
         self,
@@ -206,7 +216,8 @@ class OneStepModel(nn.Module):
         return field
 
     def _prepare(self, field: Tensor, constants: Tensor | None) -> Prepared:
-        mean, std, delta_std = self._statistics(field)
+        mean, std = self._statistics(field)
+        delta_mean, delta_std = self._delta_statistics(field, std)
         x, scored = (field - mean) / std, field
         if self.constant_channels:
             assert constants is not None
@@ -215,7 +226,7 @@ class OneStepModel(nn.Module):
         else:
             x, scored = self._append(x, None), self._append(scored, None)
         scored = x if self.score_on == "normalised" else scored
-        return Prepared(scored, x, mean, std, delta_std)
+        return Prepared(scored, x, mean, std, delta_mean, delta_std)
 
     def _append(self, field: Tensor, constants: Tensor | None) -> Tensor:
         """Folds the history where asked, then appends the constants to every frame."""
@@ -225,23 +236,36 @@ class OneStepModel(nn.Module):
             return field
         return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
 
-    def _statistics(self, field: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _statistics(self, field: Tensor) -> tuple[Tensor, Tensor]:
         if self.normalise == "none":
-            zero, one = field.new_zeros(()), field.new_ones(())
-            return zero, one, one
+            return field.new_zeros(()), field.new_ones(())
+        if self.normalise in ("sample", "context"):
+            return self._moments(field, (1, *range(3, field.ndim)))
+        view = (1, 1, -1, *[1] * self.ndim)
+        return self.mean.view(view), self.std.view(view)
+
+    def _delta_statistics(self, field: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and scale of the change from frame to frame; the mean is 0 but for "context"."""
+        zero = field.new_zeros(())
+        if self.normalise == "none" or self.predict != "delta":
+            return zero, field.new_ones(())
+        if self.normalise == "context":
+            return self._moments(field.diff(dim=1), (1, *range(3, field.ndim)))
         view = (1, 1, -1, *[1] * self.ndim)
         if self.normalise == "sample":
-            axes = (1, *range(3, field.ndim))
-            std, mean = torch.std_mean(field, dim=axes, correction=0, keepdim=True)
-            std = std + 1e-8
-            return mean, std, std * (self.delta_std / self.std).view(view)
-        return self.mean.view(view), self.std.view(view), self.delta_std.view(view)
+            return zero, std * (self.delta_std / self.std).view(view)
+        return zero, self.delta_std.view(view)
+
+    def _moments(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Mean and std of the sample at hand; of "context" as in the authors' code of CKM."""
+        context = self.normalise == "context"
+        std, mean = torch.std_mean(x, dim=axes, correction=int(context), keepdim=True)
+        return mean, std + (1e-4 if context else 1e-8)
 
     def _normal_constants(self, constants: Tensor) -> Tensor:
-        if self.normalise == "sample":
-            axes = tuple(range(3, constants.ndim))
-            std, mean = torch.std_mean(constants, dim=axes, correction=0, keepdim=True)
-            return (constants - mean) / (std + 1e-8)
+        if self.normalise in ("sample", "context"):
+            mean, std = self._moments(constants, tuple(range(3, constants.ndim)))
+            return (constants - mean) / std
         if self.normalise == "none":
             return constants
         view = (1, 1, -1, *[1] * self.ndim)
@@ -258,7 +282,7 @@ def check_arguments(
     """Raises ``ValueError`` for what no one-step model can be built with."""
     accepted = {
         "history_mode": ("fold", "frames"),
-        "normalise": ("sample", "dataset", "none"),
+        "normalise": ("sample", "context", "dataset", "none"),
         "score_on": ("normalised", "raw"),
         "predict": ("delta", "state"),
     }
@@ -269,6 +293,11 @@ def check_arguments(
             raise ValueError(f"{name} must be one of {known}, got {value!r}{near}")
     if history < 1:
         raise ValueError(f"history must be at least 1 frame, got {history}")
+    if history < 2 and choices["normalise"] == "context" and choices["predict"] == "delta":
+        raise ValueError(
+            'normalise="context" takes the scale of a change from the history, which needs at '
+            f"least 2 frames, got {history}"
+        )
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

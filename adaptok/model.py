@@ -156,9 +156,9 @@ def create_surrogate(
         history_mode: "fold" makes them channels of one frame; "frames" keeps them as frames of
             tokens.
         constant_channels: static input fields, given per call as `constants`.
-        normalise: "sample" (mean and std of the context), "dataset" (see
-            `Surrogate.set_statistics`) or "none" (the tokens see physical units; predictions are
-            not scaled).
+        normalise: "sample" (mean and std of the context), "context" (also of the changes from frame
+            to frame in it, as CKM and CSM), "dataset" (see `Surrogate.set_statistics`) or "none"
+            (the tokens see physical units; predictions are not scaled).
         score_on: what the indicator sees, "normalised" or "raw".
         predict: "delta" (the change since the last frame) or "state".
 

@@ -49,32 +49,36 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x)
 
 
-class InstanceNorm(nn.Module):
-    """Mean and variance of each channel over the rows of a segment, in float32 at least.
+class GroupNorm(nn.Module):
+    """Mean and variance of each group of channels over the rows of a segment, in float32 at least.
 
-    MATEY's norm between its tokens. The variance is the biased one; a segment of one row gives
-    the bias alone.
+    On the tokens of a frame this is the group norm of a dense field (Wu & He, 2018); with as many
+    groups as channels it is an instance norm, which MATEY has between its tokens. The variance is
+    the biased one.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5):
+    def __init__(self, groups: int, dim: int, eps: float = 1e-5):
         super().__init__()
-        self.eps = eps
+        self.groups, self.eps = groups, eps
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Float[Tensor, "n d"], segments: Segments) -> Float[Tensor, "n d"]:
-        """Normalises each channel over each segment."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide - segments.mean(wide)
-        scale = (segments.mean(wide.square()) + self.eps).rsqrt()
-        return (wide * scale * self.weight + self.bias).to(x.dtype)
+        """Normalises each group of channels over each segment."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (self.groups, -1))
+        wide = wide - segments.mean(wide.mean(-1))[..., None]  # (n, g, d / g)
+        scale = (segments.mean(wide.square().mean(-1)) + self.eps).rsqrt()
+        return ((wide * scale[..., None]).flatten(1) * self.weight + self.bias).to(x.dtype)
 
 
-NORMS: dict[str, type[nn.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "instance": InstanceNorm}
+NORMS = ("layer", "rms", "group", "instance")
 
 
-def create_norm(name: str, dim: int) -> nn.Module:
+def create_norm(name: str, dim: int, groups: int = 1) -> nn.Module:
     """A norm that is called as ``norm(x, segments)``.
+
+    Args:
+        groups: of channels, for "group".
 
     Raises:
         ValueError: an unknown name, with the close matches.
@@ -83,4 +87,6 @@ def create_norm(name: str, dim: int) -> nn.Module:
         raise ValueError(
             f"norm must be one of {', '.join(NORMS)}, got {name!r}{close_matches(name, NORMS)}"
         )
-    return NORMS[name](dim)
+    if name in ("group", "instance"):
+        return GroupNorm(dim if name == "instance" else groups, dim)
+    return LayerNorm(dim) if name == "layer" else RMSNorm(dim)

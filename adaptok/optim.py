@@ -99,6 +99,9 @@ class Optim(Rate):
             fields in physical units.
         loss_frames: "last", or "all": also on what follows the earlier frames of the history
             (needs ``history_mode="frames"``).
+        loss_unit: "std" (of the training split), or "prediction": of the change (or state) that the
+            model predicts, as in the code of CKM and CSM. With ``normalise="context"`` that is the
+            sample's own, so that quiet samples and fields count as much as others.
         unroll: steps that are predicted in a row, each from the last prediction; the loss is the
             mean over them.
         through_time: let gradients flow through the predictions that are fed back. Without, each
@@ -108,6 +111,7 @@ class Optim(Rate):
 
     loss: str = "mse"
     loss_frames: str = "last"
+    loss_unit: str = "std"
     unroll: int = 1
     through_time: bool = False
 
@@ -115,6 +119,9 @@ class Optim(Rate):
         super().__post_init__()
         check_choice("loss", self.loss, tuple(LOSSES))
         check_choice("loss_frames", self.loss_frames, ("last", "all"))
+        check_choice("loss_unit", self.loss_unit, ("std", "prediction"))
+        if self.loss_unit != "std" and self.loss != "mse":
+            raise ValueError(f"optim.loss_unit={self.loss_unit} goes with optim.loss=mse only")
         if self.unroll < 1:
             raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
 

@@ -83,7 +83,7 @@ class SurrogateModule(FitModule):
         )
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Mean loss over the steps that are predicted in a row."""
+        """Mean loss over the steps that are predicted in a row, in units of `optim.loss_unit`."""
         optim, model = self.optim, self.model_of(batch)
         history, view = model.history, (-1, *[1] * model.ndim)
         mean, std = model.mean.view(view), model.std.view(view)
@@ -99,7 +99,8 @@ class SurrogateModule(FitModule):
         for ahead in range(1, optim.unroll + 1):
             prediction = self.predict({**batch, "input": window}, step, all_frames=every)
             target = frames[:, ahead if every else ahead + history - 1 : ahead + history]
-            total = total + optim.loss_of(prediction, target, mean, std) / optim.unroll
+            unit = std if optim.loss_unit == "std" else model.scale(window)
+            total = total + optim.loss_of(prediction, target, mean, unit) / optim.unroll
             last = prediction[:, -1:]
             window = torch.cat([window[:, 1:], last if optim.through_time else last.detach()], 1)
         return total

@@ -76,7 +76,16 @@ COMMAND_KEYS = {
         "logger",
         "compare",
     },
-    "eval": {"ckpt", "split", "settings", "steps", "device", "save_predictions", "video"},
+    "eval": {
+        "ckpt",
+        "split",
+        "settings",
+        "steps",
+        "patch_size",
+        "device",
+        "save_predictions",
+        "video",
+    },
     "tokenize": {"split", "samples", "settings"},
     "data": {"overwrite", "picture"},
 }

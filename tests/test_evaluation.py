@@ -122,5 +122,7 @@ def test_mistakes(parts):
 def test_labels_and_tables():
     assert label_of({}) == "as built"
     assert label_of({"budget": 3, "patch_size": 4}) == "budget=3, patch_size=4"
+    cycle = {"name": "cyclic", "settings": [{"budget": 3}, {"budget": 4}]}
+    assert label_of(cycle) == "cyclic budget=3 / budget=4"  # no bar: it stands in tables
     lines = table(["a", "value"], [["long name", "1"]]).splitlines()
     assert lines == ["| a         | value |", "| --------- | ----: |", "| long name |     1 |"]

@@ -407,7 +407,7 @@ def test_the_defaults_are_those_of_the_documentation():
         ({"processor": {"name": "vit", "depht": 3}}, "no knob 'depht'.*'depth'"),
         ({"decoder": "liner"}, "unknown decoder 'liner'.*'linear'"),
         ({"history_mode": "folded"}, "history_mode must be one of fold, frames, got 'folded'"),
-        ({"normalise": "samples"}, "normalise must be one of sample, dataset, none"),
+        ({"normalise": "samples"}, "normalise must be one of sample, context, dataset, none"),
         ({"score_on": "x"}, "score_on must be one of normalised, raw, got 'x'"),
         ({"predict": "deltas"}, "predict must be one of delta, state.*did you mean 'delta'"),
         ({"history": 0}, "history must be at least 1 frame, got 0"),

@@ -37,7 +37,9 @@ def generated() -> None:
 def command(folder: Path, batch_size: int, overrides: tuple[str, ...], options: dict) -> list[str]:
     generated()
     data = [o for o in small_runs.data() if not o.startswith("data.batch_size")]
-    chosen = [*data, f"data.batch_size={batch_size}", *small_runs.SIZE, "tokenizer=uneven"]
+    chosen = [*data, f"data.batch_size={batch_size}", *small_runs.SIZE]
+    if not any(o.startswith("tokenizer=") for o in overrides):
+        chosen += ["tokenizer=uneven"]
     chosen += ["optim.warmup_steps=1", "optim.lr=0.01", *overrides]
     whole = {"max_steps": 6, "val_check_interval": 2} | options | {"overrides": chosen}
     return [sys.executable, str(SCRIPT), str(folder), json.dumps(whole)]
@@ -82,6 +84,22 @@ def test_two_processes_give_the_curve_of_one(single, strategy, tmp_path):
     for key in ("state_dict", "averaged_state_dict"):
         for name, value in whole[key].items():
             torch.testing.assert_close(parts[key][name], value, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", ["ckm", "csm"])
+def test_random_patch_sizes_under_fsdp_give_the_curve_of_one_process(tokenizer, tmp_path):
+    """Both processes draw the same patch size; resized kernels are made of gathered weights."""
+    model = [f"tokenizer={tokenizer}", "tokenizer.patch_sizes=[1,4]", "decoder=modulated"]
+    model += ["processor=spacetime_parallel", "history=2", "history_mode=frames"]
+    model += ["schedule=random", "schedule.settings=[{patch_size: 1}, {patch_size: 4}]"]
+    single = run(tmp_path / "one", 4, *model)
+    two = run(tmp_path / "two", 2, *model, strategy="fsdp", devices=2)
+    for key in ("train/loss", "val/vrmse"):
+        assert curve(two, key) == pytest.approx(curve(single, key), rel=1e-4)
+    tokens = [{n for call in counts(two, rank) for n in call} for rank in (0, 1)]
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0]) == 2
 
 
 @pytest.mark.slow

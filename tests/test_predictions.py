@@ -137,7 +137,7 @@ def test_predictions_need_steps(parts, tmp_path):
 
 
 def test_names_of_folders():
-    assert folder_name("cyclic budget=10 | budget=22") == "cyclic_budget=10_budget=22"
+    assert folder_name("cyclic budget=10 / budget=22") == "cyclic_budget=10_budget=22"
     assert folder_name("../x/y") == ".._x_y"
 
 

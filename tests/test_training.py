@@ -145,6 +145,18 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(setting, tmp_path):
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
+def test_resuming_a_finished_run_ends_with_the_averaged_weights_again(setting, tmp_path):
+    config, data = setting
+    whole, again = module_of(config, data), module_of(config, data)
+    fit(whole, data, tmp_path, max_steps=4)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    state = read_checkpoint(tmp_path)["state_dict"]
+    assert any(not torch.equal(v, state[k]) for k, v in whole.state_dict().items())
+    fit(again, data, tmp_path, max_steps=4, resume=last)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
 def test_another_architecture_is_explained(setting, tmp_path):
     config, data = setting
     fit(module_of(config, data), data, tmp_path, max_steps=1)

@@ -136,6 +136,36 @@ def test_wrong_choices(change):
         Optim(**change)
 
 
+def test_units_of_the_prediction_need_the_squared_error():
+    with pytest.raises(ValueError, match="loss_unit=prediction goes with"):
+        Optim(loss="nmse", loss_unit="prediction")
+    with pytest.raises(ValueError, match="loss_unit must be one of std, prediction"):
+        Optim(loss_unit="change")
+
+
+@pytest.mark.parametrize("normalise", ["sample", "context", "dataset", "none"])
+def test_the_loss_in_units_of_the_prediction_by_hand(normalise):
+    """The model's raw output against what it should have been."""
+    options = ["history=3", f"normalise={normalise}", "optim.loss_unit=prediction"]
+    config = composed(*options)
+    data = build_data(config)
+    module = module_of(config, data)
+    batch = next(iter(data.train_dataloader()))
+    field, target = batch["input"], batch["target"]
+    out = module.surrogate(field, constants=batch["constants"], boundary=batch["boundary"])
+    changes = field.diff(dim=1)
+    view, space = (1, 1, -1, 1, 1), (1, 3, 4)
+    ratio = (data.info.delta_std / data.info.std).view(view)
+    unit = {
+        "sample": field.std(space, correction=0, keepdim=True) * ratio,
+        "context": changes.std(space, keepdim=True) + 1e-4,
+        "dataset": data.info.delta_std.view(view),
+        "none": torch.ones(()),
+    }[normalise]
+    expected = ((out - target) / unit).square().mean()
+    torch.testing.assert_close(module.loss(batch, 0), expected)
+
+
 def test_accumulated_batches_are_one_large_batch(setting, tmp_path):
     config, _ = setting
     modules = []

@@ -114,7 +114,8 @@ def eval(config: DictConfig) -> float | None:
     if isinstance(surrogate, System) and trained["task"] == "pretrain":
         target = surrogate.core
     load_weights(target, checkpoint, path=path, config=trained)
-    options = {key: wanted[key] for key in ("split", "settings", "steps", "device")}
+    keys = ("split", "settings", "steps", "device", "patch_size")
+    options = {key: wanted[key] for key in keys}
     if wanted["save_predictions"]:
         options["predictions"] = folder / "predictions"
     results = {"checkpoint": str(path), **evaluate(surrogate, data, **options)}

@@ -17,6 +17,7 @@ from adaptok.evaluation import inputs_of, label_of, rollouts
 from adaptok.forecast import OneStepModel
 from adaptok.model import Surrogate
 from adaptok.multiphysics import System
+from adaptok.residual_plots import binned_errors_figure, residual_spectra_figure
 from adaptok.rollout_plots import error_maps_figure, rollout_video, spectra_figure
 
 Batch = dict[str, Tensor]
@@ -71,6 +72,11 @@ def of_run(
         curves = {row["label"]: _curve(row) for row in results["settings"]}
         curves["persistence"] = _curve(results["persistence"])
         files.append(plots.save(plots.rollout_figure(curves), out / "rollout.png"))
+        rolled = {row["label"]: row["rollout"] for row in results["settings"]}
+        figure = binned_errors_figure(rolled)
+        files.append(plots.save(figure, out / "spectral_errors.png"))
+        figure = residual_spectra_figure(rolled, results["patch_size"])
+        files.append(plots.save(figure, out / "residual_spectra.png"))
         steps = len(results["persistence"]["rollout"]["mean"])
         files += of_rollout(surrogate, data, split, settings[0], steps, out, video)
     return files

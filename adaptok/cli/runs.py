@@ -89,7 +89,7 @@ def test_and_draw(
 ) -> dict[str, Any]:
     """Tables and pictures of a trained model on the test split."""
     test = config["test"]
-    results = evaluate(surrogate, data, settings=test["settings"], steps=test["steps"])
+    results = evaluate(surrogate, data, **test)
     results["parameters"] = sum(p.numel() for p in surrogate.parameters())
     results["seconds_per_training_step"] = seconds
     write_report(results, folder)

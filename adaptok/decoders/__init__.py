@@ -4,5 +4,12 @@ from adaptok.decoders.cross_attention import CrossAttentionDecoder
 from adaptok.decoders.hmlp import HmlpDecoder
 from adaptok.decoders.linear import LinearDecoder
 from adaptok.decoders.local import LocalDecoder
+from adaptok.decoders.modulated import ModulatedDecoder
 
-__all__ = ["CrossAttentionDecoder", "HmlpDecoder", "LinearDecoder", "LocalDecoder"]
+__all__ = [
+    "CrossAttentionDecoder",
+    "HmlpDecoder",
+    "LinearDecoder",
+    "LocalDecoder",
+    "ModulatedDecoder",
+]

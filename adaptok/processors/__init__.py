@@ -3,10 +3,12 @@
 from adaptok.processors.axial import AxialTransformer, axis_groups
 from adaptok.processors.factorised import frame_groups, time_groups
 from adaptok.processors.spacetime import SpaceTimeTransformer
+from adaptok.processors.spacetime_parallel import ParallelSpaceTime
 from adaptok.processors.vit import ViT
 
 __all__ = [
     "AxialTransformer",
+    "ParallelSpaceTime",
     "SpaceTimeTransformer",
     "ViT",
     "axis_groups",

@@ -2,8 +2,18 @@
 
 from adaptok.tokenizers.apt import apt
 from adaptok.tokenizers.calibration import calibrate
+from adaptok.tokenizers.ckm import CkmTokenizer
+from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.uniform import UniformTokenizer
 
-__all__ = ["UniformTokenizer", "apt", "calibrate", "iap", "matey"]
+__all__ = [
+    "CkmTokenizer",
+    "CsmTokenizer",
+    "UniformTokenizer",
+    "apt",
+    "calibrate",
+    "iap",
+    "matey",
+]

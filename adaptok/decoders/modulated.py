@@ -1,0 +1,121 @@
+"""Two transposed convolutions, the counterpart of the stem of CKM and CSM."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.cells import product
+from adaptok.modulation import KERNELS, ConvLayout, channel_norm
+from adaptok.pi_resize import FORMS, KernelResize
+from adaptok.registry import DECODERS, close_matches
+from adaptok.tokens import TokenizerSpec, TokenSet
+
+OVERLAPS = ("sum", "mean")
+CONV = {
+    1: (nn.ConvTranspose1d, F.conv_transpose1d),
+    2: (nn.ConvTranspose2d, F.conv_transpose2d),
+    3: (nn.ConvTranspose3d, F.conv_transpose3d),
+}
+
+
+@DECODERS.register("modulated")
+class ModulatedDecoder(nn.Module):
+    """Transposed convolution, norm, GELU, transposed convolution; then the padding is cut off.
+
+    CKM and CSM, Algorithms 1 and 2. Kernel sizes, strides and padding are those of
+    ``cells.layout``; kernels of another size than the largest are PI-resized.
+
+    Args:
+        spec: of the tokenizer.
+        out_channels: channels of the decoded field.
+        resize: "mean_preserving", or "pinv" as the authors' code, which multiplies what a small
+            kernel paints (by 4 in 2D and by 8 in 3D where the size halves).
+        overlap: overlapping contributions are added ("sum", paper) or averaged ("mean", the same
+            amplitude for all strides).
+        norm: "group" (paper; over all of a frame), or "layer" or "rms" (over the channels).
+        groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
+        mode: interpolation of the kernels, see `pi_resize`; default the paper's.
+        antialias: filtered interpolation (the paper's code: False).
+
+    Raises:
+        ValueError: the tokens of this tokenizer carry no kernels and strides.
+    """
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        out_channels: int,
+        *,
+        resize: str = "mean_preserving",
+        overlap: str = "sum",
+        norm: str = "group",
+        groups: int | None = None,
+        mode: str | None = None,
+        antialias: bool = False,
+    ):
+        super().__init__()
+        if spec.layout is not ConvLayout:
+            raise ValueError(
+                "decoder 'modulated' mirrors the kernels and strides of a convolutional stem, "
+                "which the cells of this tokenizer do not carry; use it with 'ckm' or 'csm'"
+            )
+        for what, value, known in (("resize", resize, FORMS), ("overlap", overlap, OVERLAPS)):
+            if value not in known:
+                near = close_matches(value, known)
+                raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}{near}")
+        conv, self._conv = CONV[spec.ndim]
+        hidden, base = spec.dim // 4, [KERNELS[p] for p in spec.sizes[0][1:]]
+        first, second = (tuple(pair[stage] for pair in base) for stage in (0, 1))
+        groups = math.gcd(12, hidden) if groups is None else groups
+        self.conv1 = conv(spec.dim, hidden, second, bias=False)
+        self.norm1 = channel_norm(norm, hidden, groups)
+        self.conv2 = conv(hidden, out_channels, first)
+        options = {"mode": mode, "antialias": antialias, "form": resize}
+        self.resize1 = KernelResize(second, [pair[1] for pair in KERNELS.values()], **options)
+        self.resize2 = KernelResize(first, [pair[0] for pair in KERNELS.values()], **options)
+        self.mean = overlap == "mean"
+
+    def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
+        """Field of the shape that the cells were made for, all frames.
+
+        Raises:
+            ValueError: tokens were dropped or added.
+        """
+        cells, layout = tokens.cells, tokens.cells.layout
+        assert isinstance(layout, ConvLayout)
+        if len(cells) != cells.batch_size * product(layout.grid):
+            raise ValueError(
+                f"{cells.batch_size} samples of a grid {layout.grid} have other than {len(cells)} "
+                "tokens"
+            )
+        frames = cells.batch_size * cells.shape[0]
+        x = tokens.features.unflatten(0, (frames, *layout.grid[1:])).movedim(-1, 1)
+        (k1, k2) = zip(*layout.kernels, strict=True)
+        (s1, s2) = zip(*layout.strides, strict=True)
+        weight = self.resize1(self.conv1.weight, k2).to(self.conv1.weight.dtype)
+        x = self._share(self._conv(x, weight, stride=s2), x.shape[2:], k2, s2)
+        x = F.gelu(self.norm1(x))
+        weight = self.resize2(self.conv2.weight, k1).to(self.conv2.weight.dtype)
+        x = self._share(self._conv(x, weight, stride=s1), x.shape[2:], k1, s1)
+        for axis, (n, (before, _)) in enumerate(zip(cells.shape[1:], layout.padding, strict=True)):
+            x = x.narrow(axis + 2, before, n)
+        bias = self.conv2.bias
+        assert bias is not None
+        x = x + bias.view(-1, *(1,) * (x.ndim - 2))
+        return x.unflatten(0, (cells.batch_size, -1))
+
+    def _share(self, x: Tensor, grid: torch.Size, kernel: tuple, stride: tuple) -> Tensor:
+        """Divides by the number of contributions to each point, where they are averaged."""
+        if not self.mean:
+            return x
+        for axis, (n, k, s) in enumerate(zip(grid, kernel, stride, strict=True)):
+            if k != s:
+                ones = x.new_ones(1, 1, n)
+                count = F.conv_transpose1d(ones, x.new_ones(1, 1, k), stride=s).flatten()
+                x = x / count.view(-1, *(1,) * (x.ndim - axis - 3))
+        return x

@@ -1,0 +1,233 @@
+"""The space-time block of CKM and CSM."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from adaptok.attention import attend
+from adaptok.cells import Cells, GridLayout, Groups
+from adaptok.layers import DropPath
+from adaptok.norms import Segments, create_norm
+from adaptok.positions import Rotary, rotary
+from adaptok.registry import PROCESSORS, close_matches
+from adaptok.tokens import TokenizerSpec, TokenSet
+
+ROPES = ("cell", "endpoint")
+
+
+class Context(NamedTuple):
+    """What all blocks of one forward share."""
+
+    time: Groups  # tokens of one cell
+    space: Groups  # tokens of one frame
+    rotate: Rotary
+    sample: Int64[Tensor, " n"]
+    samples: int
+    frames: Segments | None  # over which group norms take their statistics
+
+
+@PROCESSORS.register("spacetime_parallel")
+class ParallelSpaceTime(nn.Module):
+    """Attention over time; then attention over space beside a SwiGLU, both on the same norm.
+
+    CKM and CSM, App. B.2, as in the authors' code: layer norm on queries and keys, a T5 bias over
+    time, rotary positions over space, a gated MLP of inner width 2 dim in parallel with the space
+    attention, layer scale. Takes a history of frames; with one frame, time attention is a
+    projection. Without a `GridLayout`, "one cell" in different frames are the cells whose centres
+    lie in the same cell of the finest grid, and time is counted along these.
+
+    Args:
+        spec: of the tokenizer; cells tile or form a grid.
+        depth: number of blocks.
+        heads: attention heads, a divisor of ``spec.dim``.
+        causal: a frame sees itself and earlier ones only.
+        norm: "group" (paper; over a frame, as many groups as heads), "layer" or "rms".
+        rope: "cell" (centres in grid points), or "endpoint" as the authors' code: indices scaled
+            to -1 to 1, up to 64 turns; needs a `GridLayout`.
+        rope_base: base of the rotary frequencies of "cell".
+        layer_scale: initial factor per channel of what a branch adds (paper's code: 1e-6).
+        drop_path: stochastic depth rate of the last block, growing linearly from 0; per sample.
+
+    Raises:
+        ValueError: cells that neither tile nor form a grid, or knobs that make no sense.
+    """
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        *,
+        depth: int = 12,
+        heads: int = 6,
+        causal: bool = False,
+        norm: str = "group",
+        rope: str = "cell",
+        rope_base: float = 10000.0,
+        layer_scale: float = 1e-6,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        grid = spec.layout is not None and issubclass(spec.layout, GridLayout)
+        if not grid and (rope == "endpoint" or not spec.tiling):
+            what = "rope 'endpoint'" if spec.tiling else "processor 'spacetime_parallel'"
+            raise ValueError(f"{what} needs cells that form a regular grid, such as those of 'ckm'")
+        if rope not in ROPES:
+            near = close_matches(rope, ROPES)
+            raise ValueError(f"rope must be one of {', '.join(ROPES)}, got {rope!r}{near}")
+        if depth < 0:
+            raise ValueError(f"depth must not be negative, got {depth}")
+        if heads < 1 or spec.dim % heads:
+            raise ValueError(f"dim {spec.dim} is not divisible by {heads} heads")
+        self.head_dim, self.rope, self.rope_base = spec.dim // heads, rope, rope_base
+        self.by_frame = norm == "group"
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.time = nn.ModuleList(
+            TimeAttention(spec.dim, heads, causal, norm, layer_scale, rate) for rate in rates
+        )
+        self.space = nn.ModuleList(
+            ParallelSpace(spec.dim, heads, norm, layer_scale, rate) for rate in rates
+        )
+
+    def forward(self, tokens: TokenSet) -> TokenSet:
+        """Same cells, new features."""
+        context, x = self.context(tokens.cells), tokens.features
+        for over_time, over_space in zip(self.time, self.space, strict=True):
+            x = over_space(over_time(x, context), context)
+        return tokens.replace(features=x)
+
+    def context(self, cells: Cells) -> Context:
+        """Groups, positions and frame numbers; the same for all blocks."""
+        if self.rope == "endpoint":
+            rotate = endpoint_rotary(cells, self.head_dim)
+        else:
+            space = cells.center[:, 1:], cells.shape[1:]
+            rotate = rotary(*space, self.head_dim, self.rope_base)
+        per_sample = math.ceil(cells.shape[0] / cells.sizes[0][0])
+        time, space = time_groups(cells, per_sample), cells.groups(fixed=(0,)).nonempty
+        frames = Segments.of(space, len(cells)) if self.by_frame else None
+        return Context(time, space, rotate, cells.sample, cells.batch_size, frames)
+
+
+class TimeAttention(nn.Module):
+    """Each cell attends to itself in other frames; added to the rows."""
+
+    def __init__(
+        self, dim: int, heads: int, causal: bool, norm: str, scale: float, drop_path: float
+    ):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.norm = create_norm(norm, dim, heads)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.norm_q, self.norm_k = nn.LayerNorm(dim // heads), nn.LayerNorm(dim // heads)
+        self.bias = RelativeBias(heads, bidirectional=not causal)
+        self.out = nn.Linear(dim, dim)
+        self.scale = nn.Parameter(torch.full((dim,), scale))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
+        """x plus what its cell does in other frames."""
+        qkv = self.qkv(self.norm(x, context.frames)).unflatten(-1, (self.heads, 3, -1))
+        q, k, v = qkv.unbind(2)
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        bias = self.bias(context.time.max_seqlen)
+        out = attend(q, k, v, context.time, bias=bias, causal=self.causal)
+        out = self.scale * self.out(out.flatten(1))
+        return x + self.drop_path(out, context.sample, context.samples)
+
+
+class ParallelSpace(nn.Module):
+    """Attention inside the frame and a SwiGLU, side by side; added to the rows."""
+
+    def __init__(self, dim: int, heads: int, norm: str, scale: float, drop_path: float):
+        super().__init__()
+        self.heads, self.dim = heads, dim
+        self.norm = create_norm(norm, dim, heads)
+        self.mlp_qkv = nn.Linear(dim, 7 * dim)
+        self.norm_q, self.norm_k = nn.LayerNorm(dim // heads), nn.LayerNorm(dim // heads)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.down = nn.Linear(2 * dim, dim)
+        self.scale = nn.Parameter(torch.full((dim,), scale))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
+        """x plus attention plus MLP."""
+        mlp, qkv = self.mlp_qkv(self.norm(x, context.frames)).split(
+            (4 * self.dim, 3 * self.dim), -1
+        )
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)
+        q, k = (context.rotate(norm(y)) for norm, y in ((self.norm_q, q), (self.norm_k, k)))
+        attended = attend(q.to(v.dtype), k.to(v.dtype), v, context.space)
+        value, gate = mlp.chunk(2, -1)
+        out = self.scale * (self.out(attended.flatten(1)) + self.down(F.silu(gate) * value))
+        return x + self.drop_path(out, context.sample, context.samples)
+
+
+class RelativeBias(nn.Module):
+    """Learned score per head and bucket of the distance in time (T5; Raffel et al., Sec. 2.1).
+
+    Args:
+        heads: number of heads.
+        bidirectional: half of the buckets for later frames; otherwise those share bucket 0.
+        buckets: half of those of a direction are exact distances, the others grow
+            logarithmically up to max_distance.
+    """
+
+    def __init__(self, heads: int, bidirectional: bool, buckets: int = 32, max_distance: int = 32):
+        super().__init__()
+        self.bidirectional, self.max_distance = bidirectional, max_distance
+        self.table = nn.Embedding(buckets, heads)
+
+    def forward(self, length: int) -> Float[Tensor, "h q k"]:
+        """Bias of every query (rows) and key up to a length."""
+        rank = torch.arange(length, device=self.table.weight.device)
+        return self.table(self.bucket(rank - rank[:, None])).permute(2, 0, 1)
+
+    def bucket(self, distance: Int64[Tensor, "q k"]) -> Int64[Tensor, "q k"]:
+        """Bucket of key rank minus query rank."""
+        buckets, first = self.table.num_embeddings, torch.zeros_like(distance)
+        if self.bidirectional:
+            buckets //= 2
+            first = (distance > 0) * buckets
+            distance = distance.abs()
+        else:
+            distance = (-distance).clamp(min=0)
+        exact = buckets // 2
+        growth = (distance.clamp(min=1) / exact).log() / math.log(self.max_distance / exact)
+        far = (exact + growth * (buckets - exact)).long().clamp(max=buckets - 1)
+        return first + torch.where(distance < exact, distance, far)
+
+
+def time_groups(cells: Cells, frames: int) -> Groups:
+    """Tokens of one cell in all frames, in the order of time."""
+    space = range(1, cells.ndim + 1)
+    if isinstance(cells.layout, GridLayout):
+        return cells.groups(fixed=space)
+    finest = [cells.sizes[-1][axis] for axis in space]
+    groups = cells.groups(fixed=space, pitch=finest)
+    groups = groups._replace(max_seqlen=min(groups.max_seqlen, frames))  # a cell per frame at most
+    return groups.nonempty
+
+
+def endpoint_rotary(cells: Cells, head_dim: int) -> Rotary:
+    """Rotary embedding of grid indices scaled to -1 to 1 per space axis, as in the authors' code.
+
+    A quarter of the head per axis, frequencies from pi to 128 pi.
+    """
+    layout = cells.layout
+    assert isinstance(layout, GridLayout)
+    pairs = head_dim // 8
+    if pairs == 0:
+        raise ValueError(f"rope 'endpoint' needs head_dim >= 8, got {head_dim}")
+    frequency = torch.linspace(1, 128, pairs, device=cells.device) * math.pi
+    angles = []
+    for axis in range(1, cells.ndim + 1):
+        place = (cells.center[:, axis] - layout.offset[axis]) / layout.pitch[axis]
+        scaled = 2 * place.floor() / max(layout.grid[axis] - 1, 1) - 1
+        angles.append(scaled[:, None].float() * frequency)
+    turned = torch.cat(angles, 1)
+    return Rotary(turned.cos(), turned.sin())

@@ -1,0 +1,79 @@
+"""Pictures of where in the spectrum the errors of rollouts lie, and of patch artifacts in them.
+
+Both take what `adaptok.evaluation.evaluate` returns as the "rollout" of each setting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from adaptok.plots import _style
+
+BANDS = ("low", "middle", "high")
+
+
+def binned_errors_figure(rollouts: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """BSNMSE against the rollout step: a panel per band of wavenumbers, a line per setting.
+
+    CKM and CSM, App. E.
+    """
+    with _style():
+        figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.6), sharey=True)
+        for label, rollout in rollouts.items():
+            bands = np.array(rollout["spectral_nmse"], dtype=float)  # (steps, 3); None becomes nan
+            for ax, values in zip(axes, bands.T, strict=True):
+                ax.plot(range(1, len(bands) + 1), values, label=label)
+        for ax, name in zip(axes, BANDS, strict=True):
+            ax.set(yscale="log", xlabel="rollout step", title=f"{name} wavenumbers")
+            ax.grid(alpha=0.25, linewidth=0.5)
+        axes[0].set_ylabel("squared error / energy")
+        axes[0].legend()
+    return figure
+
+
+def residual_spectra_figure(
+    rollouts: Mapping[str, Mapping[str, Any]],
+    patch_size: Sequence[int] | None = None,
+    *,
+    lines: int = 5,
+) -> Figure:
+    """Power of the residual against the wavenumber: a panel per setting, later steps darker.
+
+    Dotted lines mark the harmonics of the patches; the titles give how far the spectrum of the last
+    step rises above its surroundings there. CKM and CSM, Sec. 4.2.
+
+    Args:
+        patch_size: period of the artifacts per space axis, or None.
+        lines: number of steps to show, evenly spaced, the first and the last among them.
+    """
+    with _style():
+        columns = min(len(rollouts), 4)
+        rows = math.ceil(len(rollouts) / columns)
+        size = (3.1 * columns, 2.6 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+        for unused in axes.flat[len(rollouts) :]:
+            unused.remove()
+        for ax, (label, rollout) in zip(axes.flat, rollouts.items(), strict=False):
+            waves = np.array(rollout["residual_spectrum"]["wavenumber"])
+            power = np.array(rollout["residual_spectrum"]["power"], dtype=float)  # (steps, bands)
+            shown = slice(1, np.searchsorted(waves, 0.5, side="right"))  # beyond it: corners only
+            steps = np.unique(np.linspace(0, len(power) - 1, lines).round().astype(int))
+            for number, step in enumerate(steps):
+                shade = plt.get_cmap("viridis_r")(0.15 + 0.85 * number / max(len(steps) - 1, 1))
+                ax.plot(waves[shown], power[step, shown], color=shade, label=f"step {step + 1}")
+            for period in sorted(set(patch_size or ())):
+                for harmonic in range(1, period // 2 + 1):
+                    ax.axvline(harmonic / period, color="0.6", linestyle=":", linewidth=0.7)
+            peaks = rollout["patch_harmonics"]
+            rise = f"\nharmonics × {peaks[-1]:.2f}" if peaks and peaks[-1] is not None else ""
+            ax.set(yscale="log", xlabel="cycles per grid point", title=label + rise)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("power of the residual")
+        axes[0, 0].legend()
+    return figure

@@ -1,0 +1,52 @@
+"""CKM, convolutional kernel modulation (Mukhopadhyay et al., "Compute-Adaptive Surrogate Modeling
+of Partial Differential Equations")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptok.modulation import KERNELS, ConvLayout, make_layout
+from adaptok.registry import TOKENIZERS
+from adaptok.tokenizers.modulated import ModulatedTokenizer, stages
+
+
+@TOKENIZERS.register("ckm")
+class CkmTokenizer(ModulatedTokenizer):
+    """Uniform patches of any size of the table, by PI-resized kernels of a two-stage stem.
+
+    CKM, Sec. 3 and Algorithm 1. With a single patch size it is the fixed-patch baseline. On a
+    domain that does not divide, the last cells are clipped and their patches padded: around a
+    periodic axis, elsewhere with the learned token of the boundary type.
+
+    Args:
+        patch_sizes: sizes that the model is meant for, one number or one per space axis, nested;
+            any other of 1, 4, 8, 12, 16 and 32 may be asked for too.
+        size: patch size of calls without ``patch_size=``; default the coarsest of patch_sizes.
+        norm: "group" (paper; over all of a frame), or "layer" or "rms" (over the channels).
+        groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
+        mode: interpolation of the kernels, see `pi_resize`; default the paper's.
+        antialias: filtered interpolation (the paper's code: False).
+    """
+
+    tiling = True
+
+    def __init__(
+        self,
+        ndim: int,
+        in_channels: int,
+        dim: int,
+        *,
+        patch_sizes: Sequence[int | Sequence[int]] = (4, 8, 16),
+        size: int | Sequence[int] | None = None,
+        norm: str = "group",
+        groups: int | None = None,
+        mode: str | None = None,
+        antialias: bool = False,
+    ):
+        stem = {"norm": norm, "groups": groups, "mode": mode, "antialias": antialias}
+        super().__init__(ndim, in_channels, dim, patch_sizes, size, stem)
+
+    def layout(self, size: tuple[int, ...], shape: tuple[int, ...]) -> ConvLayout:
+        """Strides equal kernels; padding at the far ends only."""
+        pairs = stages(size, tuple(KERNELS))
+        return make_layout(shape, pairs, pairs, centred=False)

@@ -1,0 +1,54 @@
+"""CSM, convolutional stride modulation (Mukhopadhyay et al., "Compute-Adaptive Surrogate Modeling
+of Partial Differential Equations")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptok.modulation import KERNELS, ConvLayout, make_layout
+from adaptok.registry import TOKENIZERS
+from adaptok.tokenizers.modulated import ModulatedTokenizer, stages
+
+
+@TOKENIZERS.register("csm")
+class CsmTokenizer(ModulatedTokenizer):
+    """Overlapping patches of fixed kernels, at a distance that is chosen per call.
+
+    CSM, Sec. 3 and Algorithm 2. With a single patch size strides equal kernels: the fixed-patch
+    baseline. Both ends of an axis are padded so that the strides fit exactly: around a periodic
+    axis, elsewhere with the learned token of the boundary type (sums of tokens at corners).
+
+    Args:
+        patch_sizes: distances of neighbouring patches that the model is meant for, one number or
+            one per space axis, nested; the coarsest decides the kernels. Any other of the table may
+            be asked for whose strides do not exceed the kernels.
+        size: patch size of calls without ``patch_size=``; default the coarsest of patch_sizes.
+        norm: "group" (paper; over all of a frame), or "layer" or "rms" (over the channels).
+        groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
+        whole_field_tokens: as the authors' code, add the token of the far end to every grid point
+            along an axis that needs no padding.
+    """
+
+    tiling = False
+
+    def __init__(
+        self,
+        ndim: int,
+        in_channels: int,
+        dim: int,
+        *,
+        patch_sizes: Sequence[int | Sequence[int]] = (4, 8, 16),
+        size: int | Sequence[int] | None = None,
+        norm: str = "group",
+        groups: int | None = None,
+        whole_field_tokens: bool = False,
+    ):
+        stem = {"norm": norm, "groups": groups, "final_gelu": True}
+        stem |= {"whole_field": whole_field_tokens}
+        super().__init__(ndim, in_channels, dim, patch_sizes, size, stem)
+
+    def layout(self, size: tuple[int, ...], shape: tuple[int, ...]) -> ConvLayout:
+        """The kernels stay; the strides are the table's, and may not leave gaps."""
+        for p, (k1, k2) in zip(size, self.base, strict=True):
+            stages([p], [q for q, (s1, s2) in KERNELS.items() if s1 <= k1 and s2 <= k2])
+        return make_layout(shape, self.base, stages(size, tuple(KERNELS)), centred=True)

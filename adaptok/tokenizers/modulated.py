@@ -1,0 +1,128 @@
+"""What CKM and CSM share: cells on one regular grid whose pitch is chosen per call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from adaptok.cells import Cells, nested, product
+from adaptok.embeddings.conv_stem import ConvStem
+from adaptok.modulation import KERNELS, ConvLayout, Pairs, cells_of_layout
+from adaptok.tokens import TokenizerSpec, TokenSet, as_field
+from adaptok.tree import check_controls, check_shape, per_axis
+
+
+class ModulatedTokenizer(nn.Module):
+    """Two-stage convolutional stem (`ConvStem`) at the patch size of each call.
+
+    A subclass says which kernels and strides a patch size stands for.
+
+    Args:
+        patch_sizes: sizes that the model is meant for, each one number or one per space axis; the
+            largest along each axis decides the size of the kernels that are learned.
+        size: patch size of calls that name none; default the coarsest.
+        stem: options of `ConvStem`.
+    """
+
+    controls = ("patch_size",)
+    tiling: bool
+
+    def __init__(
+        self,
+        ndim: int,
+        in_channels: int,
+        dim: int,
+        patch_sizes: Sequence[int | Sequence[int]],
+        size: int | Sequence[int] | None,
+        stem: dict[str, Any],
+    ):
+        super().__init__()
+        if isinstance(patch_sizes, (int, str)) or not len(patch_sizes):
+            raise ValueError(f"patch_sizes is a list of patch sizes, got {patch_sizes!r}")
+        spaces = {per_axis(s, ndim, "patch_sizes") for s in patch_sizes}
+        sizes = tuple((1, *s) for s in sorted(spaces, key=lambda s: (-product(s), s)))
+        _check_table({p for s in spaces for p in s}, tuple(KERNELS), "patch_sizes")
+        if not nested(sizes):
+            raise ValueError(f"patch_sizes must divide one another, got {patch_sizes}")
+        self.base: Pairs = tuple(KERNELS[p] for p in sizes[0][1:])
+        self.size = sizes[0][1:] if size is None else per_axis(size, ndim)
+        self.spec = TokenizerSpec(ndim, in_channels, dim, sizes, self.tiling, ConvLayout)
+        self.layout(self.size, (1, *self.size))  # raises here where the size makes no sense
+        self.embedding = ConvStem(in_channels, dim, self.base, **stem)
+
+    def layout(self, size: tuple[int, ...], shape: tuple[int, ...]) -> ConvLayout:
+        """Kernels, strides and padding of a patch size, for a field of shape (t, *space)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def cells(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Cells:
+        """Cells of one patch size; the values of the field do not matter.
+
+        Raises:
+            ValueError: a wrong field, an unknown control, or a patch size without kernels or larger
+                than the axis.
+        """
+        check_controls(control, self.controls)
+        field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
+        shape = (field.shape[1], *field.shape[3:])
+        layout = self.layout(size, shape)
+        for p, n in zip(size, shape[1:], strict=True):
+            if p > n:
+                fitting = ", ".join(str(k) for k in KERNELS if k <= n)
+                raise ValueError(
+                    f"patch_size {p} is larger than an axis of {n} grid points; fitting: {fitting}"
+                )
+        known = (1, *size) in self.spec.sizes
+        sizes = self.spec.sizes if known else ((1, *size),)
+        level = sizes.index((1, *size))
+        return cells_of_layout(field, layout, sizes, level, tiling=self.tiling)
+
+    def embed(
+        self,
+        x: Float[Tensor, "b *tcs"],
+        cells: Cells,
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> TokenSet:
+        """Features of the cells; without boundary codes all ends are open."""
+        x = as_field(x, self.spec.ndim, self.spec.in_channels)
+        check_shape(x, cells)
+        assert isinstance(cells.layout, ConvLayout)
+        return TokenSet(self.embedding(x, cells.layout, boundary), cells)
+
+    def forward(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> TokenSet:
+        """``embed(field, cells(field))``."""
+        cells = self.cells(field, boundary=boundary, **control)
+        return self.embed(field, cells, boundary=boundary)
+
+
+def stages(size: Sequence[int], valid: Sequence[int]) -> Pairs:
+    """The table's pair for each axis, where the size is among the valid ones."""
+    _check_table(set(size), valid, "patch_size")
+    return tuple(KERNELS[p] for p in size)
+
+
+def _check_table(sizes: set[int], valid: Sequence[int], name: str) -> None:
+    for p in sorted(sizes):
+        if p not in valid:
+            raise ValueError(
+                f"{name} {p} is no product of two stages of the kernel table; "
+                f"valid: {', '.join(map(str, valid))}"
+            )

@@ -33,8 +33,11 @@ def ragged_tokens(budgets, seed=0) -> adaptok.TokenSet:
 def test_who_is_static():
     assert is_static(surrogate(name="iap").tokenizer)
     assert is_static(surrogate(name="composed", marking="random").tokenizer)
-    uniform = adaptok.create_tokenizer("uniform", ndim=2, in_channels=1, dim=8)
-    assert is_static(uniform)
+    make = {"ndim": 2, "in_channels": 1, "dim": 8}
+    for name in ("uniform", "ckm", "csm"):
+        assert is_static(adaptok.create_tokenizer(name, **make))
+    for name in ("apt", "matey"):
+        assert not is_static(adaptok.create_tokenizer(name, **make))
     assert not is_static(object())
 
 

@@ -18,6 +18,7 @@ from adaptok.cli.runs import (
     fit_on,
     fit_surrogate,
     objectives,
+    prepare,
     test_and_draw,
 )
 from adaptok.config import (
@@ -29,7 +30,6 @@ from adaptok.config import (
     plain,
     vocabulary_of,
 )
-from adaptok.parallel import checkpoint_activations
 from adaptok.pretrained import save_pretrained
 from adaptok.pretraining import PretrainModule, system_of
 
@@ -52,8 +52,12 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, dict[str, Any]]
     lead = max(data.max_lead for data in mixture.sets.values())
     config = {**config, "vocabulary": vocabulary_of(mixture.infos.values(), lead)}
     model = build_multiphysics(config)
-    if config["activation_checkpointing"]:
-        checkpoint_activations(model)
+    if config["trainer"].get("compile"):
+        raise ValueError(
+            "task=pretrain has batches of several sets and grids, a graph for each: "
+            "trainer.compile=false"
+        )
+    prepare(model, config)
     about = (*objectives(config), config)
     module = PretrainModule(model, mixture.infos, *about, seed=config["seed"])
     seconds = fit_surrogate(module, mixture, config, folder)

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 import yaml
 from lightning import LightningDataModule
+from torch import nn
 
 from adaptok import create_schedule
 from adaptok.atomic import replacing
@@ -66,12 +67,17 @@ def objectives(config: Config) -> tuple[Optim, Schedule]:
     return Optim(**config["optim"]), create_schedule(config["schedule"])
 
 
+def prepare(model: nn.Module, config: Config) -> None:
+    """Activation checkpointing and compilation, where they are wanted."""
+    if config["activation_checkpointing"]:
+        checkpoint_activations(model)
+    if mode := config["trainer"].get("compile"):
+        compile_model(model, mode if isinstance(mode, str) else None)
+
+
 def fit_on(data: WellData, surrogate: OneStepModel, config: Config, folder: Path) -> Run | None:
     """As `fit_and_test`, for a model and data that are there."""
-    if config["activation_checkpointing"]:
-        checkpoint_activations(surrogate)
-    if mode := config["trainer"].get("compile"):
-        compile_model(surrogate, mode if isinstance(mode, str) else None)
+    prepare(surrogate, config)
     module = SurrogateModule(surrogate, *objectives(config), config, seed=config["seed"])
     seconds = fit_surrogate(module, data, config, folder)
     if seconds is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, GridLayout, Groups
 from adaptok.layers import AttentionBranch, Block, conditioned
 from adaptok.norms import Segments, create_norm
 from adaptok.positions import told_center
@@ -94,5 +94,7 @@ def time_groups(cells: Cells) -> Groups:
     meets the fine cell in its middle. Where cells overlap: those of the same level only.
     """
     space = range(1, cells.ndim + 1)
+    if isinstance(cells.layout, GridLayout):  # the cells of a grid know their bands
+        return cells.groups(fixed=space)
     finest = [cells.sizes[-1][axis] for axis in space]
     return cells.groups(fixed=space, pitch=finest, by_level=not cells.tiling).nonempty

@@ -15,6 +15,7 @@ from adaptok.cells import Cells, GridLayout, Groups
 from adaptok.layers import DropPath
 from adaptok.norms import Segments, create_norm
 from adaptok.positions import Rotary, rotary
+from adaptok.processors.factorised import time_groups
 from adaptok.registry import PROCESSORS, close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -107,8 +108,7 @@ class ParallelSpaceTime(nn.Module):
         else:
             space = cells.center[:, 1:], cells.shape[1:]
             rotate = rotary(*space, self.head_dim, self.rope_base)
-        per_sample = math.ceil(cells.shape[0] / cells.sizes[0][0])
-        time, space = time_groups(cells, per_sample), cells.groups(fixed=(0,)).nonempty
+        time, space = time_groups(cells), cells.groups(fixed=(0,)).nonempty
         frames = Segments.of(space, len(cells)) if self.by_frame else None
         return Context(time, space, rotate, cells.sample, cells.batch_size, frames)
 
@@ -200,17 +200,6 @@ class RelativeBias(nn.Module):
         growth = (distance.clamp(min=1) / exact).log() / math.log(self.max_distance / exact)
         far = (exact + growth * (buckets - exact)).long().clamp(max=buckets - 1)
         return first + torch.where(distance < exact, distance, far)
-
-
-def time_groups(cells: Cells, frames: int) -> Groups:
-    """Tokens of one cell in all frames, in the order of time."""
-    space = range(1, cells.ndim + 1)
-    if isinstance(cells.layout, GridLayout):
-        return cells.groups(fixed=space)
-    finest = [cells.sizes[-1][axis] for axis in space]
-    groups = cells.groups(fixed=space, pitch=finest)
-    groups = groups._replace(max_seqlen=min(groups.max_seqlen, frames))  # a cell per frame at most
-    return groups.nonempty
 
 
 def endpoint_rotary(cells: Cells, head_dim: int) -> Rotary:

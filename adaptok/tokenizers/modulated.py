@@ -31,6 +31,8 @@ class ModulatedTokenizer(nn.Module):
     controls = ("patch_size",)
     tiling: bool
 
+    static = True
+
     def __init__(
         self,
         ndim: int,

@@ -298,9 +298,12 @@ def test_fields_that_do_not_fit(name):
     tokenizer = create_tokenizer(name, ndim=2, in_channels=2, dim=4)
     good = torch.randn(2, 1, 2, 64, 64)
     tokenizer.cells(good)
-    for call in (tokenizer.cells, tokenizer):
+    other = torch.randn(2, 1, 3, 64, 64)
+    cells = tokenizer.cells(other)  # may see other channels than are embedded
+    for call in (tokenizer, lambda field: tokenizer.embed(field, cells)):
         with pytest.raises(ValueError, match=r"built for 2 channel\(s\), the field has 3"):
-            call(torch.randn(2, 1, 3, 64, 64))
+            call(other)
+    for call in (tokenizer.cells, tokenizer):
         with pytest.raises(ValueError, match=r"\(b, t, c, \*space\)"):
             call(torch.randn(64, 64))
         with pytest.raises(ValueError, match=r"floating-point tensor, got a torch\.int64"):

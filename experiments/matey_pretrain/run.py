@@ -98,8 +98,8 @@ def table(rows: list[dict[str, object]]) -> str:
         for count in TRAJECTORIES:
             own = [r for r in rows if (r["model"], r["trajectories"]) == (name, count)]
             values = [float(str(r["vrmse"])) for r in own]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.4f} ± {spread:.4f}")
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.4f}{spread}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append(f"| persistence | {rows[0]['persistence']:.4f} |" + " |" * (len(TRAJECTORIES) - 1))
     return "\n".join(lines)

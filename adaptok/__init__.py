@@ -1,6 +1,6 @@
 """adaptok: adaptive tokenizers for transformers on images and PDE fields."""
 
-from adaptok import decoders, positions, processors, tokenizers
+from adaptok import decoders, positions, processors, tokenizers, vision
 from adaptok.attention import attend, attention_backend
 from adaptok.cells import Cells, Groups
 from adaptok.model import (
@@ -23,6 +23,7 @@ from adaptok.registry import (
     Registry,
 )
 from adaptok.schedules import SCHEDULES, create_schedule
+from adaptok.tokenizers import calibrate
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.tree import TreeTokenizer, cells_from_score
 
@@ -47,6 +48,7 @@ __all__ = [
     "TreeTokenizer",
     "attend",
     "attention_backend",
+    "calibrate",
     "cells_from_score",
     "create_decoder",
     "create_multiphysics",
@@ -60,4 +62,5 @@ __all__ = [
     "processors",
     "save_pretrained",
     "tokenizers",
+    "vision",
 ]

@@ -42,6 +42,13 @@ class Groups(NamedTuple):
         """Exact inverse of `gather`."""
         return packed if self.inverse is None else packed[self.inverse]
 
+    def ids(self, rows: int) -> Int64[Tensor, " n"]:
+        """Number of the group that each of the rows belongs to."""
+        numbers = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device)
+        return self.scatter(
+            numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
+        )
+
     @property
     def nonempty(self) -> Groups:
         """Without the groups that own no rows, where the host knows them; the rows stay."""
@@ -50,13 +57,6 @@ class Groups(NamedTuple):
         lengths = tuple(length for length in self.lengths if length)
         starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
         return self._replace(cu_seqlens=starts.to(self.cu_seqlens.device), lengths=lengths)
-
-    def ids(self, rows: int) -> Int64[Tensor, " n"]:
-        """Number of the group that each of the rows belongs to."""
-        numbers = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device)
-        return self.scatter(
-            numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
-        )
 
     @property
     def packed(self) -> Groups:

@@ -54,6 +54,7 @@ GROUPS: dict[str, Registry] = {
     "schedule": SCHEDULES,
     "model": BASELINES,  # beside "surrogate", the model made of the parts above
 }
+TASKS = ("surrogate", "pretrain", "classify")
 MODEL_KEYS = ("history", "history_mode", "predict", "normalise", "score_on")
 # Knobs that follow another key of the configuration unless they are set.
 FOLLOWS = {
@@ -61,6 +62,19 @@ FOLLOWS = {
     **{("decoder", k): f"${{size.{k}}}" for k in ("depth", "heads", "mlp_ratio")},
     ("schedule", "seed"): "${seed}",
 }
+
+
+# Keys of a model of timm: arguments of adaptok.classify.models.build_timm.
+TIMM = {
+    "pretrained": False,
+    "checkpoint": None,
+    "img_size": None,
+    "drop_path_rate": 0.0,
+    "options": None,
+}
+
+
+_TIMM_MODELS: dict[str, Any] = {}  # hundreds of nodes, made once
 
 
 def config_dir() -> Path:
@@ -77,20 +91,58 @@ def label_of_model(model: str, tokenizer: str) -> str:
     return tokenizer if model == "surrogate" else model
 
 
-def register_parts() -> None:
-    """Makes every registry entry a choice of its Hydra group; may be called again."""
+def task_of(overrides: Sequence[str]) -> str:
+    """The task that overrides choose; what other groups offer depends on it.
+
+    Raises:
+        ValueError: an unknown task, or several.
+    """
+    given = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "task"]
+    task = given[-1] if given else TASKS[0]
+    if task not in TASKS:
+        several = "; a sweep has one task" if "," in task else close_matches(task, TASKS)
+        raise ValueError(f"unknown task {task!r}{several}; choices: {', '.join(TASKS)}")
+    return task
+
+
+def register_parts(task: str = TASKS[0]) -> None:
+    """Makes every registry entry a choice of its Hydra group; may be called again.
+
+    Args:
+        task: whose tokenizers and models are the choices of those groups.
+    """
     OmegaConf.register_new_resolver("adaptok.label", label_of_model, replace=True)
     store = ConfigStore.instance()
+    for group in ("tokenizer", "model"):
+        store.repo.pop(group, None)  # those of another task
+    if task == "classify":
+        _register_image_parts(store)
+        return
     for group, registry in GROUPS.items():
-        for name in registry.names():
-            knobs = {k: FOLLOWS.get((group, k), v) for k, v in registry.knobs(name).items()}
-            node = {"name": name, **{k: v for k, v in knobs.items() if _is_plain(v)}}
-            store.store(group=group, name=name, node=node, provider="adaptok")
+        _register(store, group, registry)
     store.store(group="model", name="surrogate", node={"name": "surrogate"}, provider="adaptok")
     for name in SOLVERS.names():
         knobs = {k: v for k, v in SOLVERS.knobs(name).items() if _is_plain(v)}
         node = {"defaults": ["_base", "_self_"], "name": name, "generate": {"seed": 0, **knobs}}
         store.store(group="data", name=name, node=node, provider="adaptok")
+
+
+def _register(store: ConfigStore, group: str, registry: Registry) -> None:
+    for name in registry.names():
+        knobs = {k: FOLLOWS.get((group, k), v) for k, v in registry.knobs(name).items()}
+        node = {"name": name, **{k: v for k, v in knobs.items() if _is_plain(v)}}
+        store.store(group=group, name=name, node=node, provider="adaptok")
+
+
+def _register_image_parts(store: ConfigStore) -> None:
+    from adaptok.vision import IMAGE_TOKENIZERS, supported  # the names need timm: seconds
+
+    _register(store, "tokenizer", IMAGE_TOKENIZERS)
+    if not _TIMM_MODELS:
+        for name in supported():
+            store.store(group="model", name=name, node={"name": name, **TIMM}, provider="adaptok")
+        _TIMM_MODELS.update(store.repo["model"])
+    store.repo["model"] = _TIMM_MODELS
 
 
 def _is_plain(value: Any) -> bool:
@@ -116,29 +168,30 @@ def compose(
     """
     folders = [Path(folder).resolve().as_uri() for folder in config_dirs]
     search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
-    with readable_errors(name, overrides), _hydra():
+    with readable_errors(name, overrides), _hydra(task_of(overrides)):
         return hydra_compose(name, [*search, *overrides])
 
 
-def choices(group: str = "") -> list[str]:
+def choices(group: str = "", task: str = TASKS[0]) -> list[str]:
     """Names that a group accepts, from YAML files and registries; without argument, the groups."""
-    with _hydra():
+    with _hydra(task):
         loader = GlobalHydra.instance().config_loader()
         names = loader.get_group_options(group) if group else loader.list_groups("")
     return [name for name in names if not name.startswith("_") and name != "hydra"]
 
 
-def default_choices(name: str) -> dict[str, str | None]:
+def default_choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
     """The groups of a command and what it chooses of each."""
-    with _hydra():
-        chosen = hydra_compose(name, return_hydra_config=True).hydra.runtime.choices
+    with _hydra(task_of(overrides)):
+        composed = hydra_compose(name, list(overrides), return_hydra_config=True)
+    chosen = composed.hydra.runtime.choices
     return {group: chosen[group] for group in choices() if group in chosen}
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
+def _hydra(task: str = TASKS[0]) -> Iterator[None]:
     """Hydra with our folder, also from within a running job, which it leaves as it was."""
-    register_parts()
+    register_parts(task)
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -179,7 +232,7 @@ def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
     groups = choices()
     chosen = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups]
     parent, _, word = key.partition("@")[0].rpartition(".")
-    with _hydra():
+    with _hydra(task_of(overrides)):
         config = hydra_compose(name, chosen)
     node = OmegaConf.select(config, parent) if parent else config
     keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
@@ -202,7 +255,8 @@ def plain(config: Any) -> Any:
 
 def check_keys(config: Mapping[str, Any], name: str) -> None:
     """Raises ``ValueError`` for a top-level key that nothing reads (added with a plus)."""
-    known = list(dict.fromkeys([*map(str, compose(name)), *default_choices(name)]))
+    task = [f"task={config['task']}"] if "task" in config else []
+    known = list(dict.fromkeys([*map(str, compose(name, task)), *default_choices(name, task)]))
     for key in config:
         if key not in known:
             raise ValueError(

@@ -262,12 +262,14 @@ def count_tokens(surrogate: OneStepModel) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def write_report(results: Mapping[str, Any], folder: str | Path) -> list[Path]:
-    """Writes metrics.json and metrics.md."""
+def write_report(
+    results: Mapping[str, Any], folder: str | Path, text: str | None = None
+) -> list[Path]:
+    """Writes metrics.json and metrics.md; the text of the latter is `markdown`'s unless given."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "metrics.json", folder / "metrics.md"]
-    texts = [json.dumps(results, indent=2, allow_nan=False) + "\n", markdown(results)]
+    texts = [json.dumps(results, indent=2, allow_nan=False) + "\n", text or markdown(results)]
     for file, text in zip(files, texts, strict=True):
         with replacing(file) as temporary:
             temporary.write_text(text)

@@ -269,6 +269,11 @@ class System(OneStepModel):
         return self.core.tokenizer.controls
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the model."""
+        return self.core.tokenizer
+
+    @property
     def processor(self) -> nn.Module:
         """That of the model."""
         return self.core.processor

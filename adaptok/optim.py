@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,29 +41,16 @@ PHYSICAL = ("matey_nmse",)  # losses that see fields as they are
 
 
 @dataclass(frozen=True)
-class Optim:
-    """Loss, optimiser and learning rate; the defaults are those of IAP, App. E.
+class Rate:
+    """Optimiser and learning rate; the defaults are those of IAP, App. E.
 
     Attributes:
-        loss: "mse" or "nmse", on fields in units of the training split's std; "matey_nmse", on
-            fields in physical units.
-        loss_frames: "last", or "all": also on what follows the earlier frames of the history
-            (needs ``history_mode="frames"``).
-        unroll: steps that are predicted in a row, each from the last prediction; the loss is the
-            mean over them.
-        through_time: let gradients flow through the predictions that are fed back. Without, each
-            step learns to undo the errors of the ones before it: the pushforward trick
-            (Brandstetter et al., "Message Passing Neural PDE Solvers", 2022, Sec. 3.1).
         lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`.
-        decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
         weight_decay: of AdamW; norms, biases and other vectors are left out.
+        decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
         ema: decay of the averaged weights.
     """
 
-    loss: str = "mse"
-    loss_frames: str = "last"
-    unroll: int = 1
-    through_time: bool = False
     lr: float = 5e-4
     weight_decay: float = 5e-2
     betas: Sequence[float] = (0.9, 0.999)
@@ -75,23 +63,7 @@ class Optim:
     ema: float = 0.99
 
     def __post_init__(self) -> None:
-        for name, value, accepted in (
-            ("loss", self.loss, tuple(LOSSES)),
-            ("loss_frames", self.loss_frames, ("last", "all")),
-            ("decay", self.decay, ("exponential", "cosine")),
-        ):
-            if value not in accepted:
-                raise ValueError(
-                    f"optim.{name} must be one of {', '.join(accepted)}, got {value!r}"
-                )
-        if self.unroll < 1:
-            raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
-
-    def loss_of(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Loss of fields in physical units, given the mean and std of the training split."""
-        if self.loss in PHYSICAL:
-            return LOSSES[self.loss](prediction - target, target)
-        return LOSSES[self.loss]((prediction - target) / std, (target - mean) / std)
+        check_choice("decay", self.decay, ("exponential", "cosine"))
 
     def learning_rate(self, step: int, max_steps: int) -> float:
         """Learning rate of a step; only the cosine depends on `max_steps`."""
@@ -105,9 +77,55 @@ class Optim:
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """AdamW over the weights of a module."""
+        return torch.optim.AdamW(
+            self.groups(module), lr=self.lr, betas=(self.betas[0], self.betas[1])
+        )
+
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The trainable weights, by weight decay."""
         weights = [p for p in module.parameters() if p.requires_grad]
-        groups = [
+        return [
             {"params": [p for p in weights if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
+
+
+@dataclass(frozen=True)
+class Optim(Rate):
+    """Loss, optimiser and learning rate of a surrogate; the rest is described in `Rate`.
+
+    Attributes:
+        loss: "mse" or "nmse", on fields in units of the training split's std; "matey_nmse", on
+            fields in physical units.
+        loss_frames: "last", or "all": also on what follows the earlier frames of the history
+            (needs ``history_mode="frames"``).
+        unroll: steps that are predicted in a row, each from the last prediction; the loss is the
+            mean over them.
+        through_time: let gradients flow through the predictions that are fed back. Without, each
+            step learns to undo the errors of the ones before it: the pushforward trick
+            (Brandstetter et al., "Message Passing Neural PDE Solvers", 2022, Sec. 3.1).
+    """
+
+    loss: str = "mse"
+    loss_frames: str = "last"
+    unroll: int = 1
+    through_time: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("loss", self.loss, tuple(LOSSES))
+        check_choice("loss_frames", self.loss_frames, ("last", "all"))
+        if self.unroll < 1:
+            raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
+
+    def loss_of(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Loss of fields in physical units, given the mean and std of the training split."""
+        if self.loss in PHYSICAL:
+            return LOSSES[self.loss](prediction - target, target)
+        return LOSSES[self.loss]((prediction - target) / std, (target - mean) / std)
+
+
+def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    """Raises ``ValueError`` for a value that is not accepted."""
+    if value not in accepted:
+        raise ValueError(f"optim.{name} must be one of {', '.join(accepted)}, got {value!r}")

@@ -26,12 +26,13 @@ def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tenso
     if any(pads):
         widths = [v for p in reversed(pads[1:]) for v in (0, p)]
         x = torch.nn.functional.pad(x, [*widths, 0, 0, 0, pads[0]])
+    values = x.shape[2] * product(size)
     x = x.movedim(2, 1)  # (b, c, t, *space)
     for axis, p in enumerate(size):
         x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
     a = len(size)
     grid_axes, patch_axes = range(2, 2 + 2 * a, 2), range(3, 3 + 2 * a, 2)
-    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, product(grid), -1)
+    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, product(grid), values)
 
 
 def unpatchify(
@@ -75,6 +76,12 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
     n = len(cells)
     every = product(level_grid(cells.shape, cells.sizes[level]))
     bound = min(n, cells.batch_size * min(every, cells.max_seqlen))
+    size, finest = cells.sizes[level], cells.sizes[-1]
+    if cells.tiling and not any(s % p for s, p in zip(cells.shape, size, strict=True)):
+        # Each cell of this level covers `merged` finest ones, and every other cell at least one.
+        merged = product(size) // product(finest)
+        spare = cells.batch_size * product(level_grid(cells.shape, finest)) - n
+        bound = min(bound, spare // (merged - 1)) if merged > 1 else bound
     member = cells.level == level
     slots = torch.where(member, member.cumsum(0) - 1, bound)
     rows = torch.full((bound + 1,), n, dtype=torch.int64, device=cells.device)

@@ -272,25 +272,29 @@ def prediction_figure(
     return panels_figure(rows, title=title, positive=("|error|",))
 
 
-def learning_curve_figure(runs: str | Path | Mapping[str, str | Path]) -> Figure:
-    """Training loss and validation VRMSE against the step.
+def learning_curve_figure(
+    runs: str | Path | Mapping[str, str | Path],
+    metric: tuple[str, str] = ("val/vrmse", "validation VRMSE"),
+) -> Figure:
+    """Training loss and a validation metric against the step.
 
     Args:
         runs: a run folder or its ``metrics.csv``, or several of them by their caption.
+        metric: its name in the file, and its caption.
     """
     named = runs if isinstance(runs, Mapping) else {"": runs}
     with _style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.6))
         for caption, path in named.items():
             rows = read_metrics(path)
-            for ax, key in ((left, "train/loss"), (right, "val/vrmse")):
+            for ax, key in ((left, "train/loss"), (right, metric[0])):
                 points = sorted((r["step"], r[key]) for r in rows if key in r and "step" in r)
                 steps, values = zip(*points, strict=True) if points else ((), ())
                 marker = "o" if len(points) < 30 else None
                 ax.plot(steps, values, marker=marker, markersize=3, label=caption)
                 if values and max(values) > 10 * min(values) > 0:
                     ax.set_yscale("log")
-        for ax, label in ((left, "training loss"), (right, "validation VRMSE")):
+        for ax, label in ((left, "training loss"), (right, metric[1])):
             ax.set(xlabel="step", ylabel=label)
             ax.grid(alpha=0.25, linewidth=0.5, which="both")
         if len(named) > 1:

@@ -267,10 +267,12 @@ def cells_from_splits(
     frames: int,
     frame_size: int = 1,
     lengths: tuple[int, ...] | None = None,
+    total: int | None = None,
 ) -> Cells:
     """The leaves of split masks as cells, see `cells_from_nodes`."""
     node = leaves(split, tree)
-    return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, lengths=lengths)
+    known = {"lengths": lengths, "total": total}
+    return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, **known)
 
 
 def cells_from_nodes(
@@ -280,6 +282,7 @@ def cells_from_nodes(
     frames: int,
     frame_size: int = 1,
     lengths: tuple[int, ...] | None = None,
+    total: int | None = None,
     tiling: bool = True,
 ) -> Cells:
     """Packs chosen nodes as cells, sample by sample, frame by frame, in the tree's order.
@@ -287,22 +290,31 @@ def cells_from_nodes(
     Args:
         chosen: f is 1 (the same cells in all frames) or the number of frames of cells.
         frames: frames of cells, each `frame_size` field frames long.
-        lengths: cells per sample where the host knows them; else they cost one host
-            synchronisation.
+        lengths: cells per sample where the host knows them.
+        total: cells of the batch where the host knows them; with neither of the two, the lengths
+            cost one host synchronisation.
         tiling: whether the chosen nodes cover the domain exactly once.
     """
     nodes = tree.nodes(chosen.device)
     chosen = chosen.index_select(-1, nodes.order).expand(-1, frames, -1)
-    if lengths is None:
+    if lengths is None and (total is None or _reads_are_free(chosen)):
         lengths = tuple(chosen.sum((1, 2)).tolist())  # the sync: the counts size all that follows
-    node, frame = _compact(chosen, lengths)
+    if lengths is not None:
+        total, longest = sum(lengths), max(lengths, default=0)
+        offsets = offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), chosen.device)
+    else:
+        assert total is not None
+        longest = min(total, frames * product(tree.grids[-1]))
+        ends = chosen.sum((1, 2)).cumsum(0, dtype=torch.int32)
+        offsets = torch.nn.functional.pad(ends, (1, 0))
+    node, frame = _compact(chosen, total)
     time = torch.zeros_like(node) if frame is None else frame * frame_size
     return Cells(
         origin=_with_time(time, nodes.origin, node),
         size=_with_time(torch.full_like(node, frame_size), nodes.size, node),
         level=nodes.level.index_select(0, node),
-        cu_seqlens=offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), chosen.device),
-        max_seqlen=max(lengths, default=0),
+        cu_seqlens=offsets,
+        max_seqlen=longest,
         lengths=lengths,
         shape=(frames * frame_size, *tree.shape),
         sizes=tuple((frame_size, *size) for size in tree.sizes),
@@ -314,15 +326,17 @@ def _with_time(time: Tensor, table: Tensor, node: Tensor) -> Tensor:
     return torch.cat([time.int()[:, None], table.index_select(0, node)], 1)
 
 
+def _reads_are_free(values: Tensor) -> bool:
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _compact(
-    chosen: Bool[Tensor, "b f k"], lengths: tuple[int, ...]
+    chosen: Bool[Tensor, "b f k"], total: int
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
-    """Node and frame (None for one frame) of the true entries, which number `lengths` per
-    sample.
-    """
+    """Node and frame (None for one frame) of the true entries, which number `total`."""
     _, frames, count = chosen.shape
-    mask, total = chosen.reshape(-1), sum(lengths)
-    if chosen.device.type == "cpu" and not torch.compiler.is_compiling():
+    mask = chosen.reshape(-1)
+    if _reads_are_free(chosen):
         index = mask.nonzero().squeeze(1)
     else:  # static shapes, no sync
         rank = mask.cumsum(0) - 1

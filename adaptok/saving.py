@@ -15,7 +15,7 @@ from adaptok.atomic import replacing
 
 
 class Checkpoints(Checkpoint):
-    """Keeps ``last.ckpt`` and ``best.ckpt`` (lowest ``val/vrmse``).
+    """Keeps ``last.ckpt`` and ``best.ckpt`` (lowest value of a metric).
 
     The last one is written every `every` optimiser steps and at the end, the best one after a
     validation; with :class:`AtomicIO`, a full disk or a kill at any moment leaves the one before.
@@ -23,10 +23,11 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where they are kept.
         every: optimiser steps from one last.ckpt to the next.
+        monitor: name of the metric.
     """
 
-    def __init__(self, folder: Path, every: int):
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, every: int, monitor: str = "val/vrmse"):
+        self.folder, self.every, self.monitor = folder, every, monitor
         self.saved, self.best = -1, math.inf
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Saves where the validation was the best one."""
-        value = trainer.callback_metrics.get("val/vrmse")
+        value = trainer.callback_metrics.get(self.monitor)
         if value is not None and float(value) < self.best:
             self.best = float(value)
             self._save(trainer, "best")

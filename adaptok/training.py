@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
 
 from adaptok.averaging import Averaging
+from adaptok.fitting import FitModule
 from adaptok.forecast import OneStepModel
 from adaptok.metrics import vrmse
 from adaptok.multiphysics import Multiphysics
@@ -27,11 +26,8 @@ from adaptok.schedules import Schedule
 Batch = Mapping[str, Any]  # tensors, and names of sets
 
 
-class SurrogateModule(L.LightningModule):
+class SurrogateModule(FitModule):
     """Trains a surrogate, or a baseline, on the next frames.
-
-    A run is a function of its configuration: the settings, the learning rate and the random numbers
-    of a step depend on (seed, step) alone, so that a resumed run goes on as it would have.
 
     Args:
         surrogate: a one-step model with the statistics of the training split set.
@@ -40,6 +36,8 @@ class SurrogateModule(L.LightningModule):
         config: plain configuration to keep in checkpoints.
         seed: of the random numbers of training, such as those of drop path.
     """
+
+    optim: Optim
 
     def __init__(
         self,
@@ -50,14 +48,9 @@ class SurrogateModule(L.LightningModule):
         *,
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(optim, config, seed=seed)
         self.surrogate: Any = surrogate
-        self.optim, self.schedule = optim, schedule
-        self.config, self.seed = dict(config or {}), seed
-        self.tokens_per_sample: float | None = None
-        self.log_every = 50
-        self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
-        self._total_seconds, self._total_batches = 0.0, 0
+        self.schedule = schedule
         self._errors: dict[str, list[Tensor]] = {}
         processor = getattr(surrogate, "processor", None)
         if isinstance(processor, nn.Module):
@@ -111,39 +104,11 @@ class SurrogateModule(L.LightningModule):
             window = torch.cat([window[:, 1:], last if optim.through_time else last.detach()], 1)
         return total
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds the random numbers of this batch, others on each rank."""
-        place = f"{self.seed}/{self.global_step}/{batch_idx}/{self.global_rank}"
-        torch.manual_seed(random.Random(place).getrandbits(63))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         loss, size = self.loss(batch, self.global_step), len(batch["target"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
-        self._samples += size * self.trainer.world_size
-        if self.global_step % self.log_every == 0:
-            speed = self._samples / self._seconds if self._seconds else 0.0
-            self._seconds, self._samples = 0.0, 0
-            facts = {"samples/s": speed}
-            if self.tokens_per_sample is not None:
-                facts = {"tokens/sample": self.tokens_per_sample, **facts}
-            self.log_dict(facts, prog_bar=True, batch_size=size)
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log_step(loss, size)
         return loss
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Counts the time since the last batch, loading included."""
-        now = time.perf_counter()
-        elapsed, self._last = now - self._last, now
-        if self._total_batches:  # the first batch also warms up
-            self._total_seconds += elapsed
-        self._total_batches += 1
-        self._seconds += elapsed
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Mean time of a training batch, without validation and without the first batch."""
-        return self._total_seconds / max(self._total_batches - 1, 1)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""
@@ -153,14 +118,7 @@ class SurrogateModule(L.LightningModule):
         """VRMSE, mean over samples and fields; batch i uses the settings of step i."""
         target = batch["target"][:, :1]
         error = vrmse(self.predict(batch, batch_idx).float(), target, self.surrogate.ndim)
-        # With several processes the last samples are repeated, so that all have as many: sample i
-        # of a rank is number i * ranks + rank of the split.
-        loaders: Any = self.trainer.val_dataloaders
-        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
-        ranks = self.trainer.world_size
-        first = batch_idx * loader.batch_size
-        number = torch.arange(first, first + len(target), device=error.device)
-        real = number * ranks + self.global_rank < len(loader.dataset)
+        real = self.real_samples(batch_idx, len(target), dataloader_idx)
         sums = torch.stack([(error.flatten(1).mean(1) * real).sum(), real.sum()])
         self._errors.setdefault(batch.get("set", [""])[0], []).append(sums)
 
@@ -174,28 +132,10 @@ class SurrogateModule(L.LightningModule):
             names = (f"val/vrmse/{name}" for name in self._errors)
             self.log_dict(dict(zip(names, means.unbind(), strict=True)))
 
-    def on_train_start(self) -> None:
-        """Does not count the set-up as training time."""
-        self.log_every = getattr(self.trainer, "log_every_n_steps", self.log_every)
-        self._last = time.perf_counter()
-
-    def on_validation_end(self) -> None:
-        """Does not count validation as training time."""
-        self._last = time.perf_counter()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, so that a checkpoint alone can be evaluated."""
-        checkpoint["adaptok_config"] = self.config
+        super().on_save_checkpoint(checkpoint)
         checkpoint["adaptok_model"] = dict(self.surrogate.config or {})
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with a learning rate per step."""
-        optimizer = self.optim.optimizer(self)
-        steps = self.trainer.max_steps
-        rate = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.optim.learning_rate(step, steps) / self.optim.lr
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
 
 class LineProgress(Callback):
@@ -217,6 +157,7 @@ def make_trainer(
     wandb: Mapping[str, Any] | None = None,
     precision: str = "auto",
     strategy: str = "auto",
+    monitor: str = "val/vrmse",
     **knobs: Any,
 ) -> L.Trainer:
     """A trainer that keeps metrics.csv and checkpoints/{best,last}.ckpt in `folder`.
@@ -226,6 +167,7 @@ def make_trainer(
         wandb: arguments of Lightning's WandbLogger, or None.
         strategy: "fsdp" shards weights over the processes (FSDP2); else one of Lightning's, such as
             "ddp".
+        monitor: metric whose lowest value makes best.ckpt.
         precision: "auto" (bf16-mixed on CUDA, else 32-true) or one of Lightning's.
         knobs: of lightning.Trainer; `val_check_interval` counts optimiser steps.
     """
@@ -238,7 +180,7 @@ def make_trainer(
     if knobs.get("enable_progress_bar", True):
         knobs["enable_progress_bar"] = sys.stderr.isatty()
         callbacks.append(TQDMProgressBar(refresh_rate=5) if sys.stderr.isatty() else LineProgress())
-    callbacks.append(Checkpoints(folder / "checkpoints", every))
+    callbacks.append(Checkpoints(folder / "checkpoints", every, monitor))
     loggers: list[Any] = [CSVLogger(folder, name="", version="")]
     if wandb is not None:
         loggers.append(WandbLogger(save_dir=folder, **wandb))

@@ -64,6 +64,11 @@ class TreeTokenizer(nn.Module):
         return self.marking.controls
 
     @property
+    def static(self) -> bool:
+        """Whether the number of tokens follows from the settings of a call (see `Marking`)."""
+        return getattr(self.marking, "static", False)
+
+    @property
     def _space_sizes(self) -> Sizes:
         return tuple(size[1:] for size in self.spec.sizes)
 
@@ -82,6 +87,31 @@ class TreeTokenizer(nn.Module):
         """
         check_controls(control, self.controls)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
+        frame_size = self.spec.sizes[0][0]
+        frames = frames_of_cells(field.shape[1], frame_size)
+        scores, tree = self._scores(field, boundary)
+        shared = 1 if self.per_frame else frames
+        monotone = self.indicator.monotone
+        marks = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
+        if not self.spec.tiling:  # more cells than leaves, so the number of these does not help
+            node = existing(marks.split, tree)
+            return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, tiling=False)
+        known = {"lengths": marks.lengths, "total": marks.total}
+        return cells_from_splits(marks.split, tree, frames=frames, frame_size=frame_size, **known)
+
+    @torch.no_grad()
+    def scores(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> tuple[Float[Tensor, "b f inner"], Tree]:
+        """Score of every inner node and the tree that numbers them; f is 1, or the number of frames
+        of cells where each has its own tiling.
+        """
+        return self._scores(as_field(field, self.spec.ndim), boundary)
+
+    def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
         b, t = field.shape[:2]
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(t, frame_size)
@@ -89,17 +119,7 @@ class TreeTokenizer(nn.Module):
             field = field.unflatten(1, (frames, frame_size)).flatten(0, 1)
             boundary = repeat_boundary(boundary, frames)
         tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
-        scores = self.indicator(field, tree, boundary=boundary)
-        scores = scores.unflatten(0, (b, -1))  # (b, f, inner)
-        shared = 1 if self.per_frame else frames
-        monotone = self.indicator.monotone
-        split, lengths = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
-        if self.spec.tiling:
-            return cells_from_splits(
-                split, tree, frames=frames, frame_size=frame_size, lengths=lengths
-            )
-        node = existing(split, tree)  # more than the leaves, so their number does not help
-        return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, tiling=False)
+        return self.indicator(field, tree, boundary=boundary).unflatten(0, (b, -1)), tree
 
     def embed(
         self,
@@ -280,5 +300,5 @@ def cells_from_score(
     score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
     tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
     marking = BudgetMarking(splits_per_step=splits_per_step)
-    split, lengths = marking(sum_pyramid(score, tree), tree, budget=budget)
-    return cells_from_splits(split, tree, frames=1, lengths=lengths)
+    marks = marking(sum_pyramid(score, tree), tree, budget=budget)
+    return cells_from_splits(marks.split, tree, frames=1, lengths=marks.lengths)

@@ -7,12 +7,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import softmax_attention
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
 
-from adaptok import attend, attention, attention_backend
+from adaptok import attend, attention_backend
+from adaptok.attention import BACKENDS, Request, choose, dispatch, flex, packed, usable
+from adaptok.attention.backend import check_tail, zero_where_no_keys
 from adaptok.cells import Groups
 
 
@@ -38,6 +41,7 @@ def draw(n: int, heads: int = 2, width: int = 4, dtype=torch.float64) -> torch.T
     return torch.randn(n, heads, width, dtype=dtype)
 
 
+@pytest.mark.parametrize("backend", ["loop", "padded"])
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4),
     st.booleans(),
@@ -46,7 +50,24 @@ def draw(n: int, heads: int = 2, width: int = 4, dtype=torch.float64) -> torch.T
     st.sampled_from([None, 0.3]),
     st.integers(0, 10**6),
 )
-def test_loop_and_padded_equal_softmax_written_out(lengths, cross, causal, biased, scale, seed):
+def test_ragged_groups_equal_softmax_written_out(
+    backend, lengths, cross, causal, biased, scale, seed
+):
+    check_ragged(backend, lengths, cross, causal, biased, scale, seed)
+
+
+@pytest.mark.parametrize(
+    ("cross", "causal", "biased"),
+    [(False, False, None), (False, True, "full"), (True, False, "one head"), (True, False, None)],
+)
+def test_flex_compiles_its_masks_and_equals_softmax(cross, causal, biased):
+    """Its eager form is traced, too."""
+    lengths = [(3, 1), (0, 4), (200, 130), (5, 0), (1, 60)]
+    check_ragged("flex", lengths, cross, causal, biased, 0.3, 5)
+
+
+def check_ragged(backend, lengths, cross, causal, biased, scale, seed):
+    """Some back end against softmax written out, with unknown lengths and scattered rows."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     own, other = zip(*lengths, strict=True)
@@ -61,11 +82,10 @@ def test_loop_and_padded_equal_softmax_written_out(lengths, cross, causal, biase
         room = groups.max_seqlen + seed % 2, used.max_seqlen + 1
         bias = draw(2 if biased == "full" else 1, *room)
     options = {"bias": bias, "causal": causal, "scale": scale}
+    with attention_backend(backend):
+        out = attend(q, k, v, groups, keys, **options)
     expected = softmax_attention(q, k, v, rows_of(groups), rows_of(used), **options)
-    for backend in ("loop", "padded"):
-        with attention_backend(backend):
-            out = attend(q, k, v, groups, keys, **options)
-        np.testing.assert_allclose(out.numpy(), expected, atol=1e-12, err_msg=backend)
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +169,10 @@ def test_no_groups_at_all():
 
 
 def chosen(q, groups_q, groups_k=None, bias=None) -> str:
-    return attention._choose(q, groups_q, groups_k or groups_q, bias)
+    return choose(Request.of(q, groups_q, groups_k or groups_q, bias))
 
 
-def test_on_the_cpu_equal_lengths_are_dense_ragged_ones_loop_and_unknown_ones_are_padded():
+def test_on_the_cpu_equal_lengths_are_dense_and_the_rest_loops():
     even, ragged = make_groups((4, 4)), make_groups((4, 5))
     unknown = make_groups((4, 4), known=False)
     for dtype in (torch.float32, torch.bfloat16):
@@ -160,30 +180,129 @@ def test_on_the_cpu_equal_lengths_are_dense_ragged_ones_loop_and_unknown_ones_ar
         assert chosen(q, even) == "dense"
         assert chosen(q, even, ragged) == "loop"
         assert chosen(q, ragged, even) == "loop"
-        assert chosen(q, unknown) == "padded"
+        assert chosen(q, unknown) == "padded"  # a compiled graph cannot ask for lengths
 
 
-def test_on_cuda_ragged_half_precision_is_varlen():
-    """Fake tensors know a device and run no kernel."""
-    even, ragged = make_groups((4, 4)), make_groups((4, 5))
-    with FakeTensorMode():
-        half = torch.empty(9, 2, 64, dtype=torch.bfloat16, device="cuda")
-        single = torch.empty(9, 2, 64, device="cuda")
-        odd = torch.empty(9, 2, 20, dtype=torch.float16, device="cuda")
-        wide = torch.empty(9, 2, 264, dtype=torch.float16, device="cuda")
-        bias = torch.empty(2, 5, 5, device="cuda")
-    assert chosen(half, ragged) == "varlen"
-    assert chosen(half.to(torch.float16), ragged) == "varlen"
-    assert chosen(half, even) == "dense"
-    assert chosen(half, ragged, bias=bias) == "loop"  # no bias in the kernel
-    for q in (single, odd, wide):
-        assert chosen(q, ragged) == "loop"
-        with attention_backend("varlen"), pytest.raises(ValueError, match="'varlen' needs CUDA"):
-            chosen(q, ragged)
+def on_cuda(dtype=torch.bfloat16, head_dim=64, known=True, equal=False, bias=False) -> str:
+    return choose(Request("cuda", dtype, head_dim, known, equal, bias))
+
+
+def test_the_choice_on_cuda():
+    half, single = (torch.float16, torch.bfloat16), torch.float32
+    for dtype in half:
+        assert on_cuda(dtype) == "varlen"
+        assert on_cuda(dtype, known=False) == "varlen"
+        assert on_cuda(dtype, equal=True) == "dense"
+        assert on_cuda(dtype, bias=True) == "loop"
+        assert on_cuda(dtype, bias=True, known=False) == "padded"
+        assert on_cuda(dtype, head_dim=264) == "efficient"
+        assert on_cuda(dtype, head_dim=20) == "loop"
+    assert on_cuda(single) == on_cuda(single, head_dim=20, known=False) == "efficient"
+    assert on_cuda(single, head_dim=18) == on_cuda(torch.float64) == "loop"
+    with attention_backend("varlen"), pytest.raises(ValueError, match="'varlen' needs CUDA"):
+        on_cuda(single)
+    with (
+        attention_backend("efficient"),
+        pytest.raises(ValueError, match=r"got cuda, torch\.float64"),
+    ):
+        on_cuda(torch.float64)
+
+
+@pytest.mark.parametrize(("generation", "expected"), [(2, "varlen"), (3, "flash_attn")])
+def test_a_flash_attn_package_is_taken_where_it_is_newer_than_torchs(
+    generation, expected, monkeypatch
+):
+    monkeypatch.setattr(packed, "find_flash", lambda: packed.Flash(generation, print))
+    monkeypatch.setitem(BACKENDS, "varlen", packed.VARLEN._replace(missing=lambda: None))
+    assert on_cuda() == expected
+    assert on_cuda(torch.float32) == "efficient"
+
+
+@pytest.mark.parametrize("returns_more", [False, True])
+def test_flash_attn_is_called_as_its_packages_want(returns_more, monkeypatch):
+    """A stand-in with their keywords that computes by the loop."""
+    groups, keys = make_groups((2, 0, 3)), make_groups((1, 2, 0))
+
+    def stand_in(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
+        assert (max_seqlen_q, max_seqlen_k) == (3, 2)
+        assert cu_seqlens_k.tolist() == [0, 1, 3, 3]
+        assert set(options) == {"softmax_scale", "causal"}
+        scale = options["softmax_scale"]
+        out = BACKENDS["loop"].run(q, k, v, groups, keys, None, options["causal"], scale)
+        return (out, None) if returns_more else out
+
+    monkeypatch.setattr(packed, "find_flash", lambda: packed.Flash(3, stand_in))
+    q, k, v = draw(5), draw(3), draw(3)
+    out = packed.run_flash_attn(q, k, v, groups, keys, None, False, 0.3)
+    torch.testing.assert_close(out, attend(q, k, v, groups, keys, scale=0.3))
+
+
+def test_what_is_usable_here_and_why_not():
+    here = usable()
+    assert set(here) == set(BACKENDS)
+    assert here["loop"] is here["dense"] is here["padded"] is None
+    if not torch.cuda.is_available():
+        assert here["varlen"] == here["efficient"] == here["flash_attn"] == "no CUDA device"
+
+
+def test_a_query_without_keys_gets_zeros_whatever_the_kernel_returns():
+    groups, keys = make_groups((2, 1, 3)), make_groups((1, 0, 2))
+    out = zero_where_no_keys(torch.full((6, 2, 4), torch.nan), groups, keys)
+    assert out.isnan().flatten(1).all(1).tolist() == [True, True, False, True, True, True]
+    assert (out[2] == 0).all()
+
+
+def test_rows_beyond_the_last_group_are_noticed_where_the_host_does_not_know():
+    unknown = make_groups((4, 5), known=False)
+    check_tail(unknown, 9)
+    with pytest.raises(RuntimeError):
+        check_tail(unknown, 10)
+    check_tail(make_groups((4, 5)), 10)  # the host knows: attend has compared them
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), min_size=1, max_size=6),
+    st.booleans(),
+)
+@settings(max_examples=15)
+def test_flex_looks_at_every_block_that_holds_a_pair(lengths, cross):
+    own, other = zip(*lengths, strict=True)
+    groups = make_groups(own)
+    keys = make_groups(other) if cross else groups
+    rows, columns = int(groups.cu_seqlens[-1]), int(keys.cu_seqlens[-1])
+    if rows == 0 or columns == 0:
+        return
+    mask = flex.block_mask(groups, keys, rows, columns, False)
+    looked = mask.to_dense()[0, 0].bool()
+    pairs = groups.packed.ids(rows)[:, None] == keys.packed.ids(columns)
+    for i, j in pairs.nonzero().unique(dim=0)[::97].tolist():
+        assert looked[i // 128, j // 128]
+    blocks = -(-rows // 128), -(-columns // 128)
+    assert looked.shape == blocks
+
+
+@pytest.mark.slow
+def test_flex_compiles_to_the_same_numbers():
+    """Forward only: torch has no backward of it on the CPU."""
+    groups = make_groups((100, 37, 1, 260))
+    q, k, v = (draw(398, width=16, dtype=torch.float32) for _ in range(3))
+    bias = torch.randn(2, 260, 260)
+    mask = flex.block_mask(groups, groups, 398, 398, False)
+    score = flex._add(bias, groups, groups, 398, 398)
+    heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = torch.compile(flex_attention)(*heads_first, score_mod=score, block_mask=mask)
+    expected = attend(q, k, v, groups, bias=bias)
+    torch.testing.assert_close(out[0].transpose(0, 1), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("cross", "causal"), [(False, False), (False, True), (True, False)])
-def test_varlen_runs_on_fake_tensors_without_reading_anything_back(cross, causal, monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("varlen", torch.bfloat16), ("efficient", torch.float32), ("padded", torch.float32)],
+)
+def test_fake_tensors_pass_without_reading_anything_back(
+    backend, dtype, cross, causal, monkeypatch
+):
     """A read of device values would raise here; lengths unknown to the host need none."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -191,11 +310,12 @@ def test_varlen_runs_on_fake_tensors_without_reading_anything_back(cross, causal
         ends = torch.empty(3, dtype=torch.int32, device="cuda")
         groups = Groups(order, order, ends, 5, None)
         keys = Groups(None, None, ends, 7, None) if cross else None
-        q = torch.empty(9, 2, 64, dtype=torch.bfloat16, device="cuda")
-        k = torch.empty(12 if cross else 9, 2, 64, dtype=torch.bfloat16, device="cuda")
-        out = attend(q, k, k, groups, keys, causal=causal, scale=0.1)
+        q = torch.empty(9, 2, 64, dtype=dtype, device="cuda")
+        k = torch.empty(12 if cross else 9, 2, 64, dtype=dtype, device="cuda")
+        with attention_backend(backend):
+            out = attend(q, k, k, groups, keys, causal=causal, scale=0.1)
         assert out.shape == (9, 2, 64)
-        assert out.dtype == torch.bfloat16
+        assert out.dtype == dtype
 
 
 # ---- bad input
@@ -213,14 +333,15 @@ def test_forced_back_ends_say_why_they_cannot():
 
 def test_an_unknown_back_end_and_nesting():
     with pytest.raises(
-        ValueError, match="unknown attention back end 'flash'; accepted: auto, loop"
+        ValueError,
+        match=r"unknown attention back end 'flash' .*'flash_attn'.*; accepted: auto, loop",
     ):
         attention_backend("flash").__enter__()
     with attention_backend("loop"):
         with attention_backend("dense"), pytest.raises(RuntimeError):
             raise RuntimeError
-        assert attention._forced == "loop"
-    assert attention._forced == "auto"
+        assert dispatch._forced == "loop"
+    assert dispatch._forced == "auto"
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,19 @@ def test_multirun(tmp_path, capsys):
         assert (tmp_path / str(number) / "metrics.json").exists()
 
 
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_the_eager_one_does(trained, tmp_path, capsys):
+    options = ["trainer.compile=true", f"hydra.run.dir={tmp_path}"]
+    run(capsys, "train", *small_runs.train(), *options)
+    weights = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in (trained, tmp_path)
+    ]
+    assert list(weights[0]) == list(weights[1])
+    for name, eager in weights[0].items():
+        torch.testing.assert_close(weights[1][name], eager, atol=1e-3, rtol=1e-2)
+
+
 @pytest.mark.parametrize("mode", ["fold", pytest.param("frames", marks=pytest.mark.slow)])
 def test_tokenize_draws_fields_scores_and_cells(tmp_path, capsys, mode):
     options = ["settings=[{budget: 16}, {budget: 22}]", "samples=[1]", "history=2"]
@@ -196,6 +209,10 @@ def test_list(capsys):
     out = run(capsys, "list", "tokenizers", "u*")
     assert "uniform" in out
     assert "iap" not in out
+    out = run(capsys, "list", "backends")
+    assert re.search(r"loop +usable\n", out)
+    assert "varlen" in out
+    assert "no back end matches 'x*'" in fail(capsys, "list", "backends", "x*")
     assert "did you mean 'tokenizer'" in fail(capsys, "list", "tokenizr")
     assert "no decoder matches 'x*'" in fail(capsys, "list", "decoder", "x*")
 
@@ -218,7 +235,7 @@ def test_version(capsys):
     ("args", "message"),
     [
         (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
-        (["train", "tokenizer=aip"], "unknown tokenizer 'aip' (did you mean 'iap'?)"),
+        (["train", "tokenizer=aip"], "unknown tokenizer 'aip' (did you mean 'iap'"),
         (["train", "tokenizer.bugdet=3"], "(did you mean 'budget'?); valid here: name, min_size"),
         (["train", "+sede=3"], "unknown key 'sede'"),
         (["train", "+tokenizer.knob=3"], "'iap' has no knob 'knob'"),
@@ -271,3 +288,21 @@ def test_the_module_is_the_command(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("adaptok: error: unknown tokenizer 'aip'")
     assert not done.stdout
+
+
+def test_benchmarks_run_by_name(capsys):
+    assert {"entropy", "refinement", "vision"} <= set(run(capsys, "bench").split())
+    with pytest.raises(SystemExit) as stopped:  # argparse's --help
+        main(["bench", "vision", "--help"])
+    assert stopped.value.code == 0
+    assert "--models" in capsys.readouterr().out
+    assert "unknown benchmark 'visoin' (did you mean 'vision'?)" in fail(capsys, "bench", "visoin")
+    assert "adaptok bench [name]" in run(capsys, "bench", "--help")
+
+
+def test_help_of_the_classification_task(capsys):
+    text = run(capsys, "train", "task=classify", "--help")
+    assert "[apt] random resize uniform" in text
+    assert "more of timm's names" in text
+    assert "train.only=all" in text
+    assert "task" in run(capsys, "train", "--help")

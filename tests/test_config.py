@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from adaptok import config
 from adaptok.checkpoints import ARCHITECTURE
+from adaptok.classify import ClassifierOptim, ImageData
 from adaptok.data import WellData
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.optim import Optim
@@ -22,18 +23,19 @@ from adaptok.training import make_trainer
 FOLDER = config.config_dir()
 COMMANDS = ("train", "finetune", "eval", "tokenize", "data", "demo")
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
-CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "_base" not in path]
+CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "/_" not in path]
 # Who reads the keys of a group, and which keys its reader takes beside its own parameters.
 READERS = {
-    "data": ([WellData.__init__], {"generate", "format"}),
-    "optim": ([Optim], set()),
-    "trainer": ([lightning.Trainer, make_trainer], set()),
+    "data": ([WellData.__init__, ImageData.__init__], {"generate", "format"}),
+    "optim": ([Optim, ClassifierOptim], set()),
+    "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
     "logger": ([make_trainer], set()),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }
+MANDATORY = {"data/well": ["data.name=shear_flow"], "data/images": ["data.path=x"]}
+MANDATORY["data/pdebench"] = ["data.path=2D.h5"]
 COMMAND_KEYS = {
     "finetune": {
-        "task",
         "ckpt",
         "mode",
         "data_fraction",
@@ -48,10 +50,9 @@ COMMAND_KEYS = {
         "logger",
     },
     "train": {
-        "task",
-        "field_width",
         "resume",
         "resume_anyway",
+        "task",
         "activation_checkpointing",
         "test",
         "schedule",
@@ -60,10 +61,9 @@ COMMAND_KEYS = {
         "logger",
     },
     "demo": {
-        "task",
-        "field_width",
         "resume",
         "resume_anyway",
+        "task",
         "activation_checkpointing",
         "test",
         "schedule",
@@ -90,9 +90,13 @@ def test_every_command_composes(command):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_file_composes_and_every_key_is_read(choice):
     group, name = choice.split("/")
-    needed = {"data/well": ["data.name=shear_flow"], "data/pdebench": ["data.path=2D.h5"]}
-    overrides = [f"{group}={name}", *needed.get(choice, [])]
-    chosen = config.plain(config.compose("train", overrides))[group]
+    overrides = [f"{group}={name}", *MANDATORY.get(choice, [])]
+    if group == "recipe":
+        overrides.append("task=classify")
+    composed = config.plain(config.compose("train", overrides))
+    if group in ("task", "recipe"):  # they set other groups and top-level keys
+        return
+    chosen = composed[group]
     readers, more = READERS[group]
     accepted = more.union(*(inspect.signature(reader).parameters for reader in readers))
     assert chosen
@@ -102,7 +106,7 @@ def test_every_file_composes_and_every_key_is_read(choice):
 def test_no_file_is_left_out():
     top = {path.removesuffix(".yaml") for path in FILES if "/" not in path}
     assert top == {*COMMANDS, "run", "model"}
-    assert {choice.split("/")[0] for choice in CHOICES} == set(READERS)
+    assert {choice.split("/")[0] for choice in CHOICES} == {*READERS, "task", "recipe"}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_size_and_seed_reach_the_parts():
     [
         (
             ["tokenizer=aip"],
-            r"unknown tokenizer 'aip' \(did you mean 'iap'\?\); choices: .*uniform",
+            r"unknown tokenizer 'aip' \(did you mean 'iap'.*\?\); choices: .*uniform",
         ),
         (["tokenzer=iap"], r"unknown key 'tokenzer' \(did you mean 'tokenizer'\?\); valid here: "),
         (["tokenizer.bugdet=1"], r"'tokenizer.bugdet' \(did you mean 'budget'\?\).*min_size"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -115,6 +116,18 @@ def covering_row(cells, sample: int, point) -> int:
     return max(found)[1]
 
 
+def windows(window, shape, centers) -> list[list[int]]:
+    """Rows by the window that holds their centre; one window where there are none."""
+    if window is None:
+        return [list(range(len(centers)))]
+    counts = [math.ceil(n / w) for n, w in zip(shape[1:], window, strict=True)]
+    found = [[] for _ in range(math.prod(counts))]
+    for row, (_, *center) in enumerate(centers):
+        index = [int(c // w) for c, w in zip(center, window, strict=True)]
+        found[np.ravel_multi_index(index, counts)].append(row)
+    return found
+
+
 def iap_decoder(decoder, tokens: TokenSet, latent: bool, out_channels: int) -> torch.Tensor:
     """IAP App. C, one sample and one latent at a time."""
     cells, size = tokens.cells, decoder.latent_size
@@ -152,7 +165,9 @@ def iap_decoder(decoder, tokens: TokenSet, latent: bool, out_channels: int) -> t
         centers = np.array([[o + e / 2 for o, e in zip(*box, strict=True)] for box in boxes])
         q = rope(q, centers[:, moving])
         k = rope(k, cells.center[own].double().numpy()[:, moving])
-        mixed = softmax_attention(q, k, v, [range(len(x))], [range(len(own))])
+        by_window = windows(decoder.window, cells.shape, centers)
+        keys = windows(decoder.window, cells.shape, cells.center[own].numpy())
+        mixed = softmax_attention(q, k, v, by_window, keys)
         x = x + linear(attention.out, mixed.reshape(len(x), width))
         hidden = F.gelu(torch.from_numpy(linear(decoder.mlp.up, norm(decoder.norm_mlp, x))))
         x = x + linear(decoder.mlp.down, hidden.numpy())
@@ -175,6 +190,11 @@ def iap_decoder(decoder, tokens: TokenSet, latent: bool, out_channels: int) -> t
         ((12, 18), (30, 50), {"latent_size": 3}),
         ((50,), (14, 20), {"latent_size": 5}),
         ((8, 6, 9), (53, 60), {"latent_size": 4}),
+        ((16, 24), (20, 60), {"window": 8}),
+        ((13, 19), (56, 70), {"window": (8, 16), "latent_size": 4}),
+        ((13, 19), (56, 70), {"window": 8, "latent_size": 3}),
+        ((50,), (14, 20), {"window": 16}),
+        ((8, 6, 9), (53, 60), {"latent_size": 4, "window": 8}),
     ],
 )
 def test_cross_attention_equals_app_c_written_out(latent, shape, budgets, options):
@@ -216,6 +236,23 @@ def test_the_latent_of_an_overlap_is_the_finest_cell():
     torch.testing.assert_close(decoder(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_windows_hold_all_frames(frames):
+    spec, tokens = tokens_on((8, 16), (32, 30), frames=frames)
+    decoder = create_decoder("cross_attention", spec, 1, heads=2, window=8).double()
+    expected = iap_decoder(decoder, tokens, True, 1)
+    torch.testing.assert_close(decoder(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_local_is_the_sum_of_its_parts():
+    spec, tokens = tokens_on((16, 24), (20, 60))
+    decoder = create_decoder("local", spec, 2, heads=2).double()
+    assert decoder.smooth.latent_size == (1, 8, 8)
+    assert decoder.smooth.window == (16, 16)
+    expected = decoder.paint(tokens) + iap_decoder(decoder.smooth, tokens, True, 2)
+    torch.testing.assert_close(decoder(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_the_tables_are_absent_without_latent():
     spec, _ = tokens_on((16, 16), (16,))
     without = create_decoder("cross_attention", spec, 1, latent=False, heads=2)
@@ -225,7 +262,7 @@ def test_the_tables_are_absent_without_latent():
     assert with_tables.gate.shape == (16 + 4 + 1, 24)
 
 
-@pytest.mark.parametrize("name", ["linear", "cross_attention"])
+@pytest.mark.parametrize("name", ["linear", "cross_attention", "local"])
 def test_decoding_is_per_sample(name):
     spec, tokens = tokens_on((16, 24), (20, 60, 33))
     decoder = create_decoder(name, spec, 2).double()
@@ -244,7 +281,7 @@ class Strides:
     """A layout, as tokenizers with overlapping supports have."""
 
 
-@pytest.mark.parametrize("name", ["linear", "cross_attention"])
+@pytest.mark.parametrize("name", ["linear", "cross_attention", "local"])
 def test_tokens_with_a_layout_of_their_own_are_refused(name):
     spec = TokenizerSpec(2, 1, 12, ((1, 4, 4),), tiling=False, layout=Strides)
     with pytest.raises(ValueError, match=r"Strides.*use the decoder paired with it"):
@@ -256,6 +293,8 @@ def test_tokens_with_a_layout_of_their_own_are_refused(name):
     [
         ({"latent_size": 0}, "latent_size needs 2 positive numbers, got 0"),
         ({"latent_size": (2, 2, 2)}, "latent_size needs 2 positive numbers"),
+        ({"window": 12}, r"a multiple of the coarsest cell \(8, 8\), got 12"),
+        ({"window": 0}, "a multiple of the coarsest cell"),
         ({"heads": 5}, "dim 24 is not divisible by 5 heads"),
         ({"heads": 0}, "not divisible by 0 heads"),
         ({"heads": 12}, "rotary positions on 2 axes need head_dim >= 4, got 2"),

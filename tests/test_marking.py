@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from references import Forest, boxes, number_of_splits, pop_order, stepwise
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adaptok
 from adaptok.marking import BudgetMarking, split_best_first, split_stepwise, top_mask
@@ -236,7 +237,7 @@ def test_a_budget_refuses_a_tree_of_mixed_ratios():
 
 def test_a_tree_of_one_level_has_nothing_to_mark():
     tree = Tree((8, 8), ((4, 4),))
-    split, lengths = BudgetMarking()(torch.zeros(2, 1, 0), tree, budget=4)
+    split, lengths, _ = BudgetMarking()(torch.zeros(2, 1, 0), tree, budget=4)
     assert lengths == (4, 4)
     assert cells_from_splits(split, tree, frames=1).validate().lengths == (4, 4)
 
@@ -290,7 +291,7 @@ def test_frames_of_their_own_share_one_ranking():
     """`per_frame` splits the best nodes of all frames: the roots of both trees are one forest."""
     tree = Tree((8, 8), ((4, 4), (2, 2)))
     scores = torch.tensor([[[9.0, 1, 1, 1], [2, 8, 7, 1]]])
-    split, lengths = BudgetMarking()(scores, tree, monotone=True, budget=8 + 3 * 3)
+    split, lengths, _ = BudgetMarking()(scores, tree, monotone=True, budget=8 + 3 * 3)
     assert split.tolist() == [[[True, False, False, False], [False, True, True, False]]]
     assert lengths == (17,)
 
@@ -339,3 +340,57 @@ def test_random_marking_refines_all_levels():
     tokenizer = adaptok.create_tokenizer("composed", **make, marking="random")
     cells = tokenizer.cells(torch.zeros(1, 1, 1, 64, 64), budget=600)
     assert sorted(cells.level.unique().tolist()) == [0, 1, 2, 3]
+
+
+# ---- one budget for a batch
+
+
+@pytest.mark.parametrize("budget", [4, 10, 31, 64])
+def test_a_batch_shares_its_budget_as_one_large_domain_would(budget):
+    """The samples side by side as one field: the same cells, wherever a tile lies."""
+    torch.manual_seed(0)
+    score = torch.rand(3, 16, 16) ** 4 * torch.tensor([1.0, 5.0, 0.2])[:, None, None]
+    tree = Tree((16, 16), ((8, 8), (4, 4), (2, 2)))
+    marks = BudgetMarking(budget=budget, per_batch=True)(
+        sum_pyramid(score.unsqueeze(1), tree), tree, monotone=True
+    )
+    assert marks.lengths is None
+    cells = cells_from_splits(marks.split, tree, frames=1, total=marks.total).validate()
+    side_by_side = adaptok.cells_from_score(
+        score.flatten(0, 1)[None], min_size=2, max_size=8, budget=3 * budget
+    )
+    assert len(cells) == marks.total == len(side_by_side) <= 3 * budget
+    shift = torch.tensor([0, 16, 0]) * cells.sample[:, None]
+    ours = torch.cat([cells.origin + shift, cells.size], 1).tolist()
+    theirs = torch.cat([side_by_side.origin, side_by_side.size], 1).tolist()
+    assert sorted(ours) == sorted(theirs)
+    assert budget in (4, 64) or len(set(cells.cu_seqlens.diff().tolist())) > 1
+
+
+def test_a_shared_budget_needs_no_counts_from_the_device():
+    """While compiling, or on an accelerator, offsets stay there; the numbers are the same."""
+    torch.manual_seed(0)
+    tree = Tree((16, 16), ((8, 8), (4, 4), (2, 2)))
+    scores = sum_pyramid(torch.rand(3, 1, 16, 16), tree)
+    marks = BudgetMarking(budget=20, per_batch=True)(scores, tree, monotone=True, budget=[20, 9, 7])
+    assert marks.total == 36
+    eager = cells_from_splits(marks.split, tree, frames=1, total=marks.total)
+    assert eager.lengths == tuple(eager.cu_seqlens.diff().tolist())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        split = torch.empty(marks.split.shape, dtype=torch.bool, device="cuda")
+        there = cells_from_splits(split, tree, frames=1, total=marks.total)
+    assert len(there) == 36
+    assert there.lengths is None
+    assert there.max_seqlen == 36
+
+
+def test_a_shared_budget_compiles_as_one_graph():
+    tokenizer = adaptok.create_tokenizer(
+        "iap", ndim=2, in_channels=1, dim=8, max_size=8, budget=20, per_batch=True
+    )
+    field = torch.rand(3, 1, 1, 16, 16) * torch.tensor([1.0, 9.0, 2.0]).view(3, 1, 1, 1, 1)
+    whole = torch.compile(tokenizer, fullgraph=True, backend="eager")(field)
+    eager = tokenizer(field)
+    assert whole.cells.lengths is None
+    assert torch.equal(whole.cells.cu_seqlens, eager.cells.cu_seqlens)
+    torch.testing.assert_close(whole.features, eager.features)

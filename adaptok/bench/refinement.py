@@ -76,7 +76,7 @@ def one_shot(points: torch.Tensor, budget: int) -> Cells:
     """What `iap` runs after its score map."""
     tree = Tree((SIDE, SIDE), tuple((s, s) for s in (32, 16, 8, 4, 2)))
     scores = sum_pyramid(points[:, None], tree)
-    split, lengths = BudgetMarking()(scores, tree, monotone=True, budget=budget)
+    split, lengths, _ = BudgetMarking()(scores, tree, monotone=True, budget=budget)
     return cells_from_splits(split, tree, frames=1, lengths=lengths)
 
 

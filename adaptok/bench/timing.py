@@ -15,7 +15,11 @@ import torch
 
 
 def paired(
-    functions: Mapping[str, Callable[[], Any]], *, repeats: int = 7, warmup: int = 1
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int = 7,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each function, run A B C A B C ...; CUDA work is waited for."""
     for _ in range(warmup):
@@ -25,10 +29,10 @@ def paired(
     for _ in range(repeats):
         for name, function in functions.items():
             _wait()
-            start = time.perf_counter()
+            start = clock()
             function()
             _wait()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

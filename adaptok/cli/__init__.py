@@ -57,12 +57,20 @@ def _dispatch(args: list[str]) -> int:
         raise ValueError(
             f"unknown command {command!r}{close_matches(command, COMMANDS)}; commands: {known}"
         )
-    if any(arg in ("-h", "--help") for arg in rest):
-        print(command_help(command))
+    if command == "bench" and rest and not rest[0].startswith("-"):
+        from adaptok.cli.benchmarks import run_benchmark
+
+        run_benchmark(*rest)  # --help is the benchmark's own
+    elif any(arg in ("-h", "--help") for arg in rest):
+        print(command_help(command, [arg for arg in rest if "=" in arg]))
     elif command == "list":
         from adaptok.cli.listing import print_parts
 
         print_parts(*rest)
+    elif command == "bench":
+        from adaptok.cli.benchmarks import run_benchmark
+
+        run_benchmark()
     elif command == "data" and rest[:1] == ["check"]:
         from adaptok.cli.checking import print_check
 
@@ -77,9 +85,9 @@ def _launch(command: str, args: list[str]) -> None:
     import hydra
 
     from adaptok.cli import commands
-    from adaptok.config import config_dir, readable_errors, register_parts
+    from adaptok.config import config_dir, readable_errors, register_parts, task_of
 
-    register_parts()
+    register_parts(task_of(args))
     failures: list[Exception] = []
     task: Callable[..., Any] = getattr(commands, command)
     if not {"-m", "--multirun"} & set(args):  # in a sweep Hydra tells which job failed
@@ -143,5 +151,7 @@ def _is_users(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"{error}; this command needs more than the core: pip install 'adaptok[train]'"
+        return (
+            f"{error}; this command needs more than the core: pip install 'adaptok[train,vision]'"
+        )
     return " ".join(str(error).split())

@@ -29,18 +29,16 @@ from adaptok.data.info import set_statistics
 from adaptok.evaluation import evaluate, markdown, persistence, table, tokens_cell, write_report
 from adaptok.model import Surrogate
 from adaptok.multiphysics import System
-from adaptok.registry import close_matches
 
 Config = Mapping[str, Any]
 
 
 def train(config: DictConfig) -> float | None:
-    """Task of ``adaptok train``; returns the test VRMSE, for sweepers that minimise it."""
+    """Task of ``adaptok train``; returns the test VRMSE (of a classifier the share of wrong
+    answers), for sweepers that minimise it.
+    """
     wanted = _checked(config, "train")
-    if wanted["task"] not in TASKS:
-        near = close_matches(wanted["task"], TASKS)
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {wanted['task']!r}{near}")
-    return TASKS[wanted["task"]](wanted)
+    return TRAINED[wanted["task"]](wanted)
 
 
 def _surrogate(wanted: Config) -> float | None:
@@ -54,12 +52,6 @@ def _pretrain(wanted: Config) -> float | None:
     print("\n".join(markdown(one) for one in results.values()))
     print(f"run folder: {_run_folder()}")
     return _mean([one["settings"][0]["vrmse"]["mean"] for one in results.values()])
-
-
-TASKS: dict[str, Callable[[Config], float | None]] = {
-    "surrogate": _surrogate,
-    "pretrain": _pretrain,
-}
 
 
 def finetune(config: DictConfig) -> float | None:
@@ -81,6 +73,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(values) if len(known) == len(values) else None
 
 
+def _train_classifier(config: Config) -> float | None:
+    from adaptok.cli.classify import fit_and_test_classifier  # needs timm
+
+    results = fit_and_test_classifier(config, _run_folder())
+    return None if results is None else _show_classifier(results)
+
+
+def _show_classifier(results: Config) -> float:
+    from adaptok.classify.evaluation import classifier_markdown
+
+    print(classifier_markdown(results))
+    print(f"run folder: {_run_folder()}")
+    return 1 - results["settings"][0]["accuracy"]
+
+
+TRAINED: dict[str, Callable[[Config], float | None]] = {
+    "surrogate": _surrogate,
+    "pretrain": _pretrain,
+    "classify": _train_classifier,
+}
+
+
 def eval(config: DictConfig) -> float | None:
     """Task of ``adaptok eval``."""
     wanted, folder = _checked(config, "eval"), _run_folder()
@@ -89,6 +103,11 @@ def eval(config: DictConfig) -> float | None:
     path = find_checkpoint(wanted["ckpt"])
     checkpoint = read_checkpoint(path)
     trained = _of_checkpoint(checkpoint, config, path)
+    if trained.get("task") == "classify":
+        from adaptok.cli.classify import test_classifier
+
+        _refuse_for_classifiers(config)
+        return _show_classifier(test_classifier(trained, wanted, path, folder))
     data = build_data(trained, stage="test")
     surrogate = build_surrogate(trained, data.info)
     target: nn.Module = surrogate
@@ -106,6 +125,17 @@ def eval(config: DictConfig) -> float | None:
     print(markdown(results))
     print(f"written to {folder}")
     return results["settings"][0]["vrmse"]["mean"]
+
+
+def _refuse_for_classifiers(config: DictConfig) -> None:
+    """Raises ``ValueError`` for what only surrogates have, rather than leaving it unread."""
+    parts = [k for k in ("model", "tokenizer", "processor", "decoder") if config.get(k) is not None]
+    if parts or config["save_predictions"] or config["video"] is not None:
+        what = parts[0] if parts else "save_predictions" if config["save_predictions"] else "video"
+        raise ValueError(
+            f"{what} cannot be given for the checkpoint of a classifier: it is tested as it was "
+            "trained; thresholds and budget go into settings=[{thresholds: [5.5, 4]}]"
+        )
 
 
 def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""``adaptok list``: what the registries hold."""
+"""``adaptok list``: what the registries hold, and which attention back ends run here."""
 
 from __future__ import annotations
 
+import fnmatch
 import textwrap
 
 import adaptok
+from adaptok.attention import BACKENDS, usable
 from adaptok.baselines import BASELINES
 from adaptok.registry import Registry, close_matches
+from adaptok.vision import IMAGE_TOKENIZERS
 
 KINDS: dict[str, Registry] = {
     "tokenizer": adaptok.TOKENIZERS,
@@ -18,6 +21,7 @@ KINDS: dict[str, Registry] = {
     "position": adaptok.POSITIONS,
     "schedule": adaptok.SCHEDULES,
     "baseline": BASELINES,
+    "image_tokenizer": IMAGE_TOKENIZERS,
 }
 
 
@@ -31,8 +35,13 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
     kinds = _kinds()
     if rest:
         raise ValueError(f"list takes a kind and a pattern, got also {' '.join(rest)}")
-    if kind and kind not in kinds:
-        raise ValueError(f"unknown kind {kind!r}{close_matches(kind, kinds)}; {', '.join(kinds)}")
+    accepted = [*kinds, "backend"]
+    if kind and kind not in accepted:
+        raise ValueError(
+            f"unknown kind {kind!r}{close_matches(kind, accepted)}; {', '.join(accepted)}"
+        )
+    if kind == "backend":
+        return _print_backends(pattern)
     for name in [kind] if kind else list(kinds):
         registry = kinds[name]
         found = registry.names(pattern)
@@ -46,6 +55,18 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
                 lines = textwrap.fill(knobs, 92, break_on_hyphens=False)
                 print(textwrap.indent(lines, "      "))
         print()
+
+
+def _print_backends(pattern: str) -> None:
+    """Attention back ends: what each needs, and why it cannot run on this machine."""
+    found = fnmatch.filter(BACKENDS, pattern)
+    if not found:
+        raise ValueError(f"no back end matches {pattern!r}; there are {', '.join(BACKENDS)}")
+    print("attention back ends")
+    for name in found:
+        reason = usable()[name]
+        state = "usable" if reason is None else f"not here: {reason}"
+        print(f"  {name:<11}{state}\n             needs {BACKENDS[name].needs}")
 
 
 def _kinds() -> dict[str, Registry]:

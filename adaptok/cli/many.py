@@ -11,7 +11,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from adaptok.checkpoints import flattened, load_weights, read_checkpoint
-from adaptok.cli.runs import Config, Run, begin, fit, fit_on, objectives, test_and_draw
+from adaptok.cli.runs import (
+    Config,
+    Run,
+    begin,
+    fit_on,
+    fit_surrogate,
+    objectives,
+    prepare,
+    test_and_draw,
+)
 from adaptok.config import (
     MODEL_KEYS,
     build_data,
@@ -21,7 +30,6 @@ from adaptok.config import (
     plain,
     vocabulary_of,
 )
-from adaptok.parallel import checkpoint_activations
 from adaptok.pretrained import save_pretrained
 from adaptok.pretraining import PretrainModule, system_of
 
@@ -44,11 +52,10 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, dict[str, Any]]
     lead = max(data.max_lead for data in mixture.sets.values())
     config = {**config, "vocabulary": vocabulary_of(mixture.infos.values(), lead)}
     model = build_multiphysics(config)
-    if config["activation_checkpointing"]:
-        checkpoint_activations(model)
+    prepare(model, config)
     about = (*objectives(config), config)
     module = PretrainModule(model, mixture.infos, *about, seed=config["seed"])
-    seconds = fit(module, mixture, config, folder)
+    seconds = fit_surrogate(module, mixture, config, folder)
     if seconds is None:
         return None
     if module.device_mesh is not None:  # this process has a shard of it only
@@ -71,7 +78,7 @@ def finetune_and_test(wanted: Config, folder: Path) -> Run | None:
     trained = checkpoint.get("adaptok_config", {})
     if "vocabulary" not in trained:
         raise ValueError(f"{wanted['ckpt']} is not of adaptok train task=pretrain")
-    config = {**{key: trained[key] for key in OF_MODEL}, **wanted}
+    config = {**{key: trained[key] for key in OF_MODEL}, **wanted, "task": "finetune"}
     begin(config)
     data = build_data(config)
     info = data.info
@@ -109,7 +116,7 @@ def data_of_each(config: Config) -> list[dict[str, Any]]:
 
 
 def _data_of(name: str, given: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
-    alone = compose("train", [f"data={name}"], folders)
+    alone = compose("train", ["task=pretrain", f"data={name}"], folders)
     known = {key for key, _ in flattened(OmegaConf.to_container(alone))}
     kept = [o for o in given if not o.startswith("data.") or o.partition("=")[0] in known]
     return plain(compose("train", [f"data={name}", *kept], folders))["data"]

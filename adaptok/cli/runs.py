@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 import yaml
-from lightning import LightningDataModule
+from torch import nn
 
 from adaptok import create_schedule
 from adaptok.atomic import replacing
 from adaptok.checkpoints import check_resume, find_resume, load_weights, read_checkpoint
 from adaptok.cli import pictures
+from adaptok.compiling import compile_model
 from adaptok.config import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
 from adaptok.evaluation import evaluate, write_report
+from adaptok.fitting import FitModule
 from adaptok.forecast import OneStepModel
 from adaptok.optim import Optim
 from adaptok.parallel import checkpoint_activations, process_group
@@ -52,10 +54,10 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
 
 def begin(config: Config) -> None:
     """Seeds, and refuses what no run can be made of before anything slow happens."""
-    _quiet()
+    quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
-    check_knobs(L.Trainer, "trainer", config["trainer"])
+    check_knobs(L.Trainer, "trainer", of_lightning(config))
     objectives(config)
 
 
@@ -64,12 +66,19 @@ def objectives(config: Config) -> tuple[Optim, Schedule]:
     return Optim(**config["optim"]), create_schedule(config["schedule"])
 
 
+def prepare(model: nn.Module, config: Config) -> None:
+    """Activation checkpointing and compilation, where they are wanted."""
+    if config["activation_checkpointing"]:
+        checkpoint_activations(model)
+    if mode := config["trainer"].get("compile"):
+        compile_model(model, mode if isinstance(mode, str) else None)
+
+
 def fit_on(data: WellData, surrogate: OneStepModel, config: Config, folder: Path) -> Run | None:
     """As `fit_and_test`, for a model and data that are there."""
-    if config["activation_checkpointing"]:
-        checkpoint_activations(surrogate)
+    prepare(surrogate, config)
     module = SurrogateModule(surrogate, *objectives(config), config, seed=config["seed"])
-    seconds = fit(module, data, config, folder)
+    seconds = fit_surrogate(module, data, config, folder)
     if seconds is None:
         return None
     if module.device_mesh is not None:  # this process has a shard of it only
@@ -93,21 +102,47 @@ def test_and_draw(
     return results
 
 
-def fit(
-    module: SurrogateModule, data: LightningDataModule, config: Config, folder: Path
+def fit_surrogate(
+    module: SurrogateModule, data: L.LightningDataModule, config: Config, folder: Path
 ) -> float | None:
     """Seconds per training step; None where another process is the first one."""
     if not any(p.requires_grad for p in module.parameters()):  # nothing to train: persistence
         write_config(config, folder)
         _save_untrained(module, folder)
         return 0.0
-    trainer = make_trainer(
-        folder, ema=config["optim"]["ema"], **config["logger"], **config["trainer"]
-    )
+
+    def fits(saved: Config, path: Path) -> None:
+        load_weights(module.surrogate, saved, path=path, config=config)
+
+    return fit(module, data, config, folder, of_lightning(config), fits)
+
+
+def fit(
+    module: FitModule,
+    data: L.LightningDataModule,
+    config: Config,
+    folder: Path,
+    trainer_knobs: Config,
+    fits: Callable[[Config, Path], None] = lambda saved, path: None,
+    *,
+    monitor: str = "val/vrmse",
+) -> float | None:
+    """Fits a module, from the start or from where ``config["resume"]`` says.
+
+    Args:
+        trainer_knobs: of `make_trainer`.
+        fits: raises ``ValueError`` where the weights of a checkpoint do not fit the model.
+        monitor: metric whose lowest value makes best.ckpt.
+
+    Returns:
+        Seconds per training step; None in all processes but the first.
+    """
+    ema, logger = config["optim"]["ema"], config["logger"]
+    trainer = make_trainer(folder, ema=ema, monitor=monitor, **logger, **trainer_knobs)
     checkpoint = find_resume(config["resume"], folder, folder.parent, config)
     if checkpoint is not None:
         saved = read_checkpoint(checkpoint)
-        load_weights(module.surrogate, saved, path=checkpoint, config=config)
+        fits(saved, checkpoint)
         if not config["resume_anyway"]:
             check_resume(saved, config, checkpoint)
     if trainer.is_global_zero:
@@ -127,6 +162,11 @@ def fit(
     return module.seconds_per_step if trainer.is_global_zero else None
 
 
+def of_lightning(config: Config) -> dict[str, Any]:
+    """The group "trainer" without what is ours."""
+    return {key: value for key, value in config["trainer"].items() if key != "compile"}
+
+
 def _save_untrained(module: SurrogateModule, folder: Path) -> None:
     """A checkpoint that `adaptok eval` takes like any other."""
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 0}
@@ -143,7 +183,7 @@ def write_config(config: Config, folder: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps Lightning's advertisements and advice that does not apply out of the output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 COMMANDS = {
-    "train": "fit a surrogate, test it, keep metrics, checkpoints and pictures",
+    "train": "fit a surrogate or an image classifier, test it, keep metrics and checkpoints",
     "finetune": "go on from a pretrained model on another data set, new fields included",
-    "eval": "test a checkpoint: one-step and rollout VRMSE for one or several settings",
+    "eval": "test a checkpoint for one or several settings: VRMSE, or accuracy",
     "tokenize": "pictures of fields, score maps and cells; needs no trained model",
     "data": "generate or check a data set; shapes, fields, persistence VRMSE",
     "demo": "IAP beside fixed patches on generated data, in minutes on two cores",
     "list": "tokenizers, processors, decoders ... with their knobs",
+    "bench": "run a benchmark, such as that of timm models: adaptok bench vision",
 }
 
 EXAMPLES = {
@@ -24,6 +27,11 @@ EXAMPLES = {
         "adaptok train trainer.devices=2 trainer.strategy=fsdp",
         "adaptok train task=pretrain data=[shear_flow,active_matter] optim.loss=matey_nmse",
         "adaptok train --config-dir my_configs tokenizer=mine",
+        "adaptok train task=classify model=vit_small_patch16_224 tokenizer=apt",
+        "adaptok train task=classify data=images data.path=/data/imagenet model.pretrained=true",
+        "adaptok train task=classify recipe=one_epoch model.checkpoint=weights.safetensors",
+        "adaptok train task=classify train.only=new",
+        "adaptok train -m task=classify tokenizer=uniform,apt,random,resize seed=0,1,2",
     ],
     "finetune": [
         "adaptok finetune ckpt=outputs/<run> data=rayleigh_benard",
@@ -35,6 +43,7 @@ EXAMPLES = {
         "adaptok eval ckpt=outputs/<run> 'settings=[{budget: 256}, {budget: 512}]' steps=20",
         "adaptok eval ckpt=best.ckpt split=valid +data.batch_size=2",
         "adaptok eval ckpt=outputs/<run> steps=30 save_predictions=true video=gif",
+        "adaptok eval ckpt=outputs/<run> 'settings=[{}, {thresholds: [-1, -1]}]'  # classifier",
     ],
     "tokenize": [
         "adaptok tokenize 'settings=[{budget: 64}, {budget: 256}, {budget: 1024}]'",
@@ -49,8 +58,22 @@ EXAMPLES = {
         "adaptok data check data/shear_flow      # what is wrong with a file or a set, in words",
     ],
     "demo": ["adaptok demo", "adaptok demo trainer.max_steps=200"],
-    "list": ["adaptok list", "adaptok list tokenizer", "adaptok list tokenizer 'i*'"],
+    "list": [
+        "adaptok list",
+        "adaptok list tokenizer",
+        "adaptok list tokenizer 'i*'",
+        "adaptok list backends",
+    ],
+    "bench": [
+        "adaptok bench                        # the names",
+        "adaptok bench vision --help",
+        "adaptok bench vision docs/benchmarks --models vit_base_patch16_384 --sizes 384",
+    ],
 }
+
+# Commands without a configuration, and their arguments.
+PLAIN = {"list": "[kind] [pattern]", "bench": "[name] [arguments of the benchmark]"}
+MANY = 60  # choices of a group that are not all listed
 
 FLAGS = """\
   -m, --multirun      run every combination of comma-separated values, such as seed=0,1,2
@@ -78,19 +101,19 @@ def main_help() -> str:
     )
 
 
-def command_help(command: str) -> str:
-    """Text of ``adaptok <command> --help``."""
+def command_help(command: str, overrides: Sequence[str] = ()) -> str:
+    """Text of ``adaptok <command> --help``; the menu is that of the task among the overrides."""
     examples = ["examples:", *(f"  {example}" for example in EXAMPLES[command])]
-    if command == "list":
-        usage = "usage: adaptok list [kind] [pattern]"
-        return "\n".join([f"adaptok list: {COMMANDS['list']}", "", usage, "", *examples])
+    if command in PLAIN:
+        usage = f"usage: adaptok {command} {PLAIN[command]}"
+        return "\n".join([f"adaptok {command}: {COMMANDS[command]}", "", usage, "", *examples])
     return "\n".join(
         [
             f"adaptok {command}: {COMMANDS[command]}",
             "",
             f"usage: adaptok {command} [group=choice ...] [key=value ...] [flags]",
             "",
-            *_menu(command),
+            *_menu(command, overrides),
             "flags:",
             FLAGS,
             "",
@@ -99,20 +122,25 @@ def command_help(command: str) -> str:
     )
 
 
-def _menu(command: str) -> list[str]:
+def _menu(command: str, overrides: Sequence[str]) -> list[str]:
     """Groups with their choices, then the other keys with their defaults."""
     from omegaconf import OmegaConf
 
-    from adaptok.config import choices, compose, config_dir, default_choices
+    from adaptok.config import choices, compose, config_dir, default_choices, task_of
 
-    config = OmegaConf.to_container(compose(command))
+    task = task_of(overrides)
+    chosen_task = [f"task={task}"] if command == "train" else []
+    config = OmegaConf.to_container(compose(command, chosen_task))
     assert isinstance(config, dict)
     lines = ["groups, with the default in brackets (the keys of a choice are group.key=value):"]
-    chosen = default_choices(command)
+    chosen = default_choices(command, chosen_task)
     for group, default in chosen.items():
-        names = [f"[{name}]" if name == default else name for name in choices(group)]
+        names = [f"[{name}]" if name == default else name for name in choices(group, task)]
+        if len(names) > MANY:
+            names = [f"[{default}]", f"and {len(names) - 1} more of timm's names"]
         lines.append(f"  {group:<10} {' '.join(names)}")
-    lines += ["", f"keys with their defaults, explained in {config_dir() / command}.yaml:"]
+    file = config_dir() / (f"task/{task}" if command == "train" else command)
+    lines += ["", f"keys with their defaults, explained in {file}.yaml:"]
     keys = {str(key): value for key, value in config.items() if key not in chosen}
     for key, value in keys.items():
         single = isinstance(value, dict) and command != "demo"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +34,8 @@ class CrossAttentionDecoder(nn.Module):
         latent: use the tables g and b; False copies the token (Table 2: no measurable difference).
         latent_size: grid points per latent, one number or one per space axis; default the finest
             cell.
+        window: a latent attends to the tokens that share its window of so many grid points per
+            space axis, a multiple of the coarsest cell; default the whole domain, as in the paper.
         heads: attention heads.
         mlp_ratio: hidden width of the MLP over dim (paper: 2).
         rope_base: base of the rotary frequencies.
@@ -44,6 +48,7 @@ class CrossAttentionDecoder(nn.Module):
         *,
         latent: bool = True,
         latent_size: int | Sequence[int] | None = None,
+        window: int | Sequence[int] | None = None,
         heads: int = 6,
         mlp_ratio: float = 2.0,
         rope_base: float = 10000.0,
@@ -60,6 +65,7 @@ class CrossAttentionDecoder(nn.Module):
         if len(size) != spec.ndim or min(size) < 1:
             raise ValueError(f"latent_size needs {spec.ndim} positive numbers, got {latent_size}")
         self.latent_size = (frame, *size)
+        self.window = None if window is None else _window(window, spec)
         self.head_dim, self.rope_base = spec.dim // max(heads, 1), rope_base
         self.offsets = tuple(level_grid(s, self.latent_size) for s in spec.sizes)
         entries = sum(map(product, self.offsets)) if latent else 0
@@ -79,19 +85,34 @@ class CrossAttentionDecoder(nn.Module):
         point, center = self._latent_grid(cells, grid)  # (q, a), the same for each sample
         owner = self._owner(cells, point)  # (b * q,)
         x = self._latents(tokens, owner, point)
-        groups = _equal_groups(cells.batch_size, len(point), x.device)
+        groups, context_groups = self._groups(cells, grid, x.device)
         center = center.repeat(cells.batch_size, 1)
         x = x + self.attention(
             self.norm_latent(x),
             groups,
             rotary(center, cells.shape, self.head_dim, self.rope_base),
             context=self.norm_tokens(tokens.features),
-            context_groups=cells.groups(),
+            context_groups=context_groups,
             context_rotate=rotary(cells.center, cells.shape, self.head_dim, self.rope_base),
         )
         x = x + self.mlp(self.norm_mlp(x))
         patches = self.head(self.norm_out(x)).unflatten(0, (cells.batch_size, -1))
         return unpatchify(patches, cells.shape, self.latent_size)
+
+    def _groups(
+        self, cells: Cells, grid: tuple[int, ...], device: torch.device
+    ) -> tuple[Groups, Groups]:
+        """Latents, and the tokens that each may see: by sample, or by sample and window."""
+        b = cells.batch_size
+        if self.window is None:
+            count = product(grid)
+            offsets = offsets_tensor(tuple(count * i for i in range(b + 1)), device)
+            return Groups(None, None, offsets, count, (count,) * b), cells.groups()
+        axes = range(1, len(grid))
+        return (
+            _window_groups(b, grid, cells.shape, self.latent_size, self.window, device),
+            cells.groups(fixed=axes, pitch=self.window),
+        )
 
     def _latent_grid(
         self, cells: Cells, grid: tuple[int, ...]
@@ -137,6 +158,44 @@ class CrossAttentionDecoder(nn.Module):
         return self.gate[entry].sigmoid() * x + self.shift[entry]
 
 
-def _equal_groups(count: int, length: int, device: torch.device) -> Groups:
-    offsets = offsets_tensor(tuple(length * i for i in range(count + 1)), device)
-    return Groups(None, None, offsets, length, (length,) * count)
+def _window(window: int | Sequence[int], spec: TokenizerSpec) -> tuple[int, ...]:
+    sizes = (window,) * spec.ndim if isinstance(window, int) else tuple(window)
+    coarsest = spec.sizes[0][1:]
+    fits = len(sizes) == spec.ndim and all(
+        w >= 1 and w % c == 0 for w, c in zip(sizes, coarsest, strict=True)
+    )
+    if not fits:  # else a cell could lie in two windows
+        raise ValueError(f"window must be a multiple of the coarsest cell {coarsest}, got {window}")
+    return sizes
+
+
+def _window_groups(
+    batch: int,
+    grid: tuple[int, ...],
+    shape: tuple[int, ...],
+    latent_size: tuple[int, ...],
+    window: tuple[int, ...],
+    device: torch.device,
+) -> Groups:
+    """Latents by sample and by the window (of space axes) that holds their centre."""
+    bands, counts = [[0] * grid[0]], [[grid[0]]]  # time is not divided
+    for g, n, p, w in zip(grid[1:], shape[1:], latent_size[1:], window, strict=True):
+        centers = [i * p + min(p, n - i * p) / 2 for i in range(g)]
+        bands.append([int(center // w) for center in centers])
+        counts.append([bands[-1].count(k) for k in range(math.ceil(n / w))])
+    lengths = tuple(math.prod(each) for each in itertools.product(*counts)) * batch
+    order = _sorted_by_band(tuple(map(tuple, bands)), tuple(map(len, counts)), device)
+    order = (order + len(order) * torch.arange(batch, device=device)[:, None]).flatten()
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+    offsets = offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), device)
+    return Groups(order, inverse, offsets, max(lengths), lengths)
+
+
+def _sorted_by_band(
+    bands: tuple[tuple[int, ...], ...], counts: tuple[int, ...], device: torch.device
+) -> Int64[Tensor, " q"]:
+    key = torch.zeros((1,) * len(bands), dtype=torch.int64, device=device)
+    for axis, (band, count) in enumerate(zip(bands, counts, strict=True)):
+        view = [-1 if other == axis else 1 for other in range(len(bands))]
+        key = key * count + offsets_tensor(band, device).long().view(view)
+    return key.flatten().argsort(stable=True)

@@ -1,17 +1,38 @@
 """Indicators: functions that give every inner node of the tree a score."""
 
-from adaptok.indicators.base import PERIODIC, Indicator, channel_weights, periodic_axes
-from adaptok.indicators.gradient import GradientIndicator, central_difference, gradient_norm
+from adaptok.indicators.base import (
+    PERIODIC,
+    Indicator,
+    channel_weights,
+    periodic_axes,
+    points_of_nodes,
+)
+from adaptok.indicators.entropy import EntropyIndicator
+from adaptok.indicators.gradient import (
+    GradientIndicator,
+    central_difference,
+    gradient_norm,
+    stencil,
+)
+from adaptok.indicators.intensity import Intensity
+from adaptok.indicators.laplacian import LaplacianIndicator
+from adaptok.indicators.resampling import ResamplingIndicator
 from adaptok.indicators.variance import VarianceIndicator, channel_variances
 
 __all__ = [
     "PERIODIC",
+    "EntropyIndicator",
     "GradientIndicator",
     "Indicator",
+    "Intensity",
+    "LaplacianIndicator",
+    "ResamplingIndicator",
     "VarianceIndicator",
     "central_difference",
     "channel_variances",
     "channel_weights",
     "gradient_norm",
     "periodic_axes",
+    "points_of_nodes",
+    "stencil",
 ]

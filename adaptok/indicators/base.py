@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from adaptok.refine import Tree
@@ -67,3 +68,11 @@ def channel_weights(
     if sum(values) == 0:
         raise ValueError("every channel is ignored or has weight 0")
     return like.new_tensor(values)
+
+
+def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]:
+    """Grid points inside the domain of every inner node, 0 for nodes outside."""
+    nodes = tree.nodes(device)
+    points = nodes.size.long().clamp_min(0).prod(1)
+    by_number = torch.empty_like(points).scatter_(0, nodes.order, points)
+    return by_number[: tree.inner]

@@ -51,8 +51,7 @@ class GradientIndicator:
             raise ValueError(f"k must be at least 1, got {k}")
         if not power > 0:
             raise ValueError(f"power must be positive, got {power}")
-        if padding not in _PADDINGS:
-            raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
+        check_padding(padding)
         if weights is not None and min(weights, default=0) < 0:
             raise ValueError(f"channel weights must not be negative, got {list(weights)}")
         for name, value in (("channels", channels), ("frames", frames)):
@@ -116,7 +115,7 @@ def gradient_norm(
     for along in axes:
         part = x
         for axis, wrap in zip(axes, wraps, strict=True):
-            part = _stencil(part, axis, difference if axis == along else smooth, padding, wrap)
+            part = stencil(part, axis, difference if axis == along else smooth, padding, wrap)
         squared = squared + part.square()
     return squared.sqrt()
 
@@ -131,7 +130,13 @@ def central_difference(k: int) -> list[float]:
     return [-w for w in reversed(right)] + [0.0, *right]
 
 
-def _stencil(x: Tensor, axis: int, taps: list[float], padding: str, wrap: Tensor | None) -> Tensor:
+def check_padding(padding: str) -> None:
+    """Raises ``ValueError`` for a padding that `stencil` does not know."""
+    if padding not in _PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
+
+
+def stencil(x: Tensor, axis: int, taps: list[float], padding: str, wrap: Tensor | None) -> Tensor:
     """Correlation with a short stencil along one axis, same size."""
     k, n = len(taps) // 2, x.shape[axis]
     steps = torch.arange(-k, n + k, device=x.device)

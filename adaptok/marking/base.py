@@ -15,10 +15,17 @@ Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbe
 
 
 class Marks(NamedTuple):
-    """Split masks, and the resulting leaves per sample where the host knows them."""
+    """Split masks, and what the host knows of the resulting leaves.
 
-    split: Tensor  # bool (b, f, inner)
+    Attributes:
+        split: bool (b, f, inner).
+        lengths: leaves per sample, or None.
+        total: leaves of the batch where their number is known and `lengths` is not, or None.
+    """
+
+    split: Tensor
     lengths: tuple[int, ...] | None
+    total: int | None = None
 
 
 class Marking(Protocol):
@@ -26,7 +33,8 @@ class Marking(Protocol):
 
     `monotone` says that no child outscores its parent; `shared` is the number of frames that use
     each tiling; budgets and lengths count the leaves of all of a sample's frames. `controls` names
-    what may change per call.
+    what may change per call. A marking whose number of leaves does not depend on the scores says so
+    with ``static = True``; then a whole step can be compiled.
     """
 
     controls: tuple[str, ...]

@@ -24,6 +24,7 @@ class RandomMarking:
     """
 
     controls = ("budget", "seed")
+    static = True
 
     def __init__(self, *, budget: int = 256, seed: int = 0):
         self.seed = seed

@@ -18,6 +18,7 @@ def iap(
     min_size: int | Sequence[int] = 2,
     max_size: int | Sequence[int] = 16,
     budget: int = 256,
+    per_batch: bool = False,
     splits_per_step: int = 1,
     k: int = 1,
     padding: str = "replicate",
@@ -39,6 +40,7 @@ def iap(
         min_size: finest cell (paper: 2; 4 for 512² fields).
         max_size: coarsest cell (paper: 32 in 2D at 1024 tokens, else 16).
         budget: tokens per sample over all frames; also per call, one number or one per sample.
+        per_batch: the samples of a batch share their budgets; the total stays fixed.
         splits_per_step: cells split per step, K of Eq. 1.
         k: half-width of the Sobel stencil.
         padding: "replicate", "circular" or "reflect"; periodic axes are always circular.
@@ -57,7 +59,12 @@ def iap(
         in_channels,
         dim,
         indicator={"name": "gradient", **gradient},
-        marking={"name": "budget", "budget": budget, "splits_per_step": splits_per_step},
+        marking={
+            "name": "budget",
+            "budget": budget,
+            "splits_per_step": splits_per_step,
+            "per_batch": per_batch,
+        },
         min_size=min_size,
         max_size=max_size,
         frame_size=frame_size,

@@ -29,6 +29,8 @@ class UniformTokenizer(nn.Module):
         frame_size: extent of every cell in time.
     """
 
+    static = True
+
     def __init__(
         self,
         ndim: int,

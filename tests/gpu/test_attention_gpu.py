@@ -1,4 +1,4 @@
-"""The varlen back end on a CUDA device: against the loop, ragged, cross, causal, with empty groups.
+"""Packed back ends on a CUDA device: against the loop, ragged, cross, causal, with empty groups.
 
 Tolerance as in flash-attn: the error of the kernel to float32 is at most twice the error of plain
 half-precision attention.
@@ -13,6 +13,7 @@ import torch
 
 import adaptok
 from adaptok import attend, attention_backend
+from adaptok.attention import Request, choose, usable
 from adaptok.cells import Groups
 
 pytestmark = pytest.mark.gpu
@@ -49,11 +50,14 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("backend", ["varlen", "flash_attn", "efficient", "padded", "flex"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [64, 72])
 @pytest.mark.parametrize("known", [True, False])
-def test_varlen_is_as_good_as_plain_half_precision(case, dtype, width, known):
+def test_as_good_as_plain_half_precision(backend, case, dtype, width, known):
+    if reason := usable()[backend]:
+        pytest.skip(reason)
     own, other, options = CASES[case]
     groups = [make_groups(own, shuffled=True, known=known)]
     if other is not None:
@@ -63,20 +67,48 @@ def test_varlen_is_as_good_as_plain_half_precision(case, dtype, width, known):
     inputs = [x.to(dtype).float() for x in inputs]  # the same numbers for all
     exact = results("loop", inputs, *groups, dtype=torch.float32, **options)
     plain = results("loop", inputs, *groups, dtype=dtype, **options)
-    fast = results("varlen", inputs, *groups, dtype=dtype, **options)
+    fast = results(backend, inputs, *groups, dtype=dtype, **options)
     for reference, low, high in zip(exact, plain, fast, strict=True):
         assert torch.isfinite(high).all()
         allowed = 2 * (low - reference).abs().max() + 1e-3
         assert (high - reference).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("backend", ["efficient", "padded", "flex"])
+@pytest.mark.parametrize("case", CASES)
+def test_single_precision(backend, case):
+    own, other, options = CASES[case]
+    groups = [make_groups(own, shuffled=True)]
+    if other is not None:
+        groups.append(make_groups(other))
+    keys = sum(other or own)
+    inputs = [draw(sum(own), 64), draw(keys, 64), draw(keys, 64)]
+    exact = results("loop", inputs, *groups, dtype=torch.float32, **options)
+    fast = results(backend, inputs, *groups, dtype=torch.float32, **options)
+    for reference, other_result in zip(exact, fast, strict=True):
+        torch.testing.assert_close(other_result, reference, atol=2e-4, rtol=2e-3)
+
+
+def test_biases_on_ragged_groups():
+    groups = make_groups((100, 37, 1, 260), shuffled=True)
+    bias = torch.randn(6, 260, 260, device="cuda")
+    inputs = [draw(398, 64) for _ in range(3)]
+    exact = results("loop", inputs, groups, dtype=torch.float32, bias=bias)
+    for backend in ("padded", "flex"):
+        fast = results(backend, inputs, groups, dtype=torch.float32, bias=bias)
+        for reference, other in zip(exact, fast, strict=True):
+            torch.testing.assert_close(other, reference, atol=2e-4, rtol=2e-3)
+
+
 def test_the_choice_on_a_device():
     ragged, even = make_groups((5, 9)), make_groups((7, 7))
     half = draw(14, 64).to(torch.bfloat16)
-    choose = adaptok.attention._choose
-    assert choose(half, ragged, ragged, None) == "varlen"
-    assert choose(half, even, even, None) == "dense"
-    assert choose(half.float(), ragged, ragged, None) == "loop"
+    chosen = [
+        choose(Request.of(q, groups, groups, None))
+        for q, groups in ((half, ragged), (half, even), (half.float(), ragged))
+    ]
+    assert chosen[0] in ("varlen", "flash_attn")
+    assert chosen[1:] == ["dense", "efficient"]
 
 
 @pytest.mark.parametrize("decoder", ["linear", "cross_attention"])

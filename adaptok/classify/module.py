@@ -1,0 +1,156 @@
+"""Training a classifier: loss, layer decay, and what is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptok.fitting import FitModule
+from adaptok.optim import Rate
+from adaptok.vision import freeze_all_but_new
+
+TRAINED = ("all", "new")
+
+
+@dataclass(frozen=True)
+class ClassifierOptim(Rate):
+    """Optimiser of a classifier; the rest is described in `adaptok.optim.Rate`.
+
+    Attributes:
+        layer_decay: factor on the learning rate from each layer to the one below it (BEiT, Bao et
+            al. 2022); the head has 1, and what APT adds the rate of the stem.
+        label_smoothing: share of the target that all classes get.
+        lr_batch: `lr`, `lr_start` and `lr_min` are for a batch of so many images and scale with
+            the batch; None takes them as they are.
+        warmup_epochs: in place of `warmup_steps`, or None.
+    """
+
+    layer_decay: float = 1.0
+    label_smoothing: float = 0.0
+    lr_batch: int | None = None
+    warmup_epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"optim.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+
+    def scaled(self, batch_size: int, steps_per_epoch: int) -> ClassifierOptim:
+        """Rates of this batch size, warm-up in steps.
+
+        Args:
+            batch_size: images per optimiser step, over all processes.
+            steps_per_epoch: optimiser steps.
+        """
+        factor = 1.0 if self.lr_batch is None else batch_size / self.lr_batch
+        rates = {name: getattr(self, name) * factor for name in ("lr", "lr_start", "lr_min")}
+        warmup = self.warmup_steps
+        if self.warmup_epochs is not None:
+            warmup = round(self.warmup_epochs * steps_per_epoch)
+        return dataclasses.replace(
+            self, **rates, warmup_steps=warmup, lr_batch=None, warmup_epochs=None
+        )
+
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The trainable weights by layer and weight decay, as timm groups them."""
+        from timm.optim import (
+            param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
+        )
+
+        model: Any = module.model
+        groups = param_groups_layer_decay(
+            model, self.weight_decay, model.no_weight_decay(), layer_decay=self.layer_decay
+        )
+        # PyTorch's schedulers start from the rate of each group and know nothing of `lr_scale`.
+        return [
+            {
+                "params": g["params"],
+                "weight_decay": g["weight_decay"],
+                "lr": self.lr * g["lr_scale"],
+            }
+            for g in groups
+        ]
+
+
+class ClassifierModule(FitModule):
+    """Trains a timm model, wrapped or not, on labelled images.
+
+    Args:
+        model: gives logits of normalised images.
+        optim: with rates that are already those of the batch size.
+        config: plain configuration to keep in checkpoints.
+        about: what `load_classifier` needs: "model", "tokenizer" and "classes".
+        only: "all", or "new": what APT added and the head; the rest is frozen.
+        seed: of the random numbers of training.
+
+    Raises:
+        ValueError: nothing was added to the model.
+    """
+
+    optim: ClassifierOptim
+
+    def __init__(
+        self,
+        model: Any,
+        optim: ClassifierOptim,
+        config: Mapping[str, Any] | None = None,
+        *,
+        about: Mapping[str, Any] | None = None,
+        only: str = "all",
+        seed: int = 0,
+    ):
+        super().__init__(optim, config, seed=seed)
+        if only not in TRAINED:
+            raise ValueError(f"train.only is one of {', '.join(TRAINED)}, got {only!r}")
+        self.model, self.about = model, dict(about or {})
+        if only == "new":
+            if not list(getattr(model, "new_parameters", list)()):
+                raise ValueError("train.only=new: this tokenizer adds no parameters to the model")
+            freeze_all_but_new(model, also=("head",))
+        self._totals: list[Tensor] = []
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        images, labels = batch
+        logits = self.model(images)
+        smoothing = self.optim.label_smoothing
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        self.tokens_per_sample = tokens_per_image(self.model)
+        self.log_step(loss, len(labels))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last validation."""
+        self._totals = []
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Counts wrong answers."""
+        images, labels = batch
+        wrong = self.model(images).argmax(1) != labels
+        real = self.real_samples(batch_idx, len(labels))
+        self._totals.append(torch.stack([(wrong & real).sum(), real.sum()]).float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the share of wrong answers of all ranks."""
+        total = self.trainer.strategy.reduce(torch.stack(self._totals).sum(0), reduce_op="sum")
+        self.log("val/error", total[0] / total[1], prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the configuration and what `load_classifier` needs."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["adaptok_classifier"] = self.about
+
+
+def tokens_per_image(model: Any) -> float:
+    """Cells per image of the last forward pass, special tokens not counted; from shapes alone."""
+    cells = getattr(model, "last_cells", None)
+    if cells is not None:
+        return len(cells) / cells.batch_size
+    return float(model.patch_embed.num_patches)

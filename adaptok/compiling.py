@@ -1,0 +1,75 @@
+"""torch.compile for models: the whole step where shapes are static, buckets where they are not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptok.tokens import TokenSet
+
+BUCKET = 256  # rows
+
+
+def is_static(tokenizer: Any) -> bool:
+    """Whether the number of tokens follows from the settings of a call, whatever the content.
+
+    A tokenizer says so by an attribute ``static``; without one it is taken to be ragged.
+    """
+    return bool(getattr(tokenizer, "static", False))
+
+
+def compile_model(model: nn.Module, mode: str | None = None) -> None:
+    """Compiles a one-step model in place; weights keep their names.
+
+    Where the number of tokens is static the whole step becomes one graph per shape and setting.
+    Where it follows from the content, tokenizer and decoder stay eager and the processor is
+    compiled once per bucket, see `in_bucket`.
+
+    Args:
+        model: a surrogate or a baseline.
+        mode: of ``torch.compile``, such as "reduce-overhead" (CUDA graphs).
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None or is_static(tokenizer):
+        model.compile(fullgraph=True, dynamic=False, mode=mode)
+        return
+    processor: Any = model.processor
+    compiled = torch.compile(processor.forward, fullgraph=True, dynamic=False, mode=mode)
+
+    def forward(tokens: TokenSet) -> TokenSet:
+        padded = in_bucket(tokens)
+        return tokens.replace(features=compiled(padded).features[: len(tokens.cells)])
+
+    processor.forward = forward
+
+
+def in_bucket(tokens: TokenSet, rows: int = BUCKET) -> TokenSet:
+    """Tokens filled up to a multiple of `rows`, so that few different shapes occur.
+
+    The filler belongs to samples of its own at the end: it attends to nothing else, nothing attends
+    to it, and no kernel meets a row beyond the last offset. Batches whose tokens number between the
+    same two multiples (in all, and in the longest sample) share a graph.
+    """
+    cells, n = tokens.cells, len(tokens.cells)
+    more = -n % rows
+    ends = cells.cu_seqlens.new_tensor([n + more])
+    filled = dataclasses.replace(
+        cells,
+        origin=_fill(cells.origin, more),
+        size=_fill(cells.size, more),
+        level=_fill(cells.level, more),
+        cu_seqlens=torch.cat([cells.cu_seqlens, ends]),
+        max_seqlen=-(-max(cells.max_seqlen, more, 1) // rows) * rows,
+        lengths=None,  # these would be constants of the graph
+        tiling=False,
+    )
+    cond = None if tokens.cond is None else _fill(tokens.cond, 1)
+    return TokenSet(_fill(tokens.features, more), filled, cond)
+
+
+def _fill(x: Tensor, more: int) -> Tensor:
+    """Repeats the first row: geometry that is certainly valid."""
+    return torch.cat([x, x[:1].expand(more, *x.shape[1:])]) if more and len(x) else x

@@ -1,0 +1,63 @@
+"""A decoder that costs less than the encoder at small budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.decoders.cross_attention import CrossAttentionDecoder
+from adaptok.decoders.linear import LinearDecoder
+from adaptok.registry import DECODERS
+from adaptok.tokens import TokenizerSpec, TokenSet
+
+
+@DECODERS.register("local")
+class LocalDecoder(nn.Module):
+    """Each token paints its cell, and coarse latents that attend to the tokens around smooth it.
+
+    The sum of `linear` and of `cross_attention` on a coarser latent grid and within windows.
+    IAP's decoder has a latent per finest cell, so that at 1024 tokens on a 256² field it costs
+    twice what the encoder does; here detail comes from the tokens of fine cells themselves.
+
+    Args:
+        spec: of the tokenizer.
+        out_channels: channels of the decoded field.
+        latent_size: grid points per latent, one number or one per space axis; default four times
+            the finest cell, at most the coarsest.
+        window: extent of the windows, see `CrossAttentionDecoder`; default twice the coarsest cell.
+        heads: attention heads.
+        mlp_ratio: hidden width of the MLP over dim.
+        rope_base: base of the rotary frequencies.
+    """
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        out_channels: int,
+        *,
+        latent_size: int | Sequence[int] | None = None,
+        window: int | Sequence[int] | None = None,
+        heads: int = 6,
+        mlp_ratio: float = 2.0,
+        rope_base: float = 10000.0,
+    ):
+        super().__init__()
+        self.paint = LinearDecoder(spec, out_channels)
+        (_, *coarsest), (_, *finest) = spec.sizes[0], spec.sizes[-1]
+        if latent_size is None:
+            latent_size = [min(4 * f, c) for f, c in zip(finest, coarsest, strict=True)]
+        self.smooth = CrossAttentionDecoder(
+            spec,
+            out_channels,
+            latent_size=latent_size,
+            window=[2 * c for c in coarsest] if window is None else window,
+            heads=heads,
+            mlp_ratio=mlp_ratio,
+            rope_base=rope_base,
+        )
+
+    def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
+        """Field of the shape that the cells were made for."""
+        return self.paint(tokens) + self.smooth(tokens)

@@ -1,0 +1,101 @@
+"""What every training task shares: seeding, speed, the learning rate of each step, checkpoints."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from adaptok.optim import Rate
+
+
+class FitModule(L.LightningModule):
+    """A Lightning module whose run is a function of its configuration.
+
+    The learning rate and the random numbers of a step depend on (seed, step) alone, so that a
+    resumed run goes on as it would have.
+
+    Args:
+        optim: optimiser and learning rate.
+        config: plain configuration to keep in checkpoints.
+        seed: of the random numbers of training, such as those of drop path.
+    """
+
+    def __init__(self, optim: Rate, config: Mapping[str, Any] | None = None, *, seed: int = 0):
+        super().__init__()
+        self.optim, self.config, self.seed = optim, dict(config or {}), seed
+        self.tokens_per_sample: float | None = None
+        self.log_every = 50
+        self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
+        self._total_seconds, self._total_batches = 0.0, 0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds the random numbers of this batch, others on each rank."""
+        place = f"{self.seed}/{self.global_step}/{batch_idx}/{self.global_rank}"
+        torch.manual_seed(random.Random(place).getrandbits(63))
+
+    def log_step(self, loss: Tensor, size: int) -> None:
+        """Logs the loss of a batch of `size` samples, and now and then speed and learning rate."""
+        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self._samples += size * self.trainer.world_size
+        if self.global_step % self.log_every == 0:
+            speed = self._samples / self._seconds if self._seconds else 0.0
+            self._seconds, self._samples = 0.0, 0
+            facts = {"samples/s": speed}
+            if self.tokens_per_sample is not None:
+                facts = {"tokens/sample": self.tokens_per_sample, **facts}
+            self.log_dict(facts, prog_bar=True, batch_size=size)
+            self.log("lr", max(g["lr"] for g in self.trainer.optimizers[0].param_groups))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Counts the time since the last batch, loading included."""
+        now = time.perf_counter()
+        elapsed, self._last = now - self._last, now
+        if self._total_batches:  # the first batch also warms up
+            self._total_seconds += elapsed
+        self._total_batches += 1
+        self._seconds += elapsed
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean time of a training batch, without validation and without the first batch."""
+        return self._total_seconds / max(self._total_batches - 1, 1)
+
+    def real_samples(self, batch_idx: int, size: int, dataloader_idx: int = 0) -> Tensor:
+        """Which of a validation batch's samples count, (size,).
+
+        With several processes the last samples are repeated, so that all have as many: sample i of
+        a rank is number ``i * ranks + rank`` of the split.
+        """
+        loaders: Any = self.trainer.val_dataloaders
+        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
+        first = batch_idx * loader.batch_size
+        number = torch.arange(first, first + size, device=self.device)
+        return number * self.trainer.world_size + self.global_rank < len(loader.dataset)
+
+    def on_train_start(self) -> None:
+        """Does not count the set-up as training time."""
+        self.log_every = getattr(self.trainer, "log_every_n_steps", self.log_every)
+        self._last = time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        """Does not count validation as training time."""
+        self._last = time.perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the configuration, so that a checkpoint alone can be evaluated."""
+        checkpoint["adaptok_config"] = self.config
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser with a learning rate per step."""
+        optimizer = self.optim.optimizer(self)
+        steps = self.trainer.max_steps
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.optim.learning_rate(step, steps) / self.optim.lr
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

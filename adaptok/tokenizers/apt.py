@@ -1,0 +1,76 @@
+"""APT, adaptive patch transformers (Choudhury et al., "Accelerating Vision Transformers with
+Adaptive Patch Sizes")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptok.marking import level_thresholds
+from adaptok.registry import TOKENIZERS
+from adaptok.tree import TreeTokenizer, composed, level_sizes, per_axis
+
+
+@TOKENIZERS.register("apt")
+def apt(
+    ndim: int,
+    in_channels: int,
+    dim: int,
+    *,
+    min_size: int | Sequence[int] = 4,
+    max_size: int | Sequence[int] | None = None,
+    thresholds: float | Sequence[float] = (5.5, 4.0),
+    budget: int | None = None,
+    color: str | None = None,
+    bins: int = 512,
+    value_range: Sequence[float] | None = None,
+    resize: str = "central",
+    branch: bool = True,
+    positions: int | Sequence[int] | None = None,
+    frame_size: int = 1,
+    per_frame: bool = False,
+) -> TreeTokenizer:
+    """APT: entropy against a threshold per level, resized patches with a zero-initialised branch.
+
+    Score: Eq. 1. Rule: Sec. 3.1, a region takes the coarsest cell whose entropy is below the
+    threshold of its size. Embedding: Sec. 3.2, Eq. 2. The number of tokens depends on the data;
+    `adaptok.calibrate` finds the thresholds for a mean number.
+
+    Args:
+        min_size: finest cell (paper: the patch of the ViT, 14 or 16).
+        max_size: coarsest cell, min_size times a power of two; default one size per threshold.
+        thresholds: bits, those of the smallest merged cells first (paper: 5.5 for cells of twice
+            min_size, 4.0 for four times). Also per call.
+        budget: at most this many tokens per sample over all frames, or None; also per call.
+        color: "gray" (needs 1 or 3 channels) or "channels"; default gray where there are 1 or 3.
+        bins: of the histogram.
+        value_range: values that the histogram spans, (0, 255) for images of bytes. None: the range
+            of each map of each sample, whatever the units.
+        resize: "central" (the authors' bilinear samples) or "area" (antialiased).
+        branch: False leaves out the zero-initialised branch (the paper's "Resizing" baseline).
+        positions: side of a learned table of positions in finest cells, one number or one per axis;
+            None for none (rotary positions are the processor's).
+        frame_size: extent of every cell in time.
+        per_frame: a tiling per frame.
+
+    Raises:
+        ValueError: thresholds that do not fit the sizes, or parts that make no sense.
+    """
+    if max_size is None:
+        count = len(thresholds) if isinstance(thresholds, Sequence) else 1
+        max_size = [size << count for size in per_axis(min_size, ndim, "min_size")]
+    levels = len(level_sizes(min_size, max_size, ndim))
+    score = {"color": color, "bins": bins, "value_range": value_range}
+    bars = level_thresholds(thresholds, levels - 1)
+    features = {"resize": resize, "branch": branch, "positions": positions}
+    return composed(
+        ndim,
+        in_channels,
+        dim,
+        indicator={"name": "entropy", **score},
+        marking={"name": "threshold", "thresholds": bars, "budget": budget},
+        embedding={"name": "resize_zero", **features},
+        min_size=min_size,
+        max_size=max_size,
+        frame_size=frame_size,
+        per_frame=per_frame,
+    )

@@ -1,0 +1,171 @@
+"""timm's transformer blocks on packed rows: the same modules, attention through `attend`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.diff_attention import DiffAttention
+from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import (
+    Block,
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+)
+from torch import Tensor, nn
+
+from adaptok.attention import attend
+from adaptok.cells import Groups
+from adaptok.vision.rope import Rope
+
+
+class Packing(NamedTuple):
+    """What the rows of one block share.
+
+    Attributes:
+        groups: rows that attend among themselves.
+        sample: image of each row, for stochastic depth.
+        samples: number of images.
+        rope: rotation of queries and keys, or None.
+    """
+
+    groups: Groups
+    sample: Int64[Tensor, " n"]
+    samples: int
+    rope: Rope | None
+
+
+def run_block(block: nn.Module, x: Float[Tensor, "n d"], packing: Packing) -> Float[Tensor, "n d"]:
+    """One block; its type is a key of `BLOCKS`."""
+    return BLOCKS[type(block)](block, x, packing)
+
+
+def drop_path(module: nn.Module, x: Tensor, packing: Packing) -> Tensor:
+    """timm's stochastic depth, drawn per image rather than for the whole packed batch."""
+    rate = getattr(module, "drop_prob", 0.0)
+    if not (module.training and rate):
+        return x
+    keep = x.new_empty(packing.samples, 1).bernoulli_(1 - rate)
+    if module.scale_by_keep:
+        keep = keep / (1 - rate)
+    return x * keep[packing.sample]
+
+
+def attention(attn: Any, x: Tensor, packing: Packing) -> Tensor:
+    """Self-attention of `Attention`, `AttentionRope`, `EvaAttention` and `DiffAttention`."""
+    if isinstance(attn, DiffAttention):
+        q, k, v = attn.qkv(x).chunk(3, dim=-1)
+        return attn.proj_drop(attn.proj(attn.norm(_differential(attn, q, k, v, packing))))
+    q, k, v = _qkv(attn, x)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if packing.rope is not None:
+        q, k = packing.rope(q), packing.rope(k)
+    groups = getattr(attn, "num_kv_groups", 1)
+    if groups > 1:  # grouped-query attention
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    out = attn.norm(attend(q.type_as(v), k.type_as(v), v, packing.groups).flatten(1))
+    if attn.gate is not None:
+        out = out * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(out))
+
+
+def _qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (n, heads, head_dim)."""
+    if getattr(attn, "q_proj", None) is not None:
+        parts = attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
+        q, k, v = (part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
+        return q, k, v
+    bias = getattr(attn, "q_bias", None)
+    if bias is None:
+        fused = attn.qkv(x)
+    else:
+        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        if attn.qkv_bias_separate:
+            fused = attn.qkv(x) + bias
+        else:
+            fused = nn.functional.linear(x, attn.qkv.weight, bias)
+    q, k, v = fused.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(1)
+    return q, k, v
+
+
+def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """Differential attention: two softmax maps with the same values, one subtracted."""
+    heads, width = attn.num_heads, attn.head_dim  # values are twice as wide as queries
+    q = attn.q_norm(q.unflatten(-1, (heads, 2, 1, width))).type_as(v)
+    k = attn.k_norm(k.unflatten(-1, (heads, 2, 1, width))).type_as(v)
+    v = v.unflatten(-1, (heads, 1, 2, width))
+    q, k, v = (x.expand(-1, -1, 2, 2, -1).flatten(1, 3) for x in (q, k, v))  # head, map, half
+    out = attend(q, k, v, packing.groups).unflatten(1, (heads, 2, 2))
+    first, second = out.flatten(3).unbind(2)
+    out = first - attn._compute_lambda().type_as(q) * second
+    return (attn.sub_norm(out) * (1 - attn.lambda_init)).flatten(1)
+
+
+def _block(block: Any, x: Tensor, packing: Packing) -> Tensor:
+    y = block.ls1(attention(block.attn, block.norm1(x), packing))
+    x = x + drop_path(block.drop_path1, y, packing)
+    return x + drop_path(block.drop_path2, block.ls2(block.mlp(block.norm2(x))), packing)
+
+
+def _post_norm(block: Any, x: Tensor, packing: Packing) -> Tensor:
+    y = block.norm1(attention(block.attn, x, packing))
+    x = x + drop_path(block.drop_path1, y, packing)
+    return x + drop_path(block.drop_path2, block.norm2(block.mlp(x)), packing)
+
+
+def _eva(block: Any, x: Tensor, packing: Packing) -> Tensor:
+    y = attention(block.attn, block.norm1(x), packing)
+    y = y if block.gamma_1 is None else block.gamma_1 * y
+    x = x + drop_path(block.drop_path1, y, packing)
+    y = block.mlp(block.norm2(x))
+    y = y if block.gamma_2 is None else block.gamma_2 * y
+    return x + drop_path(block.drop_path2, y, packing)
+
+
+def _parallel_scaling(block: Any, x: Tensor, packing: Packing) -> Tensor:
+    """Attention and MLP side by side (ViT-22B), plain or differential."""
+    hidden, q, k, v = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
+    if block.mlp_bias is not None:
+        hidden = hidden + block.mlp_bias
+    if hasattr(block, "sub_norm"):
+        attended = _differential(block, q, k, v, packing)
+    else:
+        q, k, v = (part.unflatten(-1, (block.num_heads, -1)) for part in (q, k, v))
+        q, k = block.q_norm(q).type_as(v), block.k_norm(k).type_as(v)
+        attended = attend(q, k, v, packing.groups).flatten(1)
+    hidden = block.mlp_drop(block.mlp_act(hidden))
+    if block.out_proj is not None:
+        y = block.out_proj(torch.cat((attended, hidden), dim=-1))
+    else:
+        y = block.attn_out_proj(attended) + block.mlp_out_proj(hidden)
+    return x + drop_path(block.drop_path, block.ls(y), packing)
+
+
+def _parallel_things(block: Any, x: Tensor, packing: Packing) -> Tensor:
+    """Several attentions, then several MLPs, side by side."""
+    total = x
+    for part in block.attns:
+        y = part.ls(attention(part.attn, part.norm(x), packing))
+        total = total + drop_path(part.drop_path, y, packing)
+    x = total
+    for part in block.ffns:
+        y = part.ls(part.mlp(part.norm(x)))
+        total = total + drop_path(part.drop_path, y, packing)
+    return total
+
+
+BLOCKS: dict[type, Callable[[Any, Tensor, Packing], Tensor]] = {
+    Block: _block,
+    ResPostBlock: _post_norm,
+    ParallelScalingBlock: _parallel_scaling,
+    DiffParallelScalingBlock: _parallel_scaling,
+    ParallelThingsBlock: _parallel_things,
+    EvaBlock: _eva,
+    EvaBlockPostNorm: _post_norm,
+}
+ATTENTIONS = (Attention, AttentionRope, DiffAttention, EvaAttention)

@@ -1,0 +1,90 @@
+"""timm's pooling on packed tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.layers.attention_pool import AttentionPoolLatent
+from torch import Tensor
+
+from adaptok.attention import attend
+from adaptok.cells import Cells, Groups
+from adaptok.refine import offsets_tensor
+from adaptok.vision.features import VisionTokens, patches_per_cell
+
+POOLINGS = ("area", "plain")
+
+
+def pool(model: Any, x: VisionTokens, pooling: str) -> Float[Tensor, "b d"]:
+    """What ``model.pool`` gives, of tokens that stand for different areas.
+
+    Args:
+        pooling: "area" weighs each token in a mean by the number of patches that it stands for, so
+            that merging equal patches changes nothing; "plain" counts tokens (the authors' code).
+    """
+    if model.attn_pool is not None:
+        with_prefix = getattr(model, "pool_include_prefix", True)  # Eva has no such choice
+        return _attention_pool(model.attn_pool, x, with_prefix, pooling)
+    if model.global_pool == "token":
+        return x.prefix[:, 0]
+    prefix = x.prefix if getattr(model, "pool_include_prefix", False) else x.prefix[:, :0]
+    if model.global_pool == "avg":
+        return _mean(prefix, x.tokens.features, x.cells, pooling)
+    highest = _max(prefix, x.tokens.features, x.cells)
+    if model.global_pool == "max":
+        return highest
+    return 0.5 * (highest + _mean(prefix, x.tokens.features, x.cells, pooling))  # "avgmax"
+
+
+def _mean(prefix: Tensor, features: Tensor, cells: Cells, pooling: str) -> Float[Tensor, "b d"]:
+    weight = patches_per_cell(cells)
+    weight = torch.ones_like(weight) if pooling == "plain" else weight
+    b, sample = cells.batch_size, cells.sample
+    total = weight.new_zeros(b).index_add(0, sample, weight) + prefix.shape[1]
+    part = (weight / total[sample])[:, None] * features.float()
+    mean = part.new_zeros(b, part.shape[1]).index_add(0, sample, part)
+    return (mean + prefix.float().sum(1) / total[:, None]).to(features.dtype)
+
+
+def _max(prefix: Tensor, features: Tensor, cells: Cells) -> Float[Tensor, "b d"]:
+    rows = torch.cat([prefix.flatten(0, 1), features])
+    images = torch.arange(cells.batch_size, device=cells.device)
+    sample = torch.cat([images.repeat_interleave(prefix.shape[1]), cells.sample])
+    lowest = rows.new_full((cells.batch_size, rows.shape[1]), -torch.inf)
+    return lowest.scatter_reduce(0, sample[:, None].expand_as(rows), rows, "amax")
+
+
+def _attention_pool(
+    attn: Any, x: VisionTokens, with_prefix: bool, pooling: str
+) -> Float[Tensor, "b d"]:
+    cells, b = x.cells, x.cells.batch_size
+    prefix = x.prefix if with_prefix else x.prefix[:, :0]
+    p = prefix.shape[1]
+    groups = cells.groups(prefix=p) if p else cells.groups()
+    rows = groups.gather(torch.cat([prefix.flatten(0, 1), x.tokens.features]))
+    if isinstance(attn, AttentionPoolLatent):
+        return _latent_pool(attn, rows, groups.packed, b)
+    rows = attn.pre_norm(rows)  # PRR: self-attention without projections
+    heads = rows.unflatten(1, (attn.num_heads, attn.head_dim))
+    rows = groups.scatter(attn.post_norm(attend(heads, heads, heads, groups.packed).flatten(1)))
+    refined = rows[: b * p].unflatten(0, (b, p))
+    if attn.pool == "token":
+        return refined[:, 0]
+    return _mean(refined, rows[b * p :], cells, pooling)
+
+
+def _latent_pool(attn: Any, rows: Tensor, groups: Groups, b: int) -> Float[Tensor, "b d"]:
+    length = attn.latent_len
+    query = attn.q(attn.latent.expand(b, -1, -1)).flatten(0, 1)
+    query = attn.q_norm(query.unflatten(1, (attn.num_heads, attn.head_dim)))
+    key, value = attn.kv(rows).unflatten(1, (2, attn.num_heads, attn.head_dim)).unbind(1)
+    key = attn.k_norm(key)
+    offsets = offsets_tensor(tuple(range(0, (b + 1) * length, length)), rows.device)
+    queries = Groups(None, None, offsets, length, (length,) * b)
+    y = attend(query.type_as(value), key.type_as(value), value, queries, groups)
+    y = attn.proj_drop(attn.proj(y.flatten(1).unflatten(0, (b, length))))
+    if attn.mlp is not None:
+        y = y + attn.mlp(attn.norm(y))
+    return y[:, 0] if attn.pool == "token" else y.mean(1) if attn.pool == "avg" else y

@@ -1,0 +1,146 @@
+"""timm's rotary positions at the centres of cells of any size.
+
+All of timm's variants turn by angles that are linear in the position, so a coarse cell takes the
+formula at its centre, half-way between the patches it merges (APT, Sec. 3: positions of merged
+patches); for finest cells that is timm's table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from timm.layers.pos_embed_sincos import (
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    RotaryEmbeddingMixed,
+    RotaryEmbeddingMRope,
+)
+from torch import Tensor, nn
+
+
+class Rope(NamedTuple):
+    """Rotation per row; rows of special tokens turn by nothing."""
+
+    sin: Float[Tensor, "n #h e"]
+    cos: Float[Tensor, "n #h e"]
+    half: bool  # pairs (i, i + e/2) instead of (2i, 2i + 1)
+
+    def __call__(self, x: Float[Tensor, "n h e"]) -> Float[Tensor, "n h e"]:
+        """Rotates each head's channel pairs; the result has the dtype of `x`."""
+        if self.half:
+            low, high = x.chunk(2, -1)
+            turned = torch.cat([-high, low], -1)
+        else:
+            turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+        return (x * self.cos + turned * self.sin).to(x.dtype)
+
+
+def rotations(
+    rope: Any, index: Float[Tensor, "n 2"], real: Tensor, grid: tuple[int, int], depth: int
+) -> list[Rope]:
+    """One rotation per block (the same object where the blocks share it).
+
+    Args:
+        rope: timm's module.
+        index: row and column of each packed row in units of patches, patch (0, 0) at 0.
+        real: bool (n, 1), False for special tokens.
+        grid: patches per axis of this image size.
+    """
+    if isinstance(rope, RotaryEmbeddingMixed):
+        index = _augmented(rope, index)  # once: blocks share the transform
+        return [_turn(_mixed(rope, index, block), real, False) for block in range(depth)]
+    for kind, angles in _ANGLES.items():
+        if isinstance(rope, kind):
+            half = getattr(rope, "rotate_half", True)  # MRoPE has no other layout
+            return [_turn(angles(rope, index, grid)[:, None], real, half)] * depth
+    raise AssertionError(type(rope))
+
+
+def unsupported_rope(rope: nn.Module | None) -> str | None:
+    """Why these positions cannot be taken at the centres of cells, or None."""
+    if rope is None:
+        return None
+    if not isinstance(rope, (RotaryEmbeddingMixed, *_ANGLES)):
+        return f"rotary positions of type {type(rope).__name__}"
+    return None
+
+
+def _turn(angles: Float[Tensor, "n h pairs"], real: Tensor, half: bool) -> Rope:
+    angles = torch.where(real[:, None], angles, 0.0)
+    wide = torch.cat([angles, angles], -1) if half else angles.repeat_interleave(2, -1)
+    return Rope(wide.sin(), wide.cos(), half)
+
+
+def _ordered(rope: Any, pair: Any) -> Any:
+    return tuple(pair)[::-1] if rope.grid_indexing == "xy" else tuple(pair)
+
+
+def _coordinates(
+    rope: Any, index: Tensor, grid: tuple[int, int], kind: str
+) -> Float[Tensor, "n 2"]:
+    """timm's `_build_grid` at any position; columns in the order that the indexing asks for."""
+    offset = rope.grid_offset
+    columns = []
+    extents = [float(n) for n in grid]
+    for axis, n in enumerate(extents):
+        x = index[:, axis]
+        if kind == "pixel":
+            x = -1 + x * (2 / max(n - 1, 1))
+        elif kind == "centered":
+            count = {"separate": n, "min": min(extents), "max": max(extents)}
+            x = (x + 0.5 + offset) / count[rope.normalize_coords]
+        else:
+            x = x + offset
+        reference = getattr(rope, "ref_feat_shape", None)
+        columns.append(x if reference is None else x / n * reference[axis])
+    out = torch.stack(_ordered(rope, columns), -1)
+    return _augmented(rope, 2 * out - 1 if kind == "centered" else out)
+
+
+def _augmented(rope: Any, position: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """timm's random shift, stretch per axis and rescaling of all positions while training."""
+    if not (rope.training and rope.aug_active):
+        return position
+
+    def uniform(count: int, bound: float) -> Tensor:
+        return position.new_empty(count).uniform_(-bound, bound)
+
+    if rope.shift_coords is not None:
+        position = position + uniform(2, rope.shift_coords)
+    if rope.jitter_coords is not None:
+        position = position * uniform(2, math.log(rope.jitter_coords)).exp()
+    if rope.rescale_coords is not None:
+        position = position * uniform(1, math.log(rope.rescale_coords)).exp()
+    return position
+
+
+def _axial(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:
+    return (_coordinates(rope, index, grid, rope.grid_type)[..., None] * rope.bands).flatten(1)
+
+
+def _dinov3(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:
+    coordinates = _coordinates(rope, index, grid, "centered")
+    return (2 * math.pi * coordinates[..., None] / rope.periods).flatten(1)
+
+
+def _mrope(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:
+    index = _augmented(rope, index)
+    positions = torch.cat([torch.zeros_like(index[:, :1]), index], -1)
+    return positions.index_select(-1, rope.axis) * rope.inv_freq
+
+
+def _mixed(rope: Any, index: Tensor, block: int) -> Float[Tensor, "n h pairs"]:
+    first, second = _ordered(rope, index.unbind(-1))
+    frequency = rope.freqs[:, block].float()  # (2, heads, pairs)
+    return first[:, None, None] * frequency[0] + second[:, None, None] * frequency[1]
+
+
+_ANGLES: dict[type, Callable[[Any, Tensor, tuple[int, int]], Tensor]] = {
+    RotaryEmbeddingCat: _axial,
+    RotaryEmbeddingDinoV3: _dinov3,
+    RotaryEmbeddingMRope: _mrope,
+}

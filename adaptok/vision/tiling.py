@@ -1,0 +1,111 @@
+"""From normalised images to cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.refine import Tree, cells_from_splits
+from adaptok.registry import INDICATORS, MARKINGS
+from adaptok.tokens import TokenizerSpec, as_field
+from adaptok.tree import TreeTokenizer, check_controls, check_shape
+from adaptok.vision.constants import constant
+
+Part = str | Mapping[str, Any]
+
+
+class ImageCells(nn.Module):
+    """Scores images in the 0..255 values that they had before normalisation, and refines.
+
+    Args:
+        spec: sizes are those of the patches times powers of two.
+        thresholds: one per merged level, those of the smallest cells first.
+        mean, std: of the normalisation that the images went through, per channel, for values 0..1.
+    """
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        thresholds: Sequence[float],
+        indicator: Part,
+        marking: Part | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        super().__init__()
+        self.spec, self.mean, self.std = spec, tuple(mean), tuple(std)
+        rule = {"name": "threshold", "thresholds": thresholds} if marking is None else marking
+        self.trees = TreeTokenizer(
+            spec, INDICATORS.build(indicator), MARKINGS.build(rule), nn.Identity(), order="level"
+        )
+        self.thresholds = tuple(thresholds) if marking is None else None
+
+    @torch.no_grad()
+    def forward(self, x: Float[Tensor, "b c h w"], **control: Any) -> Cells:
+        """Cells in the order of their level, each level in raster order.
+
+        Raises:
+            ValueError: not a batch of images, an image smaller than the coarsest cell, or an
+                unknown control.
+        """
+        self.check_image(x)
+        check_controls(control, self.trees.controls)
+        if self._merges_nothing(**control):
+            return finest_cells(x, self.spec)
+        return self.trees.cells(self.restore(x), **control)
+
+    def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Undoes the normalisation: whole numbers 0..255, as 8-bit images had them.
+
+        Values beyond are clamped: augmentation may produce them.
+        """
+        mean, std = (constant(v, x.device)[:, None, None] for v in self.stats)
+        return ((x.float() * std + mean) * 255).round_().clamp_(0, 255)
+
+    @property
+    def stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel."""
+        return self.mean, self.std
+
+    def check_image(self, x: Tensor) -> None:
+        """Raises ``ValueError`` for what is no batch of images of a usable size."""
+        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"images are floating point (b, c, height, width), got {given}")
+        if x.shape[1] != self.spec.in_channels:
+            raise ValueError(f"built for {self.spec.in_channels} channel(s), got {x.shape[1]}")
+        coarsest = self.spec.sizes[0][1:]
+        if any(n < size for n, size in zip(x.shape[2:], coarsest, strict=True)):
+            raise ValueError(
+                f"images of {tuple(x.shape[2:])} are smaller than the coarsest cell {coarsest}; "
+                "give fewer thresholds"
+            )
+
+    def check(self, x: Tensor, cells: Cells) -> None:
+        """Raises ``ValueError`` for cells that are not of these images and this model."""
+        self.check_image(x)
+        check_shape(as_field(x, 2), cells)
+        if cells.sizes != self.spec.sizes[-len(cells.sizes) :]:
+            raise ValueError(f"cells have sizes {cells.sizes}, the model {self.spec.sizes}")
+
+    def _merges_nothing(self, **control: Any) -> bool:
+        """Whether the host can tell: no image scores below zero, so such thresholds never pass."""
+        given = control.get("thresholds", self.thresholds)
+        capped = control.get("budget") is not None
+        if given is None or capped or isinstance(given, Tensor):
+            return False
+        bars = [given] if isinstance(given, int | float) else list(given)
+        return len(bars) == len(self.spec.sizes) - 1 and all(bar <= 0 for bar in bars)
+
+
+def finest_cells(x: Float[Tensor, "b c h w"], spec: TokenizerSpec) -> Cells:
+    """Every patch of every image, without a look at the values: static shapes, no sync."""
+    tree = Tree(tuple(x.shape[2:]), (spec.sizes[-1][1:],), "level")
+    split = torch.zeros(x.shape[0], 1, 0, dtype=torch.bool, device=x.device)
+    lengths = (tree.counts()[0],) * x.shape[0]
+    return cells_from_splits(split, tree, frames=1, lengths=lengths)

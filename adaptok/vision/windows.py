@@ -1,0 +1,44 @@
+"""Window attention (ViTDet) as a grouping of cells."""
+
+from __future__ import annotations
+
+import torch
+
+from adaptok.cells import Cells, Groups
+
+
+def check_window(window: int | None, sizes: tuple[tuple[int, ...], ...]) -> None:
+    """Raises ``ValueError`` unless windows are whole multiples of the coarsest cell.
+
+    A cell then lies in one window, and a window is the same region whatever its cells.
+    """
+    if window is None:
+        return
+    coarsest = sizes[0][1:]
+    if window < 1 or any(window % size for size in coarsest):
+        raise ValueError(
+            f"window must be a multiple of the coarsest cell {coarsest} in pixels, got {window}"
+        )
+
+
+def window_groups(cells: Cells, packed: Groups, prefix: int, window: int) -> Groups:
+    """Groups of the rows that lie as `packed` gathers them: each window, and each image's prefix.
+
+    Special tokens belong to no window: inside windowed blocks they attend among themselves.
+    """
+    own = cells.groups(fixed=(1, 2), pitch=(window, window))
+    assert own.order is not None
+    special = cells.batch_size * prefix
+    offsets = own.cu_seqlens
+    order, lengths = own.order, own.lengths
+    if prefix:
+        ahead = torch.arange(special, device=cells.device)
+        order = torch.cat([ahead, order + special])
+        starts = torch.arange(0, special, prefix, device=cells.device, dtype=offsets.dtype)
+        offsets = torch.cat([starts, offsets + special])
+        lengths = None if lengths is None else (prefix,) * cells.batch_size + lengths
+    if packed.inverse is not None:
+        order = packed.inverse[order]
+    rows = torch.arange(len(order), device=cells.device)
+    inverse = torch.empty_like(order).scatter_(0, order, rows)
+    return Groups(order, inverse, offsets, max(prefix, own.max_seqlen), lengths)

@@ -1,0 +1,116 @@
+"""Compiled models: one graph where shapes are static, a bounded number where they are not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+import adaptok
+from adaptok.compiling import compile_model, in_bucket, is_static
+
+SMALL = {"ndim": 2, "in_channels": 1, "dim": 24, "depth": 1, "heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def surrogate(**tokenizer) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return adaptok.create_surrogate(**SMALL, tokenizer={"max_size": 8, **tokenizer})
+
+
+def ragged_tokens(budgets, seed=0) -> adaptok.TokenSet:
+    tokenizer = adaptok.create_tokenizer("iap", ndim=2, in_channels=1, dim=24, max_size=8)
+    torch.manual_seed(seed)
+    return tokenizer(torch.rand(len(budgets), 1, 1, 32, 32), budget=list(budgets))
+
+
+def test_who_is_static():
+    assert is_static(surrogate(name="iap").tokenizer)
+    assert is_static(surrogate(name="composed", marking="random").tokenizer)
+    uniform = adaptok.create_tokenizer("uniform", ndim=2, in_channels=1, dim=8)
+    assert is_static(uniform)
+    assert not is_static(object())
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+@pytest.mark.parametrize("budgets", [(16, 40, 100), (22, 10**3, 16), (64,)])
+def test_filler_changes_nothing(budgets, rows):
+    tokens = ragged_tokens(budgets)
+    torch.manual_seed(1)
+    processor = adaptok.create_surrogate(**SMALL | {"depth": 2}).processor
+    padded = in_bucket(tokens, rows)
+    n = len(tokens.cells)
+    assert len(padded.cells) % rows == 0
+    assert len(padded.cells) - n < rows
+    assert padded.cells.max_seqlen % rows == 0
+    padded.cells.validate()
+    torch.testing.assert_close(processor(padded).features[:n], processor(tokens).features)
+
+
+def test_conditioning_gets_a_row_for_the_filler():
+    tokens = ragged_tokens((16, 40)).replace(cond=torch.rand(2, 3))
+    padded = in_bucket(tokens, 64)
+    assert padded.cond.shape == (3, 3)
+    assert torch.equal(padded.cond[:2], tokens.cond)
+
+
+def test_ragged_batches_compile_once_per_bucket():
+    model = surrogate(name="iap")
+    processor, counter = model.processor, CompileCounter()
+    eager = processor.forward
+    object.__setattr__(model, "tokenizer", Ragged(model.tokenizer))
+    torch_compile = torch.compile
+    try:
+        torch.compile = lambda f, **options: torch_compile(
+            f, backend=counter, fullgraph=options["fullgraph"], dynamic=options["dynamic"]
+        )
+        compile_model(model)
+    finally:
+        torch.compile = torch_compile
+    buckets = set()
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        budgets = (16 + 3 * torch.randint(0, 70, (4,), generator=generator)).tolist()
+        tokens = ragged_tokens(budgets, seed)
+        padded = in_bucket(tokens).cells
+        buckets.add((len(padded), padded.max_seqlen))
+        with torch.no_grad():
+            torch.testing.assert_close(
+                processor(tokens).features, eager(tokens).features, atol=1e-5, rtol=1e-5
+            )
+    assert len(buckets) > 1
+    assert counter.frame_count == len(buckets)
+
+
+class Ragged:
+    """A tokenizer that does not promise a number of tokens."""
+
+    def __init__(self, tokenizer):
+        self.inner = tokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["linear", "cross_attention", "local"])
+def test_a_compiled_training_step_equals_the_eager_one(decoder):
+    torch.manual_seed(0)
+    make = {**SMALL, "decoder": decoder, "tokenizer": {"name": "iap", "max_size": 8, "budget": 40}}
+    model = adaptok.create_surrogate(**make)
+    field = torch.rand(2, 1, 1, 32, 32)
+    eager = model(field)
+    eager.square().sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    names = set(model.state_dict())
+    compile_model(model)
+    assert set(model.state_dict()) == names
+    model.zero_grad()
+    out = model(field)
+    out.square().sum().backward()
+    torch.testing.assert_close(out, eager, atol=1e-4, rtol=1e-4)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-3, rtol=1e-3)

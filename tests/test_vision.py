@@ -1,0 +1,713 @@
+"""timm models on cells: equal to timm where nothing merges, to the authors' where it does."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import mse_loss
+
+import adaptok
+
+timm = pytest.importorskip("timm")
+
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+
+from adaptok.vision import (  # noqa: E402
+    FeaturePyramid,
+    VisionTower,
+    apply_apt,
+    freeze_all_but_new,
+    supported,
+)
+
+SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+NORM = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+EVA = {"use_rot_pos_emb": True, "mlp_ratio": 2.0}
+
+
+def small_vit(**options) -> VisionTransformer:
+    model = VisionTransformer(**{**SMALL, "num_classes": 5, **options})
+    return shaken(model)
+
+
+def shaken(model):
+    """Random everywhere: initial zeros and ones would hide what is left out."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def images(*shape: int) -> torch.Tensor:
+    """Smooth on the left, noise on the right, normalised."""
+    x = torch.linspace(0, 0.2, shape[-1]).expand(shape).clone()
+    x[..., shape[-1] // 2 :] = torch.rand(*shape[:-1], shape[-1] - shape[-1] // 2)
+    return (x - 0.5) / 0.5
+
+
+def assert_equals_timm(model, x: torch.Tensor, **options) -> None:
+    fast = apply_apt(model, (-1.0, -1.0), **options).eval()
+    with torch.no_grad():
+        expected, features = model(x), model.forward_features(x)
+        got = fast.forward_features(x)
+        torch.testing.assert_close(fast.forward_head(got), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.padded()[0], features, rtol=1e-4, atol=1e-4)
+    assert len(fast.last_cells) == x.shape[0] * model.patch_embed.num_patches
+
+
+BY_NAME = {
+    "vit_tiny_patch16_224": {"img_size": 96},
+    "vit_small_patch14_reg4_dinov2": {"img_size": 84, "depth": 3},
+    "deit3_small_patch16_224": {"img_size": 96, "depth": 3},
+    "vit_base_patch16_clip_quickgelu_224": {"img_size": 96, "depth": 3},
+    "vit_base_patch16_siglip_224": {"img_size": 96, "depth": 3},
+    "eva02_tiny_patch14_224": {"img_size": 84},
+    "vit_small_patch16_dinov3": {"img_size": 96, "depth": 3},
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_named_models_equal_timm_where_nothing_merges(name):
+    model = shaken(timm.create_model(name, num_classes=10, **BY_NAME[name]))
+    assert_equals_timm(model, torch.randn(2, 3, *model.patch_embed.img_size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_NAME)
+def test_named_models_equal_timm_at_their_own_size(name):
+    model = shaken(timm.create_model(name, num_classes=10))
+    assert_equals_timm(model, torch.randn(1, 3, *model.patch_embed.img_size))
+
+
+# Sizes of far more than 30M parameters, which would take minutes to build.
+BIG = re.compile(r"base|betwixt|large|huge|gigantic|giant|enormous|so\d+m|\d+b_|300m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in supported() if not BIG.search(name)])
+def test_every_supported_model_up_to_30m_parameters_equals_timm(name):
+    model = shaken(timm.create_model(name))
+    size = model.patch_embed.patch_size[0] * 6
+    model.set_input_size((size, size))
+    assert_equals_timm(model, torch.randn(1, 3, size, size))
+
+
+@pytest.mark.slow
+def test_supported_lists_exactly_what_can_be_wrapped():
+    """Built on the meta device: structure alone decides."""
+    from adaptok.vision.support import unsupported_reason
+
+    refused = {}
+    for name in supported():
+        depth = {} if "sapiens2" in name else {"depth": 1}  # heads listed per block
+        with torch.device("meta"):
+            refused[name] = unsupported_reason(timm.create_model(name, **depth))
+    assert not {name: why for name, why in refused.items() if why}
+
+
+FAMILIES = {
+    "cls": {},
+    "registers": {"reg_tokens": 3, "no_embed_class": True},
+    "no class token": {"class_token": False, "global_pool": "avg"},
+    "average with prefix": {"reg_tokens": 2, "global_pool": "avg", "pool_include_prefix": True},
+    "pre norm": {"pre_norm": True},
+    "layer scale": {"init_values": 0.3},
+    "qk norm": {"qk_norm": True},
+    "scale norms": {"scale_attn_norm": True, "scale_mlp_norm": True},
+    "attention pooling": {"class_token": False, "global_pool": "map"},
+    "attention pooling past the prefix": {"reg_tokens": 2, "global_pool": "map"},
+    "refining pooling": {"global_pool": "prr"},
+    "maximum": {"global_pool": "max"},
+    "mean and maximum": {"global_pool": "avgmax"},
+    "no positions": {"pos_embed": "none"},
+    "differential": {"attn_layer": "diff", "num_heads": 3},
+    "fc norm": {"global_pool": "token", "fc_norm": True},
+}
+
+
+@pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES.keys())
+def test_families_equal_timm_where_nothing_merges(options):
+    assert_equals_timm(small_vit(**options), torch.randn(2, 3, 64, 64), **NORM)
+
+
+@pytest.mark.parametrize(
+    "block", ["ResPostBlock", "ParallelScalingBlock", "DiffParallelScalingBlock"]
+)
+def test_other_blocks_equal_timm(block):
+    import timm.models.vision_transformer as module
+
+    model = small_vit(block_fn=getattr(module, block), init_values=0.2, qk_norm=True)
+    assert_equals_timm(model, torch.randn(2, 3, 64, 64), **NORM)
+
+
+def test_parallel_things_equal_timm():
+    from timm.models.vision_transformer import ParallelThingsBlock
+
+    model = small_vit(block_fn=ParallelThingsBlock, init_values=0.2)
+    assert_equals_timm(model, torch.randn(2, 3, 64, 64), **NORM)
+
+
+ROPES = {
+    "eva02": {"swiglu_mlp": True, "scale_mlp": True, "qkv_fused": False, "ref_feat_shape": 5},
+    "post norm": {"use_post_norm": True, "use_rot_pos_emb": False},
+    "dinov3": {"rope_type": "dinov3", "rope_rotate_half": True, "num_reg_tokens": 2},
+    "mixed": {"rope_type": "mixed", "rope_grid_indexing": "xy", "attn_type": "rope"},
+    "mrope": {"rope_type": "mrope", "attn_type": "rope", "rope_mrope_section": (2, 1, 1)},
+    "xy with offset": {"rope_grid_indexing": "xy", "rope_grid_offset": 1.0},
+    "grouped queries": {"attn_type": "rope", "num_kv_heads": 1, "qkv_fused": False},
+    "gamma": {"init_values": 0.3},
+    "map": {"global_pool": "map", "num_reg_tokens": 1},
+}
+
+
+@pytest.mark.parametrize("options", ROPES.values(), ids=ROPES.keys())
+def test_eva_equals_timm_where_nothing_merges(options):
+    from timm.models.eva import Eva
+
+    options = {**SMALL, **EVA, "img_size": (64, 48), "no_embed_class": True, **options}
+    model = shaken(Eva(**options, num_classes=5))
+    assert_equals_timm(model, torch.randn(2, 3, 64, 48), **NORM)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (72, 40), (70, 53)])
+def test_other_sizes_equal_timm_with_dynamic_images(size):
+    model = small_vit(dynamic_img_size=True, dynamic_img_pad=True, global_pool="avg")
+    x = torch.randn(2, 3, *size)
+    fast = apply_apt(model, (-1.0, -1.0), **NORM).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def rows_of(cells) -> dict[tuple[int, ...], int]:
+    """Row number by image, side in pixels, and first pixel."""
+    sides = torch.tensor([size[1] for size in cells.sizes])[cells.level.long()]
+    columns = torch.stack([cells.sample, sides, cells.origin[:, 1], cells.origin[:, 2]], 1)
+    return {tuple(key): row for row, key in enumerate(columns.tolist())}
+
+
+GOLDEN_IMAGES = [2, 4, 5, 0]  # those of the seven that the authors' models were given
+GOLDEN_MASKS = {  # of their maps, and the thresholds in the name of the masks
+    "apt_model_224_p14_s3_prenorm_avg": ("apt_maps_224_p14", "mask_6p0_6p0_{}"),
+    "apt_model_224_p16_s2": ("apt_maps_224_p16", "mask2_5p5_{}"),
+}
+
+
+def golden_rows(cfg, masks, mask_name: str) -> list[tuple[int, ...] | None]:
+    """The same keys in the authors' order (class token, fine to coarse), None for class tokens."""
+    keys: list[tuple[int, ...] | None] = []
+    for i, image in enumerate(GOLDEN_IMAGES):
+        keys.append(None)
+        for level in range(cfg[2]):
+            size = int(cfg[1]) << level
+            for row, column in np.argwhere(masks[mask_name.format(size)][image]).tolist():
+                keys.append((i, size, row * size, column * size))
+    return keys
+
+
+def golden_model(data, zero_init: bool = False):
+    side, patch, _, dim, depth, heads, classes, pre_norm, average = map(int, data["cfg"])
+    model = VisionTransformer(
+        img_size=side,
+        patch_size=patch,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=heads,
+        num_classes=classes,
+        pre_norm=bool(pre_norm),
+        global_pool="avg" if average else "token",
+    )
+    weights = {k[2:]: torch.from_numpy(v) for k, v in data.items() if k.startswith("w.")}
+    own = {k: v for k, v in weights.items() if not k.startswith("mixed_patch.")}
+    model.load_state_dict(own)
+    thresholds = tuple(data["thresholds"].tolist())
+    fast = apply_apt(model, thresholds, **NORM, pooling="plain").eval()
+    merge = weights["mixed_patch.patch_attn.weight"].permute(0, 2, 3, 1).flatten(1)
+    branch = {
+        "merge.weight": merge,
+        "merge.bias": weights["mixed_patch.patch_attn.bias"],
+        "zero.weight": weights["mixed_patch.zero_conv.weight"],
+        "zero.bias": weights["mixed_patch.zero_conv.bias"],
+    }
+    if not zero_init:
+        fast.cell_embed.load_state_dict(branch)
+    return fast
+
+
+@pytest.mark.parametrize("name", GOLDEN_MASKS)
+def test_features_and_logits_of_the_authors_models(name, golden):
+    data, (maps, mask_name) = golden(name), GOLDEN_MASKS[name]
+    images = golden("apt_images_224")["images_u8"][GOLDEN_IMAGES]
+    x = (torch.from_numpy(images) / 255 - 0.5) / 0.5
+    fast = golden_model(data)
+    with torch.no_grad():
+        out = fast.forward_features(x)
+        logits = fast.forward_head(out)
+        plain = golden_model(data, zero_init=True)(x)
+    ours, theirs = rows_of(out.cells), golden_rows(data["cfg"], golden(maps), mask_name)
+    assert set(ours) == {key for key in theirs if key is not None}  # the same cells
+    special = torch.from_numpy(np.flatnonzero(data["output_mask"] == -1))
+    features = torch.from_numpy(data["features"])
+    order = [ours[key] for key in theirs if key is not None]
+    cell_rows = [row for row, key in enumerate(theirs) if key is not None]
+    close = {"rtol": 1e-4, "atol": 2e-5}
+    torch.testing.assert_close(out.tokens.features[order], features[cell_rows], **close)
+    torch.testing.assert_close(out.prefix[:, 0], features[special], **close)
+    torch.testing.assert_close(logits, torch.from_numpy(data["logits"]), **close)
+    torch.testing.assert_close(plain, torch.from_numpy(data["logits_zeroinit"]), **close)
+
+
+def test_flat_images_take_the_coarsest_cells_only():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    fast(torch.zeros(2, 3, 64, 64))
+    assert fast.last_cells.lengths == (4, 4)
+    assert fast.last_cells.size[:, 1:].unique().tolist() == [32]
+
+
+def test_at_the_start_the_branch_adds_exactly_nothing_and_then_learns():
+    model = small_vit()
+    x = images(2, 3, 64, 64)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).train()
+    resized = apply_apt(model, (6.0, 6.0), **NORM, branch=False).train()
+    assert torch.equal(fast(x), resized(x))
+    branch = fast.new_parameters()
+    optimiser = torch.optim.SGD(branch, lr=0.1)
+    grads = []
+    for _ in range(2):
+        optimiser.zero_grad()
+        fast(x).square().sum().backward()
+        grads.append(fast.cell_embed.merge.weight.grad.abs().sum().item())
+        optimiser.step()
+    assert grads[0] == 0
+    assert grads[1] > 0
+
+
+def test_resized_cells_take_positions_between_those_of_their_patches():
+    """Linear in the position, so the mean over the patches is the exact answer for RoPE."""
+    from timm.models.eva import Eva
+
+    from adaptok.vision.models import patch_index
+    from adaptok.vision.rope import rotations
+
+    model = Eva(**SMALL, use_rot_pos_emb=True, num_classes=0)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).eval()
+    fast(images(1, 3, 64, 64))
+    cells = fast.last_cells
+    assert len(cells.level.unique()) > 1
+    index = patch_index(cells)
+    owner = cells.owner_map()[0, 0]
+    for row in range(len(cells)):
+        points = (owner == row).nonzero().double() + 0.5
+        expected = points.mean(0) / 8 - 0.5
+        torch.testing.assert_close(index[row].double(), expected)
+    real = torch.ones(len(cells), 1, dtype=torch.bool)
+    turned = rotations(model.rope, index, real, (8, 8), 2)[0]
+    finest = rotations(model.rope, index.round(), real, (8, 8), 2)[0]
+    own = cells.level == 2
+    table = model.rope.get_embed().view(8, 8, 2, -1)
+    row, column = index[own].long().unbind(1)
+    torch.testing.assert_close(turned.sin[own, 0], table[row, column, 0])
+    torch.testing.assert_close(turned.cos[own, 0], table[row, column, 1])
+    assert not torch.allclose(turned.sin[~own], finest.sin[~own])
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "mixed"])
+def test_coordinates_are_augmented_in_training_only(kind):
+    """The same seed gives the rescaling that timm draws."""
+    from timm.models.eva import Eva
+
+    model = shaken(
+        Eva(**SMALL, use_rot_pos_emb=True, num_classes=5, rope_type=kind, rope_rescale_coords=2.0)
+    )
+    fast = apply_apt(model, (-1.0,), **NORM).eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(fast(x), fast(x))
+    fast.rope.train()
+    draws = torch.stack([fast(x) for _ in range(3)])
+    assert len(draws.flatten(1).unique(dim=0)) == 3
+    torch.manual_seed(1)
+    got = fast(x)
+    model.rope.train()
+    torch.manual_seed(1)
+    torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_mean_pooling_weighs_by_area():
+    model = small_vit(class_token=False, global_pool="avg")
+    x = images(2, 3, 64, 64)
+    area, plain = (
+        apply_apt(model, (6.0, 6.0), **NORM, pooling=p).eval() for p in ("area", "plain")
+    )
+    with torch.no_grad():
+        out = area.forward_features(x)
+        expected = out.dense().mean((2, 3))
+        torch.testing.assert_close(
+            area.forward_head(out), model.head(model.fc_norm(expected)), rtol=1e-5, atol=1e-5
+        )
+        mean = torch.stack([rows.mean(0) for rows in out.tokens.split()])
+        torch.testing.assert_close(
+            plain.forward_head(out), model.head(model.fc_norm(mean)), rtol=1e-5, atol=1e-5
+        )
+    assert (out.cells.level != 2).any()
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax", "map", "prr", "token"])
+def test_pooling_of_ragged_batches_equals_image_by_image(pool):
+    model = small_vit(global_pool=pool)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).eval()
+    x = torch.cat([images(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64)])
+    with torch.no_grad():
+        together = fast(x)
+        assert len(set(fast.last_cells.lengths)) == 3
+        alone = torch.cat([fast(image[None]) for image in x])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 53), (33, 64)])
+def test_any_size_is_tiled_completely(size):
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    out = fast(images(2, 3, *size))
+    assert out.shape == (2, 5)
+    fast.last_cells.validate()
+
+
+def test_dense_features_replicate_each_token_over_its_cell():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    x = images(2, 3, 64, 93)
+    out = fast.forward_features(x)
+    dense = fast.dense_features(x)
+    assert dense.shape == (2, 24, 8, 12)
+    owner = out.cells.owner_map()[:, 0, ::8, ::8]
+    torch.testing.assert_close(dense, out.tokens.features[owner].permute(0, 3, 1, 2))
+    dense.sum().backward()
+    assert fast.head.weight.grad is None
+    assert fast.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_intermediates_equal_timm_where_nothing_merges():
+    model = small_vit()
+    fast = apply_apt(model, (-1.0,), **NORM).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        _, expected = model.forward_intermediates(x, indices=[0, 1], norm=True)
+        _, got = fast.forward_intermediates(x, indices=[0, 1], norm=True)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_pyramid_scales():
+    maps = FeaturePyramid(24, 16)(torch.randn(1, 24, 8, 6))
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (16, 32, 24),
+        (16, 16, 12),
+        (16, 8, 6),
+        (16, 4, 3),
+    ]
+    with pytest.raises(ValueError, match="powers of two"):
+        FeaturePyramid(24, 16, scales=(3,))
+
+
+def test_window_attention_equals_attention_inside_each_window():
+    """Without a class token, an image in windows is a batch of windows."""
+    model = small_vit(class_token=False, global_pool="avg", pos_embed="none")
+    fast = apply_apt(model, (6.0, 6.0), **NORM, window=32).eval()
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        out = fast.dense_features(x)
+        whole = apply_apt(model, (6.0, 6.0), **NORM).eval()
+        for row in (0, 1):
+            for column in (0, 1):
+                part = x[:, :, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
+                expected = whole.dense_features(part)
+                got = out[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_global_blocks_see_beyond_their_window():
+    model = small_vit()
+    x = images(1, 3, 64, 64)
+    windows, mixed, free = (
+        apply_apt(model, (6.0, 6.0), **NORM, window=w, global_blocks=g).eval()
+        for w, g in ((32, ()), (32, (-1,)), (None, ()))
+    )
+    far = x.clone()
+    far[..., 40:, 40:] += 0.1  # other values, the same cells in the first window
+
+    def first_window_moves(fast) -> bool:
+        with torch.no_grad():
+            cells = fast.tiling(x)
+            a, b = (fast.dense_features(y, cells=cells)[..., :4, :4] for y in (x, far))
+        return not torch.equal(a, b)
+
+    assert not first_window_moves(windows)
+    assert first_window_moves(mixed)
+    assert first_window_moves(free)
+    with pytest.raises(ValueError, match="multiple of the coarsest cell"):
+        apply_apt(model, (6.0, 6.0), **NORM, window=48)
+
+
+def test_window_attention_at_1536():
+    model = small_vit(patch_size=16, img_size=1536, depth=2)
+    fast = apply_apt(model, (5.5, 4.0), **NORM, window=256, global_blocks=(1,)).eval()
+    with torch.no_grad():
+        dense = fast.dense_features(images(1, 3, 1536, 1536))
+    assert dense.shape == (1, 24, 96, 96)
+
+
+def test_tower_hands_over_tokens_and_boxes():
+    fast = apply_apt(small_vit(depth=3), (6.0, 6.0), **NORM).eval()
+    x = torch.cat([images(1, 3, 64, 96), torch.zeros(1, 3, 64, 96)])
+    out = VisionTower(fast)(x)
+    lengths = list(fast.last_cells.lengths)
+    assert out.mask.sum(1).tolist() == lengths
+    assert out.features.shape == (2, max(lengths), 24)
+    area = (out.boxes[..., 2] * out.boxes[..., 3]).sum(1)
+    torch.testing.assert_close(area, torch.ones(2))
+    maps = fast.forward_intermediates(x, [-2], intermediates_only=True)[0]
+    where = (out.boxes[0, :, :2] * torch.tensor([8, 12])).long()[: lengths[0]]
+    torch.testing.assert_close(
+        out.features[0, : lengths[0]], maps[0, :, where[:, 0], where[:, 1]].T
+    )
+
+
+def test_freezing_leaves_only_what_is_new():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM)
+    trainable = freeze_all_but_new(fast, also=("head",))
+    names = {n for n, p in fast.named_parameters() if p.requires_grad}
+    assert len(trainable) == len(names)
+    assert {name.split(".")[0] for name in names} == {"cell_embed", "head"}
+    with pytest.raises(ValueError, match="'heed'"):
+        freeze_all_but_new(fast, also=("heed",))
+
+
+def test_parameters_are_shared_and_the_model_stays_as_it_was():
+    model = small_vit()
+    x = torch.randn(1, 3, 64, 64)
+    before = model(x)
+    fast = apply_apt(model, (6.0, 6.0), **NORM)
+    fast.train()
+    assert not model.training
+    fast.reset_classifier(7)
+    assert fast(images(1, 3, 64, 64)).shape == (1, 7)
+    assert fast.get_classifier().out_features == 7
+    assert torch.equal(model(x), before)
+    assert fast.blocks[0].attn.qkv.weight is model.blocks[0].attn.qkv.weight
+
+
+def test_state_travels_from_and_to_timm():
+    first, second = small_vit(), small_vit()
+    fast = apply_apt(second, (6.0, 6.0), **NORM)
+    fast.load_state_dict(first.state_dict())
+    other = small_vit()
+    other.load_state_dict(fast.timm_state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(other(x), first(x))
+    again = apply_apt(small_vit(), (6.0, 6.0), **NORM)
+    again.load_state_dict(fast.state_dict())
+    for a, b in zip(again.state_dict().values(), fast.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fast.load_state_dict({k: v for k, v in first.state_dict().items() if k != "pos_embed"})
+
+
+def test_layer_decay_puts_the_new_parameters_into_the_stem():
+    from timm.optim import param_groups_layer_decay
+
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM)
+    groups = param_groups_layer_decay(
+        fast, layer_decay=0.5, no_weight_decay_list=fast.no_weight_decay()
+    )
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    assert scale[id(fast.cell_embed.zero.weight)] == scale[id(fast.patch_embed.proj.weight)]
+    assert scale[id(fast.patch_embed.proj.weight)] < scale[id(fast.blocks[0].mlp.fc1.weight)]
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = small_vit()
+    x = images(2, 3, 64, 64)
+    grads = []
+    for enable in (False, True):
+        fast = apply_apt(copy.deepcopy(model), (6.0, 6.0), **NORM).train()
+        fast.set_grad_checkpointing(enable)
+        fast(x).square().sum().backward()
+        grads.append(fast.blocks[0].attn.qkv.weight.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_stochastic_depth_is_drawn_per_image():
+    fast = apply_apt(small_vit(drop_path_rate=0.9, depth=2), (6.0, 6.0), **NORM).train()
+    x = images(1, 3, 64, 64).repeat(16, 1, 1, 1)
+    logits = fast(x)
+    assert 2 <= len(logits.unique(dim=0)) <= 4  # dropped or not in the second block, two branches
+
+
+def test_gradients_reach_everything():
+    fast = apply_apt(small_vit(init_values=0.1), (6.0, 6.0), **NORM).train()
+    with torch.no_grad():
+        fast.cell_embed.zero.weight.normal_(std=0.1)
+    mse_loss(fast(images(2, 3, 64, 64)), torch.ones(2, 5)).backward()
+    assert not [n for n, p in fast.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_values_out_of_range_are_clamped():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    fast(torch.full((1, 3, 64, 64), 100.0))
+    assert fast.last_cells.lengths == (4,)
+
+
+def test_normalisation_of_the_models_configuration_is_undone():
+    model = timm.create_model("test_vit", num_classes=3)
+    fast = apply_apt(model, (5.5,))
+    values = torch.randint(0, 256, (1, 3, 64, 64)).float()
+    mean, std = (torch.tensor(model.pretrained_cfg[k])[:, None, None] for k in ("mean", "std"))
+    assert torch.equal(fast.tiling.restore((values / 255 - mean) / std), values)
+
+
+def test_thresholds_and_budget_per_call_and_a_tiling_of_ones_own():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    x = images(2, 3, 64, 64)
+    fast(x, thresholds=(-1.0, -1.0))
+    assert fast.last_cells.lengths == (64, 64)
+    fast(x, budget=20)
+    assert max(fast.last_cells.lengths) <= 20
+    cells = adaptok.cells_from_score(x[:, 0], min_size=8, max_size=32, budget=19)
+    fast(x, cells=cells)
+    assert fast.last_cells is cells
+
+
+def test_a_budget_gives_equal_lengths():
+    fast = apply_apt(
+        small_vit(), (6.0, 6.0), marking={"name": "budget", "budget": 22}, **NORM
+    ).eval()
+    fast(images(3, 3, 64, 64))
+    assert fast.last_cells.lengths == (22, 22, 22)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models(dtype):
+    fast = apply_apt(small_vit(qk_norm=True).to(dtype), (6.0, 6.0), **NORM).eval()
+    out = fast(images(2, 3, 64, 64).to(dtype))
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+
+
+def test_autocast_is_near_single_precision():
+    fast = apply_apt(small_vit(qk_norm=True), (6.0, 6.0), **NORM).eval()
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        exact = fast(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = fast(x)
+    torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("marking", [None, {"name": "budget", "budget": 22}])
+def test_static_shapes_compile_in_one_graph(marking):
+    thresholds = (-1.0, -1.0) if marking is None else (6.0, 6.0)
+    fast = apply_apt(small_vit(), thresholds, marking=marking, **NORM).eval()
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = fast(x)
+        compiled = torch.compile(fast, fullgraph=True)(x)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_uses_its_own_weights():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    twin = copy.deepcopy(fast)
+    x = images(1, 3, 64, 64)
+    before = fast(x)
+    with torch.no_grad():
+        twin.patch_embed.proj.weight.zero_()
+        twin.pos_embed.add_(1)
+    assert torch.equal(fast(x), before)
+    assert not torch.equal(twin(x), before)
+
+
+@pytest.mark.parametrize("thresholds", [(), "5.5", (5.5, "4"), 5.5, (True,)])
+def test_thresholds_that_are_none_are_refused(thresholds):
+    with pytest.raises(ValueError, match="thresholds"):
+        apply_apt(small_vit(), thresholds, **NORM)
+
+
+def test_bad_calls_are_refused():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    x = images(1, 3, 64, 64)
+    with pytest.raises(ValueError, match="3 cell sizes need 2 threshold"):
+        fast(x, thresholds=(1.0,))
+    with pytest.raises(ValueError, match="3 cell sizes need 2 threshold"):
+        fast(x, thresholds=(-1.0,))
+    with pytest.raises(ValueError, match="height, width"):
+        fast(x[0])
+    with pytest.raises(ValueError, match="3 channel"):
+        fast(x[:, :1])
+    with pytest.raises(ValueError, match="smaller than the coarsest cell"):
+        fast(x[..., :31])
+    with pytest.raises(ValueError, match="unknown control"):
+        fast(x, tresholds=(1.0, 1.0))
+    with pytest.raises(ValueError, match="cells"):
+        fast(x, cells=apply_apt(small_vit(patch_size=4), (6.0,), **NORM).tiling(x))
+
+
+REFUSED = {
+    "vit_relpos_small_patch16_224": "relative position bias",
+    "beit_base_patch16_224": "relative position bias",
+    "samvit_base_patch16_224": "windowed blocks",
+    "resnet18": "not a plain vision transformer",
+    "vit_tiny_r_s16_p8_224": "HybridEmbed",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_models_say_why(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(ValueError, match=REFUSED[name]) as error:
+        apply_apt(model)
+    assert "supported()" in str(error.value)
+    assert name not in supported()
+
+
+def test_options_that_packed_tokens_cannot_do_are_refused():
+    with pytest.raises(ValueError, match="attn_drop_rate"):
+        apply_apt(small_vit(attn_drop_rate=0.1), **NORM)
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        apply_apt(small_vit(patch_drop_rate=0.1), **NORM)
+    with pytest.raises(ValueError, match="mean of the normalisation is needed"):
+        apply_apt(small_vit())
+    with pytest.raises(ValueError, match="pooling"):
+        apply_apt(small_vit(), pooling="sum", **NORM)
+
+
+def test_supported_names_match_a_pattern():
+    names = supported("deit3_*")
+    assert "deit3_small_patch16_224" in names
+    assert all(name.startswith("deit3_") for name in names)
+    assert set(BY_NAME) <= set(supported())
+
+
+def test_the_host_asks_for_the_number_of_cells_only(monkeypatch):
+    """One synchronisation per forward pass, whatever the device; later calls have warm caches."""
+    fast, x = apply_apt(small_vit(), (4.0, 3.0), **NORM).eval(), images(2, 3, 64, 64)
+    monkeypatch.setattr("adaptok.tokens._check_finite", lambda field, what: None)
+    with torch.no_grad():
+        expected = fast(x)
+    assert fast.last_cells.lengths != (64, 64)
+    asked = []
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy"):
+        method = getattr(torch.Tensor, name)
+
+        def counted(self, *args, method=method, name=name):
+            asked.append(name)
+            return method(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    with torch.no_grad():
+        got = fast(x)
+    monkeypatch.undo()
+    assert asked == ["tolist"]
+    assert torch.equal(got, expected)

@@ -114,3 +114,22 @@ def test_a_compiled_training_step_equals_the_eager_one(decoder):
     torch.testing.assert_close(out, eager, atol=1e-4, rtol=1e-4)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("processor", adaptok.PROCESSORS.names())
+def test_filler_fits_the_groups_of_a_compiled_processor(processor):
+    """Inside a graph the lengths of groups are not known: their bound must hold for filler too."""
+    make = {"ndim": 2, "in_channels": 1, "dim": 24}
+    tokenizer = adaptok.create_tokenizer("matey", **make, sizes=(2, 8), gamma=0.3)
+    tokens = tokenizer(torch.randn(2, 2, 1, 16, 16).cumsum(-1))
+    n = len(tokens.cells)
+    padded = in_bucket(tokens, 512)
+    assert len(padded.cells) - n > 200
+    for fixed in ((0,), (0, 1), (1, 2)):
+        groups = padded.cells.groups(fixed=fixed)
+        assert max(groups.lengths) <= padded.cells._most(fixed, (1, 8), (0, 0), False)
+    model = adaptok.create_processor(processor, tokenizer.spec, depth=1, heads=2)
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        compiled(padded).features[:n], model(tokens).features, rtol=1e-4, atol=1e-4
+    )

@@ -221,7 +221,7 @@ def test_the_surrogate_is_the_configured_one():
 
 
 def test_keys_that_decide_the_architecture_exist():
-    assert set(ARCHITECTURE) <= set(config.compose("train"))
+    assert set(ARCHITECTURE) <= set(config.compose("train", ["task=pretrain"]))
 
 
 def test_files_are_valid_alone():

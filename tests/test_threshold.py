@@ -95,7 +95,7 @@ def test_equal_to_the_threshold_splits():
     tree = Tree((8,), ((8,), (4,)))
     below = float(np.nextafter(np.float32(5.5), np.float32(0)))
     scores = torch.tensor([[[5.5]], [[below]], [[math.nan]]])
-    split, _ = ThresholdMarking(thresholds=5.5)(scores, tree)
+    split = ThresholdMarking(thresholds=5.5)(scores, tree).split
     assert split.flatten().tolist() == [True, False, True]
 
 
@@ -143,7 +143,7 @@ def test_a_cap_keeps_the_best_splits_of_the_threshold_tree(domain, extra, bars, 
     ]
     kept = set(ranked[: len(forced) + extra // 3])
     marking = ThresholdMarking(thresholds=bars, budget=budget)
-    split, _ = marking(torch.from_numpy(scores)[:, None], tree)
+    split, *_ = marking(torch.from_numpy(scores)[:, None], tree)
     cells = cells_from_splits(split, tree, frames=1).validate()
     assert boxes(cells) == leaf_boxes(forest, kept)
     assert len(cells) <= budget

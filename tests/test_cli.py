@@ -122,7 +122,7 @@ def test_multirun(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_compiled_run_learns_what_the_eager_one_does(trained, tmp_path, capsys):
-    options = ["trainer.compile=true", f"hydra.run.dir={tmp_path}"]
+    options = ["trainer.compile=true", "test.steps=0", f"hydra.run.dir={tmp_path}"]
     run(capsys, "train", *small_runs.train(), *options)
     weights = [
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]

@@ -1,0 +1,96 @@
+"""What choosing cells costs: scores, marking and packing, beside a training step.
+
+Run ``adaptok bench tokenize [folder] [--device cuda ...]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptok.bench.step import make_step
+from adaptok.bench.timing import median_ratio, paired, write_results
+from adaptok.model import create_surrogate
+
+NOTE = (
+    "Medians of paired runs in milliseconds. `cells`: from the field to the packed cells "
+    "(indicator, marking, packing), no weights involved. `step`: forward and backward of the "
+    "surrogate, in which `cells` is contained. The share is the median of the ratios of paired "
+    "runs. The obvious ways to do the same, a heap per sample and a histogram per cell, are timed "
+    "in `refinement` and `entropy`."
+)
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "uniform": {"size": 8},
+    "iap": {"budget": 1024},
+    "apt": {"min_size": 4, "thresholds": (3.0, 3.5)},
+    "matey": {"sizes": (8, 32), "gamma": 0.2},
+    "ckm": {"size": 8},
+}
+
+
+def measure(name: str, knobs: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """One tokenizer in a surrogate."""
+    device = torch.device(options.device)
+    model = create_surrogate(
+        ndim=2,
+        in_channels=options.channels,
+        tokenizer={"name": name, **knobs},
+        decoder="modulated" if name == "ckm" else "linear",
+        dim=options.dim,
+        depth=options.depth,
+        heads=options.heads,
+    ).to(device)
+    side = options.side
+    field = torch.randn(options.batch, 1, options.channels, side, side, device=device)
+    for _ in range(3):  # smooth noise: content on all scales
+        field = field + torch.nn.functional.avg_pool2d(field[:, 0], 9, 1, 4)[:, None]
+    field = field * torch.linspace(0, 1, side, device=device)  # more of it on one side
+    runs: dict[str, Callable[[], Any]] = {
+        "cells": lambda: model.cells(field),
+        "step": make_step(model, field, options.precision),
+    }
+    seconds = paired(runs, repeats=options.repeats)
+    return {
+        "tokenizer": name,
+        "tokens": len(model.cells(field)) // options.batch,
+        "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M",
+        "cells ms": round(1e3 * statistics.median(seconds["cells"]), 1),
+        "step ms": round(1e3 * statistics.median(seconds["step"]), 1),
+        "cells / step": round(median_ratio(seconds["cells"], seconds["step"]), 4),
+    }
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(prog="adaptok bench tokenize", description=__doc__)
+    parser.add_argument("folder", nargs="?", default="docs/benchmarks", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--channels", type=int, default=4)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measures and writes the results."""
+    options = arguments(given)
+    rows = [measure(name, knobs, options) for name, knobs in TOKENIZERS.items()]
+    settings = (
+        f" Fields of {options.channels} x {options.side}², batch {options.batch}, "
+        f"{options.precision}, width {options.dim}, depth {options.depth}."
+    )
+    print(write_results(options.folder, "tokenize", rows, NOTE + settings).read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Everything that needs a GPU, in under nine minutes on one: correctness first, then the benchmarks.
+
+python experiments/gpu/run.py OUT
+
+Each part is a process of its own with a limit, so that one that fails or hangs costs only itself.
+Results lie in OUT as they come: a log per part, the benchmarks' .json and .md, and summary.md.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parents[2]
+SHAPES = {  # IAP, Table 6: fields, channels, and whether one patch size fits all token counts
+    "step_am": ["--shapes", "256x256", "--channels", "11", "--tokens", "1024", "4096"],
+    "step_trl": ["--shapes", "128x384", "--channels", "4", "--tokens", "768", "3072"],
+    "step_vi": ["--shapes", "512x512", "--channels", "3", "--tokens", "1024", "4096"],
+    "step_sne": ["--shapes", "64x64x64", "--channels", "6", "--tokens", "512", "4096"],
+}
+STEP = ["--device", "cuda", "--precision", "bf16", "--batch", "16", "--repeats", "7"]
+VISION = ["--models", "vit_base_patch16_384", "--sizes", "384", "--batches", "64"]
+TESTS = ["-q", "-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "tests/gpu"]
+
+
+def parts(out: Path) -> dict[str, tuple[list[str], int]]:
+    """Command and limit in seconds of each part, the important ones first."""
+    bench = [sys.executable, "-m"]
+    found: dict[str, tuple[list[str], int]] = {
+        "tests": (
+            [
+                *bench,
+                "pytest",
+                "-q",
+                "-m",
+                "gpu",
+                "--noconftest",
+                "-p",
+                "no:cacheprovider",
+                "tests/gpu",
+            ],
+            150,
+        ),
+        "attention": ([*bench, "adaptok.bench.attention", str(out)], 60),
+    }
+    for name, shape in SHAPES.items():
+        command = [*bench, "adaptok.bench.step", str(out), "--name", name, *shape, *STEP]
+        if name == "step_sne":
+            command += ["--max-size", "8"]
+        found[name] = (command, 60)
+    small = ["--device", "cuda", "--precision", "bf16", "--batch", "16"]
+    found["tokenize"] = ([*bench, "adaptok.bench.tokenize", str(out), *small], 40)
+    found["vision"] = ([*bench, "adaptok.bench.vision", str(out), *VISION], 120)
+    return found
+
+
+def main(out: Path) -> None:
+    """Runs the parts one after the other."""
+    out.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    lines = ["| part | seconds | result |", "|---|---|---|"]
+    for name, (command, limit) in parts(out).items():
+        start = time.perf_counter()
+        with (out / f"{name}.log").open("w") as log:
+            try:
+                streams = {"stdout": log, "stderr": subprocess.STDOUT}
+                done = subprocess.run(
+                    command, cwd=HERE, env=environment, timeout=limit, check=False, **streams
+                )
+                result = "ok" if done.returncode == 0 else f"exit status {done.returncode}"
+            except subprocess.TimeoutExpired:
+                result = f"stopped after {limit} s"
+        lines.append(f"| {name} | {time.perf_counter() - start:.0f} | {result} |")
+        (out / "summary.md").write_text("\n".join(lines) + "\n")
+        print(lines[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/gpu").resolve())

@@ -1,0 +1,55 @@
+"""Benchmarks of steps, attention and tokenization run end to end on something small."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from adaptok.bench.step import PlainViT, nearest_patch
+from adaptok.patches import patchify
+
+SMALL = {
+    "step": ["--shapes", "16x32", "--tokens", "32", "--dim", "24", "--depth", "1", "--heads", "2"],
+    "attention": ["--means", "8", "--samples", "3", "--heads", "1", "--head-dim", "8"],
+    "tokenize": ["--side", "32", "--dim", "24", "--depth", "1", "--heads", "2"],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_results_are_written(name, tmp_path):
+    module = importlib.import_module(f"adaptok.bench.{name}")
+    more = ["--max-size", "8"] if name == "step" else []
+    module.main([str(tmp_path), "--device", "cpu", "--repeats", "1", *SMALL[name], *more])
+    content = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {"device", "torch", "date", "commit"} <= set(content["machine"])
+    assert (tmp_path / f"{name}.md").read_text().count("|\n") == len(content["rows"]) + 2
+    if name == "step":
+        rows = {row["model"]: row for row in content["rows"]}
+        assert len(rows) == 1 + 2 * 3
+        assert rows["plain ViT"]["time / plain ViT"] == 1
+        equal = {row["GFLOP"] for key, row in rows.items() if key.endswith("linear")}
+        assert len({row["tokens"] for row in rows.values()}) == 1
+        assert min(equal) > 0 or rows["plain ViT"]["GFLOP"] < 0.1
+
+
+def test_patches_nearest_to_a_number_of_tokens():
+    assert nearest_patch((128, 384), 1024) == 8  # 768 tokens
+    assert nearest_patch((64, 64, 64), 1024) == 8  # 512; patches of 4 are 4096
+    assert nearest_patch((256, 256), 1024) == 8
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (4, 8, 4)])
+def test_the_plain_transformer_puts_patches_where_they_belong(shape):
+    """Without blocks it is a linear map per patch."""
+    import torch
+
+    model = PlainViT(2, shape, 4, 16, 0, 2).double()
+    field = torch.randn(1, 1, 2, *shape, dtype=torch.float64)
+    out = model(field)
+    assert out.shape == field.shape
+    weight = model.embed.weight.flatten(1)  # (dim, c * patch)
+    patches = patchify(field, (1, *[4] * len(shape)))
+    expected = model.head(model.norm(patches @ weight.T + model.embed.bias))
+    torch.testing.assert_close(patchify(out, (1, *[4] * len(shape))), expected)

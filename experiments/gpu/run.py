@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in under nine minutes on one: correctness first, then the benchmarks.
+"""Everything that needs a GPU, in under nine minutes: correctness first, then the benchmarks.
 
 python experiments/gpu/run.py OUT
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adaptok.attention import attend
 from adaptok.cells import Cells, GridLayout, Groups
-from adaptok.layers import DropPath
+from adaptok.layers import DropPath, conditioned
 from adaptok.norms import Segments, create_norm
 from adaptok.positions import Rotary, rotary
 from adaptok.processors.factorised import time_groups
@@ -96,7 +96,7 @@ class ParallelSpaceTime(nn.Module):
 
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Same cells, new features."""
-        context, x = self.context(tokens.cells), tokens.features
+        context, x = self.context(tokens.cells), conditioned(tokens)
         for over_time, over_space in zip(self.time, self.space, strict=True):
             x = over_space(over_time(x, context), context)
         return tokens.replace(features=x)

@@ -75,7 +75,7 @@ class ModulatedTokenizer(nn.Module):
                 than the axis.
         """
         check_controls(control, self.controls)
-        field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        field = as_field(field, self.spec.ndim)
         size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
         shape = (field.shape[1], *field.shape[3:])
         layout = self.layout(size, shape)

@@ -31,6 +31,7 @@ NOTE = (
     "products, forward and backward, as torch's counter sees them."
 )
 DECODERS = ("linear", "local", "cross_attention")
+FINEST = 2  # smallest cell of iap
 
 
 class PlainViT(nn.Module):
@@ -96,14 +97,20 @@ def measure(
         "depth": options.depth,
     }
     common |= {"heads": options.heads}
-    iap = {"name": "iap", "budget": tokens, "max_size": options.max_size}
+    iap = {"name": "iap", "budget": tokens, "min_size": FINEST, "max_size": options.max_size}
     models: dict[str, nn.Module] = {
         "plain ViT": PlainViT(channels, shape, patch, options.dim, options.depth, options.heads)
+    }
+    # The same latents for both: by default they follow the finest cell of the tokenizer.
+    same: dict[str, dict[str, Any]] = {
+        "linear": {},
+        "local": {"latent_size": 4 * FINEST, "window": 2 * options.max_size},
+        "cross_attention": {"latent_size": FINEST},
     }
     for decoder in decoders:
         for name, tokenizer in (("uniform", {"name": "uniform", "size": patch}), ("iap", iap)):
             models[f"{name}, {decoder}"] = create_surrogate(
-                **common, tokenizer=tokenizer, decoder=decoder
+                **common, tokenizer=tokenizer, decoder={"name": decoder, **same[decoder]}
             )
     steps = {}
     for name, model in models.items():

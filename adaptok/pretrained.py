@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from adaptok.multiphysics import create_multiphysics, create_system
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
+
+
+def _vision(**config: Any) -> nn.Module:
+    # by name: this package's core knows no timm
+    return import_module("adaptok.vision.saved").build_vision(**config)
+
+
 BUILDERS = {
+    "vision": _vision,
     "surrogate": create_surrogate,
     "baseline": create_baseline,
     "tokenizer": create_tokenizer,
@@ -98,7 +107,8 @@ def from_pretrained(where: str | Path, *, revision: str | None = None) -> Any:
         revision: branch, tag or commit on the hub.
 
     Returns:
-        A `Surrogate`, a `Baseline`, a `Multiphysics` model or one of its systems, or a tokenizer.
+        A `Surrogate`, a `Baseline`, a `Multiphysics` model or one of its systems, a tokenizer, or a
+        model that `adaptok.vision.apply_apt` wrapped.
 
     Raises:
         ValueError: nothing there, a file that is missing, damaged or of another model.
@@ -219,6 +229,8 @@ def model_card(
 
 def _title(model: Any) -> str:
     config = model.config.get("model", model.config)
+    if isinstance(config, str):  # timm's name
+        return config
     part = config.get("tokenizer", config.get("baseline", config.get("name")))
     return part["name"] if isinstance(part, Mapping) else str(part)
 

@@ -711,3 +711,17 @@ def test_the_host_asks_for_the_number_of_cells_only(monkeypatch):
     monkeypatch.undo()
     assert asked == ["tolist"]
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_a_wrapped_model_is_saved_and_built_again(name, tmp_path):
+    import adaptok
+
+    model = timm.create_model(name, pretrained=False, num_classes=5, img_size=112)
+    fast = adaptok.vision.apply_apt(model, thresholds=(3.0,), resize="area").eval()
+    torch.nn.init.normal_(next(p for n, p in fast.named_parameters() if "cell_embed" in n))
+    adaptok.save_pretrained(fast, tmp_path / "model")
+    again = adaptok.from_pretrained(tmp_path / "model")
+    images = torch.randn(2, 3, 112, 112)
+    assert type(again) is type(fast)
+    assert torch.equal(again(images), fast(images))

@@ -82,6 +82,18 @@ def apply_apt(
     fast.cell_positions = CellPositions()
     fast.pooling, fast.window, fast.global_blocks = pooling, window, blocks
     fast.last_cells = None
+    fast.options = {
+        "thresholds": list(bars),
+        "indicator": indicator,
+        "marking": marking,
+        "mean": list(mean),
+        "std": list(std),
+        "pooling": pooling,
+        "resize": resize,
+        "branch": branch,
+        "window": window,
+        "global_blocks": list(blocks),
+    }
     return fast.train(model.training)
 
 

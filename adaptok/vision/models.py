@@ -40,7 +40,15 @@ class AptMixin(nn.Module):
     window: int | None
     global_blocks: tuple[int, ...]
     last_cells: Cells | None
+    options: dict[str, Any]
     blocks: Any
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """How to build the model again, for `adaptok.save_pretrained`."""
+        from adaptok.vision.saved import described
+
+        return described(self, self.options)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], *, cells: Cells | None = None, **control: Any

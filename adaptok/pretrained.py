@@ -32,12 +32,12 @@ def _vision(**config: Any) -> nn.Module:
 
 
 BUILDERS = {
-    "vision": _vision,
     "surrogate": create_surrogate,
     "baseline": create_baseline,
     "tokenizer": create_tokenizer,
     "multiphysics": create_multiphysics,
     "system": create_system,
+    "vision": _vision,
 }
 
 

@@ -51,9 +51,17 @@ def write_contents(contents: Contents, out: str | Path) -> list[Path]:
     """Writes the files of `write_report`."""
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
-    files = [target / name for name in ("results.csv", "report.md")]
+    files = [target / name for name in ("results.csv", "report.md", "report.html")]
     with replacing(files[0]) as temporary:
         write_csv(tidy_rows(contents.read.runs, contents.groups), temporary)
     with replacing(files[1]) as temporary:
         temporary.write_text(markdown_report(contents), encoding="utf-8")
+    with replacing(files[2]) as temporary:
+        temporary.write_text(_page(contents, target, files[0]), encoding="utf-8")
     return files
+
+
+def _page(contents: Contents, target: Path, csv: Path) -> str:
+    from adaptok.report.page import page  # plotly takes a moment, and readers of runs need none
+
+    return page(contents, target, csv.read_text(encoding="utf-8"))

@@ -11,7 +11,10 @@ from adaptok.report.panels import (
     GREY,
     Axis,
     Panel,
+    drawn,
+    log_ticks,
     new_figure,
+    power_of_ten,
     reference_line,
     rounded,
     span,
@@ -31,23 +34,25 @@ def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list
     reference = spread(run.reference for group in groups for run in group.runs)
     panels = []
     for key, title in (("train/loss", "training loss"), validated):
-        figure = new_figure(Axis("training step"), Axis(f"{title} (lower is better)", True, "~g"))
-        drawn = [
+        figure = new_figure(Axis("training step"), Axis(f"{title} (lower is better)", log=True))
+        values = [
             value
             for group in groups
             for run in (*group.runs, *group.pending)
             for value in _draw_curve(figure, group, run, key, looked[group.label])
         ]
-        if not drawn:
+        if not values:
             continue
-        if key == "val/vrmse":
-            reference_line(figure, reference.mean if reference else None, "persistence (test)")
-        if span(drawn) < 1.5:
+        known = reference.mean if reference and key == "val/vrmse" else None
+        if span(values) < 1.5:
             figure.update_yaxes(type="linear")
+        else:
+            figure.update_yaxes(**log_ticks([*values, known], "{:g}".format))
+        reference_line(figure, known, "persistence (test)")
         caption = "A line per run; dotted: not finished. Flat at the end: trained long enough."
         if key == "train/loss":
             caption = "A line per run, each in the units of its own loss; dotted: not finished."
-        panels.append(Panel(title.capitalize(), figure, caption))
+        panels.append(Panel(title[0].upper() + title[1:], figure, caption))
     return panels
 
 
@@ -80,7 +85,7 @@ def rollout_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[
     home = [row for row in rows if row.home and any(row.curve("rollout"))]
     if not home:
         return []
-    figure = new_figure(Axis("rollout step"), Axis("VRMSE (lower is better)", False, "~g"))
+    figure = new_figure(Axis("rollout step"), Axis("VRMSE (lower is better)"))
     reference = next((r.reference_rollout for row in home for r, _ in row.pairs), ())
     if reference:
         _line(figure, "persistence", reference, Look(GREY, "circle", "dash"), "VRMSE")
@@ -91,13 +96,13 @@ def rollout_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[
             _line(figure, label, row.curve("rollout"), looked[label], "VRMSE")
     values = [v for row in home for v in row.curve("rollout")]
     if span([*values, *reference]) > 20:
-        figure.update_yaxes(type="log")
+        figure.update_yaxes(type="log", **log_ticks(drawn(figure, "y"), "{:g}".format))
     caption = (
         "Errors of predictions that are fed back as input, mean over fields, trajectories and "
         "seeds; the band is one sample standard deviation over seeds. 1 is the error of predicting "
         "the mean; a line that ends has diverged."
     )
-    return [Panel("Rollout", figure, caption)]
+    return [Panel("Error against the rollout step", figure, caption)]
 
 
 def _line(figure: go.Figure, label: str, values: Sequence[Number], look: Look, unit: str) -> None:
@@ -144,7 +149,7 @@ def spectrum_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list
 
 
 def _bands_panel(rows: Sequence[Summary], looked: Mapping[str, Look], band: int) -> Panel | None:
-    axis = Axis("squared error / energy (lower is better)", True, "~g")
+    axis = Axis("squared error / energy (lower is better)", log=True)
     figure = new_figure(Axis("rollout step"), axis)
 
     def values(row: Summary) -> list[Number]:
@@ -172,19 +177,21 @@ def _draw(
     values: Callable[[Summary], list[Number]],
     unit: str,
 ) -> bool:
-    drawn = False
+    anything = False
     for row in rows:
         own = values(row)
         if any(v is not None for v in own):
             _line(figure, row.group.label, own, looked[row.group.label], unit)
-            drawn = True
-    return drawn
+            anything = True
+    if anything and figure.layout.yaxis.type == "log":  # type: ignore[union-attr]
+        figure.update_yaxes(**log_ticks(drawn(figure, "y"), "{:g}".format))
+    return anything
 
 
 def _residual_panel(rows: Sequence[Summary], looked: Mapping[str, Look]) -> Panel | None:
     figure = new_figure(
-        Axis("wavenumber (cycles per grid point)", True, "~g"),
-        Axis("power of the residual (lower is better)", True, "~g"),
+        Axis("wavenumber (cycles per grid point)", log=True),
+        Axis("power of the residual (lower is better)", log=True),
     )
     for row in rows:
         lists = [
@@ -211,6 +218,8 @@ def _residual_panel(rows: Sequence[Summary], looked: Mapping[str, Look]) -> Pane
         )
     if not figure.data:
         return None
+    figure.update_xaxes(**log_ticks(drawn(figure, "x"), "{:g}".format))
+    figure.update_yaxes(**log_ticks(drawn(figure, "y"), power_of_ten))
     caption = (
         "Power of prediction − truth at the last rollout step, in units of each field's variance, "
         "summed over directions. Peaks are patterns with the period of a patch."
@@ -219,13 +228,13 @@ def _residual_panel(rows: Sequence[Summary], looked: Mapping[str, Look]) -> Pane
 
 
 def _harmonics_panel(rows: Sequence[Summary], looked: Mapping[str, Look]) -> Panel | None:
-    axis = Axis("power at the harmonics / beside them (1 is best)", False, "~g")
+    axis = Axis("rise at the harmonics (1 is best)")
     figure = new_figure(Axis("rollout step"), axis)
     if not _draw(figure, rows, looked, lambda row: row.curve("harmonics"), "ratio"):
         return None
     reference_line(figure, 1.0, "no artifacts")
     caption = (
-        "How far the spectrum of the residual rises at the harmonics of the coarsest patch; 1 is a "
+        "Power of the residual at the harmonics of the coarsest patch over that beside them; 1: a "
         "residual without patch artifacts."
     )
     return Panel("Patch artifacts", figure, caption)

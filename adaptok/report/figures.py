@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -13,14 +13,16 @@ from adaptok.report.panels import (
     GREY,
     Axis,
     Panel,
+    drawn,
+    log_ticks,
     new_figure,
     powers_of_two,
     reference_line,
     rounded,
     span,
 )
-from adaptok.report.records import Measure
-from adaptok.report.summaries import Spread, Summary, pareto_front, spread
+from adaptok.report.records import Measure, Number
+from adaptok.report.summaries import Spread, Summary, pareto_front
 from adaptok.report.theme import Look, faint
 from adaptok.report.transfer import Transfer
 
@@ -30,35 +32,40 @@ class Cost(NamedTuple):
 
     key: str
     title: str
-    axis: Axis
+    axis: str
     caption: str
+    text: Callable[[Number], str]
 
 
 COSTS = (
     Cost(
         "tokens",
         "Error against tokens",
-        Axis("tokens per sample", True),
+        "tokens per sample",
         "Mean number of tokens of a sample, over all its frames.",
+        formats.count,
     ),
     Cost(
         "flops",
         "Error against FLOPs",
-        Axis("FLOPs per sample and forward pass", True, "~s"),
+        "FLOPs per sample and forward pass",
         "Counted, not measured: a multiply-add is 2, attention is included.",
+        formats.quantity,
     ),
     Cost(
         "seconds_per_step",
         "Error against time",
-        Axis("seconds per forward pass", True, "~s", "s"),
-        "Wall-clock time of a batch as measured in the test; comparable on equal hardware only.",
+        "time of a forward pass of a batch",
+        "Wall-clock time as measured in the test; comparable on equal hardware only.",
+        formats.seconds,
     ),
 )
 CLASSIFIER_COST = Cost(
     "images_per_second",
     "Accuracy against speed",
-    Axis("images per second", True, "~s"),
-    "More is better on both axes; as measured in the test, comparable on equal hardware only.",
+    "images per second",
+    "As measured in the test, comparable on equal hardware only; best is the upper right.",
+    formats.quantity,
 )
 
 
@@ -80,7 +87,7 @@ def cost_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Pan
         if points:
             title = cost.title if measure.lower else cost.title.replace("Error", "Accuracy")
             figure = _cost_figure(points, cost, measure, looked)
-            panels.append(Panel(title, figure, _cost_caption(cost, measure)))
+            panels.append(Panel(title, figure, cost.caption))
     return panels
 
 
@@ -93,34 +100,37 @@ def _points(rows: Sequence[Summary], key: str) -> list[Point]:
     return points
 
 
-def _cost_caption(cost: Cost, measure: Measure) -> str:
-    corner = "lower left" if measure.lower else "upper left"
-    if cost is CLASSIFIER_COST:
-        corner = "upper right"
+def cost_note(rows: Sequence[Summary]) -> str:
+    """What all panels of `cost_panels` show."""
+    corner = "lower left" if rows[0].measure.lower else "upper left"
     return (
-        f"{cost.caption} Large marks: mean over seeds with the sample standard deviation; faint "
-        f"ones: single runs; lines join the settings of a model. The stepped line is the Pareto "
-        f"front; the best place is the {corner}."
+        "Large marks: mean over seeds with the sample standard deviation; faint ones: single runs; "
+        "lines join the settings of a model. The grey steps are the Pareto front; the best place "
+        f"is the {corner}."
     )
 
 
 def _cost_figure(
     points: Sequence[Point], cost: Cost, measure: Measure, looked: Mapping[str, Look]
 ) -> go.Figure:
-    errors = [p.y.mean for p in points]
-    reference = points[0].row.reference_of(measure.key)
-    log = measure.lower and span(errors) > 1.5
-    y_axis = Axis(f"{measure.title} ({measure.direction})", log, "~g")
-    figure = new_figure(cost.axis, y_axis)
-    if cost.key == "tokens":
-        figure.update_xaxes(**powers_of_two([p.x for p in points]))
+    errors: list[Number] = [p.y.mean for p in points]
+    mean = points[0].row.reference_of(measure.key)
+    reference = mean.mean if mean and measure.lower else None
+    log = measure.lower and span([*errors, reference]) > 2
+    figure = new_figure(
+        Axis(cost.axis, log=True), Axis(f"{measure.title} ({measure.direction})", log)
+    )
     _draw_front(figure, points, measure, cost)
     for label in dict.fromkeys(point.row.group.label for point in points):
         own = sorted((p for p in points if p.row.group.label == label), key=lambda p: p.x)
         _draw_group(figure, own, looked[label], cost)
-    near = reference is not None and (not log or reference.mean < 4 * max(errors))
-    if near and measure.lower:
-        reference_line(figure, reference.mean if reference else None, measure.reference)
+    reference_line(figure, reference, measure.reference)
+    if cost.key == "tokens":
+        figure.update_xaxes(**powers_of_two([p.x for p in points]))
+    else:
+        figure.update_xaxes(**log_ticks(drawn(figure, "x"), cost.text))
+    if log:
+        figure.update_yaxes(**log_ticks([*drawn(figure, "y"), reference], "{:g}".format))
     return figure
 
 
@@ -157,7 +167,7 @@ def _draw_group(figure: go.Figure, points: Sequence[Point], look: Look, cost: Co
             text=[text for _, _, text in singles],
             mode="markers",
             marker={"color": faint(look.colour, 0.35), "size": 6, "symbol": look.symbol},
-            hovertemplate="%{text}<br>%{x:.4~s}, <b>%{y:.4f}</b><extra></extra>",
+            hovertemplate="%{text}<br><b>%{y:.4f}</b><extra></extra>",
             name=label,
             meta=label,
         )
@@ -181,7 +191,7 @@ def _hover(point: Point, cost: Cost) -> str:
     return (
         f"<b>{row.group.label}</b><br>{row.setting}<br>{row.measure.title} "
         f"{formats.error_spread(point.y)} (seeds {seeds})<br>"
-        f"{cost.axis.title}: {formats.quantity(point.x)}"
+        f"{cost.axis}: {cost.text(point.x)}"
     )
 
 
@@ -200,7 +210,7 @@ def transfer_panel(matrix: Transfer) -> Panel:
     figure.add_heatmap(
         z=[[None if v is None or v <= 0 else math.log10(v) for v in row] for row in means],
         x=[str(b) for b in matrix.tested],
-        y=[str(b) for b in matrix.trained],
+        y=[str(b).replace(", ", "<br>") for b in matrix.trained],
         text=texts,
         texttemplate="%{text}",
         customdata=[[formats.error_spread(v) for v in row] for row in matrix.cells],
@@ -250,8 +260,3 @@ def _colour_bar(values: Sequence[float]) -> dict:
         "outlinewidth": 0,
         "title": {"text": "VRMSE", "side": "top"},
     }
-
-
-def mean_reference(rows: Sequence[Summary]) -> Spread | None:
-    """Persistence (or chance) of the runs of a table."""
-    return spread(run.reference for row in rows for run, _ in row.pairs)

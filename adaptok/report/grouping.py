@@ -23,6 +23,8 @@ FIRST = (
     "history",
 )
 Settled = Mapping[int, Mapping[str, Any]]  # significant configuration by the id of the run
+# Keys that say how many tokens there are in training.
+BUDGETS = ("budget", "tokenizer.budget", "schedule.name", "schedule.settings")
 NAMES = ("model.name", "tokenizer.name", "processor.name", "decoder.name")
 
 
@@ -117,7 +119,7 @@ def _groups_of_kind(
         configs = [settled[id(run)] for run in own]
         values = {key: configs[0][key] for key in keys if key in configs[0]}
         mixed = [key for key in varying if len({_hashable(c.get(key)) for c in configs}) > 1]
-        label, kind = label_of_keys(own[0].kind, values), own[0].kind
+        label, kind = label_of_keys(own[0].kind, with_budget(values, own[0])), own[0].kind
         pending = [run for run in own if not run.results]
         groups.append(Group(table, label, kind, values, _newest(own, settled), pending, mixed))
     return groups
@@ -149,11 +151,20 @@ def label_of_keys(kind: str, values: Mapping[str, Any]) -> str:
     """``iap, vit, budget=256``: names as they are, other keys by their last part."""
     parts = [kind]
     for key, value in values.items():
-        if value is None or (key in NAMES and str(value) in (kind, "surrogate")):
+        if value is None or (key, value) == ("schedule.name", "fixed"):
+            continue
+        if key in NAMES and str(value) in (kind, "surrogate"):
             continue
         name = _short(key) if [*map(_short, values)].count(_short(key)) == 1 else key
         parts.append(str(value) if key in NAMES else f"{name}={_shown(value)}")
     return ", ".join(parts)
+
+
+def with_budget(values: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Keys of a label, where several budgets in training take the place of the schedule."""
+    if not isinstance(run.budget, str) or not any(key in values for key in BUDGETS):
+        return dict(values)
+    return {k: v for k, v in values.items() if k not in BUDGETS} | {"budget": run.budget}
 
 
 def _short(key: str) -> str:

@@ -26,14 +26,20 @@ SHAPES = {
     "star": '<path d="M6 .8l1.6 3.5 3.8.4-2.8 2.6.8 3.8L6 9.2l-3.4 1.9.8-3.8L.6 4.7l3.8-.4z"/>',
     "hexagon": '<path d="M3.5 1.7h5L11 6l-2.5 4.3h-5L1 6z"/>',
 }
+STATES = {"counts": "good", "no result": "bad", "failed": "bad", "diverged": "bad"}
 DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2"}
 
 
 def sheet_html(sheet: Sheet, looked: Mapping[str, Look] | None = None) -> str:
     """A sortable table with its caption."""
-    head = "".join(_head(column, number) for number, column in enumerate(sheet.columns))
+    numeric = {
+        number
+        for number in range(len(sheet.columns))
+        if any(isinstance(row[number].value, (int, float)) for row in sheet.rows)
+    }
+    head = "".join(_head(c, n in numeric) for n, c in enumerate(sheet.columns))
     body = "".join(
-        f"<tr>{''.join(_cell(cell, n, looked) for n, cell in enumerate(row))}</tr>\n"
+        f"<tr>{''.join(_cell(cell, n, n in numeric, looked) for n, cell in enumerate(row))}</tr>\n"
         for row in sheet.rows
     )
     caption = f'<p class="caption">{escape(sheet.caption)}</p>'
@@ -41,20 +47,21 @@ def sheet_html(sheet: Sheet, looked: Mapping[str, Look] | None = None) -> str:
     return f'<div class="sheet">{caption}<div class="scroll">{table}</div></div>'
 
 
-def _head(column: Column, number: int) -> str:
+def _head(column: Column, numeric: bool) -> str:
+    kind = ' class="number"' if numeric else ""
     hint = f' title="{escape(column.hint)}"' if column.hint else ""
     return (
-        f'<th scope="col" aria-sort="none"{hint}><button type="button" data-column="{number}">'
-        f"{escape(column.title)}</button></th>"
+        f'<th scope="col" aria-sort="none"{kind}{hint}>'
+        f'<button type="button">{escape(column.title)}</button></th>'
     )
 
 
-def _cell(cell: Cell, number: int, looked: Mapping[str, Look] | None) -> str:
+def _cell(cell: Cell, number: int, numeric: bool, looked: Mapping[str, Look] | None) -> str:
     classes = [f"rank{cell.rank}"] if cell.rank else []
     classes += ["weak"] if cell.weak else []
-    classes += ["number"] if isinstance(cell.value, (int, float)) else []
-    if cell.text in ("counts", "no result"):
-        classes.append("good" if cell.text == "counts" else "bad")
+    classes += ["number"] if numeric else []
+    classes += [STATES[cell.text]] if cell.text in STATES else []
+    classes += ["prose"] if len(cell.text) > 60 else []
     attributes = f' class="{" ".join(classes)}"' if classes else ""
     if cell.value is not None:
         attributes += f' data-value="{escape(str(cell.value))}"'
@@ -95,8 +102,14 @@ def legend_html(looked: Mapping[str, Look]) -> str:
     return f'<div class="legend" title="{hint}">{buttons}</div>'
 
 
-def panels_html(panels: Sequence[Panel], prefix: str) -> str:
-    """Figures in a grid; each is drawn when it comes into view."""
+def breakable(text: str) -> str:
+    """Escaped, with places to break a long name."""
+    return escape(text).replace("_", "_<wbr>")
+
+
+def panels_html(panels: Sequence[Panel], prefix: str, note: str = "") -> str:
+    """Figures in a grid below what they have in common; each is drawn when it comes into view."""
+    above = f'<p class="caption">{escape(note)}</p>' if note else ""
     parts = []
     for number, panel in enumerate(panels):
         name = f"{prefix}-{number}"
@@ -108,7 +121,7 @@ def panels_html(panels: Sequence[Panel], prefix: str) -> str:
             f'<script type="application/json" data-for="{name}">{as_json(panel)}</script>'
             f"<figcaption>{escape(panel.caption)}</figcaption></figure>"
         )
-    return f'<div class="panels">{"".join(parts)}</div>'
+    return f'{above}<div class="panels">{"".join(parts)}</div>'
 
 
 def as_json(panel: Panel) -> str:

@@ -15,9 +15,10 @@ from plotly.offline import get_plotlyjs
 
 from adaptok.report import formats
 from adaptok.report.curves import learning_panels, rollout_panels, spectrum_panels
-from adaptok.report.figures import cost_panels, transfer_panel
+from adaptok.report.figures import cost_note, cost_panels, transfer_panel
 from adaptok.report.gallery import pictures_of
 from adaptok.report.html import (
+    breakable,
     legend_html,
     link_to,
     panels_html,
@@ -87,7 +88,7 @@ def _table_of_contents(contents: Contents, blocks: Sequence[Sequence[Block]]) ->
     for section, own in zip(contents.sections, blocks, strict=True):
         inner = "".join(f'<li><a href="#{b.name}">{escape(b.title)}</a></li>' for b in own)
         first = own[0].name.partition("-")[0] if own else "summary"
-        title = escape(section.table.title)
+        title = breakable(section.table.title)
         items.append(f'<li><a href="#{first}">{title}</a><ul>{inner}</ul></li>')
     items += ['<li><a href="#runs">Runs</a></li>', '<li><a href="#left">Left out</a></li>']
     return f"<ul>{''.join(items)}</ul>"
@@ -110,7 +111,8 @@ def _blocks(section: Section, name: str, out: Path, problems: list[Problem]) -> 
     blocks = [Block(f"{name}-results", "Results", _tables(section, looked))] if rows else []
     for key, (title, own) in panels.items():
         if own:
-            html = panels_html(own, f"{name}-{key}-plot")
+            note = cost_note(rows) if key == "cost" else ""
+            html = panels_html(own, f"{name}-{key}-plot", note)
             html += _rollout_table(section, looked) if key == "rollout" else ""
             blocks.append(Block(f"{name}-{key}", title, html))
     pictures = pictures_of(section.groups, problems)
@@ -156,7 +158,7 @@ def _section(section: Section, name: str, blocks: Sequence[Block]) -> str:
     )
     measure = section.table.measure
     return (
-        f'<section class="set" id="{name}"><h2>{escape(section.table.title)}</h2>'
+        f'<section class="set" id="{name}"><h2>{breakable(section.table.title)}</h2>'
         f'<p class="direction">{escape(measure.title)}: {escape(measure.direction)}</p>'
         f"{_warnings(section.warnings)}{legend_html(looks(section.groups))}{parts}</section>"
     )
@@ -235,7 +237,7 @@ def _left_out(contents: Contents, problems: Sequence[Problem]) -> str:
     left = [*not_finished(contents.read), *problems]
     rows = [[Cell(str(folder), str(folder)), Cell(what, what)] for folder, what in left]
     sheet = Sheet(
-        "Nothing of these is in the means above.", [Column("folder"), Column("why")], rows
+        "What is not in the means above, or only in part.", [Column("folder"), Column("why")], rows
     )
     text = sheet_html(sheet) if rows else "<p>Every folder was read and every run is finished.</p>"
     return f'<section id="left"><h2>Not finished, diverged or left out</h2>{text}</section>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
@@ -12,6 +12,8 @@ from adaptok.report.records import Number
 from adaptok.report.theme import COLOURS
 
 HEIGHT = 340
+# Leading digits of the ticks of logarithmic axes, fewest first.
+DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(1 + i / 10 for i in range(90)))
 GREY = COLOURS["persistence"]
 
 
@@ -24,12 +26,10 @@ class Panel(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Title with unit, scale, and how ticks are written."""
+    """Title with unit, and whether it is logarithmic."""
 
     title: str
     log: bool = False
-    tickformat: str = ""
-    suffix: str = ""
 
 
 def new_figure(x: Axis, y: Axis, *, height: int = HEIGHT) -> go.Figure:
@@ -38,7 +38,7 @@ def new_figure(x: Axis, y: Axis, *, height: int = HEIGHT) -> go.Figure:
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 62, "r": 14, "t": 10, "b": 50},
+        margin={"l": 62, "r": 14, "t": 30, "b": 50},
         showlegend=False,
         hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)",
@@ -50,7 +50,7 @@ def new_figure(x: Axis, y: Axis, *, height: int = HEIGHT) -> go.Figure:
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    return {
         "title": {"text": axis.title, "standoff": 8},
         "type": "log" if axis.log else "linear",
         "showline": True,
@@ -59,11 +59,6 @@ def _axis(axis: Axis) -> dict[str, Any]:
         "zeroline": False,
         "automargin": True,
     }
-    if axis.tickformat:
-        made["tickformat"] = axis.tickformat
-    if axis.suffix:
-        made["ticksuffix"] = axis.suffix
-    return made
 
 
 def reference_line(figure: go.Figure, value: Number, text: str) -> None:
@@ -107,6 +102,40 @@ def powers_of_two(values: Sequence[float]) -> dict[str, Any]:
     every = max(1, (high - low) // 6)
     ticks = [2**k for k in range(low, high + 1, every)]
     return {"tickmode": "array", "tickvals": ticks, "ticktext": [str(t) for t in ticks]}
+
+
+def log_ticks(values: Iterable[Number], text: Callable[[float], str]) -> dict[str, Any]:
+    """A handful of round ticks for a logarithmic axis; plotly's own are too many.
+
+    Args:
+        values: what is drawn.
+        text: of a tick.
+    """
+    known = [v for v in values if v is not None and v > 0]
+    if not known:
+        return {}
+    low, high = min(known) / 1.15, max(known) * 1.15
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for digits in DIGITS:
+        found = [d * 10.0**p for p in powers for d in digits]
+        ticks = [t for t in found if low <= t <= high]
+        if len(ticks) >= 3:
+            break
+    ticks = ticks[:: math.ceil(len(ticks) / 7)] if len(ticks) > 8 else ticks
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [text(t) for t in ticks]}
+
+
+def power_of_ten(value: float) -> str:
+    """A tick such as 3·10⁻⁴, with the mark-up of plotly."""
+    digits, _, exponent = f"{value:.0e}".partition("e")
+    power = f"10<sup>{int(exponent)}</sup>"
+    return power if digits == "1" else f"{digits}·{power}"
+
+
+def drawn(figure: go.Figure, axis: str) -> list[Number]:
+    """All coordinates of the figure's traces along "x" or "y"."""
+    return [v for trace in figure.data for v in trace[axis] or ()]  # type: ignore[union-attr]
 
 
 def rounded(values: Iterable[Number]) -> list[Number]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptok.report.grouping import Group, label_of_keys
+from adaptok.report.grouping import BUDGETS, Group, label_of_keys
 from adaptok.report.summaries import Spread, Summary, spread
-
-BUDGETS = ("budget", "tokenizer.budget", "schedule.name", "schedule.settings")
 
 
 @dataclass(frozen=True)

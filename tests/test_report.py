@@ -150,7 +150,7 @@ def test_classifiers_have_accuracy_and_chance(tmp_path):
     assert column(sheet, "accuracy")[0].text == "0.1000"
     (verdict,) = verdicts(rows)
     assert not verdict.counts
-    assert verdict.reasons == ["random: not better than chance"]
+    assert verdict.reasons == ["not better than chance: random"]
 
 
 def test_an_evaluation_joins_the_runs_of_its_model(tmp_path):
@@ -254,7 +254,7 @@ def test_a_diverged_run_is_shown_and_never_best(tmp_path):
     ]
     assert [c.rank for c in column(sheet, "VRMSE")] == [None, None, None, 1, 2]
     (verdict,) = verdicts(rows)
-    assert verdict.reasons == ["apt: diverged (1 of 2 runs)", "csm: diverged"]
+    assert verdict.reasons == ["diverged: apt (1 of 2 runs); csm"]
     diverged = [r for r in tidy_rows(read_runs(tmp_path).runs) if r["status"] == "diverged"]
     assert [r["vrmse"] for r in diverged] == ["diverged"] * 3
 
@@ -334,6 +334,20 @@ def test_calibrated_knobs_do_not_split_the_seeds(tmp_path):
     (group,) = group_runs(read_runs(tmp_path).runs)
     assert group.seeds == [0, 1, 2]
     assert {run.budget for run in group.runs} == {256}
+
+
+def test_the_schedule_is_named_as_it_was_typed(tmp_path):
+    """Thresholds that budgets became are kept in config.yaml; the budgets are what counts."""
+    for seed in range(2):
+        calibrated = [{"thresholds": [1.0 + seed]}, {"thresholds": [2.0 + seed]}]
+        schedule = {"name": "random", "settings": calibrated, "seed": seed}
+        folder = make.write_surrogate(tmp_path, "apt", seed, schedule=schedule)
+        typed = {"schedule": {"settings": [{"budget": 64}, {"budget": 256}]}}
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(typed))
+    (group,) = group_runs(read_runs(tmp_path).runs)
+    assert group.seeds == [0, 1]
+    assert group.runs[0].budget == "64 to 256, random"
 
 
 def test_the_newest_of_repeated_runs_counts(tmp_path):
@@ -423,7 +437,7 @@ def test_only_what_beats_persistence_is_ranked(tmp_path):
     placed = dict(zip([r.group.label for r in rows], ranks(rows, "vrmse"), strict=True))
     assert placed == {"apt": None, "iap": 1, "persistence": None, "uniform": 2}
     (verdict,) = verdicts(rows)
-    assert verdict.reasons == ["apt: not better than persistence"]
+    assert verdict.reasons == ["not better than persistence: apt"]
     assert "persistence" not in verdict.models
 
 
@@ -432,7 +446,7 @@ def test_a_comparison_counts_when_all_is_well(sweep):
     assert verdict.counts
     (sweep / "maze_iap_256_1" / "metrics.csv").unlink()
     (verdict,) = verdicts(rows_of(sweep))
-    assert verdict.reasons == ["iap: no learning curve (1 of 3 runs)"]
+    assert verdict.reasons == ["no learning curve: iap (1 of 3 runs)"]
 
 
 def test_another_split_is_no_result(sweep):
@@ -452,7 +466,8 @@ def test_transfer_matrix_is_train_by_test(tmp_path):
             make.write_surrogate(tmp_path, "iap", seed, budget=budget, tests=tests)
     schedule = {"name": "random", "settings": [{"budget": 64}, {"budget": 256}], "seed": 0}
     make.write_surrogate(tmp_path / "elastic", "iap", 0, tests=tests, schedule=schedule)
-    make.write_surrogate(tmp_path, "uniform", 0)  # at one budget only
+    for budget in (64, 256):  # at its own budget only
+        make.write_surrogate(tmp_path, "apt", 0, budget=budget)
     rows = rows_of(tmp_path)
     (matrix,) = transfers(rows)
     assert (matrix.label, matrix.trained) == ("iap", [64, 256, "64 to 256, random"])

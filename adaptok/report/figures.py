@@ -49,7 +49,7 @@ COSTS = (
         "flops",
         "Error against FLOPs",
         "FLOPs per sample and forward pass",
-        "Counted, not measured: a multiply-add is 2, attention is included.",
+        "Matrix products, convolutions and attention, counted; a multiply-add is 2.",
         formats.quantity,
     ),
     Cost(

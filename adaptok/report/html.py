@@ -113,7 +113,7 @@ def panels_html(panels: Sequence[Panel], prefix: str, note: str = "") -> str:
     parts = []
     for number, panel in enumerate(panels):
         name = f"{prefix}-{number}"
-        height = panel.figure.layout.height
+        height = panel.figure.to_dict()["layout"]["height"]
         parts.append(
             f'<figure class="panel"><h4>{escape(panel.title)}</h4>'
             f'<div class="plot" id="{name}" style="height:{height}px" role="img" '
@@ -126,7 +126,7 @@ def panels_html(panels: Sequence[Panel], prefix: str, note: str = "") -> str:
 
 def as_json(panel: Panel) -> str:
     """A figure for a script element, which "</" would end."""
-    content = json.loads(panel.figure.to_json())
+    content = json.loads(str(panel.figure.to_json()))
     slim = {"data": content["data"], "layout": content["layout"]}
     return json.dumps(slim, separators=(",", ":")).replace("</", "<\\/")
 

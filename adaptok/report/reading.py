@@ -89,7 +89,8 @@ def _read(folder: Path, found: Runs) -> None:
             config = _config(folder.parent, []) or {}
             if not config:
                 found.problems.append(Problem(folder, "no config.yaml: known by its name only"))
-        found.runs.append(_run(folder, config or {}, results, found.problems))
+        config = _as_asked(config or {}, folder)
+        found.runs.append(_run(folder, config, results, found.problems))
     except Exception as error:  # whatever is in the files: one bad folder must not hide the others
         found.problems.append(Problem(folder, f"{type(error).__name__}: {error}"))
 
@@ -175,6 +176,18 @@ def _of_set(config: Mapping[str, Any], name: Any) -> dict[str, Any]:
         return dict(config)
     chosen = [d for d in data if isinstance(d, Mapping) and d.get("name") == name]
     return {**config, "data": chosen[0] if chosen else {}}
+
+
+def _as_asked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration with the settings of the schedule as they were typed.
+
+    A run keeps what a budget became for its tokenizer, calibrated thresholds for example.
+    """
+    typed = chain(_config(folder / ".hydra", []), "schedule", "settings")
+    own = chain(config, "schedule", "settings")
+    if not isinstance(typed, list) or not isinstance(own, list) or len(typed) != len(own):
+        return config
+    return {**config, "schedule": {**config["schedule"], "settings": typed}}
 
 
 def _source(results: Mapping[str, Any]) -> Path | None:

@@ -57,7 +57,8 @@ def mean_of(text: Callable[[Number], str]) -> Callable[[Spread | None], str]:
 COSTS = (
     Quantity(
         "FLOPs",
-        "floating-point operations of one forward pass of one sample; a multiply-add counts 2",
+        "of one forward pass of one sample: matrix products, convolutions, attention; a "
+        "multiply-add counts 2",
         lambda row: row.spread("flops"),
         mean_of(lambda v: formats.quantity(v, "FLOP")),
     ),
@@ -75,7 +76,7 @@ COSTS = (
     ),
     Quantity(
         "peak memory",
-        "largest memory in the test",
+        "most bytes that the tensors of a forward pass of a batch take",
         lambda row: row.spread("peak_memory"),
         mean_of(formats.size),
     ),
@@ -316,7 +317,7 @@ def verdict_sheet(found: Sequence[tuple[str, Verdict]]) -> Sheet:
             Cell(verdict.setting, verdict.setting),
             Cell(str(len(verdict.models)), len(verdict.models), hint="\n".join(verdict.models)),
             Cell("counts" if verdict.counts else "no result", str(verdict.counts)),
-            Cell("; ".join(verdict.reasons), ""),
+            Cell(". ".join(verdict.reasons), ""),
         ]
         for title, verdict in found
     ]

@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 
 from adaptok.report.grouping import Group
 from adaptok.report.panels import (
-    GREY,
     Axis,
     Panel,
     drawn,
@@ -22,7 +21,7 @@ from adaptok.report.panels import (
 from adaptok.report.parsing import BANDS
 from adaptok.report.records import Number, Run
 from adaptok.report.summaries import Summary, spread
-from adaptok.report.theme import Look, faint
+from adaptok.report.theme import REFERENCE, Look, faint
 
 POINTS = 300  # of a learning curve
 
@@ -88,7 +87,7 @@ def rollout_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[
     figure = new_figure(Axis("rollout step"), Axis("VRMSE (lower is better)"))
     reference = next((r.reference_rollout for row in home for r, _ in row.pairs), ())
     if reference:
-        _line(figure, "persistence", reference, Look(GREY, "circle", "dash"), "VRMSE")
+        _line(figure, "persistence", reference, REFERENCE, "VRMSE")
     for row in home:
         if not row.is_reference:
             _band(figure, row, "rollout", looked[row.group.label])

@@ -13,7 +13,7 @@ from adaptok.report.gallery import Picture
 from adaptok.report.panels import Panel
 from adaptok.report.records import Run
 from adaptok.report.sheets import Cell, Column, Sheet
-from adaptok.report.theme import DARK, Look
+from adaptok.report.theme import Look
 
 # Marks of plotly, drawn for the legend in a box of 12 x 12.
 SHAPES = {
@@ -27,7 +27,13 @@ SHAPES = {
     "hexagon": '<path d="M3.5 1.7h5L11 6l-2.5 4.3h-5L1 6z"/>',
 }
 STATES = {"counts": "good", "no result": "bad", "failed": "bad", "diverged": "bad"}
-DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2"}
+DASHES = {
+    "solid": "",
+    "dash": "6 3",
+    "dashdot": "6 2 2 2",
+    "longdash": "11 3",
+    "longdashdot": "11 2 2 2",
+}
 
 
 def sheet_html(sheet: Sheet, looked: Mapping[str, Look] | None = None) -> str:
@@ -81,14 +87,11 @@ def key_html(look: Look) -> str:
     """The mark of a group: a line with its symbol."""
     dash = f' stroke-dasharray="{DASHES[look.dash]}"' if DASHES[look.dash] else ""
     return (
-        f'<svg class="key" style="{_colours(look)}" width="28" height="12" aria-hidden="true">'
+        f'<svg class="key" style="--light:{look.colour};--dark:{look.dark}" '
+        'width="28" height="12" aria-hidden="true">'
         f'<path d="M0 6h28" stroke="currentColor" stroke-width="1.6"{dash}/>'
         f'<g transform="translate(8 0)" fill="currentColor">{SHAPES[look.symbol]}</g></svg>'
     )
-
-
-def _colours(look: Look) -> str:
-    return f"--light:{look.colour};--dark:{DARK[look.colour]}"
 
 
 def legend_html(looked: Mapping[str, Look]) -> str:
@@ -134,7 +137,8 @@ def as_json(panel: Panel) -> str:
 def pictures_html(pictures: Sequence[Picture], out: Path) -> str:
     """Pictures with the run that each is from; a click enlarges."""
     parts = [
-        f'<figure class="picture"><button type="button" class="zoom" title="enlarge">'
+        f'<figure class="picture{" wide" if p.width > 2.6 * p.height else ""}">'
+        f'<button type="button" class="zoom" title="enlarge">'
         f'<img src="{p.uri}" width="{p.width}" height="{p.height}" loading="lazy" '
         f'alt="{escape(f"{p.label}: {p.caption}")}"></button>'
         f"<figcaption><b>{escape(p.label)}</b>, {escape(p.caption)}; run "

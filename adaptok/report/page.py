@@ -65,7 +65,7 @@ def page(contents: Contents, out: str | Path, csv: str = "") -> str:
         "style": (ASSETS / "page.css").read_text(encoding="utf-8"),
         "script": (ASSETS / "page.js").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs(),
-        "dark": json.dumps(DARK),
+        "dark": json.dumps(_dark(contents)),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "csv": base64.b64encode(csv.encode()).decode(),
         "contents": _table_of_contents(contents, blocks),
@@ -73,6 +73,12 @@ def page(contents: Contents, out: str | Path, csv: str = "") -> str:
     }
     template = (ASSETS / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _dark(contents: Contents) -> dict[str, str]:
+    """Every colour that figures have, with that of the dark page."""
+    used = [look for section in contents.sections for look in looks(section.groups).values()]
+    return DARK | {look.colour: look.dark for look in used}
 
 
 class Block(NamedTuple):

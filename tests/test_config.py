@@ -40,6 +40,7 @@ MANDATORY = {
 COMMAND_KEYS = {
     "finetune": {
         "task",
+        "sweep",
         "ckpt",
         "mode",
         "data_fraction",
@@ -55,6 +56,7 @@ COMMAND_KEYS = {
     },
     "train": {
         "task",
+        "sweep",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -66,6 +68,7 @@ COMMAND_KEYS = {
     },
     "demo": {
         "task",
+        "sweep",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -118,7 +121,7 @@ def test_every_file_composes_and_every_key_is_read(choice):
 
 def test_no_file_is_left_out():
     top = {path.removesuffix(".yaml") for path in FILES if "/" not in path}
-    assert top == {*COMMANDS, "run", "model"}
+    assert top == {*COMMANDS, "run", "sweep", "model"}
     assert {choice.split("/")[0] for choice in CHOICES} == {*READERS, "task", "recipe"}
 
 

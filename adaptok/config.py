@@ -313,7 +313,7 @@ def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
             **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
         )
     else:
-        if config["history_mode"] != "fold":
+        if config["history_mode"] not in ("auto", "fold"):
             raise ValueError(
                 f"model={model['name']} folds its history into channels: history_mode=fold, not "
                 f"{config['history_mode']}"

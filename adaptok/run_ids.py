@@ -82,7 +82,7 @@ def _below(key: str, parents: Iterable[str]) -> bool:
 
 
 def _label(values: dict[str, Any]) -> list[str]:
-    """Data, model and seed."""
+    """Data, model, budget and seed."""
     model = values.get("model.name", "surrogate")
     keys = ["data.name"]
     if model != "surrogate":
@@ -90,4 +90,5 @@ def _label(values: dict[str, Any]) -> list[str]:
     if model == "surrogate" or values.get("task") == "classify":
         keys += ["tokenizer.name", "processor.name"]
     words = [str(values[key]) for key in keys if values.get(key) not in (None, "???")]
-    return [*words, f"seed{values['seed']}"] if "seed" in values else words
+    numbers = {key: values.get(key) for key in ("budget", "seed")}
+    return [*words, *(f"{key}{value}" for key, value in numbers.items() if value is not None)]

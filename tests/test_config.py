@@ -30,6 +30,7 @@ READERS = {
     "optim": ([Optim, ClassifierOptim], set()),
     "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
     "logger": ([make_trainer], set()),
+    "decoder": ([], {"name"}),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }
 MANDATORY = {
@@ -57,6 +58,7 @@ COMMAND_KEYS = {
     "train": {
         "task",
         "sweep",
+        "budget",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -69,6 +71,7 @@ COMMAND_KEYS = {
     "demo": {
         "task",
         "sweep",
+        "budget",
         "resume",
         "resume_anyway",
         "activation_checkpointing",

@@ -18,6 +18,7 @@ def identity(*overrides: str, swept: tuple[str, ...] = ()) -> str:
 def test_readable_part():
     assert identity().startswith("acoustic_scattering_maze_iap_vit_seed0_")
     assert identity("model=fno", "seed=3").startswith("acoustic_scattering_maze_fno_seed3_")
+    assert "_uniform_vit_budget64_seed0_" in identity("tokenizer=uniform", "budget=64")
     images = identity("task=classify", "tokenizer=random")
     assert images.startswith("mnist_5k_vit_small_patch16_224_random_seed0_")
 

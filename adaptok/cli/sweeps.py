@@ -105,7 +105,7 @@ class Job:
         """The command; other processes that Lightning starts for it type the job as one run."""
         from adaptok.cli import commands, typed_folders
 
-        job = HydraConfig.get()
+        job: Any = HydraConfig.get()
         with read_write(job), open_dict(job):
             job.run.dir = str(folder)
         resume = [f"resume='{config.resume}'"] if config.get("resume") else []

@@ -63,6 +63,8 @@ EXAMPLES = {
         "adaptok list tokenizer",
         "adaptok list tokenizer 'i*'",
         "adaptok list backends",
+        "adaptok list combinations                    # what goes together, and why the rest does not",
+        "adaptok list combinations 'tokenizer=iap*decoder=linear'",
     ],
     "bench": [
         "adaptok bench                        # the names",

@@ -11,7 +11,7 @@ COMMANDS = {
     "tokenize": "pictures of fields, score maps and cells; needs no trained model",
     "data": "generate or check a data set; shapes, fields, persistence VRMSE",
     "demo": "IAP beside fixed patches on generated data, in minutes on two cores",
-    "list": "tokenizers, processors, decoders ... with their knobs",
+    "list": "tokenizers, processors, decoders ... with their knobs; what goes together",
     "bench": "run a benchmark, such as that of timm models: adaptok bench vision",
 }
 
@@ -63,7 +63,7 @@ EXAMPLES = {
         "adaptok list tokenizer",
         "adaptok list tokenizer 'i*'",
         "adaptok list backends",
-        "adaptok list combinations                    # what goes together, and why the rest does not",
+        "adaptok list combinations            # what goes together, and why the rest does not",
         "adaptok list combinations 'tokenizer=iap*decoder=linear'",
     ],
     "bench": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def records(run: Path) -> Iterator:
 
 
 def logged(run: Path) -> dict:
+    """What an offline run holds; its process may still be writing when the run has ended."""
+    deadline = time.monotonic() + 60
+    while (found := read(run))["exit"] is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def read(run: Path) -> dict:
     """Configuration, group and name, the keys of the history, and the summary of an offline run."""
     found: dict = {"config": {}, "history": set(), "summary": {}, "exit": None}
     for record in records(run):
@@ -83,7 +92,8 @@ def check(run: Path, group: str) -> None:
     pictures = {p.stem for p in (run / "pictures").glob("*.png")}
     kept = run.glob("wandb/offline-run-*/files/media/images/pictures/*.png")
     assert {p.name.rsplit("_", 2)[0] for p in kept} == pictures
-    assert {"test", *(f"pictures/{name}" for name in pictures)} <= found["history"]
+    media = ("test_table", *(f"pictures/{name}" for name in pictures))
+    assert {f"{name}/_type" for name in media} <= found["history"]
     assert found["summary"]["test/vrmse.mean"] == results["settings"][0]["vrmse"]["mean"]
     assert found["exit"] == 0
 

@@ -63,7 +63,7 @@ def _log_results(config: Config, folder: Path) -> None:
         for path in sorted(folder.rglob("*.png"))
         if "wandb" not in path.relative_to(folder).parts
     }
-    run.log({"test": table, **pictures})
+    run.log({"test_table": table, **pictures})
     for name, value in (rows[0] if rows else {}).items():
         run.summary[f"test/{name}"] = value
 

@@ -26,7 +26,7 @@ from adaptok.spectra import patch_harmonics, residual_spectrum, resolves
 
 # The Well's rollout tables average the error over these steps.
 WINDOWS = {"6:12": slice(6, 12), "13:30": slice(13, 30)}
-COUNTED = 4  # batches of a split, evenly spread, whose operations and memory are counted
+COUNTED = 16  # batches of a split, evenly spread, whose operations and memory are counted
 
 
 def evaluate(

@@ -107,7 +107,8 @@ def random(
     return fast.train(model.training)
 
 
-def _start(last: nn.Linear, branch: str) -> None:
+def _start(last: nn.Linear | None, branch: str) -> None:
+    assert last is not None, "the model has merged levels, so the branch is there"
     if branch == "random":
         last.reset_parameters()
     elif branch == "identity":

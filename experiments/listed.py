@@ -15,7 +15,7 @@ SCALES = ("full", "small")
 COMMANDS = ("train", "finetune", "eval", "bench")
 KEYS = {"claim", "source", "lists", "scales", "runs_of", "compare", "metrics", "drawn"}
 SCALE_KEYS = {"seeds", "common", "runs"}
-RUN_KEYS = {"overrides", "arguments", "command", "like"}
+RUN_KEYS = {"overrides", "arguments", "command", "like", "of"}
 EXPECTED = ["run", "setting", "metric", "value", "tolerance", "ours", "source"]
 
 
@@ -29,6 +29,8 @@ class Run:
         overrides: of that command, those of all runs first; of a benchmark its arguments.
         seeds: one run each.
         like: the full-size run whose published number stands beside this one.
+        owner: experiment that it is a run of.
+        scale: full or small.
     """
 
     name: str
@@ -36,9 +38,21 @@ class Run:
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     like: str
+    owner: str
+    scale: str
 
     def folder(self, out: Path, seed: int) -> Path:
-        return out / self.name / f"seed_{seed}"
+        return out / self.owner / self.scale / self.name / f"seed_{seed}"
+
+    def words(self, out: Path) -> list[str]:
+        """The overrides with ``{root}`` and ``{out}``, the folder of all runs and of those of its
+        experiment.
+        """
+        places = {"{root}": out, "{out}": out / self.owner / self.scale}
+        words = list(self.overrides)
+        for name, place in places.items():
+            words = [word.replace(name, str(place)) for word in words]
+        return words
 
 
 @dataclass(frozen=True)
@@ -50,9 +64,7 @@ class Experiment:
         claim: one sentence.
         source: paper and table.
         runs: by scale.
-        runs_of: by scale, the experiment that the runs are those of; its own name where they are
-            its own.
-        compare: pairs of runs, whose ratio of errors is the claim.
+        compare: pairs of runs, each with its setting or "", whose ratio of errors is the claim.
         metrics: patterns of what results.csv keeps.
         drawn: runs in the pictures of rollouts and spectra; none is all.
     """
@@ -61,8 +73,7 @@ class Experiment:
     claim: str
     source: str
     runs: Mapping[str, list[Run]]
-    runs_of: Mapping[str, str]
-    compare: list[tuple[str, str]]
+    compare: list[tuple[tuple[str, str], tuple[str, str]]]
     metrics: list[str]
     drawn: list[str]
 
@@ -89,45 +100,52 @@ def read(name: str, base: Path = HERE) -> Experiment:
     _known(content, KEYS, name)
     if not content.get("claim") or not content.get("source"):
         raise ValueError(f"{name} needs a claim and a source")
-    runs = {s: _runs(v, f"{name}, {s}") for s, v in content.get("scales", {}).items()}
+    _known(content.get("scales", {}), set(SCALES), name)
+    runs = {s: _runs(v, name, s, base) for s, v in content.get("scales", {}).items()}
     of = content.get("runs_of", {})
-    of = dict.fromkeys(SCALES, of) if isinstance(of, str) else dict(of)
+    of = dict.fromkeys(SCALES, of) if isinstance(of, str) else of
+    _known(of, set(SCALES), f"{name}, runs_of")
     for scale, other in of.items():
         if scale in runs:
             raise ValueError(f"{name} has runs of its own at scale {scale}, and those of {other}")
-        source = read(other, base)
-        if source.runs_of.get(scale) == other:
-            runs[scale] = source.runs[scale]
-    _known(runs, set(SCALES), name)
+        if found := read(other, base).runs.get(scale):
+            runs[scale] = found
     return Experiment(
         folder=path.parent,
         claim=content["claim"],
         source=content["source"],
         runs=runs,
-        runs_of={scale: of.get(scale, name) for scale in runs},
-        compare=[(a, b) for a, b in content.get("compare", [])],
+        compare=[(_side(a), _side(b)) for a, b in content.get("compare", [])],
         metrics=list(content.get("metrics", ["*"])),
         drawn=list(content.get("drawn", [])),
     )
 
 
-def _runs(scale: Mapping[str, Any], where: str) -> list[Run]:
-    _known(scale, SCALE_KEYS, where)
-    common = flat(scale.get("common", []))
-    seeds = tuple(scale.get("seeds", [0]))
+def _runs(about: Mapping[str, Any], owner: str, scale: str, base: Path) -> list[Run]:
+    where = f"{owner}, {scale}"
+    _known(about, SCALE_KEYS, where)
+    common = flat(about.get("common", []))
+    seeds = tuple(about.get("seeds", [0]))
     found = []
-    for name, given in scale["runs"].items():
-        about = given if isinstance(given, Mapping) else {"overrides": given}
-        _known(about, RUN_KEYS, f"{where}, {name}")
-        command = about.get("command", "train")
+    for name, given in about["runs"].items():
+        run = given if isinstance(given, Mapping) else {"overrides": given}
+        _known(run, RUN_KEYS, f"{where}, {name}")
+        if "of" in run:
+            theirs = {r.name: r for r in read(run["of"], base).runs[scale]}
+            if name not in theirs or len(run) > 1:
+                raise ValueError(f"{where}: {name} is no run of {run['of']}, or has more than `of`")
+            found.append(theirs[name])
+            continue
+        command = run.get("command", "train")
         if command not in COMMANDS:
             raise ValueError(f"{where}, {name}: command is one of {', '.join(COMMANDS)}")
         key = "arguments" if command == "bench" else "overrides"
-        if {"arguments", "overrides"} & {*about} - {key}:
+        if {"arguments", "overrides"} & {*run} - {key}:
             raise ValueError(f"{where}, {name}: adaptok {command} has {key}")
-        more = flat(about.get(key, []))
-        chosen = more if command == "bench" else [*common, *more]
-        found.append(Run(name, command, tuple(chosen), seeds, about.get("like", name)))
+        more = flat(run.get(key, []))
+        chosen = tuple(more if command == "bench" else [*common, *more])
+        like = run.get("like", name)
+        found.append(Run(name, command, chosen, seeds, like, owner, scale))
     return found
 
 
@@ -137,6 +155,11 @@ def flat(items: Iterable[Any]) -> list[str]:
     for item in items:
         out += flat(item) if isinstance(item, list) else [str(item)]
     return out
+
+
+def _side(text: str) -> tuple[str, str]:
+    run, _, setting = text.partition(" ")
+    return run, setting
 
 
 def _known(given: Mapping[str, Any], keys: set[str], where: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from dry_run import DEVICE, _become_fake
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
@@ -15,7 +17,6 @@ from adaptok.classify import build_classifier
 from adaptok.classify.models import build_timm
 
 CLASSES = 1000  # of ImageNet
-DEVICE = "cuda"
 
 
 def build(config: Mapping[str, Any]) -> Any:
@@ -24,7 +25,7 @@ def build(config: Mapping[str, Any]) -> Any:
     return build_classifier(build_timm(classes=CLASSES, **node), config["tokenizer"])
 
 
-def count(config: Mapping[str, Any]) -> tuple[int, float, tuple[int, ...], list[str]]:
+def count_images(config: Mapping[str, Any]) -> tuple[int, float, tuple[int, ...], list[str]]:
     """One forward pass at the real shape and batch.
 
     Returns:
@@ -37,7 +38,8 @@ def count(config: Mapping[str, Any]) -> tuple[int, float, tuple[int, ...], list[
         model = build(config)
     parameters = sum(p.numel() for p in model.parameters())
     shape = (config["data"]["batch_size"], 3, *model.patch_embed.img_size)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer")  # a key of a cache
         _become_fake(model)
         images, notes = torch.empty(shape, device=DEVICE), []
         model.eval()
@@ -63,15 +65,3 @@ def _cells(model: Any, images: Tensor, notes: list[str]) -> Cells:
         noise[..., : images.shape[-1] // 2] = 0  # so that there is something to merge
         cells = model.tiling(noise.repeat(len(images), 1, 1, 1))
     return tree_map_only(Tensor, lambda t: t.to(DEVICE), cells)
-
-
-def _become_fake(model: nn.Module) -> None:
-    """Parameters and buffers of the meta device as fake ones of the GPU; values do not matter."""
-    for module in model.modules():
-        for key, value in module._parameters.items():
-            if value is not None:
-                fake = torch.empty(value.shape, dtype=value.dtype, device=DEVICE)
-                module._parameters[key] = nn.Parameter(fake, requires_grad=value.requires_grad)
-        for key, value in module._buffers.items():
-            if value is not None:
-                module._buffers[key] = torch.empty(value.shape, dtype=value.dtype, device=DEVICE)

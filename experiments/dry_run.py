@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from listed import HERE, Experiment, Run, expected
+from listed import HERE, WORDS, Experiment, Run, expected
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
@@ -192,7 +192,11 @@ def _pretrain(run: Run, config: Config) -> Counts:
 
 
 def _classify(config: Config) -> Counts:
-    raise NotImplementedError("classifiers")
+    """Images have no fields, so they have a file of their own."""
+    from dry_images import count_images
+
+    parameters, tokens, shape, notes = count_images(config)
+    return Counts(parameters, {"": tokens}, 1, shape, notes)
 
 
 def _cell_maker(config: Config, info: FieldInfo) -> Any:
@@ -305,8 +309,8 @@ def dry_run(experiment: Experiment, only: list[str] | None = None) -> tuple[list
         if run.owner != experiment.name:
             lines.append(f"{run.name}: see {run.owner}")
             continue
-        if run.command == "bench":
-            lines.append(f"{run.name}: adaptok bench {' '.join(run.overrides)}")
+        if run.command in WORDS:
+            lines.append(f"{run.name}: adaptok {run.command} {' '.join(run.overrides)}")
             continue
         config = composed(run)
         if run.command != "train":
@@ -317,7 +321,7 @@ def dry_run(experiment: Experiment, only: list[str] | None = None) -> tuple[list
         note = f" ({'; '.join(dict.fromkeys(found.notes))})" if found.notes else ""
         lines.append(f"{run.name}: {found.parameters} parameters, tokens {tokens}{note}")
         wrong += [w for row in rows if row["run"] == run.name if (w := differs(row, found))]
-    if not only:
+    if seen and not only:
         unknown = {r["run"] for r in expected(experiment)} - seen - {""}
         wrong += [f"expected.csv: no run {name!r}" for name in sorted(unknown)]
     return lines, wrong

@@ -12,7 +12,8 @@ import yaml
 
 HERE = Path(__file__).parent
 SCALES = ("full", "small")
-COMMANDS = ("train", "finetune", "eval", "bench")
+WORDS = ("bench", "script")  # commands that take plain arguments and leave a table
+COMMANDS = ("train", "finetune", "eval", *WORDS)
 KEYS = {"claim", "source", "lists", "scales", "runs_of", "compare", "metrics", "drawn"}
 SCALE_KEYS = {"seeds", "common", "runs"}
 RUN_KEYS = {"overrides", "arguments", "command", "like", "of"}
@@ -26,7 +27,7 @@ class Run:
     Attributes:
         name: of the run.
         command: of adaptok.
-        overrides: of that command, those of all runs first; of a benchmark its arguments.
+        overrides: of that command, those of all runs first; of a benchmark or a script its arguments.
         seeds: one run each.
         like: the full-size run whose published number stands beside this one.
         owner: experiment that it is a run of.
@@ -139,11 +140,11 @@ def _runs(about: Mapping[str, Any], owner: str, scale: str, base: Path) -> list[
         command = run.get("command", "train")
         if command not in COMMANDS:
             raise ValueError(f"{where}, {name}: command is one of {', '.join(COMMANDS)}")
-        key = "arguments" if command == "bench" else "overrides"
+        key = "arguments" if command in WORDS else "overrides"
         if {"arguments", "overrides"} & {*run} - {key}:
             raise ValueError(f"{where}, {name}: adaptok {command} has {key}")
         more = flat(run.get(key, []))
-        chosen = tuple(more if command == "bench" else [*common, *more])
+        chosen = tuple(more if command in WORDS else [*common, *more])
         like = run.get("like", name)
         found.append(Run(name, command, chosen, seeds, like, owner, scale))
     return found

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from listed import Experiment, Run
+from listed import WORDS, Experiment, Run
 
 COLUMNS = ["scale", "run", "setting", "seed", "metric", "value", "persistence"]
 BANDS = ("low", "middle", "high")
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 def finished(run: Run, folder: Path) -> list[Path]:
     """The files of results of a run; none where it is not finished."""
-    if run.command == "bench":
+    if run.command in WORDS:
         return sorted(folder.glob("*.json"))
     own = folder / "metrics.json"
     return [own] if own.is_file() else sorted(folder.glob("*/metrics.json"))
@@ -30,7 +30,7 @@ def rows_of(run: Run, seed: int, folder: Path) -> list[Row]:
     for file in finished(run, folder):
         results = json.loads(file.read_text())
         name = run.name if file.parent == folder else f"{run.name}/{file.parent.name}"
-        measured = _benchmark(results) if run.command == "bench" else _numbers(results)
+        measured = _benchmark(results) if run.command in WORDS else _numbers(results)
         about = {"scale": run.scale, "run": name, "seed": seed}
         for setting, metric, value, blank in measured:
             row = {"setting": setting, "metric": metric, "value": value, "persistence": blank}

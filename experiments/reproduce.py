@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from listed import SCALES, Experiment, Run, expected, names, read
+from listed import HERE, SCALES, Experiment, Run, expected, names, read
 from measured import Row, finished, kept, rows_of, write_rows
 
 from adaptok.evaluation import table
@@ -37,11 +37,14 @@ def train(run: Run, seed: int, out: Path, more: Sequence[str]) -> None:
         name, *rest = given
         target.mkdir(parents=True, exist_ok=True)
         command += [name, str(target), *rest]
+    elif run.command == "script":
+        script = HERE / run.owner / "run.py"
+        command = [sys.executable, "-u", str(script), str(target), str(seed), *given]
     else:
         last = target / "checkpoints" / "last.ckpt"
         resume = [f"resume={last}"] if last.is_file() and run.command != "eval" else []
         command += [*given, f"seed={seed}", *resume, *more, f"hydra.run.dir={target}"]
-    print(f"{run.name}, seed {seed}: adaptok {' '.join(command[3:])}", flush=True)
+    print(f"{run.name}, seed {seed}: {' '.join(command[2:])}", flush=True)
     subprocess.run(command, check=True)
 
 

@@ -148,7 +148,7 @@ def _surrogate(config: Config, info: FieldInfo) -> Counts:
     batch, history = config["data"]["batch_size"], config["history"]
     shape = (batch, history, len(info.fields), *info.shape)
     found.shape = shape
-    make = _cell_maker(config, info)
+    make = _cell_maker(config, info, model.history_mode)
     settings = [s for s in config["test"]["settings"] if "name" not in s]
     every = config["optim"].get("loss_frames") == "all"
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -177,7 +177,7 @@ def _pretrain(run: Run, config: Config) -> Counts:
         model = build_multiphysics(config)
     found = Counts(parameters=_parameters(model))
     batch, history = config["data"]["batch_size"], config["history"]
-    makers = [_cell_maker(config, info) for info in infos]
+    makers = [_cell_maker(config, info, model.history_mode) for info in infos]
     with FakeTensorMode(allow_non_fake_inputs=True):
         _become_fake(model)
         for info, make in zip(infos, makers, strict=True):
@@ -195,11 +195,11 @@ def _classify(config: Config) -> Counts:
     raise NotImplementedError("classifiers")
 
 
-def _cell_maker(config: Config, info: FieldInfo) -> Any:
+def _cell_maker(config: Config, info: FieldInfo, history_mode: str) -> Any:
     """A function that makes real cells of noise, for tokenizers whose count depends on the data."""
     knobs = dict(config["tokenizer"])
     name = knobs.pop("name")
-    fold = config["history_mode"] == "fold"
+    fold = history_mode == "fold"
     history, c = config["history"], len(info.fields) * (config["history"] if fold else 1)
     c += len(info.constants)
 

@@ -1,18 +1,15 @@
-"""Segmentation with dense features of an adaptive ViT, trained end to end, against fixed patches.
+"""Segmentation with dense features of a ViT on fixed or adaptive patches, trained end to end.
 
-``python experiments/apt_segmentation/run.py [FOLDER]`` writes results.csv and learning_curves.png;
-killed and started again, it goes on.
+``python experiments/apt_table5/run.py OUT SEED fixed|apt`` writes OUT/results.json.
 """
 
 from __future__ import annotations
 
-import csv
-import itertools
+import json
 import statistics
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -22,7 +19,7 @@ from adaptok.vision import apply_apt
 
 SIDE, CLASSES = 64, 4  # background, disc, square, ring
 TINTS = torch.tensor([[1.0, 0.7, 0.7], [0.7, 1.0, 0.7], [0.7, 0.7, 1.0]])[..., None, None]
-SETTINGS = {"fixed patches": (-1.0, -1.0), "APT": (1.0, 1.0)}
+THRESHOLDS = {"fixed": (-1.0, -1.0), "apt": (1.0, 1.0)}
 
 
 def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -76,11 +73,11 @@ def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return statistics.mean(scores)
 
 
-def run(name: str, seed: int, steps: int) -> list[dict[str, object]]:
-    """One row per 50 steps, each measured on the same 128 scenes."""
+def run(name: str, seed: int, steps: int = 200) -> list[dict[str, object]]:
+    """One row per 50 steps, each measured on the same 128 scenes; the last one has no words."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = Segmenter(SETTINGS[name])
+    model = Segmenter(THRESHOLDS[name])
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     images, labels = scenes(128, torch.Generator().manual_seed(10_000))
@@ -94,51 +91,19 @@ def run(name: str, seed: int, steps: int) -> list[dict[str, object]]:
         schedule.step()
         if step % 50 == 0:
             model.eval()
-            iou = mean_iou(model, images, labels)
             with torch.no_grad():
                 tokens = len(model.vit.tiling((images - 0.5) / 0.5)) / len(images)
-            row = {"setting": name, "seed": seed, "step": step, "tokens": round(tokens, 2)}
-            rows.append({**row, "mIoU": round(iou, 4)})
+            about = {"after": f"{step} steps"} if step < steps else {}
+            rows.append({**about, "tokens": tokens, "miou": mean_iou(model, images, labels)})
             model.train()
     return rows
 
 
-def draw(rows: list[dict[str, str]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for color, name in enumerate(SETTINGS):
-        for seed in dict.fromkeys(row["seed"] for row in rows):
-            own = [r for r in rows if (r["setting"], r["seed"]) == (name, seed)]
-            points = [(int(r["step"]), float(r["mIoU"])) for r in own]
-            label = name if seed == rows[0]["seed"] else None
-            axes.plot(*zip(*points, strict=True), color=f"C{color}", marker=".", label=label)
-    axes.set(xlabel="training step", ylabel="mIoU")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
-def main(folder: Path, steps: int = 200, seeds: int = 3) -> None:
-    file, rows = folder / "results.csv", []
-    if file.exists():
-        with file.open(newline="") as kept:
-            rows = list(csv.DictReader(kept))
-    for seed, name in itertools.product(range(seeds), SETTINGS):
-        if any((row["setting"], row["seed"]) == (name, str(seed)) for row in rows):
-            continue  # a script that was killed goes on here
-        rows += [{k: str(v) for k, v in row.items()} for row in run(name, seed, steps)]
-        with file.open("w", newline="") as out:
-            writer = csv.DictWriter(out, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        print(rows[-1], flush=True)
-    draw(rows, folder / "learning_curves.png")
-    for name in SETTINGS:
-        own = [row for row in rows if row["setting"] == name and row["step"] == str(steps)]
-        iou = [float(row["mIoU"]) for row in own]
-        tokens = statistics.mean(float(row["tokens"]) for row in own)
-        print(f"| {name} | {tokens:.1f} | {statistics.mean(iou):.4f} ± "
-              f"{statistics.stdev(iou) if len(iou) > 1 else 0:.4f} |")  # fmt: skip
+def main(folder: Path, seed: int, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"rows": run(name, seed)}, indent=1))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -24,7 +24,7 @@ from adaptok.registry import (
     Registry,
 )
 from adaptok.schedules import SCHEDULES, create_schedule
-from adaptok.tokenizers import calibrate
+from adaptok.tokenizers import at_budget, calibrate
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.tree import TreeTokenizer, cells_from_score
 
@@ -47,6 +47,7 @@ __all__ = [
     "TokenSet",
     "TokenizerSpec",
     "TreeTokenizer",
+    "at_budget",
     "attend",
     "attention_backend",
     "calibrate",

@@ -316,7 +316,7 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
             dim=config["size"]["dim"],
             **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
         )
-    if config["history_mode"] != "fold":
+    if config["history_mode"] not in ("auto", "fold"):
         raise ValueError(
             f"model={model['name']} folds its history into channels: history_mode=fold, not "
             f"{config['history_mode']}"

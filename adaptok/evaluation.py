@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptok.accounting import Cost, Stopwatch, cost_of, environment, parameters_by_stage
 from adaptok.atomic import replacing
+from adaptok.budgets import settings_at_budget
 from adaptok.data import WellData
 from adaptok.forecast import OneStepModel
 from adaptok.metrics import binned_spectral_error, nrmse, vrmse
@@ -24,6 +26,7 @@ from adaptok.spectra import patch_harmonics, residual_spectrum, resolves
 
 # The Well's rollout tables average the error over these steps.
 WINDOWS = {"6:12": slice(6, 12), "13:30": slice(13, 30)}
+COUNTED = 4  # batches of a split, evenly spread, whose operations and memory are counted
 
 
 def evaluate(
@@ -42,7 +45,9 @@ def evaluate(
     Args:
         data: set up.
         split: "train", "valid" or "test".
-        settings: controls, one row of results each: ``[{"budget": 256}, {"budget": 512}]``. One
+        settings: controls, one row of results each: ``[{"budget": 256}, {"budget": 512}]``. A
+            "budget" alone means so many tokens per sample for every tokenizer, see
+            `adaptok.at_budget`; what must be calibrated for it is, on the training split. A setting
             with a "name" is a schedule, ``{"name": "cyclic", "settings": [...]}``, which may change
             from step to step.
         steps: length of the rollouts, 0 for none.
@@ -53,8 +58,10 @@ def evaluate(
             `adaptok.spectra.patch_harmonics`; None is the coarsest cell of the tokenizer.
 
     Returns:
-        Plain values that JSON can hold: fields, persistence, and per setting the tokens per sample,
-        seconds per step, errors and rollout: VRMSE, spectral errors, spectrum of the residual (in
+        Plain values that JSON can hold: environment, fields, persistence, weights per stage, and
+        per setting the controls that it became, tokens per sample, seconds and FLOPs of a forward
+        pass per stage (FLOPs per sample, see `adaptok.accounting`), bytes of the tensors of a
+        batch, errors and rollout: VRMSE, spectral errors, spectrum of the residual (in
         units of each field's std) and patch harmonics of every step. A diverged number is None, and
         so are the harmonics where no axis holds four patches.
     """
@@ -64,19 +71,23 @@ def evaluate(
         raise ValueError(f"predictions are those of rollouts: give steps, not {steps}")
     place = device_of(device)
     surrogate = surrogate.to(place).eval()
+    controls = settings_at_budget(surrogate, data, settings)
     fields = list(data.info.fields)
     period = _period(surrogate, patch_size)
     results = {
+        "environment": environment(place),
         "data": data.info.name,
         "split": split,
         "fields": fields,
         "patch_size": period,
         "persistence": persistence(data, split, steps),
+        "parameters": sum(p.numel() for p in surrogate.parameters()),
+        "parameters_by_stage": parameters_by_stage(surrogate),
         "settings": [],
     }
-    for setting in settings:
-        schedule = _schedule(surrogate, setting)
-        row = {"label": label_of(setting), "setting": dict(setting)}
+    for setting, chosen in zip(settings, controls, strict=True):
+        schedule = _schedule(surrogate, chosen)
+        row = {"label": label_of(setting), "setting": dict(setting), "controls": chosen}
         row |= _one_step(surrogate, data, split, schedule, fields, place)
         if steps:
             pairs = rollouts(surrogate, data, split, schedule, steps, place)
@@ -129,29 +140,53 @@ def _one_step(
     fields: list[str],
     device: torch.device,
 ) -> dict[str, Any]:
-    errors, relative, spectral, seconds = [], [], [], []
-    ndim = data.info.ndim
+    errors, relative, spectral, costs = [], [], [], []
+    ndim, loader = data.info.ndim, data.loader(split, 1)
+    counted = {i * len(loader) // COUNTED for i in range(COUNTED)}
+    watch = Stopwatch(surrogate, device)
     with count_tokens(surrogate) as counts, _precision(device):
-        for number, batch in enumerate(data.loader(split, 1)):
+        for number, batch in enumerate(loader):
             field, target = batch["input"].to(device), batch["target"][:, :1]
-            start = _now(device)
-            prediction = surrogate(field, **inputs_of(batch, device), **schedule(number))
-            seconds.append(_now(device) - start)
-            prediction = prediction.float().cpu()
+            given = {**inputs_of(batch, device), **schedule(number)}
+            call = functools.partial(surrogate, field, **given)
+            prediction = watch(call).float().cpu()
+            if number in counted and (cost := cost_of(surrogate, call, [field, given])) is not None:
+                costs.append((cost, len(field)))
+                if counts:
+                    counts.pop()  # seen twice
             errors.append(vrmse(prediction, target, ndim))
             relative.append(nrmse(prediction, target, ndim))
             spectral.append(binned_spectral_error(prediction, target, ndim).nmse)
     tokens = torch.cat(counts).double() if counts else None
-    warm = seconds[1:] or seconds
+    seconds = watch.seconds()
     return {
         "tokens": None
         if tokens is None
         else {k: getattr(tokens, k)().item() for k in ("mean", "min", "max")},
-        "seconds_per_step": sum(warm) / len(warm),
+        "seconds_per_step": seconds["total"],
+        "seconds": seconds,
+        "flops": _flops(costs),
+        "memory": _memory(costs),
+        "peak_memory": max((cost.memory["total"] for cost, _ in costs), default=None),
         "vrmse": _summary(torch.cat(errors), fields),
         "nrmse": _number(torch.cat(relative).mean()),
         "spectral_nmse": [_number(v) for v in torch.cat(spectral).mean((0, 1, 2))],
     }
+
+
+def _flops(costs: list[tuple[Cost, int]]) -> dict[str, float] | None:
+    """Per sample and stage, the mean over the batches."""
+    if not costs:
+        return None
+    samples = sum(size for _, size in costs)
+    return {k: sum(cost.flops[k] for cost, _ in costs) / samples for k in costs[0][0].flops}
+
+
+def _memory(costs: list[tuple[Cost, int]]) -> dict[str, int] | None:
+    """Per stage, the most of the batches."""
+    if not costs:
+        return None
+    return {k: max(cost.memory[k] for cost, _ in costs) for k in costs[0][0].memory}
 
 
 def device_of(name: str) -> torch.device:
@@ -273,12 +308,6 @@ def _curves(errors: Tensor) -> dict[str, Any]:
 def _number(value: Tensor) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _precision(device: torch.device) -> Any:

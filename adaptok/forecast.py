@@ -281,7 +281,7 @@ def check_arguments(
 ) -> None:
     """Raises ``ValueError`` for what no one-step model can be built with."""
     accepted = {
-        "history_mode": ("fold", "frames"),
+        "history_mode": ("auto", "fold", "frames"),
         "normalise": ("sample", "context", "dataset", "none"),
         "score_on": ("normalised", "raw"),
         "predict": ("delta", "state"),

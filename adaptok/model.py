@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.forecast import OneStepModel, Prepared, check_arguments
+from adaptok.modulation import ConvLayout
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, split_part
 from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet
 
@@ -133,11 +134,11 @@ def create_surrogate(
     history: int = 1,
     tokenizer: Part = "iap",
     processor: Part = "vit",
-    decoder: Part = "linear",
+    decoder: Part = "auto",
     dim: int = 384,
     depth: int = 8,
     heads: int = 6,
-    history_mode: str = "fold",
+    history_mode: str = "auto",
     constant_channels: int = 0,
     normalise: str = "sample",
     score_on: str = "normalised",
@@ -153,8 +154,9 @@ def create_surrogate(
         in_channels: fields per frame.
         out_channels: predicted fields; default in_channels.
         history: frames of context.
+        decoder: "auto" is "modulated" for the cells of CKM and CSM, else "linear".
         history_mode: "fold" makes them channels of one frame; "frames" keeps them as frames of
-            tokens.
+            tokens; "auto" does so where the processor attends over time, else it folds.
         constant_channels: static input fields, given per call as `constants`.
         normalise: "sample" (mean and std of the context), "context" (also of the changes from frame
             to frame in it, as CKM and CSM), "dataset" (see `Surrogate.set_statistics`) or "none"
@@ -167,6 +169,7 @@ def create_surrogate(
     """
     arguments = dict(locals())  # as given: what a saved model is built from again
     out_channels = in_channels if out_channels is None else out_channels
+    history_mode = mode_of_history(history_mode, processor)
     choices = {"history_mode": history_mode, "normalise": normalise}
     choices |= {"score_on": score_on, "predict": predict}
     check_arguments(history, in_channels, out_channels, constant_channels, choices)
@@ -203,9 +206,20 @@ def sized_parts(
         (DECODERS, decoder, {"spec": spec, "out_channels": out_channels}),
     ):
         name, knobs = split_part(part, registry.kind)
+        if name == "auto" and registry is DECODERS:
+            name = "modulated" if spec.layout is ConvLayout else "linear"
         sizes = {k: v for k, v in shared.items() if k in registry.knobs(name)}
         parts.append(registry.create(name, **wired, **(sizes | knobs)))
     return parts[0], parts[1]
+
+
+def mode_of_history(history_mode: str, processor: Part) -> str:
+    """What "auto" stands for: "frames" where the processor attends over time, else "fold"."""
+    if history_mode != "auto":
+        return history_mode
+    name, _ = split_part(processor, "processor")
+    over_time = getattr(PROCESSORS.get(name), "attends_over_time", False)
+    return "frames" if over_time else "fold"
 
 
 def check_folded(processor: Part) -> None:

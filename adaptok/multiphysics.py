@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.fields import FieldEmbedding, FieldHeads
 from adaptok.forecast import OneStepModel, Prepared, check_arguments
-from adaptok.model import check_folded, create_tokenizer, sized_parts
+from adaptok.model import check_folded, create_tokenizer, mode_of_history, sized_parts
 from adaptok.registry import Part, split_part
 from adaptok.tokens import Tokenizer
 
@@ -306,13 +306,13 @@ def create_multiphysics(
     history: int = 1,
     tokenizer: Part = "matey",
     processor: Part = "vit",
-    decoder: Part = "linear",
+    decoder: Part = "auto",
     dim: int = 384,
     depth: int = 8,
     heads: int = 6,
     width: int = 16,
     max_lead: int = 1,
-    history_mode: str = "fold",
+    history_mode: str = "auto",
     score_on: str = "normalised",
     predict: str = "delta",
 ) -> Multiphysics:
@@ -334,7 +334,7 @@ def create_multiphysics(
         heads: likewise.
         width: channels per point between fields and tokens.
         max_lead: longest lead time in steps; above 1 the tokens are told the lead time.
-        history_mode: "fold" or "frames".
+        history_mode: as in `create_surrogate`.
         score_on: what the indicator sees, "normalised" or "raw" fields, constants included.
         predict: "delta" or "state".
 
@@ -342,6 +342,7 @@ def create_multiphysics(
         ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
     """
     arguments = dict(locals())
+    history_mode = mode_of_history(history_mode, processor)
     choices = {"history_mode": history_mode, "score_on": score_on, "predict": predict}
     check_arguments(history, max(len(fields), 1), max(len(fields), 1), 0, choices)
     for what, value in (("width", width), ("max_lead", max_lead), ("fields", len(fields))):

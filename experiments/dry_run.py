@@ -19,7 +19,7 @@ import torch
 import yaml
 from listed import HERE, WORDS, Experiment, Run, expected
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from adaptok import create_schedule, create_tokenizer
@@ -34,6 +34,7 @@ from adaptok.config import (
     without_statistics,
 )
 from adaptok.data import FieldInfo, WellData
+from adaptok.data.info import set_statistics
 from adaptok.data.synthetic import SOLVERS
 from adaptok.evaluation import evaluate, label_of
 from adaptok.optim import Optim
@@ -148,7 +149,7 @@ def _surrogate(config: Config, info: FieldInfo) -> Counts:
     batch, history = config["data"]["batch_size"], config["history"]
     shape = (batch, history, len(info.fields), *info.shape)
     found.shape = shape
-    make = _cell_maker(config, info)
+    make = _cell_maker(config, info, model.history_mode)
     settings = [s for s in config["test"]["settings"] if "name" not in s]
     every = config["optim"].get("loss_frames") == "all"
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -158,13 +159,38 @@ def _surrogate(config: Config, info: FieldInfo) -> Counts:
         for setting in settings:
             label = label_of(setting) if setting else ""
             with _counted(model, found, label, batch, make, setting):
-                frame = _empty(*shape)
-                out = model(
-                    frame, constants=constants, boundary=boundary, all_frames=every, **setting
-                )
+                more = {"constants": constants, "boundary": boundary, "all_frames": every}
+                try:
+                    out = model(_empty(*shape), **more, **setting)
+                except DynamicOutputShapeException:
+                    _real_pass(config, info, found, make, setting)
+                    continue
             wanted = (batch, history if every else 1, len(info.fields), *info.shape)
             assert tuple(out.shape) == wanted, f"{tuple(out.shape)} in place of {wanted}"
     return found
+
+
+def _real_pass(config: Config, info: FieldInfo, found: Counts, make: Any, setting: Config) -> None:
+    """One sample on the CPU, for models some of whose shapes depend on values."""
+    assert not info.constants
+    found.notes.append("shapes depend on the data: a real pass of one sample")
+    with torch._subclasses.fake_tensor.unset_fake_temporarily(), torch.no_grad():
+        _clear()
+        model: Any = without_statistics(config, info).eval()
+        set_statistics(model, info)
+        frames = _noise(1, config["history"], len(info.fields), *info.shape)
+        with _counted(model, found, label_of(setting) if setting else "", 1, make, setting):
+            out = model(frames, boundary=info.boundary, **setting)
+        assert out.shape[2:] == frames.shape[2:], f"{tuple(out.shape)}"
+        _clear()
+
+
+def _noise(*shape: int) -> Tensor:
+    """A random walk along each space axis."""
+    out = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for axis in range(3, len(shape)):
+        out = out.cumsum(axis)
+    return out
 
 
 def _pretrain(run: Run, config: Config) -> Counts:
@@ -177,7 +203,7 @@ def _pretrain(run: Run, config: Config) -> Counts:
         model = build_multiphysics(config)
     found = Counts(parameters=_parameters(model))
     batch, history = config["data"]["batch_size"], config["history"]
-    makers = [_cell_maker(config, info) for info in infos]
+    makers = [_cell_maker(config, info, model.history_mode) for info in infos]
     with FakeTensorMode(allow_non_fake_inputs=True):
         _become_fake(model)
         for info, make in zip(infos, makers, strict=True):
@@ -199,20 +225,17 @@ def _classify(config: Config) -> Counts:
     return Counts(parameters, {"": tokens}, 1, shape, notes)
 
 
-def _cell_maker(config: Config, info: FieldInfo) -> Any:
+def _cell_maker(config: Config, info: FieldInfo, history_mode: str) -> Any:
     """A function that makes real cells of noise, for tokenizers whose count depends on the data."""
     knobs = dict(config["tokenizer"])
     name = knobs.pop("name")
-    fold = config["history_mode"] == "fold"
+    fold = history_mode == "fold"
     history, c = config["history"], len(info.fields) * (config["history"] if fold else 1)
     c += len(info.constants)
 
     def cells(batch: int, control: Config) -> Cells:
         tokenizer = create_tokenizer(name, ndim=info.ndim, in_channels=c, dim=8, **knobs)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(1, 1 if fold else history, c, *info.shape, generator=generator)
-        for axis in range(3, noise.ndim):
-            noise = noise.cumsum(axis)
+        noise = _noise(1, 1 if fold else history, c, *info.shape)
         noise = noise.repeat(batch, *[1] * (noise.ndim - 1))
         return tokenizer.cells(noise, boundary=info.boundary, **control)
 

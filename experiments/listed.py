@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ HERE = Path(__file__).parent
 SCALES = ("full", "small")
 WORDS = ("bench", "script")  # commands that take plain arguments and leave a table
 COMMANDS = ("train", "finetune", "eval", *WORDS)
-KEYS = {"claim", "source", "lists", "scales", "runs_of", "compare", "metrics", "drawn"}
+KEYS = {"claim", "source", "lists", "scales", "runs_of", "only", "compare", "metrics", "drawn"}
 SCALE_KEYS = {"seeds", "common", "runs"}
 RUN_KEYS = {"overrides", "arguments", "command", "like", "of"}
 EXPECTED = ["run", "setting", "metric", "value", "tolerance", "ours", "source"]
@@ -27,7 +28,8 @@ class Run:
     Attributes:
         name: of the run.
         command: of adaptok.
-        overrides: of that command, those of all runs first; of a benchmark or a script its arguments.
+        overrides: of that command, those of all runs first; of a benchmark or a script its
+            arguments.
         seeds: one run each.
         like: the full-size run whose published number stands beside this one.
         owner: experiment that it is a run of.
@@ -110,7 +112,8 @@ def read(name: str, base: Path = HERE) -> Experiment:
         if scale in runs:
             raise ValueError(f"{name} has runs of its own at scale {scale}, and those of {other}")
         if found := read(other, base).runs.get(scale):
-            runs[scale] = found
+            chosen = content.get("only", ["*"])
+            runs[scale] = [r for r in found if any(fnmatch(r.name, o) for o in chosen)]
     return Experiment(
         folder=path.parent,
         claim=content["claim"],

@@ -15,7 +15,8 @@ from adaptok.residual_plots import residual_spectra_figure
 def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
     """Learning curves per data set; rollouts and spectra of their residuals, where there are any.
 
-    An experiment whose metrics leave out an error has no picture of it.
+    Learning curves belong to the experiment that has the runs; errors that its metrics leave out
+    have no picture.
     """
     done: dict[str, list[tuple[Run, int, Path, dict[str, Any]]]] = {}
     for run in experiment.runs[scale]:
@@ -29,7 +30,7 @@ def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
     keeps = " ".join(experiment.metrics)
     for data, runs in done.items():
         end = f"_{data}" if len(done) > 1 else ""
-        if "*" in experiment.metrics or "vrmse" in experiment.metrics:
+        if any(run.owner == experiment.name for run, *_ in runs):
             curves = {
                 run.name if len(run.seeds) == 1 else f"{run.name}, seed {seed}": folder
                 for run, seed, folder, _ in runs

@@ -1,8 +1,8 @@
 """Runs an experiment and compares it with the paper: `python experiments/reproduce.py NAME
 [--scale full|small] [--dry-run] [--out DIR] [--only RUN ...] [--record] [key=value ...]`.
 
-See experiments/README.md. One run after the other; what is finished is skipped, what was interrupted
-goes on from its checkpoint, so the command can be repeated at any time.
+See experiments/README.md. One run after the other; what is finished is skipped, what was
+interrupted goes on from its checkpoint, so the command can be repeated at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,14 @@ def report(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
 def verdicts(experiment: Experiment, scale: str, rows: Sequence[Row]) -> list[str]:
     """The compared ratios; none where a run does not beat persistence."""
     found = _grouped(rows)
-    lost = [
-        f"{run} {setting} {metric}"
+    lost = {
+        (run, setting): None
         for (run, setting, metric), values in found.items()
-        if metric in ("vrmse", "vrmse_median")
+        if metric == "vrmse"
         and any(r["value"] is None or r["value"] >= r["persistence"] for r in values)
-    ]
-    lines = (
-        [f"does not beat persistence: {', '.join(' '.join(line.split()) for line in lost)}"]
-        if lost
-        else []
-    )
+    }
+    text = ", ".join(" ".join(case).strip() for case in lost)
+    lines = [f"does not beat persistence: {text}"] if lost else []
     for a, b in experiment.compare:
         mine = [
             [(r.name, setting) for r in experiment.runs[scale] if r.like == run]
@@ -105,7 +102,7 @@ def _compared(
     published: tuple[Case, Case],
     experiment: Experiment,
     found: dict[tuple[str, str, str], list[Row]],
-    lost: Sequence[str],
+    lost: Container[Case],
 ) -> str:
     """The ratio of two errors, ours and the paper's."""
     what = " / ".join(" ".join(case).strip() for case in (one, other))
@@ -117,9 +114,7 @@ def _compared(
     printed = [paper.get(case) for case in published]
     ratio = f"{float(printed[0]) / float(printed[1]):.2f}" if all(printed) else "not printed"
     text = f"{what}: {errors[0] / errors[1]:.2f}, in the paper {ratio}"
-    losing = any(
-        line.startswith(f"{run} {setting} ") for line in lost for run, setting in (one, other)
-    )
+    losing = one in lost or other in lost
     return f"{text}; no verdict, see persistence" if losing else text
 
 

@@ -30,6 +30,7 @@ READERS = {
     "optim": ([Optim, ClassifierOptim], set()),
     "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
     "logger": ([make_trainer], set()),
+    "decoder": ([], {"name"}),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
 }
 MANDATORY = {
@@ -55,6 +56,7 @@ COMMAND_KEYS = {
     },
     "train": {
         "task",
+        "budget",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -66,6 +68,7 @@ COMMAND_KEYS = {
     },
     "demo": {
         "task",
+        "budget",
         "resume",
         "resume_anyway",
         "activation_checkpointing",

@@ -406,7 +406,10 @@ def test_the_defaults_are_those_of_the_documentation():
         ({"processor": "vitt"}, "unknown processor 'vitt'.*'vit'"),
         ({"processor": {"name": "vit", "depht": 3}}, "no knob 'depht'.*'depth'"),
         ({"decoder": "liner"}, "unknown decoder 'liner'.*'linear'"),
-        ({"history_mode": "folded"}, "history_mode must be one of fold, frames, got 'folded'"),
+        (
+            {"history_mode": "folded"},
+            "history_mode must be one of auto, fold, frames, got 'folded'",
+        ),
         ({"normalise": "samples"}, "normalise must be one of sample, context, dataset, none"),
         ({"score_on": "x"}, "score_on must be one of normalised, raw, got 'x'"),
         ({"predict": "deltas"}, "predict must be one of delta, state.*did you mean 'delta'"),

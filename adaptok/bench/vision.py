@@ -75,7 +75,9 @@ def rules(fast: Any, x: Tensor, shares: Sequence[float]) -> list[tuple[float, ..
     """Thresholds to measure: nothing merged, the paper's, and one per share of tokens."""
     patches = x.shape[2] * x.shape[3] / fast.tiling.spec.sizes[-1][1] ** 2
     field = fast.tiling.restore(x)
-    calibrated = [adaptok.calibrate(fast.tiling.trees, field, share * patches) for share in shares]
+    calibrated: list[Any] = [
+        adaptok.calibrate(fast.tiling.trees, field, share * patches) for share in shares
+    ]
     return [(-1.0, -1.0), (5.5, 4.0), *calibrated]
 
 

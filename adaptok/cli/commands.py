@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from adaptok import create_tokenizer
+from adaptok.budgets import settings_at_budget
 from adaptok.checkpoints import find_checkpoint, load_weights, read_checkpoint
 from adaptok.cli import pictures
 from adaptok.cli.many import data_of_each, finetune_and_test, pretrain_and_test
@@ -26,8 +27,16 @@ from adaptok.config import (
 from adaptok.data import WellData
 from adaptok.data.files import SPLITS
 from adaptok.data.info import set_statistics
-from adaptok.evaluation import evaluate, markdown, persistence, table, tokens_cell, write_report
-from adaptok.model import Surrogate
+from adaptok.evaluation import (
+    evaluate,
+    label_of,
+    markdown,
+    persistence,
+    table,
+    tokens_cell,
+    write_report,
+)
+from adaptok.model import Surrogate, mode_of_history
 from adaptok.multiphysics import System
 
 Config = Mapping[str, Any]
@@ -162,11 +171,17 @@ def tokenize(config: DictConfig) -> None:
     wanted, folder = _checked(config, "tokenize"), _run_folder()
     data = build_data(wanted, stage="test")
     surrogate = _without_weights(wanted, data)
+    controls = settings_at_budget(surrogate, data, wanted["settings"])
+    labels = [label_of(setting) for setting in wanted["settings"]]
     write_config(wanted, folder)
     for sample in wanted["samples"]:
         batch = pictures.sample_of(data, wanted["split"], sample)
         files, counts = pictures.of_tokens(
-            surrogate, data.info, batch, wanted["settings"], folder / f"sample_{sample}"
+            surrogate,
+            data.info,
+            batch,
+            dict(zip(labels, controls, strict=True)),
+            folder / f"sample_{sample}",
         )
         for label, count in counts.items():
             print(f"sample {sample}, {label}: {count} tokens")
@@ -176,7 +191,8 @@ def tokenize(config: DictConfig) -> None:
 def _without_weights(config: Config, data: WellData) -> Surrogate:
     """A surrogate whose tokenizer and normalisation work; it has no processor and decoder."""
     info, history = data.info, config["history"]
-    channels = len(info.fields) * (history if config["history_mode"] == "fold" else 1)
+    mode = mode_of_history(config["history_mode"], "vit")  # no processor says otherwise
+    channels = len(info.fields) * (history if mode == "fold" else 1)
     knobs = dict(config["tokenizer"])
     tokenizer = create_tokenizer(
         knobs.pop("name"),
@@ -193,7 +209,8 @@ def _without_weights(config: Config, data: WellData) -> Surrogate:
         in_channels=len(info.fields),
         out_channels=len(info.fields),
         constant_channels=len(info.constants),
-        **{k: config[k] for k in ("history", "history_mode", "predict", "normalise", "score_on")},
+        history_mode=mode,
+        **{k: config[k] for k in ("history", "predict", "normalise", "score_on")},
     )
     set_statistics(surrogate, info)
     return surrogate

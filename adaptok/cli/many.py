@@ -47,6 +47,11 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, dict[str, Any]]
     """
     if config["model"]["name"] != "surrogate":
         raise ValueError(f"task=pretrain trains model=surrogate, not {config['model']['name']}")
+    if config["budget"] is not None:
+        raise ValueError(
+            "task=pretrain has no one training split to find a budget on: budget=null, and the "
+            "tokenizer's own knobs"
+        )
     begin(config)
     mixture = build_mixture(config)
     lead = max(data.max_lead for data in mixture.sets.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptok import create_schedule, plots
 from adaptok.cells import Cells
 from adaptok.data import FieldInfo, WellData
-from adaptok.evaluation import inputs_of, label_of, rollouts
+from adaptok.evaluation import inputs_of, rollouts
 from adaptok.forecast import OneStepModel
 from adaptok.model import Surrogate
 from adaptok.multiphysics import System
@@ -54,8 +54,9 @@ def of_run(
     """
     out = folder / "pictures"
     batch = sample_of(data, split, 0)
-    settings = [row["setting"] for row in results["settings"]]
-    prediction = _predict(surrogate, batch, settings[0])
+    settings = {row["label"]: row["controls"] for row in results["settings"]}
+    first = next(iter(settings.values()))
+    prediction = _predict(surrogate, batch, first)
     files = []
     if (folder / "metrics.csv").exists():
         figure = plots.learning_curve_figure(folder)
@@ -78,7 +79,7 @@ def of_run(
         figure = residual_spectra_figure(rolled, results["patch_size"])
         files.append(plots.save(figure, out / "residual_spectra.png"))
         steps = len(results["persistence"]["rollout"]["mean"])
-        files += of_rollout(surrogate, data, split, settings[0], steps, out, video)
+        files += of_rollout(surrogate, data, split, first, steps, out, video)
     return files
 
 
@@ -149,7 +150,7 @@ def of_comparison(runs: Mapping[str, HasRun], folder: Path) -> list[Path]:
     rows = {name: {"truth": values} for name, values in zip(fields, truth, strict=True)}
     for name, run in runs.items():
         if isinstance(run.surrogate, Surrogate):
-            tilings |= {name: _tilings(run.surrogate, batch, [{}])["as built"]}
+            tilings |= _tilings(run.surrogate, batch, {name: {}})
         errors = np.abs(_predict(run.surrogate, batch, {}) - truth)
         for field, error in zip(fields, errors, strict=True):
             rows[field][f"|error| of {name}"] = error
@@ -171,10 +172,14 @@ def of_tokens(
     surrogate: Surrogate,
     info: FieldInfo,
     batch: Batch,
-    settings: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Mapping[str, Any]],
     folder: Path,
 ) -> tuple[list[Path], dict[str, int]]:
-    """Field, scores and cells of one sample; returns the files and the tokens per setting."""
+    """Field, scores and cells of one sample; returns the files and the tokens per setting.
+
+    Args:
+        settings: controls by label.
+    """
     now = {name: batch["input"][0, -1, i].numpy() for i, name in enumerate(info.fields)}
     if "constants" in batch:
         now |= {n: batch["constants"][0, i].numpy() for i, n in enumerate(info.constants)}
@@ -219,13 +224,13 @@ def _predict(surrogate: OneStepModel, batch: Batch, setting: Mapping[str, Any]) 
 
 
 def _tilings(
-    surrogate: Surrogate | System, batch: Batch, settings: Sequence[Mapping[str, Any]]
+    surrogate: Surrogate | System, batch: Batch, settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Cells]:
     device = surrogate.mean.device
     known = inputs_of(batch, device)
     return {
-        label_of(setting): surrogate.cells(batch["input"].to(device), **known, **_controls(setting))
-        for setting in settings
+        label: surrogate.cells(batch["input"].to(device), **known, **_controls(setting))
+        for label, setting in settings.items()
     }
 
 

@@ -15,7 +15,9 @@ from lightning import LightningDataModule
 from torch import nn
 
 from adaptok import create_schedule
+from adaptok.accounting import peak_memory
 from adaptok.atomic import replacing
+from adaptok.budgets import settings_at_budget, tokenizer_at_budget
 from adaptok.checkpoints import check_resume, find_resume, load_weights, read_checkpoint
 from adaptok.cli import pictures
 from adaptok.compiling import compile_model
@@ -24,6 +26,7 @@ from adaptok.data import WellData
 from adaptok.evaluation import evaluate, write_report
 from adaptok.fitting import FitModule
 from adaptok.forecast import OneStepModel
+from adaptok.model import Surrogate
 from adaptok.optim import Optim
 from adaptok.parallel import checkpoint_activations, process_group
 from adaptok.pretrained import save_pretrained
@@ -50,7 +53,23 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
     """
     begin(config)
     data = build_data(config)
+    if config["budget"] is not None:
+        config = at_budget(config, data)
     return fit_on(data, build_surrogate(config, data.info), config, folder)
+
+
+def at_budget(config: Config, data: WellData) -> Config:
+    """The configuration with a tokenizer that has the wanted number of tokens per sample.
+
+    Raises:
+        ValueError: a baseline, which has no tokens, or a budget out of the tokenizer's reach.
+    """
+    with torch.random.fork_rng():  # the weights of the run are those of a run without a budget
+        surrogate = build_surrogate(config, data.info)
+    if not isinstance(surrogate, Surrogate):
+        raise ValueError(f"model={config['model']['name']} has no tokens: budget=null")
+    part = tokenizer_at_budget(config["tokenizer"], surrogate, data, config["budget"])
+    return {**config, "tokenizer": part}
 
 
 def begin(config: Config) -> None:
@@ -77,6 +96,9 @@ def prepare(model: nn.Module, config: Config) -> None:
 
 def fit_on(data: WellData, surrogate: OneStepModel, config: Config, folder: Path) -> Run | None:
     """As `fit_and_test`, for a model and data that are there."""
+    given = config["schedule"]
+    resolved = settings_at_budget(surrogate, data, given["settings"])
+    config = {**config, "schedule": {**given, "settings": resolved}}
     prepare(surrogate, config)
     module = SurrogateModule(surrogate, *objectives(config), config, seed=config["seed"])
     seconds = fit_surrogate(module, data, config, folder)
@@ -96,7 +118,12 @@ def test_and_draw(
     """Tables and pictures of a trained model on the test split."""
     test = config["test"]
     results = evaluate(surrogate, data, **test)
-    results["parameters"] = sum(p.numel() for p in surrogate.parameters())
+    results["budget"] = config.get("budget")
+    results["training"] = {
+        "steps": config["trainer"]["max_steps"],
+        "seconds_per_step": seconds,
+        "peak_memory": peak_memory(surrogate.mean.device),
+    }
     results["seconds_per_training_step"] = seconds
     write_report(results, folder)
     pictures.of_run(surrogate, data, results, folder)

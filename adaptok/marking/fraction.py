@@ -57,6 +57,12 @@ class FractionMarking:
         return Marks(torch.cat([empty, *split], -1), (leaves * shared,) * b)
 
 
+def cells_of_fraction(ratio: float, tree: Tree, frames: int, *, kept: bool = False) -> int:
+    """Cells of one sample over `frames` trees; `kept` counts those that split too."""
+    splits, leaves = _plan(ratio, tree, frames)
+    return leaves + kept * sum(splits)
+
+
 def _plan(ratio: float, tree: Tree, frames: int) -> tuple[list[int], int]:
     """Splits per level, and leaves, of one sample over `frames` trees."""
     inside = [product(-(-n // p) for n, p in zip(tree.shape, s, strict=True)) for s in tree.sizes]

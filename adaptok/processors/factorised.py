@@ -17,6 +17,7 @@ from adaptok.tokens import TokenizerSpec, TokenSet
 class FactorisedTransformer(nn.Module):
     """Blocks of attention over time, attention over space, and an MLP."""
 
+    attends_over_time = True
     needs_frames = True  # where the history is folded into channels, no time is left to attend to
 
     def __init__(

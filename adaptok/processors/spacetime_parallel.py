@@ -59,6 +59,8 @@ class ParallelSpaceTime(nn.Module):
         ValueError: cells that neither tile nor form a grid, or knobs that make no sense.
     """
 
+    attends_over_time = True
+
     def __init__(
         self,
         spec: TokenizerSpec,

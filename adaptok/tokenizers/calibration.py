@@ -1,4 +1,4 @@
-"""Thresholds that give a wanted mean number of tokens."""
+"""Thresholds, or a gamma, that give a wanted mean number of tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.marking import ThresholdMarking, level_thresholds
+from adaptok.marking import MaximumMarking, ThresholdMarking, level_thresholds
 from adaptok.refine import Tree
 from adaptok.tokens import as_field
 from adaptok.tree import TreeTokenizer, frames_of_cells
@@ -22,74 +22,123 @@ def calibrate(
     tokens: float,
     *,
     boundary: Int[Tensor, "..."] | None = None,
-) -> tuple[float, ...]:
-    """The tokenizer's thresholds times the one factor that gives a mean number of tokens.
+) -> tuple[float, ...] | float:
+    """The tokenizer's thresholds times the one factor that gives a mean number of tokens; the gamma
+    that does so where it marks relative to the maximum.
 
     The scores are computed once. A node splits iff the factor is at most ``score / threshold`` of
-    it and of all its ancestors, so sorting these numbers gives the token count of every factor; no
-    search re-runs the tokenizer, and nothing is trained. A budget of the tokenizer is ignored.
+    it and of all its ancestors (gamma: below ``score / max``), so sorting these numbers gives the
+    token count of every factor; no search re-runs the tokenizer, and nothing is trained. A budget
+    of the tokenizer is ignored.
 
     Args:
-        tokenizer: one that marks by thresholds, all positive; they say how levels relate.
+        tokenizer: one that marks by thresholds, all positive, which say how levels relate; or by
+            the maximum.
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several.
         tokens: mean number per sample over all its frames; the result is the closest from below.
         boundary: codes, as in a call of the tokenizer.
 
     Returns:
-        thresholds: in the order of the tokenizer's, for a call or for a new tokenizer.
+        thresholds (in the order of the tokenizer's) or gamma, for a call or for a new tokenizer.
 
     Raises:
-        ValueError: no threshold marking, thresholds that are not positive, or a number of tokens
-            that no thresholds reach.
+        ValueError: another marking, thresholds that are not positive, or a number of tokens that
+            nothing reaches.
     """
-    marking = tokenizer.marking
-    if not isinstance(marking, ThresholdMarking):
-        raise ValueError(
-            f"calibrate needs a tokenizer that marks by thresholds, got {type(marking).__name__}"
-        )
-    bars = level_thresholds(marking.thresholds, len(tokenizer.spec.sizes) - 1)
-    if not bars or not all(0 < bar < math.inf for bar in bars):
-        raise ValueError(f"calibrate scales thresholds that are positive and finite, got {bars}")
+    bars = _bars(tokenizer)
     parts, coarsest, samples = [], 0, 0
     for field in [fields] if isinstance(fields, Tensor) else fields:
         scores, tree = tokenizer.scores(field, boundary=boundary)
         b, f, _ = scores.shape
         t = as_field(field, tokenizer.spec.ndim).shape[1]
         shared = frames_of_cells(t, tokenizer.spec.sizes[0][0]) // f
-        parts.append(_splits(scores, tree, bars[::-1], shared))
+        own = _over_maximum(scores, tree) if bars is None else _over(scores, tree, bars[::-1])
+        parts.append(_splits(own, tree, shared, kept=not tokenizer.spec.tiling))
         roots = int(tree.per_level(tree.nodes(scores.device).inside)[0].sum())
         samples, coarsest = samples + b, coarsest + b * f * shared * roots
     if not parts:
         raise ValueError("calibrate needs at least one field")
     factors, gains = (torch.cat(part) for part in zip(*parts, strict=True))
+    if bars is None:
+        return _factor(factors, gains, coarsest, tokens, samples, relative=True)
     factor = _factor(factors, gains, coarsest, tokens, samples)
     return tuple(factor * bar for bar in bars)
 
 
+def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
+    """Positive thresholds, fine to coarse; None of a marking relative to the maximum."""
+    marking = tokenizer.marking
+    if isinstance(marking, MaximumMarking) and len(tokenizer.spec.sizes) > 1:
+        return None
+    if not isinstance(marking, (ThresholdMarking, MaximumMarking)):
+        raise ValueError(
+            "calibrate needs a tokenizer that marks by thresholds or by the maximum, got "
+            f"{type(marking).__name__}"
+        )
+    if len(tokenizer.spec.sizes) == 1:
+        raise ValueError(f"calibrate needs several cell sizes, got {tokenizer.spec.sizes}")
+    assert isinstance(marking, ThresholdMarking)
+    bars = level_thresholds(marking.thresholds, len(tokenizer.spec.sizes) - 1)
+    if not all(0 < bar < math.inf for bar in bars):
+        raise ValueError(f"calibrate scales thresholds that are positive and finite, got {bars}")
+    return bars
+
+
+def _over(
+    scores: Float[Tensor, "b f inner"], tree: Tree, bars: tuple[float, ...]
+) -> list[Float[Tensor, "b f _"]]:
+    """Per level, coarse to fine, the largest factor at which a node alone splits; NaN splits."""
+    levels = zip(tree.per_level(scores), bars, strict=True)
+    return [(s.double() / bar).nan_to_num(math.inf, math.inf, -math.inf) for s, bar in levels]
+
+
+def _over_maximum(scores: Float[Tensor, "b f inner"], tree: Tree) -> list[Float[Tensor, "b f _"]]:
+    """Per level the gamma below which a node alone splits; NaN and a field of zeros do not."""
+    outside = tree.nodes(scores.device).outside
+    coarsest = tree.per_level(scores.masked_fill(outside, -torch.inf))[0]
+    shares = scores.double() / coarsest.double().amax((1, 2), keepdim=True)
+    shares = shares.nan_to_num(-math.inf, math.inf, -math.inf)
+    return list(tree.per_level(shares.masked_fill(shares <= 0, -math.inf)))
+
+
 def _splits(
-    scores: Float[Tensor, "b f inner"], tree: Tree, bars: tuple[float, ...], shared: int
+    own: list[Float[Tensor, "b f _"]], tree: Tree, shared: int, kept: bool
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """Per node inside the domain the largest factor at which it splits, and the cells this adds."""
-    nodes = tree.nodes(scores.device)
+    """Per node inside the domain the largest factor at which it splits, and the cells this adds.
+
+    Args:
+        kept: cells that split stay beside their children.
+    """
+    nodes = tree.nodes(own[0].device)
     forced, inside = tree.per_level(nodes.forced), tree.per_level(nodes.inside)
     factors, gains = [], []
-    for level, (score, bar) in enumerate(zip(tree.per_level(scores), bars, strict=True)):
-        own = (score.double() / bar).nan_to_num(math.inf, math.inf, -math.inf)
-        own = own.masked_fill(forced[level], math.inf)
+    for level, factor in enumerate(own):
+        factor = factor.masked_fill(forced[level], math.inf)
         if level:
-            own = torch.minimum(own, tree.expand(factors[-1], level - 1))
-        factors.append(own)
+            factor = torch.minimum(factor, tree.expand(factors[-1], level - 1))
+        factors.append(factor)
         children = inside[level + 1].long().unflatten(0, tree.grids[level + 1])
         for axis, ratio in enumerate(tree.ratios[level]):
             children = children.unflatten(axis, (-1, ratio)).sum(axis + 1)
-        gains.append(shared * (children.flatten() - 1))
+        gains.append(shared * (children.flatten() - int(not kept)))
     real = ~nodes.outside
-    gain = torch.cat(gains)[real].expand(*scores.shape[:2], -1)
+    gain = torch.cat(gains)[real].expand(*own[0].shape[:2], -1)
     return torch.cat(factors, -1)[..., real].flatten(), gain.flatten()
 
 
-def _factor(factors: Tensor, gains: Tensor, coarsest: int, tokens: float, samples: int) -> float:
-    """The factor whose splits give the most cells that are not above the wanted number."""
+def _factor(
+    factors: Tensor,
+    gains: Tensor,
+    coarsest: int,
+    tokens: float,
+    samples: int,
+    relative: bool = False,
+) -> float:
+    """The factor whose splits give the most cells that are not above the wanted number.
+
+    Args:
+        relative: the factor is a gamma, in (0, 1].
+    """
     coarsest += int(gains[factors == math.inf].sum())
     values, order = factors[factors.isfinite()].sort(descending=True)
     added = gains[factors.isfinite()][order].cumsum(0)
@@ -97,14 +146,21 @@ def _factor(factors: Tensor, gains: Tensor, coarsest: int, tokens: float, sample
     if not coarsest <= tokens * samples <= int(totals[-1]):
         least, most = coarsest / samples, int(totals[-1]) / samples
         raise ValueError(
-            f"these fields give {least:g} to {most:g} tokens per sample, {tokens:g} are asked for"
+            f"these fields give {least:g} to {most:g} tokens per sample, {tokens:g} are asked for; "
+            "other cell sizes reach more or fewer"
         )
     if len(values) == 0:
         return 1.0  # the borders decide everything
     first, last = values[:1], values[-1:]
-    edges = torch.cat([first + first.abs() + 1, values, last - last.abs() - 1])
+    if relative:
+        ends = torch.ones_like(first), torch.zeros_like(last)
+    else:
+        ends = first + first.abs() + 1, last - last.abs() - 1
+    edges = torch.cat([ends[0], values, ends[1]])
     above, below = edges[:-1], edges[1:]
     # Only between values that stay apart in single precision, in which the marking compares.
     possible = (above - below > 1e-6 * above.abs()) & (totals <= tokens * samples)
-    best = possible.nonzero()[-1]
-    return float((above[best] + below[best]) / 2)
+    if relative:
+        possible[0] = True  # nothing is above the maximum, however close it comes
+    best = int(possible.nonzero()[-1])
+    return 1.0 if relative and best == 0 else float((above[best] + below[best]) / 2)

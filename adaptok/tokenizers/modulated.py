@@ -90,6 +90,22 @@ class ModulatedTokenizer(nn.Module):
         level = sizes.index((1, *size))
         return cells_of_layout(field, layout, sizes, level, tiling=self.tiling)
 
+    def sizes_for(self, space: Sequence[int]) -> list[int]:
+        """Patch sizes of the table, the same on every axis, that a field can be cut into."""
+        return [p for p in KERNELS if p <= min(space) and self._has(p)]
+
+    def _has(self, size: int) -> bool:
+        try:
+            self.layout((size,) * self.spec.ndim, (1, *[size] * self.spec.ndim))
+        except ValueError:
+            return False
+        return True
+
+    def tokens_at(self, size: int | Sequence[int], shape: Sequence[int]) -> int:
+        """Tokens per sample of a field of shape (t, *space)."""
+        sizes = per_axis(size, self.spec.ndim, "patch_size")
+        return product(self.layout(sizes, tuple(shape)).grid)
+
     def embed(
         self,
         x: Float[Tensor, "b *tcs"],

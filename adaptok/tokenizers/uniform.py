@@ -77,6 +77,20 @@ class UniformTokenizer(nn.Module):
         level = self.spec.sizes.index((frame_size, *size))
         return uniform_cells(field, size, frame_size, self.spec, level)
 
+    @staticmethod
+    def sizes_for(space: Sequence[int]) -> list[int]:
+        """Sizes, the same on every axis, to choose from for such a field: what divides it, or any
+        where almost nothing does."""
+        every = range(1, min(space) + 1)
+        dividing = [p for p in every if all(n % p == 0 for n in space)]
+        return dividing if len(dividing) > 2 else list(every)
+
+    def tokens_at(self, size: int | Sequence[int], shape: Sequence[int]) -> int:
+        """Tokens per sample of a field of shape (t, *space)."""
+        size = per_axis(size, self.spec.ndim, "patch_size")
+        frames = frames_of_cells(shape[0], self.spec.sizes[0][0])
+        return frames * product(-(-n // p) for n, p in zip(shape[1:], size, strict=True))
+
     def embed(
         self,
         x: Float[Tensor, "b *tcs"],

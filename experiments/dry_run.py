@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,12 +35,13 @@ from adaptok.config import (
 )
 from adaptok.data import FieldInfo, WellData
 from adaptok.data.info import set_statistics
-from adaptok.data.synthetic import SOLVERS
+from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.evaluation import evaluate, label_of
 from adaptok.optim import Optim
 
 CODES = {"wall": 0, "open": 1, "periodic": 2}
 DEVICE = "cuda"  # of the fake tensors: a fixed budget must not need to read a value back
+SIZE = {"dim", "depth", "heads", "mlp_ratio"}
 Config = Mapping[str, Any]
 
 
@@ -101,35 +102,40 @@ def composed(run: Run) -> dict[str, Any]:
     Raises:
         ValueError: a key that nothing reads.
     """
-    config = plain(compose(run.command, run.words(Path("OUT"))))
-    check_keys(config, run.command)
+    words = run.words(Path("OUT"))
+    config = plain(compose(run.command, words))
+    if any(word.startswith("+") for word in words):  # Hydra refuses what is unknown without it
+        check_keys(config, run.command)
+        if unknown := {*config.get("size", SIZE)} - SIZE:
+            raise ValueError(f"size has no {', '.join(unknown)}")
     if run.command == "eval":
         return config
-    task = config.get("task")
-    check_knobs(
-        L.Trainer, "trainer", {k: v for k, v in config["trainer"].items() if k != "compile"}
-    )
-    if task != "classify":
+    trainer = {k: v for k, v in config["trainer"].items() if k != "compile"}
+    check_knobs(L.Trainer, "trainer", trainer)
+    if config.get("task") != "classify":
         check_knobs(Optim, "optim", config["optim"])
         Optim(**config["optim"])
         create_schedule(config["schedule"])
         check_knobs(evaluate, "test", config["test"])
-        _check_data(config["data"])
+        _check_data(config["data"], sets_of(run))
     return config
 
 
-def _check_data(data: Config) -> None:
+def sets_of(run: Run) -> list[str]:
+    """The choices of data of a run: several where one model is trained on all of them."""
+    chosen = [o.partition("=")[2] for o in run.overrides if o.startswith("data=")][-1]
+    return [name.strip() for name in chosen.strip("[]").split(",")]
+
+
+def _check_data(data: Config, sets: Sequence[str]) -> None:
     about = {k: v for k, v in data.items() if k not in ("format", "generate")}
     check_knobs(WellData, "data", about)
+    known = {*inspect.signature(generate).parameters}
+    for name in sets:
+        known |= {*SOLVERS.knobs(name)} if name in SOLVERS.names() else set()
     for key in data.get("generate") or {}:
-        if key not in {"seed", *SOLVERS.knobs(data["name"]), *_generation()}:
+        if key not in known:
             raise ValueError(f"unknown key 'data.generate.{key}'")
-
-
-def _generation() -> set[str]:
-    from adaptok.data.synthetic import generate
-
-    return {*inspect.signature(generate).parameters}
 
 
 def count(run: Run, config: Config) -> Counts:
@@ -195,8 +201,7 @@ def _noise(*shape: int) -> Tensor:
 
 def _pretrain(run: Run, config: Config) -> Counts:
     """One model for all sets of ``data=[a,b]``; a pass at the shape of each."""
-    chosen = [o.partition("=")[2] for o in run.overrides if o.startswith("data=")][-1]
-    infos = [info_of(name.strip()) for name in chosen.strip("[]").split(",")]
+    infos = [info_of(name) for name in sets_of(run)]
     lead = config["data"].get("max_lead", 1)
     config = {**config, "vocabulary": vocabulary_of(infos, lead)}
     with torch.device("meta"):

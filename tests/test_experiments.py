@@ -78,12 +78,43 @@ def test_results_are_those_of_its_runs(name):
     assert measured.kept(experiment, rows) == rows
 
 
-@pytest.mark.parametrize("name", NAMES)
+def composing(name: str) -> list[list[listed.Run]]:
+    """The runs of an experiment that have a configuration, by scale."""
+    found = [
+        [r for r in runs if r.owner == name and r.command not in listed.WORDS]
+        for runs in read(name).runs.values()
+    ]
+    return [runs for runs in found if runs]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if composing(n)])
+def test_the_first_runs_compose_and_every_key_is_read(name):
+    for first, *_ in composing(name):
+        dry().composed(first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NAMES if composing(n)])
 def test_every_run_composes_and_every_key_is_read(name):
-    for runs in read(name).runs.values():
+    for runs in composing(name):
         for run in runs:
-            if run.owner == name and run.command in ("train", "finetune", "eval"):
-                dry().composed(run)
+            dry().composed(run)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "+size.depht=3",
+        "data.generate.steps=3",
+        "trainer.epochs=3",
+        "optim.momentum=1",
+        "test.step=1",
+    ],
+)
+def test_a_key_that_nothing_reads_is_found(wrong):
+    words = ("data=acoustic_scattering_maze", wrong)
+    with pytest.raises(ValueError, match=wrong.partition("=")[0].split(".")[-1].strip("+")):
+        dry().composed(listed.Run("x", "train", words, (0,), "x", "x", "small"))
 
 
 @pytest.mark.parametrize("name", OWN)

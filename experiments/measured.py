@@ -92,9 +92,13 @@ def _of_rollout(rollout: Any, persistence: Any) -> Iterator[tuple[str, Any, Any]
 
 
 def _benchmark(results: Mapping[str, Any]) -> Measured:
-    """Text columns of a row are the setting, numbers are metrics."""
+    """Text columns of a row are the setting, with the tokens where a model has several numbers of
+    them; numbers are metrics.
+    """
     for row in results["rows"]:
         words = [v for k, v in row.items() if isinstance(v, str) and v and k != "field"]
+        if "field" in row and "tokens" in row:
+            words.append(f"{row['tokens']} tokens")
         for key, value in row.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 yield ", ".join(words), key, value, ""

@@ -12,7 +12,7 @@ COMMANDS = {
     "data": "generate or check a data set; shapes, fields, persistence VRMSE",
     "demo": "IAP beside fixed patches on generated data, in minutes on two cores",
     "report": "tables and a page with interactive plots of many runs",
-    "list": "tokenizers, processors, decoders ... with their knobs",
+    "list": "tokenizers, processors, decoders ... with their knobs; what goes together",
     "bench": "run a benchmark, such as that of timm models: adaptok bench vision",
 }
 
@@ -69,6 +69,8 @@ EXAMPLES = {
         "adaptok list tokenizer",
         "adaptok list tokenizer 'i*'",
         "adaptok list backends",
+        "adaptok list combinations            # what goes together, and why the rest does not",
+        "adaptok list combinations 'tokenizer=iap*decoder=linear'",
     ],
     "bench": [
         "adaptok bench                        # the names",

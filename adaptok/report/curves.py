@@ -37,7 +37,7 @@ def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list
         values = [
             value
             for group in groups
-            for run in (*group.runs, *group.pending)
+            for run in _trained(group)
             for value in _draw_curve(figure, group, run, key, looked[group.label])
         ]
         if not values:
@@ -53,6 +53,13 @@ def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list
             caption = "A line per run, each in the units of its own loss; dotted: not finished."
         panels.append(Panel(title[0].upper() + title[1:], figure, caption))
     return panels
+
+
+def _trained(group: Group) -> list[Run]:
+    """Without evaluations of runs that are there themselves."""
+    runs = [*group.runs, *group.pending]
+    folders = {run.folder.resolve() for run in runs}
+    return [r for r in runs if r.source is None or r.source.resolve() not in folders]
 
 
 def _draw_curve(figure: go.Figure, group: Group, run: Run, key: str, look: Look) -> list[float]:

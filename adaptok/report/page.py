@@ -204,7 +204,7 @@ def _runs(contents: Contents, out: Path) -> str:
         "hardware",
         "date",
     )
-    rows = [_run_row(run, label_of.get(id(run), "repeated"), out) for run in contents.read.runs]
+    rows = [_run_row(run, label_of[id(run)], out) for run in contents.read.runs]
     sheet = Sheet(
         "Links open the run folders, where they are still at their place.",
         [Column(title) for title in titles],

@@ -107,6 +107,9 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Prob
     rows = [result_of(row) for row in results.get("settings") or () if isinstance(row, Mapping)]
     source = _source(results)
     curve = _curve(folder, config, source, problems)
+    if rows and (failure := _json(folder / "failed.json", [])) is not None:
+        error = failure.get("error", "unknown error")
+        problems.append(Problem(folder, f"repeated and failed, these are older results: {error}"))
     status, note = _status(folder, config, rows, measure, curve)
     flattened = flat(_of_set(config, results.get("data")))
     return Run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -93,14 +93,20 @@ class Summary:
 
 
 def summaries(groups: Sequence[Group]) -> list[Summary]:
-    """Every group at every setting that one of its runs was tested at."""
+    """Every group at every setting that one of its runs was tested at.
+
+    Of runs that repeat or evaluate the same one, the newest counts at each setting.
+    """
     found = []
     for group in groups:
-        rows: dict[str, list[tuple[Run, Result]]] = {}
-        for run in group.runs:
+        rows: dict[str, dict[Hashable, tuple[Run, Result]]] = {}
+        for run, identity in sorted(
+            zip(group.runs, group.identities, strict=True), key=lambda pair: pair[0].modified
+        ):
             for result in run.results:
-                rows.setdefault(result.label, []).append((run, result))
-        for setting, pairs in rows.items():
+                rows.setdefault(result.label, {})[identity] = (run, result)
+        for setting, newest in rows.items():
+            pairs = sorted(newest.values(), key=lambda pair: (pair[0].seed is None, pair[0].seed))
             home = all(result is run.home for run, result in pairs)
             found.append(Summary(group, setting, pairs, home))
     return found

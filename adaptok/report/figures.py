@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -195,8 +195,20 @@ def _hover(point: Point, cost: Cost) -> str:
     )
 
 
-def transfer_panel(matrix: Transfer) -> Panel:
+TRANSFER_NOTE = (
+    "VRMSE (lower is better, darker; equal colours in all panels), mean over seeds. Rows: tokens per "
+    "sample in training; columns: in the test; framed: the same. A model that transfers has an even "
+    "row. † not better than persistence."
+)
+
+
+def transfer_panels(matrices: Sequence[Transfer]) -> list[Panel]:
     """Budget in training by budget in the test, with the error in each cell."""
+    errors = [v.mean for m in matrices for row in m.cells for v in row if v and v.mean > 0]
+    return [_transfer_panel(matrix, (min(errors), max(errors))) for matrix in matrices if errors]
+
+
+def _transfer_panel(matrix: Transfer, limits: tuple[float, float]) -> Panel:
     means = [[v.mean if v else None for v in row] for row in matrix.cells]
     texts = [
         [_transfer_text(matrix, i, j) for j in range(len(matrix.tested))]
@@ -218,18 +230,15 @@ def transfer_panel(matrix: Transfer) -> Panel:
         colorscale="Cividis",
         xgap=2,
         ygap=2,
-        colorbar=_colour_bar([v for row in means for v in row if v]),
+        zmin=math.log10(limits[0]),
+        zmax=math.log10(limits[1]),
+        colorbar=_colour_bar(limits),
     )
     figure.update_xaxes(type="category", showline=False, ticks="")
     figure.update_yaxes(type="category", showline=False, ticks="", autorange="reversed")
     _outline_home(figure, matrix)
     reference = formats.error(matrix.reference.mean if matrix.reference else None)
-    caption = (
-        "VRMSE (lower is better, darker), mean over seeds. Rows: tokens per sample in training; "
-        "columns: in the test; framed: the same. A model that transfers has an even row. "
-        f"† not better than persistence ({reference})."
-    )
-    return Panel(f"Budget transfer of {matrix.label}", figure, caption)
+    return Panel(f"Budget transfer of {matrix.label}", figure, f"Persistence: {reference}.")
 
 
 def _transfer_text(matrix: Transfer, row: int, column: int) -> str:
@@ -248,9 +257,9 @@ def _outline_home(figure: go.Figure, matrix: Transfer) -> None:
             figure.add_shape(type="rect", **box, line={"color": "#D55E00", "width": 2.5})
 
 
-def _colour_bar(values: Sequence[float]) -> dict:
+def _colour_bar(limits: tuple[float, float]) -> dict[str, Any]:
     """Ticks in VRMSE on colours that follow its logarithm."""
-    low, high = math.log10(min(values)), math.log10(max(values))
+    low, high = map(math.log10, limits)
     ticks = [low + (high - low) * i / 4 for i in range(5)] if high > low else [low]
     texts = [f"{10**t:.2g}" for t in ticks]
     return {

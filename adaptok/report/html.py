@@ -26,6 +26,9 @@ SHAPES = {
     "star": '<path d="M6 .8l1.6 3.5 3.8.4-2.8 2.6.8 3.8L6 9.2l-3.4 1.9.8-3.8L.6 4.7l3.8-.4z"/>',
     "hexagon": '<path d="M3.5 1.7h5L11 6l-2.5 4.3h-5L1 6z"/>',
 }
+FILTER = '<input type="search" class="filter" placeholder="filter rows" aria-label="filter rows">'
+FILTERED = 12  # tables with more rows can be filtered
+MANY = 14  # models; a longer legend scrolls
 STATES = {"counts": "good", "no result": "bad", "failed": "bad", "diverged": "bad"}
 DASHES = {
     "solid": "",
@@ -50,7 +53,11 @@ def sheet_html(sheet: Sheet, looked: Mapping[str, Look] | None = None) -> str:
     )
     caption = f'<p class="caption">{escape(sheet.caption)}</p>'
     table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="sheet">{caption}<div class="scroll">{table}</div></div>'
+    search = (
+        '<input type="search" class="filter" placeholder="filter rows" aria-label="filter rows">'
+    )
+    search = search if len(sheet.rows) > FILTERED else ""
+    return f'<div class="sheet">{caption}{search}<div class="scroll">{table}</div></div>'
 
 
 def _head(column: Column, numeric: bool) -> str:
@@ -102,7 +109,8 @@ def legend_html(looked: Mapping[str, Look]) -> str:
         for label, look in looked.items()
     )
     hint = "Click a model to hide it in all plots below, double-click to see it alone."
-    return f'<div class="legend" title="{hint}">{buttons}</div>'
+    many = " many" if len(looked) > MANY else ""
+    return f'<div class="legend{many}" title="{hint}">{buttons}</div>'
 
 
 def breakable(text: str) -> str:

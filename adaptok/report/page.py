@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from adaptok.report import formats
 from adaptok.report.curves import learning_panels, rollout_panels, spectrum_panels
-from adaptok.report.figures import cost_note, cost_panels, transfer_panel
+from adaptok.report.figures import TRANSFER_NOTE, cost_note, cost_panels, transfer_panels
 from adaptok.report.gallery import pictures_of
 from adaptok.report.html import (
     breakable,
@@ -103,13 +103,12 @@ def _table_of_contents(contents: Contents, blocks: Sequence[Sequence[Block]]) ->
 def _blocks(section: Section, name: str, out: Path, problems: list[Problem]) -> list[Block]:
     """The parts of a data set that there is something for."""
     rows, looked = section.rows, looks(section.groups)
-    matrices = [transfer_panel(matrix) for matrix in transfers(rows)]
     panels = {
         "cost": (
             f"{'Error' if section.table.measure.lower else 'Accuracy'} and cost",
             cost_panels(rows, looked) if rows else [],
         ),
-        "transfer": ("Budget transfer", matrices),
+        "transfer": ("Budget transfer", transfer_panels(transfers(rows))),
         "learning": ("Learning curves", learning_panels(section.groups, looked)),
         "rollout": ("Rollouts", rollout_panels(rows, looked)),
         "spectra": ("Spectra", spectrum_panels(rows, looked)),
@@ -117,8 +116,8 @@ def _blocks(section: Section, name: str, out: Path, problems: list[Problem]) -> 
     blocks = [Block(f"{name}-results", "Results", _tables(section, looked))] if rows else []
     for key, (title, own) in panels.items():
         if own:
-            note = cost_note(rows) if key == "cost" else ""
-            html = panels_html(own, f"{name}-{key}-plot", note)
+            note = {"cost": cost_note, "transfer": lambda _: TRANSFER_NOTE}.get(key)
+            html = panels_html(own, f"{name}-{key}-plot", note(rows) if note else "")
             html += _rollout_table(section, looked) if key == "rollout" else ""
             blocks.append(Block(f"{name}-{key}", title, html))
     pictures = pictures_of(section.groups, problems)

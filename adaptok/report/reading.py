@@ -229,7 +229,8 @@ def _config(folder: Path, problems: list[Problem]) -> dict[str, Any] | None:
     import yaml
 
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if it is there
+        config = yaml.load((folder / "config.yaml").read_text(), loader)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError):

@@ -31,7 +31,8 @@ from adaptok.report import (
 from adaptok.report.grouping import label_keys
 from adaptok.report.markdown import markdown_report
 from adaptok.report.notes import contents_of, not_finished
-from adaptok.report.sheets import results_sheet, seeds_cell, transfer_sheet
+from adaptok.report.results import results_sheet, seeds_cell
+from adaptok.report.sheets import transfer_sheet
 from adaptok.report.summaries import ranks
 from adaptok.report.transfer import transfers
 

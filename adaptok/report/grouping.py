@@ -160,6 +160,8 @@ def label_of_keys(kind: str, values: Mapping[str, Any]) -> str:
         if key in NAMES and str(value) in (kind, "surrogate"):
             continue
         name = _short(key) if [*map(_short, values)].count(_short(key)) == 1 else key
+        if key == "ckpt":  # by the name of its run folder
+            value = str(value).partition("/checkpoints/")[0].rstrip("/").rpartition("/")[2]
         parts.append(str(value) if key in NAMES else f"{name}={_shown(value)}")
     return ", ".join(parts)
 
@@ -201,8 +203,6 @@ def _hashable(value: Any) -> Hashable:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str) and "/" in value:  # a checkpoint: the name of its run folder
-        return value.partition("/checkpoints/")[0].rstrip("/").rpartition("/")[2]
     if isinstance(value, list):
         return "[" + ",".join(map(_shown, value)) + "]"
     if isinstance(value, Mapping):

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from adaptok.report.gallery import Picture
 from adaptok.report.panels import Panel
 from adaptok.report.records import Run
-from adaptok.report.sheets import Cell, Column, Sheet
+from adaptok.report.sheet import Cell, Column, Sheet
 from adaptok.report.theme import Look
 
 # Marks of plotly, drawn for the legend in a box of 12 x 12.

@@ -78,7 +78,8 @@ PLAIN = {"list": "[kind] [pattern]", "bench": "[name] [arguments of the benchmar
 MANY = 60  # choices of a group that are not all listed
 
 FLAGS = """\
-  -m, --multirun      run every combination of comma-separated values, such as seed=0,1,2
+  -m, --multirun      run every combination of comma-separated values, such as seed=0,1,2; typed again,
+                      it goes on where it stopped
   --config-dir DIR    a folder of your own YAML files, such as DIR/tokenizer/mine.yaml
   --cfg job           print the composed configuration and stop
   --debug             show the traceback of an error

@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format type bench docs clean
+.PHONY: help install demo test test-slow test-browser lint format type bench reproduce docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test-slow: $(STAMP)  ## The slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu and not browser" $(PYTEST_ARGS) \
 	  || test $$? -eq 5  # 5: no such test in the selection, which is no failure
 
+test-browser: $(STAMP)  ## The report in headless Chromium (needs chromium and chromedriver)
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
+
 lint: $(STAMP)  ## Style, formatting and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +50,9 @@ type: $(STAMP)  ## Static types
 
 bench: $(STAMP)  ## The benchmarks (or one: make bench BENCH=refinement); results in docs/benchmarks/
 	set -e; for name in $(BENCH); do $(BIN)/python -m adaptok.bench.$$name; done
+
+reproduce: $(STAMP)  ## A table of a paper: make reproduce EXP=iap_table1 [SCALE=small] [DRY=1] [ARGS="data.base=/disk"]
+	$(BIN)/python experiments/reproduce.py $(EXP) --scale $(or $(SCALE),full) $(if $(DRY),--dry-run) $(ARGS)
 
 docs: $(DOCS_STAMP)  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml

@@ -302,34 +302,38 @@ def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
     """The model of a plain configuration, for the fields of a data set, statistics set."""
     if "vocabulary" in config:
         return system_of(build_multiphysics(config), info)
+    surrogate = without_statistics(config, info)
+    set_statistics(surrogate, info)
+    return surrogate
+
+
+def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
+    """The model of a plain configuration; also on the meta device, where nothing has a value."""
     if config["data"].get("max_lead", 1) > 1:
         raise ValueError("data.max_lead is for models that know a lead time: task=pretrain")
     model = config.get("model", {"name": "surrogate"})
     if model["name"] == "surrogate":
-        surrogate: OneStepModel = create_surrogate(
+        return create_surrogate(
             ndim=info.ndim,
             in_channels=len(info.fields),
             constant_channels=len(info.constants),
             dim=config["size"]["dim"],
             **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
         )
-    else:
-        if config["history_mode"] not in ("auto", "fold"):
-            raise ValueError(
-                f"model={model['name']} folds its history into channels: history_mode=fold, not "
-                f"{config['history_mode']}"
-            )
-        surrogate = create_baseline(
-            model,
-            ndim=info.ndim,
-            in_channels=len(info.fields),
-            constant_channels=len(info.constants),
-            boundary=info.boundary,
-            shape=info.shape,
-            **{key: config[key] for key in ("history", "normalise", "predict")},
+    if config["history_mode"] not in ("auto", "fold"):
+        raise ValueError(
+            f"model={model['name']} folds its history into channels: history_mode=fold, not "
+            f"{config['history_mode']}"
         )
-    set_statistics(surrogate, info)
-    return surrogate
+    return create_baseline(
+        model,
+        ndim=info.ndim,
+        in_channels=len(info.fields),
+        constant_channels=len(info.constants),
+        boundary=info.boundary,
+        shape=info.shape,
+        **{key: config[key] for key in ("history", "normalise", "predict")},
+    )
 
 
 def build_multiphysics(config: Mapping[str, Any]) -> Multiphysics:

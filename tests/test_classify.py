@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 pytest.importorskip("timm")
 
@@ -24,6 +25,7 @@ from adaptok.classify import (
 )
 from adaptok.classify.models import build_timm
 from adaptok.cli.classify import fit_and_test_classifier
+from adaptok.tokens import as_field
 from adaptok.vision import IMAGE_TOKENIZERS
 
 NAME, SIDE = "vit_tiny_patch16_224", 32
@@ -246,6 +248,31 @@ def test_resize_is_apt_before_its_first_step():
         assert torch.equal(fast(x), plain(x))
         assert torch.equal(build_classifier(model, "uniform")(x), model(x))
     assert fast.last_cells.lengths == plain.last_cells.lengths != (16,) * 4
+
+
+def test_the_branch_starts_where_it_is_told_to():
+    model, x = small().eval(), normalised()
+    starts = {}
+    for name in ("zero", "random", "identity"):
+        starts[name] = build_classifier(model, {**APT, "branch": name})
+    with torch.no_grad():
+        plain = build_classifier(model, {**APT, "name": "resize"})
+        cells = plain.tiling(x)
+        coarse = cells.level < len(cells.sizes) - 1
+        given = plain.cell_embed(as_field(x, 2), cells)
+        for name, fast in starts.items():
+            zero = fast.cell_embed.zero
+            fast.cell_embed.zero = nn.Identity()
+            detail = fast.cell_embed(as_field(x, 2), cells) - given
+            fast.cell_embed.zero = zero
+            out = fast.cell_embed(as_field(x, 2), cells)
+            assert torch.equal(out[~coarse], given[~coarse])
+            wanted = {"zero": 0 * detail, "identity": detail, "random": zero(detail)}[name]
+            torch.testing.assert_close(out[coarse], (given + wanted)[coarse], atol=1e-5, rtol=1e-5)
+            assert (name == "zero") == torch.equal(out, given)
+    assert starts["random"].cell_embed.zero.bias.abs().sum() > 0
+    with pytest.raises(ValueError, match="branch is zero, random or identity"):
+        build_classifier(model, {**APT, "branch": "one"})
 
 
 def test_random_keeps_as_many_patches_as_apt_has_cells():

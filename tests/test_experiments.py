@@ -1,62 +1,270 @@
-"""Lists of runs compose; they are run once each, go on where they stopped, and are collected."""
+"""Experiments say what they run, every key of it is read, full-size models have the papers' counts
+without being built, and runs are made once, go on where they stopped, and are compared."""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import csv
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import small_runs
 import yaml
 
-from adaptok.config import compose, plain
-
 ROOT = Path(__file__).parents[1]
-LISTS = sorted((ROOT / "experiments").glob("*/runs.yaml"))
+FOLDER = ROOT / "experiments"
+sys.path.insert(0, str(FOLDER))  # its scripts import each other
+
+import listed  # noqa: E402
+import measured  # noqa: E402
+import reproduce  # noqa: E402
+from listed import expected, names, read  # noqa: E402
+
+NAMES = names()
+SECTIONS = ("Claim", "Command", "Deviations", "Result", "Verdict")
+# What the counts of a figure's runs are checked with.
+OWN = [n for n in NAMES if any(r.owner == n for r in read(n).runs.get("full", []))]
+HEAD = ",".join(listed.EXPECTED)
 
 
-def script(name: str, *arguments: Path | str) -> str:
-    words = [sys.executable, str(ROOT / "experiments" / name), *map(str, arguments)]
-    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+@cache
+def dry():
+    import dry_run
+
+    return dry_run
 
 
-@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.parent.name)
-def test_every_run_of_a_list_composes(path):
-    listed = yaml.safe_load(path.read_text())
-    assert listed["runs"]
-    for overrides in listed["runs"].values():
-        config = plain(compose("train", [*listed["common"], *overrides]))
-        assert config["trainer"]["max_steps"] <= 2000
+def test_every_folder_is_an_experiment():
+    folders = {p.name for p in FOLDER.iterdir() if p.is_dir() and not p.name.startswith("__")}
+    assert folders - {*NAMES} <= {"gpu", "headline"}
+    index = (FOLDER / "README.md").read_text()
+    assert [n for n in folders if f"({n}/README.md)" not in index] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_is_complete(name):
+    text = (FOLDER / name / "README.md").read_text()
+    missing = [word for word in SECTIONS if f"**{word}" not in text]
+    assert not missing
+    assert f"EXP={name}" in text or "not reproducible here" in text
+    assert len(text.splitlines()) <= 75
+    experiment = read(name)
+    known = {run.name for runs in experiment.runs.values() for run in runs} | {""}
+    for row in expected(experiment):
+        assert row["source"]
+        assert row["run"] in known
+        assert row["value"] or row["ours"]
+        if row["metric"] != "statement":
+            assert all(float(row[key]) >= 0 for key in ("value", "tolerance", "ours") if row[key])
+    keys = [(r["run"], r["setting"], r["metric"]) for r in expected(experiment)]
+    assert len({*keys}) == len(keys) or {k[2] for k in keys} == {"statement"}
+    for (one, _), (other, _) in experiment.compare:
+        assert {one, other} <= known
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if (FOLDER / n / "results.csv").is_file()])
+def test_results_are_those_of_its_runs(name):
+    path = FOLDER / name / "results.csv"
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        assert reader.fieldnames == measured.COLUMNS
+        rows = list(reader)
+    assert rows
+    experiment = read(name)
+    for row in rows:
+        runs = {r.name: r for r in experiment.runs[row["scale"]]}
+        run = runs[row["run"].partition("/")[0]]
+        assert int(row["seed"]) in run.seeds
+        assert row["value"] == "" or float(row["value"]) == float(row["value"])
+    assert measured.kept(experiment, rows) == rows
+
+
+def composing(name: str) -> list[list[listed.Run]]:
+    """The runs of an experiment that have a configuration, by scale."""
+    found = [
+        [r for r in runs if r.owner == name and r.command not in listed.WORDS]
+        for runs in read(name).runs.values()
+    ]
+    return [runs for runs in found if runs]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if composing(n)])
+def test_the_first_runs_compose_and_every_key_is_read(name):
+    for first, *_ in composing(name):
+        dry().composed(first)
 
 
 @pytest.mark.slow
-def test_a_list_is_run_once_and_collected(tmp_path):
+@pytest.mark.parametrize("name", [n for n in NAMES if composing(n)])
+def test_every_run_composes_and_every_key_is_read(name):
+    for runs in composing(name):
+        for run in runs:
+            dry().composed(run)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "+size.depht=3",
+        "data.generate.steps=3",
+        "trainer.epochs=3",
+        "optim.momentum=1",
+        "test.step=1",
+    ],
+)
+def test_a_key_that_nothing_reads_is_found(wrong):
+    words = ("data=acoustic_scattering_maze", wrong)
+    with pytest.raises(ValueError, match=wrong.partition("=")[0].split(".")[-1].strip("+")):
+        dry().composed(listed.Run("x", "train", words, (0,), "x", "x", "small"))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_full_size_model_has_the_counts_of_the_paper(name):
+    first = next(r for r in read(name).runs["full"] if r.owner == name)
+    lines, wrong = dry().dry_run(read(name), [first.name])
+    assert not wrong
+    assert len(lines) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN)
+def test_all_full_size_models_have_the_counts_of_the_paper(name):
+    lines, wrong = dry().dry_run(read(name))
+    assert not wrong
+    assert len(lines) == len(read(name).runs["full"])
+
+
+def test_a_dry_run_leaves_no_fake_tensors_behind():
+    from torch import randn
+
+    from adaptok import create_surrogate
+
+    dry().dry_run(read("iap_table1"), ["sne_vit_4096"])
+    model = create_surrogate(ndim=3, in_channels=6, dim=24, depth=1, heads=2, tokenizer="uniform")
+    assert model(randn(1, 6, 16, 16, 16)).isfinite().all()
+
+
+def test_a_wrong_count_is_found(tmp_path):
+    about = {"claim": "c", "source": "s", "scales": {"full": {"runs": {"vit": []}}}}
+    about["scales"]["full"]["runs"]["vit"] = [
+        "data=well",
+        "data.name=turbulent_radiative_layer_2D",
+        "size=tiny",
+        "tokenizer=uniform",
+        "tokenizer.size=8",
+    ]
+    write(tmp_path, about, ["vit,,tokens,768,,,Table", "vit,,parameters,1000,0.5,,Table"])
+    lines, wrong = dry().dry_run(read("x", tmp_path))
+    assert "tokens as built: 768" in lines[0]
+    assert len(wrong) == 1
+    assert wrong[0].startswith("vit parameters: ")
+    assert wrong[0].endswith(" in place of 1000 within 0.5")
+
+
+def write(base: Path, about: dict, rows: list[str]) -> None:
+    folder = base / "x"
+    folder.mkdir(exist_ok=True)
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(about))
+    (folder / "expected.csv").write_text("\n".join([HEAD, *rows]) + "\n")
+
+
+RUNS = {"runs": {"a": [["one=1", ["two=2"]]]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clam": "x"}, "unknown clam"),
+        ({"claim": ""}, "needs a claim"),
+        ({"scales": {"tiny": RUNS}}, "unknown tiny"),
+        ({"scales": {"full": RUNS | {"seed": 1}}}, "unknown seed"),
+        ({"scales": {"full": {"runs": {"a": {"command": "tran"}}}}}, "command is one of"),
+        ({"scales": {"full": {"runs": {"a": {"arguments": []}}}}}, "adaptok train has overrides"),
+        ({"runs_of": "iap_tabel1"}, "no experiment 'iap_tabel1'"),
+    ],
+)
+def test_what_an_experiment_cannot_say(tmp_path, change, message):
+    write(tmp_path, {"claim": "c", "source": "s", **change}, [])
+    with pytest.raises(ValueError, match=message):
+        read("x", tmp_path)
+
+
+def test_overrides_are_flattened_and_places_filled_in(tmp_path):
+    scale = {"seeds": [0, 3], "common": ["c=1"], **RUNS}
+    scale["runs"]["b"] = {"overrides": ["ckpt={out}/a/seed_0", "x={root}/y"], "like": "a"}
+    write(tmp_path, {"claim": "c", "source": "s", "scales": {"small": scale}}, [])
+    a, b = read("x", tmp_path).runs["small"]
+    assert a.overrides == ("c=1", "one=1", "two=2")
+    assert b.words(Path("o")) == ["c=1", "ckpt=o/x/small/a/seed_0", "x=o/y"]
+    assert (b.like, b.seeds) == ("a", (0, 3))
+    assert b.folder(Path("o"), 3) == Path("o/x/small/b/seed_3")
+
+
+def row(run: str, value: float | None, persistence: float = 1.0) -> dict:
+    about = {"scale": "small", "run": run, "setting": "", "seed": 0, "metric": "vrmse"}
+    return {**about, "value": value, "persistence": persistence}
+
+
+def test_no_verdict_without_beating_persistence(tmp_path):
+    runs = {"full": {"runs": {"A": [], "B": []}}}
+    runs["small"] = {"runs": {"a": {"like": "A"}, "b": {"like": "B"}}}
+    about = {"claim": "c", "source": "s", "scales": runs, "compare": [["A", "B"]]}
+    write(tmp_path, about, ["A,,vrmse,0.2,,,T", "B,,vrmse,0.4,,,T"])
+    experiment = read("x", tmp_path)
+    good = reproduce.verdicts(experiment, "small", [row("a", 0.3), row("b", 0.6)])
+    assert good == ["a / b: 0.50, in the paper 0.50"]
+    bad = reproduce.verdicts(experiment, "small", [row("a", 0.3), row("b", 1.2)])
+    assert bad[0] == "does not beat persistence: b"
+    assert bad[1].endswith("no verdict, see persistence")
+    diverged = reproduce.verdicts(experiment, "small", [row("a", None), row("b", 0.6)])
+    assert diverged == ["does not beat persistence: a", "a / b: no result"]
+    missing = reproduce.verdicts(experiment, "small", [row("a", 0.3)])
+    assert missing == ["a / b: no result"]
+
+
+def test_rows_of_other_runs_stay(tmp_path):
+    path = tmp_path / "results.csv"
+    measured.write_rows([row("a", 0.5), row("b", 0.25)], path)
+    measured.write_rows([row("b", 0.125)], path)
+    found = [(r["run"], float(r["value"])) for r in measured.read_rows(path)]
+    assert found == [("a", 0.5), ("b", 0.125)]
+
+
+@pytest.mark.slow
+def test_an_experiment_is_run_once_and_collected(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     budgets = "[{budget: 10}, {budget: 22}]"
     elastic = ["schedule=random", f"schedule.settings={budgets}", f"test.settings={budgets}"]
-    listed = {"common": small_runs.train(), "runs": {"fixed": [], "elastic": elastic}}
-    (tmp_path / "runs.yaml").write_text(yaml.safe_dump(listed))
-    out = tmp_path / "out"
-    script("run_list.py", tmp_path, out)
-    results = out / "elastic" / "metrics.json"
+    scale = {"common": small_runs.train(), "runs": {"fixed": [], "elastic": elastic}}
+    about = {"claim": "c", "source": "s", "scales": {"small": scale}}
+    write(tmp_path, about, [])
+    experiment, out = read("x", tmp_path), tmp_path / "out"
+    fixed, other = experiment.runs["small"]
+    for run in (fixed, other):
+        reproduce.train(run, 0, out, ["trainer.enable_progress_bar=false"])
+    results = other.folder(out, 0) / "metrics.json"
     before = results.read_text()
     results.unlink()  # as if the run had been interrupted during its test
-    again = script("run_list.py", tmp_path, out)
-    assert "fixed: finished" in again
-    assert "going on from" in again
-    numbers = [
-        yaml.safe_load(text)["settings"][0]["vrmse"] for text in (before, results.read_text())
-    ]
-    assert numbers[0] == numbers[1]
-    table = script("collect_settings.py", out, tmp_path)
-    assert "budget=22" in table
-    lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["model", "fixed", "elastic", "elastic"]
-    assert len((tmp_path / "rollouts.csv").read_text().splitlines()) == 1 + 3 * 2
+    rows = reproduce.collect(experiment, "small", out)
+    assert {r["run"] for r in rows} == {"fixed"}
+    stamp = (fixed.folder(out, 0) / "metrics.json").stat().st_mtime
+    for run in (fixed, other):
+        reproduce.train(run, 0, out, ["trainer.enable_progress_bar=false"])
+    assert (fixed.folder(out, 0) / "metrics.json").stat().st_mtime == stamp
+    again = yaml.safe_load(results.read_text())
+    assert again["settings"][0]["vrmse"] == yaml.safe_load(before)["settings"][0]["vrmse"]
+    rows = reproduce.collect(experiment, "small", out)
+    text = reproduce.report(experiment, "small", rows)
+    assert "budget=22" in text
+    assert {(r["run"], r["setting"]) for r in rows if r["metric"] == "vrmse_step_2"} == {
+        ("fixed", ""),
+        ("elastic", "budget=10"),
+        ("elastic", "budget=22"),
+    }
+    from pictures import draw
+
+    draw(experiment, "small", out, tmp_path)
     for name in ("learning_curves", "rollouts", "residual_spectra"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000

@@ -70,6 +70,10 @@ def _dispatch(args: list[str]) -> int:
         from adaptok.cli.listing import print_parts
 
         print_parts(*rest)
+    elif command == "report":
+        from adaptok.cli.reporting import print_report
+
+        print_report(*rest)
     elif command == "bench":
         from adaptok.cli.benchmarks import run_benchmark
 

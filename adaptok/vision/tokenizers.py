@@ -31,6 +31,7 @@ def apt(
     indicator: Part = "entropy",
     pooling: str = "area",
     resize: str = "central",
+    branch: str = "zero",
 ) -> nn.Module:
     """APT: cells by the entropy of their pixels, with the zero-initialised branch (Eq. 2).
 
@@ -40,8 +41,10 @@ def apt(
         indicator: score in place of the entropy.
         pooling: "area" or "plain" mean over tokens.
         resize: "central" or "area" (antialiased).
+        branch: where the last layer of the branch starts: "zero" (the paper's choice), "random" or
+            "identity" (its ablation, Table 7).
     """
-    return apply_apt(
+    fast = apply_apt(
         model,
         thresholds,
         indicator=indicator,
@@ -51,6 +54,8 @@ def apt(
         pooling=pooling,
         resize=resize,
     )
+    _start(fast.cell_embed.zero, branch)
+    return fast
 
 
 @IMAGE_TOKENIZERS.register("resize")
@@ -100,6 +105,16 @@ def random(
     fast = apply_apt(model, thresholds, indicator=indicator, mean=mean, std=std, branch=False)
     fast.tiling = RandomCells(fast.tiling.spec, tuple(thresholds), indicator, None, mean, std)
     return fast.train(model.training)
+
+
+def _start(last: nn.Linear | None, branch: str) -> None:
+    assert last is not None, "the model has merged levels, so the branch is there"
+    if branch == "random":
+        last.reset_parameters()
+    elif branch == "identity":
+        nn.init.eye_(last.weight)
+    elif branch != "zero":
+        raise ValueError(f"branch is zero, random or identity, got {branch!r}")
 
 
 def _capped(thresholds: Sequence[float], budget: int | None) -> Part | None:

@@ -1,0 +1,372 @@
+"""Full-size models without data, memory or arithmetic: parameters, tokens, and one forward pass.
+
+A model is built on the meta device; under FakeTensorMode it goes through one forward pass at the
+real shape and batch, on a fake GPU. What would wait for the device there raises.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from listed import HERE, WORDS, Experiment, Run, expected
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from adaptok import create_schedule, create_tokenizer
+from adaptok.cells import Cells
+from adaptok.config import (
+    build_multiphysics,
+    check_keys,
+    check_knobs,
+    compose,
+    plain,
+    vocabulary_of,
+    without_statistics,
+)
+from adaptok.data import FieldInfo, WellData
+from adaptok.data.info import set_statistics
+from adaptok.data.synthetic import SOLVERS, generate
+from adaptok.evaluation import evaluate, label_of
+from adaptok.optim import Optim
+
+CODES = {"wall": 0, "open": 1, "periodic": 2}
+DEVICE = "cuda"  # of the fake tensors: a fixed budget must not need to read a value back
+SIZE = {"dim", "depth", "heads", "mlp_ratio"}
+Config = Mapping[str, Any]
+
+
+@dataclass
+class Counts:
+    """What a dry run finds.
+
+    Attributes:
+        parameters: of the model.
+        tokens: per sample, by setting.
+        frames: that become tokens.
+        shape: of what goes in.
+        notes: how it differs from a real pass.
+    """
+
+    parameters: int = 0
+    tokens: dict[str, float] = field(default_factory=dict)
+    frames: int = 1
+    shape: tuple[int, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def value(self, metric: str, setting: str) -> float | None:
+        if metric == "parameters":
+            return self.parameters
+        tokens = self.tokens.get(setting)
+        if tokens is None or metric not in ("tokens", "tokens_per_frame"):
+            return None
+        return tokens / (self.frames if metric == "tokens_per_frame" else 1)
+
+
+def info_of(name: str) -> FieldInfo:
+    """Shapes of one of the Well's sets; its statistics are made up."""
+    sets = yaml.safe_load((HERE / "well_sets.yaml").read_text())
+    if name not in sets:
+        raise ValueError(f"well_sets.yaml has no {name!r}; it has: {', '.join(sets)}")
+    about = sets[name]
+    fields, constants = tuple(about["fields"]), tuple(about.get("constants", ()))
+    c, cc = len(fields), len(constants)
+    return FieldInfo(
+        name=name,
+        ndim=len(about["shape"]),
+        shape=tuple(about["shape"]),
+        fields=fields,
+        constants=constants,
+        mean=torch.zeros(c),
+        std=torch.ones(c),
+        delta_mean=torch.zeros(c),
+        delta_std=torch.ones(c),
+        constant_mean=torch.zeros(cc),
+        constant_std=torch.ones(cc),
+        boundary=torch.tensor([[CODES[b]] * 2 for b in about["boundary"]]),
+    )
+
+
+def composed(run: Run) -> dict[str, Any]:
+    """The configuration of a run, every key of which something takes.
+
+    Raises:
+        ValueError: a key that nothing reads.
+    """
+    words = run.words(Path("OUT"))
+    config = plain(compose(run.command, words))
+    if any(word.startswith("+") for word in words):  # Hydra refuses what is unknown without it
+        check_keys(config, run.command)
+        if unknown := {*config.get("size", SIZE)} - SIZE:
+            raise ValueError(f"size has no {', '.join(unknown)}")
+    if run.command == "eval":
+        return config
+    trainer = {k: v for k, v in config["trainer"].items() if k != "compile"}
+    check_knobs(L.Trainer, "trainer", trainer)
+    if config.get("task") != "classify":
+        check_knobs(Optim, "optim", config["optim"])
+        Optim(**config["optim"])
+        create_schedule(config["schedule"])
+        check_knobs(evaluate, "test", config["test"])
+        _check_data(config["data"], sets_of(run))
+    return config
+
+
+def sets_of(run: Run) -> list[str]:
+    """The choices of data of a run: several where one model is trained on all of them."""
+    chosen = [o.partition("=")[2] for o in run.overrides if o.startswith("data=")][-1]
+    return [name.strip() for name in chosen.strip("[]").split(",")]
+
+
+def _check_data(data: Config, sets: Sequence[str]) -> None:
+    about = {k: v for k, v in data.items() if k not in ("format", "generate")}
+    check_knobs(WellData, "data", about)
+    known = {*inspect.signature(generate).parameters}
+    for name in sets:
+        known |= {*SOLVERS.knobs(name)} if name in SOLVERS.names() else set()
+    for key in data.get("generate") or {}:
+        if key not in known:
+            raise ValueError(f"unknown key 'data.generate.{key}'")
+
+
+def count(run: Run, config: Config) -> Counts:
+    """Parameters and tokens of a run, from one forward pass per setting."""
+    with _fresh_caches():
+        if config["task"] == "pretrain":
+            return _pretrain(run, config)
+        if config["task"] == "classify":
+            return _classify(config)
+        return _surrogate(config, info_of(config["data"]["name"]))
+
+
+def _surrogate(config: Config, info: FieldInfo) -> Counts:
+    with torch.device("meta"):
+        model: Any = without_statistics(config, info)
+    found = Counts(parameters=_parameters(model))
+    batch, history = config["data"]["batch_size"], config["history"]
+    shape = (batch, history, len(info.fields), *info.shape)
+    found.shape = shape
+    make = _cell_maker(config, info, model.history_mode)
+    settings = [s for s in config["test"]["settings"] if "name" not in s]
+    every = config["optim"].get("loss_frames") == "all"
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _become_fake(model)
+        constants = _empty(batch, len(info.constants), *info.shape) if info.constants else None
+        boundary = torch.tensor(info.boundary.tolist(), device=DEVICE).expand(batch, -1, -1)
+        for setting in settings:
+            label = label_of(setting) if setting else ""
+            with _counted(model, found, label, batch, make, setting):
+                more = {"constants": constants, "boundary": boundary, "all_frames": every}
+                try:
+                    out = model(_empty(*shape), **more, **setting)
+                except DynamicOutputShapeException:
+                    _real_pass(config, info, found, make, setting)
+                    continue
+            wanted = (batch, history if every else 1, len(info.fields), *info.shape)
+            assert tuple(out.shape) == wanted, f"{tuple(out.shape)} in place of {wanted}"
+    return found
+
+
+def _real_pass(config: Config, info: FieldInfo, found: Counts, make: Any, setting: Config) -> None:
+    """One sample on the CPU, for models some of whose shapes depend on values."""
+    assert not info.constants
+    found.notes.append("shapes depend on the data: a real pass of one sample")
+    with torch._subclasses.fake_tensor.unset_fake_temporarily(), torch.no_grad():
+        _clear()
+        model: Any = without_statistics(config, info).eval()
+        set_statistics(model, info)
+        frames = _noise(1, config["history"], len(info.fields), *info.shape)
+        with _counted(model, found, label_of(setting) if setting else "", 1, make, setting):
+            out = model(frames, boundary=info.boundary, **setting)
+        assert out.shape[2:] == frames.shape[2:], f"{tuple(out.shape)}"
+        _clear()
+
+
+def _noise(*shape: int) -> Tensor:
+    """A random walk along each space axis."""
+    out = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for axis in range(3, len(shape)):
+        out = out.cumsum(axis)
+    return out
+
+
+def _pretrain(run: Run, config: Config) -> Counts:
+    """One model for all sets of ``data=[a,b]``; a pass at the shape of each."""
+    infos = [info_of(name) for name in sets_of(run)]
+    lead = config["data"].get("max_lead", 1)
+    config = {**config, "vocabulary": vocabulary_of(infos, lead)}
+    with torch.device("meta"):
+        model = build_multiphysics(config)
+    found = Counts(parameters=_parameters(model))
+    batch, history = config["data"]["batch_size"], config["history"]
+    makers = [_cell_maker(config, info, model.history_mode) for info in infos]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _become_fake(model)
+        for info, make in zip(infos, makers, strict=True):
+            system = model.system(info.fields, info.constants)
+            _become_fake(system)
+            constants = _empty(batch, len(info.constants), *info.shape) if info.constants else None
+            boundary = torch.tensor(info.boundary.tolist(), device=DEVICE).expand(batch, -1, -1)
+            with _counted(model, found, info.name, batch, make, {}):
+                frames = _empty(batch, history, len(info.fields), *info.shape)
+                system(frames, constants=constants, boundary=boundary)
+    return found
+
+
+def _classify(config: Config) -> Counts:
+    """Images have no fields, so they have a file of their own."""
+    from dry_images import count_images
+
+    parameters, tokens, shape, notes = count_images(config)
+    return Counts(parameters, {"": tokens}, 1, shape, notes)
+
+
+def _cell_maker(config: Config, info: FieldInfo, history_mode: str) -> Any:
+    """A function that makes real cells of noise, for tokenizers whose count depends on the data."""
+    knobs = dict(config["tokenizer"])
+    name = knobs.pop("name")
+    fold = history_mode == "fold"
+    history, c = config["history"], len(info.fields) * (config["history"] if fold else 1)
+    c += len(info.constants)
+
+    def cells(batch: int, control: Config) -> Cells:
+        tokenizer = create_tokenizer(name, ndim=info.ndim, in_channels=c, dim=8, **knobs)
+        noise = _noise(1, 1 if fold else history, c, *info.shape)
+        noise = noise.repeat(batch, *[1] * (noise.ndim - 1))
+        return tokenizer.cells(noise, boundary=info.boundary, **control)
+
+    return cells
+
+
+@contextmanager
+def _counted(
+    model: Any, found: Counts, label: str, batch: int, make: Any, setting: Config
+) -> Iterator[None]:
+    """Counts the rows that reach the processor; where the number of cells depends on the data,
+    they are those of noise.
+    """
+
+    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+        tokens = args[0]
+        found.tokens[label] = tokens.features.shape[0] / batch
+        found.frames = tokens.cells.shape[0] // tokens.cells.sizes[-1][0]
+
+    if getattr(model, "processor", None) is None:  # a baseline
+        yield
+        return
+    handle = model.processor.register_forward_pre_hook(note)
+    own = model.tokenizer.cells
+    control = {k: v for k, v in setting.items() if k in model.tokenizer.controls}
+
+    def of_noise(*args: Any, **kwargs: Any) -> Cells:
+        try:
+            return own(*args, **kwargs)
+        except torch._subclasses.fake_tensor.DataDependentOutputException:
+            found.notes.append("number of cells depends on the data: cells of noise")
+            with torch._subclasses.fake_tensor.unset_fake_temporarily():
+                cells = make(batch, control)
+            return tree_map_only(Tensor, lambda t: t.to(DEVICE), cells)
+
+    model.tokenizer.cells = of_noise
+    try:
+        yield
+    finally:
+        handle.remove()
+        del model.tokenizer.cells
+
+
+def _become_fake(model: nn.Module) -> None:
+    """Parameters and buffers of the meta device as fake ones of the GPU; values do not matter."""
+    for module in model.modules():
+        for key, value in module._parameters.items():
+            if value is not None:
+                fake = _empty(*value.shape, dtype=value.dtype)
+                module._parameters[key] = nn.Parameter(fake, requires_grad=value.requires_grad)
+        for key, value in module._buffers.items():
+            if value is not None:
+                module._buffers[key] = _empty(*value.shape, dtype=value.dtype)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=DEVICE)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@contextmanager
+def _fresh_caches() -> Iterator[None]:
+    """Small constant tensors are cached; those of a fake mode are of no use outside of it."""
+    _clear()
+    try:
+        yield
+    finally:
+        _clear()
+
+
+def _clear() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "adaptok":
+            for value in list(vars(module).values()):
+                if callable(getattr(value, "cache_clear", None)):
+                    value.cache_clear()
+
+
+def dry_run(experiment: Experiment, only: list[str] | None = None) -> tuple[list[str], list[str]]:
+    """Every full-size run of an experiment.
+
+    Returns:
+        A line per run, and what does not agree with expected.csv.
+    """
+    rows = [r for r in expected(experiment) if r["metric"] in CHECKED]
+    lines, wrong, seen = [], [], set()
+    for run in experiment.runs.get("full", []):
+        if only and run.name not in only:
+            continue
+        seen.add(run.name)
+        if run.owner != experiment.name:
+            lines.append(f"{run.name}: see {run.owner}")
+            continue
+        if run.command in WORDS:
+            lines.append(f"{run.name}: adaptok {run.command} {' '.join(run.overrides)}")
+            continue
+        config = composed(run)
+        if run.command != "train":
+            lines.append(f"{run.name}: composes; its model is that of a checkpoint")
+            continue
+        found = count(run, config)
+        tokens = ", ".join(f"{k or 'as built'}: {v:g}" for k, v in found.tokens.items())
+        note = f" ({'; '.join(dict.fromkeys(found.notes))})" if found.notes else ""
+        lines.append(f"{run.name}: {found.parameters} parameters, tokens {tokens}{note}")
+        wrong += [w for row in rows if row["run"] == run.name if (w := differs(row, found))]
+    if seen and not only:
+        unknown = {r["run"] for r in expected(experiment)} - seen - {""}
+        wrong += [f"expected.csv: no run {name!r}" for name in sorted(unknown)]
+    return lines, wrong
+
+
+CHECKED = ("tokens", "tokens_per_frame", "parameters")
+
+
+def differs(row: Mapping[str, str], found: Counts) -> str:
+    """What is wrong with a count, or nothing."""
+    ours = found.value(row["metric"], row["setting"])
+    where = " ".join(filter(None, (row["run"], row["setting"], row["metric"])))
+    if ours is None:
+        return f"{where}: not counted"
+    if row["ours"]:
+        good, wanted = ours == float(row["ours"]), f"{row['ours']} (ours)"
+    else:
+        value, tolerance = float(row["value"]), float(row["tolerance"] or 0)
+        good, wanted = abs(ours - value) <= tolerance * value, f"{row['value']} within {tolerance}"
+    return "" if good else f"{where}: {ours:g} in place of {wanted}"

@@ -1,0 +1,185 @@
+"""Runs an experiment and compares it with the paper: `python experiments/reproduce.py NAME
+[--scale full|small] [--dry-run] [--out DIR] [--only RUN ...] [--record] [key=value ...]`.
+
+See experiments/README.md. One run after the other; what is finished is skipped, what was
+interrupted goes on from its checkpoint, so the command can be repeated at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Container, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from listed import HERE, SCALES, Experiment, Run, expected, names, read
+from measured import Row, finished, kept, rows_of, write_rows
+
+from adaptok.evaluation import table
+
+Case = tuple[str, str]  # run, setting
+SHOWN = ("vrmse", "accuracy", "tokens")
+
+
+def train(run: Run, seed: int, out: Path, more: Sequence[str]) -> None:
+    """Runs one command of adaptok, unless its results are there."""
+    target = run.folder(out, seed)
+    if finished(run, target):
+        print(f"{run.name}, seed {seed}: finished")
+        return
+    given = run.words(out.resolve())
+    command = [sys.executable, "-m", "adaptok", run.command]
+    if run.command == "bench":
+        name, *rest = given
+        target.mkdir(parents=True, exist_ok=True)
+        command += [name, str(target), *rest]
+    elif run.command == "script":
+        script = HERE / run.owner / "run.py"
+        command = [sys.executable, "-u", str(script), str(target), str(seed), *given]
+    else:
+        last = target / "checkpoints" / "last.ckpt"
+        resume = [f"resume={last}"] if last.is_file() and run.command != "eval" else []
+        command += [*given, f"seed={seed}", *resume, *more, f"hydra.run.dir={target}"]
+    print(f"{run.name}, seed {seed}: {' '.join(command[2:])}", flush=True)
+    subprocess.run(command, check=True)
+
+
+def collect(experiment: Experiment, scale: str, out: Path) -> list[Row]:
+    """Rows of all finished runs; names the others."""
+    rows: list[Row] = []
+    for run in experiment.runs[scale]:
+        for seed in run.seeds:
+            found = rows_of(run, seed, run.folder(out, seed))
+            if not found:
+                print(f"no result yet: {run.name}, seed {seed}", file=sys.stderr)
+            rows += found
+    return kept(experiment, rows)
+
+
+def report(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
+    """Our numbers with persistence and the paper's beside them, and what follows."""
+    paper = {(r["run"], r["setting"], r["metric"]): r["value"] for r in expected(experiment)}
+    like = {run.name: run.like for run in experiment.runs[scale]}
+    shown = {*SHOWN, *(metric for _, _, metric in paper)} - {"parameters"}
+    body = []
+    for (run, setting, metric), values in _grouped(rows).items():
+        key = (like.get(run, run), setting, metric)
+        if metric in shown or key in paper:
+            blank = values[0]["persistence"]
+            cells = [run, setting, metric, str(len(values)), _spread(values)]
+            body.append([*cells, f"{float(blank):.4g}" if blank != "" else "", paper.get(key, "")])
+    header = ["run", "setting", "metric", "n", "ours", "persistence", "paper"]
+    return table(header, body) + "\n" + "\n".join(verdicts(experiment, scale, rows)) + "\n"
+
+
+def verdicts(experiment: Experiment, scale: str, rows: Sequence[Row]) -> list[str]:
+    """The compared ratios; none where a run does not beat persistence."""
+    found = _grouped(rows)
+    lost = {
+        (run, setting): None
+        for (run, setting, metric), values in found.items()
+        if metric == "vrmse"
+        and any(r["value"] is None or r["value"] >= r["persistence"] for r in values)
+    }
+    text = ", ".join(" ".join(case).strip() for case in lost)
+    lines = [f"does not beat persistence: {text}"] if lost else []
+    for a, b in experiment.compare:
+        mine = [
+            [(r.name, setting) for r in experiment.runs[scale] if r.like == run]
+            for run, setting in (a, b)
+        ]
+        lines += [_compared(*pair, (a, b), experiment, found, lost) for pair in product(*mine)]
+    return lines or ["no pair of runs to compare: see the table"]
+
+
+def _compared(
+    one: Case,
+    other: Case,
+    published: tuple[Case, Case],
+    experiment: Experiment,
+    found: dict[tuple[str, str, str], list[Row]],
+    lost: Container[Case],
+) -> str:
+    """The ratio of two errors, ours and the paper's."""
+    what = " / ".join(" ".join(case).strip() for case in (one, other))
+    pairs = [found.get((*case, "vrmse")) for case in (one, other)]
+    errors = [_mean(values) for values in pairs if values]
+    if len(errors) < 2 or None in errors:
+        return f"{what}: no result"
+    paper = {(r["run"], r["setting"]): r["value"] for r in expected(experiment) if _is_error(r)}
+    printed = [paper.get(case) for case in published]
+    ratio = f"{float(printed[0]) / float(printed[1]):.2f}" if all(printed) else "not printed"
+    text = f"{what}: {errors[0] / errors[1]:.2f}, in the paper {ratio}"
+    losing = one in lost or other in lost
+    return f"{text}; no verdict, see persistence" if losing else text
+
+
+def _is_error(row: dict[str, str]) -> bool:
+    return row["metric"] == "vrmse" and row["value"] != ""
+
+
+def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows by run, setting and metric; seeds together."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["run"], row["setting"], row["metric"]), []).append(row)
+    return found
+
+
+def _mean(rows: Sequence[Row]) -> Any:
+    values = [row["value"] for row in rows]
+    return None if None in values else statistics.mean(values)
+
+
+def _spread(rows: Sequence[Row]) -> str:
+    mean = _mean(rows)
+    if mean is None:
+        return "diverged"
+    if len(rows) == 1:
+        return f"{mean:.4g}"
+    return f"{mean:.4g} ± {statistics.stdev(row['value'] for row in rows):.2g}"
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=names())
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("outputs/experiments"))
+    parser.add_argument("--only", nargs="+", default=[], metavar="RUN")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args(given)
+    experiment = read(options.name)
+    print(f"{experiment.name}: {experiment.claim} ({experiment.source})")
+    if options.dry_run:
+        from dry_run import dry_run
+
+        lines, wrong = dry_run(experiment, options.only)
+        print("\n".join([*lines, *(f"WRONG {line}" for line in wrong)]))
+        return 1 if wrong else 0
+    if options.scale not in experiment.runs:
+        has = ", ".join(experiment.runs) or "none"
+        raise SystemExit(f"{experiment.name} has no runs at scale {options.scale}; it has: {has}")
+    for run in experiment.runs[options.scale]:
+        if not options.only or run.name in options.only:
+            for seed in run.seeds:
+                train(run, seed, options.out, options.overrides)
+    rows = collect(experiment, options.scale, options.out)
+    if rows:
+        own = options.out / experiment.name / options.scale
+        target = experiment.folder if options.record else own
+        write_rows(rows, target / "results.csv")
+        from pictures import draw
+
+        draw(experiment, options.scale, options.out, target)
+        print(report(experiment, options.scale, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,6 +25,7 @@ NAMES = names()
 SECTIONS = ("Claim", "Command", "Deviations", "Result", "Verdict")
 # What the counts of a figure's runs are checked with.
 OWN = [n for n in NAMES if any(r.owner == n for r in read(n).runs.get("full", []))]
+REAL = ("matey_fig3", "matey_fig6")  # shapes depend on data: a real pass, so only among the slow
 HEAD = ",".join(listed.EXPECTED)
 
 
@@ -119,7 +120,7 @@ def test_a_key_that_nothing_reads_is_found(wrong):
         dry().composed(listed.Run("x", "train", words, (0,), "x", "x", "small"))
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [n for n in OWN if n not in REAL])
 def test_a_full_size_model_has_the_counts_of_the_paper(name):
     first = next(r for r in read(name).runs["full"] if r.owner == name)
     lines, wrong = dry().dry_run(read(name), [first.name])

@@ -15,13 +15,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parents[2]
-SHAPES = {  # IAP, Table 6: fields, channels, and whether one patch size fits all token counts
-    "step_am": ["--shapes", "256x256", "--channels", "11", "--tokens", "1024", "4096"],
-    "step_trl": ["--shapes", "128x384", "--channels", "4", "--tokens", "768", "3072"],
-    "step_vi": ["--shapes", "512x512", "--channels", "3", "--tokens", "1024", "4096"],
-    "step_sne": ["--shapes", "64x64x64", "--channels", "6", "--tokens", "512", "4096"],
-}
-STEP = ["--device", "cuda", "--precision", "bf16", "--batch", "16", "--repeats", "7"]
+sys.path.insert(0, str(HERE / "experiments"))
+
+from listed import read  # noqa: E402
+
 VISION = ["--models", "vit_base_patch16_384", "--sizes", "384", "--batches", "64"]
 TESTS = ["-q", "-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "tests/gpu"]
 
@@ -30,27 +27,13 @@ def parts(out: Path) -> dict[str, tuple[list[str], int]]:
     """Command and limit in seconds of each part, the important ones first."""
     bench = [sys.executable, "-m"]
     found: dict[str, tuple[list[str], int]] = {
-        "tests": (
-            [
-                *bench,
-                "pytest",
-                "-q",
-                "-m",
-                "gpu",
-                "--noconftest",
-                "-p",
-                "no:cacheprovider",
-                "tests/gpu",
-            ],
-            150,
-        ),
+        "tests": ([*bench, "pytest", *TESTS], 150),
         "attention": ([*bench, "adaptok.bench.attention", str(out)], 60),
     }
-    for name, shape in SHAPES.items():
-        command = [*bench, "adaptok.bench.step", str(out), "--name", name, *shape, *STEP]
-        if name == "step_sne":
-            command += ["--max-size", "8"]
-        found[name] = (command, 60)
+    for run in read("iap_table6").runs["full"]:
+        if run.name != "asm":  # the grid of am
+            name, *rest = run.overrides
+            found[run.name] = ([*bench, f"adaptok.bench.{name}", str(out), *rest], 60)
     small = ["--device", "cuda", "--precision", "bf16", "--batch", "16"]
     found["tokenize"] = ([*bench, "adaptok.bench.tokenize", str(out), *small], 40)
     found["vision"] = ([*bench, "adaptok.bench.vision", str(out), *VISION], 120)

@@ -44,6 +44,12 @@ class Run:
     owner: str
     scale: str
 
+    @property
+    def sets(self) -> list[str]:
+        """The choices of data: several where one model is trained on all of them."""
+        given = [o.partition("=")[2] for o in self.overrides if o.startswith("data=")]
+        return [name.strip() for name in given[-1].strip("[]").split(",")] if given else []
+
     def folder(self, out: Path, seed: int) -> Path:
         return out / self.owner / self.scale / self.name / f"seed_{seed}"
 

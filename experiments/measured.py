@@ -66,6 +66,8 @@ def _of_setting(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"vrmse_of_{name}", error["mean"]
     if isinstance(row.get("tokens"), Mapping):
         yield "tokens", row["tokens"]["mean"]
+    for stage, flops in (row.get("flops") or {}).items():
+        yield f"flops_{stage}", flops
     for key, value in row.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             yield key, value

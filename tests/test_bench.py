@@ -43,7 +43,7 @@ def test_a_sweep_ends_at_its_limits(monkeypatch):
     options = scaling.arguments(["--device", "cpu", "--dim", "24", "--depth", "1", "--heads", "2"])
     options.seconds, options.memory, sizes = 5.0, 1e6, []
 
-    def fake(steps, repeats):
+    def fake(steps, repeats, clock):
         sizes.append(2 ** len(sizes))
         return {name: [float(sizes[-1])] for name in steps}
 

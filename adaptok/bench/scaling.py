@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from adaptok.bench.timing import paired, write_results
 from adaptok.model import create_surrogate
 
 NOTE = (
-    "Forward and backward of one step, medians of paired runs. `plain ViT`: fixed patches, "
+    "Forward and backward of one step, medians of paired runs (on one thread of a CPU in processor "
+    "time). `plain ViT`: fixed patches, "
     "nn.Linear and scaled_dot_product_attention, no adaptok. `tokens`: at a fixed resolution, "
     "batch 1. `batch`: at fixed tokens and resolution. `resolution`: points per side at fixed "
     "tokens, batch 1 (the plain ViT's patches grow with it). `slope`: exponent of the time between "
@@ -81,7 +83,10 @@ def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             cost = cost_of(model, steps[name], [field])
             assert cost is not None
             memory[name] = cost.memory["total"] / 2**20
-        seconds = paired(steps, repeats=options.repeats)
+        # Processor time where one thread does all the work: other programs do not count.
+        alone = options.device == "cpu" and torch.get_num_threads() == 1
+        clock = time.process_time if alone else time.perf_counter
+        seconds = paired(steps, repeats=options.repeats, clock=clock)
         for name, times in seconds.items():
             own = {"sweep": axis, "value": value, "model": name, "s": statistics.median(times)}
             before = [r for r in rows if r["model"] == name]

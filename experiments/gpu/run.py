@@ -19,25 +19,31 @@ sys.path.insert(0, str(HERE / "experiments"))
 
 from listed import read  # noqa: E402
 
-VISION = ["--models", "vit_base_patch16_384", "--sizes", "384", "--batches", "64"]
+MODELS = {  # APT: model, image size, batch
+    "vision_b": ("vit_base_patch16_384", "384", "64"),
+    "vision_l": ("vit_large_patch14_clip_336", "336", "32"),
+    "vision_h": ("vit_huge_patch14_clip_336", "336", "16"),
+}
 TESTS = ["-q", "-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "tests/gpu"]
+SMALL = ["--device", "cuda", "--precision", "bf16"]
 
 
 def parts(out: Path) -> dict[str, tuple[list[str], int]]:
     """Command and limit in seconds of each part, the important ones first."""
-    bench = [sys.executable, "-m"]
     found: dict[str, tuple[list[str], int]] = {
-        "tests": ([*bench, "pytest", *TESTS], 150),
-        "attention": ([*bench, "adaptok.bench.attention", str(out)], 60),
+        "tests": (["pytest", *TESTS], 110),
+        "attention": (["adaptok.bench.attention", str(out)], 40),
     }
     for run in read("iap_table6").runs["full"]:
         if run.name != "asm":  # the grid of am
             name, *rest = run.overrides
-            found[run.name] = ([*bench, f"adaptok.bench.{name}", str(out), *rest], 60)
-    small = ["--device", "cuda", "--precision", "bf16", "--batch", "16"]
-    found["tokenize"] = ([*bench, "adaptok.bench.tokenize", str(out), *small], 40)
-    found["vision"] = ([*bench, "adaptok.bench.vision", str(out), *VISION], 120)
-    return found
+            found[f"step_{run.name}"] = ([f"adaptok.bench.{name}", str(out), *rest], 40)
+    found["tokenize"] = (["adaptok.bench.tokenize", str(out), *SMALL, "--batch", "16"], 30)
+    for name, (model, size, batch) in MODELS.items():
+        shape = ["--models", model, "--sizes", size, "--batches", batch]
+        found[name] = (["adaptok.bench.vision", str(out / name), *shape], 50)
+    found["scaling"] = (["adaptok.bench.scaling", str(out), *SMALL, "--seconds", "1"], 45)
+    return {name: ([sys.executable, "-m", *words], limit) for name, (words, limit) in found.items()}
 
 
 def main(out: Path) -> None:

@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format type bench reproduce docs clean
+.PHONY: help install demo test test-slow test-browser lint format type bench reproduce docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: lint type  ## Lint, types and the fast tests
 test-slow: $(STAMP)  ## The slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu and not browser" $(PYTEST_ARGS) \
 	  || test $$? -eq 5  # 5: no such test in the selection, which is no failure
+
+test-browser: $(STAMP)  ## The report in headless Chromium (needs chromium and chromedriver)
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## Style, formatting and the direction of imports
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ ARCHITECTURE = (
     "data",
 )
 # What may change when a run goes on.
-FREE_ON_RESUME = ("name", "resume", "resume_anyway", "trainer", "logger", "test", "hydra")
+FREE_ON_RESUME = ("name", "sweep", "resume", "resume_anyway", "trainer", "logger", "test", "hydra")
 # Where the data is and how it is read do not change what is trained.
 PLACES = ("data.base", "data.path", "data.num_workers", "data.cache", "data.cache_limit")
 

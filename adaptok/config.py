@@ -39,6 +39,7 @@ from adaptok.registry import (
     Registry,
     close_matches,
 )
+from adaptok.run_ids import register_run_id
 from adaptok.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def register_parts(task: str = TASKS[0]) -> None:
         task: whose tokenizers and models are the choices of those groups.
     """
     OmegaConf.register_new_resolver("adaptok.label", label_of_model, replace=True)
+    if not OmegaConf.has_resolver("adaptok.run_id"):  # a sweep has made one that knows its keys
+        register_run_id()
     store = ConfigStore.instance()
     for group in ("tokenizer", "model"):
         store.repo.pop(group, None)  # those of another task

@@ -23,10 +23,11 @@ from adaptok.model import Surrogate
 from adaptok.predictions import PredictionWriter, folder_name
 from adaptok.schedules import Schedule, create_schedule
 from adaptok.spectra import patch_harmonics, residual_spectrum, resolves
+from adaptok.tables import table
 
 # The Well's rollout tables average the error over these steps.
 WINDOWS = {"6:12": slice(6, 12), "13:30": slice(13, 30)}
-COUNTED = 4  # batches of a split, evenly spread, whose operations and memory are counted
+COUNTED = 16  # batches of a split, evenly spread, whose operations and memory are counted
 
 
 def evaluate(
@@ -382,18 +383,6 @@ def _rollout_tables(results: Mapping[str, Any]) -> str:
         text += "beside them; 1 without artifacts.\n\n"
         text += table(["setting", *steps], [[k, *map(_cell, v)] for k, v in peaks.items()])
     return text
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table, first column left, the others right."""
-    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in [header, rule, *rows]:
-        padded = [row[0].ljust(widths[0])]
-        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("| " + " | ".join(padded) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def _row(summary: Mapping[str, Any], fields: Sequence[str]) -> list[str]:

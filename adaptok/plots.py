@@ -6,7 +6,6 @@ one in 3D the plane through the middle of an axis. Functions return the figure; 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from adaptok.cells import Cells
+from adaptok.tables import read_metrics
 
 # Okabe and Ito's palette: distinguishable with every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -300,20 +300,6 @@ def learning_curve_figure(
         if len(named) > 1:
             left.legend()
     return figure
-
-
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Rows of the CSV logger without empty entries; a folder stands for its ``metrics*.csv``."""
-    path = Path(path)
-    files = sorted(path.glob("metrics*.csv")) if path.is_dir() else [path]
-    rows = []
-    for file in files:
-        with file.open(newline="") as handle:
-            rows += [
-                {k: float(v) for k, v in row.items() if v not in ("", None)}
-                for row in csv.DictReader(handle)
-            ]
-    return rows
 
 
 def rollout_figure(curves: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:

@@ -21,7 +21,10 @@ def finished(run: Run, folder: Path) -> list[Path]:
     if run.command in WORDS:
         return sorted(folder.glob("*.json"))
     own = folder / "metrics.json"
-    return [own] if own.is_file() else sorted(folder.glob("*/metrics.json"))
+    if own.is_file():
+        return [own]
+    of_sets = sorted(folder.glob("*/metrics.json"))
+    return of_sets if len(of_sets) >= len(run.sets) else []
 
 
 def rows_of(run: Run, seed: int, folder: Path) -> list[Row]:
@@ -63,6 +66,8 @@ def _of_setting(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"vrmse_of_{name}", error["mean"]
     if isinstance(row.get("tokens"), Mapping):
         yield "tokens", row["tokens"]["mean"]
+    for stage, flops in (row.get("flops") or {}).items():
+        yield f"flops_{stage}", flops
     for key, value in row.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             yield key, value

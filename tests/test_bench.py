@@ -14,6 +14,7 @@ SMALL = {
     "step": ["--shapes", "16x32", "--tokens", "32", "--dim", "24", "--depth", "1", "--heads", "2"],
     "attention": ["--means", "8", "--samples", "3", "--heads", "1", "--head-dim", "8"],
     "tokenize": ["--side", "32", "--dim", "24", "--depth", "1", "--heads", "2"],
+    "scaling": ["--dim", "24", "--depth", "1", "--heads", "2", "--seconds", "0.05"],
 }
 
 
@@ -25,6 +26,7 @@ def test_results_are_written(name, tmp_path):
     content = json.loads((tmp_path / f"{name}.json").read_text())
     assert {"device", "torch", "date", "commit"} <= set(content["machine"])
     assert (tmp_path / f"{name}.md").read_text().count("|\n") == len(content["rows"]) + 2
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     if name == "step":
         rows = {row["model"]: row for row in content["rows"]}
         assert len(rows) == 1 + 2 * 3
@@ -32,6 +34,27 @@ def test_results_are_written(name, tmp_path):
         equal = {row["GFLOP"] for key, row in rows.items() if key.endswith("linear")}
         assert len({row["tokens"] for row in rows.values()}) == 1
         assert min(equal) > 0 or rows["plain ViT"]["GFLOP"] < 0.1
+
+
+def test_a_sweep_ends_at_its_limits(monkeypatch):
+    """With times that double exactly, the slope is one and the limit is met, not passed."""
+    from adaptok.bench import scaling
+
+    options = scaling.arguments(["--device", "cpu", "--dim", "24", "--depth", "1", "--heads", "2"])
+    options.seconds, options.memory, sizes = 5.0, 1e6, []
+
+    def fake(steps, repeats, clock):
+        sizes.append(2 ** len(sizes))
+        return {name: [float(sizes[-1])] for name in steps}
+
+    monkeypatch.setattr(scaling, "paired", fake)
+    rows = scaling.sweep("batch", options)
+    assert {row["value"] for row in rows} == {1, 2, 4}  # 8 s would be over the limit
+    for name in scaling.MODELS:
+        own = [row for row in rows if row["model"] == name]
+        assert scaling.slope(own) == pytest.approx(1)
+    options.memory = 1e-6
+    assert {row["value"] for row in scaling.sweep("batch", options)} == {1}
 
 
 def test_patches_nearest_to_a_number_of_tokens():

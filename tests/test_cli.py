@@ -114,10 +114,11 @@ def test_multirun(tmp_path, capsys):
     options = ["tokenizer=uniform,iap", "test.steps=0", f"hydra.sweep.dir={tmp_path}"]
     overrides = [o for o in small_runs.train() if not o.startswith("tokenizer")]
     run(capsys, "train", "-m", *overrides, *options)
-    for number, name in ((0, "uniform"), (1, "iap")):
-        config = yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())
+    for name in ("uniform", "iap"):
+        (folder,) = tmp_path.glob(f"*_{name}_*")
+        config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["tokenizer"]["name"] == name
-        assert (tmp_path / str(number) / "metrics.json").exists()
+        assert (folder / "metrics.json").exists()
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ MANDATORY = {
 COMMAND_KEYS = {
     "finetune": {
         "task",
+        "sweep",
         "ckpt",
         "mode",
         "data_fraction",
@@ -56,6 +57,7 @@ COMMAND_KEYS = {
     },
     "train": {
         "task",
+        "sweep",
         "budget",
         "resume",
         "resume_anyway",
@@ -68,6 +70,7 @@ COMMAND_KEYS = {
     },
     "demo": {
         "task",
+        "sweep",
         "budget",
         "resume",
         "resume_anyway",
@@ -121,7 +124,7 @@ def test_every_file_composes_and_every_key_is_read(choice):
 
 def test_no_file_is_left_out():
     top = {path.removesuffix(".yaml") for path in FILES if "/" not in path}
-    assert top == {*COMMANDS, "run", "model"}
+    assert top == {*COMMANDS, "run", "sweep", "model"}
     assert {choice.split("/")[0] for choice in CHOICES} == {*READERS, "task", "recipe"}
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptok.attention import BACKENDS, Request, attend, attention_backend, choose, usable
+from adaptok.bench.drawing import bars
 from adaptok.bench.timing import median_ratio, paired, write_results
 from adaptok.cells import Groups
 
@@ -133,7 +134,8 @@ def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
     rows = [row for mean in options.means for row in measure(mean, options)]
     settings = f" {options.heads} heads of {options.head_dim}, {options.dtype}."
-    print(write_results(options.folder, "attention", rows, NOTE + settings).read_text())
+    draw = bars("rows", "back end", "time / equal")
+    print(write_results(options.folder, "attention", rows, NOTE + settings, draw).read_text())
 
 
 if __name__ == "__main__":

@@ -33,19 +33,21 @@ NOTE = (
 )
 
 
-def heap_refinement(score: np.ndarray, budget: int, sums: Mapping | None = None) -> list:
-    """Best-first refinement of one map, the obvious way: (y, x, size) of each cell.
+def heap_refinement(
+    score: np.ndarray, budget: int, sums: Mapping | None = None, coarsest: int = COARSEST
+) -> list:
+    """Best-first refinement of one square map, the obvious way: (y, x, size) of each cell.
 
     The score of a new child is computed when it is made (IAP, Algorithm 1), or looked up in `sums`.
     """
 
     def entry(size: int, y: int, x: int) -> tuple[float, int, int, int]:
         if sums is None:
-            return -score[y : y + size, x : x + size].sum(), -size, y, x
-        return -sums[size][y // size, x // size], -size, y, x
+            return -float(score[y : y + size, x : x + size].sum()), -size, y, x
+        return -float(sums[size][y // size, x // size]), -size, y, x
 
-    corners = range(0, SIDE, COARSEST)
-    heap = [entry(COARSEST, y, x) for y in corners for x in corners]
+    corners = range(0, len(score), coarsest)
+    heap = [entry(coarsest, y, x) for y in corners for x in corners]
     heapq.heapify(heap)
     cells, count = [], len(heap)
     while heap and count + 3 <= budget:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adaptok.bench.timing import median_ratio, paired, write_results
+from adaptok.bench.drawing import bars
+from adaptok.bench.timing import matmul_peak, median_ratio, paired, write_results
 from adaptok.compiling import compile_model
 from adaptok.model import create_surrogate
 from adaptok.patches import unpatchify
@@ -28,7 +29,8 @@ NOTE = (
     "ratios of paired runs. `plain ViT`: patch embedding, blocks and head written with nn.Linear, "
     "scaled_dot_product_attention and learned positions, no adaptok; the same width, depth and "
     "heads. `uniform`: the same code as `iap`, on fixed patches. GFLOP are those of the matrix "
-    "products, forward and backward, as torch's counter sees them."
+    "products, forward and backward, as torch's counter sees them; `of roof` is the share that a "
+    "step reaches of the speed of one large matrix product, measured in the same run."
 )
 DECODERS = ("linear", "local", "cross_attention")
 FINEST = 2  # smallest cell of iap
@@ -123,6 +125,7 @@ def measure(
     flops = {} if options.compile else {name: count(step) for name, step in steps.items()}
     memory = {name: peak(step, device) for name, step in steps.items()}
     seconds = paired(steps, repeats=options.repeats)
+    roof = matmul_peak(device, options.precision)
     return [
         {
             "field": f"{options.batch} x {channels} x {'x'.join(map(str, shape))}",
@@ -132,10 +135,15 @@ def measure(
             "time / plain ViT": round(median_ratio(times, seconds["plain ViT"]), 3),
             "time / uniform": _beside_uniform(name, seconds),
             "GFLOP": round(flops[name] / 1e9, 1) if flops else "",
+            "of roof": _share(flops, name, times, roof),
             "peak MiB": memory[name],
         }
         for name, times in seconds.items()
     ]
+
+
+def _share(flops: dict[str, int], name: str, times: list[float], roof: float) -> float | str:
+    return round(flops[name] / statistics.median(times) / roof, 2) if flops else ""
 
 
 def _beside_uniform(name: str, seconds: dict[str, list[float]]) -> float | str:
@@ -208,7 +216,8 @@ def main(given: Sequence[str] | None = None) -> None:
         f"cells 2 to {options.max_size}, {options.repeats} repetitions"
         f"{', compiled' if options.compile else ''}."
     )
-    print(write_results(options.folder, options.name, rows, NOTE + settings).read_text())
+    draw = bars("field", "model", "time / plain ViT")
+    print(write_results(options.folder, options.name, rows, NOTE + settings, draw).read_text())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from adaptok.bench.drawing import Draw
+
 
 def paired(
     functions: Mapping[str, Callable[[], Any]],
@@ -34,6 +36,15 @@ def paired(
             _wait()
             seconds[name].append(clock() - start)
     return seconds
+
+
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """Operations per second of a large matrix product, the roof that a step can reach."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    times = paired({"matmul": lambda: a @ a}, repeats=10, warmup=3)["matmul"]
+    return 2 * size**3 / statistics.median(times)
 
 
 def median_ratio(over: list[float], under: list[float]) -> float:
@@ -63,8 +74,14 @@ def _commit() -> str:
         return "unknown"
 
 
-def write_results(folder: Path, name: str, rows: list[dict[str, Any]], note: str) -> Path:
-    """Writes `<name>.json` and `<name>.md` into a folder; returns the path of the latter."""
+def write_results(
+    folder: Path, name: str, rows: list[dict[str, Any]], note: str, draw: Draw | None = None
+) -> Path:
+    """Writes `<name>.json` and `<name>.md` into a folder; returns the path of the latter.
+
+    Args:
+        draw: makes a picture of the rows, `<name>.png`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     about = machine()
     (folder / f"{name}.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
@@ -74,6 +91,9 @@ def write_results(folder: Path, name: str, rows: list[dict[str, Any]], note: str
     lines += [", ".join(f"{k} {v}" for k, v in about.items()), ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(str(row[key]) for key in head) + " |" for row in rows]
+    if draw is not None:
+        draw(rows, folder / f"{name}.png")
+        lines += ["", f"![{name}]({name}.png)"]
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -27,8 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `adaptok list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        trains = args[:1] in (["train"], ["finetune"])
-        hint = "; resume=auto goes on from its last checkpoint" if trains else ""
+        hint = ""
+        if args[:1] in (["train"], ["finetune"]):
+            hint = "; resume=auto goes on from its last checkpoint"
+            if _is_sweep(args):
+                hint = "; the same command goes on"
         print(f"adaptok: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -67,6 +70,10 @@ def _dispatch(args: list[str]) -> int:
         from adaptok.cli.listing import print_parts
 
         print_parts(*rest)
+    elif command == "report":
+        from adaptok.cli.reporting import print_report
+
+        print_report(*rest)
     elif command == "bench":
         from adaptok.cli.benchmarks import run_benchmark
 
@@ -75,24 +82,45 @@ def _dispatch(args: list[str]) -> int:
         from adaptok.cli.checking import print_check
 
         return print_check(*rest[1:])
+    elif _is_sweep(rest):
+        return _sweep(command, rest)
     else:
-        _launch(command, rest)
+        from adaptok.cli import commands
+
+        failures: list[Exception] = []
+        task = _kept(getattr(commands, command), failures)
+        _launch(_as_typed(task, sys.argv[0], command, rest), command, rest)
+        if failures:
+            raise failures[0]
     return 0
 
 
-def _launch(command: str, args: list[str]) -> None:
-    """Hands over to Hydra, which composes the configuration and runs it, or a sweep with ``-m``."""
+def _is_sweep(args: list[str]) -> bool:
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(args))
+
+
+def _sweep(command: str, args: list[str]) -> int:
+    """Runs the jobs of a sweep and tells what became of them; returns the exit status."""
+    from adaptok.cli.sweeps import Job, Watch, summarise
+
+    job, failed = Job(command, args), 0
+    Watch.folder = None
+    try:
+        _launch(job, command, args)
+    finally:
+        if Watch.folder is not None:
+            text, failed = summarise(Watch.folder, job.start)
+            print(text, flush=True)
+    return 1 if failed else 0
+
+
+def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
+    """Hands over to Hydra, which composes the configuration and runs the task, or many of them."""
     import hydra
 
-    from adaptok.cli import commands
     from adaptok.config import config_dir, readable_errors, register_parts, task_of
 
     register_parts(task_of(args))
-    failures: list[Exception] = []
-    task: Callable[..., Any] = getattr(commands, command)
-    if not {"-m", "--multirun"} & set(args):  # in a sweep Hydra tells which job failed
-        task = _kept(task, failures)
-    task = _as_typed(task, sys.argv[0], command, args)
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
     overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -100,8 +128,6 @@ def _launch(command: str, args: list[str]) -> None:
     try:
         with readable_errors(command, overrides):
             run()
-            if failures:
-                raise failures[0]
     finally:
         sys.argv = before[0]
         os.environ.pop("HYDRA_FULL_ERROR")
@@ -119,14 +145,18 @@ def _as_typed(
     def run(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
-        flag = "--config-dir"
-        at = [i for i, arg in enumerate(args) if arg == flag]
-        folders = [word for i in at for word in args[i : i + 2]]
-        folders += [arg for arg in args if arg.startswith(f"{flag}=")]
-        sys.argv = [program, command, *folders, *HydraConfig.get().overrides.task]
+        sys.argv = [program, command, *typed_folders(args), *HydraConfig.get().overrides.task]
         return task(config)
 
     return run
+
+
+def typed_folders(args: Sequence[str]) -> list[str]:
+    """The words about ``--config-dir``, as they were typed."""
+    flag = "--config-dir"
+    at = [i for i, arg in enumerate(args) if arg == flag]
+    folders = [word for i in at for word in args[i : i + 2]]
+    return folders + [arg for arg in args if arg.startswith(f"{flag}=")]
 
 
 def _kept(task: Callable[..., Any], failures: list[Exception]) -> Callable[..., Any]:

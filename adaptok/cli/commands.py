@@ -17,6 +17,7 @@ from adaptok.checkpoints import find_checkpoint, load_weights, read_checkpoint
 from adaptok.cli import pictures
 from adaptok.cli.many import data_of_each, finetune_and_test, pretrain_and_test
 from adaptok.cli.runs import Run, fit_and_test, write_config
+from adaptok.cli.tracking import tracked
 from adaptok.config import (
     build_data,
     build_surrogate,
@@ -47,7 +48,8 @@ def train(config: DictConfig) -> float | None:
     answers), for sweepers that minimise it.
     """
     wanted = _checked(config, "train")
-    return TASKS[wanted["task"]](wanted)
+    with tracked(wanted, _run_folder()):
+        return TASKS[wanted["task"]](wanted)
 
 
 def _surrogate(wanted: Config) -> float | None:
@@ -79,7 +81,9 @@ TASKS: dict[str, Callable[[Config], float | None]] = {
 
 def finetune(config: DictConfig) -> float | None:
     """Task of ``adaptok finetune``."""
-    return _told(finetune_and_test(_checked(config, "finetune"), _run_folder()))
+    wanted, folder = _checked(config, "finetune"), _run_folder()
+    with tracked(wanted, folder):
+        return _told(finetune_and_test(wanted, folder))
 
 
 def _told(run: Run | None) -> float | None:
@@ -224,7 +228,8 @@ def demo(config: DictConfig) -> None:
     for name, overrides in base["compare"].items():
         print(f"\n{name}: {' '.join(overrides)}")
         chosen = plain(compose("demo", [*overrides, *given]))
-        run = fit_and_test(chosen, folder / name)
+        with tracked(chosen, folder / name):
+            run = fit_and_test(chosen, folder / name)
         assert run is not None, "the demo runs in one process"
         runs[name] = run
     files = pictures.of_comparison(runs, folder)

@@ -8,6 +8,7 @@ import textwrap
 import adaptok
 from adaptok.attention import BACKENDS, usable
 from adaptok.baselines import BASELINES
+from adaptok.combinations import combinations
 from adaptok.registry import Registry, close_matches
 from adaptok.vision import IMAGE_TOKENIZERS
 
@@ -35,13 +36,15 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
     kinds = _kinds()
     if rest:
         raise ValueError(f"list takes a kind and a pattern, got also {' '.join(rest)}")
-    accepted = [*kinds, "backend"]
+    accepted = [*kinds, "backend", "combination"]
     if kind and kind not in accepted:
         raise ValueError(
             f"unknown kind {kind!r}{close_matches(kind, accepted)}; {', '.join(accepted)}"
         )
     if kind == "backend":
         return _print_backends(pattern)
+    if kind == "combination":
+        return _print_combinations(pattern)
     for name in [kind] if kind else list(kinds):
         registry = kinds[name]
         found = registry.names(pattern)
@@ -67,6 +70,22 @@ def _print_backends(pattern: str) -> None:
         reason = usable()[name]
         state = "usable" if reason is None else f"not here: {reason}"
         print(f"  {name:<11}{state}\n             needs {BACKENDS[name].needs}")
+
+
+def _print_combinations(pattern: str) -> None:
+    """Parts that go together, as they are typed, and why the others do not; each one is built."""
+    counts = {"valid": 0, "refused": 0}
+    for combination in combinations(pattern):
+        state = "valid" if combination.reason is None else "refused"
+        counts[state] += 1
+        because = "" if combination.reason is None else f": {combination.reason}"
+        print(f"{state:<8} {' '.join(combination.overrides)}{because}")
+    if not any(counts.values()):
+        raise ValueError(
+            f"no combination matches {pattern!r}; a pattern is part of what is typed, such as "
+            "processor=axial or 'tokenizer=iap*decoder=linear'"
+        )
+    print(", ".join(f"{number} {state}" for state, number in counts.items()))
 
 
 def _kinds() -> dict[str, Registry]:

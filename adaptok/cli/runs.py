@@ -20,6 +20,7 @@ from adaptok.atomic import replacing
 from adaptok.budgets import settings_at_budget, tokenizer_at_budget
 from adaptok.checkpoints import check_resume, find_resume, load_weights, read_checkpoint
 from adaptok.cli import pictures
+from adaptok.cli.tracking import settings_of
 from adaptok.compiling import compile_model
 from adaptok.config import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
@@ -165,7 +166,7 @@ def fit(
     Returns:
         Seconds per training step; None in all processes but the first.
     """
-    ema, logger = config["optim"]["ema"], config["logger"]
+    ema, logger = config["optim"]["ema"], settings_of(config)
     trainer = make_trainer(folder, ema=ema, monitor=monitor, **logger, **trainer_knobs)
     checkpoint = find_resume(config["resume"], folder, folder.parent, config)
     if checkpoint is not None:
@@ -183,10 +184,6 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    if config["logger"]["wandb"] is not None:
-        import wandb
-
-        wandb.finish()  # the next run of a sweep is a run of its own
     return module.seconds_per_step if trainer.is_global_zero else None
 
 

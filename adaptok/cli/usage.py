@@ -11,7 +11,8 @@ COMMANDS = {
     "tokenize": "pictures of fields, score maps and cells; needs no trained model",
     "data": "generate or check a data set; shapes, fields, persistence VRMSE",
     "demo": "IAP beside fixed patches on generated data, in minutes on two cores",
-    "list": "tokenizers, processors, decoders ... with their knobs",
+    "report": "tables and a page with interactive plots of many runs",
+    "list": "tokenizers, processors, decoders ... with their knobs; what goes together",
     "bench": "run a benchmark, such as that of timm models: adaptok bench vision",
 }
 
@@ -58,11 +59,18 @@ EXAMPLES = {
         "adaptok data check data/shear_flow      # what is wrong with a file or a set, in words",
     ],
     "demo": ["adaptok demo", "adaptok demo trainer.max_steps=200"],
+    "report": [
+        "adaptok report outputs                 # every run below it, into outputs/report/",
+        "adaptok report multirun/2026-11-21 outputs/baseline out=reports/first",
+        "adaptok report outputs by=tokenizer.name,budget",
+    ],
     "list": [
         "adaptok list",
         "adaptok list tokenizer",
         "adaptok list tokenizer 'i*'",
         "adaptok list backends",
+        "adaptok list combinations            # what goes together, and why the rest does not",
+        "adaptok list combinations 'tokenizer=iap*decoder=linear'",
     ],
     "bench": [
         "adaptok bench                        # the names",
@@ -72,7 +80,11 @@ EXAMPLES = {
 }
 
 # Commands without a configuration, and their arguments.
-PLAIN = {"list": "[kind] [pattern]", "bench": "[name] [arguments of the benchmark]"}
+PLAIN = {
+    "list": "[kind] [pattern]",
+    "bench": "[name] [arguments of the benchmark]",
+    "report": "FOLDER... [out=DIR] [by=key,key]",
+}
 MANY = 60  # choices of a group that are not all listed
 
 FLAGS = """\

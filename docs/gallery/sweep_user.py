@@ -33,7 +33,8 @@ def main(folder: Path) -> None:
     """A sweep and an evaluation, everything below `folder`."""
     data = f"data.base={folder / 'data'}"
 
-    # 1. One run per model, same data, same training. `-m` runs every combination.
+    # 1. One run per model, same data, same training. `-m` runs every combination; typed again, it
+    #    does only what is missing.
     sweep = folder / "sweep"
     adaptok("train", "-m", "model=surrogate,unet,persistence", "tokenizer.max_size=8",
             "tokenizer.budget=22", "test.steps=3", data, *SMALL,
@@ -48,7 +49,8 @@ def main(folder: Path) -> None:
         print(f"{config['model']['name']:<14}{values[0]:8.4f}{values[1]:8.4f}")
 
     # 3. More of the adaptive one: two budgets, the rollouts as data, a film.
-    adaptok("eval", f"ckpt={sweep / '0'}", "settings=[{budget: 10}, {budget: 22}]", "steps=3",
+    (adaptive,) = sweep.glob("*_iap_*")
+    adaptok("eval", f"ckpt={adaptive}", "settings=[{budget: 10}, {budget: 22}]", "steps=3",
             "save_predictions=true", "video=gif", "device=cpu",
             f"hydra.run.dir={folder / 'eval'}")  # fmt: skip
 

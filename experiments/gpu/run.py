@@ -15,46 +15,35 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parents[2]
-SHAPES = {  # IAP, Table 6: fields, channels, and whether one patch size fits all token counts
-    "step_am": ["--shapes", "256x256", "--channels", "11", "--tokens", "1024", "4096"],
-    "step_trl": ["--shapes", "128x384", "--channels", "4", "--tokens", "768", "3072"],
-    "step_vi": ["--shapes", "512x512", "--channels", "3", "--tokens", "1024", "4096"],
-    "step_sne": ["--shapes", "64x64x64", "--channels", "6", "--tokens", "512", "4096"],
+sys.path.insert(0, str(HERE / "experiments"))
+
+from listed import read  # noqa: E402
+
+MODELS = {  # APT: model, image size, batch
+    "vision_b": ("vit_base_patch16_384", "384", "64"),
+    "vision_l": ("vit_large_patch14_clip_336", "336", "32"),
+    "vision_h": ("vit_huge_patch14_clip_336", "336", "16"),
 }
-STEP = ["--device", "cuda", "--precision", "bf16", "--batch", "16", "--repeats", "7"]
-VISION = ["--models", "vit_base_patch16_384", "--sizes", "384", "--batches", "64"]
 TESTS = ["-q", "-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "tests/gpu"]
+SMALL = ["--device", "cuda", "--precision", "bf16"]
 
 
 def parts(out: Path) -> dict[str, tuple[list[str], int]]:
     """Command and limit in seconds of each part, the important ones first."""
-    bench = [sys.executable, "-m"]
     found: dict[str, tuple[list[str], int]] = {
-        "tests": (
-            [
-                *bench,
-                "pytest",
-                "-q",
-                "-m",
-                "gpu",
-                "--noconftest",
-                "-p",
-                "no:cacheprovider",
-                "tests/gpu",
-            ],
-            150,
-        ),
-        "attention": ([*bench, "adaptok.bench.attention", str(out)], 60),
+        "tests": (["pytest", *TESTS], 110),
+        "attention": (["adaptok.bench.attention", str(out)], 40),
     }
-    for name, shape in SHAPES.items():
-        command = [*bench, "adaptok.bench.step", str(out), "--name", name, *shape, *STEP]
-        if name == "step_sne":
-            command += ["--max-size", "8"]
-        found[name] = (command, 60)
-    small = ["--device", "cuda", "--precision", "bf16", "--batch", "16"]
-    found["tokenize"] = ([*bench, "adaptok.bench.tokenize", str(out), *small], 40)
-    found["vision"] = ([*bench, "adaptok.bench.vision", str(out), *VISION], 120)
-    return found
+    for run in read("iap_table6").runs["full"]:
+        if run.name != "asm":  # the grid of am
+            name, *rest = run.overrides
+            found[f"step_{run.name}"] = ([f"adaptok.bench.{name}", str(out), *rest], 40)
+    found["tokenize"] = (["adaptok.bench.tokenize", str(out), *SMALL, "--batch", "16"], 30)
+    for name, (model, size, batch) in MODELS.items():
+        shape = ["--models", model, "--sizes", size, "--batches", batch]
+        found[name] = (["adaptok.bench.vision", str(out / name), *shape], 50)
+    found["scaling"] = (["adaptok.bench.scaling", str(out), *SMALL, "--seconds", "1"], 45)
+    return {name: ([sys.executable, "-m", *words], limit) for name, (words, limit) in found.items()}
 
 
 def main(out: Path) -> None:

@@ -1,0 +1,226 @@
+"""Sweeps that survive: jobs that are skipped, resumed and recorded, whatever launches them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict, read_write
+
+from adaptok.atomic import replacing
+from adaptok.config import register_parts, task_of
+from adaptok.run_ids import register_run_id, run_id
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, two sweeps of the same jobs are the user's business
+    fcntl = None
+
+RECORD, FAILURE, LOCK = "job.json", "failed.json", ".lock"
+RESTARTED = ("train", "finetune")  # commands whose finished jobs are skipped and others resumed
+
+
+class Watch(Callback):
+    """Hydra's callback: notes in the launching process where the jobs of a sweep are."""
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Called before the first job."""
+        Watch.folder = Path(config.hydra.sweep.dir).absolute()
+
+
+class Job:
+    """The task of every job of a sweep.
+
+    One that is finished is skipped, one that was killed goes on from its checkpoint, and an
+    exception is recorded in the run folder instead of ending the sweep. An instance travels to the
+    processes of the launcher.
+
+    Args:
+        command: "train", "finetune" ...
+        args: as typed after the command.
+    """
+
+    def __init__(self, command: str, args: Sequence[str]):
+        self.command, self.args, self.program = command, list(args), sys.argv[0]
+        self.swept, self.start = swept_keys(args), uuid.uuid4().hex
+        register_run_id(self.swept)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process: what the composition of its jobs needs."""
+        self.__dict__.update(state)
+        register_parts(task_of(self.args))
+        register_run_id(self.swept)
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """What sweepers minimise; None for a job that failed."""
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        with _environment(), _locked(folder) as free:
+            if not free:
+                print(f"runs elsewhere, left alone: {folder}")
+                return None
+            return self._run(config, folder)
+
+    def _run(self, config: DictConfig, folder: Path) -> float | None:
+        record = {"id": self._id(config), "start": self.start, "number": HydraConfig.get().job.num}
+        before = _read(folder / RECORD)
+        if before.get("id") == record["id"] and self.command in RESTARTED:
+            if before["state"] == "finished" and any(folder.rglob("metrics.json")):
+                print(f"finished before, skipped: {folder}")
+                _write(folder, {**before, **record, "skipped": True})
+                return before["value"]
+            last = folder / "checkpoints" / "last.ckpt"
+            if last.is_file():
+                config.resume = str(last)
+        _write(folder, {**record, "state": "running"})
+        try:
+            value, reason = self._task(config, folder), None
+        except Exception as error:
+            value, reason = None, " ".join(f"{type(error).__name__}: {error}".split())
+            _keep_failure(folder, reason)
+        if reason is not None:
+            _write(folder, {**record, "state": "failed", "error": reason})
+            print(f"failed: {folder}: {reason}", flush=True)
+            _forget()
+            return None
+        _write(folder, {**record, "state": "finished", "value": value})
+        (folder / FAILURE).unlink(missing_ok=True)
+        return value
+
+    def _task(self, config: DictConfig, folder: Path) -> float | None:
+        """The command; other processes that Lightning starts for it type the job as one run."""
+        from adaptok.cli import commands, typed_folders
+
+        job: Any = HydraConfig.get()
+        with read_write(job), open_dict(job):
+            job.run.dir = str(folder)
+        resume = [f"resume='{config.resume}'"] if config.get("resume") else []
+        given = [o for o in job.overrides.task if not (resume and o.startswith("resume="))]
+        sys.argv = [self.program, self.command, *typed_folders(self.args), *given, *resume]
+        return getattr(commands, self.command)(config)
+
+    def _id(self, config: DictConfig) -> str:
+        job = HydraConfig.get()
+        of_sweeper = job.sweeper.get("params") or {}
+        return run_id(config, job.overrides.task, [*self.swept, *of_sweeper])
+
+
+def swept_keys(args: Sequence[str]) -> list[str]:
+    """Keys that the command line gives several values."""
+    typed = [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(typed)
+    return [o.key_or_group for o in parsed if o.is_sweep_override()]
+
+
+def summarise(folder: Path, start: str) -> tuple[str, int]:
+    """What became of the jobs of a sweep.
+
+    Args:
+        folder: of the sweep.
+        start: `Job.start`; a folder may hold the runs of several sweeps.
+
+    Returns:
+        Lines to print, and the number of jobs that have no result.
+    """
+    records = [(_read(path), path.parent) for path in folder.rglob(RECORD)]
+    records = [(record, path) for record, path in records if record.get("start") == start]
+    records.sort(key=lambda pair: pair[0]["number"])
+    lines, counts = [], dict.fromkeys(("finished", "skipped", "failed", "stopped"), 0)
+    for record, path in records:
+        state = "stopped" if record["state"] == "running" else record["state"]
+        state = "skipped" if record.get("skipped") else state
+        counts[state] += 1
+        value = record.get("value")
+        about = record.get("error", "" if value is None else f"{value:.4g}")
+        lines.append(f"  {state:<9} {_shown(path)}  {about}".rstrip())
+    head = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    text = "\n".join([f"sweep {_shown(folder)}: {head or 'no job was started'}", *lines])
+    return text, counts["failed"] + counts["stopped"]
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _keep_failure(folder: Path, reason: str) -> None:
+    failure = {
+        "error": reason,
+        "traceback": traceback.format_exc(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "overrides": list(HydraConfig.get().overrides.task),
+    }
+    _write(folder, failure, FAILURE)
+
+
+def _forget() -> None:
+    """What a failed job leaves behind must not disturb the next one in this process."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish(exit_code=1)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Environment and arguments are those of before: a parallel run changes both."""
+    variables, arguments = dict(os.environ), sys.argv
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        os.environ.clear()
+        os.environ.update(variables)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether no other process runs this job; the system ends the lock when a process is killed.
+
+    Several processes that a cluster starts for one job share it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        free = True
+        try:
+            if fcntl is not None and _rank() == 0:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:  # a file system without locks
+            pass
+        yield free
+
+
+def _rank() -> int:
+    """Number of this process among those that a cluster started for one job."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _write(folder: Path, record: dict[str, Any], name: str = RECORD) -> None:
+    if _rank() == 0:
+        with replacing(folder / name) as temporary:
+            temporary.write_text(json.dumps(record, indent=2))

@@ -1,0 +1,26 @@
+"""Reports of many runs: a tidy table, Markdown and an HTML page with interactive plots."""
+
+from adaptok.report.grouping import Group, group_runs
+from adaptok.report.reading import read_runs
+from adaptok.report.records import Problem, Result, Run, Runs
+from adaptok.report.summaries import Summary, pareto_front, spread, summaries, verdicts
+from adaptok.report.tidy import tidy_rows, write_csv
+from adaptok.report.writing import write_report
+
+__all__ = [
+    "Group",
+    "Problem",
+    "Result",
+    "Run",
+    "Runs",
+    "Summary",
+    "group_runs",
+    "pareto_front",
+    "read_runs",
+    "spread",
+    "summaries",
+    "tidy_rows",
+    "verdicts",
+    "write_csv",
+    "write_report",
+]

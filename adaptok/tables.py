@@ -1,0 +1,43 @@
+"""Tables as text: Markdown, and what Lightning's CSV logger writes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned Markdown table, first column left, the others right."""
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in [header, rule, *rows]:
+        padded = [row[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("| " + " | ".join(padded) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """Rows of the CSV logger; a folder stands for its ``metrics*.csv``.
+
+    Entries that are empty or no number, as in a line that is being written, are left out.
+    """
+    path = Path(path)
+    files = sorted(path.glob("metrics*.csv")) if path.is_dir() else [path]
+    rows = []
+    for file in files:
+        with file.open(newline="") as handle:
+            rows += [_numbers(row) for row in csv.DictReader(handle)]
+    return rows
+
+
+def _numbers(row: Mapping[str, str | None]) -> dict[str, float]:
+    numbers = {}
+    for name, text in row.items():
+        try:
+            numbers[name] = float(text)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+    return numbers

@@ -1,0 +1,528 @@
+"""Reports: reading whatever lies in run folders, grouping, ranks, fronts, tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import report_runs as make
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptok.cli import main
+from adaptok.cli.reporting import parsed
+from adaptok.report import (
+    group_runs,
+    pareto_front,
+    read_runs,
+    spread,
+    summaries,
+    tidy_rows,
+    verdicts,
+    write_report,
+)
+from adaptok.report.grouping import label_keys
+from adaptok.report.markdown import markdown_report
+from adaptok.report.notes import contents_of, not_finished
+from adaptok.report.sheets import results_sheet, seeds_cell, transfer_sheet
+from adaptok.report.summaries import ranks
+from adaptok.report.transfer import transfers
+
+
+def rows_of(root: Path, by: tuple[str, ...] = ()):
+    return summaries(group_runs(read_runs(root).runs, by))
+
+
+def column(sheet, title: str) -> list:
+    """Cells of a column, by the beginning of its title."""
+    number = next(i for i, c in enumerate(sheet.columns) if c.title.startswith(title))
+    return [row[number] for row in sheet.rows]
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Path:
+    """uniform and iap with three seeds each."""
+    for kind in ("uniform", "iap"):
+        for seed in range(3):
+            make.write_surrogate(tmp_path, kind, seed)
+    return tmp_path
+
+
+# Reading
+
+
+def test_a_run_is_read_whole(tmp_path):
+    folder = make.write_surrogate(tmp_path, "iap", 3, tests=(None, 128))
+    (run,), problems = read_runs(tmp_path)
+    assert not problems
+    assert (run.folder, run.status, run.seed, run.kind) == (folder, "finished", 3, "iap")
+    assert (run.data, run.split, run.budget, run.reference) == ("maze", "test", 256, 0.345)
+    assert run.environment["hardware"] == "x86_64, 2 cores, 1 thread"
+    stored = json.loads((folder / "metrics.json").read_text())["settings"]
+    first, second = run.results
+    assert first.get("vrmse") == stored[0]["vrmse"]["mean"]
+    assert first.get("flops") == stored[0]["flops"]["total"]
+    assert first.get("flops_processor") == 2e9
+    assert first.get("nmse_high") == stored[0]["spectral_nmse"][2]
+    assert first.get("rollout_last") == stored[0]["rollout"]["mean"][-1]
+    assert first.curves["power"] == stored[0]["rollout"]["residual_spectrum"]["power"]
+    assert (first.budget, second.budget, run.home) == (None, 128, first)
+    assert len(run.curve) == 54
+    assert [row["step"] for row in run.curve] == sorted(row["step"] for row in run.curve)
+
+
+def test_every_number_of_the_file_is_in_the_table(tmp_path):
+    folder = make.write_surrogate(tmp_path, "iap", 0)
+    (row,) = tidy_rows(read_runs(tmp_path).runs)
+    stored = json.loads((folder / "metrics.json").read_text())
+    for name in ("seconds_per_step", "peak_memory", "nrmse"):
+        assert row[name] == stored["settings"][0][name]
+    assert row["training_seconds"] == 450.0
+    assert (row["parameters"], row["torch"], row["persistence"]) == (487068, "2.15.0", 0.345)
+    assert row["vrmse.velocity_x"] == stored["settings"][0]["vrmse"]["fields"]["velocity_x"]["mean"]
+    assert row["beats_persistence"] is True
+
+
+def test_runs_of_older_versions_lack_entries(tmp_path):
+    """What metrics.json held before there were environments, FLOPs and spectra."""
+    folder = make.write_surrogate(tmp_path, "iap", 0)
+    results = json.loads((folder / "metrics.json").read_text())
+    row = results["settings"][0]
+    kept = ("label", "setting", "tokens", "seconds_per_step", "vrmse")
+    old = {k: results[k] for k in ("data", "split", "fields", "persistence", "parameters")}
+    del old["persistence"]["rollout"]
+    old["settings"] = [{k: row[k] for k in kept}]
+    (folder / "metrics.json").write_text(json.dumps(old))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["model"], config["task"], config["schedule"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    make.write_surrogate(tmp_path, "iap", 1)
+    groups = group_runs(read_runs(tmp_path).runs)
+    assert [(g.label, g.seeds) for g in groups] == [("iap", [0, 1])]
+    assert "not recorded (1 runs)" in markdown_report(contents_of(read_runs(tmp_path), groups))
+
+
+def test_baselines_have_no_tokens_and_no_tokenizer(tmp_path):
+    for kind in ("fno", "unet", "persistence"):
+        make.write_surrogate(tmp_path, kind, 0)
+    make.write_surrogate(tmp_path, "iap", 0)
+    sheet = results_sheet(rows_of(tmp_path))
+    labels = [cell.text for cell in column(sheet, "model")]
+    assert labels == ["persistence", "fno", "iap", "persistence", "unet"]
+    assert [cell.text for cell in column(sheet, "tokens")] == [
+        "", "–", "256 (205 to 333)", "–", "–",
+    ]  # fmt: skip
+    assert {run.kind for run in read_runs(tmp_path).runs} == {"fno", "unet", "persistence", "iap"}
+
+
+def test_a_pretraining_run_is_a_run_per_set(tmp_path):
+    config = make.config_of("matey", 0, task="pretrain", data=[{"name": "maze"}, {"name": "blast"}])
+    make.write_run(tmp_path / "pre", config, None)
+    for name in ("maze", "blast"):
+        folder = tmp_path / "pre" / name
+        folder.mkdir()
+        results = make.results_of([make.row_of(0.1, 256.0)], name)
+        (folder / "metrics.json").write_text(json.dumps(results))
+    runs, problems = read_runs(tmp_path)
+    assert not problems
+    assert [(run.data, run.config["data.name"], run.status) for run in runs] == [
+        ("blast", "blast", "finished"),
+        ("maze", "maze", "finished"),
+    ]
+    assert all(len(run.curve) == 54 for run in runs)
+
+
+def test_classifiers_have_accuracy_and_chance(tmp_path):
+    for kind, accuracy in (("apt", 0.84), ("uniform", 0.76), ("random", 0.05)):
+        for seed in range(2):
+            make.write_classifier(tmp_path, kind, seed, accuracy + 0.01 * seed)
+    rows = rows_of(tmp_path)
+    assert [row.group.label for row in rows] == ["apt", "random", "uniform"]
+    assert ranks(rows, "accuracy", lower=False) == [1, None, 2]  # random is worse than chance
+    sheet = results_sheet(rows)
+    assert column(sheet, "accuracy")[1].text == "0.8450 ± 0.0071"
+    assert column(sheet, "accuracy")[0].text == "0.1000"
+    (verdict,) = verdicts(rows)
+    assert not verdict.counts
+    assert verdict.reasons == ["random: not better than chance"]
+
+
+def test_an_evaluation_joins_the_runs_of_its_model(tmp_path):
+    """The newest result counts, and the seed is not counted twice."""
+    folder = make.write_surrogate(tmp_path, "iap", 0)
+    make.write_surrogate(tmp_path, "iap", 1)
+    evaluated = make.write_surrogate(tmp_path / "eval", "iap", 0, error=0.05, name="eval", ckpt="x")
+    (evaluated / "metrics.csv").unlink()
+    results = json.loads((evaluated / "metrics.json").read_text())
+    results["checkpoint"] = str(folder / "checkpoints" / "last.ckpt")
+    (evaluated / "metrics.json").write_text(json.dumps(results))
+    read = read_runs(tmp_path)
+    (group,) = group_runs(read.runs)
+    assert (group.runs[0].folder, group.runs[0].seed) == (evaluated, 0)
+    assert group.seeds == [0, 1]
+    assert len(group.runs[0].curve) == 54  # of the run that was evaluated
+    (warning,) = [w for w in contents_of(read, [group]).warnings if "newest" in w]
+    assert "maze_iap_256_0" in warning
+
+
+# Bad input
+
+
+@pytest.fixture
+def bad(sweep) -> Path:
+    """The sweep, and everything that can be wrong beside it."""
+    (sweep / "empty").mkdir()
+    (sweep / "only_hydra" / ".hydra").mkdir(parents=True)
+    half = make.write_surrogate(sweep, "apt", 0)
+    text = (half / "metrics.json").read_text()
+    (half / "metrics.json").write_text(text[: len(text) // 2])
+    (make.write_surrogate(sweep, "apt", 1) / "config.yaml").write_text("seed: [1\n  x: {")
+    (make.write_surrogate(sweep, "apt", 2) / "config.yaml").unlink()
+    (make.write_surrogate(sweep, "apt", 3) / "metrics.json").write_text("[1, 2]")
+    odd = make.write_surrogate(sweep, "matey", 0)
+    (odd / "metrics.json").write_text('{"settings": [3, {"vrmse": "high", "tokens": 5}]}')
+    going = make.write_surrogate(sweep, "matey", 1)
+    (going / "metrics.json").unlink()
+    (going / "metrics.csv").write_text("step,train/loss,new/column\n19,0.1,7\n39,0.0")
+    failed = make.write_surrogate(sweep, "matey", 2)
+    (failed / "metrics.json").unlink()
+    (failed / "failed.json").write_text('{"error": "ValueError: no budget | left"}')
+    (sweep / "circle").symlink_to(sweep)
+    return sweep
+
+
+def test_bad_folders_are_named_and_nothing_else_is_lost(bad):
+    read = read_runs(bad)
+    named = {folder.name: what for folder, what in not_finished(read)}
+    assert named == {
+        "empty": "empty",
+        "only_hydra": "no config.yaml: it stopped before it began",
+        "maze_apt_256_0": "metrics.json is damaged or only half written; unfinished: step 1000 of "
+        "1000",
+        "maze_apt_256_1": "config.yaml is damaged",
+        "maze_apt_256_2": "no config.yaml: known by its name only",
+        "maze_apt_256_3": "metrics.json is damaged or only half written; unfinished: step 1000 of "
+        "1000",
+        "maze_matey_256_0": "diverged: as built",
+        "maze_matey_256_1": "unfinished: step 40 of 1000",
+        "maze_matey_256_2": "failed: ValueError: no budget | left",
+    }
+    good = [run for run in read.runs if run.status == "finished" and run.kind != "unknown"]
+    assert sorted(run.kind for run in good) == ["iap"] * 3 + ["uniform"] * 3
+
+
+def test_the_report_of_bad_folders_is_written(bad, capsys):
+    assert main(["report", str(bad), f"out={bad / 'report'}"]) == 0
+    shown = capsys.readouterr().out
+    assert "metrics.json is damaged" in shown
+    assert "ValueError: no budget \\| left" in shown
+    again = read_runs(bad)  # the report itself is no run
+    assert not [p for p in again.problems if p.folder.name == "report"]
+
+
+def test_nothing_to_report_says_why(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "there is no run to report" in error
+    assert f"{tmp_path / 'empty'}: empty" in error
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        read_runs(tmp_path / "nowhere")
+
+
+def test_a_diverged_run_is_shown_and_never_best(tmp_path):
+    for seed, error in ((0, 0.01), (1, None)):
+        make.write_surrogate(tmp_path, "apt", seed, error=error)
+    for seed in range(2):
+        make.write_surrogate(tmp_path, "csm", seed, error=None)
+        make.write_surrogate(tmp_path, "iap", seed, error=0.05 + 0.01 * seed)
+        make.write_surrogate(tmp_path, "uniform", seed, error=0.2)
+    rows = rows_of(tmp_path)
+    sheet = results_sheet(rows)
+    assert [c.text for c in column(sheet, "VRMSE")] == [
+        "0.3450",
+        "0.0100 (1 of 2 diverged)",
+        "– diverged",
+        "0.0550 ± 0.0071",
+        "0.2000 ± 0.0000",
+    ]
+    assert [c.rank for c in column(sheet, "VRMSE")] == [None, None, None, 1, 2]
+    (verdict,) = verdicts(rows)
+    assert verdict.reasons == ["apt: diverged (1 of 2 runs)", "csm: diverged"]
+    diverged = [r for r in tidy_rows(read_runs(tmp_path).runs) if r["status"] == "diverged"]
+    assert [r["vrmse"] for r in diverged] == ["diverged"] * 3
+
+
+def test_nan_in_the_file_is_a_divergence(tmp_path):
+    folder = make.write_surrogate(tmp_path, "iap", 0)
+    results = json.loads((folder / "metrics.json").read_text())
+    results["settings"][0]["vrmse"]["mean"] = math.nan
+    (folder / "metrics.json").write_text(json.dumps(results))
+    assert read_runs(tmp_path).runs[0].status == "diverged"
+
+
+def test_mixed_versions_are_said(sweep):
+    folder = sweep / "maze_iap_256_1"
+    results = json.loads((folder / "metrics.json").read_text())
+    results["environment"] |= {"torch": "2.14.1", "hardware": "a GPU"}
+    (folder / "metrics.json").write_text(json.dumps(results))
+    read = read_runs(sweep)
+    warnings = contents_of(read, group_runs(read.runs)).warnings
+    assert warnings == [
+        "runs differ in torch: 2.15.0 (5 runs), 2.14.1 (1 runs)",
+        "runs differ in hardware: x86_64, 2 cores, 1 thread (5 runs), a GPU (1 runs); times and "
+        "memory are not comparable",
+    ]
+
+
+def test_other_test_data_is_said(sweep):
+    make.write_surrogate(sweep, "csm", 0, data={"name": "maze", "stride": 2})
+    read = read_runs(sweep)
+    (section,) = contents_of(read, group_runs(read.runs)).sections
+    assert section.warnings == ["runs differ in the data that they are tested on: data.stride"]
+
+
+def test_missing_seeds_are_said(sweep):
+    (sweep / "maze_iap_256_1" / "metrics.json").unlink()
+    make.write_surrogate(sweep, "apt", 0)
+    rows = rows_of(sweep)
+    cells = {row.group.label: seeds_cell(row, rows) for row in rows}
+    assert cells["uniform"].text == "3"
+    assert cells["iap"].text == "2 (seed 1 unfinished)"
+    assert cells["apt"].text == "1 (seed 1 missing; seed 2 missing)"
+    assert cells["iap"].hint == "seeds 0, 2"
+
+
+def test_unknown_entries_are_kept(tmp_path):
+    folder = make.write_surrogate(tmp_path, "iap", 0)
+    results = json.loads((folder / "metrics.json").read_text())
+    results["settings"][0] |= {"energy_drift": 0.25, "remark": "text", "parts": {"a": 1, "b": "x"}}
+    results["surprise"] = {"nested": [1, 2]}
+    (folder / "metrics.json").write_text(json.dumps(results))
+    (row,) = tidy_rows(read_runs(tmp_path).runs)
+    assert (row["energy_drift"], row["parts_a"]) == (0.25, 1.0)
+    assert "remark" not in row
+
+
+# Grouping
+
+
+def test_runs_are_grouped_by_what_varies(tmp_path):
+    for seed in range(2):
+        for budget in (128, 256):
+            make.write_surrogate(tmp_path, "iap", seed, budget=budget)
+        make.write_surrogate(tmp_path, "uniform", seed)
+    groups = group_runs(read_runs(tmp_path).runs)
+    assert [g.label for g in groups] == ["iap, budget=128", "iap, budget=256", "uniform"]
+    assert all(g.seeds == [0, 1] for g in groups)
+
+
+def test_calibrated_knobs_do_not_split_the_seeds(tmp_path):
+    """With a budget for every tokenizer the knobs that follow from it vary with the data."""
+    for seed in range(3):
+        knobs = {"name": "apt", "thresholds": [4.0 + 0.1 * seed], "indicator": "entropy"}
+        make.write_surrogate(tmp_path, "apt", seed, tokenizer=knobs)
+        folder = tmp_path / f"maze_apt_256_{seed}" / "config.yaml"
+        config = yaml.safe_load(folder.read_text()) | {"budget": 256}
+        folder.write_text(yaml.safe_dump(config))
+    (group,) = group_runs(read_runs(tmp_path).runs)
+    assert group.seeds == [0, 1, 2]
+    assert {run.budget for run in group.runs} == {256}
+
+
+def test_the_newest_of_repeated_runs_counts(tmp_path):
+    import os
+
+    old = make.write_surrogate(tmp_path / "a", "iap", 0, error=0.3)
+    make.write_surrogate(tmp_path / "b", "iap", 0, error=0.1)
+    for file in old.iterdir():
+        os.utime(file, (1, 1))
+    (row,) = rows_of(tmp_path)
+    assert row.error == spread([0.1])
+    assert [run.name for run in read_runs(tmp_path).runs] == [
+        "a/maze_iap_256_0",
+        "b/maze_iap_256_0",
+    ]
+
+
+def test_keys_chosen_by_hand_put_runs_together(tmp_path):
+    for budget in (128, 256):
+        make.write_surrogate(tmp_path, "iap", 0, budget=budget)
+    groups = group_runs(read_runs(tmp_path).runs, ["processor.name"])
+    assert [(g.label, len(g.runs), g.mixed) for g in groups] == [
+        ("iap, vit", 2, ["tokenizer.budget"])
+    ]
+    warnings = contents_of(read_runs(tmp_path), groups).warnings
+    assert "runs that were put together differ in tokenizer.budget" in warnings
+    with pytest.raises(ValueError, match="by=nothing: no run has this key"):
+        group_runs(read_runs(tmp_path).runs, ["nothing"])
+
+
+VALUES = st.one_of(st.integers(0, 2), st.sampled_from(["a", "b"]), st.lists(st.integers(0, 1)))
+CONFIGS = st.lists(
+    st.fixed_dictionaries(dict.fromkeys(("budget", "x.lr", "tokenizer.name", "z"), VALUES)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(CONFIGS)
+def test_the_chosen_keys_split_like_all_keys(configs):
+    chosen = label_keys(configs)
+    for a in configs:
+        for b in configs:
+            assert (a == b) == all(a[key] == b[key] for key in chosen)
+
+
+@given(CONFIGS)
+def test_no_chosen_key_follows_from_those_before_it(configs):
+    chosen = label_keys(configs)
+    for i in range(len(chosen)):
+        parts = [{str([c[k] for k in chosen[:n]]) for c in configs} for n in (i, i + 1)]
+        assert len(parts[1]) > len(parts[0])
+
+
+def test_a_key_that_older_runs_lack_splits_nothing():
+    assert label_keys([{"a": 1}, {"a": 1, "new": 0}, {"a": 1, "new": 0}]) == ()
+    assert label_keys([{"a": 1}, {"a": 1, "new": 0}, {"a": 1, "new": 2}]) == ("new",)
+
+
+# Statistics
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=30))
+def test_pareto_front_is_what_nothing_dominates(points):
+    points = [(float(x), float(y)) for x, y in points]
+
+    def dominated(a) -> bool:
+        return any(b[0] <= a[0] and b[1] <= a[1] and b != a for b in points)
+
+    assert sorted(pareto_front(points)) == [i for i, p in enumerate(points) if not dominated(p)]
+    assert [points[i] for i in pareto_front(points)] == sorted(
+        points[i] for i in pareto_front(points)
+    )
+
+
+def test_spread_is_of_the_sample():
+    assert spread([1.0, None, 3.0]) == (2.0, pytest.approx(math.sqrt(2)), 2)
+    assert spread([1.0]) == (1.0, None, 1)
+    assert spread([None]) is None
+
+
+def test_only_what_beats_persistence_is_ranked(tmp_path):
+    for kind, error in (("iap", 0.1), ("apt", 0.4), ("uniform", 0.2)):
+        make.write_surrogate(tmp_path, kind, 0, error=error)
+    make.write_surrogate(tmp_path, "persistence", 0)
+    rows = rows_of(tmp_path)
+    placed = dict(zip([r.group.label for r in rows], ranks(rows, "vrmse"), strict=True))
+    assert placed == {"apt": None, "iap": 1, "persistence": None, "uniform": 2}
+    (verdict,) = verdicts(rows)
+    assert verdict.reasons == ["apt: not better than persistence"]
+    assert "persistence" not in verdict.models
+
+
+def test_a_comparison_counts_when_all_is_well(sweep):
+    (verdict,) = verdicts(rows_of(sweep))
+    assert verdict.counts
+    (sweep / "maze_iap_256_1" / "metrics.csv").unlink()
+    (verdict,) = verdicts(rows_of(sweep))
+    assert verdict.reasons == ["iap: no learning curve (1 of 3 runs)"]
+
+
+def test_another_split_is_no_result(sweep):
+    for file in sweep.rglob("metrics.json"):
+        file.write_text(file.read_text().replace('"split": "test"', '"split": "valid"'))
+    (verdict,) = verdicts(rows_of(sweep))
+    assert verdict.reasons == ["tested on the valid split"]
+
+
+# Budget transfer
+
+
+def test_transfer_matrix_is_train_by_test(tmp_path):
+    tests = (64, 128, 256)
+    for seed in range(2):
+        for budget in (64, 256):
+            make.write_surrogate(tmp_path, "iap", seed, budget=budget, tests=tests)
+    schedule = {"name": "random", "settings": [{"budget": 64}, {"budget": 256}], "seed": 0}
+    make.write_surrogate(tmp_path / "elastic", "iap", 0, tests=tests, schedule=schedule)
+    make.write_surrogate(tmp_path, "uniform", 0)  # at one budget only
+    rows = rows_of(tmp_path)
+    (matrix,) = transfers(rows)
+    assert (matrix.label, matrix.trained) == ("iap", [64, 256, "64 to 256, random"])
+    assert matrix.tested == [64, 128, 256]
+    runs = read_runs(tmp_path).runs
+    for i, trained in enumerate(matrix.trained):
+        for j, tested in enumerate(tests):
+            expected = [
+                result.get("vrmse")
+                for run in runs
+                if run.kind == "iap" and run.budget == trained
+                for result in run.results
+                if result.budget == tested
+            ]
+            assert matrix.cells[i][j] == spread(expected)
+    assert matrix.cells[0][0].n == 2
+    assert matrix.cells[2][0].n == 1
+
+
+def test_transfer_marks_what_is_worse_than_persistence(tmp_path):
+    make.write_surrogate(tmp_path, "iap", 0, budget=64, tests=(64, 4096))
+    (matrix,) = transfers(rows_of(tmp_path))
+    home, far = transfer_sheet(matrix).rows[0][1:]
+    assert "†" not in home.text
+    assert far.text.endswith("†")
+
+
+# Files and the command
+
+
+def test_files_and_tables(sweep, capsys):
+    out = sweep / "own" / "report"
+    assert main(["report", str(sweep), f"out={out}"]) == 0
+    shown = capsys.readouterr().out
+    text = (out / "report.md").read_text()
+    assert text.strip() in shown
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert {row["group"] for row in rows} == {"iap", "uniform"}
+    errors = [float(row["vrmse"]) for row in rows if row["group"] == "iap"]
+    best = spread(errors)
+    assert f"**{best.mean:.4f} ± {best.std:.4f}**" in text
+    assert "lower is better" in text
+    assert "x86_64, 2 cores, 1 thread" in text
+
+
+def test_same_from_python(sweep):
+    files = write_report([sweep], sweep / "report")
+    assert [file.name for file in files][:2] == ["results.csv", "report.md"]
+    assert all(file.stat().st_size for file in files)
+
+
+def test_arguments():
+    folders, out, by = parsed(("tokenizer=iap,seed=0", "out=x", "by=budget, size.dim"))
+    assert (folders, out, by) == ([Path("tokenizer=iap,seed=0")], Path("x"), ["budget", "size.dim"])
+    assert parsed(("outputs",))[1] == Path("outputs/report")
+    assert parsed(("multirun/a", "multirun/b"))[1] == Path("multirun/report")
+    with pytest.raises(ValueError, match="no flag --fast"):
+        parsed(("outputs", "--fast"))
+    with pytest.raises(ValueError, match="give folders of runs"):
+        parsed(("out=x",))
+
+
+def test_it_starts_without_lightning_and_hydra(sweep):
+    code = (
+        "import sys; from adaptok.cli import main; main(sys.argv[1:]); "
+        "bad = {'lightning', 'hydra', 'omegaconf', 'matplotlib', 'pandas'} & set(sys.modules); "
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    command = [sys.executable, "-c", code, "report", str(sweep), f"out={sweep / 'report'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

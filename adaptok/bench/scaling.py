@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from torch import nn
 from adaptok.accounting import cost_of
 from adaptok.bench.drawing import curves
 from adaptok.bench.step import PlainViT, make_step
-from adaptok.bench.timing import paired, write_results
+from adaptok.bench.timing import CLOCK, clock_of, paired, write_results
 from adaptok.model import create_surrogate
 
 NOTE = (
-    "Forward and backward of one step, medians of paired runs (on one thread of a CPU in processor "
-    "time). `plain ViT`: fixed patches, "
+    "Forward and backward of one step, medians of paired runs. "
+    "`plain ViT`: fixed patches, "
     "nn.Linear and scaled_dot_product_attention, no adaptok. `tokens`: at a fixed resolution, "
     "batch 1. `batch`: at fixed tokens and resolution. `resolution`: points per side at fixed "
     "tokens, batch 1 (the plain ViT's patches grow with it). `slope`: exponent of the time between "
@@ -83,10 +82,7 @@ def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             cost = cost_of(model, steps[name], [field])
             assert cost is not None
             memory[name] = cost.memory["total"] / 2**20
-        # Processor time where one thread does all the work: other programs do not count.
-        alone = options.device == "cpu" and torch.get_num_threads() == 1
-        clock = time.process_time if alone else time.perf_counter
-        seconds = paired(steps, repeats=options.repeats, clock=clock)
+        seconds = paired(steps, repeats=options.repeats, clock=clock_of(options.device))
         for name, times in seconds.items():
             own = {"sweep": axis, "value": value, "model": name, "s": statistics.median(times)}
             before = [r for r in rows if r["model"] == name]
@@ -159,7 +155,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f" Width {options.dim}, depth {options.depth}, {options.precision}, {options.repeats} "
         f"repetitions; limits {options.memory:.0f} GiB and {options.seconds:g} s a step."
     )
-    note = NOTE + settings + summary(rows)
+    note = NOTE + settings + CLOCK + summary(rows)
     rows = [{**row, "s": float(f"{row['s']:.3g}")} for row in rows]
     draw = curves("sweep", "value", "model", "s")
     print(write_results(options.folder, options.name, rows, note, draw).read_text())

@@ -134,10 +134,9 @@ def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
     rows = [row for mean in options.means for row in measure(mean, options)]
     settings = f" {options.heads} heads of {options.head_dim}, {options.dtype}."
+    note = NOTE + settings + CLOCK
     draw = bars("rows", "back end", "time / equal")
-    print(
-        write_results(options.folder, "attention", rows, NOTE + settings + CLOCK, draw).read_text()
-    )
+    print(write_results(options.folder, "attention", rows, note, draw).read_text())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time and memory of a training step against tokens, batch and resolution.
 
-Run ``adaptok bench scaling [folder] [--device cuda --precision bf16 ...]``. A sweep doubles its
+Run ``adaptok bench scaling [folder] [--device cuda --precision bf16 ...]``. A sweep multiplies its
 number until a step would not fit into the memory or takes longer than ``--seconds``.
 """
 
@@ -34,6 +34,8 @@ NOTE = (
 )
 MODELS = ("plain ViT", "iap, linear", "iap, cross_attention")
 START = {"tokens": 256, "batch": 1, "resolution": 64}
+FACTOR = {"tokens": 4, "batch": 2, "resolution": 2}
+GROWTH = {"tokens": 8, "batch": 2, "resolution": 4}  # of the time, at most about
 FIXED = {"tokens": 1024, "batch": 1, "resolution": 256}
 
 
@@ -64,7 +66,7 @@ def build(name: str, point: dict[str, int], options: argparse.Namespace) -> nn.M
 
 
 def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one axis, doubled from its start until time or memory end it."""
+    """Rows of one axis, from its start until time or memory end it."""
     rows: list[dict[str, Any]] = []
     alive, value = list(MODELS), START[axis]
     while alive:
@@ -86,17 +88,17 @@ def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         for name, times in seconds.items():
             own = {"sweep": axis, "value": value, "model": name, "s": statistics.median(times)}
             before = [r for r in rows if r["model"] == name]
-            own["slope"] = round(math.log2(own["s"] / before[-1]["s"]), 2) if before else ""
+            factor = math.log(FACTOR[axis])
+            own["slope"] = round(math.log(own["s"] / before[-1]["s"]) / factor, 2) if before else ""
             rows.append({**own, "MiB": round(memory[name])})
-        growth = 4 if axis == "resolution" else 2
         limit = options.memory * 2**10
         alive = [
             name
             for name in alive
-            if statistics.median(seconds[name]) * growth < options.seconds
-            and memory[name] * growth**2 < limit
+            if statistics.median(seconds[name]) * GROWTH[axis] < options.seconds
+            and memory[name] * GROWTH[axis] < limit
         ]
-        value *= 2
+        value *= FACTOR[axis]
     return rows
 
 

@@ -216,10 +216,9 @@ def main(given: Sequence[str] | None = None) -> None:
         f"cells 2 to {options.max_size}, {options.repeats} repetitions"
         f"{', compiled' if options.compile else ''}."
     )
+    note = NOTE + settings + CLOCK
     draw = bars("field", "model", "time / plain ViT")
-    print(
-        write_results(options.folder, options.name, rows, NOTE + settings + CLOCK, draw).read_text()
-    )
+    print(write_results(options.folder, options.name, rows, note, draw).read_text())
 
 
 if __name__ == "__main__":

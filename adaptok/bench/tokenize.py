@@ -144,10 +144,9 @@ def main(given: Sequence[str] | None = None) -> None:
         f" Fields of {options.channels} x {options.side}², batch {options.batch}, "
         f"{options.precision}, width {options.dim}, depth {options.depth}."
     )
+    note = NOTE + settings + CLOCK
     draw = bars("parameters", "tokenizer", "cells / step", None)
-    print(
-        write_results(options.folder, "tokenize", rows, NOTE + settings + CLOCK, draw).read_text()
-    )
+    print(write_results(options.folder, "tokenize", rows, note, draw).read_text())
 
 
 if __name__ == "__main__":

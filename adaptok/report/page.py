@@ -16,6 +16,7 @@ from adaptok.report import formats
 from adaptok.report.html import breakable, link_to, sheet_html
 from adaptok.report.markdown import environment_lines
 from adaptok.report.notes import Contents, not_finished
+from adaptok.report.parsing import number
 from adaptok.report.records import Problem, Run
 from adaptok.report.sections import Block, blocks_of, section_html, warnings_html
 from adaptok.report.sheet import Cell, Column, Sheet
@@ -36,12 +37,12 @@ def page(contents: Contents, out: str | Path, csv: str = "") -> str:
     target = Path(out)
     problems: list[Problem] = []
     blocks = [
-        blocks_of(section, f"set{number}", target, problems)
-        for number, section in enumerate(contents.sections)
+        blocks_of(section, f"set{i}", target, problems)
+        for i, section in enumerate(contents.sections)
     ]
     body = [_summary(contents)]
-    for number, (section, own) in enumerate(zip(contents.sections, blocks, strict=True)):
-        body.append(section_html(section, f"set{number}", own))
+    for i, (section, own) in enumerate(zip(contents.sections, blocks, strict=True)):
+        body.append(section_html(section, f"set{i}", own))
     body += [_runs(contents, target), _left_out(contents, problems)]
     parts = {
         "style": (ASSETS / "page.css").read_text(encoding="utf-8"),
@@ -112,7 +113,7 @@ def _runs(contents: Contents, out: Path) -> str:
         "error",
         "tokens",
         "steps",
-        "training",
+        "training time",
         "device",
         "hardware",
         "date",
@@ -130,11 +131,10 @@ def _run_row(run: Run, label: str, out: Path) -> list[Cell]:
     home, about = run.home, run.environment
     error = home.get(run.measure.key) if home else None
     tokens = home.get("tokens") if home else None
-    steps = run.values.get("training_steps") or run.config.get("trainer.max_steps")
-    training = run.values.get("training_seconds")
-    if training is None and isinstance(steps, (int, float)) and steps > 0:
-        step = run.values.get("seconds_per_training_step")
-        training = step * steps if step else None
+    steps = run.values.get("training_steps") or number(run.config.get("trainer.max_steps"))
+    steps = steps if steps and steps > 0 else None  # -1: as many as there are in the epochs
+    step = run.values.get("seconds_per_training_step")
+    training = step * steps if step and steps else None
     diverged = home is not None and error is None
     return [
         Cell(run.name, run.name, link=link_to(run, out)),
@@ -144,7 +144,7 @@ def _run_row(run: Run, label: str, out: Path) -> list[Cell]:
         Cell(run.status, run.status, hint=run.note),
         Cell("diverged" if diverged else formats.error(error), error),
         Cell(formats.count(tokens), tokens),
-        Cell("" if steps is None else f"{steps:.0f}", steps),
+        Cell(formats.count(steps), steps),
         Cell(formats.seconds(training), training),
         Cell(about.get("device", ""), about.get("device", "")),
         Cell(about.get("hardware", ""), about.get("hardware", "")),

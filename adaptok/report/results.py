@@ -147,7 +147,7 @@ def _ratio(rows: Sequence[Summary]) -> Quantity:
     hint = f"{measure.title} over that of {measure.reference}; below 1 it is of use"
     if not measure.lower:
         hint = "accuracy over that of guessing; above 1 it is of use"
-    return Quantity(f"/ {measure.reference}", hint, get, mean_of(lambda v: _ratio_text(v)))
+    return Quantity(f"/ {measure.reference}", hint, get, mean_of(_ratio_text))
 
 
 def _ratio_text(value: Number) -> str:
@@ -182,9 +182,9 @@ def seeds_cell(row: Summary, rows: Sequence[Summary]) -> Cell:
     n, seeds = len(row.pairs), {run.seed for run, _ in row.pairs}
     all_seeds = {run.seed for other in rows for run, _ in other.pairs}
     pending = {run.seed: run.status for run in row.group.pending}
-    missing = sorted(str(s) for s in (all_seeds | set(pending)) - seeds if s is not None)
-    notes = [f"seed {s} {pending.get(int(s), 'missing')}" for s in missing]
-    names = ", ".join(sorted(map(str, seeds)))
+    missing = sorted(s for s in (all_seeds | set(pending)) - seeds if s is not None)
+    notes = [f"seed {s} {pending.get(s, 'missing')}" for s in missing]
+    names = ", ".join(map(str, sorted(s for s in seeds if s is not None))) or "unknown"
     text = f"{n}" + (f" ({'; '.join(notes)})" if notes else "")
     return Cell(text, float(n), hint=f"seeds {names}")
 

@@ -117,14 +117,8 @@ def composed(run: Run) -> dict[str, Any]:
         Optim(**config["optim"])
         create_schedule(config["schedule"])
         check_knobs(evaluate, "test", config["test"])
-        _check_data(config["data"], sets_of(run))
+        _check_data(config["data"], run.sets)
     return config
-
-
-def sets_of(run: Run) -> list[str]:
-    """The choices of data of a run: several where one model is trained on all of them."""
-    chosen = [o.partition("=")[2] for o in run.overrides if o.startswith("data=")][-1]
-    return [name.strip() for name in chosen.strip("[]").split(",")]
 
 
 def _check_data(data: Config, sets: Sequence[str]) -> None:
@@ -201,7 +195,7 @@ def _noise(*shape: int) -> Tensor:
 
 def _pretrain(run: Run, config: Config) -> Counts:
     """One model for all sets of ``data=[a,b]``; a pass at the shape of each."""
-    infos = [info_of(name) for name in sets_of(run)]
+    infos = [info_of(name) for name in run.sets]
     lead = config["data"].get("max_lead", 1)
     config = {**config, "vocabulary": vocabulary_of(infos, lead)}
     with torch.device("meta"):

@@ -44,6 +44,12 @@ class Run:
     owner: str
     scale: str
 
+    @property
+    def sets(self) -> list[str]:
+        """The choices of data: several where one model is trained on all of them."""
+        given = [o.partition("=")[2] for o in self.overrides if o.startswith("data=")]
+        return [name.strip() for name in given[-1].strip("[]").split(",")] if given else []
+
     def folder(self, out: Path, seed: int) -> Path:
         return out / self.owner / self.scale / self.name / f"seed_{seed}"
 
@@ -65,7 +71,7 @@ class Experiment:
     Attributes:
         folder: where it is.
         claim: one sentence.
-        source: paper and table.
+        source: paper and table; "ours" of a study of our own, which expects no numbers.
         runs: by scale.
         compare: pairs of runs, each with its setting or "", whose ratio of errors is the claim.
         metrics: patterns of what results.csv keeps.
@@ -101,8 +107,8 @@ def read(name: str, base: Path = HERE) -> Experiment:
         raise ValueError(f"no experiment {name!r}; there are: {', '.join(names())}")
     content = yaml.safe_load(path.read_text())
     _known(content, KEYS, name)
-    if not content.get("claim") or not content.get("source"):
-        raise ValueError(f"{name} needs a claim and a source")
+    if not content.get("claim"):
+        raise ValueError(f"{name} needs a claim")
     _known(content.get("scales", {}), set(SCALES), name)
     runs = {s: _runs(v, name, s, base) for s, v in content.get("scales", {}).items()}
     of = content.get("runs_of", {})
@@ -117,7 +123,7 @@ def read(name: str, base: Path = HERE) -> Experiment:
     return Experiment(
         folder=path.parent,
         claim=content["claim"],
-        source=content["source"],
+        source=content.get("source", "ours"),
         runs=runs,
         compare=[(_side(a), _side(b)) for a, b in content.get("compare", [])],
         metrics=list(content.get("metrics", ["*"])),
@@ -173,7 +179,10 @@ def _known(given: Mapping[str, Any], keys: set[str], where: str) -> None:
 
 def expected(experiment: Experiment) -> list[dict[str, str]]:
     """The rows of expected.csv."""
-    with (experiment.folder / "expected.csv").open(newline="") as file:
+    path = experiment.folder / "expected.csv"
+    if experiment.source == "ours" and not path.is_file():
+        return []
+    with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != EXPECTED:
             raise ValueError(f"{experiment.name}/expected.csv needs the columns {EXPECTED}")

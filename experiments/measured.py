@@ -21,7 +21,10 @@ def finished(run: Run, folder: Path) -> list[Path]:
     if run.command in WORDS:
         return sorted(folder.glob("*.json"))
     own = folder / "metrics.json"
-    return [own] if own.is_file() else sorted(folder.glob("*/metrics.json"))
+    if own.is_file():
+        return [own]
+    of_sets = sorted(folder.glob("*/metrics.json"))
+    return of_sets if len(of_sets) >= len(run.sets) else []
 
 
 def rows_of(run: Run, seed: int, folder: Path) -> list[Row]:

@@ -2,7 +2,8 @@
 [--scale full|small] [--dry-run] [--out DIR] [--only RUN ...] [--record] [key=value ...]`.
 
 See experiments/README.md. One run after the other; what is finished is skipped, what was
-interrupted goes on from its checkpoint, so the command can be repeated at any time.
+interrupted goes on from its checkpoint, so the command can be repeated at any time. A run that
+fails does not keep the others from running.
 """
 
 from __future__ import annotations
@@ -25,27 +26,32 @@ Case = tuple[str, str]  # run, setting
 SHOWN = ("vrmse", "accuracy", "tokens")
 
 
-def train(run: Run, seed: int, out: Path, more: Sequence[str]) -> None:
-    """Runs one command of adaptok, unless its results are there."""
+def train(run: Run, seed: int, out: Path, more: Sequence[str]) -> bool:
+    """Runs one command of adaptok, unless its results are there; says whether it went well."""
     target = run.folder(out, seed)
     if finished(run, target):
         print(f"{run.name}, seed {seed}: finished")
-        return
-    given = run.words(out.resolve())
+        return True
+    command = command_of(run, seed, out.resolve(), more)
+    print(f"{run.name}, seed {seed}: {' '.join(command[2:])}", flush=True)
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def command_of(run: Run, seed: int, out: Path, more: Sequence[str]) -> list[str]:
+    """What runs it; `more` overrides are those of all runs."""
+    target, given = run.folder(out, seed), run.words(out)
+    if run.command == "script":
+        script = HERE / run.owner / "run.py"
+        return [sys.executable, "-u", str(script), str(target), str(seed), *given]
     command = [sys.executable, "-m", "adaptok", run.command]
     if run.command == "bench":
         name, *rest = given
-        target.mkdir(parents=True, exist_ok=True)
-        command += [name, str(target), *rest]
-    elif run.command == "script":
-        script = HERE / run.owner / "run.py"
-        command = [sys.executable, "-u", str(script), str(target), str(seed), *given]
-    else:
-        last = target / "checkpoints" / "last.ckpt"
-        resume = [f"resume={last}"] if last.is_file() and run.command != "eval" else []
-        command += [*given, f"seed={seed}", *resume, *more, f"hydra.run.dir={target}"]
-    print(f"{run.name}, seed {seed}: {' '.join(command[2:])}", flush=True)
-    subprocess.run(command, check=True)
+        return [*command, name, str(target), *rest]
+    command += [*given, f"seed={seed}", f"hydra.run.dir={target}"]
+    if run.command == "eval":  # its model and data are those of the checkpoint
+        return [*command, *(f"+{word}" for word in more if word.startswith("data."))]
+    last = target / "checkpoints" / "last.ckpt"
+    return [*command, *more, *([f"resume={last}"] if last.is_file() else [])]
 
 
 def collect(experiment: Experiment, scale: str, out: Path) -> list[Row]:
@@ -64,7 +70,8 @@ def report(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
     """Our numbers with persistence and the paper's beside them, and what follows."""
     paper = {(r["run"], r["setting"], r["metric"]): r["value"] for r in expected(experiment)}
     like = {run.name: run.like for run in experiment.runs[scale]}
-    shown = {*SHOWN, *(metric for _, _, metric in paper)} - {"parameters"}
+    shown = {*SHOWN, *experiment.metrics, *(metric for _, _, metric in paper)} - {"parameters"}
+    shown |= last_steps(rows) if experiment.metrics != ["*"] else set()
     body = []
     for (run, setting, metric), values in _grouped(rows).items():
         key = (like.get(run, run), setting, metric)
@@ -74,6 +81,16 @@ def report(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
             body.append([*cells, f"{float(blank):.4g}" if blank != "" else "", paper.get(key, "")])
     header = ["run", "setting", "metric", "n", "ours", "persistence", "paper"]
     return table(header, body) + "\n" + "\n".join(verdicts(experiment, scale, rows)) + "\n"
+
+
+def last_steps(rows: Sequence[Row]) -> set[str]:
+    """Of the metrics of rollouts, which have a name for each step, those of the last one."""
+    found: dict[str, int] = {}
+    for row in rows:
+        name, _, step = row["metric"].rpartition("_step_")
+        if name:
+            found[name] = max(int(step), found.get(name, 0))
+    return {f"{name}_step_{step}" for name, step in found.items()}
 
 
 def verdicts(experiment: Experiment, scale: str, rows: Sequence[Row]) -> list[str]:
@@ -165,10 +182,13 @@ def main(given: Sequence[str] | None = None) -> int:
     if options.scale not in experiment.runs:
         has = ", ".join(experiment.runs) or "none"
         raise SystemExit(f"{experiment.name} has no runs at scale {options.scale}; it has: {has}")
-    for run in experiment.runs[options.scale]:
-        if not options.only or run.name in options.only:
-            for seed in run.seeds:
-                train(run, seed, options.out, options.overrides)
+    failed = [
+        f"{run.name}, seed {seed}"
+        for run in experiment.runs[options.scale]
+        if not options.only or run.name in options.only
+        for seed in run.seeds
+        if not train(run, seed, options.out, options.overrides)
+    ]
     rows = collect(experiment, options.scale, options.out)
     if rows:
         own = options.out / experiment.name / options.scale
@@ -178,7 +198,9 @@ def main(given: Sequence[str] | None = None) -> int:
 
         draw(experiment, options.scale, options.out, target)
         print(report(experiment, options.scale, rows))
-    return 0
+    if failed:
+        print(f"failed: {'; '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ NAMES = names()
 SECTIONS = ("Claim", "Command", "Deviations", "Result", "Verdict")
 # What the counts of a figure's runs are checked with.
 OWN = [n for n in NAMES if any(r.owner == n for r in read(n).runs.get("full", []))]
+REAL = ("matey_fig3", "matey_fig6")  # shapes depend on data: a real pass, so only among the slow
 HEAD = ",".join(listed.EXPECTED)
 
 
@@ -39,16 +40,18 @@ def test_every_folder_is_an_experiment():
     folders = {p.name for p in FOLDER.iterdir() if p.is_dir() and not p.name.startswith("__")}
     assert folders - {*NAMES} <= {"gpu", "headline"}
     index = (FOLDER / "README.md").read_text()
-    assert [n for n in folders if f"({n}/README.md)" not in index] == []
+    assert [n for n in NAMES if f"({n}/README.md)" not in index and n != "headline"] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if read(n).source != "ours"])
 def test_a_folder_is_complete(name):
     text = (FOLDER / name / "README.md").read_text()
     missing = [word for word in SECTIONS if f"**{word}" not in text]
     assert not missing
     assert f"EXP={name}" in text or "not reproducible here" in text
     assert len(text.splitlines()) <= 75
+    assert "RESULT" not in text
+    assert "VERDICT" not in text
     experiment = read(name)
     known = {run.name for runs in experiment.runs.values() for run in runs} | {""}
     for row in expected(experiment):
@@ -119,7 +122,7 @@ def test_a_key_that_nothing_reads_is_found(wrong):
         dry().composed(listed.Run("x", "train", words, (0,), "x", "x", "small"))
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [n for n in OWN if n not in REAL])
 def test_a_full_size_model_has_the_counts_of_the_paper(name):
     first = next(r for r in read(name).runs["full"] if r.owner == name)
     lines, wrong = dry().dry_run(read(name), [first.name])
@@ -165,7 +168,7 @@ def test_a_wrong_count_is_found(tmp_path):
 def write(base: Path, about: dict, rows: list[str]) -> None:
     folder = base / "x"
     folder.mkdir(exist_ok=True)
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(about))
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
     (folder / "expected.csv").write_text("\n".join([HEAD, *rows]) + "\n")
 
 
@@ -201,6 +204,36 @@ def test_overrides_are_flattened_and_places_filled_in(tmp_path):
     assert b.folder(Path("o"), 3) == Path("o/x/small/b/seed_3")
 
 
+def test_commands(tmp_path):
+    runs = {
+        "model": ["data=[a,b]", "size=iap"],
+        "tested": {"command": "eval", "overrides": ["ckpt={out}/model/seed_2"]},
+        "speed": {"command": "bench", "arguments": ["step", "--batch", 2]},
+        "own": {"command": "script", "arguments": ["fast"]},
+    }
+    scale = {"seeds": [2], "runs": runs}
+    write(tmp_path, {"claim": "c", "source": "s", "scales": {"full": scale}}, [])
+    found = read("x", tmp_path).runs["full"]
+    more = ["data.base=/disk", "trainer.devices=2"]
+    words = [reproduce.command_of(run, 2, tmp_path, more)[1:] for run in found]
+    out = tmp_path / "x" / "full"
+    assert words[0][:4] == ["-m", "adaptok", "train", "data=[a,b]"]
+    assert words[0][-4:] == ["seed=2", f"hydra.run.dir={out}/model/seed_2", *more]
+    assert words[1][2:4] == ["eval", f"ckpt={out}/model/seed_2"]
+    assert words[1][-1] == "+data.base=/disk"
+    assert words[2][2:] == ["bench", "step", f"{out}/speed/seed_2", "--batch", "2"]
+    assert words[3][2:] == [f"{out}/own/seed_2", "2", "fast"]
+    last = out / "model" / "seed_2" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    assert reproduce.command_of(found[0], 2, tmp_path, [])[-1] == f"resume={last}"
+    for name in ("a", "b"):
+        assert measured.finished(found[0], out / "model" / "seed_2") == []
+        (out / "model" / "seed_2" / name).mkdir()
+        (out / "model" / "seed_2" / name / "metrics.json").touch()
+    assert len(measured.finished(found[0], out / "model" / "seed_2")) == 2
+
+
 def row(run: str, value: float | None, persistence: float = 1.0) -> dict:
     about = {"scale": "small", "run": run, "setting": "", "seed": 0, "metric": "vrmse"}
     return {**about, "value": value, "persistence": persistence}
@@ -223,6 +256,21 @@ def test_no_verdict_without_beating_persistence(tmp_path):
     assert missing == ["a / b: no result"]
 
 
+def test_the_table_shows_the_last_step_of_rollouts(tmp_path):
+    about = {"claim": "c", "source": "s", "metrics": ["vrmse_step_*", "nrmse"]}
+    about["scales"] = {"small": {"runs": {"a": {"like": "A"}}}, "full": {"runs": {"A": []}}}
+    write(tmp_path, about, ["A,,nrmse,0.75,,,T"])
+    steps = [{**row("a", 0.5), "metric": f"vrmse_step_{n}"} for n in (1, 2, 10)]
+    more = {**row("a", 0.25), "metric": "nrmse", "persistence": ""}
+    text = reproduce.report(read("x", tmp_path), "small", [*steps, more])
+    cells = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line
+    ]
+    assert ["a", "", "vrmse_step_10", "1", "0.5", "1", ""] in cells
+    assert ["a", "", "nrmse", "1", "0.25", "", "0.75"] in cells
+    assert len(cells) == 4  # with header and rule
+
+
 def test_rows_of_other_runs_stay(tmp_path):
     path = tmp_path / "results.csv"
     measured.write_rows([row("a", 0.5), row("b", 0.25)], path)
@@ -243,7 +291,7 @@ def test_an_experiment_is_run_once_and_collected(tmp_path, monkeypatch):
     experiment, out = read("x", tmp_path), tmp_path / "out"
     fixed, other = experiment.runs["small"]
     for run in (fixed, other):
-        reproduce.train(run, 0, out, ["trainer.enable_progress_bar=false"])
+        assert reproduce.train(run, 0, out, ["trainer.enable_progress_bar=false"])
     results = other.folder(out, 0) / "metrics.json"
     before = results.read_text()
     results.unlink()  # as if the run had been interrupted during its test
@@ -251,7 +299,7 @@ def test_an_experiment_is_run_once_and_collected(tmp_path, monkeypatch):
     assert {r["run"] for r in rows} == {"fixed"}
     stamp = (fixed.folder(out, 0) / "metrics.json").stat().st_mtime
     for run in (fixed, other):
-        reproduce.train(run, 0, out, ["trainer.enable_progress_bar=false"])
+        assert reproduce.train(run, 0, out, ["trainer.enable_progress_bar=false"])
     assert (fixed.folder(out, 0) / "metrics.json").stat().st_mtime == stamp
     again = yaml.safe_load(results.read_text())
     assert again["settings"][0]["vrmse"] == yaml.safe_load(before)["settings"][0]["vrmse"]

@@ -15,13 +15,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parents[2]
-SHAPES = {  # IAP, Table 6: fields, channels, and whether one patch size fits all token counts
-    "step_am": ["--shapes", "256x256", "--channels", "11", "--tokens", "1024", "4096"],
-    "step_trl": ["--shapes", "128x384", "--channels", "4", "--tokens", "768", "3072"],
-    "step_vi": ["--shapes", "512x512", "--channels", "3", "--tokens", "1024", "4096"],
-    "step_sne": ["--shapes", "64x64x64", "--channels", "6", "--tokens", "512", "4096"],
-}
-STEP = ["--device", "cuda", "--precision", "bf16", "--batch", "16", "--repeats", "7"]
+sys.path.insert(0, str(HERE / "experiments"))
+
+from listed import read  # noqa: E402
+
 MODELS = {  # APT: model, image size, batch
     "vision_b": ("vit_base_patch16_384", "384", "64"),
     "vision_l": ("vit_large_patch14_clip_336", "336", "32"),
@@ -37,11 +34,10 @@ def parts(out: Path) -> dict[str, tuple[list[str], int]]:
         "tests": (["pytest", *TESTS], 110),
         "attention": (["adaptok.bench.attention", str(out)], 40),
     }
-    for name, shape in SHAPES.items():
-        command = ["adaptok.bench.step", str(out), "--name", name, *shape, *STEP]
-        if name == "step_sne":
-            command += ["--max-size", "8"]
-        found[name] = (command, 40)
+    for run in read("iap_table6").runs["full"]:
+        if run.name != "asm":  # the grid of am
+            name, *rest = run.overrides
+            found[f"step_{run.name}"] = ([f"adaptok.bench.{name}", str(out), *rest], 40)
     found["tokenize"] = (["adaptok.bench.tokenize", str(out), *SMALL, "--batch", "16"], 30)
     for name, (model, size, batch) in MODELS.items():
         shape = ["--models", model, "--sizes", size, "--batches", batch]

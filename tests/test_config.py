@@ -39,10 +39,10 @@ READERS = {
     "optim": ([Optim, ClassifierOptim], set()),
     "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
     "logger": ([make_trainer], set()),
-    "decoder": ([], {"name"}),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
     "tokenizer": ([], set()),
     "processor": ([], set()),
+    "decoder": ([], {"name"}),
     "schedule": ([], set()),
     "model": ([build_timm], {"name"}),
 }

@@ -102,7 +102,7 @@ def _is_sweep(args: list[str]) -> bool:
 
 def _check_alone(command: str, args: list[str]) -> None:
     """Raises ``ValueError`` for what a run that is no sweep would leave unread."""
-    shown = {"-c", "--cfg"} & set(args)  # nothing runs
+    shown = any(arg.startswith(("-c", "--cfg")) for arg in args)  # nothing runs
     for arg in args:
         of_sweeps = arg.startswith(("launcher=", "search=")) and not arg.endswith("=null")
         if of_sweeps and not shown and "LOCAL_RANK" not in os.environ:

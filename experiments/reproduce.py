@@ -70,7 +70,8 @@ def report(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
     """Our numbers with persistence and the paper's beside them, and what follows."""
     paper = {(r["run"], r["setting"], r["metric"]): r["value"] for r in expected(experiment)}
     like = {run.name: run.like for run in experiment.runs[scale]}
-    shown = {*SHOWN, *(metric for _, _, metric in paper)} - {"parameters"}
+    shown = {*SHOWN, *experiment.metrics, *(metric for _, _, metric in paper)} - {"parameters"}
+    shown |= last_steps(rows) if experiment.metrics != ["*"] else set()
     body = []
     for (run, setting, metric), values in _grouped(rows).items():
         key = (like.get(run, run), setting, metric)
@@ -80,6 +81,16 @@ def report(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
             body.append([*cells, f"{float(blank):.4g}" if blank != "" else "", paper.get(key, "")])
     header = ["run", "setting", "metric", "n", "ours", "persistence", "paper"]
     return table(header, body) + "\n" + "\n".join(verdicts(experiment, scale, rows)) + "\n"
+
+
+def last_steps(rows: Sequence[Row]) -> set[str]:
+    """Of the metrics of rollouts, which have a name for each step, those of the last one."""
+    found: dict[str, int] = {}
+    for row in rows:
+        name, _, step = row["metric"].rpartition("_step_")
+        if name:
+            found[name] = max(int(step), found.get(name, 0))
+    return {f"{name}_step_{step}" for name, step in found.items()}
 
 
 def verdicts(experiment: Experiment, scale: str, rows: Sequence[Row]) -> list[str]:

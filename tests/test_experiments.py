@@ -50,6 +50,8 @@ def test_a_folder_is_complete(name):
     assert not missing
     assert f"EXP={name}" in text or "not reproducible here" in text
     assert len(text.splitlines()) <= 75
+    assert "RESULT" not in text
+    assert "VERDICT" not in text
     experiment = read(name)
     known = {run.name for runs in experiment.runs.values() for run in runs} | {""}
     for row in expected(experiment):
@@ -252,6 +254,21 @@ def test_no_verdict_without_beating_persistence(tmp_path):
     assert diverged == ["does not beat persistence: a", "a / b: no result"]
     missing = reproduce.verdicts(experiment, "small", [row("a", 0.3)])
     assert missing == ["a / b: no result"]
+
+
+def test_the_table_shows_the_last_step_of_rollouts(tmp_path):
+    about = {"claim": "c", "source": "s", "metrics": ["vrmse_step_*", "nrmse"]}
+    about["scales"] = {"small": {"runs": {"a": {"like": "A"}}}, "full": {"runs": {"A": []}}}
+    write(tmp_path, about, ["A,,nrmse,0.75,,,T"])
+    steps = [{**row("a", 0.5), "metric": f"vrmse_step_{n}"} for n in (1, 2, 10)]
+    more = {**row("a", 0.25), "metric": "nrmse", "persistence": ""}
+    text = reproduce.report(read("x", tmp_path), "small", [*steps, more])
+    cells = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line
+    ]
+    assert ["a", "", "vrmse_step_10", "1", "0.5", "1", ""] in cells
+    assert ["a", "", "nrmse", "1", "0.25", "", "0.75"] in cells
+    assert len(cells) == 4  # with header and rule
 
 
 def test_rows_of_other_runs_stay(tmp_path):

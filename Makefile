@@ -70,7 +70,7 @@ $(BIN)/python:
 # Order-only: the interpreter's own time stamp says nothing about what is installed.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing adaptok and what it needs into $(VENV) (once; PyTorch is a large download)"
-	$(PIP) -e '.[train,vision,dev]'
+	$(PIP) -e '.[train,vision,sweeps,dev]'
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP)

@@ -217,9 +217,10 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        plugin = "; others are plug-ins: pip install 'adaptok[sweeps]'"
         return (
             f"unknown {group} {choice!r}{close_matches(choice, error.options)}; "
-            f"choices: {', '.join(error.options)}"
+            f"choices: {', '.join(error.options)}{plugin if group.startswith('hydra/') else ''}"
         )
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {text.splitlines()[0]}"

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import lightning
 import pytest
 import small_runs
+import wandb
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from lightning.pytorch.loggers import WandbLogger
 
 from adaptok import config
 from adaptok.checkpoints import ARCHITECTURE
-from adaptok.classify import ClassifierOptim, ImageData
+from adaptok.classify import ClassifierOptim, ImageData, evaluate_classifier
+from adaptok.classify.models import build_timm
+from adaptok.cli.listing import _kinds, parts_markdown
 from adaptok.data import WellData
 from adaptok.data.synthetic import SOLVERS, generate
+from adaptok.evaluation import evaluate
 from adaptok.optim import Optim
 from adaptok.registry import TOKENIZERS
 from adaptok.training import make_trainer
+from adaptok.vision import IMAGE_TOKENIZERS
 
 FOLDER = config.config_dir()
 COMMANDS = ("train", "finetune", "eval", "tokenize", "data", "demo")
+YAML = "".join(path.read_text() for path in FOLDER.rglob("*.yaml"))
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
 CHOICES = [path.removesuffix(".yaml") for path in FILES if "/" in path and "/_" not in path]
 # Who reads the keys of a group, and which keys its reader takes beside its own parameters.
@@ -32,6 +41,22 @@ READERS = {
     "logger": ([make_trainer], set()),
     "decoder": ([], {"name"}),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
+    "tokenizer": ([], set()),
+    "processor": ([], set()),
+    "schedule": ([], set()),
+    "model": ([build_timm], {"name"}),
+}
+CKPT = {name: ["ckpt=x"] for name in ("eval", "finetune")}
+ROOT = Path(__file__).parents[1]
+SOURCES = "".join(path.read_text() for path in (ROOT / "adaptok").rglob("*.py"))
+GLOBAL = ("task", "recipe", "launcher", "search")  # they set keys of other groups
+PLUGINS = {
+    "launcher/joblib": ["hydra_joblib_launcher"],
+    "launcher/submitit": ["hydra_submitit_launcher"],
+    "launcher/slurm": ["hydra_submitit_launcher"],
+    "launcher/slurm_fsdp": ["hydra_submitit_launcher"],
+    "launcher/ray": ["hydra_ray_launcher"],
+    "search/apt_thresholds": ["hydra_optuna_sweeper"],
 }
 MANDATORY = {
     "data/well": ["data.name=shear_flow"],
@@ -109,23 +134,80 @@ def test_every_command_composes(command):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_file_composes_and_every_key_is_read(choice):
     group, name = choice.split("/")
+    for plugin in PLUGINS.get(choice, []):
+        if find_spec(f"hydra_plugins.{plugin}") is None:
+            pytest.skip(f"{plugin} is not installed")
     overrides = [f"{group}={name}", *MANDATORY.get(choice, [])]
     if group == "recipe":
         overrides.append("task=classify")
     composed = config.plain(config.compose("train", overrides))
-    if group in ("task", "recipe"):  # they set other groups and top-level keys
-        return
-    chosen = composed[group]
+    assert group in GLOBAL or composed[group]
+    for key in READERS:  # all groups: a choice may set keys of others
+        check_group(key, composed.get(key) or {})
+    check_test(composed)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_of_a_command_is_read(command):
+    composed = config.plain(config.compose(command, [*CKPT.get(command, [])]))
+    for key, value in composed.items():
+        if key in READERS and value is not None:
+            check_group(key, value)
+        assert f'"{key}"' in SOURCES or f"${{{key}}}" in YAML, f"nothing reads {key}"
+    check_test(composed)
+
+
+def check_group(group: str, chosen: dict) -> None:
+    """Each key of a group is a parameter of who reads it."""
     readers, more = READERS[group]
-    accepted = more.union(*(inspect.signature(reader).parameters for reader in readers))
-    assert chosen
-    assert set(chosen) <= accepted
+    known = more.union(*(inspect.signature(reader).parameters for reader in readers))
+    if group in config.GROUPS and chosen:
+        known = {"name", "checkpoint", "pretrained", *known}
+        if chosen["name"] in config.GROUPS[group].names():
+            known |= set(config.GROUPS[group].knobs(chosen["name"]))
+        if chosen["name"] in IMAGE_TOKENIZERS.names():
+            known |= set(IMAGE_TOKENIZERS.knobs(chosen["name"]))
+    assert set(chosen) <= known, group
+    if group == "logger" and chosen.get("wandb"):
+        known = {
+            *inspect.signature(WandbLogger).parameters,
+            *inspect.signature(wandb.init).parameters,
+        }
+        assert set(chosen["wandb"]) <= known
+
+
+def check_test(composed: dict) -> None:
+    """What happens after the fit takes the keys of `test`."""
+    known = {
+        *inspect.signature(evaluate).parameters,
+        *inspect.signature(evaluate_classifier).parameters,
+    }
+    assert set(composed.get("test") or {}) <= known
+
+
+def test_every_shared_file_is_included_by_another():
+    for path in FILES:
+        name = path.removesuffix(".yaml").rpartition("/")[2]
+        if name.startswith("_"):
+            others = [FOLDER / other for other in FILES if other != path]
+            assert any(re.search(rf"\b{name}\b", other.read_text()) for other in others), path
+
+
+def test_the_page_of_parts_is_up_to_date():
+    page = (FOLDER.parent / "docs" / "parts.md").read_text()
+    assert page == parts_markdown(), "adaptok list markdown > docs/parts.md"
+    for kind, registry in _kinds().items():
+        for name in registry.names():
+            assert f"- **{name}**: " in page
+            about = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
+            assert len(about) > 20, f"{kind} {name} has no docstring"
 
 
 def test_no_file_is_left_out():
     top = {path.removesuffix(".yaml") for path in FILES if "/" not in path}
     assert top == {*COMMANDS, "run", "sweep", "model"}
-    assert {choice.split("/")[0] for choice in CHOICES} == {*READERS, "task", "recipe"}
+    groups = {choice.split("/")[0] for choice in CHOICES}
+    assert groups <= {*READERS, *GLOBAL}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import report_runs as make
+import small_runs
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,8 @@ from adaptok.report import (
 from adaptok.report.grouping import label_keys
 from adaptok.report.markdown import markdown_report
 from adaptok.report.notes import contents_of, not_finished
-from adaptok.report.sheets import results_sheet, seeds_cell, transfer_sheet
+from adaptok.report.results import results_sheet, seeds_cell
+from adaptok.report.sheets import transfer_sheet
 from adaptok.report.summaries import ranks
 from adaptok.report.transfer import transfers
 
@@ -150,25 +152,30 @@ def test_classifiers_have_accuracy_and_chance(tmp_path):
     assert column(sheet, "accuracy")[0].text == "0.1000"
     (verdict,) = verdicts(rows)
     assert not verdict.counts
-    assert verdict.reasons == ["random: not better than chance"]
+    assert verdict.reasons == ["not better than chance: random"]
 
 
-def test_an_evaluation_joins_the_runs_of_its_model(tmp_path):
-    """The newest result counts, and the seed is not counted twice."""
-    folder = make.write_surrogate(tmp_path, "iap", 0)
-    make.write_surrogate(tmp_path, "iap", 1)
-    evaluated = make.write_surrogate(tmp_path / "eval", "iap", 0, error=0.05, name="eval", ckpt="x")
-    (evaluated / "metrics.csv").unlink()
-    results = json.loads((evaluated / "metrics.json").read_text())
-    results["checkpoint"] = str(folder / "checkpoints" / "last.ckpt")
-    (evaluated / "metrics.json").write_text(json.dumps(results))
+def evaluation_of(folder: Path, target: Path, rows: list[dict]) -> Path:
+    """What `adaptok eval` writes for a run."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    wanted = {"name": "eval", "ckpt": str(folder), "split": "test", "device": "cpu", "steps": 8}
+    results = make.results_of(rows) | {"checkpoint": str(folder / "checkpoints" / "last.ckpt")}
+    return make.write_run(target, config | wanted, results, curve=False)
+
+
+def test_an_evaluation_joins_the_run_that_it_is_of(tmp_path):
+    """The newest result counts at each setting, and no seed is counted twice."""
+    folders = [make.write_surrogate(tmp_path, "iap", seed, error=0.1) for seed in range(2)]
+    again = [make.row_of(0.05, 256.0), make.row_of(0.2, 64.0, 64)]
+    evaluation_of(folders[0], tmp_path / "eval", again)
     read = read_runs(tmp_path)
     (group,) = group_runs(read.runs)
-    assert (group.runs[0].folder, group.runs[0].seed) == (evaluated, 0)
     assert group.seeds == [0, 1]
-    assert len(group.runs[0].curve) == 54  # of the run that was evaluated
-    (warning,) = [w for w in contents_of(read, [group]).warnings if "newest" in w]
-    assert "maze_iap_256_0" in warning
+    built, other = summaries([group])
+    assert [(run.seed, result.get("vrmse")) for run, result in built.pairs] == [(0, 0.05), (1, 0.1)]
+    assert [(run.seed, result.get("vrmse")) for run, result in other.pairs] == [(0, 0.2)]
+    assert verdicts([built])[0].reasons == ["there is nothing to compare it with"]  # has a curve
+    assert contents_of(read, [group]).warnings == []
 
 
 # Bad input
@@ -217,6 +224,16 @@ def test_bad_folders_are_named_and_nothing_else_is_lost(bad):
     assert sorted(run.kind for run in good) == ["iap"] * 3 + ["uniform"] * 3
 
 
+def test_results_of_a_run_that_failed_since_are_kept(tmp_path):
+    folder = make.write_surrogate(tmp_path, "iap", 0)
+    (folder / "failed.json").write_text('{"error": "ValueError: late"}')
+    runs, problems = read_runs(tmp_path)
+    assert [run.status for run in runs] == ["finished"]
+    assert [p.what for p in problems] == [
+        "repeated and failed, these are older results: ValueError: late"
+    ]
+
+
 def test_the_report_of_bad_folders_is_written(bad, capsys):
     assert main(["report", str(bad), f"out={bad / 'report'}"]) == 0
     shown = capsys.readouterr().out
@@ -254,7 +271,7 @@ def test_a_diverged_run_is_shown_and_never_best(tmp_path):
     ]
     assert [c.rank for c in column(sheet, "VRMSE")] == [None, None, None, 1, 2]
     (verdict,) = verdicts(rows)
-    assert verdict.reasons == ["apt: diverged (1 of 2 runs)", "csm: diverged"]
+    assert verdict.reasons == ["diverged: apt (1 of 2 runs); csm"]
     diverged = [r for r in tidy_rows(read_runs(tmp_path).runs) if r["status"] == "diverged"]
     assert [r["vrmse"] for r in diverged] == ["diverged"] * 3
 
@@ -336,6 +353,20 @@ def test_calibrated_knobs_do_not_split_the_seeds(tmp_path):
     assert {run.budget for run in group.runs} == {256}
 
 
+def test_the_schedule_is_named_as_it_was_typed(tmp_path):
+    """Thresholds that budgets became are kept in config.yaml; the budgets are what counts."""
+    for seed in range(2):
+        calibrated = [{"thresholds": [1.0 + seed]}, {"thresholds": [2.0 + seed]}]
+        schedule = {"name": "random", "settings": calibrated, "seed": seed}
+        folder = make.write_surrogate(tmp_path, "apt", seed, schedule=schedule)
+        typed = {"schedule": {"settings": [{"budget": 64}, {"budget": 256}]}}
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(typed))
+    (group,) = group_runs(read_runs(tmp_path).runs)
+    assert group.seeds == [0, 1]
+    assert group.runs[0].budget == "64 to 256, random"
+
+
 def test_the_newest_of_repeated_runs_counts(tmp_path):
     import os
 
@@ -345,6 +376,8 @@ def test_the_newest_of_repeated_runs_counts(tmp_path):
         os.utime(file, (1, 1))
     (row,) = rows_of(tmp_path)
     assert row.error == spread([0.1])
+    (warning,) = contents_of(read_runs(tmp_path), [row.group]).warnings
+    assert warning.endswith("a/maze_iap_256_0 and b/maze_iap_256_0")
     assert [run.name for run in read_runs(tmp_path).runs] == [
         "a/maze_iap_256_0",
         "b/maze_iap_256_0",
@@ -423,7 +456,7 @@ def test_only_what_beats_persistence_is_ranked(tmp_path):
     placed = dict(zip([r.group.label for r in rows], ranks(rows, "vrmse"), strict=True))
     assert placed == {"apt": None, "iap": 1, "persistence": None, "uniform": 2}
     (verdict,) = verdicts(rows)
-    assert verdict.reasons == ["apt: not better than persistence"]
+    assert verdict.reasons == ["not better than persistence: apt"]
     assert "persistence" not in verdict.models
 
 
@@ -432,7 +465,7 @@ def test_a_comparison_counts_when_all_is_well(sweep):
     assert verdict.counts
     (sweep / "maze_iap_256_1" / "metrics.csv").unlink()
     (verdict,) = verdicts(rows_of(sweep))
-    assert verdict.reasons == ["iap: no learning curve (1 of 3 runs)"]
+    assert verdict.reasons == ["no learning curve: iap (1 of 3 runs)"]
 
 
 def test_another_split_is_no_result(sweep):
@@ -452,7 +485,8 @@ def test_transfer_matrix_is_train_by_test(tmp_path):
             make.write_surrogate(tmp_path, "iap", seed, budget=budget, tests=tests)
     schedule = {"name": "random", "settings": [{"budget": 64}, {"budget": 256}], "seed": 0}
     make.write_surrogate(tmp_path / "elastic", "iap", 0, tests=tests, schedule=schedule)
-    make.write_surrogate(tmp_path, "uniform", 0)  # at one budget only
+    for budget in (64, 256):  # at its own budget only
+        make.write_surrogate(tmp_path, "apt", 0, budget=budget)
     rows = rows_of(tmp_path)
     (matrix,) = transfers(rows)
     assert (matrix.label, matrix.trained) == ("iap", [64, 256, "64 to 256, random"])
@@ -498,6 +532,36 @@ def test_files_and_tables(sweep, capsys):
     assert f"**{best.mean:.4f} ± {best.std:.4f}**" in text
     assert "lower is better" in text
     assert "x86_64, 2 cores, 1 thread" in text
+
+
+@pytest.mark.slow
+def test_runs_of_the_command_are_read(tmp_path, capsys):
+    """What training writes today: every column of the table is filled, every plot is there."""
+    runs = tmp_path / "runs"
+    tests = "test.settings=[{budget: 22}, {budget: 40}]"
+    for kind in ("iap", "uniform"):
+        chosen = [*small_runs.train(), f"tokenizer={kind}", "budget=22", tests]
+        chosen = [o for o in chosen if not o.startswith(("tokenizer.budget", "tokenizer.max"))]
+        size = "tokenizer.size=4" if kind == "uniform" else "tokenizer.max_size=8"
+        assert main(["train", *chosen, size, f"hydra.run.dir={runs / kind}"]) == 0
+    small = [*small_runs.train(), "model=persistence", f"hydra.run.dir={runs / 'none'}"]
+    assert main(["train", *small]) == 0
+    assert main(["report", str(runs)]) == 0
+    capsys.readouterr()
+    with (runs / "report" / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["tokenizer"] != ""]
+    by_model = {row["run"]: row for row in rows}
+    assert set(by_model) == {"iap", "uniform", "none"}
+    always = ("vrmse", "persistence", "rollout_last", "seconds_per_step", "flops", "parameters")
+    always += ("nmse_low", "adaptok", "torch", "device", "hardware", "when")
+    assert all(row[name] != "" for row in rows for name in always)
+    assert by_model["iap"]["training_budget"] == "22"
+    assert {row["budget"] for row in rows} == {"", "22", "40"}
+    page = (runs / "report" / "report.html").read_text()
+    for title in ("Error against FLOPs", "Validation VRMSE", "Spectrum of the residual"):
+        assert f"<h4>{title}</h4>" in page
+    assert "Budget transfer of iap" in page
+    assert "cells over a field" in page
 
 
 def test_same_from_python(sweep):

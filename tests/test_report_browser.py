@@ -165,6 +165,19 @@ def test_tables_sort(page):
     assert len(set(column())) > 1
 
 
+def test_tables_filter(page):
+    table = page.find_element("id", "runs")
+    count = "return [...arguments[0].querySelectorAll('tbody tr')].filter((r) => !r.hidden).length"
+    every = page.execute_script(count, table)
+    field = table.find_element("css selector", "input.filter")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
+    field.send_keys("BLAST finished")
+    assert page.execute_script(count, table) == 2 < every
+    field.clear()
+    field.send_keys(" ")
+    assert page.execute_script(count, table) == every
+
+
 def test_dark_and_light(page):
     plots = drawn(page)
     colour = "return getComputedStyle(document.body).backgroundColor"
@@ -217,7 +230,7 @@ def test_links_lead_to_run_folders(page, report):
 def test_pictures_are_inside_and_enlarge(page):
     picture = page.find_element("css selector", ".picture img")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-    assert picture.get_attribute("src").startswith("data:image/png")
+    assert picture.get_attribute("src").startswith("data:image/webp")
     page.execute_async_script("arguments[0].decode().then(arguments[1])", picture)
     assert page.execute_script("return arguments[0].naturalWidth", picture) == 1100
     page.execute_script("arguments[0].parentElement.click()", picture)

@@ -87,6 +87,7 @@ def _dispatch(args: list[str]) -> int:
     else:
         from adaptok.cli import commands
 
+        _check_alone(command, rest)
         failures: list[Exception] = []
         task = _kept(getattr(commands, command), failures)
         _launch(_as_typed(task, sys.argv[0], command, rest), command, rest)
@@ -97,6 +98,15 @@ def _dispatch(args: list[str]) -> int:
 
 def _is_sweep(args: list[str]) -> bool:
     return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(args))
+
+
+def _check_alone(command: str, args: list[str]) -> None:
+    """Raises ``ValueError`` for what a run that is no sweep would leave unread."""
+    shown = {"-c", "--cfg"} & set(args)  # nothing runs
+    for arg in args:
+        of_sweeps = arg.startswith(("launcher=", "search=")) and not arg.endswith("=null")
+        if of_sweeps and not shown and "LOCAL_RANK" not in os.environ:
+            raise ValueError(f"{arg} is for sweeps: adaptok {command} -m {arg} ...")
 
 
 def _sweep(command: str, args: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import textwrap
 
 import adaptok
@@ -36,7 +37,7 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
     kinds = _kinds()
     if rest:
         raise ValueError(f"list takes a kind and a pattern, got also {' '.join(rest)}")
-    accepted = [*kinds, "backend", "combination"]
+    accepted = [*kinds, "backend", "combination", "markdown"]
     if kind and kind not in accepted:
         raise ValueError(
             f"unknown kind {kind!r}{close_matches(kind, accepted)}; {', '.join(accepted)}"
@@ -45,6 +46,8 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
         return _print_backends(pattern)
     if kind == "combination":
         return _print_combinations(pattern)
+    if kind == "markdown":
+        return print(parts_markdown(), end="")
     for name in [kind] if kind else list(kinds):
         registry = kinds[name]
         found = registry.names(pattern)
@@ -58,6 +61,23 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
                 lines = textwrap.fill(knobs, 92, break_on_hyphens=False)
                 print(textwrap.indent(lines, "      "))
         print()
+
+
+def parts_markdown() -> str:
+    """The page docs/parts.md."""
+    lines = [
+        "# Parts",
+        "",
+        "Everything that is registered, with its knobs and their defaults. This page is what",
+        "`adaptok list markdown` prints; `adaptok list tokenizer 'i*'` shows some of it.",
+    ]
+    for kind, registry in _kinds().items():
+        lines += ["", f"## {kind.replace('_', ' ').capitalize()}s", ""]
+        for name in registry.names():
+            about = (inspect.getdoc(registry.get(name)) or "").partition("\n\n")[0]
+            knobs = ", ".join(f"`{k}={v!r}`" for k, v in registry.knobs(name).items())
+            lines.append(f"- **{name}**: {' '.join(about.split())}{'<br>' if knobs else ''}{knobs}")
+    return "\n".join([*lines, ""])
 
 
 def _print_backends(pattern: str) -> None:

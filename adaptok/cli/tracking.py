@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adaptok.checkpoints import flattened
 
@@ -55,8 +55,8 @@ def _log_results(config: Config, folder: Path) -> None:
         run = WandbLogger(save_dir=folder, **settings_of(config)["wandb"]).experiment
     files = sorted(folder.rglob("metrics.json"))
     rows = [row for file in files for row in table_rows(json.loads(file.read_text()))]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    values = [[row.get(column) for column in columns] for row in rows]
+    columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+    values: list[Any] = [[row.get(column) for column in columns] for row in rows]
     table = wandb.Table(columns=columns, data=values, allow_mixed_types=True)
     pictures = {
         str(path.relative_to(folder).with_suffix("")): wandb.Image(str(path))

@@ -21,6 +21,8 @@ EXAMPLES = {
         "adaptok train tokenizer=iap tokenizer.budget=512 size=tiny trainer.max_steps=1000",
         "adaptok train tokenizer=composed +tokenizer/indicator=gradient tokenizer.indicator.k=2",
         "adaptok train -m tokenizer=iap,uniform seed=0,1,2      # a sweep of six runs",
+        "adaptok train -m launcher=slurm tokenizer=iap,uniform seed=0,1,2 sweep=my_sweep",
+        "adaptok train -m search=apt_thresholds                 # Optuna",
         "adaptok train schedule=random 'schedule.settings=[{budget: 256}, {budget: 512}]'",
         "adaptok train data=well data.name=turbulent_radiative_layer_2D data.base=/data history=4",
         "adaptok train resume=auto logger=wandb",
@@ -71,6 +73,7 @@ EXAMPLES = {
         "adaptok list backends",
         "adaptok list combinations            # what goes together, and why the rest does not",
         "adaptok list combinations 'tokenizer=iap*decoder=linear'",
+        "adaptok list markdown > docs/parts.md",
     ],
     "bench": [
         "adaptok bench                        # the names",
@@ -88,7 +91,8 @@ PLAIN = {
 MANY = 60  # choices of a group that are not all listed
 
 FLAGS = """\
-  -m, --multirun      run every combination of comma-separated values, such as seed=0,1,2
+  -m, --multirun      run every combination of comma-separated values, such as seed=0,1,2;
+                      typed again, it goes on where it stopped
   --config-dir DIR    a folder of your own YAML files, such as DIR/tokenizer/mine.yaml
   --cfg job           print the composed configuration and stop
   --debug             show the traceback of an error

@@ -44,7 +44,7 @@ OF_EVAL = (
 # Parts that a baseline does not have, though its configuration names them.
 OF_SURROGATE = ("tokenizer", "processor", "decoder", "size", "history_mode", "score_on", "schedule")
 # Knobs that follow from a budget of the whole model and from the data.
-CALIBRATED = ("budget", "size", "patch_size", "thresholds", "gamma", "fraction", "max_tokens")
+CALIBRATED = ("budget", "size", "patch_size", "thresholds", "gamma", "fraction", "ratio")
 # Keys that the samples of the training split depend on, but those of the test split do not.
 OF_TRAINING_DATA = (
     "data.batch_size",
@@ -84,7 +84,7 @@ def significant(config: Mapping[str, Any], *, evaluated: bool = False) -> dict[s
     if config.get("model.name", "surrogate") != "surrogate" and config.get("task") != "classify":
         dropped += OF_SURROGATE
     if config.get("budget") is not None:
-        dropped += [f"tokenizer.{name}" for name in CALIBRATED]
+        dropped += [f"tokenizer.{part}{name}" for part in ("", "marking.") for name in CALIBRATED]
     if config.get("schedule.seed") == config.get("seed"):
         dropped.append("schedule.seed")
     return {key: value for key, value in config.items() if not under(key, dropped)}

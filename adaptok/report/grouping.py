@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,7 +50,8 @@ class Group:
         label: short name, unique in its table.
         kind: tokenizer or baseline.
         keys: configuration keys of the label, with their values.
-        runs: tested ones, the newest of each seed.
+        runs: tested ones, by seed; evaluations of a run, and repetitions, are runs of their own.
+        identities: of each of these, what a repetition of it shares: the seed and the rest.
         pending: runs of the group that failed or go on.
         mixed: other keys in which the runs differ, where the keys were chosen by hand.
     """
@@ -60,6 +61,7 @@ class Group:
     kind: str
     keys: Mapping[str, Any]
     runs: Sequence[Run]
+    identities: Sequence[Hashable]
     pending: Sequence[Run] = ()
     mixed: Sequence[str] = ()
 
@@ -120,8 +122,10 @@ def _groups_of_kind(
         values = {key: configs[0][key] for key in keys if key in configs[0]}
         mixed = [key for key in varying if len({_hashable(c.get(key)) for c in configs}) > 1]
         label, kind = label_of_keys(own[0].kind, with_budget(values, own[0])), own[0].kind
+        tested = sorted((run for run in own if run.results), key=_by_seed)
+        same = [(r.seed, *(_hashable(settled[id(r)].get(key)) for key in varying)) for r in tested]
         pending = [run for run in own if not run.results]
-        groups.append(Group(table, label, kind, values, _newest(own, settled), pending, mixed))
+        groups.append(Group(table, label, kind, values, tested, same, pending, mixed))
     return groups
 
 
@@ -156,6 +160,8 @@ def label_of_keys(kind: str, values: Mapping[str, Any]) -> str:
         if key in NAMES and str(value) in (kind, "surrogate"):
             continue
         name = _short(key) if [*map(_short, values)].count(_short(key)) == 1 else key
+        if key == "ckpt":  # by the name of its run folder
+            value = str(value).partition("/checkpoints/")[0].rstrip("/").rpartition("/")[2]
         parts.append(str(value) if key in NAMES else f"{name}={_shown(value)}")
     return ", ".join(parts)
 
@@ -179,13 +185,8 @@ def _settled(run: Run) -> dict[str, Any]:
     return {"task": "surrogate", **config}
 
 
-def _newest(runs: Iterable[Run], settled: Settled) -> list[Run]:
-    """Of runs that were repeated with the same configuration and seed, the last one."""
-    last: dict[Hashable, Run] = {}
-    for run in sorted(runs, key=lambda run: run.modified):
-        if run.results:
-            last[(run.seed, _hashable(settled[id(run)]))] = run
-    return sorted(last.values(), key=lambda run: (run.seed is None, run.seed, run.name))
+def _by_seed(run: Run) -> tuple[bool, int, float]:
+    return (run.seed is None, run.seed or 0, run.modified)
 
 
 def _priority(key: str) -> tuple[int, str]:

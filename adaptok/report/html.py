@@ -12,8 +12,8 @@ from urllib.parse import quote
 from adaptok.report.gallery import Picture
 from adaptok.report.panels import Panel
 from adaptok.report.records import Run
-from adaptok.report.sheets import Cell, Column, Sheet
-from adaptok.report.theme import DARK, Look
+from adaptok.report.sheet import Cell, Column, Sheet
+from adaptok.report.theme import Look
 
 # Marks of plotly, drawn for the legend in a box of 12 x 12.
 SHAPES = {
@@ -26,8 +26,17 @@ SHAPES = {
     "star": '<path d="M6 .8l1.6 3.5 3.8.4-2.8 2.6.8 3.8L6 9.2l-3.4 1.9.8-3.8L.6 4.7l3.8-.4z"/>',
     "hexagon": '<path d="M3.5 1.7h5L11 6l-2.5 4.3h-5L1 6z"/>',
 }
+FILTER = '<input type="search" class="filter" placeholder="filter rows" aria-label="filter rows">'
+FILTERED = 12  # tables with more rows can be filtered
+MANY = 14  # models; a longer legend scrolls
 STATES = {"counts": "good", "no result": "bad", "failed": "bad", "diverged": "bad"}
-DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2"}
+DASHES = {
+    "solid": "",
+    "dash": "6 3",
+    "dashdot": "6 2 2 2",
+    "longdash": "11 3",
+    "longdashdot": "11 2 2 2",
+}
 
 
 def sheet_html(sheet: Sheet, looked: Mapping[str, Look] | None = None) -> str:
@@ -44,7 +53,11 @@ def sheet_html(sheet: Sheet, looked: Mapping[str, Look] | None = None) -> str:
     )
     caption = f'<p class="caption">{escape(sheet.caption)}</p>'
     table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="sheet">{caption}<div class="scroll">{table}</div></div>'
+    search = (
+        '<input type="search" class="filter" placeholder="filter rows" aria-label="filter rows">'
+    )
+    search = search if len(sheet.rows) > FILTERED else ""
+    return f'<div class="sheet">{caption}{search}<div class="scroll">{table}</div></div>'
 
 
 def _head(column: Column, numeric: bool) -> str:
@@ -81,14 +94,11 @@ def key_html(look: Look) -> str:
     """The mark of a group: a line with its symbol."""
     dash = f' stroke-dasharray="{DASHES[look.dash]}"' if DASHES[look.dash] else ""
     return (
-        f'<svg class="key" style="{_colours(look)}" width="28" height="12" aria-hidden="true">'
+        f'<svg class="key" style="--light:{look.colour};--dark:{look.dark}" '
+        'width="28" height="12" aria-hidden="true">'
         f'<path d="M0 6h28" stroke="currentColor" stroke-width="1.6"{dash}/>'
         f'<g transform="translate(8 0)" fill="currentColor">{SHAPES[look.symbol]}</g></svg>'
     )
-
-
-def _colours(look: Look) -> str:
-    return f"--light:{look.colour};--dark:{DARK[look.colour]}"
 
 
 def legend_html(looked: Mapping[str, Look]) -> str:
@@ -99,7 +109,8 @@ def legend_html(looked: Mapping[str, Look]) -> str:
         for label, look in looked.items()
     )
     hint = "Click a model to hide it in all plots below, double-click to see it alone."
-    return f'<div class="legend" title="{hint}">{buttons}</div>'
+    many = " many" if len(looked) > MANY else ""
+    return f'<div class="legend{many}" title="{hint}">{buttons}</div>'
 
 
 def breakable(text: str) -> str:
@@ -113,7 +124,7 @@ def panels_html(panels: Sequence[Panel], prefix: str, note: str = "") -> str:
     parts = []
     for number, panel in enumerate(panels):
         name = f"{prefix}-{number}"
-        height = panel.figure.layout.height
+        height = panel.figure.to_dict()["layout"]["height"]
         parts.append(
             f'<figure class="panel"><h4>{escape(panel.title)}</h4>'
             f'<div class="plot" id="{name}" style="height:{height}px" role="img" '
@@ -126,7 +137,7 @@ def panels_html(panels: Sequence[Panel], prefix: str, note: str = "") -> str:
 
 def as_json(panel: Panel) -> str:
     """A figure for a script element, which "</" would end."""
-    content = json.loads(panel.figure.to_json())
+    content = json.loads(str(panel.figure.to_json()))
     slim = {"data": content["data"], "layout": content["layout"]}
     return json.dumps(slim, separators=(",", ":")).replace("</", "<\\/")
 
@@ -134,7 +145,8 @@ def as_json(panel: Panel) -> str:
 def pictures_html(pictures: Sequence[Picture], out: Path) -> str:
     """Pictures with the run that each is from; a click enlarges."""
     parts = [
-        f'<figure class="picture"><button type="button" class="zoom" title="enlarge">'
+        f'<figure class="picture{" wide" if p.width > 2.6 * p.height else ""}">'
+        f'<button type="button" class="zoom" title="enlarge">'
         f'<img src="{p.uri}" width="{p.width}" height="{p.height}" loading="lazy" '
         f'alt="{escape(f"{p.label}: {p.caption}")}"></button>'
         f"<figcaption><b>{escape(p.label)}</b>, {escape(p.caption)}; run "

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from adaptok.report.notes import Contents, Section, not_finished
-from adaptok.report.sheets import (
-    Cell,
-    Sheet,
-    fields_sheet,
-    results_sheet,
-    rollout_sheet,
-    transfer_sheet,
-    verdict_sheet,
-)
+from adaptok.report.results import results_sheet
+from adaptok.report.sheet import Cell, Sheet
+from adaptok.report.sheets import fields_sheet, rollout_sheet, transfer_sheet, verdict_sheet
 from adaptok.report.transfer import transfers
 from adaptok.tables import table
 
@@ -89,8 +81,3 @@ def _cell(cell: Cell) -> str:
 def _plain(text: str) -> str:
     """Text without what would break a line or a table."""
     return " ".join(str(text).replace("|", "\\|").split())
-
-
-def sheet_text(sheets: Sequence[Sheet]) -> str:
-    """Tables for a terminal."""
-    return "\n".join(_sheet(sheet) for sheet in sheets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def contents_of(read: Runs, groups: Sequence[Group]) -> Contents:
         if rows or any(run.curve for group in own for run in group.pending):
             sections.append(Section(table, rows, own, verdicts(rows), _data_warnings(own)))
     environment = _environment(read.runs)
-    warnings = [*_mixed(environment), *_repeated(read.runs, groups), *_pooled(groups)]
+    warnings = [*_mixed(environment), *_repeated(groups), *_pooled(groups)]
     return Contents(read, groups, sections, environment, warnings)
 
 
@@ -96,13 +96,18 @@ def _mixed(environment: dict[str, Counter[str]]) -> list[str]:
     return warnings
 
 
-def _repeated(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
-    """Runs of the same configuration and seed: the newest counts."""
-    used = {id(run) for group in groups for run in (*group.runs, *group.pending)}
-    old = [run.name for run in runs if id(run) not in used]
-    if not old:
+def _repeated(groups: Sequence[Group]) -> list[str]:
+    """Training runs of the same configuration and seed: the newest counts."""
+    repeated = []
+    for group in groups:
+        same: dict[Hashable, list[str]] = {}
+        for run, identity in zip(group.runs, group.identities, strict=True):
+            if run.source is None:
+                same.setdefault(identity, []).append(run.name)
+        repeated += [" and ".join(names) for names in same.values() if len(names) > 1]
+    if not repeated:
         return []
-    return [f"repeated with the same configuration and seed, the newest counts: {', '.join(old)}"]
+    return [f"the same configuration and seed, of which the newest counts: {'; '.join(repeated)}"]
 
 
 def _pooled(groups: Sequence[Group]) -> list[str]:

@@ -5,40 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 from plotly.offline import get_plotlyjs
 
 from adaptok.report import formats
-from adaptok.report.curves import learning_panels, rollout_panels, spectrum_panels
-from adaptok.report.figures import cost_note, cost_panels, transfer_panel
-from adaptok.report.gallery import pictures_of
-from adaptok.report.html import (
-    breakable,
-    legend_html,
-    link_to,
-    panels_html,
-    pictures_html,
-    sheet_html,
-)
+from adaptok.report.html import breakable, link_to, sheet_html
 from adaptok.report.markdown import environment_lines
-from adaptok.report.notes import Contents, Section, not_finished
+from adaptok.report.notes import Contents, not_finished
 from adaptok.report.records import Problem, Run
-from adaptok.report.sheets import (
-    Cell,
-    Column,
-    Sheet,
-    fields_sheet,
-    results_sheet,
-    rollout_sheet,
-    verdict_sheet,
-)
-from adaptok.report.theme import DARK, Look, looks
-from adaptok.report.transfer import transfers
+from adaptok.report.sections import Block, blocks_of, section_html, warnings_html
+from adaptok.report.sheet import Cell, Column, Sheet
+from adaptok.report.sheets import verdict_sheet
+from adaptok.report.theme import DARK, looks
 
 ASSETS = Path(__file__).with_name("assets")
 
@@ -54,18 +36,18 @@ def page(contents: Contents, out: str | Path, csv: str = "") -> str:
     target = Path(out)
     problems: list[Problem] = []
     blocks = [
-        _blocks(section, f"set{number}", target, problems)
+        blocks_of(section, f"set{number}", target, problems)
         for number, section in enumerate(contents.sections)
     ]
     body = [_summary(contents)]
     for number, (section, own) in enumerate(zip(contents.sections, blocks, strict=True)):
-        body.append(_section(section, f"set{number}", own))
+        body.append(section_html(section, f"set{number}", own))
     body += [_runs(contents, target), _left_out(contents, problems)]
     parts = {
         "style": (ASSETS / "page.css").read_text(encoding="utf-8"),
         "script": (ASSETS / "page.js").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs(),
-        "dark": json.dumps(DARK),
+        "dark": json.dumps(_dark(contents)),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "csv": base64.b64encode(csv.encode()).decode(),
         "contents": _table_of_contents(contents, blocks),
@@ -75,12 +57,10 @@ def page(contents: Contents, out: str | Path, csv: str = "") -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-class Block(NamedTuple):
-    """A part of a section."""
-
-    name: str
-    title: str
-    html: str
+def _dark(contents: Contents) -> dict[str, str]:
+    """Every colour that figures have, with that of the dark page."""
+    used = [look for section in contents.sections for look in looks(section.groups).values()]
+    return DARK | {look.colour: look.dark for look in used}
 
 
 def _table_of_contents(contents: Contents, blocks: Sequence[Sequence[Block]]) -> str:
@@ -92,34 +72,6 @@ def _table_of_contents(contents: Contents, blocks: Sequence[Sequence[Block]]) ->
         items.append(f'<li><a href="#{first}">{title}</a><ul>{inner}</ul></li>')
     items += ['<li><a href="#runs">Runs</a></li>', '<li><a href="#left">Left out</a></li>']
     return f"<ul>{''.join(items)}</ul>"
-
-
-def _blocks(section: Section, name: str, out: Path, problems: list[Problem]) -> list[Block]:
-    """The parts of a data set that there is something for."""
-    rows, looked = section.rows, looks(section.groups)
-    matrices = [transfer_panel(matrix) for matrix in transfers(rows)]
-    panels = {
-        "cost": (
-            f"{'Error' if section.table.measure.lower else 'Accuracy'} and cost",
-            cost_panels(rows, looked) if rows else [],
-        ),
-        "transfer": ("Budget transfer", matrices),
-        "learning": ("Learning curves", learning_panels(section.groups, looked)),
-        "rollout": ("Rollouts", rollout_panels(rows, looked)),
-        "spectra": ("Spectra", spectrum_panels(rows, looked)),
-    }
-    blocks = [Block(f"{name}-results", "Results", _tables(section, looked))] if rows else []
-    for key, (title, own) in panels.items():
-        if own:
-            note = cost_note(rows) if key == "cost" else ""
-            html = panels_html(own, f"{name}-{key}-plot", note)
-            html += _rollout_table(section, looked) if key == "rollout" else ""
-            blocks.append(Block(f"{name}-{key}", title, html))
-    pictures = pictures_of(section.groups, problems)
-    if pictures:
-        html = pictures_html(pictures, out)
-        blocks.append(Block(f"{name}-cells", "Cells and fields", html))
-    return blocks
 
 
 def _summary(contents: Contents) -> str:
@@ -142,41 +94,8 @@ def _summary(contents: Contents) -> str:
     how = (ASSETS / "reading.html").read_text(encoding="utf-8")
     return (
         f'<section id="summary"><h2>Summary</h2><div class="cards">{boxes}</div>{environment}'
-        f"{_warnings(contents.warnings)}{table}{how}</section>"
+        f"{warnings_html(contents.warnings)}{table}{how}</section>"
     )
-
-
-def _warnings(warnings: Sequence[str]) -> str:
-    return "".join(f'<p class="careful"><b>Careful:</b> {escape(text)}.</p>' for text in warnings)
-
-
-def _section(section: Section, name: str, blocks: Sequence[Block]) -> str:
-    """A data set."""
-    parts = "".join(
-        f'<section class="part" id="{b.name}"><h3>{escape(b.title)}</h3>{b.html}</section>'
-        for b in blocks
-    )
-    measure = section.table.measure
-    return (
-        f'<section class="set" id="{name}"><h2>{breakable(section.table.title)}</h2>'
-        f'<p class="direction">{escape(measure.title)}: {escape(measure.direction)}</p>'
-        f"{_warnings(section.warnings)}{legend_html(looks(section.groups))}{parts}</section>"
-    )
-
-
-def _tables(section: Section, looked: Mapping[str, Look]) -> str:
-    fields = fields_sheet(section.rows)
-    text = sheet_html(results_sheet(section.rows), looked)
-    if fields is not None:
-        text += f"<details><summary>By field</summary>{sheet_html(fields, looked)}</details>"
-    return text
-
-
-def _rollout_table(section: Section, looked: Mapping[str, Look]) -> str:
-    sheet = rollout_sheet(section.rows)
-    if sheet is None:
-        return ""
-    return f"<details><summary>As a table</summary>{sheet_html(sheet, looked)}</details>"
 
 
 def _runs(contents: Contents, out: Path) -> str:
@@ -198,7 +117,7 @@ def _runs(contents: Contents, out: Path) -> str:
         "hardware",
         "date",
     )
-    rows = [_run_row(run, label_of.get(id(run), "repeated"), out) for run in contents.read.runs]
+    rows = [_run_row(run, label_of[id(run)], out) for run in contents.read.runs]
     sheet = Sheet(
         "Links open the run folders, where they are still at their place.",
         [Column(title) for title in titles],

@@ -38,7 +38,7 @@ def new_figure(x: Axis, y: Axis, *, height: int = HEIGHT) -> go.Figure:
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 62, "r": 14, "t": 30, "b": 50},
+        margin={"l": 62, "r": 14, "t": 22, "b": 50},
         showlegend=False,
         hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adaptok.report.configs import flat
+from adaptok.report.files import modified, read_config, read_curve, read_json
 from adaptok.report.parsing import chain, number, numbers, result_of
 from adaptok.report.records import ACCURACY, VRMSE, Measure, Number, Problem, Result, Run, Runs
-from adaptok.tables import read_metrics
 
 # Folders inside a run folder, and beside runs, that hold no run.
 PARTS = {"checkpoints", "pictures", "model", "predictions", "wandb", "report", ".hydra"}
@@ -81,15 +80,16 @@ def _has_runs(place: Path) -> bool:
 def _read(folder: Path, found: Runs) -> None:
     """Adds a run, or the problem with its folder."""
     try:
-        config = _config(folder, found.problems)
-        results = _json(folder / "metrics.json", found.problems)
+        config = read_config(folder, found.problems)
+        results = read_json(folder / "metrics.json", found.problems)
         if results is None and config is not None and _children(folder):
             return  # a pretraining run: its children are the runs
         if not (folder / "config.yaml").exists() and results is not None:
-            config = _config(folder.parent, []) or {}
+            config = read_config(folder.parent, []) or {}
             if not config:
                 found.problems.append(Problem(folder, "no config.yaml: known by its name only"))
-        found.runs.append(_run(folder, config or {}, results, found.problems))
+        config = _as_asked(config or {}, folder)
+        found.runs.append(_run(folder, config, results, found.problems))
     except Exception as error:  # whatever is in the files: one bad folder must not hide the others
         found.problems.append(Problem(folder, f"{type(error).__name__}: {error}"))
 
@@ -105,7 +105,10 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Prob
     measure = ACCURACY if config.get("task") == "classify" or "classes" in results else VRMSE
     rows = [result_of(row) for row in results.get("settings") or () if isinstance(row, Mapping)]
     source = _source(results)
-    curve = _curve(folder, config, source, problems)
+    curve = read_curve(folder, config, source, problems)
+    if rows and (failure := read_json(folder / "failed.json", [])) is not None:
+        error = failure.get("error", "unknown error")
+        problems.append(Problem(folder, f"repeated and failed, these are older results: {error}"))
     status, note = _status(folder, config, rows, measure, curve)
     flattened = flat(_of_set(config, results.get("data")))
     return Run(
@@ -124,7 +127,7 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Prob
         curve=curve,
         note=note,
         source=source,
-        modified=_modified(folder),
+        modified=modified(folder),
     )
 
 
@@ -139,7 +142,7 @@ def _status(
     if rows:
         bad = [row.label for row in rows if row.values.get(measure.key, 0.0) is None]
         return ("diverged", ", ".join(bad)) if bad else ("finished", "")
-    failed = _json(folder / "failed.json", [])
+    failed = read_json(folder / "failed.json", [])
     if failed is not None:
         return "failed", str(failed.get("error", "unknown error"))
     steps = chain(config, "trainer", "max_steps")
@@ -177,6 +180,18 @@ def _of_set(config: Mapping[str, Any], name: Any) -> dict[str, Any]:
     return {**config, "data": chosen[0] if chosen else {}}
 
 
+def _as_asked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration with the settings of the schedule as they were typed.
+
+    A run keeps what a budget became for its tokenizer, calibrated thresholds for example.
+    """
+    typed = chain(read_config(folder / ".hydra", []), "schedule", "settings")
+    own = chain(config, "schedule", "settings")
+    if not isinstance(typed, list) or not isinstance(own, list) or len(typed) != len(own):
+        return config
+    return {**config, "schedule": {**config["schedule"], "settings": typed}}
+
+
 def _source(results: Mapping[str, Any]) -> Path | None:
     """Run folder of the checkpoint that was evaluated."""
     checkpoint = results.get("checkpoint")
@@ -186,61 +201,8 @@ def _source(results: Mapping[str, Any]) -> Path | None:
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
-def _curve(
-    folder: Path, config: Mapping[str, Any], source: Path | None, problems: list[Problem]
-) -> list[dict[str, float]]:
-    """Rows of metrics.csv, in the order of steps; what an evaluated run logged is its source's."""
-    own_config = (folder / "config.yaml").exists() or not config
-    for place in (folder if own_config else folder.parent, source):
-        if place is None or not place.is_dir():
-            continue
-        try:
-            rows = [row for row in read_metrics(place) if math.isfinite(row.get("step", math.nan))]
-        except (OSError, ValueError) as error:
-            problems.append(Problem(place, f"metrics.csv cannot be read: {error}"))
-            continue
-        if rows:
-            return sorted(rows, key=lambda row: row["step"])
-    return []
-
-
-def _modified(folder: Path) -> float:
-    files = [folder / name for name in ("metrics.json", "failed.json", "config.yaml")]
-    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-
-
-def _config(folder: Path, problems: list[Problem]) -> dict[str, Any] | None:
-    import yaml
-
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, yaml.YAMLError):
-        config = "unreadable"
-    if isinstance(config, dict):
-        return config
-    problems.append(Problem(folder, "config.yaml is damaged"))
-    return None
-
-
-def _json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        content = "unreadable"
-    if isinstance(content, dict):
-        return content
-    problems.append(Problem(path.parent, f"{path.name} is damaged or only half written"))
-    return None
-
-
 def _named(runs: Sequence[Run]) -> list[Run]:
     """The runs with the shortest names that tell them apart: the ends of their paths."""
-    from dataclasses import replace
-
     paths = [run.folder.resolve().parts for run in runs]
     named = []
     for run, parts in zip(runs, paths, strict=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from adaptok.report.grouping import Group
 from adaptok.report.records import Measure, Number, Result, Run
+
+NAMED = 4  # models in a reason; the table says the rest
 
 
 class Spread(NamedTuple):
@@ -91,14 +93,20 @@ class Summary:
 
 
 def summaries(groups: Sequence[Group]) -> list[Summary]:
-    """Every group at every setting that one of its runs was tested at."""
+    """Every group at every setting that one of its runs was tested at.
+
+    Of runs that repeat or evaluate the same one, the newest counts at each setting.
+    """
     found = []
     for group in groups:
-        rows: dict[str, list[tuple[Run, Result]]] = {}
-        for run in group.runs:
+        rows: dict[str, dict[Hashable, tuple[Run, Result]]] = {}
+        for run, identity in sorted(
+            zip(group.runs, group.identities, strict=True), key=lambda pair: pair[0].modified
+        ):
             for result in run.results:
-                rows.setdefault(result.label, []).append((run, result))
-        for setting, pairs in rows.items():
+                rows.setdefault(result.label, {})[identity] = (run, result)
+        for setting, newest in rows.items():
+            pairs = sorted(newest.values(), key=lambda pair: (pair[0].seed is None, pair[0].seed))
             home = all(result is run.home for run, result in pairs)
             found.append(Summary(group, setting, pairs, home))
     return found
@@ -166,7 +174,7 @@ def verdicts(rows: Sequence[Summary]) -> list[Verdict]:
     found = []
     for setting in dict.fromkeys(row.setting for row in rows):
         own = [row for row in rows if row.setting == setting and not row.is_reference]
-        reasons = [reason for row in own for reason in _objections(row)]
+        reasons = _objections(own)
         if own and own[0].group.table.split != "test":
             reasons.append(f"tested on the {own[0].group.table.split} split")
         if len(own) == 1:
@@ -177,23 +185,31 @@ def verdicts(rows: Sequence[Summary]) -> list[Verdict]:
     return found
 
 
-def _objections(row: Summary) -> list[str]:
-    reference = row.measure.reference
+def _objections(rows: Sequence[Summary]) -> list[str]:
+    """What speaks against a comparison, each with the models that it is true of."""
+    if not rows:
+        return []
+    measure = rows[0].measure
     tests: list[tuple[str, Callable[[Run, Result], bool]]] = [
-        ("diverged", lambda run, result: result.get(row.measure.key) is None),
+        ("diverged", lambda run, result: result.get(measure.key) is None),
         (
-            f"not better than {reference}",
+            f"not better than {measure.reference}",
             lambda run, result: (
-                run.beats_reference(result) is False and result.get(row.measure.key) is not None
+                run.beats_reference(result) is False and result.get(measure.key) is not None
             ),
         ),
-        (f"{reference} unknown", lambda run, result: run.beats_reference(result) is None),
+        (f"{measure.reference} unknown", lambda run, result: run.beats_reference(result) is None),
         ("no learning curve", lambda run, result: len(run.curve) < 2),
     ]
     found = []
     for what, test in tests:
-        bad = [run for run, result in row.pairs if test(run, result)]
-        if bad:
-            which = "" if len(bad) == len(row.pairs) else f" ({len(bad)} of {len(row.pairs)} runs)"
-            found.append(f"{row.group.label}: {what}{which}")
+        models = []
+        for row in rows:
+            bad = sum(test(run, result) for run, result in row.pairs)
+            if bad:
+                part = "" if bad == len(row.pairs) else f" ({bad} of {len(row.pairs)} runs)"
+                models.append(row.group.label + part)
+        more = [f"{len(models) - NAMED} more"] if len(models) > NAMED else []
+        if models:
+            found.append(f"{what}: {'; '.join([*models[:NAMED], *more])}")
     return found

@@ -26,12 +26,10 @@ def tidy_rows(runs: Sequence[Run], groups: Sequence[Group] | None = None) -> lis
         groups: of the same runs; by default as `group_runs` makes them.
     """
     groups = group_runs(runs) if groups is None else groups
-    group_of = {
-        id(run): group for group in groups for run in (*group.runs, *group.pending)
-    }  # a repeated run has none
+    group_of = {id(run): group for group in groups for run in (*group.runs, *group.pending)}
     pairs = [(run, result) for run in runs for result in run.results or [None]]
     keys = list(dict.fromkeys(key for group in groups for key in group.keys))
-    rows = [_row(run, result, group_of.get(id(run)), keys) for run, result in pairs]
+    rows = [_row(run, result, group_of[id(run)], keys) for run, result in pairs]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in columns} for row in rows]
 
@@ -45,14 +43,14 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             writer.writerow({k: f"{v:.8g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def _row(run: Run, result: Result | None, group: Group | None, keys: Sequence[str]) -> Row:
+def _row(run: Run, result: Result | None, group: Group, keys: Sequence[str]) -> Row:
     row: Row = {
         "run": run.name,
         "status": run.status,
         "note": run.note,
         "data": run.data,
         "split": run.split,
-        "group": group.label if group else None,
+        "group": group.label,
         "model": run.config.get("model.name", "surrogate"),
         "tokenizer": run.config.get("tokenizer.name"),
         "processor": run.config.get("processor.name"),

@@ -31,13 +31,13 @@ class Transfer:
 
 
 def transfers(rows: Sequence[Summary]) -> list[Transfer]:
-    """One per model that was tested at two budgets or more; `rows` are those of one table."""
+    """One per model that was tested at other budgets than its own; `rows` are of one table."""
     models: dict[str, list[Summary]] = {}
     for row in rows:
         if _tested(row) is not None and _trained(row) is not None:
             models.setdefault(_label(row.group), []).append(row)
     found = [_transfer(label, own) for label, own in models.items()]
-    return [matrix for matrix in found if len(matrix.tested) > 1]
+    return [m for m in found if any(sum(cell is not None for cell in row) > 1 for row in m.cells)]
 
 
 def _transfer(label: str, rows: Sequence[Summary]) -> Transfer:

@@ -133,6 +133,17 @@
     }));
   }
 
+  for (const field of document.querySelectorAll("input.filter")) {
+    const rows = [...field.parentElement.querySelectorAll("tbody tr")];
+    field.addEventListener("input", () => {
+      const words = field.value.toLowerCase().split(/\s+/);
+      for (const row of rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+      }
+    });
+  }
+
   // Contents
 
   const toc = document.getElementById("toc");

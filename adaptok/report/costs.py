@@ -1,8 +1,7 @@
-"""Figures of one data set: error against cost, budget transfer."""
+"""Figures of one data set: error against cost, with Pareto fronts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,7 +23,6 @@ from adaptok.report.panels import (
 from adaptok.report.records import Measure, Number
 from adaptok.report.summaries import Spread, Summary, pareto_front
 from adaptok.report.theme import Look, faint
-from adaptok.report.transfer import Transfer
 
 
 class Cost(NamedTuple):
@@ -49,7 +47,7 @@ COSTS = (
         "flops",
         "Error against FLOPs",
         "FLOPs per sample and forward pass",
-        "Counted, not measured: a multiply-add is 2, attention is included.",
+        "Matrix products, convolutions and attention, counted; a multiply-add is 2.",
         formats.quantity,
     ),
     Cost(
@@ -79,6 +77,8 @@ class Point(NamedTuple):
 
 def cost_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Panel]:
     """A panel per cost that was measured, each with the Pareto front of all models."""
+    if not rows:
+        return []
     measure = rows[0].measure
     costs = COSTS if measure.lower else (*COSTS[:1], CLASSIFIER_COST)
     panels = []
@@ -100,9 +100,9 @@ def _points(rows: Sequence[Summary], key: str) -> list[Point]:
     return points
 
 
-def cost_note(rows: Sequence[Summary]) -> str:
+def cost_note(measure: Measure) -> str:
     """What all panels of `cost_panels` show."""
-    corner = "lower left" if rows[0].measure.lower else "upper left"
+    corner = "lower left" if measure.lower else "upper left"
     return (
         "Large marks: mean over seeds with the sample standard deviation; faint ones: single runs; "
         "lines join the settings of a model. The grey steps are the Pareto front; the best place "
@@ -193,70 +193,3 @@ def _hover(point: Point, cost: Cost) -> str:
         f"{formats.error_spread(point.y)} (seeds {seeds})<br>"
         f"{cost.axis}: {cost.text(point.x)}"
     )
-
-
-def transfer_panel(matrix: Transfer) -> Panel:
-    """Budget in training by budget in the test, with the error in each cell."""
-    means = [[v.mean if v else None for v in row] for row in matrix.cells]
-    texts = [
-        [_transfer_text(matrix, i, j) for j in range(len(matrix.tested))]
-        for i in range(len(matrix.trained))
-    ]
-    figure = new_figure(
-        Axis("tokens per sample in the test"),
-        Axis("tokens per sample in training"),
-        height=max(220, 46 * len(matrix.trained) + 120),
-    )
-    figure.add_heatmap(
-        z=[[None if v is None or v <= 0 else math.log10(v) for v in row] for row in means],
-        x=[str(b) for b in matrix.tested],
-        y=[str(b).replace(", ", "<br>") for b in matrix.trained],
-        text=texts,
-        texttemplate="%{text}",
-        customdata=[[formats.error_spread(v) for v in row] for row in matrix.cells],
-        hovertemplate="trained at %{y}, tested at %{x}<br>VRMSE %{customdata}<extra></extra>",
-        colorscale="Cividis",
-        xgap=2,
-        ygap=2,
-        colorbar=_colour_bar([v for row in means for v in row if v]),
-    )
-    figure.update_xaxes(type="category", showline=False, ticks="")
-    figure.update_yaxes(type="category", showline=False, ticks="", autorange="reversed")
-    _outline_home(figure, matrix)
-    reference = formats.error(matrix.reference.mean if matrix.reference else None)
-    caption = (
-        "VRMSE (lower is better, darker), mean over seeds. Rows: tokens per sample in training; "
-        "columns: in the test; framed: the same. A model that transfers has an even row. "
-        f"† not better than persistence ({reference})."
-    )
-    return Panel(f"Budget transfer of {matrix.label}", figure, caption)
-
-
-def _transfer_text(matrix: Transfer, row: int, column: int) -> str:
-    value, bad = matrix.cells[row][column], matrix.diverged[row][column]
-    if value is None:
-        return "diverged" if bad else ""
-    beaten = matrix.reference is not None and value.mean >= matrix.reference.mean
-    return f"{value.mean:.3g}" + (" †" if beaten else "") + (f" ({bad} div.)" if bad else "")
-
-
-def _outline_home(figure: go.Figure, matrix: Transfer) -> None:
-    for i, trained in enumerate(matrix.trained):
-        if trained in matrix.tested:
-            j = list(matrix.tested).index(int(trained))
-            box = {"x0": j - 0.5, "x1": j + 0.5, "y0": i - 0.5, "y1": i + 0.5}
-            figure.add_shape(type="rect", **box, line={"color": "#D55E00", "width": 2.5})
-
-
-def _colour_bar(values: Sequence[float]) -> dict:
-    """Ticks in VRMSE on colours that follow its logarithm."""
-    low, high = math.log10(min(values)), math.log10(max(values))
-    ticks = [low + (high - low) * i / 4 for i in range(5)] if high > low else [low]
-    texts = [f"{10**t:.2g}" for t in ticks]
-    return {
-        "tickvals": ticks,
-        "ticktext": texts,
-        "thickness": 12,
-        "outlinewidth": 0,
-        "title": {"text": "VRMSE", "side": "top"},
-    }

@@ -143,6 +143,8 @@ def count(run: Run, config: Config) -> Counts:
 
 
 def _surrogate(config: Config, info: FieldInfo) -> Counts:
+    if config.get("budget") is not None:
+        raise ValueError("a full size gives the knobs of its tokenizer: `budget` needs the data")
     with torch.device("meta"):
         model: Any = without_statistics(config, info)
     found = Counts(parameters=_parameters(model))

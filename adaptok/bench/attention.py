@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adaptok.attention import BACKENDS, Request, attend, attention_backend, choose, usable
 from adaptok.bench.drawing import bars
-from adaptok.bench.timing import median_ratio, paired, write_results
+from adaptok.bench.timing import CLOCK, clock_of, median_ratio, paired, write_results
 from adaptok.cells import Groups
 
 NOTE = (
@@ -66,7 +66,7 @@ def measure(mean: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         if usable()[name] is None and backend.can(request) and not eager_flex:
             runs[name] = _run(packed, ragged, name)
     runs["padded-and-masked"] = _masked(lengths, rows_of)
-    seconds = paired(runs, repeats=options.repeats)
+    seconds = paired(runs, repeats=options.repeats, clock=clock_of(device))
     label = {"auto": f"auto ({choose(request)})"}
     return [
         {
@@ -134,8 +134,9 @@ def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
     rows = [row for mean in options.means for row in measure(mean, options)]
     settings = f" {options.heads} heads of {options.head_dim}, {options.dtype}."
+    note = NOTE + settings + CLOCK
     draw = bars("rows", "back end", "time / equal")
-    print(write_results(options.folder, "attention", rows, NOTE + settings, draw).read_text())
+    print(write_results(options.folder, "attention", rows, note, draw).read_text())
 
 
 if __name__ == "__main__":

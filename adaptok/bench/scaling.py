@@ -1,6 +1,6 @@
 """Time and memory of a training step against tokens, batch and resolution.
 
-Run ``adaptok bench scaling [folder] [--device cuda --precision bf16 ...]``. A sweep doubles its
+Run ``adaptok bench scaling [folder] [--device cuda --precision bf16 ...]``. A sweep multiplies its
 number until a step would not fit into the memory or takes longer than ``--seconds``.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from torch import nn
 from adaptok.accounting import cost_of
 from adaptok.bench.drawing import curves
 from adaptok.bench.step import PlainViT, make_step
-from adaptok.bench.timing import paired, write_results
+from adaptok.bench.timing import CLOCK, clock_of, paired, write_results
 from adaptok.model import create_surrogate
 
 NOTE = (
-    "Forward and backward of one step, medians of paired runs (on one thread of a CPU in processor "
-    "time). `plain ViT`: fixed patches, "
+    "Forward and backward of one step, medians of paired runs. "
+    "`plain ViT`: fixed patches, "
     "nn.Linear and scaled_dot_product_attention, no adaptok. `tokens`: at a fixed resolution, "
     "batch 1. `batch`: at fixed tokens and resolution. `resolution`: points per side at fixed "
     "tokens, batch 1 (the plain ViT's patches grow with it). `slope`: exponent of the time between "
@@ -35,6 +34,8 @@ NOTE = (
 )
 MODELS = ("plain ViT", "iap, linear", "iap, cross_attention")
 START = {"tokens": 256, "batch": 1, "resolution": 64}
+FACTOR = {"tokens": 4, "batch": 2, "resolution": 2}
+GROWTH = {"tokens": 8, "batch": 2, "resolution": 4}  # of the time, at most about
 FIXED = {"tokens": 1024, "batch": 1, "resolution": 256}
 
 
@@ -65,7 +66,7 @@ def build(name: str, point: dict[str, int], options: argparse.Namespace) -> nn.M
 
 
 def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one axis, doubled from its start until time or memory end it."""
+    """Rows of one axis, from its start until time or memory end it."""
     rows: list[dict[str, Any]] = []
     alive, value = list(MODELS), START[axis]
     while alive:
@@ -83,24 +84,21 @@ def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             cost = cost_of(model, steps[name], [field])
             assert cost is not None
             memory[name] = cost.memory["total"] / 2**20
-        # Processor time where one thread does all the work: other programs do not count.
-        alone = options.device == "cpu" and torch.get_num_threads() == 1
-        clock = time.process_time if alone else time.perf_counter
-        seconds = paired(steps, repeats=options.repeats, clock=clock)
+        seconds = paired(steps, repeats=options.repeats, clock=clock_of(options.device))
         for name, times in seconds.items():
             own = {"sweep": axis, "value": value, "model": name, "s": statistics.median(times)}
             before = [r for r in rows if r["model"] == name]
-            own["slope"] = round(math.log2(own["s"] / before[-1]["s"]), 2) if before else ""
+            factor = math.log(FACTOR[axis])
+            own["slope"] = round(math.log(own["s"] / before[-1]["s"]) / factor, 2) if before else ""
             rows.append({**own, "MiB": round(memory[name])})
-        growth = 4 if axis == "resolution" else 2
         limit = options.memory * 2**10
         alive = [
             name
             for name in alive
-            if statistics.median(seconds[name]) * growth < options.seconds
-            and memory[name] * growth**2 < limit
+            if statistics.median(seconds[name]) * GROWTH[axis] < options.seconds
+            and memory[name] * GROWTH[axis] < limit
         ]
-        value *= 2
+        value *= FACTOR[axis]
     return rows
 
 
@@ -159,7 +157,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f" Width {options.dim}, depth {options.depth}, {options.precision}, {options.repeats} "
         f"repetitions; limits {options.memory:.0f} GiB and {options.seconds:g} s a step."
     )
-    note = NOTE + settings + summary(rows)
+    note = NOTE + settings + CLOCK + summary(rows)
     rows = [{**row, "s": float(f"{row['s']:.3g}")} for row in rows]
     draw = curves("sweep", "value", "model", "s")
     print(write_results(options.folder, options.name, rows, note, draw).read_text())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adaptok.bench.drawing import bars
-from adaptok.bench.timing import matmul_peak, median_ratio, paired, write_results
+from adaptok.bench.timing import CLOCK, clock_of, matmul_peak, median_ratio, paired, write_results
 from adaptok.compiling import compile_model
 from adaptok.model import create_surrogate
 from adaptok.patches import unpatchify
@@ -124,7 +124,7 @@ def measure(
         steps[name] = make_step(model, field, options.precision)
     flops = {} if options.compile else {name: count(step) for name, step in steps.items()}
     memory = {name: peak(step, device) for name, step in steps.items()}
-    seconds = paired(steps, repeats=options.repeats)
+    seconds = paired(steps, repeats=options.repeats, clock=clock_of(device))
     roof = matmul_peak(device, options.precision)
     return [
         {
@@ -216,8 +216,9 @@ def main(given: Sequence[str] | None = None) -> None:
         f"cells 2 to {options.max_size}, {options.repeats} repetitions"
         f"{', compiled' if options.compile else ''}."
     )
+    note = NOTE + settings + CLOCK
     draw = bars("field", "model", "time / plain ViT")
-    print(write_results(options.folder, options.name, rows, NOTE + settings, draw).read_text())
+    print(write_results(options.folder, options.name, rows, note, draw).read_text())
 
 
 if __name__ == "__main__":

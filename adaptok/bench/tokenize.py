@@ -17,7 +17,7 @@ from torch import Tensor
 from adaptok.bench.drawing import bars
 from adaptok.bench.refinement import heap_refinement
 from adaptok.bench.step import make_step
-from adaptok.bench.timing import median_ratio, paired, write_results
+from adaptok.bench.timing import CLOCK, clock_of, median_ratio, paired, write_results
 from adaptok.model import Surrogate, create_surrogate
 
 NOTE = (
@@ -60,7 +60,7 @@ def measure(name: str, knobs: dict[str, Any], options: argparse.Namespace) -> di
     slow = PEERS.get(name)
     if slow is not None:
         runs["slow"] = slow(model, field)
-    seconds = paired(runs, repeats=options.repeats)
+    seconds = paired(runs, repeats=options.repeats, clock=clock_of(device))
     return {
         "tokenizer": name,
         "tokens": len(model.cells(field)) // options.batch,
@@ -144,8 +144,9 @@ def main(given: Sequence[str] | None = None) -> None:
         f" Fields of {options.channels} x {options.side}², batch {options.batch}, "
         f"{options.precision}, width {options.dim}, depth {options.depth}."
     )
+    note = NOTE + settings + CLOCK
     draw = bars("parameters", "tokenizer", "cells / step", None)
-    print(write_results(options.folder, "tokenize", rows, NOTE + settings, draw).read_text())
+    print(write_results(options.folder, "tokenize", rows, note, draw).read_text())
 
 
 if __name__ == "__main__":

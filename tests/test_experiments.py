@@ -38,9 +38,9 @@ def dry():
 
 def test_every_folder_is_an_experiment():
     folders = {p.name for p in FOLDER.iterdir() if p.is_dir() and not p.name.startswith("__")}
-    assert folders - {*NAMES} <= {"gpu", "headline"}
+    assert folders - {*NAMES} == {"gpu"}
     index = (FOLDER / "README.md").read_text()
-    assert [n for n in NAMES if f"({n}/README.md)" not in index and n != "headline"] == []
+    assert [n for n in NAMES if f"({n}/README.md)" not in index] == []
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if read(n).source != "ours"])

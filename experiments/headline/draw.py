@@ -1,6 +1,7 @@
 """Pictures of the headline study: `python experiments/headline/draw.py OUT`, as of reproduce.py.
 
-Means over seeds, bars are the sample standard deviation; seeds that are not there are not drawn.
+Into docs/images. Means over seeds, bars are the sample standard deviation; seeds that are not there
+are not drawn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import yaml
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from adaptok.bench.drawing import COLOURS
 from adaptok.plots import read_metrics
@@ -46,6 +49,14 @@ def main_runs(study: Study, data: str) -> dict[str, tuple[str, int]]:
     return names
 
 
+def plain_ticks(*axes: Axis) -> None:
+    """1, 2, 5, 10 ... as plain numbers on a logarithmic axis."""
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def spread(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
@@ -69,9 +80,12 @@ def error_against_cost(study: Study, path: Path) -> None:
         for axis, label in zip(row, COSTS, strict=True):
             axis.axhline(blank[0], color="0.5", ls="--", lw=1)
             axis.set(xscale="log", xlabel=label, title=TITLES[data])
+            axis.set_ylim(top=blank[0] * 1.05)
+            plain_ticks(axis.xaxis)
             axis.grid(alpha=0.3)
         row[0].set_ylabel("one-step VRMSE (lower is better)")
-        row[0].annotate("persistence", (0.02, blank[0]), xycoords=("axes fraction", "data"))
+        where = {"xycoords": ("axes fraction", "data"), "va": "top", "color": "0.4"}
+        row[0].annotate("persistence", (0.02, 0.995 * blank[0]), **where)
     axes[0, 1].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -92,6 +106,7 @@ def learning_curves(study: Study, path: Path) -> None:
                 label = None if i else tokenizer
                 axis.plot(steps, errors, color=COLOUR[tokenizer], lw=1, marker=".", label=label)
         axis.set(xlabel="training step", yscale="log", title=f"{data}, budget {budget}")
+        plain_ticks(axis.yaxis)
         axis.grid(alpha=0.3, which="both")
     axes[0, 0].set_ylabel("validation VRMSE (lower is better)")
     axes[0, 0].legend(fontsize=8)
@@ -114,6 +129,7 @@ def rollouts(study: Study, path: Path) -> None:
         steps = range(1, len(still) + 1)
         axis.plot(steps, still, color="0.5", ls="--", label="persistence")
         axis.set(xlabel="rollout step", yscale="log", title=f"{TITLES[data]}, budget {largest}")
+        plain_ticks(axis.yaxis)
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("VRMSE (lower is better)")
     axes[0].legend(fontsize=8)
@@ -121,10 +137,10 @@ def rollouts(study: Study, path: Path) -> None:
 
 
 def main(out: Path) -> None:
-    study = read(out)
-    error_against_cost(study, HERE / "error_against_cost.png")
-    learning_curves(study, HERE / "learning_curves.png")
-    rollouts(study, HERE / "rollouts.png")
+    study, target = read(out), HERE.parents[1] / "docs" / "images"
+    error_against_cost(study, target / "headline_cost.png")
+    learning_curves(study, target / "headline_learning.png")
+    rollouts(study, target / "headline_rollouts.png")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,17 @@ SMALL = {
     "step": ["--shapes", "16x32", "--tokens", "32", "--dim", "24", "--depth", "1", "--heads", "2"],
     "attention": ["--means", "8", "--samples", "3", "--heads", "1", "--head-dim", "8"],
     "tokenize": ["--side", "32", "--dim", "24", "--depth", "1", "--heads", "2"],
-    "scaling": ["--dim", "24", "--depth", "1", "--heads", "2", "--seconds", "0.05"],
+    "scaling": ["--sweeps", "batch", "--dim", "24", "--depth", "1", "--heads", "2"],
 }
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_results_are_written(name, tmp_path):
+def test_results_are_written(name, tmp_path, monkeypatch):
     module = importlib.import_module(f"adaptok.bench.{name}")
-    more = ["--max-size", "8"] if name == "step" else []
+    more = {"step": ["--max-size", "8"], "scaling": ["--seconds", "0.05"]}.get(name, [])
+    if name == "scaling":
+        monkeypatch.setitem(module.FIXED, "tokens", 64)
+        monkeypatch.setitem(module.FIXED, "resolution", 32)
     module.main([str(tmp_path), "--device", "cpu", "--repeats", "1", *SMALL[name], *more])
     content = json.loads((tmp_path / f"{name}.json").read_text())
     assert {"device", "torch", "date", "commit"} <= set(content["machine"])
@@ -48,6 +51,8 @@ def test_a_sweep_ends_at_its_limits(monkeypatch):
         return {name: [float(sizes[-1])] for name in steps}
 
     monkeypatch.setattr(scaling, "paired", fake)
+    monkeypatch.setitem(scaling.FIXED, "tokens", 64)
+    monkeypatch.setitem(scaling.FIXED, "resolution", 32)
     rows = scaling.sweep("batch", options)
     assert {row["value"] for row in rows} == {1, 2, 4}  # 8 s would be over the limit
     for name in scaling.MODELS:

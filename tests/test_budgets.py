@@ -157,6 +157,13 @@ def test_parts_of_a_composition_keep_their_other_knobs():
     assert high / low == pytest.approx(2)
 
 
+def test_thresholds_that_merge_nothing_are_capped():
+    field = draw(2, 1, 2, 32, 32)
+    tokenizer = create_tokenizer("apt", **SMALL, min_size=2, thresholds=(-1, -1))
+    assert at_budget(tokenizer, 60, field) == {"budget": 60}
+    assert 57 < mean_tokens(tokenizer, field, budget=60) <= 60
+
+
 def test_bad_budgets():
     field, tokenizer = draw(1, 1, 2, 32, 32), create_tokenizer("iap", **SMALL)
     for budget in (0, -3, 2.5, True, None, "64"):
@@ -179,7 +186,10 @@ def small(name: str) -> list[str]:
     return [*without, f"tokenizer={name}", *SIZES.get(name, [])]
 
 
-@pytest.mark.parametrize("name", ["uniform", "iap", "apt", "matey", "ckm", "csm"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "iap", "ckm")]
+
+
+@pytest.mark.parametrize("name", ["apt", "matey", "csm", *SLOW])
 def test_a_run_at_a_budget(name, tmp_path):
     rows = "test.settings=[{}, {budget: 8}]"
     assert main(["train", *small(name), "budget=16", rows, f"hydra.run.dir={tmp_path}"]) == 0

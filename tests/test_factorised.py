@@ -400,8 +400,9 @@ def test_bounds_that_the_host_knows_hold(mode, per_frame):
 def test_a_folded_history_has_no_frames(name):
     make = {"ndim": 2, "in_channels": 1, "dim": 12, "depth": 1, "heads": 2, "processor": name}
     with pytest.raises(ValueError, match=f"'{name}' attends over frames.*history_mode=\"frames\""):
-        adaptok.create_surrogate(**make, history=2)
-    adaptok.create_surrogate(**make, history=2, history_mode="frames")
+        adaptok.create_surrogate(**make, history=2, history_mode="fold")
+    model = adaptok.create_surrogate(**make, history=2)
+    assert model.history_mode == "frames"
     adaptok.create_surrogate(**make)  # one frame: nothing is folded
 
 

@@ -13,6 +13,7 @@ import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from adaptok import config
 from adaptok.cli import main
@@ -93,6 +94,7 @@ def test_slurm_with_fsdp_gives_every_gpu_a_process(tmp_path, cluster, monkeypatc
     told |= {"NNODES": nodes, "NODELIST": "node[1-4]", "PROCID": 5, "LOCALID": 1, "NODEID": 2}
     for name, value in told.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # the environment sets it for the process
     composed = config.plain(config.compose("train", [o for o in command[2:] if o[:5] != "hydra"]))
     knobs = {**composed["trainer"], "accelerator": "cpu", "precision": "32-true"}
     del knobs["compile"]

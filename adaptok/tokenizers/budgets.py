@@ -65,7 +65,7 @@ def at_budget(
         marking = tokenizer.marking
         if isinstance(marking, FractionMarking):
             return {"ratio": _ratio(tokenizer, budget, shape)}
-        if isinstance(marking, (ThresholdMarking, MaximumMarking)):
+        if isinstance(marking, MaximumMarking) or _scalable(marking):
             control = marking.controls[0]
             return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
     if "budget" in tokenizer.controls:
@@ -120,6 +120,17 @@ def part_at_budget(
         return {"name": name, **knobs, **chosen}
     kind, settings = split_part(knobs.get("marking", known.get("marking", "")), "marking")
     return {"name": name, **knobs, "marking": {"name": kind, **settings, **chosen}}
+
+
+def _scalable(marking: Any) -> bool:
+    """Whether a factor on its thresholds changes the number of tokens.
+
+    Thresholds of 0 and below ask for the finest cells everywhere: there the budget caps them.
+    """
+    if not isinstance(marking, ThresholdMarking):
+        return False
+    bars = marking.thresholds
+    return all(0 < bar < math.inf for bar in (bars if isinstance(bars, tuple) else (bars,)))
 
 
 def nearest_size(

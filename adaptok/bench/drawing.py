@@ -63,8 +63,11 @@ def curves(panel: str, x: str, series: str, value: str) -> Draw:
                 points = [r[x] for r in own], [r[value] for r in own]
                 axis.loglog(*points, marker="o", ms=3.5, color=color, label=name)
             axis.set(title=one, xlabel=one)
+            ticks = sorted({r[x] for r in rows if r[panel] == one})
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.xaxis.minorticks_off()
             axis.grid(alpha=0.3)
-        axes[0, 0].set_ylabel(value)
+        axes[0, 0].set_ylabel(f"{value} (lower is better)")
         axes[0, 0].legend(fontsize=8)
         figure.savefig(path, dpi=120)
         plt.close(figure)

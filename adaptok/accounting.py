@@ -46,7 +46,7 @@ def cost_of(model: nn.Module, call: Callable[[], Any], given: Iterable[Any] = ()
         The cost, in "total" alone where the model has no processor; None for a compiled model, into
         which nothing can look.
     """
-    if any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()):
+    if _compiled(model):
         return None
     flops, memory = [], []
     known = [*model.parameters(), *model.buffers(), *tree_leaves(list(given))]
@@ -99,9 +99,11 @@ class Stopwatch:
 
 @contextmanager
 def at_processor(model: nn.Module, mark: Callable[[], None]) -> Iterator[None]:
-    """Calls `mark` before and after the processor of a model; never where it has none."""
+    """Calls `mark` before and after the processor of a model; never where it has none, or where
+    the model is compiled, since a mark would break its graph.
+    """
     processor: Any = getattr(model, "processor", None)
-    if processor is None:
+    if processor is None or _compiled(model):
         yield
         return
     handles = [
@@ -113,6 +115,10 @@ def at_processor(model: nn.Module, mark: Callable[[], None]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _compiled(model: nn.Module) -> bool:
+    return any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
 
 
 class _Live(TorchDispatchMode):

@@ -287,6 +287,23 @@ def test_a_compiled_model_is_not_counted():
     assert cost_of(model, lambda: model(torch.ones(1, 3))) is None
 
 
+def test_a_compiled_model_is_timed_as_a_whole():
+    """Marks inside would break its graph; so the stages are not known."""
+    from adaptok.accounting import Stopwatch
+
+    make = {"ndim": 2, "in_channels": 1, "dim": 24, "depth": 1, "heads": 2}
+    model = adaptok.create_surrogate(**make, tokenizer={"name": "iap", "budget": 22, "max_size": 8})
+    field = torch.randn(1, 1, 1, 16, 16)
+    for compiled in (False, True):
+        if compiled:
+            model.compile(backend="eager", fullgraph=True)
+        watch = Stopwatch(model, torch.device("cpu"))
+        watch(lambda: model(field))
+        seconds = watch.seconds()
+        assert len(seconds) == (1 if compiled else 4)
+        assert seconds["total"] > 0
+
+
 def test_an_evaluation_says_what_it_cost():
     config = plain(compose("train", small_runs.train()))
     data = build_data(config)

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from adaptok.compiling import is_compiled
+
 # All before the processor is the tokenizer's (normalisation too), all after it the decoder's.
 STAGES = ("tokenizer", "processor", "decoder")
 
@@ -46,7 +48,7 @@ def cost_of(model: nn.Module, call: Callable[[], Any], given: Iterable[Any] = ()
         The cost, in "total" alone where the model has no processor; None for a compiled model, into
         which nothing can look.
     """
-    if _compiled(model):
+    if is_compiled(model):
         return None
     flops, memory = [], []
     known = [*model.parameters(), *model.buffers(), *tree_leaves(list(given))]
@@ -103,7 +105,7 @@ def at_processor(model: nn.Module, mark: Callable[[], None]) -> Iterator[None]:
     the model is compiled, since a mark would break its graph.
     """
     processor: Any = getattr(model, "processor", None)
-    if processor is None or _compiled(model):
+    if processor is None or is_compiled(model):
         yield
         return
     handles = [
@@ -115,10 +117,6 @@ def at_processor(model: nn.Module, mark: Callable[[], None]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
 
 
 class _Live(TorchDispatchMode):

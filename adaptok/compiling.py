@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +52,35 @@ def compile_model(model: nn.Module, mode: str | None = None) -> None:
         return tokens.replace(features=compiled(padded).features[: len(tokens.cells)])
 
     processor.forward = forward
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it runs graphs, into which nothing can look."""
+    return any(
+        getattr(part, "_compiled_call_impl", None) is not None or "forward" in vars(part)
+        for part in model.modules()
+    )
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Runs a model that `compile_model` compiled without its graphs.
+
+    Hooks that collect would be part of a graph, and every call would make a new one.
+    """
+    parts = [
+        (part, part._compiled_call_impl, vars(part).get("forward")) for part in model.modules()
+    ]
+    for part, _, _ in parts:
+        part._compiled_call_impl = None
+        vars(part).pop("forward", None)
+    try:
+        yield
+    finally:
+        for part, graph, forward in parts:
+            part._compiled_call_impl = graph
+            if forward is not None:
+                vars(part)["forward"] = forward
 
 
 def in_bucket(tokens: TokenSet, rows: int = BUCKET) -> TokenSet:

@@ -16,6 +16,7 @@ from torch import Tensor
 from adaptok.accounting import Cost, Stopwatch, cost_of, environment, parameters_by_stage
 from adaptok.atomic import replacing
 from adaptok.budgets import settings_at_budget
+from adaptok.compiling import eager
 from adaptok.data import WellData
 from adaptok.forecast import OneStepModel
 from adaptok.metrics import binned_spectral_error, nrmse, vrmse
@@ -86,21 +87,22 @@ def evaluate(
         "parameters_by_stage": parameters_by_stage(surrogate),
         "settings": [],
     }
-    for setting, chosen in zip(settings, controls, strict=True):
-        schedule = _schedule(surrogate, chosen)
-        row = {"label": label_of(setting), "setting": dict(setting), "controls": chosen}
-        row |= _one_step(surrogate, data, split, schedule, fields, place)
-        if steps:
-            pairs = rollouts(surrogate, data, split, schedule, steps, place)
-            if predictions is None:
-                row["rollout"] = _rollout(pairs, data, period)
-            else:
-                about = {"setting": dict(setting), "history": surrogate.history}
-                out = Path(predictions) / folder_name(row["label"])
-                with PredictionWriter(out, data, split, steps, about) as writer:
-                    row["rollout"] = _rollout(writer.passing(pairs), data, period)
-                row["predictions"] = str(out)
-        results["settings"].append(row)
+    with eager(surrogate):  # its hooks count tokens, operations and time
+        for setting, chosen in zip(settings, controls, strict=True):
+            schedule = _schedule(surrogate, chosen)
+            row = {"label": label_of(setting), "setting": dict(setting), "controls": chosen}
+            row |= _one_step(surrogate, data, split, schedule, fields, place)
+            if steps:
+                pairs = rollouts(surrogate, data, split, schedule, steps, place)
+                if predictions is None:
+                    row["rollout"] = _rollout(pairs, data, period)
+                else:
+                    about = {"setting": dict(setting), "history": surrogate.history}
+                    out = Path(predictions) / folder_name(row["label"])
+                    with PredictionWriter(out, data, split, steps, about) as writer:
+                        row["rollout"] = _rollout(writer.passing(pairs), data, period)
+                    row["predictions"] = str(out)
+            results["settings"].append(row)
     return results
 
 

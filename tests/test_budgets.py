@@ -304,6 +304,24 @@ def test_a_compiled_model_is_timed_as_a_whole():
         assert seconds["total"] > 0
 
 
+@pytest.mark.parametrize("name", ["iap", "apt"])  # compiled whole, and in buckets
+def test_a_compiled_model_is_tested_without_its_graphs(name):
+    from adaptok.compiling import compile_model, is_compiled
+
+    config = plain(compose("train", [*small(name), "processor.depth=1"]))
+    data = build_data(config)
+    model = build_surrogate(config, data.info)
+    expected = evaluate(model, data)["settings"][0]
+    compile_model(model)
+    forward = vars(model.processor).get("forward")
+    found = evaluate(model, data)["settings"][0]
+    assert found["flops"] == expected["flops"]
+    assert found["vrmse"] == expected["vrmse"]
+    assert set(found["seconds"]) == set(expected["seconds"])
+    assert is_compiled(model)
+    assert vars(model.processor).get("forward") is forward
+
+
 def test_an_evaluation_says_what_it_cost():
     config = plain(compose("train", small_runs.train()))
     data = build_data(config)

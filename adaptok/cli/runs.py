@@ -118,8 +118,6 @@ def test_and_draw(
 ) -> dict[str, Any]:
     """Tables and pictures of a trained model on the test split."""
     test = config["test"]
-    for module in surrogate.modules():  # a compiled model can be neither looked into nor marked
-        module._compiled_call_impl = None
     results = evaluate(surrogate, data, **test)
     results["budget"] = config.get("budget")
     results["training"] = {

@@ -154,10 +154,11 @@ def test_the_command_starts_its_processes_also_in_a_sweep(strategy, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("run folder:") == 2  # one process of each run reports
     values = []
-    for job in ("0", "1"):
-        results = json.loads((tmp_path / job / "metrics.json").read_text())
+    for metrics in sorted(tmp_path.rglob("metrics.json")):
+        results = json.loads(metrics.read_text())
         values.append(results["settings"][0]["vrmse"]["mean"])
-        assert read_checkpoint(tmp_path / job)["global_step"] == 3
+        assert read_checkpoint(metrics.parent)["global_step"] == 3
+    assert len(values) == 2
     assert values[0] != values[1]
 
 

@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+JOBS ?= auto
 BENCH ?= $(basename $(notdir $(shell grep -l __main__ adaptok/bench/*.py)))
 
 BIN := $(VENV)/bin
@@ -13,6 +14,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--qui
 
 # One thread per process: small tensors gain nothing from more, and busy machines lose a lot.
 export OMP_NUM_THREADS ?= 1
+
+# JOBS processes test side by side, by default one per core; JOBS=0 tests in one.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -27,14 +31,14 @@ demo: $(STAMP)  ## Train IAP beside fixed patches on generated PDE data; table a
 	$(BIN)/adaptok demo
 
 test: lint type  ## Lint, types and the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not gpu and not browser" $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## The slow tests
-	$(BIN)/python -m pytest -m "slow and not gpu and not browser" $(PYTEST_ARGS) \
+	$(PYTEST) -m "slow and not gpu and not browser" $(PYTEST_ARGS) \
 	  || test $$? -eq 5  # 5: no such test in the selection, which is no failure
 
 test-browser: $(STAMP)  ## The report in headless Chromium (needs chromium and chromedriver)
-	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
+	$(PYTEST) -m browser $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## Style, formatting and the direction of imports
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import platform
 import time
@@ -141,14 +142,13 @@ class _Live(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or key in self._alive:
             return
-
-        def drop(_: Any) -> None:
-            self.now -= size
-            self._alive.pop(key, None)
-
-        self._alive[key] = weakref.ref(storage, drop)
+        self._alive[key] = weakref.ref(storage, functools.partial(self._drop, key, size))
         self.now += size
         self.peak = max(self.peak, self.now)
+
+    def _drop(self, key: int, size: int, _: weakref.ref) -> None:
+        self.now -= size
+        self._alive.pop(key, None)
 
 
 def parameters_by_stage(model: nn.Module) -> dict[str, int]:

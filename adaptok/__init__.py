@@ -24,6 +24,7 @@ from adaptok.registry import (
     Registry,
 )
 from adaptok.schedules import SCHEDULES, create_schedule
+from adaptok.tokenizer import CellTokenizer
 from adaptok.tokenizers import at_budget, calibrate
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.tree import TreeTokenizer, cells_from_score
@@ -39,6 +40,7 @@ __all__ = [
     "PROCESSORS",
     "SCHEDULES",
     "TOKENIZERS",
+    "CellTokenizer",
     "Cells",
     "Groups",
     "Multiphysics",

@@ -28,7 +28,7 @@ FORMAT = 1
 
 def _vision(**config: Any) -> nn.Module:
     # by name: this package's core knows no timm
-    return import_module("adaptok.vision.saved").build_vision(**config)
+    return import_module("adaptok.vision.apply").build_vision(**config)
 
 
 BUILDERS = {

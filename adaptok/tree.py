@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ from adaptok.refine import (
     existing,
     sum_pyramid,
 )
-from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, close_matches
-from adaptok.tokens import TokenizerSpec, TokenSet, as_field
+from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.tokenizer import CellTokenizer, check_controls, frames_of_cells, per_axis
+from adaptok.tokens import TokenizerSpec, as_field
 
 
-class TreeTokenizer(nn.Module):
+class TreeTokenizer(CellTokenizer):
     """Scores the nodes of a tree, marks which ones split, and embeds the leaves.
 
     Where ``spec.tiling`` is False, cells that split stay beside their children.
@@ -49,11 +50,9 @@ class TreeTokenizer(nn.Module):
         order: str = "depth_first",
         per_frame: bool = False,
     ):
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, embedding)
         self.indicator = indicator
         self.marking = marking
-        self.embedding = embedding
         self.order = order
         self.per_frame = per_frame
         Tree((1,) * spec.ndim, self._space_sizes, order)  # raises here where the sizes are wrong
@@ -123,29 +122,6 @@ class TreeTokenizer(nn.Module):
         tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
         return self.indicator(field, tree, boundary=boundary).unflatten(0, (b, -1)), tree
 
-    def embed(
-        self,
-        x: Float[Tensor, "b *tcs"],
-        cells: Cells,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> TokenSet:
-        """Features of cells; `x` may differ from the field that was scored."""
-        x = as_field(x, self.spec.ndim, self.spec.in_channels)
-        check_shape(x, cells)
-        return TokenSet(self.embedding(x, cells), cells)
-
-    def forward(
-        self,
-        field: Float[Tensor, "b *tcs"],
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-        **control: Any,
-    ) -> TokenSet:
-        """``embed(field, cells(field))``."""
-        cells = self.cells(field, boundary=boundary, **control)
-        return self.embed(field, cells, boundary=boundary)
-
     def score_map(
         self, field: Float[Tensor, "b *tcs"], *, boundary: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b *s"]:
@@ -191,43 +167,6 @@ def level_sizes(
         )
     levels = [factor >> i for i in range(factor.bit_length())]
     return tuple((frame_size, *(f * level for f in fine)) for level in levels)
-
-
-def per_axis(size: int | Sequence[int], ndim: int, name: str = "size") -> tuple[int, ...]:
-    """One positive whole number per space axis."""
-    values: tuple[Any, ...] = (size,) * ndim  # also what is neither: it is named below
-    if isinstance(size, Sequence) and not isinstance(size, str):
-        values = tuple(size)
-    if len(values) != ndim or any(not isinstance(v, int) or v < 1 for v in values):
-        raise ValueError(f"{name} is a positive whole number or {ndim} of them, got {size!r}")
-    return values
-
-
-def check_controls(control: Mapping[str, Any], accepted: Sequence[str]) -> None:
-    """Raises ``ValueError`` for a control that the tokenizer does not know."""
-    for name in control:
-        if name not in accepted:
-            raise ValueError(
-                f"unknown control {name!r}{close_matches(name, accepted)}; "
-                f"accepted: {', '.join(accepted) or 'none'}"
-            )
-
-
-def check_shape(x: Tensor, cells: Cells) -> None:
-    """Raises ``ValueError`` where cells were made for a field of another batch, time or space."""
-    given = (x.shape[0], x.shape[1], *x.shape[3:])
-    if given != (cells.batch_size, *cells.shape):
-        raise ValueError(
-            f"cells are for (b, t, *space) = {(cells.batch_size, *cells.shape)}, "
-            f"the field is {given}"
-        )
-
-
-def frames_of_cells(t: int, frame_size: int) -> int:
-    """Number of frames of cells in t field frames."""
-    if t % frame_size:
-        raise ValueError(f"{t} frame(s) do not divide into cells of frame_size {frame_size}")
-    return t // frame_size
 
 
 def repeat_boundary(boundary: Tensor | None, frames: int) -> Tensor | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from dry_run import DEVICE, _become_fake
+from fake import DEVICE, become_fake, count_parameters
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._pytree import tree_map_only
@@ -36,11 +36,11 @@ def count_images(config: Mapping[str, Any]) -> tuple[int, float, tuple[int, ...]
     """
     with torch.device("meta"):
         model = build(config)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_parameters(model)
     shape = (config["data"]["batch_size"], 3, *model.patch_embed.img_size)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer")  # a key of a cache
-        _become_fake(model)
+        become_fake(model)
         images, notes = torch.empty(shape, device=DEVICE), []
         model.eval()
         if not hasattr(model, "tiling"):

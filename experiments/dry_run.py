@@ -7,7 +7,6 @@ real shape and batch, on a fake GPU. What would wait for the device there raises
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from dry_images import count_images
+from fake import DEVICE, become_fake, clear_caches, count_parameters, empty, fresh_caches, noise
 from listed import HERE, WORDS, Experiment, Run, expected
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
@@ -40,7 +41,6 @@ from adaptok.evaluation import evaluate, label_of
 from adaptok.optim import Optim
 
 CODES = {"wall": 0, "open": 1, "periodic": 2}
-DEVICE = "cuda"  # of the fake tensors: a fixed budget must not need to read a value back
 SIZE = {"dim", "depth", "heads", "mlp_ratio"}
 Config = Mapping[str, Any]
 
@@ -134,11 +134,12 @@ def _check_data(data: Config, sets: Sequence[str]) -> None:
 
 def count(run: Run, config: Config) -> Counts:
     """Parameters and tokens of a run, from one forward pass per setting."""
-    with _fresh_caches():
+    with fresh_caches():
         if config["task"] == "pretrain":
             return _pretrain(run, config)
         if config["task"] == "classify":
-            return _classify(config)
+            parameters, tokens, shape, notes = count_images(config)
+            return Counts(parameters, {"": tokens}, 1, shape, notes)
         return _surrogate(config, info_of(config["data"]["name"]))
 
 
@@ -147,7 +148,7 @@ def _surrogate(config: Config, info: FieldInfo) -> Counts:
         raise ValueError("a full size gives the knobs of its tokenizer: `budget` needs the data")
     with torch.device("meta"):
         model: Any = without_statistics(config, info)
-    found = Counts(parameters=_parameters(model))
+    found = Counts(parameters=count_parameters(model))
     batch, history = config["data"]["batch_size"], config["history"]
     shape = (batch, history, len(info.fields), *info.shape)
     found.shape = shape
@@ -155,15 +156,15 @@ def _surrogate(config: Config, info: FieldInfo) -> Counts:
     settings = [s for s in config["test"]["settings"] if "name" not in s]
     every = config["optim"].get("loss_frames") == "all"
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _become_fake(model)
-        constants = _empty(batch, len(info.constants), *info.shape) if info.constants else None
+        become_fake(model)
+        constants = empty(batch, len(info.constants), *info.shape) if info.constants else None
         boundary = torch.tensor(info.boundary.tolist(), device=DEVICE).expand(batch, -1, -1)
         for setting in settings:
             label = label_of(setting) if setting else ""
             with _counted(model, found, label, batch, make, setting):
                 more = {"constants": constants, "boundary": boundary, "all_frames": every}
                 try:
-                    out = model(_empty(*shape), **more, **setting)
+                    out = model(empty(*shape), **more, **setting)
                 except DynamicOutputShapeException:
                     _real_pass(config, info, found, make, setting)
                     continue
@@ -177,22 +178,14 @@ def _real_pass(config: Config, info: FieldInfo, found: Counts, make: Any, settin
     assert not info.constants
     found.notes.append("shapes depend on the data: a real pass of one sample")
     with torch._subclasses.fake_tensor.unset_fake_temporarily(), torch.no_grad():
-        _clear()
+        clear_caches()
         model: Any = without_statistics(config, info).eval()
         set_statistics(model, info)
-        frames = _noise(1, config["history"], len(info.fields), *info.shape)
+        frames = noise(1, config["history"], len(info.fields), *info.shape)
         with _counted(model, found, label_of(setting) if setting else "", 1, make, setting):
             out = model(frames, boundary=info.boundary, **setting)
         assert out.shape[2:] == frames.shape[2:], f"{tuple(out.shape)}"
-        _clear()
-
-
-def _noise(*shape: int) -> Tensor:
-    """A random walk along each space axis."""
-    out = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    for axis in range(3, len(shape)):
-        out = out.cumsum(axis)
-    return out
+        clear_caches()
 
 
 def _pretrain(run: Run, config: Config) -> Counts:
@@ -202,28 +195,20 @@ def _pretrain(run: Run, config: Config) -> Counts:
     config = {**config, "vocabulary": vocabulary_of(infos, lead)}
     with torch.device("meta"):
         model = build_multiphysics(config)
-    found = Counts(parameters=_parameters(model))
+    found = Counts(parameters=count_parameters(model))
     batch, history = config["data"]["batch_size"], config["history"]
     makers = [_cell_maker(config, info, model.history_mode) for info in infos]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _become_fake(model)
+        become_fake(model)
         for info, make in zip(infos, makers, strict=True):
             system = model.system(info.fields, info.constants)
-            _become_fake(system)
-            constants = _empty(batch, len(info.constants), *info.shape) if info.constants else None
+            become_fake(system)
+            constants = empty(batch, len(info.constants), *info.shape) if info.constants else None
             boundary = torch.tensor(info.boundary.tolist(), device=DEVICE).expand(batch, -1, -1)
             with _counted(model, found, info.name, batch, make, {}):
-                frames = _empty(batch, history, len(info.fields), *info.shape)
+                frames = empty(batch, history, len(info.fields), *info.shape)
                 system(frames, constants=constants, boundary=boundary)
     return found
-
-
-def _classify(config: Config) -> Counts:
-    """Images have no fields, so they have a file of their own."""
-    from dry_images import count_images
-
-    parameters, tokens, shape, notes = count_images(config)
-    return Counts(parameters, {"": tokens}, 1, shape, notes)
 
 
 def _cell_maker(config: Config, info: FieldInfo, history_mode: str) -> Any:
@@ -236,9 +221,9 @@ def _cell_maker(config: Config, info: FieldInfo, history_mode: str) -> Any:
 
     def cells(batch: int, control: Config) -> Cells:
         tokenizer = create_tokenizer(name, ndim=info.ndim, in_channels=c, dim=8, **knobs)
-        noise = _noise(1, 1 if fold else history, c, *info.shape)
-        noise = noise.repeat(batch, *[1] * (noise.ndim - 1))
-        return tokenizer.cells(noise, boundary=info.boundary, **control)
+        field = noise(1, 1 if fold else history, c, *info.shape)
+        field = field.repeat(batch, *[1] * (field.ndim - 1))
+        return tokenizer.cells(field, boundary=info.boundary, **control)
 
     return cells
 
@@ -278,44 +263,6 @@ def _counted(
     finally:
         handle.remove()
         del model.tokenizer.cells
-
-
-def _become_fake(model: nn.Module) -> None:
-    """Parameters and buffers of the meta device as fake ones of the GPU; values do not matter."""
-    for module in model.modules():
-        for key, value in module._parameters.items():
-            if value is not None:
-                fake = _empty(*value.shape, dtype=value.dtype)
-                module._parameters[key] = nn.Parameter(fake, requires_grad=value.requires_grad)
-        for key, value in module._buffers.items():
-            if value is not None:
-                module._buffers[key] = _empty(*value.shape, dtype=value.dtype)
-
-
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=DEVICE)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-@contextmanager
-def _fresh_caches() -> Iterator[None]:
-    """Small constant tensors are cached; those of a fake mode are of no use outside of it."""
-    _clear()
-    try:
-        yield
-    finally:
-        _clear()
-
-
-def _clear() -> None:
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "adaptok":
-            for value in list(vars(module).values()):
-                if callable(getattr(value, "cache_clear", None)):
-                    value.cache_clear()
 
 
 def dry_run(experiment: Experiment, only: list[str] | None = None) -> tuple[list[str], list[str]]:

@@ -20,7 +20,7 @@ from typing import Any
 from listed import HERE, SCALES, Experiment, Run, expected, names, read
 from measured import Row, finished, kept, rows_of, write_rows
 
-from adaptok.evaluation import table
+from adaptok.tables import table
 
 Case = tuple[str, str]  # run, setting
 SHOWN = ("vrmse", "accuracy", "tokens")

@@ -32,7 +32,8 @@ def test_results_are_written(name, tmp_path, monkeypatch):
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     if name == "step":
         rows = {row["model"]: row for row in content["rows"]}
-        assert len(rows) == 1 + 2 * 3
+        assert len(rows) == 1 + 2 * 3 + 1
+        assert rows["iap, linear, ragged"]["ragged / equal"] > 0
         assert rows["plain ViT"]["time / plain ViT"] == 1
         equal = {row["GFLOP"] for key, row in rows.items() if key.endswith("linear")}
         assert len({row["tokens"] for row in rows.values()}) == 1

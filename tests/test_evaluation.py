@@ -10,8 +10,10 @@ import torch
 
 from adaptok import create_schedule
 from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.evaluation import evaluate, label_of, markdown, table, write_report
+from adaptok.evaluation import evaluate, label_of
 from adaptok.metrics import vrmse
+from adaptok.results import markdown, write_report
+from adaptok.tables import table
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import torch
 
 from adaptok.cli import pictures
 from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.evaluation import evaluate, markdown
+from adaptok.evaluation import evaluate
 from adaptok.residual_plots import binned_errors_figure, residual_spectra_figure
+from adaptok.results import markdown
 from adaptok.spectra import patch_harmonics, residual_spectrum
 
 SETTINGS = [{"patch_size": 4}, {"name": "cyclic", "settings": [{"patch_size": p} for p in (1, 4)]}]

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adaptok.accounting import cost_of
+from adaptok.bench.attention import ragged_lengths
 from adaptok.bench.drawing import bars
 from adaptok.bench.timing import CLOCK, clock_of, matmul_peak, median_ratio, paired, write_results
 from adaptok.compiling import compile_model
@@ -28,12 +30,16 @@ NOTE = (
     "medians of paired runs: all rows of a shape run in turn, and each ratio is the median of the "
     "ratios of paired runs. `plain ViT`: patch embedding, blocks and head written with nn.Linear, "
     "scaled_dot_product_attention and learned positions, no adaptok; the same width, depth and "
-    "heads. `uniform`: the same code as `iap`, on fixed patches. GFLOP are those of the matrix "
+    "heads. `uniform`: the same code as `iap`, on fixed patches. `ragged`: samples with a quarter "
+    "to seven quarters of the tokens in one batch; `ragged / equal` is its time per operation over "
+    "that of samples with equal numbers. GFLOP are those of the matrix "
     "products, forward and backward, as torch's counter sees them; `of roof` is the share that a "
-    "step reaches of the speed of one large matrix product, measured in the same run."
+    "step reaches of the speed of one large matrix product, measured in the same run. `peak MiB`: "
+    "on CUDA what the allocator holds at most, on a CPU the tensors of a step, without the weights."
 )
 DECODERS = ("linear", "local", "cross_attention")
 FINEST = 2  # smallest cell of iap
+RAGGED = "iap, linear, ragged"
 
 
 class PlainViT(nn.Module):
@@ -114,6 +120,10 @@ def measure(
             models[f"{name}, {decoder}"] = create_surrogate(
                 **common, tokenizer=tokenizer, decoder={"name": decoder, **same[decoder]}
             )
+    control: dict[str, dict[str, Any]] = {}
+    if options.batch > 1 and "iap, linear" in models and not options.compile:
+        models[RAGGED] = models["iap, linear"]
+        control[RAGGED] = {"budget": ragged_lengths(options.batch, tokens)}
     steps = {}
     for name, model in models.items():
         model.to(device)
@@ -121,9 +131,9 @@ def measure(
             compile_model(model)
         elif options.compile:
             model.compile()
-        steps[name] = make_step(model, field, options.precision)
+        steps[name] = make_step(model, field, options.precision, **control.get(name, {}))
     flops = {} if options.compile else {name: count(step) for name, step in steps.items()}
-    memory = {name: peak(step, device) for name, step in steps.items()}
+    memory = {name: peak(models[name], step, field) for name, step in steps.items()}
     seconds = paired(steps, repeats=options.repeats, clock=clock_of(device))
     roof = matmul_peak(device, options.precision)
     return [
@@ -134,6 +144,7 @@ def measure(
             "ms": round(1e3 * statistics.median(times), 1),
             "time / plain ViT": round(median_ratio(times, seconds["plain ViT"]), 3),
             "time / uniform": _beside_uniform(name, seconds),
+            "ragged / equal": _beside_equal(name, seconds, flops),
             "GFLOP": round(flops[name] / 1e9, 1) if flops else "",
             "of roof": _share(flops, name, times, roof),
             "peak MiB": memory[name],
@@ -148,19 +159,30 @@ def _share(flops: dict[str, int], name: str, times: list[float], roof: float) ->
 
 def _beside_uniform(name: str, seconds: dict[str, list[float]]) -> float | str:
     kind, _, decoder = name.partition(", ")
-    if kind != "iap":
+    under = seconds.get(f"uniform, {decoder}")
+    if kind != "iap" or under is None:
         return ""
-    return round(median_ratio(seconds[name], seconds[f"uniform, {decoder}"]), 3)
+    return round(median_ratio(seconds[name], under), 3)
 
 
-def make_step(model: nn.Module, field: Tensor, precision: str) -> Callable[[], None]:
+def _beside_equal(name: str, seconds: dict[str, list[float]], flops: dict[str, int]) -> float | str:
+    """Time per operation over that of samples with one number of tokens."""
+    if name != RAGGED:
+        return ""
+    ratio = median_ratio(seconds[name], seconds["iap, linear"])
+    return round(ratio * flops["iap, linear"] / flops[name], 3)
+
+
+def make_step(
+    model: nn.Module, field: Tensor, precision: str, **control: Any
+) -> Callable[[], None]:
     """Forward and backward."""
     half = precision == "bf16"
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         with torch.autocast(field.device.type, torch.bfloat16, enabled=half):
-            out = model(field)
+            out = model(field, **control)
         out.float().square().mean().backward()
 
     return step
@@ -173,13 +195,14 @@ def count(step: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def peak(step: Callable[[], None], device: torch.device) -> float | str:
-    """Most memory that a step holds on the device; unknown on the CPU."""
-    if device.type != "cuda":
-        return ""
-    torch.cuda.reset_peak_memory_stats(device)
+def peak(model: nn.Module, step: Callable[[], None], field: Tensor) -> float | str:
+    """MiB that a step holds at most: of the allocator on CUDA, else of tensors that it makes."""
+    if field.device.type != "cuda":
+        cost = cost_of(model, step, [field])
+        return "" if cost is None else round(cost.memory["total"] / 2**20)
+    torch.cuda.reset_peak_memory_stats(field.device)
     step()
-    return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return round(torch.cuda.max_memory_allocated(field.device) / 2**20)
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from adaptok.classify.data import ImageData
 from adaptok.classify.module import tokens_per_image
-from adaptok.evaluation import device_of, label_of, table, tokens_cell
+from adaptok.evaluation import device_of, label_of
+from adaptok.results import tokens_cell
+from adaptok.tables import table
 
 
 def evaluate_classifier(

@@ -23,7 +23,8 @@ from adaptok.classify.evaluation import classifier_markdown
 from adaptok.classify.models import build_timm
 from adaptok.cli.runs import fit, of_lightning, quiet, write_config
 from adaptok.config import check_knobs
-from adaptok.evaluation import label_of, write_report
+from adaptok.evaluation import label_of
+from adaptok.results import write_report
 
 Config = Mapping[str, Any]
 

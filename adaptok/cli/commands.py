@@ -28,17 +28,11 @@ from adaptok.config import (
 from adaptok.data import WellData
 from adaptok.data.files import SPLITS
 from adaptok.data.info import set_statistics
-from adaptok.evaluation import (
-    evaluate,
-    label_of,
-    markdown,
-    persistence,
-    table,
-    tokens_cell,
-    write_report,
-)
+from adaptok.evaluation import evaluate, label_of, persistence
 from adaptok.model import Surrogate, mode_of_history
 from adaptok.multiphysics import System
+from adaptok.results import markdown, tokens_cell, write_report
+from adaptok.tables import table
 
 Config = Mapping[str, Any]
 

@@ -24,13 +24,14 @@ from adaptok.cli.tracking import settings_of
 from adaptok.compiling import compile_model
 from adaptok.config import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
-from adaptok.evaluation import evaluate, write_report
+from adaptok.evaluation import evaluate
 from adaptok.fitting import FitModule
 from adaptok.forecast import OneStepModel
 from adaptok.model import Surrogate
 from adaptok.optim import Optim
 from adaptok.parallel import checkpoint_activations, process_group
 from adaptok.pretrained import save_pretrained
+from adaptok.results import write_report
 from adaptok.schedules import Schedule
 from adaptok.training import SurrogateModule, make_trainer
 

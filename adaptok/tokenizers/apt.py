@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from adaptok.marking import level_thresholds
 from adaptok.registry import TOKENIZERS
-from adaptok.tree import TreeTokenizer, composed, level_sizes, per_axis
+from adaptok.tokenizer import per_axis
+from adaptok.tree import TreeTokenizer, composed, level_sizes
 
 
 @TOKENIZERS.register("apt")

@@ -13,9 +13,10 @@ from adaptok.marking import FractionMarking, MaximumMarking, ThresholdMarking
 from adaptok.marking.fraction import cells_of_fraction
 from adaptok.refine import Tree
 from adaptok.registry import TOKENIZERS, Part, split_part
+from adaptok.tokenizer import frames_of_cells
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokens import Tokenizer, as_field
-from adaptok.tree import TreeTokenizer, frames_of_cells
+from adaptok.tree import TreeTokenizer
 
 
 @runtime_checkable

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from adaptok.marking import MaximumMarking, ThresholdMarking, level_thresholds
 from adaptok.refine import Tree
+from adaptok.tokenizer import frames_of_cells
 from adaptok.tokens import as_field
-from adaptok.tree import TreeTokenizer, frames_of_cells
+from adaptok.tree import TreeTokenizer
 
 
 @torch.no_grad()

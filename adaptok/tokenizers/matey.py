@@ -8,8 +8,9 @@ from typing import Any
 
 from adaptok.cells import nested
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.tokenizer import per_axis
 from adaptok.tokens import TokenizerSpec
-from adaptok.tree import TreeTokenizer, per_axis
+from adaptok.tree import TreeTokenizer
 
 MODES = ("replace", "add")
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
 from adaptok.embeddings.conv_stem import ConvStem
 from adaptok.modulation import KERNELS, ConvLayout, Pairs, cells_of_layout
+from adaptok.tokenizer import CellTokenizer, check_controls, check_shape, per_axis
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
-from adaptok.tree import check_controls, check_shape, per_axis
 
 
-class ModulatedTokenizer(nn.Module):
+class ModulatedTokenizer(CellTokenizer):
     """Two-stage convolutional stem (`ConvStem`) at the patch size of each call.
 
     A subclass says which kernels and strides a patch size stands for.
@@ -42,7 +42,6 @@ class ModulatedTokenizer(nn.Module):
         size: int | Sequence[int] | None,
         stem: dict[str, Any],
     ):
-        super().__init__()
         if isinstance(patch_sizes, (int, str)) or not len(patch_sizes):
             raise ValueError(f"patch_sizes is a list of patch sizes, got {patch_sizes!r}")
         spaces = {per_axis(s, ndim, "patch_sizes") for s in patch_sizes}
@@ -50,11 +49,12 @@ class ModulatedTokenizer(nn.Module):
         _check_table({p for s in spaces for p in s}, tuple(KERNELS), "patch_sizes")
         if not nested(sizes):
             raise ValueError(f"patch_sizes must divide one another, got {patch_sizes}")
-        self.base: Pairs = tuple(KERNELS[p] for p in sizes[0][1:])
+        base: Pairs = tuple(KERNELS[p] for p in sizes[0][1:])
+        spec = TokenizerSpec(ndim, in_channels, dim, sizes, self.tiling, ConvLayout)
+        super().__init__(spec, ConvStem(in_channels, dim, base, **stem))
+        self.base = base
         self.size = sizes[0][1:] if size is None else per_axis(size, ndim)
-        self.spec = TokenizerSpec(ndim, in_channels, dim, sizes, self.tiling, ConvLayout)
         self.layout(self.size, (1, *self.size))  # raises here where the size makes no sense
-        self.embedding = ConvStem(in_channels, dim, self.base, **stem)
 
     def layout(self, size: tuple[int, ...], shape: tuple[int, ...]) -> ConvLayout:
         """Kernels, strides and padding of a patch size, for a field of shape (t, *space)."""
@@ -118,17 +118,6 @@ class ModulatedTokenizer(nn.Module):
         check_shape(x, cells)
         assert isinstance(cells.layout, ConvLayout)
         return TokenSet(self.embedding(x, cells.layout, boundary), cells)
-
-    def forward(
-        self,
-        field: Float[Tensor, "b *tcs"],
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-        **control: Any,
-    ) -> TokenSet:
-        """``embed(field, cells(field))``."""
-        cells = self.cells(field, boundary=boundary, **control)
-        return self.embed(field, cells, boundary=boundary)
 
 
 def stages(size: Sequence[int], valid: Sequence[int]) -> Pairs:

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
 from adaptok.embeddings import LinearEmbedding
 from adaptok.refine import Tree, cells_from_splits
 from adaptok.registry import TOKENIZERS
-from adaptok.tokens import TokenizerSpec, TokenSet, as_field
-from adaptok.tree import check_controls, check_shape, frames_of_cells, per_axis
+from adaptok.tokenizer import CellTokenizer, check_controls, frames_of_cells, per_axis
+from adaptok.tokens import TokenizerSpec, as_field
 
 
 @TOKENIZERS.register("uniform")
-class UniformTokenizer(nn.Module):
+class UniformTokenizer(CellTokenizer):
     """One cell size everywhere, in raster order; the patch embedding of ViT (Dosovitskiy et al.).
 
     Args:
@@ -41,18 +41,18 @@ class UniformTokenizer(nn.Module):
         patch_sizes: Sequence[int | Sequence[int]] | None = None,
         frame_size: int = 1,
     ):
-        super().__init__()
-        self.size = per_axis(size, ndim)
+        own = per_axis(size, ndim)
         spaces = {per_axis(s, ndim, "patch_sizes") for s in (patch_sizes or [size])}
         ordered = sorted(spaces, key=lambda s: (-product(s), s))
-        if self.size not in spaces or not nested(ordered):
+        if own not in spaces or not nested(ordered):
             raise ValueError(
                 f"patch_sizes must contain size {size} and divide one another, got {patch_sizes}"
             )
         sizes = tuple((frame_size, *s) for s in ordered)
-        self.spec = TokenizerSpec(ndim, in_channels, dim, sizes)
+        spec = TokenizerSpec(ndim, in_channels, dim, sizes)
+        super().__init__(spec, LinearEmbedding(in_channels, dim, sizes))
+        self.size = own
         self.controls = ("patch_size",) if len(sizes) > 1 else ()
-        self.embedding = LinearEmbedding(in_channels, dim, sizes)
 
     @torch.no_grad()
     def cells(
@@ -90,29 +90,6 @@ class UniformTokenizer(nn.Module):
         size = per_axis(size, self.spec.ndim, "patch_size")
         frames = frames_of_cells(shape[0], self.spec.sizes[0][0])
         return frames * product(-(-n // p) for n, p in zip(shape[1:], size, strict=True))
-
-    def embed(
-        self,
-        x: Float[Tensor, "b *tcs"],
-        cells: Cells,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> TokenSet:
-        """Features of the cells."""
-        x = as_field(x, self.spec.ndim, self.spec.in_channels)
-        check_shape(x, cells)
-        return TokenSet(self.embedding(x, cells), cells)
-
-    def forward(
-        self,
-        field: Float[Tensor, "b *tcs"],
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-        **control: Any,
-    ) -> TokenSet:
-        """``embed(field, cells(field))``."""
-        cells = self.cells(field, boundary=boundary, **control)
-        return self.embed(field, cells, boundary=boundary)
 
 
 def uniform_cells(

@@ -167,3 +167,10 @@ def _normalisation(
     if min(out[1]) <= 0:
         raise ValueError(f"std must be positive, got {out[1]}")
     return out[0], out[1]
+
+
+def build_vision(model: str, made: dict[str, Any], options: dict[str, Any]) -> AptMixin:
+    """The model that a `config` describes, with fresh weights."""
+    import timm
+
+    return apply_apt(timm.create_model(model, pretrained=False, **made), **options)

@@ -45,10 +45,17 @@ class AptMixin(nn.Module):
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """How to build the model again, for `adaptok.save_pretrained`."""
-        from adaptok.vision.saved import described
-
-        return described(self, self.options)
+        """Plain values from which `adaptok.from_pretrained` builds the model again; None if timm
+        has no name of it. Head and size are read now, they may have changed since.
+        """
+        model: Any = self
+        name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+        if name is None:
+            return None
+        made = {"num_classes": model.num_classes, "global_pool": model.global_pool}
+        made |= {"in_chans": model.patch_embed.proj.in_channels}
+        made |= {"img_size": list(model.patch_embed.img_size)}
+        return {"kind": "vision", "model": name, "made": made, "options": self.options}
 
     def forward(
         self, x: Float[Tensor, "b c h w"], *, cells: Cells | None = None, **control: Any

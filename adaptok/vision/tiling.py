@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.refine import Tree, cells_from_splits
 from adaptok.registry import INDICATORS, MARKINGS
+from adaptok.tokenizer import check_controls, check_shape
 from adaptok.tokens import TokenizerSpec, as_field
-from adaptok.tree import TreeTokenizer, check_controls, check_shape
+from adaptok.tree import TreeTokenizer
 from adaptok.vision.constants import constant
 
 Part = str | Mapping[str, Any]

@@ -14,7 +14,8 @@ import adaptok
 from adaptok.baselines import create_baseline
 from adaptok.data import WellData
 from adaptok.data.synthetic import generate
-from adaptok.evaluation import evaluate, markdown, rollouts
+from adaptok.evaluation import evaluate, rollouts
+from adaptok.results import markdown
 from adaptok.rollout_plots import rollout_video
 
 

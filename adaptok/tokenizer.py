@@ -1,0 +1,101 @@
+"""What tokenizers share: features of cells, and checks of what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.registry import close_matches
+from adaptok.tokens import TokenizerSpec, TokenSet, as_field
+
+
+class CellTokenizer(nn.Module):
+    """A `Tokenizer` whose subclass writes `cells` and names its `controls`.
+
+    Args:
+        spec: what processors and decoders are built from.
+        embedding: patches to features, called as ``embedding(x, cells)``.
+    """
+
+    def __init__(self, spec: TokenizerSpec, embedding: nn.Module):
+        super().__init__()
+        self.spec = spec
+        self.embedding = embedding
+
+    def cells(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Cells:
+        """Where the tokens are; needs no weights."""
+        raise NotImplementedError
+
+    def embed(
+        self,
+        x: Float[Tensor, "b *tcs"],
+        cells: Cells,
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> TokenSet:
+        """Features of cells; `x` may differ from the field that they were made for.
+
+        Raises:
+            ValueError: another number of channels than `spec.in_channels`, or another shape.
+        """
+        x = as_field(x, self.spec.ndim, self.spec.in_channels)
+        check_shape(x, cells)
+        return TokenSet(self.embedding(x, cells), cells)
+
+    def forward(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> TokenSet:
+        """``embed(field, cells(field))``."""
+        cells = self.cells(field, boundary=boundary, **control)
+        return self.embed(field, cells, boundary=boundary)
+
+
+def per_axis(size: int | Sequence[int], ndim: int, name: str = "size") -> tuple[int, ...]:
+    """One positive whole number per space axis."""
+    values: tuple[Any, ...] = (size,) * ndim  # also what is neither: it is named below
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        values = tuple(size)
+    if len(values) != ndim or any(not isinstance(v, int) or v < 1 for v in values):
+        raise ValueError(f"{name} is a positive whole number or {ndim} of them, got {size!r}")
+    return values
+
+
+def check_controls(control: Mapping[str, Any], accepted: Sequence[str]) -> None:
+    """Raises ``ValueError`` for a control that the tokenizer does not know."""
+    for name in control:
+        if name not in accepted:
+            raise ValueError(
+                f"unknown control {name!r}{close_matches(name, accepted)}; "
+                f"accepted: {', '.join(accepted) or 'none'}"
+            )
+
+
+def check_shape(x: Tensor, cells: Cells) -> None:
+    """Raises ``ValueError`` where cells were made for a field of another batch, time or space."""
+    given = (x.shape[0], x.shape[1], *x.shape[3:])
+    if given != (cells.batch_size, *cells.shape):
+        raise ValueError(
+            f"cells are for (b, t, *space) = {(cells.batch_size, *cells.shape)}, "
+            f"the field is {given}"
+        )
+
+
+def frames_of_cells(t: int, frame_size: int) -> int:
+    """Number of frames of cells in t field frames."""
+    if t % frame_size:
+        raise ValueError(f"{t} frame(s) do not divide into cells of frame_size {frame_size}")
+    return t // frame_size

@@ -4,23 +4,19 @@ without being built, and runs are made once, go on where they stopped, and are c
 from __future__ import annotations
 
 import csv
-import sys
 from functools import cache
 from pathlib import Path
 
+import listed
+import measured
 import pytest
+import reproduce
 import small_runs
 import yaml
+from listed import expected, names, read
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments"
-sys.path.insert(0, str(FOLDER))  # its scripts import each other
-
-import listed  # noqa: E402
-import measured  # noqa: E402
-import reproduce  # noqa: E402
-from listed import expected, names, read  # noqa: E402
-
 NAMES = names()
 SECTIONS = ("Claim", "Command", "Deviations", "Result", "Verdict")
 # What the counts of a figure's runs are checked with.

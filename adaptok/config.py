@@ -24,11 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from adaptok import create_surrogate
 from adaptok.baselines import BASELINES, create_baseline
 from adaptok.data import FieldInfo
-from adaptok.data.info import set_statistics
+from adaptok.data.info import set_statistics, system_of
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.forecast import OneStepModel
 from adaptok.multiphysics import Multiphysics, create_multiphysics
-from adaptok.pretraining import system_of
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adaptok.checkpoints import flattened
+from adaptok.training.checkpoints import flattened
 
 # Where and with what a job runs, not which job it is: left out, unless it is swept over.
 MACHINE = (

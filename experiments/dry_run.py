@@ -38,7 +38,7 @@ from adaptok.data import FieldInfo, WellData
 from adaptok.data.info import set_statistics
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.evaluation import evaluate, label_of
-from adaptok.optim import Optim
+from adaptok.training.optim import Optim
 
 CODES = {"wall": 0, "open": 1, "periodic": 2}
 SIZE = {"dim", "depth", "heads", "mlp_ratio"}

@@ -9,7 +9,7 @@ from typing import Any
 from listed import Experiment, Run
 
 from adaptok import plots
-from adaptok.residual_plots import residual_spectra_figure
+from adaptok.plots.residuals import residual_spectra_figure
 
 
 def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:

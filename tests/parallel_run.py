@@ -14,10 +14,10 @@ import torch
 from adaptok import TOKENIZERS, TreeTokenizer, create_schedule
 from adaptok.cells import Cells
 from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.optim import Optim
-from adaptok.parallel import checkpoint_activations
 from adaptok.tokenizers import iap
 from adaptok.training import SurrogateModule, make_trainer
+from adaptok.training.optim import Optim
+from adaptok.training.parallel import checkpoint_activations
 
 
 class Uneven(TreeTokenizer):

@@ -16,16 +16,16 @@ from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch.loggers import WandbLogger
 
 from adaptok import config
-from adaptok.checkpoints import ARCHITECTURE
 from adaptok.classify import ClassifierOptim, ImageData, evaluate_classifier
 from adaptok.classify.models import build_timm
 from adaptok.cli.listing import _kinds, parts_markdown
 from adaptok.data import WellData
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.evaluation import evaluate
-from adaptok.optim import Optim
 from adaptok.registry import TOKENIZERS
 from adaptok.training import make_trainer
+from adaptok.training.checkpoints import ARCHITECTURE
+from adaptok.training.optim import Optim
 from adaptok.vision import IMAGE_TOKENIZERS
 
 FOLDER = config.config_dir()

@@ -12,8 +12,8 @@ import adaptok
 from adaptok import TOKENIZERS, create_schedule, create_tokenizer
 from adaptok.config import build_data, build_surrogate, compose, plain
 from adaptok.evaluation import evaluate
-from adaptok.optim import Optim
 from adaptok.training import SurrogateModule
+from adaptok.training.optim import Optim
 
 # Three values of a control of each tokenizer, few tokens and many.
 VALUES = {"budget": (10, 22, 40), "patch_size": (1, 4, 8), "gamma": (1.0, 0.9, 0.5)}

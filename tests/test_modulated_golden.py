@@ -8,8 +8,8 @@ import torch
 import adaptok
 from adaptok import create_decoder, create_processor, create_surrogate, create_tokenizer
 from adaptok.modulation import boundary_codes, pad_and_mark
-from adaptok.optim import Optim
 from adaptok.training import SurrogateModule
+from adaptok.training.optim import Optim
 
 
 def tensors(arrays: dict) -> dict[str, torch.Tensor]:

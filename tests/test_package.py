@@ -51,6 +51,12 @@ def test_import_is_light():
     assert not loaded.intersection(HEAVY)
 
 
+def test_composing_a_configuration_needs_no_lightning():
+    code = "import adaptok.config, sys, json; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(python("-W", "ignore", "-c", code, cwd=ROOT)))
+    assert not loaded.intersection({"lightning", "the_well", "matplotlib", "timm"})
+
+
 def test_imports_go_one_way():
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 

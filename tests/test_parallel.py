@@ -15,10 +15,10 @@ import pytest
 import small_runs
 import torch
 
-from adaptok.checkpoints import read_checkpoint
 from adaptok.config import build_data, compose, plain
-from adaptok.parallel import make_strategy
-from adaptok.plots import read_metrics
+from adaptok.tables import read_metrics
+from adaptok.training.checkpoints import read_checkpoint
+from adaptok.training.parallel import make_strategy
 
 SCRIPT = Path(__file__).parent / "parallel_run.py"
 ROOT = Path(__file__).parents[1]

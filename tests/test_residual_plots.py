@@ -13,7 +13,7 @@ import torch
 from adaptok.cli import pictures
 from adaptok.config import build_data, build_surrogate, compose, plain
 from adaptok.evaluation import evaluate
-from adaptok.residual_plots import binned_errors_figure, residual_spectra_figure
+from adaptok.plots.residuals import binned_errors_figure, residual_spectra_figure
 from adaptok.results import markdown
 from adaptok.spectra import patch_harmonics, residual_spectrum
 

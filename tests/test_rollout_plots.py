@@ -8,7 +8,7 @@ import pytest
 from matplotlib import animation
 from PIL import Image
 
-from adaptok.rollout_plots import (
+from adaptok.plots.rollouts import (
     error_maps_figure,
     isotropic_spectrum,
     rollout_video,

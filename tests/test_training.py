@@ -10,11 +10,11 @@ import small_runs
 import torch
 
 from adaptok import create_schedule
-from adaptok.checkpoints import find_resume, load_weights, read_checkpoint
 from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.optim import LOSSES, Optim
-from adaptok.plots import read_metrics
+from adaptok.tables import read_metrics
 from adaptok.training import SurrogateModule, make_trainer
+from adaptok.training.checkpoints import find_resume, load_weights, read_checkpoint
+from adaptok.training.optim import LOSSES, Optim
 
 
 @pytest.fixture(scope="module")

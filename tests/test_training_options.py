@@ -13,14 +13,14 @@ import torch
 
 from adaptok import create_schedule, create_surrogate
 from adaptok.atomic import replacing, replacing_folder
-from adaptok.averaging import Averaging
 from adaptok.baselines import create_baseline
-from adaptok.checkpoints import check_resume, load_surrogate, read_checkpoint
 from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.optim import Optim
-from adaptok.parallel import checkpoint_activations, repeated_blocks
-from adaptok.plots import read_metrics
+from adaptok.tables import read_metrics
 from adaptok.training import SurrogateModule, make_trainer
+from adaptok.training.averaging import Averaging
+from adaptok.training.checkpoints import check_resume, load_surrogate, read_checkpoint
+from adaptok.training.optim import Optim
+from adaptok.training.parallel import checkpoint_activations, repeated_blocks
 
 
 def composed(*overrides):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptok.checkpoints import read_checkpoint
 from adaptok.registry import close_matches
+from adaptok.training.checkpoints import read_checkpoint
 from adaptok.vision import IMAGE_TOKENIZERS, supported
 
 PREFIX = "model."  # of the weights in a checkpoint of adaptok

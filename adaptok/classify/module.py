@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptok.fitting import FitModule
-from adaptok.optim import Rate
+from adaptok.training.fitting import FitModule
+from adaptok.training.optim import Rate
 from adaptok.vision import freeze_all_but_new
 
 TRAINED = ("all", "new")
@@ -19,7 +19,7 @@ TRAINED = ("all", "new")
 
 @dataclass(frozen=True)
 class ClassifierOptim(Rate):
-    """Optimiser of a classifier; the rest is described in `adaptok.optim.Rate`.
+    """Optimiser of a classifier; the rest is described in `adaptok.training.optim.Rate`.
 
     Attributes:
         layer_decay: factor on the learning rate from each layer to the one below it (BEiT, Bao et

@@ -13,7 +13,6 @@ from torch import nn
 
 from adaptok import create_tokenizer
 from adaptok.budgets import settings_at_budget
-from adaptok.checkpoints import find_checkpoint, load_weights, read_checkpoint
 from adaptok.cli import pictures
 from adaptok.cli.many import data_of_each, finetune_and_test, pretrain_and_test
 from adaptok.cli.runs import Run, fit_and_test, write_config
@@ -33,6 +32,7 @@ from adaptok.model import Surrogate, mode_of_history
 from adaptok.multiphysics import System
 from adaptok.results import markdown, tokens_cell, write_report
 from adaptok.tables import table
+from adaptok.training.checkpoints import find_checkpoint, load_weights, read_checkpoint
 
 Config = Mapping[str, Any]
 

@@ -10,7 +10,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from adaptok.checkpoints import flattened, load_weights, read_checkpoint
 from adaptok.cli.runs import (
     Config,
     Run,
@@ -30,8 +29,10 @@ from adaptok.config import (
     plain,
     vocabulary_of,
 )
+from adaptok.data.info import system_of
 from adaptok.pretrained import save_pretrained
-from adaptok.pretraining import PretrainModule, system_of
+from adaptok.training.checkpoints import flattened, load_weights, read_checkpoint
+from adaptok.training.pretraining import PretrainModule
 
 OF_MODEL = ("tokenizer", "processor", "decoder", "size", "field_width", *MODEL_KEYS)
 

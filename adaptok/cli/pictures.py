@@ -17,8 +17,8 @@ from adaptok.evaluation import inputs_of, rollouts
 from adaptok.forecast import OneStepModel
 from adaptok.model import Surrogate
 from adaptok.multiphysics import System
-from adaptok.residual_plots import binned_errors_figure, residual_spectra_figure
-from adaptok.rollout_plots import error_maps_figure, rollout_video, spectra_figure
+from adaptok.plots.residuals import binned_errors_figure, residual_spectra_figure
+from adaptok.plots.rollouts import error_maps_figure, rollout_video, spectra_figure
 
 Batch = dict[str, Tensor]
 

@@ -18,22 +18,22 @@ from adaptok import create_schedule
 from adaptok.accounting import peak_memory
 from adaptok.atomic import replacing
 from adaptok.budgets import settings_at_budget, tokenizer_at_budget
-from adaptok.checkpoints import check_resume, find_resume, load_weights, read_checkpoint
 from adaptok.cli import pictures
 from adaptok.cli.tracking import settings_of
 from adaptok.compiling import compile_model
 from adaptok.config import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
 from adaptok.evaluation import evaluate
-from adaptok.fitting import FitModule
 from adaptok.forecast import OneStepModel
 from adaptok.model import Surrogate
-from adaptok.optim import Optim
-from adaptok.parallel import checkpoint_activations, process_group
 from adaptok.pretrained import save_pretrained
 from adaptok.results import write_report
 from adaptok.schedules import Schedule
 from adaptok.training import SurrogateModule, make_trainer
+from adaptok.training.checkpoints import check_resume, find_resume, load_weights, read_checkpoint
+from adaptok.training.fitting import FitModule
+from adaptok.training.optim import Optim
+from adaptok.training.parallel import checkpoint_activations, process_group
 
 Config = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
-from adaptok.checkpoints import flattened
+from adaptok.training.checkpoints import flattened
 
 Config = Mapping[str, Any]
 

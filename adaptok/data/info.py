@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -51,3 +52,15 @@ def set_statistics(model: OneStepModel, info: FieldInfo) -> None:
     """Hands the statistics of the training split to a model."""
     constants = (info.constant_mean, info.constant_std) if info.constants else (None, None)
     model.set_statistics(info.mean, info.std, info.delta_std, *constants)
+
+
+def system_of(model: Any, info: FieldInfo) -> Any:
+    """The one-step model of a data set, with its statistics, that shares the weights of a
+    `Multiphysics` model.
+
+    Raises:
+        ValueError: fields that the model does not know; says which.
+    """
+    system = model.system(info.fields, info.constants)
+    set_statistics(system, info)
+    return system

@@ -15,8 +15,8 @@ from adaptok.baselines import create_baseline
 from adaptok.data import WellData
 from adaptok.data.synthetic import generate
 from adaptok.evaluation import evaluate, rollouts
+from adaptok.plots.rollouts import rollout_video
 from adaptok.results import markdown
-from adaptok.rollout_plots import rollout_video
 
 
 def main(folder: Path) -> None:

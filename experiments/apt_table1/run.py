@@ -21,7 +21,7 @@ import yaml
 from adaptok.bench.timing import paired
 from adaptok.classify import ImageData, load_classifier
 from adaptok.cli import main as adaptok
-from adaptok.plots import read_metrics
+from adaptok.tables import read_metrics
 
 VARIANTS, SEEDS = ("uniform", "uniform_patch8", "apt", "random", "resize"), (0, 1, 2)
 MODEL = "{{patch_size: {patch}, embed_dim: 64, depth: 4, num_heads: 4}}"

@@ -18,7 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from adaptok.bench.drawing import COLOURS
-from adaptok.plots import read_metrics
+from adaptok.tables import read_metrics
 
 HERE = Path(__file__).parent
 TOKENIZERS = ("uniform", "iap", "apt", "matey", "ckm", "csm")

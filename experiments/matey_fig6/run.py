@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from adaptok.cli import main
-from adaptok.plots import read_metrics
+from adaptok.tables import read_metrics
 
 HERE = Path(__file__).parent
 SETS = "[euler_multi_quadrants_periodicBC,active_matter]"

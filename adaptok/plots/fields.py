@@ -1,66 +1,22 @@
-"""Pictures: fields, scores, cells, learning curves and rollouts (matplotlib, no display needed).
+"""Fields, scores and cells.
 
 Arrays are drawn like images: first space axis down, second to the right. A field in 1D is a line,
-one in 3D the plane through the middle of an axis. Functions return the figure; `save` writes it.
+one in 3D the plane through the middle of an axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from PIL import Image
 
 from adaptok.cells import Cells
-from adaptok.tables import read_metrics
-
-# Okabe and Ito's palette: distinguishable with every common colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=COLOURS),
-    "axes.grid": False,
-    "lines.linewidth": 1.4,
-    "figure.constrained_layout.use": True,
-}
-
-
-def _style() -> Any:
-    return plt.rc_context(STYLE)  # type: ignore[arg-type]
-
-
-def save(figure: Figure, path: str | Path, *, dpi: int = 200, small: bool = False) -> Path:
-    """Writes the figure, makes its folder and frees its memory.
-
-    Args:
-        small: keep 256 colours only, which makes a third of the file; for PNG.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
-    plt.close(figure)
-    if small:
-        with Image.open(path) as image:
-            reduced = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
-        reduced.save(path, optimize=True)
-    return path
+from adaptok.plots.style import COLOURS, style
 
 
 def planes(values: np.ndarray) -> dict[str, tuple[np.ndarray, int | None, int]]:
@@ -154,7 +110,7 @@ def cells_figure(
     """
     cuts = planes(values)
     limits, cmap = colours_of(values)
-    with _style():
+    with style():
         figure, axes = _grid(len(cuts), len(tilings), next(iter(cuts.values()))[0])
         for row, (where, (plane, axis, index)) in enumerate(cuts.items()):
             for column, (caption, cells) in enumerate(tilings.items()):
@@ -192,7 +148,7 @@ def trajectory_figure(
     panel = min(1.4, 7.5 / len(flat))  # inches
     width, height = (panel * (n / max(shape)) ** 0.5 for n in (shape[0], shape[-1]))
     size = (len(flat) * width * 1.05 + 0.3, len(times) * height * 1.05 + 0.6)
-    with _style(), plt.rc_context({"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7}):
+    with style(), plt.rc_context({"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7}):
         figure, axes = plt.subplots(len(times), len(flat), figsize=size, squeeze=False)
         for column, (name, values) in enumerate(flat.items()):
             limits, cmap = colours_of(values)
@@ -221,10 +177,10 @@ def panels_figure(
         share: "row" or "column": which panels have the same colours.
         positive: columns such as errors and scores, which share other colours that start at 0.
     """
-    flat = {r: {c: _first_plane(v) for c, v in columns.items()} for r, columns in rows.items()}
+    flat = {r: {c: first_plane(v) for c, v in columns.items()} for r, columns in rows.items()}
     names = list(max(flat.values(), key=len))
     like = next(iter(next(iter(flat.values())).values()))
-    with _style():
+    with style():
         figure, axes = _grid(len(flat), len(names), like, bars=True)
         for axs, columns in zip(axes, flat.values(), strict=True):
             for ax, name in zip(axs, names, strict=True):
@@ -272,56 +228,8 @@ def prediction_figure(
     return panels_figure(rows, title=title, positive=("|error|",))
 
 
-def learning_curve_figure(
-    runs: str | Path | Mapping[str, str | Path],
-    metric: tuple[str, str] = ("val/vrmse", "validation VRMSE"),
-) -> Figure:
-    """Training loss and a validation metric against the step.
-
-    Args:
-        runs: a run folder or its ``metrics.csv``, or several of them by their caption.
-        metric: its name in the file, and its caption.
-    """
-    named = runs if isinstance(runs, Mapping) else {"": runs}
-    with _style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.6))
-        for caption, path in named.items():
-            rows = read_metrics(path)
-            for ax, key in ((left, "train/loss"), (right, metric[0])):
-                points = sorted((r["step"], r[key]) for r in rows if key in r and "step" in r)
-                steps, values = zip(*points, strict=True) if points else ((), ())
-                marker = "o" if len(points) < 30 else None
-                ax.plot(steps, values, marker=marker, markersize=3, label=caption)
-                if values and max(values) > 10 * min(values) > 0:
-                    ax.set_yscale("log")
-        for ax, label in ((left, "training loss"), (right, metric[1])):
-            ax.set(xlabel="step", ylabel=label)
-            ax.grid(alpha=0.25, linewidth=0.5, which="both")
-        if len(named) > 1:
-            left.legend()
-    return figure
-
-
-def rollout_figure(curves: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
-    """VRMSE against the rollout step, one line per setting; "persistence" is grey and dashed."""
-    with _style():
-        figure, ax = plt.subplots(figsize=(4.2, 2.9))
-        for label, values in curves.items():
-            (line,) = ax.plot(range(1, len(values) + 1), values, label=label)
-            if label == "persistence":
-                line.set(color="0.45", linestyle="--")
-        finite = [v for values in curves.values() for v in values if np.isfinite(v) and v > 0]
-        if finite and max(finite) > 20 * min(finite):
-            ax.set_yscale("log")
-        ax.set(xlabel="rollout step", ylabel="VRMSE", title=title)
-        ax.set_xlim(1, max(max(len(v) for v in curves.values()), 2))
-        ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
-        ax.grid(alpha=0.25, linewidth=0.5)
-        ax.legend()
-    return figure
-
-
-def _first_plane(values: np.ndarray) -> np.ndarray:
+def first_plane(values: np.ndarray) -> np.ndarray:
+    """The first of `planes`."""
     return next(iter(planes(values).values()))[0]
 
 

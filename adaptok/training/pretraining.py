@@ -6,22 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptok.data import FieldInfo
-from adaptok.data.info import set_statistics
+from adaptok.data.info import system_of
 from adaptok.multiphysics import Multiphysics, System
-from adaptok.optim import Optim
 from adaptok.schedules import Schedule
-from adaptok.training import Batch, SurrogateModule
-
-
-def system_of(model: Multiphysics, info: FieldInfo) -> System:
-    """A one-step model of a data set, with its statistics, that shares the weights.
-
-    Raises:
-        ValueError: fields that the model does not know; says which.
-    """
-    system = model.system(info.fields, info.constants)
-    set_statistics(system, info)
-    return system
+from adaptok.training.module import Batch, SurrogateModule
+from adaptok.training.optim import Optim
 
 
 class PretrainModule(SurrogateModule):

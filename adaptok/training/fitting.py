@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from adaptok.optim import Rate
+from adaptok.training.optim import Rate
 
 
 class FitModule(L.LightningModule):

@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib import animation
 from matplotlib.figure import Figure
 
-from adaptok.plots import COLOURS, _first_plane, _style, colours_of, draw_values, panels_figure
+from adaptok.plots.fields import colours_of, draw_values, first_plane, panels_figure
+from adaptok.plots.style import COLOURS, style
 
 logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # it announces every film
 
@@ -41,7 +42,7 @@ def rollout_video(
     path = Path(path)
     writer = _writer(path, fps)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _style():
+    with style():
         figure, update = _film(_planes(truth), _planes(prediction), fields)
         film = animation.FuncAnimation(figure, update, frames=len(truth), blit=False)
         temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
@@ -134,7 +135,7 @@ def spectra_figure(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[s
         truth: (t, c, *space).
         prediction: of the same shape.
     """
-    with _style():
+    with style():
         figure, axes = plt.subplots(1, len(fields), figsize=(2.8 * len(fields), 2.5), squeeze=False)
         for number, step in enumerate(sorted({0, len(truth) - 1})):
             pair = (isotropic_spectrum(truth[step]), isotropic_spectrum(prediction[step]))
@@ -154,4 +155,4 @@ def _planes(values: np.ndarray) -> np.ndarray:
     """(t, c, *space) with 3D fields cut through the middle of their first axis."""
     if values.ndim < 5:
         return values
-    return np.stack([np.stack([_first_plane(field) for field in frame]) for frame in values])
+    return np.stack([np.stack([first_plane(field) for field in frame]) for frame in values])

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from adaptok.plots import _style
+from adaptok.plots.style import style
 
 BANDS = ("low", "middle", "high")
 
@@ -23,7 +23,7 @@ def binned_errors_figure(rollouts: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     CKM and CSM, App. E.
     """
-    with _style():
+    with style():
         figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.6), sharey=True)
         for label, rollout in rollouts.items():
             bands = np.array(rollout["spectral_nmse"], dtype=float)  # (steps, 3); None becomes nan
@@ -52,7 +52,7 @@ def residual_spectra_figure(
         patch_size: period of the artifacts per space axis, or None.
         lines: number of steps to show, evenly spaced, the first and the last among them.
     """
-    with _style():
+    with style():
         columns = min(len(rollouts), 4)
         rows = math.ceil(len(rollouts) / columns)
         size = (3.1 * columns, 2.6 * rows)

@@ -1,0 +1,62 @@
+"""Learning curves, and errors of rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from adaptok.plots.style import style
+from adaptok.tables import read_metrics
+
+
+def learning_curve_figure(
+    runs: str | Path | Mapping[str, str | Path],
+    metric: tuple[str, str] = ("val/vrmse", "validation VRMSE"),
+) -> Figure:
+    """Training loss and a validation metric against the step.
+
+    Args:
+        runs: a run folder or its ``metrics.csv``, or several of them by their caption.
+        metric: its name in the file, and its caption.
+    """
+    named = runs if isinstance(runs, Mapping) else {"": runs}
+    with style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.6))
+        for caption, path in named.items():
+            rows = read_metrics(path)
+            for ax, key in ((left, "train/loss"), (right, metric[0])):
+                points = sorted((r["step"], r[key]) for r in rows if key in r and "step" in r)
+                steps, values = zip(*points, strict=True) if points else ((), ())
+                marker = "o" if len(points) < 30 else None
+                ax.plot(steps, values, marker=marker, markersize=3, label=caption)
+                if values and max(values) > 10 * min(values) > 0:
+                    ax.set_yscale("log")
+        for ax, label in ((left, "training loss"), (right, metric[1])):
+            ax.set(xlabel="step", ylabel=label)
+            ax.grid(alpha=0.25, linewidth=0.5, which="both")
+        if len(named) > 1:
+            left.legend()
+    return figure
+
+
+def rollout_figure(curves: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
+    """VRMSE against the rollout step, one line per setting; "persistence" is grey and dashed."""
+    with style():
+        figure, ax = plt.subplots(figsize=(4.2, 2.9))
+        for label, values in curves.items():
+            (line,) = ax.plot(range(1, len(values) + 1), values, label=label)
+            if label == "persistence":
+                line.set(color="0.45", linestyle="--")
+        finite = [v for values in curves.values() for v in values if np.isfinite(v) and v > 0]
+        if finite and max(finite) > 20 * min(finite):
+            ax.set_yscale("log")
+        ax.set(xlabel="rollout step", ylabel="VRMSE", title=title)
+        ax.set_xlim(1, max(max(len(v) for v in curves.values()), 2))
+        ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+        ax.grid(alpha=0.25, linewidth=0.5)
+        ax.legend()
+    return figure

@@ -1,0 +1,79 @@
+"""The trainer: what it prints, and what it keeps in the run folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from adaptok.training.averaging import Averaging
+from adaptok.training.parallel import make_strategy
+from adaptok.training.saving import AtomicIO, Checkpoints
+
+
+class LineProgress(Callback):
+    """Progress for logs and pipes: about twenty lines instead of a bar."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Prints loss, tokens per sample, samples per second."""
+        step, last = trainer.global_step, int(trainer.max_steps)
+        if step % max(last // 20, 1) == 0 or step == last:
+            facts = {k: float(v) for k, v in trainer.progress_bar_metrics.items()}
+            print(f"step {step}/{last}  " + "  ".join(f"{k} {v:.4g}" for k, v in facts.items()))
+            sys.stdout.flush()
+
+
+def make_trainer(
+    folder: str | Path,
+    *,
+    ema: float = 0.99,
+    wandb: Mapping[str, Any] | None = None,
+    precision: str = "auto",
+    strategy: str = "auto",
+    monitor: str = "val/vrmse",
+    **knobs: Any,
+) -> L.Trainer:
+    """A trainer that keeps metrics.csv and checkpoints/{best,last}.ckpt in `folder`.
+
+    Args:
+        ema: decay of the averaged weights, which validation uses and which the fit ends with.
+        wandb: arguments of Lightning's WandbLogger, or None.
+        strategy: "fsdp" shards weights over the processes (FSDP2); else one of Lightning's, such as
+            "ddp".
+        monitor: metric whose lowest value makes best.ckpt.
+        precision: "auto" (bf16-mixed on CUDA, else 32-true) or one of Lightning's.
+        knobs: of lightning.Trainer; `val_check_interval` counts optimiser steps.
+    """
+    folder = Path(folder)
+    if precision == "auto":
+        cuda = knobs.get("accelerator", "auto") != "cpu" and torch.cuda.is_available()
+        precision = "bf16-mixed" if cuda else "32-true"
+    every = knobs.pop("val_check_interval", 1000)
+    callbacks: list[Callback] = [Averaging(ema)]
+    if knobs.get("enable_progress_bar", True):
+        knobs["enable_progress_bar"] = sys.stderr.isatty()
+        callbacks.append(TQDMProgressBar(refresh_rate=5) if sys.stderr.isatty() else LineProgress())
+    callbacks.append(Checkpoints(folder / "checkpoints", every, monitor))
+    loggers: list[Any] = [CSVLogger(folder, name="", version="")]
+    if wandb is not None:
+        loggers.append(WandbLogger(save_dir=folder, **wandb))
+    places = (knobs.get("accelerator", "auto"), knobs.get("devices", 1), knobs.get("num_nodes", 1))
+    return L.Trainer(
+        default_root_dir=folder,
+        strategy=make_strategy(strategy, *places),
+        plugins=[AtomicIO()],
+        callbacks=callbacks,
+        logger=loggers,
+        precision=precision,  # type: ignore[arg-type]
+        check_val_every_n_epoch=None,
+        val_check_interval=every * knobs.get("accumulate_grad_batches", 1),
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **knobs,
+    )

@@ -70,7 +70,7 @@ def evaluate(
         raise ValueError(f"predictions are those of rollouts: give steps, not {steps}")
     place = device_of(device)
     surrogate = surrogate.to(place).eval()
-    controls = settings_at_budget(surrogate, data, settings)
+    controls = check_settings(surrogate, data, settings)
     fields = list(data.info.fields)
     period = _period(surrogate, patch_size)
     results = {
@@ -108,6 +108,22 @@ def label_of(setting: Mapping[str, Any]) -> str:
     if "name" in setting:
         return f"{setting['name']} " + " / ".join(label_of(s) for s in setting.get("settings", ()))
     return ", ".join(f"{k}={v}" for k, v in setting.items()) or "as built"
+
+
+def check_settings(
+    surrogate: OneStepModel, data: WellData, settings: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The controls that settings become for a model, as `evaluate` uses them.
+
+    Raises:
+        ValueError: a control that the model does not have, or a budget that it cannot reach.
+    """
+    controls = settings_at_budget(surrogate, data, settings)
+    for chosen in controls:
+        for one in chosen.get("settings", [chosen]):
+            _schedule(surrogate, one)
+        _schedule(surrogate, chosen)
+    return controls
 
 
 def _schedule(surrogate: OneStepModel, setting: Mapping[str, Any]) -> Schedule:

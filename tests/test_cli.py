@@ -73,14 +73,39 @@ def test_eval_repeats_the_test_of_the_training_run(trained, tmp_path, capsys):
 
 def test_eval_with_other_data_options_and_another_tokenizer(trained, tmp_path, capsys):
     common = ["eval", f"ckpt={trained}", "steps=0", f"hydra.run.dir={tmp_path}"]
-    run(capsys, *common, "+data.batch_size=1", "+tokenizer.splits_per_step=2")
+    run(capsys, *common, "+data.batch_size=1", "+tokenizer.splits_per_step=2", "seed=7")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["data"]["batch_size"] == 1
-    assert config["tokenizer"]["splits_per_step"] == 2
+    trained_with = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["tokenizer"] == {**trained_with["tokenizer"], "splits_per_step": 2}
+    assert config["data"].keys() == trained_with["data"].keys()
+    assert config["seed"] == trained_with["seed"] != 7
     error = fail(capsys, *common, "tokenizer=uniform")
     assert "another architecture: tokenizer.name is iap in the checkpoint, uniform here" in error
     error = fail(capsys, *common, "+tokenizer.min_size=4")
     assert "tokenizer.min_size is 2 in the checkpoint, 4 here" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["test.settings=[{bugdet: 10}]"], "unknown control 'bugdet'"),
+        (["test.settings=[{name: cyclic, settings: [{bugdet: 10}]}]"], "unknown control 'bugdet'"),
+        (["test.settings=[{budget: 2}]"], "below the 4 cells"),
+        (["test.settings=[{budget: 10}]", "model=fno"], "unknown control 'budget'"),
+    ],
+)
+def test_settings_of_the_test_are_checked_before_the_training(
+    options, message, trained, tmp_path, capsys
+):
+    given = [*small_runs.train(), *options, f"hydra.run.dir={tmp_path}"]
+    assert message in fail(capsys, "train", *given)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_sweep_that_cannot_be_parsed_is_one_line(capsys):
+    error = fail(capsys, "train", "-m", "tokenizer=iap,uniform", "test.settings=[{budget: 64}")
+    assert "test.settings" in error
 
 
 @pytest.mark.slow

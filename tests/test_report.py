@@ -186,6 +186,7 @@ def bad(sweep) -> Path:
     """The sweep, and everything that can be wrong beside it."""
     (sweep / "empty").mkdir()
     (sweep / "only_hydra" / ".hydra").mkdir(parents=True)
+    (sweep / "only_hydra" / ".hydra" / "config.yaml").write_text("seed: 0")
     half = make.write_surrogate(sweep, "apt", 0)
     text = (half / "metrics.json").read_text()
     (half / "metrics.json").write_text(text[: len(text) // 2])
@@ -424,6 +425,20 @@ def test_no_chosen_key_follows_from_those_before_it(configs):
 def test_a_key_that_older_runs_lack_splits_nothing():
     assert label_keys([{"a": 1}, {"a": 1, "new": 0}, {"a": 1, "new": 0}]) == ()
     assert label_keys([{"a": 1}, {"a": 1, "new": 0}, {"a": 1, "new": 2}]) == ("new",)
+    configs = [{"a": 1}, {"a": 1, "new": 0}]
+    assert label_keys(configs, ["0.1", "0.2"]) == label_keys(configs, [None, "0.2"]) == ()
+
+
+def test_a_key_that_one_run_of_a_version_lacks_tells_it_apart(tmp_path):
+    assert label_keys([{"a": 1}, {"a": 1, "new": 0}], ["0.2", "0.2"]) == ("new",)
+    assert label_keys([{"a": 1}, {"a": 1, "new": None}], ["0.2", "0.2"]) == ()
+    for error, part in ((0.1, "gradient"), (0.2, {"name": "variance", "mode": "mean"})):
+        node = {"name": "composed", "indicator": part}
+        folder = make.write_surrogate(tmp_path, "composed", 0, error=error, tokenizer=node)
+        folder.rename(tmp_path / f"run_{error}")
+    rows = rows_of(tmp_path)
+    assert sorted(row.error.mean for row in rows) == [0.1, 0.2]
+    assert [row.group.keys["tokenizer.indicator.name"] for row in rows] == ["gradient", "variance"]
 
 
 # Statistics
@@ -475,6 +490,25 @@ def test_another_split_is_no_result(sweep):
     assert verdict.reasons == ["tested on the valid split"]
 
 
+def test_a_diverged_rollout_is_shown_and_not_averaged_away(tmp_path):
+    for seed in range(3):
+        make.write_surrogate(tmp_path, "uniform", seed, error=0.1)
+        folder = make.write_surrogate(tmp_path, "iap", seed, error=0.05)
+        if seed:
+            results = json.loads((folder / "metrics.json").read_text())
+            results["settings"][0]["rollout"]["mean"][-1] = None
+            (folder / "metrics.json").write_text(json.dumps(results))
+    rows = rows_of(tmp_path)
+    assert ranks(rows, "vrmse") == [1, 2]
+    assert ranks(rows, "rollout_last") == [None, None]  # one model is left
+    last = column(results_sheet(rows), "last rollout step")
+    assert last[1].text.endswith("(2 of 3 diverged)")
+    assert "diverged" not in column(results_sheet(rows), "VRMSE")[1].text
+    written = {(row["tokenizer"], row["seed"]): row for row in tidy_rows(read_runs(tmp_path).runs)}
+    assert written["iap", 1]["rollout_last"] == "diverged"
+    assert isinstance(written["iap", 0]["rollout_last"], float)
+
+
 # Budget transfer
 
 
@@ -504,6 +538,20 @@ def test_transfer_matrix_is_train_by_test(tmp_path):
             assert matrix.cells[i][j] == spread(expected)
     assert matrix.cells[0][0].n == 2
     assert matrix.cells[2][0].n == 1
+
+
+def test_transfer_counts_no_model_twice(tmp_path):
+    """As built and by number, the budget of training is one setting."""
+    for seed in range(3):
+        error = 0.1 * (seed + 1)
+        folder = make.write_surrogate(tmp_path, "iap", seed, budget=128, error=error)
+        again = [make.row_of(error, 128.0, 128), make.row_of(0.5, 64.0, 64)]
+        evaluation_of(folder, tmp_path / f"eval_{seed}", again)
+    rows = rows_of(tmp_path)
+    (matrix,) = transfers(rows)
+    assert matrix.tested == [64, 128]
+    assert matrix.cells[0][1] == pytest.approx(spread([0.1, 0.2, 0.3]))
+    assert [row.setting for row in rows if row.home] == ["as built"]
 
 
 def test_transfer_marks_what_is_worse_than_persistence(tmp_path):

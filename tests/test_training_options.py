@@ -174,6 +174,8 @@ def test_accumulated_batches_are_one_large_batch(setting, tmp_path):
         modules.append(module_of(config, data))
         fit(modules[-1], data, tmp_path / str(size), 2, accumulate_grad_batches=parts)
     same(*modules, tolerance=1e-6)
+    split = modules[1]
+    assert split.seconds_per_step == pytest.approx(2 * split._total_seconds / 3)  # of 4 batches
 
 
 def test_checkpointed_activations_change_nothing_but_memory(setting):

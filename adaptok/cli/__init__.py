@@ -112,8 +112,10 @@ def _check_alone(command: str, args: list[str]) -> None:
 def _sweep(command: str, args: list[str]) -> int:
     """Runs the jobs of a sweep and tells what became of them; returns the exit status."""
     from adaptok.cli.sweeps import Job, Watch, summarise
+    from adaptok.config import readable_errors
 
-    job, failed = Job(command, args), 0
+    with readable_errors(command, _overrides(args)):
+        job, failed = Job(command, args), 0
     Watch.folder = None
     try:
         _launch(job, command, args)
@@ -132,17 +134,20 @@ def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
 
     register_parts(task_of(args))
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
-    overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"adaptok {command}", *args], "1"  # it re-raises
     try:
-        with readable_errors(command, overrides):
+        with readable_errors(command, _overrides(args)):
             run()
     finally:
         sys.argv = before[0]
         os.environ.pop("HYDRA_FULL_ERROR")
         if before[1] is not None:
             os.environ["HYDRA_FULL_ERROR"] = before[1]
+
+
+def _overrides(args: Sequence[str]) -> list[str]:
+    return [arg for arg in args if "=" in arg and not arg.startswith("-")]
 
 
 def _as_typed(

@@ -21,7 +21,7 @@ from adaptok.classify import (
 )
 from adaptok.classify.evaluation import classifier_markdown
 from adaptok.classify.models import build_timm
-from adaptok.cli.runs import fit, of_lightning, quiet, write_config
+from adaptok.cli.runs import config_of_eval, fit, of_lightning, quiet, write_config
 from adaptok.config import check_knobs
 from adaptok.evaluation import label_of
 from adaptok.results import write_report
@@ -75,7 +75,7 @@ def test_classifier(config: Config, wanted: Config, path: Path, folder: Path) ->
     results |= evaluate_classifier(
         model, data, **{key: wanted[key] for key in ("split", "settings", "device")}
     )
-    write_config({**config, **wanted}, folder)
+    write_config(config_of_eval(config, wanted), folder)
     write_report(results, folder, classifier_markdown(results))
     _pictures(model, data, results, folder)
     return results

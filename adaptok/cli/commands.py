@@ -15,7 +15,7 @@ from adaptok import create_tokenizer
 from adaptok.budgets import settings_at_budget
 from adaptok.cli import pictures
 from adaptok.cli.many import data_of_each, finetune_and_test, pretrain_and_test
-from adaptok.cli.runs import Run, fit_and_test, write_config
+from adaptok.cli.runs import GROUPS, Run, config_of_eval, fit_and_test, write_config
 from adaptok.cli.tracking import tracked
 from adaptok.config import (
     build_data,
@@ -126,7 +126,7 @@ def eval(config: DictConfig) -> float | None:
     if wanted["save_predictions"]:
         options["predictions"] = folder / "predictions"
     results = {"checkpoint": str(path), **evaluate(surrogate, data, **options)}
-    write_config({**trained, **wanted}, folder)
+    write_config(config_of_eval(trained, wanted), folder)
     write_report(results, folder)
     more = {"split": wanted["split"], "video": wanted["video"]}
     pictures.of_run(surrogate, data, results, folder, **more)
@@ -152,7 +152,7 @@ def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[s
     if not saved:
         raise ValueError(f"{path} was not written by adaptok train: it holds no configuration")
     merged = DictConfig(saved)
-    for group in ("model", "tokenizer", "processor", "decoder", "data"):
+    for group in GROUPS:
         given = config.get(group)
         if given is None:
             continue

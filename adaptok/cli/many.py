@@ -30,6 +30,7 @@ from adaptok.config import (
     vocabulary_of,
 )
 from adaptok.data.info import system_of
+from adaptok.evaluation import check_settings
 from adaptok.pretrained import save_pretrained
 from adaptok.training.checkpoints import flattened, load_weights, read_checkpoint
 from adaptok.training.pretraining import PretrainModule
@@ -63,6 +64,8 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, dict[str, Any]]
             "task=pretrain has batches of several sets and grids, a graph for each: "
             "trainer.compile=false"
         )
+    for one in mixture.sets.values():
+        check_settings(system_of(model, one.info), one, config["test"]["settings"])
     prepare(model, config)
     about = (*objectives(config), config)
     module = PretrainModule(model, mixture.infos, *about, seed=config["seed"])

@@ -23,7 +23,7 @@ from adaptok.cli.tracking import settings_of
 from adaptok.compiling import compile_model
 from adaptok.config import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
-from adaptok.evaluation import evaluate
+from adaptok.evaluation import check_settings, evaluate
 from adaptok.forecast import OneStepModel
 from adaptok.model import Surrogate
 from adaptok.pretrained import save_pretrained
@@ -36,6 +36,7 @@ from adaptok.training.optim import Optim
 from adaptok.training.parallel import checkpoint_activations, process_group
 
 Config = Mapping[str, Any]
+GROUPS = ("model", "tokenizer", "processor", "decoder", "data")  # that adaptok eval may exchange
 
 
 class Run(NamedTuple):
@@ -101,6 +102,7 @@ def fit_on(data: WellData, surrogate: OneStepModel, config: Config, folder: Path
     given = config["schedule"]
     resolved = settings_at_budget(surrogate, data, given["settings"])
     config = {**config, "schedule": {**given, "settings": resolved}}
+    check_settings(surrogate, data, config["test"]["settings"])  # now, not after the training
     prepare(surrogate, config)
     module = SurrogateModule(surrogate, *objectives(config), config, seed=config["seed"])
     seconds = fit_surrogate(module, data, config, folder)
@@ -201,6 +203,16 @@ def _save_untrained(module: SurrogateModule, folder: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save(checkpoint, temporary)
+
+
+def config_of_eval(trained: Config, wanted: Config) -> dict[str, Any]:
+    """What ``adaptok eval`` did: the training run, as the user changed it, and how it was tested.
+
+    Args:
+        trained: with the groups and keys that the user gave instead.
+        wanted: of the command; its groups hold only what was given.
+    """
+    return {**trained, **{k: v for k, v in wanted.items() if k not in (*GROUPS, "seed")}}
 
 
 def write_config(config: Config, folder: Path) -> None:

@@ -89,7 +89,7 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
     Raises:
         ValueError: a key that no run has.
     """
-    settled = {id(run): _settled(run) for run in runs}
+    settled = _settled(runs)
     known = sorted({key for config in settled.values() for key in config})
     for key in by:
         if key not in known:
@@ -110,7 +110,8 @@ def _groups_of_kind(
     table: Table, runs: Sequence[Run], settled: Settled, by: tuple[str, ...]
 ) -> list[Group]:
     """Groups of the runs of one tokenizer or baseline in a table."""
-    varying = label_keys([settled[id(run)] for run in runs])
+    versions = [run.environment.get("adaptok") for run in runs]
+    varying = label_keys([settled[id(run)] for run in runs], versions)
     keys = by or varying
     members: dict[Hashable, list[Run]] = {}
     for run in runs:
@@ -129,16 +130,27 @@ def _groups_of_kind(
     return groups
 
 
-def label_keys(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def label_keys(
+    configs: Sequence[Mapping[str, Any]], versions: Sequence[str | None] = ()
+) -> tuple[str, ...]:
     """The fewest keys, the telling ones first, that split flat configurations as all keys do.
 
-    A key is left out if those before it imply its value, or if all configurations that have it
-    agree: older runs lack keys that were added since.
+    A key is left out if those before it imply its value. Not to have a key is as to have it null,
+    but for configurations of another version than those that have it: older ones lack keys that
+    were added since.
+
+    Args:
+        versions: of adaptok, one per configuration; None is unknown.
     """
     seen: dict[str, set[Hashable]] = {}
     for config in configs:
         for key, value in config.items():
             seen.setdefault(key, set()).add(_hashable(value))
+    pairs = list(zip(configs, versions, strict=True)) if versions else []
+    for key, values in seen.items():
+        having = {version for config, version in pairs if key in config} - {None}
+        if any(version in having for config, version in pairs if key not in config):
+            values.add(_hashable(None))
     keys = sorted((key for key, values in seen.items() if len(values) > 1), key=_priority)
     parts = [0] * len(configs)
     chosen = []
@@ -178,7 +190,17 @@ def _short(key: str) -> str:
     return key.removesuffix(".name").rpartition(".")[2]
 
 
-def _settled(run: Run) -> dict[str, Any]:
+def _settled(runs: Sequence[Run]) -> dict[int, dict[str, Any]]:
+    """Significant configurations; a part without knobs is written as one with knobs."""
+    found = {id(run): _of_run(run) for run in runs}
+    known = {key for config in found.values() for key in config}
+    for config in found.values():
+        for key in [k for k, v in config.items() if isinstance(v, str) and f"{k}.name" in known]:
+            config[f"{key}.name"] = config.pop(key)
+    return found
+
+
+def _of_run(run: Run) -> dict[str, Any]:
     config = significant(run.config, evaluated=run.source is not None)
     if not config:
         return {"folder": run.name}  # without config.yaml a run is like no other
@@ -189,8 +211,8 @@ def _by_seed(run: Run) -> tuple[bool, int, float]:
     return (run.seed is None, run.seed or 0, run.modified)
 
 
-def _priority(key: str) -> tuple[int, str]:
-    return (FIRST.index(key) if key in FIRST else len(FIRST), key)
+def _priority(key: str) -> tuple[int, bool, str]:
+    return (FIRST.index(key) if key in FIRST else len(FIRST), not key.endswith(".name"), key)
 
 
 def _hashable(value: Any) -> Hashable:

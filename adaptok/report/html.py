@@ -53,10 +53,7 @@ def sheet_html(sheet: Sheet, looked: Mapping[str, Look] | None = None) -> str:
     )
     caption = f'<p class="caption">{escape(sheet.caption)}</p>'
     table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    search = (
-        '<input type="search" class="filter" placeholder="filter rows" aria-label="filter rows">'
-    )
-    search = search if len(sheet.rows) > FILTERED else ""
+    search = FILTER if len(sheet.rows) > FILTERED else ""
     return f'<div class="sheet">{caption}{search}<div class="scroll">{table}</div></div>'
 
 

@@ -74,7 +74,7 @@ def _run_folders(place: Path, problems: list[Problem], seen: set[Path]) -> Itera
 
 
 def _has_runs(place: Path) -> bool:
-    return next(place.glob("**/config.yaml"), None) is not None
+    return any(".hydra" not in path.parts for path in place.glob("**/config.yaml"))
 
 
 def _read(folder: Path, found: Runs) -> None:
@@ -147,7 +147,8 @@ def _status(
         return "failed", str(failed.get("error", "unknown error"))
     steps = chain(config, "trainer", "max_steps")
     done = f"step {curve[-1]['step'] + 1:.0f}" if curve else "nothing logged yet"
-    return "unfinished", f"{done} of {steps}" if curve and steps else done
+    known = isinstance(steps, int) and steps > 0  # -1 is without end
+    return "unfinished", f"{done} of {steps}" if curve and known else done
 
 
 def _reference(results: Mapping[str, Any], measure: Measure) -> Number:

@@ -141,8 +141,12 @@ class Run:
     @property
     def home(self) -> Result | None:
         """The setting that the model was trained at, or else the first one."""
-        at_home = [r for r in self.results if not r.setting or r.budget == self.budget is not None]
+        at_home = [result for result in self.results if self.trained_at(result)]
         return next(iter([*at_home, *self.results]), None)
+
+    def trained_at(self, result: Result) -> bool:
+        """Whether a result is of the setting that the model was trained at."""
+        return not result.setting or result.budget == self.budget is not None
 
     def reference_of(self, name: str) -> Number:
         """Persistence's value of "vrmse", "rollout_last" or a window such as "rollout_6:12"."""

@@ -87,7 +87,7 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
         for column in errors:
             value = column.get(row)
             rank = places[column.title][i] if column.ranked else None
-            text = column.text(value) + _divergence(row, value, bool(column.ranked))
+            text = column.text(value) + _divergence(row, value, column.ranked)
             cells.append(Cell(text, value.mean if value else None, rank, _each(row, column.ranked)))
         for column in costs:
             value = column.get(row)
@@ -203,10 +203,11 @@ def _tokens_cell(row: Summary) -> Cell:
     return Cell(text, mean.mean)
 
 
-def _divergence(row: Summary, value: Spread | None, is_error: bool) -> str:
-    if not is_error or row.diverged == 0:
+def _divergence(row: Summary, value: Spread | None, name: str) -> str:
+    number = row.diverged_in(name)
+    if number == 0:
         return ""
-    return " diverged" if value is None else f" ({row.diverged} of {len(row.pairs)} diverged)"
+    return " diverged" if value is None else f" ({number} of {len(row.pairs)} diverged)"
 
 
 def _each(row: Summary, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,6 +56,10 @@ class Summary:
         """Number of runs without a finite error."""
         return sum(result.get(self.measure.key) is None for _, result in self.pairs)
 
+    def diverged_in(self, name: str) -> int:
+        """Number of runs in which a number was measured and is not finite."""
+        return sum(name in r.values and r.get(name) is None for _, r in self.pairs)
+
     @property
     def error(self) -> Spread | None:
         """The measure, over the runs that did not diverge."""
@@ -105,11 +109,19 @@ def summaries(groups: Sequence[Group]) -> list[Summary]:
         ):
             for result in run.results:
                 rows.setdefault(result.label, {})[identity] = (run, result)
-        for setting, newest in rows.items():
-            pairs = sorted(newest.values(), key=lambda pair: (pair[0].seed is None, pair[0].seed))
-            home = all(result is run.home for run, result in pairs)
-            found.append(Summary(group, setting, pairs, home))
+        pairs = {
+            setting: sorted(newest.values(), key=lambda pair: (pair[0].seed is None, pair[0].seed))
+            for setting, newest in rows.items()
+        }
+        home = _home(pairs)
+        found += [Summary(group, s, own, s == home) for s, own in pairs.items()]
     return found
+
+
+def _home(rows: Mapping[str, Sequence[tuple[Run, Result]]]) -> str:
+    """The setting that most runs were trained at; where none was, the first one."""
+    trained = {s: sum(run.trained_at(r) for run, r in pairs) for s, pairs in rows.items()}
+    return max(trained, key=lambda setting: trained[setting], default="")
 
 
 def ranks(rows: Sequence[Summary], name: str, *, lower: bool = True) -> list[int | None]:
@@ -128,6 +140,7 @@ def ranks(rows: Sequence[Summary], name: str, *, lower: bool = True) -> list[int
             if row.setting == setting
             and row.counts
             and not row.is_reference
+            and not row.diverged_in(name)
             and (value := row.spread(name)) is not None
             and not _beaten(value, row.reference_of(name), lower)
         ]

@@ -11,6 +11,7 @@ from adaptok.report.grouping import Group, group_runs
 from adaptok.report.records import Result, Run
 
 Row = dict[str, Any]
+ERRORS = ("vrmse", "nrmse", "nmse_", "rollout_", "loss")  # None of these is not finite
 ENVIRONMENT = ("adaptok", "torch", "device", "hardware", "when")
 
 
@@ -70,10 +71,9 @@ def _row(run: Run, result: Result | None, group: Group, keys: Sequence[str]) -> 
 def _numbers(run: Run, result: Result) -> Row:
     measure = run.measure
     row: Row = {"setting": result.label, "budget": result.budget}
-    row |= result.values
-    if row.get(measure.key, 0) is None:
-        row[measure.key] = "diverged"
-    row |= {f"{measure.key}.{name}": value for name, value in result.fields.items()}
+    errors = {f"{measure.key}.{name}": value for name, value in result.fields.items()}
+    for name, value in {**result.values, **errors}.items():
+        row[name] = "diverged" if value is None and name.startswith(ERRORS) else value
     row[measure.reference] = run.reference
     if run.reference_rollout:
         row[f"{measure.reference}_rollout_last"] = run.reference_rollout[-1]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptok.report.grouping import BUDGETS, Group, label_of_keys
+from adaptok.report.records import Number
 from adaptok.report.summaries import Spread, Summary, spread
 
 
@@ -49,11 +50,21 @@ def _transfer(label: str, rows: Sequence[Summary]) -> Transfer:
     cells, diverged = [], []
     for own in trained:
         at = [[r for r in rows if (_trained(r), _tested(r)) == (own, b)] for b in tested]
-        values = [[result.get("vrmse") for row in s for _, result in row.pairs] for s in at]
+        values = [_one_each(s) for s in at]
         cells.append([spread(v) for v in values])
         diverged.append([sum(x is None for x in v) for v in values])
     reference = spread(run.reference for row in rows for run, _ in row.pairs)
     return Transfer(label, trained, tested, cells, diverged, reference)
+
+
+def _one_each(rows: Sequence[Summary]) -> list[Number]:
+    """An error per model: one may be tested as built and at the same budget by number."""
+    found = {
+        (id(row.group), run.folder if run.seed is None else run.seed): result.get("vrmse")
+        for row in sorted(rows, key=lambda row: not row.home)
+        for run, result in row.pairs
+    }
+    return list(found.values())
 
 
 def _trained(row: Summary) -> int | str | None:

@@ -70,6 +70,7 @@ def at_budget(
             control = marking.controls[0]
             return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
     if "budget" in tokenizer.controls:
+        tokenizer.cells(batches[0], boundary=boundary, budget=budget)  # raises where it is too low
         return {"budget": budget}
     if isinstance(tokenizer, Patched):
         if "patch_size" not in tokenizer.controls:

@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{file} is refused: it holds more than tensors and plain values, and loading such a "
             "pickle could run any code"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, IndexError) as error:
         raise ValueError(f"{file} is damaged or not a checkpoint: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{file} is not a checkpoint of adaptok: it has no state_dict")

@@ -32,7 +32,7 @@ class FitModule(L.LightningModule):
         self.tokens_per_sample: float | None = None
         self.log_every = 50
         self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
-        self._total_seconds, self._total_batches = 0.0, 0
+        self._total_seconds, self._total_batches, self._batches_per_step = 0.0, 0, 1
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the random numbers of this batch, others on each rank."""
@@ -63,8 +63,10 @@ class FitModule(L.LightningModule):
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean time of a training batch, without validation and without the first batch."""
-        return self._total_seconds / max(self._total_batches - 1, 1)
+        """Mean time of an optimiser step, all its batches, without validation and without the first
+        batch."""
+        per_batch = self._total_seconds / max(self._total_batches - 1, 1)
+        return per_batch * self._batches_per_step
 
     def real_samples(self, batch_idx: int, size: int, dataloader_idx: int = 0) -> Tensor:
         """Which of a validation batch's samples count, (size,).
@@ -81,6 +83,7 @@ class FitModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Does not count the set-up as training time."""
         self.log_every = getattr(self.trainer, "log_every_n_steps", self.log_every)
+        self._batches_per_step = getattr(self.trainer, "accumulate_grad_batches", 1)
         self._last = time.perf_counter()
 
     def on_validation_end(self) -> None:

@@ -285,11 +285,15 @@ def test_twelve_jobs_one_fails_and_one_is_killed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "package"),
-    [("joblib", "hydra_joblib_launcher"), ("submitit_local", "hydra_submitit_launcher")],
+    [
+        ("joblib", "hydra_joblib_launcher"),
+        ("submitit_local", "hydra_submitit_launcher"),
+        ("ray", "hydra_ray_launcher"),
+    ],
 )
 def test_launchers_with_processes_of_their_own(tmp_path, launcher, package):
     if find_spec(f"hydra_plugins.{package}") is None:
-        pytest.skip(f"{package} is not installed: pip install 'adaptok[sweeps]'")
+        pytest.skip(f"{package} is not installed: pip install {package.replace('_', '-')}")
     words = [sys.executable, "-m", "adaptok", "train", "-m", *QUICK, "history=1,99"]
     words += [f"hydra.sweep.dir={tmp_path / 'sweep'}", f"hydra/launcher={launcher}"]
     for finished in ("finished", "skipped"):

@@ -11,6 +11,9 @@ from listed import Experiment, Run
 from adaptok import plots
 from adaptok.plots.residuals import residual_spectra_figure
 
+SURROGATE = ("val/vrmse", "validation VRMSE")
+CLASSIFIER = ("val/error", "validation error")
+
 
 def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
     """Learning curves per data set; rollouts and spectra of their residuals, where there are any.
@@ -35,7 +38,8 @@ def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
                 run.name if len(run.seeds) == 1 else f"{run.name}, seed {seed}": folder
                 for run, seed, folder, _ in runs
             }
-            figure = plots.learning_curve_figure(curves)
+            metric = CLASSIFIER if "classes" in runs[0][3] else SURROGATE
+            figure = plots.learning_curve_figure(curves, metric)
             plots.save(figure, target / f"learning_curves{end}.png", dpi=120, small=True)
         rolled = _rollouts(experiment, runs)
         if rolled and ("vrmse_step" in keeps or "*" in experiment.metrics):

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from adaptok.plots.style import style
 from adaptok.tables import read_metrics
 
+MANY = 6  # curves; the legend of more stands outside
+
 
 def learning_curve_figure(
     runs: str | Path | Mapping[str, str | Path],
@@ -38,7 +40,10 @@ def learning_curve_figure(
         for ax, label in ((left, "training loss"), (right, metric[1])):
             ax.set(xlabel="step", ylabel=label)
             ax.grid(alpha=0.25, linewidth=0.5, which="both")
-        if len(named) > 1:
+        if len(named) > MANY:
+            figure.set_figwidth(8.8)
+            figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
+        elif len(named) > 1:
             left.legend()
     return figure
 

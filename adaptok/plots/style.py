@@ -24,7 +24,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS),
     "axes.grid": False,
     "lines.linewidth": 1.4,
     "figure.constrained_layout.use": True,

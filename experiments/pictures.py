@@ -34,10 +34,9 @@ def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
     for data, runs in done.items():
         end = f"_{data}" if len(done) > 1 else ""
         if any(run.owner == experiment.name for run, *_ in runs):
-            curves = {
-                run.name if len(run.seeds) == 1 else f"{run.name}, seed {seed}": folder
-                for run, seed, folder, _ in runs
-            }
+            curves: dict[str, list[Path]] = {}
+            for run, _, folder, _ in runs:
+                curves.setdefault(run.name, []).append(folder)
             metric = CLASSIFIER if "classes" in runs[0][3] else SURROGATE
             figure = plots.learning_curve_figure(curves, metric)
             plots.save(figure, target / f"learning_curves{end}.png", dpi=120, small=True)

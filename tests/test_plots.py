@@ -95,6 +95,14 @@ def test_learning_curves_of_resumed_and_several_runs(tmp_path):
     assert left.lines[0].get_xydata().tolist() == [[0, 4.0], [2, 0.5]]
     assert right.lines[1].get_xydata().tolist() == [[3, 0.7]]
     assert [t.get_text() for t in left.get_legend().get_texts()] == ["a", "b"]
+    figure = plots.learning_curve_figure(
+        {"both": [tmp_path / "a", tmp_path / "b"], "c": tmp_path / "a"}
+    )
+    first, second, other = figure.axes[1].lines
+    assert first.get_color() == second.get_color() != other.get_color()
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["both", "c"]
+    many = {str(i): tmp_path / "a" for i in range(9)}
+    assert plots.learning_curve_figure(many).legends  # outside
     plt.close("all")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptok.plots.style import style
@@ -16,27 +19,25 @@ MANY = 6  # curves; the legend of more stands outside
 
 
 def learning_curve_figure(
-    runs: str | Path | Mapping[str, str | Path],
+    runs: str | Path | Mapping[str, str | Path | Sequence[str | Path]],
     metric: tuple[str, str] = ("val/vrmse", "validation VRMSE"),
 ) -> Figure:
     """Training loss and a validation metric against the step.
 
     Args:
-        runs: a run folder or its ``metrics.csv``, or several of them by their caption.
+        runs: a run folder or its ``metrics.csv``, or several of them by their caption; those under
+            one caption (seeds) look alike.
         metric: its name in the file, and its caption.
     """
     named = runs if isinstance(runs, Mapping) else {"": runs}
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.6))
-        for caption, path in named.items():
-            rows = read_metrics(path)
-            for ax, key in ((left, "train/loss"), (right, metric[0])):
-                points = sorted((r["step"], r[key]) for r in rows if key in r and "step" in r)
-                steps, values = zip(*points, strict=True) if points else ((), ())
-                marker = "o" if len(points) < 30 else None
-                ax.plot(steps, values, marker=marker, markersize=3, label=caption)
-                if values and max(values) > 10 * min(values) > 0:
-                    ax.set_yscale("log")
+        looks = itertools.cycle(plt.rcParams["axes.prop_cycle"])
+        for (caption, given), look in zip(named.items(), looks, strict=False):
+            for i, path in enumerate([given] if isinstance(given, str | Path) else given):
+                rows = read_metrics(path)
+                for ax, key in ((left, "train/loss"), (right, metric[0])):
+                    _draw(ax, rows, key, look | {"label": None if i else caption})
         for ax, label in ((left, "training loss"), (right, metric[1])):
             ax.set(xlabel="step", ylabel=label)
             ax.grid(alpha=0.25, linewidth=0.5, which="both")
@@ -46,6 +47,14 @@ def learning_curve_figure(
         elif len(named) > 1:
             left.legend()
     return figure
+
+
+def _draw(ax: Axes, rows: Sequence[Mapping[str, float]], key: str, look: dict[str, Any]) -> None:
+    points = sorted((r["step"], r[key]) for r in rows if key in r and "step" in r)
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    ax.plot(steps, values, marker="o" if len(points) < 30 else None, markersize=3, **look)
+    if values and max(values) > 10 * min(values) > 0:
+        ax.set_yscale("log")
 
 
 def rollout_figure(curves: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:

@@ -125,7 +125,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--means", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=25)
     return parser.parse_args(given)
 
 
@@ -133,7 +133,10 @@ def main(given: Sequence[str] | None = None) -> None:
     """Measures and writes the results."""
     options = arguments(given)
     rows = [row for mean in options.means for row in measure(mean, options)]
-    settings = f" {options.heads} heads of {options.head_dim}, {options.dtype}."
+    settings = (
+        f" {options.heads} heads of {options.head_dim}, {options.dtype}, "
+        f"{options.repeats} repetitions."
+    )
     note = NOTE + settings + CLOCK
     draw = bars("rows", "back end", "time / equal")
     print(write_results(options.folder, "attention", rows, note, draw).read_text())

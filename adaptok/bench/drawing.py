@@ -11,27 +11,33 @@ Row = Mapping[str, Any]
 Draw = Callable[[Sequence[Row], Path], None]
 
 
-def bars(group: str, label: str, value: str, reference: float | None = 1.0) -> Draw:
-    """Horizontal bars: a panel per `group` column, a bar per row; a line where equal means 1."""
+def bars(group: str | None, label: str, value: str, reference: float | None = 1.0) -> Draw:
+    """Horizontal bars: a panel per value of the column `group` (None: one panel), a bar per row; a
+    line where equal means 1.
+    """
+
+    def of(row: Row) -> Any:
+        return None if group is None else row[group]
 
     def draw(rows: Sequence[Row], path: Path) -> None:
         import matplotlib.pyplot as plt
 
         shown = [row for row in rows if isinstance(row[value], (int, float))]
-        panels = list(dict.fromkeys(row[group] for row in shown))
+        panels = list(dict.fromkeys(of(row) for row in shown))
         figure, axes = plt.subplots(
             len(panels),
             figsize=(7, 0.9 + 0.27 * len(shown) + 0.4 * len(panels)),
-            height_ratios=[sum(r[group] == p for r in shown) + 1 for p in panels],
+            height_ratios=[sum(of(r) == p for r in shown) + 1 for p in panels],
             layout="constrained",
             squeeze=False,
             sharex=True,
         )
         for axis, panel in zip(axes[:, 0], panels, strict=True):
-            own = [row for row in shown if row[group] == panel]
+            own = [row for row in shown if of(row) == panel]
             axis.barh([str(r[label]) for r in own], [r[value] for r in own], color=COLOURS[0])
             axis.invert_yaxis()
-            axis.set_title(f"{group} {panel}", fontsize=9)
+            if group is not None:
+                axis.set_title(f"{group} {panel}", fontsize=9)
             if reference is not None:
                 axis.axvline(reference, color="0.3", ls="--", lw=1)
         axes[-1, 0].set_xlabel(f"{value} (lower is better)")

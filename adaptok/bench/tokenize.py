@@ -145,7 +145,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f"{options.precision}, width {options.dim}, depth {options.depth}."
     )
     note = NOTE + settings + CLOCK
-    draw = bars("parameters", "tokenizer", "cells / step", None)
+    draw = bars(None, "tokenizer", "cells / step", None)
     print(write_results(options.folder, "tokenize", rows, note, draw).read_text())
 
 

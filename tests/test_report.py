@@ -28,6 +28,7 @@ from adaptok.report import (
     verdicts,
     write_report,
 )
+from adaptok.report.configs import significant
 from adaptok.report.grouping import label_keys
 from adaptok.report.markdown import markdown_report
 from adaptok.report.notes import contents_of, not_finished
@@ -35,6 +36,7 @@ from adaptok.report.results import results_sheet, seeds_cell
 from adaptok.report.sheets import transfer_sheet
 from adaptok.report.summaries import ranks
 from adaptok.report.transfer import transfers
+from adaptok.run_ids import MACHINE
 
 
 def rows_of(root: Path, by: tuple[str, ...] = ()):
@@ -427,6 +429,10 @@ def test_a_key_that_older_runs_lack_splits_nothing():
     assert label_keys([{"a": 1}, {"a": 1, "new": 0}, {"a": 1, "new": 2}]) == ("new",)
     configs = [{"a": 1}, {"a": 1, "new": 0}]
     assert label_keys(configs, ["0.1", "0.2"]) == label_keys(configs, [None, "0.2"]) == ()
+
+
+def test_what_does_not_make_another_job_makes_no_other_model():
+    assert [key for key in MACHINE if significant({key: 1})] == []
 
 
 def test_a_key_that_one_run_of_a_version_lacks_tells_it_apart(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 # Prefixes of keys that say where and how fast a run is done, not what is trained.
 NEUTRAL = (
     "name",
+    "sweep",
     "logger",
     "resume",
     "resume_anyway",

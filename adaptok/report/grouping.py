@@ -174,7 +174,8 @@ def label_of_keys(kind: str, values: Mapping[str, Any]) -> str:
         name = _short(key) if [*map(_short, values)].count(_short(key)) == 1 else key
         if key == "ckpt":  # by the name of its run folder
             value = str(value).partition("/checkpoints/")[0].rstrip("/").rpartition("/")[2]
-        parts.append(str(value) if key in NAMES else f"{name}={_shown(value)}")
+        telling = key in NAMES and value != "auto"
+        parts.append(str(value) if telling else f"{name}={_shown(value)}")
     return ", ".join(parts)
 
 

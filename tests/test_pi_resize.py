@@ -73,7 +73,8 @@ def test_axis_by_axis_equals_the_whole_grid(ndim, data, antialias):
     old = data.draw(st.tuples(*[SIZE.filter(lambda n: n > 1)] * ndim))
     new = data.draw(st.tuples(*[SIZE] * ndim))
     mode = FULL[ndim]
-    antialias = antialias and ndim == 2  # torch filters in 2D only
+    # torch filters in 2D only, and reads one row for all where the result is one point wide.
+    antialias = antialias and ndim == 2 and new[-1] > 1
     weight = torch.randn(2, 3, *old, dtype=torch.float64)
     out = adaptok.pi_resize(weight, new, mode=mode, antialias=antialias)
     expected = whole_grid_resize(weight, new, mode, antialias)

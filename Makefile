@@ -1,5 +1,5 @@
 # Every target does its own set-up: on a fresh clone `make demo` and `make test` are all there is to type.
-# Another interpreter or folder for the environment: make test PYTHON=python3.12 VENV=/tmp/adaptok-venv
+# Another interpreter or folder for the environment: make test PYTHON=python3.12 VENV=../adaptok-venv
 
 PYTHON ?= python3
 VENV ?= .venv

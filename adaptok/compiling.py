@@ -56,10 +56,8 @@ def compile_model(model: nn.Module, mode: str | None = None) -> None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it runs graphs, into which nothing can look."""
-    return any(
-        getattr(part, "_compiled_call_impl", None) is not None or "forward" in vars(part)
-        for part in model.modules()
-    )
+    whole = any(part._compiled_call_impl is not None for part in model.modules())
+    return whole or "forward" in vars(getattr(model, "processor", model))
 
 
 @contextmanager
@@ -68,19 +66,18 @@ def eager(model: nn.Module) -> Iterator[None]:
 
     Hooks that collect would be part of a graph, and every call would make a new one.
     """
-    parts = [
-        (part, part._compiled_call_impl, vars(part).get("forward")) for part in model.modules()
-    ]
-    for part, _, _ in parts:
+    graphs = [(part, part._compiled_call_impl) for part in model.modules()]
+    own = vars(getattr(model, "processor", model))
+    forward = own.pop("forward", None)
+    for part, _ in graphs:
         part._compiled_call_impl = None
-        vars(part).pop("forward", None)
     try:
         yield
     finally:
-        for part, graph, forward in parts:
+        for part, graph in graphs:
             part._compiled_call_impl = graph
-            if forward is not None:
-                vars(part)["forward"] = forward
+        if forward is not None:
+            own["forward"] = forward
 
 
 def in_bucket(tokens: TokenSet, rows: int = BUCKET) -> TokenSet:

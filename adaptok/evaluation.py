@@ -120,9 +120,8 @@ def check_settings(
     """
     controls = settings_at_budget(surrogate, data, settings)
     for chosen in controls:
-        for one in chosen.get("settings", [chosen]):
+        for one in [*chosen.get("settings", ()), chosen]:
             _schedule(surrogate, one)
-        _schedule(surrogate, chosen)
     return controls
 
 

@@ -11,7 +11,7 @@ from adaptok.report.grouping import Group, group_runs
 from adaptok.report.records import Result, Run
 
 Row = dict[str, Any]
-ERRORS = ("vrmse", "nrmse", "nmse_", "rollout_", "loss")  # None of these is not finite
+ERRORS = ("vrmse", "nrmse", "nmse_", "rollout_", "loss", "accuracy")  # None of these is not finite
 ENVIRONMENT = ("adaptok", "torch", "device", "hardware", "when")
 
 

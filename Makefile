@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 JOBS ?= auto
-BENCH ?= $(basename $(notdir $(shell grep -l __main__ adaptok/bench/*.py)))
+BENCH ?= $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.adaptok-installed
@@ -53,7 +53,7 @@ type: $(STAMP)  ## Static types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(STAMP)  ## The benchmarks (or one: make bench BENCH=refinement); results in docs/benchmarks/
-	set -e; for name in $(BENCH); do $(BIN)/python -m adaptok.bench.$$name; done
+	set -e; for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name; done
 
 reproduce: $(STAMP)  ## A table of a paper: make reproduce EXP=iap_table1 [SCALE=small] [DRY=1] [ARGS="data.base=/disk"]
 	$(BIN)/python experiments/reproduce.py $(EXP) --scale $(or $(SCALE),full) $(if $(DRY),--dry-run) $(ARGS)

@@ -1,18 +1,20 @@
 """adaptok: adaptive tokenizers for transformers on images and PDE fields."""
 
-from adaptok import decoders, positions, processors, tokenizers, vision
-from adaptok.attention import attend, attention_backend
+from adaptok import decoders, processors, tokenizers, vision
 from adaptok.cells import Cells, Groups
-from adaptok.model import (
+from adaptok.layers import positions
+from adaptok.layers.attention import attend, attention_backend
+from adaptok.layers.pi_resize import pi_resize
+from adaptok.models.multiphysics import Multiphysics, create_multiphysics
+from adaptok.models.pretrained import from_pretrained, save_pretrained
+from adaptok.models.schedules import SCHEDULES, create_schedule
+from adaptok.models.surrogate import (
     Surrogate,
     create_decoder,
     create_processor,
     create_surrogate,
     create_tokenizer,
 )
-from adaptok.multiphysics import Multiphysics, create_multiphysics
-from adaptok.pi_resize import pi_resize
-from adaptok.pretrained import from_pretrained, save_pretrained
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -23,11 +25,10 @@ from adaptok.registry import (
     TOKENIZERS,
     Registry,
 )
-from adaptok.schedules import SCHEDULES, create_schedule
-from adaptok.tokenizer import CellTokenizer
 from adaptok.tokenizers import at_budget, calibrate
+from adaptok.tokenizers.base import CellTokenizer
+from adaptok.tokenizers.tree import TreeTokenizer, cells_from_score
 from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.tree import TreeTokenizer, cells_from_score
 
 __version__ = "0.1.0"
 

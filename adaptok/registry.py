@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -27,11 +27,12 @@ class Registry:
     Args:
         kind: singular name of the part ("tokenizer"), used in messages and in the entry-point
             group.
+        plural: of `kind`, if it does not end in s.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, plural: str = ""):
         self.kind = kind
-        self.group = f"adaptok.{kind}s"
+        self.group = f"adaptok.{plural or kind + 's'}"
         self._factories: dict[str, Callable[..., Any]] = {}
         self._plugins_loaded = False
 
@@ -132,6 +133,18 @@ def close_matches(word: str, among: Any) -> str:
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
+def choice(name: str, value: Any, accepted: Collection[Any]) -> Any:
+    """The value, if it is accepted.
+
+    Raises:
+        ValueError: it is not; the message has what is accepted, and close matches.
+    """
+    if value in accepted:
+        return value
+    near = close_matches(value, accepted) if isinstance(value, str) else ""
+    raise ValueError(f"{name} must be one of {', '.join(map(str, accepted))}, got {value!r}{near}")
+
+
 TOKENIZERS = Registry("tokenizer")
 PROCESSORS = Registry("processor")
 DECODERS = Registry("decoder")
@@ -139,3 +152,5 @@ INDICATORS = Registry("indicator")
 MARKINGS = Registry("marking")
 EMBEDDINGS = Registry("embedding")
 POSITIONS = Registry("position")
+LOSSES = Registry("loss", "losses")
+METRICS = Registry("metric")

@@ -28,7 +28,7 @@ class TokenizerSpec:
         tiling: whether cells cover the domain exactly once.
         layout: type of ``Cells.layout``, or None where boxes say everything.
         legacy_positions: tokens are told the misplaced positions of MATEY's paper-era code, see
-            `adaptok.positions.misplaced_center`; the cells themselves lie where they lie.
+            `adaptok.layers.positions.misplaced_center`; the cells themselves lie where they lie.
     """
 
     ndim: int

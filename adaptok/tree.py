@@ -1,245 +1,358 @@
-"""The generic adaptive tokenizer: indicator × marking × embedding × order on a 2^D-tree."""
+"""The 2^D-tree over a space domain: nodes, score pyramids, and split masks turned into Cells.
+
+Nodes of one tree are numbered level by level, coarse to fine, each level in raster order. A tree of
+several frames ("forest") repeats the numbering per frame, so scores and split masks are ``(b, f,
+nodes)``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
-from adaptok.cells import Cells
-from adaptok.indicators import Indicator
-from adaptok.marking import BudgetMarking, Marking
-from adaptok.refine import (
-    Sizes,
-    Tree,
-    cells_from_nodes,
-    cells_from_splits,
-    existing,
-    sum_pyramid,
-)
-from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
-from adaptok.tokenizer import CellTokenizer, check_controls, frames_of_cells, per_axis
-from adaptok.tokens import TokenizerSpec, as_field
+from adaptok.cells import Cells, nested, product
+
+Sizes = tuple[tuple[int, ...], ...]
+Function = TypeVar("Function", bound=Callable)
 
 
-class TreeTokenizer(CellTokenizer):
-    """Scores the nodes of a tree, marks which ones split, and embeds the leaves.
+def constant_in_graphs(function: Function) -> Function:
+    """Marks a function of plain values whose result a compiled graph may keep as a constant.
 
-    Where ``spec.tiling`` is False, cells that split stay beside their children.
+    As ``torch.compiler.assume_constant_result``, which would import the compiler (seconds) here.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Static description of all possible cells of a domain (hashable; holds no tensors).
+
+    Where the domain does not divide, the root grid overhangs it: a node that crosses the border
+    always splits, and a finest cell that crosses it is clipped.
 
     Args:
-        spec: sizes with the extent in time first.
-        indicator: node scores.
-        marking: which nodes split.
-        embedding: patches to features, called as ``embedding(x, cells)``.
-        order: order of the cells of a sample; "depth_first" in every tokenizer of this package:
-            root tiles in raster order, each followed by its subtree (frame after frame).
-        per_frame: give each frame a tiling of its own instead of one for all frames.
+        shape: grid points per space axis.
+        sizes: cell size of each level, coarse to fine, one number per space axis.
+        order: order of a sample's cells, see `ORDERS`.
     """
 
-    def __init__(
-        self,
-        spec: TokenizerSpec,
-        indicator: Indicator,
-        marking: Marking,
-        embedding: nn.Module,
-        *,
-        order: str = "depth_first",
-        per_frame: bool = False,
-    ):
-        super().__init__(spec, embedding)
-        self.indicator = indicator
-        self.marking = marking
-        self.order = order
-        self.per_frame = per_frame
-        Tree((1,) * spec.ndim, self._space_sizes, order)  # raises here where the sizes are wrong
+    shape: tuple[int, ...]
+    sizes: Sizes
+    order: str = "depth_first"
 
-    @property
-    def controls(self) -> tuple[str, ...]:
-        """Names that may change from call to call."""
-        return self.marking.controls
-
-    @property
-    def static(self) -> bool:
-        """Whether the number of tokens follows from the settings of a call (see `Marking`)."""
-        return getattr(self.marking, "static", False)
-
-    @property
-    def _space_sizes(self) -> Sizes:
-        return tuple(size[1:] for size in self.spec.sizes)
-
-    @torch.no_grad()
-    def cells(
-        self,
-        field: Float[Tensor, "b *tcs"],
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-        **control: Any,
-    ) -> Cells:
-        """Scores the field and refines; needs no weights.
-
-        Raises:
-            ValueError: a wrong field, an unknown control, or a budget below what the domain needs.
-        """
-        check_controls(control, self.controls)
-        field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
-        frame_size = self.spec.sizes[0][0]
-        frames = frames_of_cells(field.shape[1], frame_size)
-        scores, tree = self._scores(field, boundary)
-        shared = 1 if self.per_frame else frames
-        monotone = self.indicator.monotone
-        marks = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
-        known = {"lengths": marks.lengths, "total": marks.total}
-        if self.spec.tiling:
-            return cells_from_splits(
-                marks.split, tree, frames=frames, frame_size=frame_size, **known
+    def __post_init__(self):
+        if self.order not in ORDERS:
+            raise ValueError(f"unknown order {self.order!r}; accepted: {', '.join(ORDERS)}")
+        if any(len(size) != len(self.shape) for size in self.sizes):
+            raise ValueError(f"sizes {self.sizes} do not have {len(self.shape)} axes each")
+        if not nested(self.sizes) or min(map(min, self.sizes)) < 1:
+            raise ValueError(
+                f"sizes must shrink by integer factors from level to level, got {self.sizes}"
             )
-        node = existing(marks.split, tree)  # more than the leaves, so their number does not help
-        return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, tiling=False)
 
-    @torch.no_grad()
-    def scores(
-        self,
-        field: Float[Tensor, "b *tcs"],
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> tuple[Float[Tensor, "b f inner"], Tree]:
-        """Score of every inner node and the tree that numbers them; f is 1, or the number of frames
-        of cells where each has its own tiling.
-        """
-        return self._scores(as_field(field, self.spec.ndim), boundary)
+    @property
+    def levels(self) -> int:
+        """Number of levels, leaves included."""
+        return len(self.sizes)
 
-    def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
-        b, t = field.shape[:2]
-        frame_size = self.spec.sizes[0][0]
-        frames = frames_of_cells(t, frame_size)
-        if self.per_frame:  # every frame of cells is scored as a sample of its own
-            field = field.unflatten(1, (frames, frame_size)).flatten(0, 1)
-            boundary = repeat_boundary(boundary, frames)
-        tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
-        return self.indicator(field, tree, boundary=boundary).unflatten(0, (b, -1)), tree
+    @property
+    def ratios(self) -> Sizes:
+        """How a split of each inner level divides each axis."""
+        pairs = itertools.pairwise(self.sizes)
+        return tuple(tuple(c // f for c, f in zip(*pair, strict=True)) for pair in pairs)
 
-    def score_map(
-        self, field: Float[Tensor, "b *tcs"], *, boundary: Int[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "b *s"]:
-        """What the indicator sees per grid point (on the finest inner nodes where it has no
-        points).
-        """
-        field = as_field(field, self.spec.ndim, self.spec.in_channels)
-        return score_map(self.indicator, field, self._space_sizes, boundary)
-
-
-def score_map(
-    indicator: Indicator, field: Tensor, sizes: Sizes, boundary: Tensor | None
-) -> Float[Tensor, "b *s"]:
-    """Score per grid point: the indicator's own, or its density on the finest nodes that it
-    scores.
-    """
-    points = getattr(indicator, "score_map", None)
-    if points is not None:
-        return points(field, boundary=boundary)
-    tree = Tree(tuple(field.shape[3:]), sizes)
-    finest = tree.per_level(indicator(field, tree, boundary=boundary))[-1]
-    x = finest.unflatten(1, tree.grids[-2])
-    for axis, (size, n) in enumerate(zip(sizes[-2], tree.shape, strict=True)):
-        x = x.repeat_interleave(size, dim=axis + 1).narrow(axis + 1, 0, n)
-    return x
-
-
-def level_sizes(
-    min_size: int | Sequence[int], max_size: int | Sequence[int], ndim: int, frame_size: int = 1
-) -> Sizes:
-    """Cell sizes from coarse to fine by halving, time first.
-
-    Raises:
-        ValueError: max_size is not min_size times one power of two on all axes.
-    """
-    fine, coarse = per_axis(min_size, ndim, "min_size"), per_axis(max_size, ndim, "max_size")
-    factors = {c / f for c, f in zip(coarse, fine, strict=True)}
-    factor = int(max(factors))
-    if len(factors) > 1 or factor not in factors or factor & (factor - 1) or factor < 1:
-        raise ValueError(
-            f"max_size must be min_size times one power of two on every axis, "
-            f"got min_size {min_size} and max_size {max_size}"
+    @property
+    def grids(self) -> Sizes:
+        """Grid of nodes of each level; it may overhang the domain."""
+        coarsest = self.sizes[0]
+        roots = [math.ceil(s / c) for s, c in zip(self.shape, coarsest, strict=True)]
+        return tuple(
+            tuple(r * (c // p) for r, c, p in zip(roots, coarsest, size, strict=True))
+            for size in self.sizes
         )
-    levels = [factor >> i for i in range(factor.bit_length())]
-    return tuple((frame_size, *(f * level for f in fine)) for level in levels)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Number of the first node of each level, and the number of all nodes at the end."""
+        return tuple(itertools.accumulate((product(g) for g in self.grids), initial=0))
+
+    @property
+    def inner(self) -> int:
+        """Number of nodes that can split."""
+        return self.offsets[-2]
+
+    def counts(self) -> tuple[int, int, int]:
+        """Per frame: cells and splits that the borders force, and splits possible in all."""
+        leaves, splits, covered = 0, 0, 0  # covered: nodes under a node that divides freely
+        for level, size in enumerate(self.sizes):
+            pairs = list(zip(self.shape, size, strict=True))
+            inside = product(-(-n // p) for n, p in pairs)
+            whole = product(n // p for n, p in pairs)
+            if level == self.levels - 1:
+                return leaves + inside - covered, splits, self._possible()
+            leaves += whole - covered
+            splits += inside - whole
+            covered = whole * product(self.ratios[level])
+        raise AssertionError("a tree has at least one level")
+
+    def _possible(self) -> int:
+        return sum(
+            product(-(-n // p) for n, p in zip(self.shape, size, strict=True))
+            for size in self.sizes[:-1]
+        )
+
+    def nodes(self, device: torch.device) -> Nodes:
+        """Geometry of all nodes as tensors (cached per device)."""
+        return _nodes(self.shape, self.sizes, self.order, device)
+
+    def expand(self, coarse: Tensor, level: int) -> Tensor:
+        """Values of the nodes of `level`, (..., nodes), handed down to their children."""
+        x = coarse.unflatten(-1, self.grids[level])
+        for axis, ratio in enumerate(self.ratios[level]):
+            if ratio > 1:
+                x = x.repeat_interleave(ratio, dim=axis - len(self.shape))
+        return x.flatten(-len(self.shape))
+
+    def per_level(self, nodes: Tensor) -> list[Tensor]:
+        """Views of (..., nodes) level by level; inner nodes only or all nodes."""
+        ends = itertools.pairwise(self.offsets)
+        return [nodes[..., start:end] for start, end in ends if end <= nodes.shape[-1]]
 
 
-def repeat_boundary(boundary: Tensor | None, frames: int) -> Tensor | None:
-    """Codes per (sample, frame) where they are given per sample."""
-    if boundary is None or boundary.ndim == 2 or boundary.shape[0] == 1:
-        return boundary
-    return boundary.repeat_interleave(frames, dim=0)
+class Nodes(NamedTuple):
+    """Geometry of the nodes of a tree: `forced`, `outside` and `inside` by node number, the rest
+    in the order of cells."""
+
+    origin: Tensor  # int32 (nodes, D)
+    size: Tensor  # int32 (nodes, D), clipped to the domain; below 1 for nodes outside
+    level: Tensor  # int8 (nodes,)
+    order: Tensor  # int64 (nodes,): number of each node in the order of cells
+    inside: Tensor  # bool (nodes,): meets the domain
+    forced: Tensor  # bool (inner,): crosses the border, so it always splits
+    outside: Tensor  # bool (inner,)
 
 
-@TOKENIZERS.register("composed")
-def composed(
-    ndim: int,
-    in_channels: int,
-    dim: int,
-    *,
-    indicator: Part = "gradient",
-    marking: Part = "budget",
-    embedding: Part = "linear",
-    order: str = "depth_first",
-    min_size: int | Sequence[int] = 2,
-    max_size: int | Sequence[int] = 16,
-    frame_size: int = 1,
-    per_frame: bool = False,
-) -> TreeTokenizer:
-    """Any indicator × marking × embedding × order; each part a name, or a name with its knobs.
+def _node_geometry(tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
+    origins, sizes, levels = [], [], []
+    for level, (size, grid) in enumerate(zip(tree.sizes, tree.grids, strict=True)):
+        axes = [torch.arange(g) * s for g, s in zip(grid, size, strict=True)]
+        origin = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+        origins.append(origin)
+        sizes.append(torch.tensor(size).expand_as(origin))
+        levels.append(torch.full((len(origin),), level))
+    return torch.cat(origins), torch.cat(sizes), torch.cat(levels)
 
-    Args:
-        min_size: finest cell in grid points, one number or one per axis.
-        max_size: coarsest cell, min_size times a power of two.
-        frame_size: extent of every cell in time, in frames.
-        per_frame: a tiling per frame instead of one shared by all frames of a sample.
+
+def _depth_first(tree: Tree) -> Tensor:
+    """Root tiles in raster order, each followed by its subtree, children in raster order
+    (Z-order).
     """
-    spec = TokenizerSpec(ndim, in_channels, dim, level_sizes(min_size, max_size, ndim, frame_size))
-    return TreeTokenizer(
-        spec,
-        INDICATORS.build(indicator),
-        MARKINGS.build(marking),
-        EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=spec.sizes),
+    origin, _, level = _node_geometry(tree)
+    key = torch.zeros(len(origin), dtype=torch.int64)
+    for size, ratio in zip(tree.sizes, (tree.grids[0], *tree.ratios), strict=True):
+        digit = torch.zeros_like(key)
+        for axis, (s, r) in enumerate(zip(size, ratio, strict=True)):
+            digit = digit * r + (origin[:, axis] // s) % r
+        key = key * product(ratio) + digit
+    return (key * tree.levels + level).argsort()  # a parent's first child has the parent's digits
+
+
+def _level_raster(tree: Tree) -> Tensor:
+    """Coarse cells first, each level in raster order: the node numbering itself."""
+    return torch.arange(tree.offsets[-1])
+
+
+ORDERS = {"depth_first": _depth_first, "level": _level_raster}
+
+
+def _build_nodes(tree: Tree) -> Nodes:
+    origin, size, level = _node_geometry(tree)
+    shape = torch.tensor(tree.shape)
+    inside = (origin < shape).all(1)
+    crosses = inside & (origin + size > shape).any(1)
+    clipped = torch.minimum(size, shape - origin)
+    order = ORDERS[tree.order](tree)
+    return Nodes(
+        origin=origin[order].int(),
+        size=clipped[order].int(),
+        level=level[order].to(torch.int8),
         order=order,
-        per_frame=per_frame,
+        inside=inside,
+        forced=crosses[: tree.inner],
+        outside=~inside[: tree.inner],
     )
 
 
-def cells_from_score(
-    score: Float[Tensor, "b *s"],
-    *,
-    min_size: int | Sequence[int],
-    max_size: int | Sequence[int],
-    budget: Any,
-    splits_per_step: int = 1,
-) -> Cells:
-    """Best-first refinement of a score map to a token budget; cells of one frame.
+@functools.lru_cache(maxsize=64)
+def _nodes_on(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
+    with torch.inference_mode(False):  # cached tensors must also serve autograd later
+        return Nodes(*(x.to(device) for x in _build_nodes(Tree(shape, sizes, order))))
 
-    The score of a node is the sum of its points; negative values are allowed. Ties split the
-    coarser node first, then in raster order.
+
+@constant_in_graphs  # takes plain values: a traced Tree has no identity yet
+def _nodes(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
+    return _nodes_on(shape, sizes, order, device)
+
+
+def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b f inner"]:
+    """Sum of a map over every inner node, by repeated pairwise additions from fine to coarse.
+
+    Pairwise additions of non-negative numbers keep parent >= child exactly in floating point; an
+    integral image would not.
+    """
+    if tree.levels == 1:
+        return points.new_zeros(*points.shape[:2], 0)
+    pads = [(g * s - n) for g, s, n in zip(tree.grids[0], tree.sizes[0], tree.shape, strict=True)]
+    if any(pads):
+        points = torch.nn.functional.pad(points, [v for p in reversed(pads) for v in (0, p)])
+    x, sums = points, []
+    for blocks in (tree.sizes[-2], *reversed(tree.ratios[:-1])):
+        for axis, block in enumerate(blocks):
+            x = _sum_blocks(x, axis + 2, block)
+        sums.append(x.flatten(2))
+    return torch.cat(sums[::-1], -1)
+
+
+def _sum_blocks(x: Tensor, axis: int, block: int) -> Tensor:
+    """Sums of consecutive blocks along an axis."""
+    x = x.unflatten(axis, (-1, block))
+    axis += 1
+    while x.shape[axis] > 1:
+        pairs = x.shape[axis] // 2
+        even, odd = x.narrow(axis, 0, 2 * pairs).unflatten(axis, (pairs, 2)).unbind(axis + 1)
+        rest = x.narrow(axis, 2 * pairs, x.shape[axis] - 2 * pairs)
+        x = torch.cat([even + odd, rest], axis) if rest.shape[axis] else even + odd
+    return x.squeeze(axis)
+
+
+def leaves(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
+    """Nodes that exist and do not split; a split below an unsplit node has no effect."""
+    levels = _existing_levels(split, tree)
+    splits = tree.per_level(split)
+    out = [exists & ~parents for exists, parents in zip(levels, splits, strict=False)]
+    return torch.cat([*out, levels[-1]], -1)
+
+
+def existing(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
+    """Nodes that exist: the roots, and the children of existing nodes that split."""
+    return torch.cat(_existing_levels(split, tree), -1)
+
+
+def _existing_levels(
+    split: Bool[Tensor, "b f inner"], tree: Tree
+) -> list[Bool[Tensor, "b f level"]]:
+    divides = tree.counts()[1] == 0
+    inside = tree.per_level(tree.nodes(split.device).inside)
+    out = [inside[0].expand(*split.shape[:2], -1)]
+    for level, splits in enumerate(tree.per_level(split)):
+        children = tree.expand(out[-1] & splits, level)
+        out.append(children if divides else children & inside[level + 1])
+    return out
+
+
+def cells_from_splits(
+    split: Bool[Tensor, "b f inner"],
+    tree: Tree,
+    *,
+    frames: int,
+    frame_size: int = 1,
+    lengths: tuple[int, ...] | None = None,
+    total: int | None = None,
+) -> Cells:
+    """The leaves of split masks as cells, see `cells_from_nodes`."""
+    node = leaves(split, tree)
+    known = {"lengths": lengths, "total": total}
+    return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, **known)
+
+
+def cells_from_nodes(
+    chosen: Bool[Tensor, "b f nodes"],
+    tree: Tree,
+    *,
+    frames: int,
+    frame_size: int = 1,
+    lengths: tuple[int, ...] | None = None,
+    total: int | None = None,
+    tiling: bool = True,
+) -> Cells:
+    """Packs chosen nodes as cells, sample by sample, frame by frame, in the tree's order.
 
     Args:
-        score: one floating-point map per sample, 1 to 3 space dimensions.
-        min_size: finest cell in grid points, one number or one per axis.
-        max_size: coarsest cell, min_size times a power of two.
-        budget: cells per sample, one number or one per sample; never exceeded.
-        splits_per_step: 1 is exact; K > 1 runs the paper's loop (IAP, Algorithms 1 and 2).
-
-    Raises:
-        ValueError: not a finite floating-point map, sizes that do not nest, or a budget below the
-            number of coarsest cells.
+        chosen: f is 1 (the same cells in all frames) or the number of frames of cells.
+        frames: frames of cells, each `frame_size` field frames long.
+        lengths: cells per sample where the host knows them.
+        total: cells of the batch where the host knows them; with neither of the two, the lengths
+            cost one host synchronisation.
+        tiling: whether the chosen nodes cover the domain exactly once.
     """
-    ndim = score.ndim - 1
-    if ndim not in (1, 2, 3):
-        raise ValueError(f"a score map is (b, *space) with 1 to 3 axes, got {tuple(score.shape)}")
-    score = as_field(score.unsqueeze(1), ndim)[:, 0].detach()  # (b, 1, *space)
-    score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
-    tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
-    marking = BudgetMarking(splits_per_step=splits_per_step)
-    marks = marking(sum_pyramid(score, tree), tree, budget=budget)
-    return cells_from_splits(marks.split, tree, frames=1, lengths=marks.lengths)
+    nodes = tree.nodes(chosen.device)
+    chosen = chosen.index_select(-1, nodes.order).expand(-1, frames, -1)
+    if lengths is None and (total is None or _reads_are_free(chosen)):
+        lengths = tuple(chosen.sum((1, 2)).tolist())  # the sync: the counts size all that follows
+    if lengths is not None:
+        total, longest = sum(lengths), max(lengths, default=0)
+        offsets = offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), chosen.device)
+    else:
+        assert total is not None
+        longest = min(total, frames * product(tree.grids[-1]))
+        ends = chosen.sum((1, 2)).cumsum(0, dtype=torch.int32)
+        offsets = torch.nn.functional.pad(ends, (1, 0))
+    node, frame = _compact(chosen, total)
+    time = torch.zeros_like(node) if frame is None else frame * frame_size
+    return Cells(
+        origin=_with_time(time, nodes.origin, node),
+        size=_with_time(torch.full_like(node, frame_size), nodes.size, node),
+        level=nodes.level.index_select(0, node),
+        cu_seqlens=offsets,
+        max_seqlen=longest,
+        lengths=lengths,
+        shape=(frames * frame_size, *tree.shape),
+        sizes=tuple((frame_size, *size) for size in tree.sizes),
+        tiling=tiling,
+    )
+
+
+def _with_time(time: Tensor, table: Tensor, node: Tensor) -> Tensor:
+    return torch.cat([time.int()[:, None], table.index_select(0, node)], 1)
+
+
+def _reads_are_free(values: Tensor) -> bool:
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _compact(
+    chosen: Bool[Tensor, "b f k"], total: int
+) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
+    """Node and frame (None for one frame) of the true entries, which number `total`."""
+    _, frames, count = chosen.shape
+    mask = chosen.reshape(-1)
+    if _reads_are_free(chosen):
+        index = mask.nonzero().squeeze(1)
+    else:  # static shapes, no sync
+        rank = mask.cumsum(0) - 1
+        slots = torch.where(mask, rank, total)
+        rows = torch.arange(len(mask), device=chosen.device)
+        index = rows.new_zeros(total + 1).scatter_(0, slots, rows)[:total]
+    return index % count, index // count % frames if frames > 1 else None
+
+
+@functools.lru_cache(maxsize=256)
+def _offsets_on(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(offsets, dtype=torch.int32).to(device)
+
+
+@constant_in_graphs
+def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    """Small constant int32 tensor, cached so that a fixed budget uploads it once."""
+    return _offsets_on(offsets, device)

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._pytree import tree_map_only
 
 from adaptok.cells import Cells
-from adaptok.classify import build_classifier
-from adaptok.classify.models import build_timm
+from adaptok.tasks.classify import build_classifier
+from adaptok.tasks.classify.models import build_timm
 
 CLASSES = 1000  # of ImageNet
 

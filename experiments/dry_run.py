@@ -25,19 +25,12 @@ from torch.utils._pytree import tree_map_only
 
 from adaptok import create_schedule, create_tokenizer
 from adaptok.cells import Cells
-from adaptok.config import (
-    build_multiphysics,
-    check_keys,
-    check_knobs,
-    compose,
-    plain,
-    vocabulary_of,
-    without_statistics,
-)
+from adaptok.config.build import build_multiphysics, check_knobs, vocabulary_of, without_statistics
+from adaptok.config.menu import check_keys, compose, plain
 from adaptok.data import FieldInfo, WellData
 from adaptok.data.info import set_statistics
 from adaptok.data.synthetic import SOLVERS, generate
-from adaptok.evaluation import evaluate, label_of
+from adaptok.evaluation.evaluate import evaluate, label_of
 from adaptok.training.optim import Optim
 
 CODES = {"wall": 0, "open": 1, "periodic": 2}

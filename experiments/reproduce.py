@@ -20,7 +20,7 @@ from typing import Any
 from listed import HERE, SCALES, Experiment, Run, expected, names, read
 from measured import Row, finished, kept, rows_of, write_rows
 
-from adaptok.tables import table
+from adaptok.utils.tables import table
 
 Case = tuple[str, str]  # run, setting
 SHOWN = ("vrmse", "accuracy", "tokens")
@@ -46,7 +46,11 @@ def command_of(run: Run, seed: int, out: Path, more: Sequence[str]) -> list[str]
     command = [sys.executable, "-m", "adaptok", run.command]
     if run.command == "bench":
         name, *rest = given
-        return [*command, name, str(target), *rest]
+        if (HERE.parent / "benchmarks" / f"{name}.py").is_file():  # a developer's, not in the wheel
+            command = [sys.executable, "-m", f"benchmarks.{name}"]
+        else:
+            command = [*command, name]
+        return [*command, str(target), *rest]
     command += [*given, f"seed={seed}", f"hydra.run.dir={target}"]
     if run.command == "eval":  # its model and data are those of the checkpoint
         return [*command, *(f"+{word}" for word in more if word.startswith("data."))]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import adaptok
-from adaptok.embeddings import HmlpEmbedding
+from adaptok.tokenizers.embeddings import HmlpEmbedding
 
 
 def weights(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,8 @@ import torch
 
 from adaptok import TOKENIZERS, TreeTokenizer, create_schedule
 from adaptok.cells import Cells
-from adaptok.config import build_data, build_surrogate, compose, plain
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
 from adaptok.tokenizers import iap
 from adaptok.training import SurrogateModule, make_trainer
 from adaptok.training.optim import Optim

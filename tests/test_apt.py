@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 import adaptok
 from adaptok import create_tokenizer
-from adaptok.bench.entropy import images, loop, one_pass
-from adaptok.bench.resize_zero import each_cell
-from adaptok.embeddings import LearnedPositions, ResizeZeroEmbedding, resample_positions
 from adaptok.patches import _bounded_rows
-from adaptok.refine import Tree, cells_from_splits
+from adaptok.tokenizers.embeddings import LearnedPositions, ResizeZeroEmbedding, resample_positions
+from adaptok.tree import Tree, cells_from_splits
+from benchmarks.entropy import images, loop, one_pass
+from benchmarks.resize_zero import each_cell
 
 SHAPES = {1: (40,), 2: (24, 32), 3: (8, 16, 8)}
 CLIPPED = {1: (45,), 2: (21, 19), 3: (9, 10, 8)}
@@ -190,7 +190,7 @@ def test_the_static_path_equals_the_exact_one(ndim, branch, monkeypatch):
             expected = tokenizer.embed(field, cells).features
             with monkeypatch.context() as patched:
                 patched.setattr(
-                    "adaptok.embeddings.resize_zero.rows_of_levels",
+                    "adaptok.tokenizers.embeddings.resize_zero.rows_of_levels",
                     lambda cells: [_bounded_rows(cells, i) for i in range(len(cells.sizes))],
                 )
                 static = tokenizer.embed(field, cells).features

@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
 from adaptok import attend, attention_backend
-from adaptok.attention import BACKENDS, Request, choose, dispatch, flex, packed, usable
-from adaptok.attention.backend import check_tail, zero_where_no_keys
 from adaptok.cells import Groups
+from adaptok.layers.attention import BACKENDS, Request, choose, dispatch, flex, packed, usable
+from adaptok.layers.attention.backend import check_tail, zero_where_no_keys
 
 
 def make_groups(lengths, generator: torch.Generator | None = None, *, known=True) -> Groups:

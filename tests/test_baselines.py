@@ -8,9 +8,9 @@ import pytest
 import small_runs
 import torch
 
-from adaptok.baselines import BASELINES, FNO, UNet, create_baseline
-from adaptok.baselines.fno import FourierLayer
 from adaptok.cli import main
+from adaptok.models.baselines import BASELINES, FNO, UNet, create_baseline
+from adaptok.models.baselines.fno import FourierLayer
 
 SMALL = {
     "fno": {"name": "fno", "modes": 3, "width": 4, "depth": 2},

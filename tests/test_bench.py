@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from adaptok.bench.step import PlainViT, nearest_patch
 from adaptok.patches import patchify
+from benchmarks.step import PlainViT, nearest_patch
 
 SMALL = {
     "step": ["--shapes", "16x32", "--tokens", "32", "--dim", "24", "--depth", "1", "--heads", "2"],
@@ -20,7 +20,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_results_are_written(name, tmp_path, monkeypatch):
-    module = importlib.import_module(f"adaptok.bench.{name}")
+    module = importlib.import_module(f"benchmarks.{name}")
     more = {"step": ["--max-size", "8"], "scaling": ["--seconds", "0.05"]}.get(name, [])
     if name == "scaling":
         monkeypatch.setitem(module.FIXED, "tokens", 64)
@@ -42,7 +42,7 @@ def test_results_are_written(name, tmp_path, monkeypatch):
 
 def test_a_sweep_ends_at_its_limits(monkeypatch):
     """With times that double exactly, the slope is one and the limit is met, not passed."""
-    from adaptok.bench import scaling
+    from benchmarks import scaling
 
     options = scaling.arguments(["--device", "cpu", "--dim", "24", "--depth", "1", "--heads", "2"])
     options.seconds, options.memory, sizes = 5.0, 1e6, []

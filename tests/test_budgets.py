@@ -13,10 +13,11 @@ import yaml
 import adaptok
 from adaptok import create_tokenizer
 from adaptok.cli import main
-from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.evaluation import evaluate
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
+from adaptok.evaluation.evaluate import evaluate
 from adaptok.registry import TOKENIZERS
-from adaptok.tokenizers.budgets import at_budget, part_at_budget
+from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 
 SMALL = {"ndim": 2, "in_channels": 2, "dim": 24}
 # Knobs with which 20 to 100 tokens of a 32 x 32 field are within reach.
@@ -245,7 +246,7 @@ def test_costs_are_those_of_each_stage():
         processor={"name": "vit", "depth": depth, "heads": 2, "mlp_ratio": 2.0},
         decoder="linear",
     )
-    from adaptok.accounting import cost_of, parameters_by_stage
+    from adaptok.evaluation.cost import cost_of, parameters_by_stage
 
     field = torch.randn(batch, 1, 1, 16, 16)
     cost = cost_of(model, lambda: model(field), [field])
@@ -262,7 +263,7 @@ def test_costs_are_those_of_each_stage():
 
 def test_memory_is_what_lives_at_once():
     """Two tensors of a kilobyte at a time, however many are made."""
-    from adaptok.accounting import cost_of
+    from adaptok.evaluation.cost import cost_of
 
     kilo = torch.zeros(256)
 
@@ -280,7 +281,7 @@ def test_memory_is_what_lives_at_once():
 
 
 def test_a_compiled_model_is_not_counted():
-    from adaptok.accounting import cost_of
+    from adaptok.evaluation.cost import cost_of
 
     model = torch.nn.Linear(3, 3)
     model.compile()
@@ -289,7 +290,7 @@ def test_a_compiled_model_is_not_counted():
 
 def test_a_compiled_model_is_timed_as_a_whole():
     """Marks inside would break its graph; so the stages are not known."""
-    from adaptok.accounting import Stopwatch
+    from adaptok.evaluation.cost import Stopwatch
 
     make = {"ndim": 2, "in_channels": 1, "dim": 24, "depth": 1, "heads": 2}
     model = adaptok.create_surrogate(**make, tokenizer={"name": "iap", "budget": 22, "max_size": 8})
@@ -306,7 +307,7 @@ def test_a_compiled_model_is_timed_as_a_whole():
 
 @pytest.mark.parametrize("name", ["iap", "apt"])  # compiled whole, and in buckets
 def test_a_compiled_model_is_tested_without_its_graphs(name):
-    from adaptok.compiling import compile_model, is_compiled
+    from adaptok.models.compiling import compile_model, is_compiled
 
     config = plain(compose("train", [*small(name), "processor.depth=1"]))
     data = build_data(config)
@@ -333,7 +334,7 @@ def test_an_evaluation_says_what_it_cost():
     assert built["tokens"]["min"] == built["tokens"]["max"] == 22
     assert {"torch", "device", "hardware", "adaptok", "when"} == set(results["environment"])
     windows = len(data.loader("test", 1).dataset)
-    from adaptok.evaluation import count_tokens
+    from adaptok.evaluation.evaluate import count_tokens
 
     assert windows  # counting twice would change the mean over the split
     surrogate = build_surrogate(config, data.info)

@@ -14,8 +14,9 @@ from torch import nn
 
 pytest.importorskip("timm")
 
-from adaptok import cli, config
-from adaptok.classify import (
+from adaptok import cli
+from adaptok.config import menu as config
+from adaptok.tasks.classify import (
     ClassifierModule,
     ClassifierOptim,
     ImageData,
@@ -23,8 +24,8 @@ from adaptok.classify import (
     evaluate_classifier,
     load_classifier,
 )
-from adaptok.classify.models import build_timm
-from adaptok.cli.classify import fit_and_test_classifier
+from adaptok.tasks.classify.models import build_timm
+from adaptok.tasks.classify.run import fit_and_test_classifier
 from adaptok.tokens import as_field
 from adaptok.vision import IMAGE_TOKENIZERS
 

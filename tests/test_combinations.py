@@ -11,9 +11,9 @@ import small_runs
 import torch
 from test_matrix import check_forward_and_backward
 
-from adaptok import config
 from adaptok.cli import main
-from adaptok.combinations import Combination, build, candidates, combinations, reason_against
+from adaptok.config import menu as config
+from adaptok.models.combinations import Combination, build, candidates, combinations, reason_against
 from adaptok.registry import DECODERS, INDICATORS, PROCESSORS, TOKENIZERS
 
 SHAPE = (48, 40)  # the second axis divides by no size of 16

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import adaptok
-from adaptok.compiling import compile_model, in_bucket, is_static
+from adaptok.models.compiling import compile_model, in_bucket, is_static
 
 SMALL = {"ndim": 2, "in_channels": 1, "dim": 24, "depth": 1, "heads": 2}
 

@@ -15,14 +15,15 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch.loggers import WandbLogger
 
-from adaptok import config
-from adaptok.classify import ClassifierOptim, ImageData, evaluate_classifier
-from adaptok.classify.models import build_timm
 from adaptok.cli.listing import _kinds, parts_markdown
+from adaptok.config import build
+from adaptok.config import menu as config
 from adaptok.data import WellData
 from adaptok.data.synthetic import SOLVERS, generate
-from adaptok.evaluation import evaluate
+from adaptok.evaluation.evaluate import evaluate
 from adaptok.registry import TOKENIZERS
+from adaptok.tasks.classify import ClassifierOptim, ImageData, evaluate_classifier
+from adaptok.tasks.classify.models import build_timm
 from adaptok.training import make_trainer
 from adaptok.training.checkpoints import ARCHITECTURE
 from adaptok.training.optim import Optim
@@ -126,7 +127,7 @@ COMMAND_KEYS = {
 def test_every_command_composes(command):
     composed = config.compose(command, ["ckpt=x"] if command in ("eval", "finetune") else [])
     known = {"seed", "name", "model", "tokenizer", "processor", "decoder", "size", "data"}
-    known |= {*config.MODEL_KEYS, *COMMAND_KEYS[command]}
+    known |= {*build.MODEL_KEYS, *COMMAND_KEYS[command]}
     assert set(config.plain(composed)) <= known
     assert COMMAND_KEYS[command] <= set(composed)
 
@@ -275,7 +276,7 @@ def test_a_key_added_with_a_plus_must_be_read_by_something():
         config.check_keys(composed, "train")
     composed = config.plain(config.compose("data", [*small_runs.data(), "+data.batchsize=3"]))
     with pytest.raises(ValueError, match=r"'data.batchsize' \(did you mean 'batch_size'"):
-        config.build_data(composed)
+        build.build_data(composed)
 
 
 def test_own_folder_of_files(tmp_path):
@@ -300,19 +301,19 @@ def test_every_solver_is_a_data_set_with_its_knobs(name):
 
 def test_build_data_by_folder_and_by_name():
     overrides = small_runs.data()
-    generated = config.build_data(config.plain(config.compose("data", overrides)))
+    generated = build.build_data(config.plain(config.compose("data", overrides)))
     name = generated.info.name
     well = ["data=well", f"data.name={name}", f"data.base={small_runs.root()}"]
-    by_name = config.build_data(config.plain(config.compose("data", well)))
+    by_name = build.build_data(config.plain(config.compose("data", well)))
     folder = ["data=well", "data.name=any", f"data.path={generated.folder}"]
-    by_path = config.build_data(config.plain(config.compose("data", folder)))
+    by_path = build.build_data(config.plain(config.compose("data", folder)))
     assert by_name.info.shape == by_path.info.shape == generated.info.shape == (16, 16)
 
 
 def test_the_surrogate_is_the_configured_one():
     composed = config.plain(config.compose("train", [*small_runs.train(), "normalise=dataset"]))
-    data = config.build_data(composed)
-    surrogate = config.build_surrogate(composed, data.info)
+    data = build.build_data(composed)
+    surrogate = build.build_surrogate(composed, data.info)
     assert surrogate.normalise == "dataset"
     assert surrogate.tokenizer.spec.dim == 24
     assert surrogate.mean.tolist() == data.info.mean.tolist()

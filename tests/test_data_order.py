@@ -10,7 +10,8 @@ import small_runs
 import torch
 from torch.utils.data import Dataset
 
-from adaptok.config import build_data, compose, plain
+from adaptok.config.build import build_data
+from adaptok.config.menu import compose, plain
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
 
 

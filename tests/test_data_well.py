@@ -15,7 +15,7 @@ pytest.importorskip("the_well")
 import adaptok.data
 from adaptok.data import FieldInfo, WellData
 from adaptok.data.synthetic import SOLVERS, generate
-from adaptok.evaluation import persistence
+from adaptok.evaluation.evaluate import persistence
 
 MAZE, BLAST = "acoustic_scattering_maze", "supernova_explosion_64"
 

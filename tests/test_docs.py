@@ -69,8 +69,9 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_exist_and_compose(command):
-    from adaptok import cli, config
+    from adaptok import cli
     from adaptok.cli.usage import PLAIN
+    from adaptok.config import menu as config
 
     _, subcommand, *arguments = shlex.split(command, comments=True)
     assert subcommand in cli.COMMANDS

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import adaptok
 from adaptok import TOKENIZERS, create_schedule, create_tokenizer
-from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.evaluation import evaluate
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
+from adaptok.evaluation.evaluate import evaluate
 from adaptok.training import SurrogateModule
 from adaptok.training.optim import Optim
 

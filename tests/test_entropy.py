@@ -11,8 +11,8 @@ import torch
 from references import Forest
 
 from adaptok import INDICATORS
-from adaptok.indicators import EntropyIndicator, LaplacianIndicator, ResamplingIndicator
-from adaptok.refine import Tree
+from adaptok.tokenizers.indicators import EntropyIndicator, LaplacianIndicator, ResamplingIndicator
+from adaptok.tree import Tree
 
 TREES = {
     "1d": ((50,), ((16,), (4,), (2,))),  # ratios 4 and 2

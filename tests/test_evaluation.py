@@ -9,11 +9,12 @@ import small_runs
 import torch
 
 from adaptok import create_schedule
-from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.evaluation import evaluate, label_of
-from adaptok.metrics import vrmse
-from adaptok.results import markdown, write_report
-from adaptok.tables import table
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
+from adaptok.evaluation.evaluate import evaluate, label_of
+from adaptok.evaluation.metrics import vrmse
+from adaptok.evaluation.results import markdown, write_report
+from adaptok.utils.tables import table
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adaptok
 from adaptok import create_processor, create_tokenizer
-from adaptok.norms import Segments, create_norm
+from adaptok.layers.norms import Segments, create_norm
 from adaptok.processors import axis_groups, frame_groups, time_groups
 from adaptok.tokens import TokenSet
 

@@ -9,7 +9,7 @@ import torch
 import adaptok
 from adaptok import POSITIONS
 from adaptok.cells import Cells
-from adaptok.positions import fourier_features, misplaced_center
+from adaptok.layers.positions import fourier_features, misplaced_center
 from adaptok.tokens import TokenizerSpec
 
 SPEC = TokenizerSpec(2, 1, 48, ((1, 16, 16), (1, 4, 4)))

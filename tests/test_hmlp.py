@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import adaptok
-from adaptok.embeddings.hmlp import kernels
+from adaptok.tokenizers.embeddings.hmlp import kernels
 from adaptok.tokens import TokenSet
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

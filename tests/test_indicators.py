@@ -11,8 +11,8 @@ from references import Forest, box_sum, boxes, sobel
 
 import adaptok
 from adaptok import INDICATORS
-from adaptok.indicators import GradientIndicator, central_difference, gradient_norm
-from adaptok.refine import Tree
+from adaptok.tokenizers.indicators import GradientIndicator, central_difference, gradient_norm
+from adaptok.tree import Tree
 
 NUMPY_MODES = {"replicate": "edge", "circular": "wrap", "reflect": "reflect"}
 PERIODIC_Y = torch.tensor([[2, 2], [0, 1]])

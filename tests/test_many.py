@@ -12,12 +12,12 @@ import yaml
 
 from adaptok import Multiphysics, create_schedule, from_pretrained
 from adaptok.cli import main
-from adaptok.config import build_mixture, build_multiphysics
-from adaptok.tables import read_metrics
+from adaptok.config.build import build_mixture, build_multiphysics
 from adaptok.training import make_trainer
 from adaptok.training.checkpoints import load_surrogate, read_checkpoint
 from adaptok.training.optim import Optim
 from adaptok.training.pretraining import PretrainModule
+from adaptok.utils.tables import read_metrics
 
 SETS = ("acoustic_scattering_maze", "gray_scott_reaction_diffusion")
 KNOBS = {"resolution": 16, "frames": 6, "train": 4, "valid": 1, "test": 2, "nodes": 4}

@@ -14,8 +14,8 @@ from references import Forest, boxes, number_of_splits, pop_order, stepwise
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adaptok
-from adaptok.marking import BudgetMarking, split_best_first, split_stepwise, top_mask
-from adaptok.refine import Tree, cells_from_splits, sum_pyramid
+from adaptok.tokenizers.marking import BudgetMarking, split_best_first, split_stepwise, top_mask
+from adaptok.tree import Tree, cells_from_splits, sum_pyramid
 
 
 def number(tree: Tree, node) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from references import Forest
 
 from adaptok import MARKINGS
-from adaptok.refine import Tree, cells_from_splits
+from adaptok.tree import Tree, cells_from_splits
 
 CASES = st.tuples(
     st.sampled_from(

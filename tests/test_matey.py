@@ -7,7 +7,7 @@ import torch
 from matey_weights import mix_model, paper_model
 
 import adaptok
-from adaptok.metrics import mse, nmse, nrmse
+from adaptok.evaluation.metrics import mse, nmse, nrmse
 from adaptok.training.optim import LOSSES, Optim
 
 MAKE = {"ndim": 2, "in_channels": 4, "dim": 12}

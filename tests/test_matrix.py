@@ -22,8 +22,8 @@ from adaptok import (
     TOKENIZERS,
     create_multiphysics,
     create_surrogate,
-    refine,
 )
+from adaptok import tree as refine
 
 SHAPES = {2: (48, 40), 3: (16, 24, 16)}  # the second axes divide by no size of 16 or more
 PAIRS = list(itertools.product(TOKENIZERS.names(), DECODERS.names()))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adaptok import metrics
+from adaptok.evaluation import metrics
 
 SHAPES = [(32,), (16, 24), (8, 12, 10)]
 

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 import adaptok
 from adaptok import create_decoder, create_surrogate, create_tokenizer
-from adaptok.config import compose, plain
-from adaptok.modulation import KERNELS
+from adaptok.config.menu import compose, plain
+from adaptok.layers.two_stage import KERNELS
 
 NAMES = ("ckm", "csm")
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -7,8 +7,8 @@ import torch
 
 import adaptok
 from adaptok import PROCESSORS, create_multiphysics, from_pretrained, save_pretrained
-from adaptok.fields import FieldEmbedding, FieldHeads
-from adaptok.layers import conditioned
+from adaptok.layers.blocks import conditioned
+from adaptok.models.fields import FieldEmbedding, FieldHeads
 from adaptok.tokens import TokenSet
 
 TOKENIZERS = [

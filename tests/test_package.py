@@ -52,7 +52,7 @@ def test_import_is_light():
 
 
 def test_composing_a_configuration_needs_no_lightning():
-    code = "import adaptok.config, sys, json; print(json.dumps(sorted(sys.modules)))"
+    code = "import adaptok.config.menu, sys, json; print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(python("-W", "ignore", "-c", code, cwd=ROOT)))
     assert not loaded.intersection({"lightning", "the_well", "matplotlib", "timm"})
 
@@ -113,5 +113,7 @@ def test_wheel_runs_outside_the_checkout(installed, tmp_path):
     listed = python("-m", "adaptok", "list", "tokenizers", cwd=tmp_path, path=installed)
     assert "iap" in listed
     assert "uniform" in listed
-    compose = "from adaptok.config import compose; print(compose('train', ['tokenizer=uniform']))"
+    compose = (
+        "from adaptok.config.menu import compose; print(compose('train', ['tokenizer=uniform']))"
+    )
     assert "uniform" in python("-c", compose, cwd=tmp_path, path=installed)

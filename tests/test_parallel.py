@@ -15,10 +15,11 @@ import pytest
 import small_runs
 import torch
 
-from adaptok.config import build_data, compose, plain
-from adaptok.tables import read_metrics
+from adaptok.config.build import build_data
+from adaptok.config.menu import compose, plain
 from adaptok.training.checkpoints import read_checkpoint
 from adaptok.training.parallel import make_strategy
+from adaptok.utils.tables import read_metrics
 
 SCRIPT = Path(__file__).parent / "parallel_run.py"
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from adaptok.config import build_data, compose, plain
+from adaptok.config.build import build_data
+from adaptok.config.menu import compose, plain
 from adaptok.data.pdebench import PDEBench, split_range
 
 N, T, X, Y = 5, 6, 8, 12

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adaptok
-from adaptok.pi_resize import KernelResize, resize_matrix
+from adaptok.layers.pi_resize import KernelResize, resize_matrix
 
 FULL = {1: "linear", 2: "bicubic", 3: "trilinear"}
 

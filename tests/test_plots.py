@@ -9,7 +9,7 @@ import torch
 from matplotlib.collections import LineCollection
 
 from adaptok import plots
-from adaptok.tree import cells_from_score
+from adaptok.tokenizers.tree import cells_from_score
 
 
 def tiling(*space, budget=40, batch=2):

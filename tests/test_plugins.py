@@ -29,7 +29,7 @@ magnitude = "adaptok_mine:Magnitude"
 
 MODULE = '''
 import adaptok
-from adaptok.refine import sum_pyramid
+from adaptok.tree import sum_pyramid
 
 
 def mine(ndim, in_channels, dim, *, knob=4):
@@ -86,7 +86,7 @@ print(json.dumps({
 IN_HYDRA = """
 import json, warnings
 warnings.simplefilter("ignore")
-from adaptok.config import choices, compose, plain
+from adaptok.config.menu import choices, compose, plain
 
 config = plain(compose("train", ["tokenizer=mine", "tokenizer.knob=3"]))
 composed = ["tokenizer=composed", "+tokenizer/indicator=magnitude", "tokenizer.indicator.channel=2"]

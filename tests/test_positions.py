@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from references import rope
 
-from adaptok.positions import rotary
+from adaptok.layers.positions import rotary
 
 
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 10**6))

@@ -19,10 +19,11 @@ from the_well.data.datasets import WellDataset
 
 from adaptok import create_schedule
 from adaptok.cli import main
-from adaptok.config import build_data, build_surrogate, compose, plain
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
-from adaptok.evaluation import evaluate, rollouts
-from adaptok.predictions import PredictionWriter, folder_name
+from adaptok.evaluation.evaluate import evaluate, rollouts
+from adaptok.evaluation.predictions import PredictionWriter, folder_name
 
 STEPS = 3
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import adaptok
-from adaptok.baselines import create_baseline
-from adaptok.pretrained import CARD, CONFIG, WEIGHTS
+from adaptok.models.baselines import create_baseline
+from adaptok.models.pretrained import CARD, CONFIG, WEIGHTS
 from adaptok.registry import TOKENIZERS
 
 

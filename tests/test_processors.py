@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import adaptok
-from adaptok import PROCESSORS, create_processor, layers
-from adaptok.layers import Attention, DropPath
-from adaptok.positions import rotary
+from adaptok import PROCESSORS, create_processor
+from adaptok.layers import blocks as layers
+from adaptok.layers.blocks import Attention, DropPath
+from adaptok.layers.positions import rotary
 from adaptok.tokens import TokenizerSpec, TokenSet
 
 

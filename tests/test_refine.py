@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from references import Forest, box_sum, boxes, halvings, refine
 
 import adaptok
-from adaptok.marking import BudgetMarking
-from adaptok.refine import Tree, cells_from_splits, leaves, sum_pyramid
+from adaptok.tokenizers.marking import BudgetMarking
+from adaptok.tree import Tree, cells_from_splits, leaves, sum_pyramid
 
 
 def random_map(kind: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from adaptok.cli import main
 from adaptok.cli.reporting import parsed
+from adaptok.config.run_ids import MACHINE
 from adaptok.report import (
     group_runs,
     pareto_front,
@@ -36,7 +37,6 @@ from adaptok.report.results import results_sheet, seeds_cell
 from adaptok.report.sheets import transfer_sheet
 from adaptok.report.summaries import ranks
 from adaptok.report.transfer import transfers
-from adaptok.run_ids import MACHINE
 
 
 def rows_of(root: Path, by: tuple[str, ...] = ()):

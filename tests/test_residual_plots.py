@@ -10,12 +10,13 @@ import pytest
 import small_runs
 import torch
 
-from adaptok.cli import pictures
-from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.evaluation import evaluate
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
+from adaptok.evaluation.evaluate import evaluate
+from adaptok.evaluation.results import markdown
+from adaptok.evaluation.spectra import patch_harmonics, residual_spectrum
+from adaptok.plots import pictures
 from adaptok.plots.residuals import binned_errors_figure, residual_spectra_figure
-from adaptok.results import markdown
-from adaptok.spectra import patch_harmonics, residual_spectrum
 
 SETTINGS = [{"patch_size": 4}, {"name": "cyclic", "settings": [{"patch_size": p} for p in (1, 4)]}]
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from omegaconf import OmegaConf
 
-from adaptok import config
-from adaptok.run_ids import MACHINE, run_id
+from adaptok.config import menu as config
+from adaptok.config.run_ids import MACHINE, run_id
 
 
 def identity(*overrides: str, swept: tuple[str, ...] = ()) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import adaptok
 from adaptok import create_processor, create_tokenizer
-from adaptok.norms import create_norm
+from adaptok.layers.norms import create_norm
 from adaptok.processors.spacetime_parallel import RelativeBias
 from adaptok.tokens import TokenSet
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptok import metrics, spectra
+from adaptok.evaluation import metrics, spectra
 
 SHAPES = [(32,), (16, 24), (15, 20), (8, 12, 10)]
 

@@ -19,9 +19,9 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from adaptok import run_ids
 from adaptok.cli import main
 from adaptok.cli.sweeps import Job, _locked, swept_keys
+from adaptok.config import run_ids
 
 ROOT = Path(__file__).parents[1]
 # Nothing is trained: a job takes as long as its test.

@@ -15,8 +15,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from adaptok import config
 from adaptok.cli import main
+from adaptok.config import menu as config
 from adaptok.training import make_trainer
 
 needs_submitit = pytest.mark.skipif(

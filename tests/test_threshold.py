@@ -14,8 +14,8 @@ from references import Forest, boxes, pop_order
 
 import adaptok
 from adaptok import create_tokenizer
-from adaptok.marking import BudgetMarking, ThresholdMarking
-from adaptok.refine import Tree, cells_from_splits, leaves
+from adaptok.tokenizers.marking import BudgetMarking, ThresholdMarking
+from adaptok.tree import Tree, cells_from_splits, leaves
 
 BINARY = ((16, 24), ((8, 8), (4, 4), (2, 2)))
 CLIPPED = ((13, 22), ((8, 8), (4, 4), (2, 2)))
@@ -153,7 +153,7 @@ def test_a_cap_keeps_the_best_splits_of_the_threshold_tree(domain, extra, bars, 
 def test_cap_and_thresholds_at_their_limits(monotone):
     tree = Tree(*CLIPPED)
     points = torch.rand(3, 1, *tree.shape)
-    scores = adaptok.refine.sum_pyramid(points, tree)
+    scores = adaptok.tree.sum_pyramid(points, tree)
     free = ThresholdMarking(thresholds=20.0)(scores, tree).split
     wide = ThresholdMarking(thresholds=20.0, budget=10**6)(scores, tree, monotone=monotone).split
     assert torch.equal(leaves(free, tree), leaves(wide, tree))

@@ -10,11 +10,12 @@ import small_runs
 import torch
 
 from adaptok import create_schedule
-from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.tables import read_metrics
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
 from adaptok.training import SurrogateModule, make_trainer
 from adaptok.training.checkpoints import find_resume, load_weights, read_checkpoint
 from adaptok.training.optim import LOSSES, Optim
+from adaptok.utils.tables import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,16 @@ import small_runs
 import torch
 
 from adaptok import create_schedule, create_surrogate
-from adaptok.atomic import replacing, replacing_folder
-from adaptok.baselines import create_baseline
-from adaptok.config import build_data, build_surrogate, compose, plain
-from adaptok.tables import read_metrics
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
+from adaptok.models.baselines import create_baseline
 from adaptok.training import SurrogateModule, make_trainer
 from adaptok.training.averaging import Averaging
 from adaptok.training.checkpoints import check_resume, load_surrogate, read_checkpoint
 from adaptok.training.optim import Optim
 from adaptok.training.parallel import checkpoint_activations, repeated_blocks
+from adaptok.utils.atomic import replacing, replacing_folder
+from adaptok.utils.tables import read_metrics
 
 
 def composed(*overrides):
@@ -123,7 +124,7 @@ def test_unrolling_needs_target_frames(setting):
 
 
 def test_evaluation_uses_every_window_whatever_was_unrolled(setting):
-    from adaptok.evaluation import persistence
+    from adaptok.evaluation.evaluate import persistence
 
     _, data = setting
     unrolled = build_data(composed("optim.unroll=3"))

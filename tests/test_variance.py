@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from references import Forest
 
-from adaptok.indicators import VarianceIndicator
-from adaptok.indicators.variance import channel_variances
-from adaptok.refine import Tree
+from adaptok.tokenizers.indicators import VarianceIndicator
+from adaptok.tokenizers.indicators.variance import channel_variances
+from adaptok.tree import Tree
 
 
 def by_boxes(field: torch.Tensor, forest: Forest) -> torch.Tensor:

@@ -13,7 +13,7 @@ import small_runs
 import yaml
 
 from adaptok.cli import main
-from adaptok.cli.tracking import table_rows
+from adaptok.tasks.tracking import table_rows
 
 wandb = pytest.importorskip("wandb")
 LOGGED = ["logger=wandb", "logger.wandb.offline=true"]
@@ -123,7 +123,7 @@ def test_a_failed_run_is_closed_as_failed(tmp_path, monkeypatch):
     def fails(*_):
         raise ValueError("no pictures today")
 
-    monkeypatch.setattr("adaptok.cli.pictures.of_run", fails)
+    monkeypatch.setattr("adaptok.plots.pictures.of_run", fails)
     command = ["train", "-m", *small_runs.train(), *LOGGED, f"hydra.sweep.dir={tmp_path}"]
     assert main(command) == 1
     (run,) = (path.parent for path in tmp_path.glob("*/failed.json"))

@@ -112,7 +112,7 @@ def _check_alone(command: str, args: list[str]) -> None:
 def _sweep(command: str, args: list[str]) -> int:
     """Runs the jobs of a sweep and tells what became of them; returns the exit status."""
     from adaptok.cli.sweeps import Job, Watch, summarise
-    from adaptok.config import readable_errors
+    from adaptok.config.menu import readable_errors
 
     with readable_errors(command, _overrides(args)):
         job, failed = Job(command, args), 0
@@ -130,7 +130,7 @@ def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
     """Hands over to Hydra, which composes the configuration and runs the task, or many of them."""
     import hydra
 
-    from adaptok.config import config_dir, readable_errors, register_parts, task_of
+    from adaptok.config.menu import config_dir, readable_errors, register_parts, task_of
 
     register_parts(task_of(args))
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)

@@ -1,4 +1,4 @@
-"""``adaptok bench``: runs a module of `adaptok.bench`."""
+"""``adaptok bench``: runs a module of `adaptok.evaluation.bench`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import pkgutil
 import runpy
 import sys
 
-from adaptok import bench
+from adaptok.evaluation import bench
 from adaptok.registry import close_matches
 
 
 def names() -> list[str]:
-    """The benchmarks; `timing` is what they share."""
-    return [m.name for m in pkgutil.iter_modules(bench.__path__) if m.name != "timing"]
+    """The benchmarks; the other modules are what they share."""
+    found = [module.name for module in pkgutil.iter_modules(bench.__path__)]
+    return [name for name in found if name not in ("timing", "drawing")]
 
 
 def run_benchmark(name: str = "", *args: str) -> None:
-    """As ``python -m adaptok.bench.<name> <args>``; without a name, lists them.
+    """As ``python -m adaptok.evaluation.bench.<name> <args>``; without a name, lists them.
 
     Raises:
         ValueError: an unknown name.
@@ -32,6 +33,6 @@ def run_benchmark(name: str = "", *args: str) -> None:
     before = sys.argv
     sys.argv = [f"adaptok bench {name}", *args]
     try:
-        runpy.run_module(f"adaptok.bench.{name}", run_name="__main__")
+        runpy.run_module(f"adaptok.evaluation.bench.{name}", run_name="__main__")
     finally:
         sys.argv = before

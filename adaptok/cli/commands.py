@@ -12,27 +12,23 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from adaptok import create_tokenizer
-from adaptok.budgets import settings_at_budget
-from adaptok.cli import pictures
-from adaptok.cli.many import data_of_each, finetune_and_test, pretrain_and_test
-from adaptok.cli.runs import GROUPS, Run, config_of_eval, fit_and_test, write_config
-from adaptok.cli.tracking import tracked
-from adaptok.config import (
-    build_data,
-    build_surrogate,
-    check_keys,
-    compose,
-    plain,
-)
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import check_keys, compose, plain
 from adaptok.data import WellData
 from adaptok.data.files import SPLITS
 from adaptok.data.info import set_statistics
-from adaptok.evaluation import evaluate, label_of, persistence
-from adaptok.model import Surrogate, mode_of_history
-from adaptok.multiphysics import System
-from adaptok.results import markdown, tokens_cell, write_report
-from adaptok.tables import table
+from adaptok.evaluation.budgets import settings_at_budget
+from adaptok.evaluation.evaluate import evaluate, label_of, persistence
+from adaptok.evaluation.results import markdown, tokens_cell, write_report
+from adaptok.models.multiphysics import System
+from adaptok.models.surrogate import Surrogate, mode_of_history
+from adaptok.plots import pictures
+from adaptok.tasks.fit import GROUPS, config_of_eval, write_config
+from adaptok.tasks.pretrain import data_of_each, finetune_and_test, pretrain_and_test
+from adaptok.tasks.surrogate import Run, fit_and_test
+from adaptok.tasks.tracking import tracked
 from adaptok.training.checkpoints import find_checkpoint, load_weights, read_checkpoint
+from adaptok.utils.tables import table
 
 Config = Mapping[str, Any]
 
@@ -60,7 +56,7 @@ def _pretrain(wanted: Config) -> float | None:
 
 
 def _classify(wanted: Config) -> float | None:
-    from adaptok.cli.classify import fit_and_test_classifier  # needs timm
+    from adaptok.tasks.classify.run import fit_and_test_classifier  # needs timm
 
     results = fit_and_test_classifier(wanted, _run_folder())
     return None if results is None else _show_classifier(results)
@@ -89,7 +85,7 @@ def _told(run: Run | None) -> float | None:
 
 
 def _show_classifier(results: Config) -> float:
-    from adaptok.classify.evaluation import classifier_markdown
+    from adaptok.tasks.classify.evaluation import classifier_markdown
 
     print(classifier_markdown(results))
     print(f"run folder: {_run_folder()}")
@@ -111,7 +107,7 @@ def eval(config: DictConfig) -> float | None:
     checkpoint = read_checkpoint(path)
     trained = _of_checkpoint(checkpoint, config, path)
     if trained.get("task") == "classify":
-        from adaptok.cli.classify import test_classifier
+        from adaptok.tasks.classify.run import test_classifier
 
         _refuse_for_classifiers(config)
         return _show_classifier(test_classifier(trained, wanted, path, folder))

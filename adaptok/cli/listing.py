@@ -7,9 +7,9 @@ import inspect
 import textwrap
 
 import adaptok
-from adaptok.attention import BACKENDS, usable
-from adaptok.baselines import BASELINES
-from adaptok.combinations import combinations
+from adaptok.layers.attention import BACKENDS, usable
+from adaptok.models.baselines import BASELINES
+from adaptok.models.combinations import combinations
 from adaptok.registry import Registry, close_matches
 from adaptok.vision import IMAGE_TOKENIZERS
 

@@ -20,9 +20,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from adaptok.atomic import replacing
-from adaptok.config import register_parts, task_of
-from adaptok.run_ids import register_run_id, run_id
+from adaptok.config.menu import register_parts, task_of
+from adaptok.config.run_ids import register_run_id, run_id
+from adaptok.utils.atomic import replacing
 
 try:
     import fcntl

@@ -142,7 +142,7 @@ def _menu(command: str, overrides: Sequence[str]) -> list[str]:
     """Groups with their choices, then the other keys with their defaults."""
     from omegaconf import OmegaConf
 
-    from adaptok.config import choices, compose, config_dir, default_choices, task_of
+    from adaptok.config.menu import choices, compose, config_dir, default_choices, task_of
 
     task = task_of(overrides)
     chosen_task = [f"task={task}"] if command == "train" else []

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adaptok.forecast import OneStepModel
+from adaptok.models.one_step import OneStepModel
 
 
 @dataclass(frozen=True)

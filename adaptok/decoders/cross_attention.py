@@ -11,12 +11,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, Groups, product
-from adaptok.layers import Attention, Mlp
+from adaptok.layers.blocks import Attention, Mlp
+from adaptok.layers.positions import pairs_per_axis, rotary
 from adaptok.patches import level_grid, owner_grid, unpatchify
-from adaptok.positions import pairs_per_axis, rotary
-from adaptok.refine import offsets_tensor
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.tree import offsets_tensor
 
 
 @DECODERS.register("cross_attention")

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.embeddings.hmlp import ImageNorm, check_hmlp, kernels, place_in_parent
 from adaptok.patches import grid_index, level_grid, rows_of_levels, unpatchify
 from adaptok.registry import DECODERS
+from adaptok.tokenizers.embeddings.hmlp import ImageNorm, check_hmlp, kernels, place_in_parent
 from adaptok.tokens import TokenizerSpec, TokenSet
 
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import product
-from adaptok.modulation import KERNELS, ConvLayout, channel_norm
-from adaptok.pi_resize import FORMS, KernelResize
+from adaptok.layers.pi_resize import FORMS, KernelResize
+from adaptok.layers.two_stage import KERNELS, ConvLayout, channel_norm
 from adaptok.registry import DECODERS, close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet
 

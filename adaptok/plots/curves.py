@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptok.plots.style import style
-from adaptok.tables import read_metrics
+from adaptok.utils.tables import read_metrics
 
 MANY = 6  # curves; the legend of more stands outside
 

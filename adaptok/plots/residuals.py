@@ -1,6 +1,6 @@
 """Pictures of where in the spectrum the errors of rollouts lie, and of patch artifacts in them.
 
-Both take what `adaptok.evaluation.evaluate` returns as the "rollout" of each setting.
+Both take what `adaptok.evaluation.evaluate.evaluate` returns as the "rollout" of each setting.
 """
 
 from __future__ import annotations

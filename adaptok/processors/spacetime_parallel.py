@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.attention import attend
 from adaptok.cells import Cells, GridLayout, Groups
-from adaptok.layers import DropPath, conditioned
-from adaptok.norms import Segments, create_norm
-from adaptok.positions import Rotary, rotary
+from adaptok.layers.attention import attend
+from adaptok.layers.blocks import DropPath, conditioned
+from adaptok.layers.norms import Segments, create_norm
+from adaptok.layers.positions import Rotary, rotary
 from adaptok.processors.factorised import time_groups
 from adaptok.registry import PROCESSORS, close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet

@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from adaptok.cells import Cells, Groups
-from adaptok.layers import Block, conditioned
-from adaptok.norms import Segments, create_norm
-from adaptok.positions import told_center
+from adaptok.layers.blocks import Block, conditioned
+from adaptok.layers.norms import Segments, create_norm
+from adaptok.layers.positions import told_center
 from adaptok.registry import POSITIONS, PROCESSORS, Part, close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet
 

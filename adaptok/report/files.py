@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptok.report.records import Problem
-from adaptok.tables import read_metrics
+from adaptok.utils.tables import read_metrics
 
 
 def read_curve(

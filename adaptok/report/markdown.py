@@ -7,7 +7,7 @@ from adaptok.report.results import results_sheet
 from adaptok.report.sheet import Cell, Sheet
 from adaptok.report.sheets import fields_sheet, rollout_sheet, transfer_sheet, verdict_sheet
 from adaptok.report.transfer import transfers
-from adaptok.tables import table
+from adaptok.utils.tables import table
 
 MARKS = {None: "", 1: "**", 2: "*"}
 

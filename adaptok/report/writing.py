@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptok.atomic import replacing
 from adaptok.report.grouping import group_runs
 from adaptok.report.markdown import markdown_report
 from adaptok.report.notes import Contents, contents_of
 from adaptok.report.reading import read_runs
 from adaptok.report.tidy import tidy_rows, write_csv
+from adaptok.utils.atomic import replacing
 
 
 def write_report(

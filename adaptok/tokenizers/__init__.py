@@ -1,7 +1,7 @@
 """Tokenizers: fields to packed tokens. One method per file, each a composition of parts."""
 
 from adaptok.tokenizers.apt import apt
-from adaptok.tokenizers.budgets import at_budget, part_at_budget
+from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer

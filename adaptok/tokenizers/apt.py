@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptok.marking import level_thresholds
 from adaptok.registry import TOKENIZERS
-from adaptok.tokenizer import per_axis
-from adaptok.tree import TreeTokenizer, composed, level_sizes
+from adaptok.tokenizers.base import per_axis
+from adaptok.tokenizers.marking import level_thresholds
+from adaptok.tokenizers.tree import TreeTokenizer, composed, level_sizes
 
 
 @TOKENIZERS.register("apt")

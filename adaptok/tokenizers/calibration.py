@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.marking import MaximumMarking, ThresholdMarking, level_thresholds
-from adaptok.refine import Tree
-from adaptok.tokenizer import frames_of_cells
+from adaptok.tokenizers.base import frames_of_cells
+from adaptok.tokenizers.marking import MaximumMarking, ThresholdMarking, level_thresholds
+from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import as_field
-from adaptok.tree import TreeTokenizer
+from adaptok.tree import Tree
 
 
 @torch.no_grad()

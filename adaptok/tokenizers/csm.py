@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptok.modulation import KERNELS, ConvLayout, make_layout
+from adaptok.layers.two_stage import KERNELS, ConvLayout, make_layout
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.modulated import ModulatedTokenizer, stages
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptok.registry import TOKENIZERS
-from adaptok.tree import TreeTokenizer, composed
+from adaptok.tokenizers.tree import TreeTokenizer, composed
 
 
 @TOKENIZERS.register("iap")

@@ -8,9 +8,9 @@ from typing import Any
 
 from adaptok.cells import nested
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
-from adaptok.tokenizer import per_axis
+from adaptok.tokenizers.base import per_axis
+from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec
-from adaptok.tree import TreeTokenizer
 
 MODES = ("replace", "add")
 

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
-from adaptok.embeddings.conv_stem import ConvStem
-from adaptok.modulation import KERNELS, ConvLayout, Pairs, cells_of_layout
-from adaptok.tokenizer import CellTokenizer, check_controls, check_shape, per_axis
+from adaptok.layers.two_stage import KERNELS, ConvLayout, Pairs, cells_of_layout
+from adaptok.tokenizers.base import CellTokenizer, check_controls, check_shape, per_axis
+from adaptok.tokenizers.embeddings.conv_stem import ConvStem
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 
 

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
-from adaptok.embeddings import LinearEmbedding
-from adaptok.refine import Tree, cells_from_splits
 from adaptok.registry import TOKENIZERS
-from adaptok.tokenizer import CellTokenizer, check_controls, frames_of_cells, per_axis
+from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
+from adaptok.tokenizers.embeddings import LinearEmbedding
 from adaptok.tokens import TokenizerSpec, as_field
+from adaptok.tree import Tree, cells_from_splits
 
 
 @TOKENIZERS.register("uniform")

@@ -11,7 +11,8 @@ import torch
 import yaml
 from torch import nn
 
-from adaptok.pretrained import build
+from adaptok.models.pretrained import build
+from adaptok.utils.keys import differences, flattened  # noqa: F401
 
 # What weights depend on; the rest of a configuration may differ between training and evaluation.
 ARCHITECTURE = (
@@ -115,29 +116,6 @@ def _wrong_tensors(
         shapes = [tuple(s[name].shape) if name in s else "absent" for s in (there, here)]
         if shapes[0] != shapes[1]:
             yield f"{name} is {shapes[0]} in the checkpoint, {shapes[1]} here"
-
-
-def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], keys: tuple[str, ...]
-) -> Iterator[str]:
-    """What two configurations differ in, one sentence per dotted key; silent where one is empty."""
-    if not there or not here:
-        return
-    flat_there = dict(flattened({k: there.get(k) for k in keys}))
-    flat_here = dict(flattened({k: here.get(k) for k in keys}))
-    for key in {**flat_there, **flat_here}:
-        a, b = flat_there.get(key, "absent"), flat_here.get(key, "absent")
-        if a != b:
-            yield f"{key} is {a} in the checkpoint, {b} here"
-
-
-def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values."""
-    if not isinstance(config, Mapping):
-        yield prefix, config
-        return
-    for key, value in config.items():
-        yield from flattened(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptok.forecast import OneStepModel
-from adaptok.metrics import vrmse
-from adaptok.multiphysics import Multiphysics
-from adaptok.schedules import Schedule
+from adaptok.evaluation.metrics import vrmse
+from adaptok.models.multiphysics import Multiphysics
+from adaptok.models.one_step import OneStepModel
+from adaptok.models.schedules import Schedule
 from adaptok.training.fitting import FitModule
 from adaptok.training.optim import Optim
 from adaptok.training.parallel import shard

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptok.metrics import EPS
+from adaptok.evaluation.metrics import EPS
 
 
 def mse_loss(error: Tensor, target: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 
 from adaptok.data import FieldInfo
 from adaptok.data.info import system_of
-from adaptok.multiphysics import Multiphysics, System
-from adaptok.schedules import Schedule
+from adaptok.models.multiphysics import Multiphysics, System
+from adaptok.models.schedules import Schedule
 from adaptok.training.module import Batch, SurrogateModule
 from adaptok.training.optim import Optim
 

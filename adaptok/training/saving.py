@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from adaptok.atomic import replacing
+from adaptok.utils.atomic import replacing
 
 
 class Checkpoints(Checkpoint):

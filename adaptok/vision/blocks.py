@@ -19,8 +19,8 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from adaptok.attention import attend
 from adaptok.cells import Groups
+from adaptok.layers.attention import attend
 from adaptok.vision.rope import Rope
 
 

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from adaptok.refine import constant_in_graphs
+from adaptok.tree import constant_in_graphs
 
 Values = tuple[float, ...] | tuple[tuple[float, ...], ...]
 

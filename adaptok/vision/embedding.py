@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.embeddings import ResizeZeroEmbedding
-from adaptok.embeddings.positions import position_rows, resample_positions
+from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
+from adaptok.tokenizers.embeddings.positions import position_rows, resample_positions
 from adaptok.tokens import TokenizerSpec
 
 

@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, Groups
-from adaptok.embeddings import ResizeZeroEmbedding
 from adaptok.patches import level_grid
+from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
 from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.constants import constant

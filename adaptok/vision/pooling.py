@@ -9,9 +9,9 @@ from jaxtyping import Float
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor
 
-from adaptok.attention import attend
 from adaptok.cells import Cells, Groups
-from adaptok.refine import offsets_tensor
+from adaptok.layers.attention import attend
+from adaptok.tree import offsets_tensor
 from adaptok.vision.features import VisionTokens, patches_per_cell
 
 POOLINGS = ("area", "plain")

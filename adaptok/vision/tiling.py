@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.refine import Tree, cells_from_splits
 from adaptok.registry import INDICATORS, MARKINGS
-from adaptok.tokenizer import check_controls, check_shape
+from adaptok.tokenizers.base import check_controls, check_shape
+from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
-from adaptok.tree import TreeTokenizer
+from adaptok.tree import Tree, cells_from_splits
 from adaptok.vision.constants import constant
 
 Part = str | Mapping[str, Any]

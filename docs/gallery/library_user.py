@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 import adaptok
-from adaptok.baselines import create_baseline
 from adaptok.data import WellData
 from adaptok.data.synthetic import generate
-from adaptok.evaluation import evaluate, rollouts
+from adaptok.evaluation.evaluate import evaluate, rollouts
+from adaptok.evaluation.results import markdown
+from adaptok.models.baselines import create_baseline
 from adaptok.plots.rollouts import rollout_video
-from adaptok.results import markdown
 
 
 def main(folder: Path) -> None:

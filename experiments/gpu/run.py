@@ -32,17 +32,17 @@ def parts(out: Path) -> dict[str, tuple[list[str], int]]:
     """Command and limit in seconds of each part, the important ones first."""
     found: dict[str, tuple[list[str], int]] = {
         "tests": (["pytest", *TESTS], 110),
-        "attention": (["adaptok.bench.attention", str(out)], 40),
+        "attention": (["benchmarks.attention", str(out)], 40),
     }
     for run in read("iap_table6").runs["full"]:
         if run.name != "asm":  # the grid of am
             name, *rest = run.overrides
-            found[f"step_{run.name}"] = ([f"adaptok.bench.{name}", str(out), *rest], 40)
-    found["tokenize"] = (["adaptok.bench.tokenize", str(out), *SMALL, "--batch", "16"], 30)
+            found[f"step_{run.name}"] = ([f"benchmarks.{name}", str(out), *rest], 40)
+    found["tokenize"] = (["benchmarks.tokenize", str(out), *SMALL, "--batch", "16"], 30)
     for name, (model, size, batch) in MODELS.items():
         shape = ["--models", model, "--sizes", size, "--batches", batch]
-        found[name] = (["adaptok.bench.vision", str(out / name), *shape], 50)
-    found["scaling"] = (["adaptok.bench.scaling", str(out), *SMALL, "--seconds", "1"], 45)
+        found[name] = (["adaptok.evaluation.bench.vision", str(out / name), *shape], 50)
+    found["scaling"] = (["benchmarks.scaling", str(out), *SMALL, "--seconds", "1"], 45)
     return {name: ([sys.executable, "-m", *words], limit) for name, (words, limit) in found.items()}
 
 

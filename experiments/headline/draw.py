@@ -17,8 +17,8 @@ import yaml
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from adaptok.bench.drawing import COLOURS
-from adaptok.tables import read_metrics
+from adaptok.evaluation.bench.drawing import COLOURS
+from adaptok.utils.tables import read_metrics
 
 HERE = Path(__file__).parent
 TOKENIZERS = ("uniform", "iap", "apt", "matey", "ckm", "csm")

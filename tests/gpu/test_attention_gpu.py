@@ -13,8 +13,8 @@ import torch
 
 import adaptok
 from adaptok import attend, attention_backend
-from adaptok.attention import Request, choose, usable
 from adaptok.cells import Groups
+from adaptok.layers.attention import Request, choose, usable
 
 pytestmark = pytest.mark.gpu
 

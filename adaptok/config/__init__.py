@@ -1,0 +1,1 @@
+"""Hydra's menu in Python, and names of runs."""

@@ -1,0 +1,134 @@
+"""Builds what a plain configuration describes: data modules and models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from adaptok import create_surrogate
+from adaptok.data import FieldInfo
+from adaptok.data.info import set_statistics, system_of
+from adaptok.data.synthetic import generate
+from adaptok.models.baselines import create_baseline
+from adaptok.models.multiphysics import Multiphysics, create_multiphysics
+from adaptok.models.one_step import OneStepModel
+from adaptok.registry import close_matches
+
+if TYPE_CHECKING:
+    from adaptok.data import Mixture, WellData
+
+
+MODEL_KEYS = ("history", "history_mode", "predict", "normalise", "score_on")
+
+
+def build_data(
+    config: Mapping[str, Any], *, overwrite: bool = False, stage: str | None = None
+) -> WellData:
+    """The data module of a configuration, set up; a generated set is made first.
+
+    Args:
+        config: plain, with `data`, `history` and `seed`.
+        overwrite: generate again although the set exists.
+        stage: what of it must be there now: None is all, "test" the test split.
+    """
+    # they need lightning and the_well, which take seconds to import
+    from adaptok.data import PDEBench, WellData
+
+    data = dict(config["data"])
+    formats = {"well": WellData, "pdebench": PDEBench}
+    layout = data.pop("format", "well")
+    if layout not in formats:
+        raise ValueError(f"data.format must be one of {', '.join(formats)}, got {layout!r}")
+    knobs = data.pop("generate", None)  # knobs of the solver
+    if knobs is not None:
+        data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
+    if data["path"] is not None:
+        data |= {"name": None, "base": None}
+    data.setdefault("target_steps", config.get("optim", {}).get("unroll", 1))
+    check_knobs(WellData, "data", data)
+    module = formats[layout](history=config["history"], seed=config["seed"], **data)
+    module.setup(stage)
+    return module
+
+
+def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
+    """The model of a plain configuration, for the fields of a data set, statistics set."""
+    if "vocabulary" in config:
+        return system_of(build_multiphysics(config), info)
+    surrogate = without_statistics(config, info)
+    set_statistics(surrogate, info)
+    return surrogate
+
+
+def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
+    """The model of a plain configuration; also on the meta device, where nothing has a value."""
+    if config["data"].get("max_lead", 1) > 1:
+        raise ValueError("data.max_lead is for models that know a lead time: task=pretrain")
+    model = config.get("model", {"name": "surrogate"})
+    if model["name"] == "surrogate":
+        return create_surrogate(
+            ndim=info.ndim,
+            in_channels=len(info.fields),
+            constant_channels=len(info.constants),
+            dim=config["size"]["dim"],
+            **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
+        )
+    if config["history_mode"] not in ("auto", "fold"):
+        raise ValueError(
+            f"model={model['name']} folds its history into channels: history_mode=fold, not "
+            f"{config['history_mode']}"
+        )
+    return create_baseline(
+        model,
+        ndim=info.ndim,
+        in_channels=len(info.fields),
+        constant_channels=len(info.constants),
+        boundary=info.boundary,
+        shape=info.shape,
+        **{key: config[key] for key in ("history", "normalise", "predict")},
+    )
+
+
+def build_multiphysics(config: Mapping[str, Any]) -> Multiphysics:
+    """The model of a plain configuration for the fields of its `vocabulary`, fresh."""
+    keys = ("tokenizer", "processor", "decoder", "history", "history_mode", "predict", "score_on")
+    return create_multiphysics(
+        **config["vocabulary"],
+        dim=config["size"]["dim"],
+        width=config["field_width"],
+        **{key: config[key] for key in keys},
+    )
+
+
+def vocabulary_of(infos: Iterable[FieldInfo], max_lead: int) -> dict[str, Any]:
+    """What a model for several sets has to know, as plain values."""
+    infos = list(infos)
+    fields = dict.fromkeys(name for info in infos for name in info.fields)
+    constants = dict.fromkeys(name for info in infos for name in info.constants)
+    names = {"fields": list(fields), "constants": list(constants)}
+    return {"ndim": infos[0].ndim, **names, "max_lead": max_lead}
+
+
+def build_mixture(config: Mapping[str, Any]) -> Mixture:
+    """The data sets of a configuration whose `data` is a list, set up.
+
+    Raises:
+        ValueError: two sets of one name.
+    """
+    from adaptok.data import Mixture
+
+    names = [data["name"] for data in config["data"]]
+    if len({*names}) < len(names):
+        raise ValueError(f"the sets of a mixture have different names, got {', '.join(names)}")
+    return Mixture({d["name"]: build_data({**config, "data": d}) for d in config["data"]})
+
+
+def check_knobs(factory: Callable[..., Any], group: str, knobs: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a key of a group that the object built from it does not take."""
+    known = [k for k in inspect.signature(factory).parameters if k != "self"]
+    for key in knobs:
+        if key not in known:
+            raise ValueError(
+                f"unknown key '{group}.{key}'{close_matches(key, known)}; valid: {', '.join(known)}"
+            )

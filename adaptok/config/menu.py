@@ -1,0 +1,260 @@
+"""Hydra's menu in Python: find the YAML files, compose them, and build what they describe.
+
+Parts that the registries hold need no YAML of their own: each becomes a choice of its group, with
+its knobs and their defaults, third-party plug-ins included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adaptok.config.run_ids import register_run_id
+from adaptok.data.synthetic import SOLVERS
+from adaptok.models.baselines import BASELINES
+from adaptok.models.schedules import SCHEDULES
+from adaptok.registry import (
+    DECODERS,
+    EMBEDDINGS,
+    INDICATORS,
+    MARKINGS,
+    PROCESSORS,
+    TOKENIZERS,
+    Registry,
+    close_matches,
+)
+
+if TYPE_CHECKING:
+    pass
+
+GROUPS: dict[str, Registry] = {
+    "tokenizer": TOKENIZERS,
+    "tokenizer/indicator": INDICATORS,
+    "tokenizer/marking": MARKINGS,
+    "tokenizer/embedding": EMBEDDINGS,
+    "processor": PROCESSORS,
+    "decoder": DECODERS,
+    "schedule": SCHEDULES,
+    "model": BASELINES,  # beside "surrogate", the model made of the parts above
+}
+TASKS = ("surrogate", "pretrain", "classify")
+# Knobs that follow another key of the configuration unless they are set.
+FOLLOWS = {
+    **{("processor", k): f"${{size.{k}}}" for k in ("depth", "heads", "mlp_ratio")},
+    **{("decoder", k): f"${{size.{k}}}" for k in ("depth", "heads", "mlp_ratio")},
+    ("schedule", "seed"): "${seed}",
+}
+
+
+# Keys of a model of timm: arguments of adaptok.tasks.classify.models.build_timm.
+TIMM = {
+    "pretrained": False,
+    "checkpoint": None,
+    "img_size": None,
+    "drop_path_rate": 0.0,
+    "options": None,
+}
+
+
+_TIMM_MODELS: dict[str, Any] = {}  # hundreds of nodes, made once
+
+
+def config_dir() -> Path:
+    """Folder of the YAML files: inside the installed package, else beside it in the checkout."""
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "conf", here.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ValueError(f"no configuration files in {here / 'conf'} or {here.parent / 'conf'}")
+
+
+def label_of_model(model: str, tokenizer: str) -> str:
+    """What a run is called after: the tokenizer, or the baseline."""
+    return tokenizer if model == "surrogate" else model
+
+
+def task_of(overrides: Sequence[str]) -> str:
+    """The task that overrides choose; what other groups offer depends on it.
+
+    Raises:
+        ValueError: an unknown task, or several.
+    """
+    given = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "task"]
+    task = given[-1] if given else TASKS[0]
+    if task not in TASKS:
+        several = "; a sweep has one task" if "," in task else close_matches(task, TASKS)
+        raise ValueError(f"unknown task {task!r}{several}; choices: {', '.join(TASKS)}")
+    return task
+
+
+def register_parts(task: str = TASKS[0]) -> None:
+    """Makes every registry entry a choice of its Hydra group; may be called again.
+
+    Args:
+        task: whose tokenizers and models are the choices of those groups.
+    """
+    OmegaConf.register_new_resolver("adaptok.label", label_of_model, replace=True)
+    if not OmegaConf.has_resolver("adaptok.run_id"):  # a sweep has made one that knows its keys
+        register_run_id()
+    store = ConfigStore.instance()
+    for group in ("tokenizer", "model"):
+        store.repo.pop(group, None)  # those of another task
+    if task == "classify":
+        _register_image_parts(store)
+        return
+    for group, registry in GROUPS.items():
+        _register(store, group, registry)
+    store.store(group="model", name="surrogate", node={"name": "surrogate"}, provider="adaptok")
+    for name in SOLVERS.names():
+        knobs = {k: v for k, v in SOLVERS.knobs(name).items() if _is_plain(v)}
+        node = {"defaults": ["_base", "_self_"], "name": name, "generate": {"seed": 0, **knobs}}
+        store.store(group="data", name=name, node=node, provider="adaptok")
+
+
+def _register(store: ConfigStore, group: str, registry: Registry) -> None:
+    for name in registry.names():
+        knobs = {k: FOLLOWS.get((group, k), v) for k, v in registry.knobs(name).items()}
+        node = {"name": name, **{k: v for k, v in knobs.items() if _is_plain(v)}}
+        store.store(group=group, name=name, node=node, provider="adaptok")
+
+
+def _register_image_parts(store: ConfigStore) -> None:
+    from adaptok.vision import IMAGE_TOKENIZERS, supported  # the names need timm: seconds
+
+    _register(store, "tokenizer", IMAGE_TOKENIZERS)
+    if not _TIMM_MODELS:
+        for name in supported():
+            store.store(group="model", name=name, node={"name": name, **TIMM}, provider="adaptok")
+        _TIMM_MODELS.update(store.repo["model"])
+    store.repo["model"] = _TIMM_MODELS
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def compose(
+    name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
+) -> DictConfig:
+    """Composes a configuration as the command line would.
+
+    Args:
+        name: file of the command: "train", "eval", "tokenize", "data" or "demo".
+        overrides: such as ``["tokenizer=uniform", "tokenizer.size=4"]``.
+        config_dirs: further folders of YAML files.
+
+    Raises:
+        ValueError: an unknown group, choice or key, with the valid ones.
+    """
+    folders = [Path(folder).resolve().as_uri() for folder in config_dirs]
+    search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+    with readable_errors(name, overrides), _hydra(task_of(overrides)):
+        return hydra_compose(name, [*search, *overrides])
+
+
+def choices(group: str = "", task: str = TASKS[0]) -> list[str]:
+    """Names that a group accepts, from YAML files and registries; without argument, the groups."""
+    with _hydra(task):
+        loader = GlobalHydra.instance().config_loader()
+        names = loader.get_group_options(group) if group else loader.list_groups("")
+    return [name for name in names if not name.startswith("_") and name != "hydra"]
+
+
+def default_choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
+    """The groups of a command and what it chooses of each."""
+    with _hydra(task_of(overrides)):
+        composed = hydra_compose(name, list(overrides), return_hydra_config=True)
+    chosen = composed.hydra.runtime.choices
+    return {group: chosen[group] for group in choices() if group in chosen}
+
+
+@contextmanager
+def _hydra(task: str = TASKS[0]) -> Iterator[None]:
+    """Hydra with our folder, also from within a running job, which it leaves as it was."""
+    register_parts(task)
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+@contextmanager
+def readable_errors(name: str = "", overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Turns Hydra's and OmegaConf's errors into ``ValueError`` with one sentence that helps."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error, name, overrides)) from error
+
+
+def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        plugin = "; others are plug-ins: pip install 'adaptok[sweeps]'"
+        return (
+            f"unknown {group} {choice!r}{close_matches(choice, error.options)}; "
+            f"choices: {', '.join(error.options)}{plugin if group.startswith('hydra/') else ''}"
+        )
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: {text.splitlines()[0]}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"unknown key {found[1]!r}{_valid_keys(found[1], name, overrides)}"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{found[1]} must be given: {found[1]}=..."
+    return re.sub(r"\s+", " ", re.split(r"\nSee |\n\s*full_key", text)[0]).strip()
+
+
+def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
+    """The keys beside a wrong one, with the choices of groups that were made."""
+    groups = choices()
+    chosen = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups]
+    parent, _, word = key.partition("@")[0].rpartition(".")
+    with _hydra(task_of(overrides)):
+        config = hydra_compose(name, chosen)
+    node = OmegaConf.select(config, parent) if parent else config
+    keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
+    if not keys:
+        return f"; to change one value that has no default here: +{key}=..."
+    return f"{close_matches(word, keys)}; valid here: {', '.join(keys)}"
+
+
+def plain(config: Any) -> Any:
+    """The configuration as dicts, lists and values, interpolations resolved.
+
+    Raises:
+        ValueError: a mandatory value (``???``) is missing.
+    """
+    if not isinstance(config, (DictConfig, ListConfig)):
+        return config
+    with readable_errors():
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def check_keys(config: Mapping[str, Any], name: str) -> None:
+    """Raises ``ValueError`` for a top-level key that nothing reads (added with a plus)."""
+    task = [f"task={config['task']}"] if config.get("task") in TASKS else []
+    known = list(dict.fromkeys([*map(str, compose(name, task)), *default_choices(name, task)]))
+    for key in config:
+        if key not in known:
+            raise ValueError(
+                f"unknown key {key!r}{close_matches(str(key), known)}; valid: {', '.join(known)}"
+            )

@@ -1,0 +1,94 @@
+"""Names of runs that follow from their configurations: the same job has the same name tomorrow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adaptok.utils.keys import flattened
+
+# Where and with what a job runs, not which job it is: left out, unless it is swept over.
+MACHINE = (
+    "name",
+    "sweep",
+    "resume",
+    "resume_anyway",
+    "logger",
+    "data.base",
+    "data.num_workers",
+    "data.cache",
+    "data.cache_limit",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+)
+
+
+def run_id(config: DictConfig, overrides: Iterable[str] = (), swept: Sequence[str] = ()) -> str:
+    """A readable label and ten digits of a hash, as ``shear_flow_iap_vit_seed0_3f9ab2c104``.
+
+    Args:
+        config: of the job; Hydra's own part does not count.
+        overrides: of the job. Several lists ``data=[a,b]`` may merge into the same values, so the
+            hash takes the list itself.
+        swept: keys that a sweep varies; these count although they are among `MACHINE`.
+    """
+    values = {
+        key: value
+        for key, value in flattened(_resolved(config))
+        if not _below(key, MACHINE) or _below(key, swept)
+    }
+    lists = [override for override in overrides if override.startswith("data=[")]
+    text = json.dumps([values, lists], sort_keys=True, default=str)
+    return "_".join([*_label(values), hashlib.sha256(text.encode()).hexdigest()[:10]])
+
+
+def register_run_id(swept: Sequence[str] = ()) -> None:
+    """Makes ``${adaptok.run_id:}`` the name of the job whose configuration it stands in."""
+
+    def resolve(*, _root_: DictConfig) -> str:
+        hydra = _root_.get("hydra")
+        if hydra is None:
+            return run_id(_root_, (), swept)
+        of_sweeper = hydra.get("sweeper", {}).get("params") or {}
+        return run_id(_root_, hydra.overrides.task, [*swept, *of_sweeper])
+
+    OmegaConf.register_new_resolver("adaptok.run_id", resolve, replace=True)
+
+
+def _resolved(config: DictConfig) -> Any:
+    """Plain values; the logger's stay as they are, for its name may be a run id."""
+    keys = [str(key) for key in config if key not in ("hydra", "logger")]
+    kept = OmegaConf.masked_copy(config, keys)
+    try:
+        plain: Any = OmegaConf.to_container(kept, resolve=True)
+    except OmegaConfBaseException:  # the job itself will say so
+        plain = OmegaConf.to_container(kept)
+    if "logger" in config:
+        plain["logger"] = OmegaConf.to_container(config["logger"])
+    return plain
+
+
+def _below(key: str, parents: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{parent}.") for parent in parents)
+
+
+def _label(values: dict[str, Any]) -> list[str]:
+    """Data, model, budget and seed."""
+    model = values.get("model.name", "surrogate")
+    keys = ["data.name"]
+    if model != "surrogate":
+        keys.append("model.name")
+    if model == "surrogate" or values.get("task") == "classify":
+        keys += ["tokenizer.name", "processor.name"]
+    words = [str(values[key]) for key in keys if values.get(key) not in (None, "???")]
+    numbers = {key: values.get(key) for key in ("budget", "seed")}
+    return [*words, *(f"{key}{value}" for key, value in numbers.items() if value is not None)]

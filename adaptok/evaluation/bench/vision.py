@@ -1,0 +1,212 @@
+"""Images per second of timm models on cells, beside the unmodified models in the same run.
+
+Run ``adaptok bench vision [--help]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import adaptok
+from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
+from adaptok.vision import apply_apt
+
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "ihc")
+NOTE = (
+    "A timm model beside the same model wrapped by `apply_apt`, weights shared and random, on "
+    "{what}. `end to end` starts from the normalised batch and includes indicator, marking and "
+    "packing; `model only` is given the cells. Images per second come from the median of {repeats} "
+    "paired runs after one warm-up, measured in {clock}; speed-ups are medians of the ratios of "
+    "paired runs. `kept` is the share of the model's own patches, `merged` the share of patches "
+    "inside a coarser cell. FLOPs are counted by torch.utils.flop_counter. Thresholds -1 merge "
+    "nothing: there the logits were checked to agree to 1e-4 before timing. Thresholds other than "
+    "-1 and the paper's (5.5, 4) were calibrated to a share of tokens."
+)
+
+
+def photographs(count: int, size: int) -> tuple[Tensor, str]:
+    """Real photographs where scikit-image is installed, else synthetic ones; values 0..1.
+
+    Returns:
+        images: (count, 3, size, size), 8-bit values over 255.
+        what: what they are.
+    """
+    try:
+        from skimage import data  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        noise = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+        blocks = torch.nn.functional.interpolate(noise[..., ::64, ::64], size=size, mode="bicubic")
+        mixed = torch.where(blocks > 0.7, noise, blocks).clamp(0, 1)
+        return (mixed * 255).round() / 255, "synthetic images (smooth with patches of noise)"
+    names = (PHOTOS * (count // len(PHOTOS) + 1))[:count]
+    images = [
+        _square(torch.from_numpy(getattr(data, name)()[..., :3].copy()), size) for name in names
+    ]
+    return torch.stack(images), "photographs that scikit-image ships"
+
+
+def _square(image: Tensor, size: int) -> Tensor:
+    side = min(image.shape[:2])
+    top, left = ((n - side) // 2 for n in image.shape[:2])
+    x = image[top : top + side, left : left + side].permute(2, 0, 1)[None].float()
+    x = torch.nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
+    return x[0].round().clamp(0, 255) / 255
+
+
+def flops(function: Callable[[], Any]) -> int:
+    """Floating-point operations of one call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def rules(fast: Any, x: Tensor, shares: Sequence[float]) -> list[tuple[float, ...]]:
+    """Thresholds to measure: nothing merged, the paper's, and one per share of tokens."""
+    patches = x.shape[2] * x.shape[3] / fast.tiling.spec.sizes[-1][1] ** 2
+    field = fast.tiling.restore(x)
+    calibrated: list[Any] = [
+        adaptok.calibrate(fast.tiling.trees, field, share * patches) for share in shares
+    ]
+    return [(-1.0, -1.0), (5.5, 4.0), *calibrated]
+
+
+def measure(
+    name: str,
+    size: int,
+    batch: int,
+    *,
+    shares: Sequence[float] = (0.5, 0.25),
+    repeats: int = 5,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[list[dict[str, Any]], str]:
+    """One row per set of thresholds, and what the images are."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=size).eval().to(device, dtype)
+    fast = apply_apt(model, (5.5, 4.0)).eval()
+    images, what = photographs(batch, size)
+    mean, std = (torch.tensor(v)[:, None, None] for v in fast.tiling.stats)
+    x = ((images - mean) / std).to(device, dtype)
+    rows = []
+    for thresholds in rules(fast, x, shares):
+        row = {"model": name, "size": size, "batch": batch}
+        rows.append(row | _measure_rule(model, fast, x, thresholds, repeats))
+    return rows, what
+
+
+def _measure_rule(
+    model: Any, fast: Any, x: Tensor, thresholds: tuple[float, ...], repeats: int
+) -> dict[str, Any]:
+    def end_to_end() -> Tensor:
+        return fast(x, thresholds=thresholds)
+
+    cells = fast.tiling(x, thresholds=thresholds)
+    if thresholds[0] < 0 and x.dtype == torch.float32:
+        torch.testing.assert_close(end_to_end(), model(x), rtol=1e-4, atol=1e-4)
+    plain = flops(lambda: model(x))
+    work = flops(end_to_end) / plain
+    functions = {
+        "timm": lambda: model(x),
+        "end to end": end_to_end,
+        "model only": lambda: fast(x, cells=cells),
+    }
+    seconds = paired(functions, repeats=repeats, clock=_clock(x)[1])
+    finest = x.shape[0] * model.patch_embed.num_patches
+    whole = int((cells.level == len(cells.sizes) - 1).sum())
+    row: dict[str, Any] = {
+        "thresholds": ", ".join(f"{bar:.2f}".rstrip("0").rstrip(".") for bar in thresholds),
+        "kept": round(len(cells) / finest, 3),
+        "merged": round(1 - whole / finest, 3),
+        "GFLOPs/image": round(work * plain / x.shape[0] / 1e9, 2),
+    }
+    row |= {f"{k} img/s": round(len(x) / statistics.median(v), 3) for k, v in seconds.items()}
+    for side in ("end to end", "model only"):
+        row[f"{side} speed-up"] = round(median_ratio(seconds["timm"], seconds[side]), 3)
+    row["FLOP ratio"] = round(1 / work, 3)
+    row["end to end / FLOP ratio"] = round(row["end to end speed-up"] * work, 3)
+    return row
+
+
+def _clock(x: Tensor) -> tuple[str, Callable[[], float]]:
+    """On a CPU with one thread the processor's time, so that other programs do not count."""
+    if x.device.type == "cpu" and torch.get_num_threads() == 1:
+        return "processor time of one thread", time.process_time
+    return "wall time", time.perf_counter
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Speed-up against kept tokens."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys((row["model"], row["size"], row["batch"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["size"], row["batch"]) == name]
+        own.sort(key=lambda row: row["kept"])
+        kept = [row["kept"] for row in own]
+        label = f"{name[0]}, {name[1]} px, batch {name[2]}"
+        line = axes.plot(kept, [row["end to end speed-up"] for row in own], "o-", label=label)
+        color = line[0].get_color()
+        axes.plot(kept, [row["model only speed-up"] for row in own], "x:", color=color)
+        axes.plot(kept, [row["FLOP ratio"] for row in own], "--", color=color, alpha=0.4)
+    axes.axhline(1, color="0.8", zorder=0)
+    axes.set(xlabel="kept tokens", ylabel="speed-up over timm")
+    axes.set_title("o end to end, x model only, dashed: FLOP ratio", fontsize="small")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+@contextlib.contextmanager
+def _inference(threads: int | None) -> Iterator[None]:
+    if threads:
+        torch.set_num_threads(threads)
+    with torch.inference_mode():
+        yield
+
+
+def main() -> None:
+    """Measures, writes JSON, Markdown and a plot, and prints the table."""
+    parser = argparse.ArgumentParser(prog="adaptok bench vision")
+    parser.add_argument("folder", nargs="?", default="docs/benchmarks", type=Path)
+    parser.add_argument("--models", nargs="+", default=["vit_base_patch16_384"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[384])
+    parser.add_argument("--batches", nargs="+", type=int, default=[2])
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None if torch.cuda.is_available() else 1)
+    options = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    kind = {"device": "cuda", "dtype": torch.bfloat16} if cuda else {}
+    rows, what = [], ""
+    with _inference(options.threads):
+        for model in options.models:
+            for size in options.sizes:
+                for batch in options.batches:
+                    more, what = measure(
+                        model, size, batch, shares=options.shares, repeats=options.repeats, **kind
+                    )
+                    rows += more
+        clock = _clock(torch.empty(0, device=kind.get("device", "cpu")))[0]
+    lists = {"models": options.models, "sizes": options.sizes, "batches": options.batches}
+    words = [f"--{k} {' '.join(map(str, v))}" for k, v in lists.items()]
+    command = " ".join(["adaptok bench vision", *words])
+    note = NOTE.format(what=what, repeats=options.repeats, clock=clock)
+    print(write_results(options.folder, "vision", rows, note, command=command).read_text())
+    plot(rows, options.folder / "vision.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What a forward pass costs, stage by stage: operations, memory, time, weights."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import platform
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from adaptok.models.compiling import is_compiled
+
+# All before the processor is the tokenizer's (normalisation too), all after it the decoder's.
+STAGES = ("tokenizer", "processor", "decoder")
+
+
+class Cost(NamedTuple):
+    """What one call does.
+
+    Attributes:
+        flops: floating-point operations of its matrix products, convolutions and attention, by
+            stage and in "total"; a multiplication and an addition are two.
+        memory: most bytes that the tensors made in a stage, and alive in it, take; weights and
+            inputs do not count. "total" is the largest.
+    """
+
+    flops: dict[str, int]
+    memory: dict[str, int]
+
+
+def cost_of(model: nn.Module, call: Callable[[], Any], given: Iterable[Any] = ()) -> Cost | None:
+    """Counts one call of a model, on any device.
+
+    Args:
+        call: runs the model.
+        given: tensors that exist beforehand.
+
+    Returns:
+        The cost, in "total" alone where the model has no processor; None for a compiled model, into
+        which nothing can look.
+    """
+    if is_compiled(model):
+        return None
+    flops, memory = [], []
+    known = [*model.parameters(), *model.buffers(), *tree_leaves(list(given))]
+    with FlopCounterMode(display=False) as counter, _Live(known) as live:
+
+        def mark() -> None:
+            flops.append(counter.get_total_flops())
+            memory.append(live.peak)
+            live.peak = live.now
+
+        with at_processor(model, mark):
+            call()
+        mark()
+    done = [after - before for before, after in zip([0, *flops], flops, strict=False)]
+    if len(flops) == 1:  # without a processor
+        return Cost({"total": flops[0]}, {"total": memory[0]})
+    return Cost(
+        {**dict(zip(STAGES, done, strict=True)), "total": flops[-1]},
+        {**dict(zip(STAGES, memory, strict=True)), "total": max(memory)},
+    )
+
+
+class Stopwatch:
+    """Seconds per stage of the calls made inside; waits for the device at each mark.
+
+    Attributes:
+        rows: one per call: seconds of the stages, or of the whole where there is no processor.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        self.model, self.device = model, device
+        self.rows: list[list[float]] = []
+
+    def __call__(self, call: Callable[[], Tensor]) -> Tensor:
+        """Runs a call and measures it."""
+        marks = [_now(self.device)]
+        with at_processor(self.model, lambda: marks.append(_now(self.device))):
+            out = call()
+        marks.append(_now(self.device))
+        self.rows.append([b - a for a, b in itertools.pairwise(marks)])
+        return out
+
+    def seconds(self) -> dict[str, float]:
+        """Means over the calls but the first, which also warms up; by stage, and "total"."""
+        warm = self.rows[1:] or self.rows
+        means = [sum(column) / len(warm) for column in zip(*warm, strict=True)]
+        names = STAGES if len(means) == len(STAGES) else ()
+        return {**dict(zip(names, means, strict=False)), "total": sum(means)}
+
+
+@contextmanager
+def at_processor(model: nn.Module, mark: Callable[[], None]) -> Iterator[None]:
+    """Calls `mark` before and after the processor of a model; never where it has none, or where
+    the model is compiled, since a mark would break its graph.
+    """
+    processor: Any = getattr(model, "processor", None)
+    if processor is None or is_compiled(model):
+        yield
+        return
+    handles = [
+        processor.register_forward_pre_hook(lambda *_: mark()),
+        processor.register_forward_hook(lambda *_: mark()),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of the tensors that were made inside and are alive."""
+
+    def __init__(self, known: Iterable[Any]):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {x.untyped_storage()._cdata for x in known if isinstance(x, Tensor)}
+        self._alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                self._add(x.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in self._alive:
+            return
+        self._alive[key] = weakref.ref(storage, functools.partial(self._drop, key, size))
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _drop(self, key: int, size: int, _: weakref.ref) -> None:
+        self.now -= size
+        self._alive.pop(key, None)
+
+
+def parameters_by_stage(model: nn.Module) -> dict[str, int]:
+    """Weights of each stage, and of what belongs to none."""
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name in STAGES
+        if isinstance(part := getattr(model, name, None), nn.Module)
+    }
+    return {**counts, "other": sum(p.numel() for p in model.parameters()) - sum(counts.values())}
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What numbers were measured on."""
+    from adaptok import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = torch.get_num_threads()
+    return {
+        "adaptok": __version__,
+        "torch": torch.__version__,
+        "device": name,
+        "hardware": f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes so far: of tensors on a CUDA device, else of the process (None on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,135 @@
+"""Spectra of residuals, and how much of them is a pattern with the period of a patch.
+
+Functions take ``(..., *space)`` with `ndim` space axes last, as `adaptok.evaluation.metrics`, and
+return one result per leading index: per sample, rollout step and channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adaptok.evaluation.metrics import mse
+
+
+class Spectrum(NamedTuple):
+    """Power per band of wavenumbers.
+
+    Attributes:
+        wavenumber: (m,), the middle of each band in cycles per grid point.
+        power: (..., m); sums to the mean square.
+    """
+
+    wavenumber: Tensor
+    power: Tensor
+
+
+def residual_spectrum(
+    prediction: Float[Tensor, "*bs"], target: Float[Tensor, "*bs"], ndim: int
+) -> Spectrum:
+    """Isotropic power spectrum of prediction - target (CKM and CSM, Fig. 2); it sums to the MSE.
+
+    Bands are as wide as the lowest wavenumber of the longest axis; the first holds the mean.
+
+    Raises:
+        ValueError: the two differ in shape, or `ndim` does not fit them.
+    """
+    mse(prediction, target, ndim)  # checks shapes and ndim
+    power = _power(prediction - target, ndim)
+    shape = power.shape[-ndim:]
+    axes = [torch.fft.fftfreq(n, dtype=torch.float64, device=power.device) for n in shape]
+    grids = torch.meshgrid(*axes, indexing="ij")
+    longest = max(shape)
+    band = (torch.stack(grids).square().sum(0).sqrt() * longest).round().long().flatten()
+    bands = round(longest * math.sqrt(ndim) / 2) + 2
+    sums = power.new_zeros(*power.shape[:-ndim], bands)
+    sums = sums.index_add(-1, band, power.flatten(-ndim))
+    return Spectrum(torch.arange(bands, device=power.device) / longest, sums)
+
+
+def axis_spectrum(x: Float[Tensor, "*bs"], ndim: int, axis: int) -> Spectrum:
+    """Power per wavenumber along one space axis (0 is the first), summed over the others."""
+    power = _power(x, ndim)
+    n = power.shape[axis - ndim]
+    others = [i for i in range(-ndim, 0) if i != axis - ndim]
+    power = power.sum(others) if others else power
+    folded = power[..., : n // 2 + 1].clone()  # both signs of a wavenumber are one band
+    folded[..., 1 : (n + 1) // 2] += power.flip(-1)[..., : (n - 1) // 2]
+    return Spectrum(torch.arange(n // 2 + 1, device=power.device) / n, folded)
+
+
+def patch_harmonics(
+    prediction: Float[Tensor, "*bs"],
+    target: Float[Tensor, "*bs"],
+    ndim: int,
+    patch_size: int | Sequence[int],
+) -> Float[Tensor, "*b"]:
+    """How far the residual's spectrum rises above its surroundings at the patch's harmonics.
+
+    Along each axis, the power at the wavenumbers m / patch_size up to the Nyquist wavenumber over
+    the local background: a power law through the power at the wavenumbers beside it, up to half way
+    to the next harmonic (spectra of turbulence are steep, so that their mean would not do). 1 means
+    no patch artifacts. The ratios of all harmonics and axes are combined by their geometric mean.
+
+    Args:
+        patch_size: period in grid points, one number or one per space axis. An axis that it does
+            not divide, or that has fewer than 4 patches, has no resolved harmonics and is left out.
+
+    Raises:
+        ValueError: no axis is left, or shapes that do not fit.
+    """
+    mse(prediction, target, ndim)  # checks shapes and ndim
+    shape = prediction.shape[-ndim:]
+    sizes = [patch_size] * ndim if isinstance(patch_size, int) else list(patch_size)
+    if len(sizes) != ndim or min(sizes) < 2:
+        raise ValueError(f"patch_size needs {ndim} numbers of at least 2, got {patch_size}")
+    ratios = []
+    for axis, (n, p) in enumerate(zip(shape, sizes, strict=True)):
+        if _resolved(n, p):
+            power = axis_spectrum(prediction - target, ndim, axis).power
+            if n % 2 == 0:  # the Nyquist wavenumber has one sign, all others have two
+                power = torch.cat([power[..., :-1], 2 * power[..., -1:]], -1)
+            ratios += _rises(power.clamp(min=torch.finfo(power.dtype).tiny).log(), n // p)
+    if not ratios:
+        raise ValueError(
+            f"no axis of {tuple(shape)} holds 4 or more whole patches of size {patch_size}"
+        )
+    return torch.stack(ratios).mean(0).exp()
+
+
+def resolves(shape: Sequence[int], patch_size: Sequence[int]) -> bool:
+    """Whether an axis of the space `shape` has harmonics that `patch_harmonics` can tell apart."""
+    return any(map(_resolved, shape, patch_size))
+
+
+def _resolved(n: int, patch_size: int) -> bool:
+    return patch_size > 1 and n % patch_size == 0 and n // patch_size >= 4
+
+
+def _rises(log_power: Tensor, spacing: int) -> list[Tensor]:
+    """Log power at every multiple of the spacing, minus what the wavenumbers beside it predict: the
+    line through their log powers against the log wavenumber.
+    """
+    last, reach = log_power.shape[-1] - 1, spacing // 2
+    out = []
+    for peak in range(spacing, last + 1, spacing):
+        beside = [k for k in range(peak - reach, peak + reach + 1) if k != peak and k <= last]
+        x = torch.tensor(beside, dtype=torch.float64).log() - math.log(peak)
+        share = torch.full_like(x, 1 / len(beside))
+        if beside[-1] > peak or len(beside) > 3:  # else too few, on one side, for a slope
+            centred = x - x.mean()
+            share = share - x.mean() * centred / centred.square().sum()
+        share = share.to(log_power)
+        out.append(log_power[..., peak] - (log_power[..., beside] * share).sum(-1))
+    return out
+
+
+def _power(x: Tensor, ndim: int) -> Tensor:
+    """Squared amplitude of each Fourier mode; sums to the mean square."""
+    dims = tuple(range(-ndim, 0))
+    return torch.fft.fftn(x, dim=dims, norm="forward").abs().square()

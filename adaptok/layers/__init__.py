@@ -1,0 +1,1 @@
+"""Layers that tokenizers, processors and decoders are made of."""

@@ -1,0 +1,32 @@
+"""Attention over groups of packed rows: the one place that knows attention kernels.
+
+Back ends, each with the same result:
+    loop: scaled_dot_product_attention per group. The reference: any device, dtype and mask.
+    dense: groups of one length, one reshape, one kernel call.
+    padded: groups padded to the longest, with a mask; needs nothing from the host.
+    varlen: torch.nn.attention.varlen (FlashAttention 2 or cuDNN) on CUDA in half precision.
+    flash_attn: the flash-attn packages (FlashAttention 2, 3 or 4), where one is installed.
+    efficient: the memory-efficient kernel inside torch on CUDA, also in float32.
+    flex: FlexAttention with a block mask, for biases on ragged groups.
+"""
+
+from adaptok.layers.attention.backend import Backend, Request
+from adaptok.layers.attention.dispatch import (
+    AUTO,
+    BACKENDS,
+    attend,
+    attention_backend,
+    choose,
+    usable,
+)
+
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "Backend",
+    "Request",
+    "attend",
+    "attention_backend",
+    "choose",
+    "usable",
+]

@@ -1,0 +1,94 @@
+"""FlexAttention over packed rows: for biases on ragged groups, without padding.
+
+The block mask is made from the offsets, because comparing all pairs of rows would cost more than
+the attention.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from adaptok.cells import Groups
+from adaptok.layers.attention.backend import HALF, Backend, Request, check_tail
+
+BLOCK = 128  # rows of a block of the mask
+
+
+def run_flex(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+    """Compiled on CUDA; on the CPU the eager reference, which holds all pairs of rows."""
+    if len(q) == 0 or len(k) == 0:
+        return torch.zeros_like(q)
+    check_tail(groups_q, len(q))
+    mask = block_mask(groups_q, groups_k, len(q), len(k), causal)
+    score = None if bias is None else _add(bias, groups_q, groups_k, len(q), len(k))
+    heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, h, n, e)
+    run = _compiled() if q.is_cuda else flex_attention
+    out = run(*heads_first, score_mod=score, block_mask=mask, scale=scale)
+    assert isinstance(out, Tensor)
+    return out[0].transpose(0, 1)
+
+
+@functools.cache
+def _compiled() -> Callable:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def block_mask(
+    groups_q: Groups, groups_k: Groups, rows_q: int, rows_k: int, causal: bool
+) -> BlockMask:
+    """Which blocks of keys each block of queries needs: those between the groups at its ends."""
+    group_q, rank_q = _places(groups_q, rows_q)
+    group_k, rank_k = _places(groups_k, rows_k)
+
+    def sees(b, h, i, j):
+        same = group_q[i] == group_k[j]
+        return same & (rank_k[j] <= rank_q[i]) if causal else same
+
+    starts, ends = groups_k.cu_seqlens[:-1], groups_k.cu_seqlens[1:]
+    first = torch.arange(0, rows_q, BLOCK, device=group_q.device)
+    last = (first + BLOCK - 1).clamp_max(rows_q - 1)
+    # blocks of keys [low, high); all of them where only empty groups are met, as none is allowed
+    low = (starts[group_q[first]] // BLOCK).long()
+    high = ((ends[group_q[last]] + BLOCK - 1) // BLOCK).long()
+    blocks = -(-rows_k // BLOCK)
+    low = low.clamp_max(blocks - 1)
+    count = (high - low).clamp_min(1)
+    indices = (low[:, None] + torch.arange(blocks, device=low.device)) % blocks
+    return BlockMask.from_kv_blocks(
+        count.int()[None, None],
+        indices.int()[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(rows_q, rows_k),
+    )
+
+
+def _places(groups: Groups, rows: int) -> tuple[Tensor, Tensor]:
+    """Group, and rank within it, of each packed row."""
+    group = groups.packed.ids(rows)
+    return group, torch.arange(rows, device=group.device) - groups.cu_seqlens[:-1][group]
+
+
+def _add(bias: Tensor, groups_q: Groups, groups_k: Groups, rows_q: int, rows_k: int) -> Callable:
+    rank_q, rank_k = _places(groups_q, rows_q)[1], _places(groups_k, rows_k)[1]
+    one = bias.shape[0] == 1
+
+    def score(value, b, h, i, j):
+        # rows of other groups are masked, but their ranks are read all the same
+        return value + bias[0 if one else h, rank_q[i], rank_k[j]]
+
+    return score
+
+
+def _can(request: Request) -> bool:
+    if request.device == "cpu":
+        return True
+    return request.device == "cuda" and request.dtype in (*HALF, torch.float32)
+
+
+FLEX = Backend(run_flex, "CUDA in float32 or half precision, or the CPU", _can)

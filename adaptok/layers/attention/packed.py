@@ -1,0 +1,140 @@
+"""Back ends that take packed rows and offsets as they are: FlashAttention and its relatives."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptok.layers.attention.backend import (
+    HALF,
+    Backend,
+    Request,
+    check_tail,
+    no_cuda,
+    zero_where_no_keys,
+)
+
+
+def run_varlen(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+    """torch.nn.attention.varlen, with the keywords that torch 2.10 to 2.15 share."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    check_tail(groups_q, len(q))
+    offsets = groups_q.cu_seqlens, groups_k.cu_seqlens
+    longest = groups_q.max_seqlen, groups_k.max_seqlen
+    options = {} if scale is None else {"scale": scale}
+    if causal:
+        options["window_size"] = (-1, 0)
+    out = varlen_attn(q, k, v, *offsets, *longest, **options)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _no_varlen() -> str | None:
+    try:
+        import_module("torch.nn.attention.varlen")
+    except ImportError:
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen (2.10 has)"
+    return no_cuda()
+
+
+class Flash(NamedTuple):
+    """An installed flash-attn package."""
+
+    generation: int
+    varlen: Callable
+
+
+@functools.cache
+def find_flash() -> Flash | None:
+    """The newest flash-attn whose generation this device has kernels for; None if there is none."""
+    if not torch.cuda.is_available():
+        return None
+    major = torch.cuda.get_device_capability()[0]
+    homes = {4: "flash_attn.cute", 3: "flash_attn_interface", 2: "flash_attn"}
+    made_for = {4: major >= 9, 3: major == 9, 2: major >= 8}
+    for generation, home in homes.items():
+        try:
+            found = getattr(import_module(home), "flash_attn_varlen_func", None)
+        except Exception:  # a broken build raises what it likes
+            found = None
+        if found is not None and made_for[generation]:
+            return Flash(generation, found)
+    return None
+
+
+def run_flash_attn(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+    """flash_attn_varlen_func of the newest flash-attn package here."""
+    check_tail(groups_q, len(q))
+    flash = find_flash()
+    assert flash is not None
+    out = flash.varlen(
+        q,
+        k,
+        v,
+        cu_seqlens_q=groups_q.cu_seqlens,
+        cu_seqlens_k=groups_k.cu_seqlens,
+        max_seqlen_q=groups_q.max_seqlen,
+        max_seqlen_k=groups_k.max_seqlen,
+        softmax_scale=scale,
+        causal=causal,
+    )
+    return out[0] if isinstance(out, tuple) else out  # some versions add the log-sum-exp
+
+
+def _no_flash() -> str | None:
+    if no_cuda():
+        return no_cuda()
+    return None if find_flash() else "no flash-attn package with kernels for this device"
+
+
+def run_efficient(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+    """torch's memory-efficient attention on packed rows; the operator is private to torch."""
+    check_tail(groups_q, len(q))
+    from_top_left = 1  # its causal mask: rank by rank within a group
+    out, *_ = torch.ops.aten._efficient_attention_forward(
+        q[None],
+        k[None],
+        v[None],
+        None,
+        groups_q.cu_seqlens,
+        groups_k.cu_seqlens,
+        groups_q.max_seqlen,
+        groups_k.max_seqlen,
+        0.0,
+        from_top_left if causal else 0,
+        compute_log_sumexp=True,
+        scale=scale,
+    )
+    return zero_where_no_keys(out[0], groups_q, groups_k)
+
+
+def _no_efficient() -> str | None:
+    if not hasattr(torch.ops.aten, "_efficient_attention_forward"):
+        return f"torch {torch.__version__} has no such operator"
+    return no_cuda()
+
+
+def _flash_can(request: Request) -> bool:
+    fits = request.head_dim % 8 == 0 and request.head_dim <= 256
+    return request.device == "cuda" and request.dtype in HALF and fits and not request.bias
+
+
+def _efficient_can(request: Request) -> bool:
+    fits = request.head_dim % (8 if request.dtype in HALF else 4) == 0
+    known = request.dtype in (*HALF, torch.float32)
+    return request.device == "cuda" and known and fits and not request.bias
+
+
+FLASH_NEEDS = "CUDA, float16 or bfloat16, head_dim <= 256 divisible by 8 and no bias"
+EFFICIENT_NEEDS = (
+    "CUDA, float32 with head_dim divisible by 4 or half precision with one divisible by 8, no bias"
+)
+VARLEN = Backend(run_varlen, FLASH_NEEDS, _flash_can, _no_varlen)
+FLASH_ATTN = Backend(run_flash_attn, FLASH_NEEDS, _flash_can, _no_flash)
+EFFICIENT = Backend(run_efficient, EFFICIENT_NEEDS, _efficient_can, _no_efficient)

@@ -1,0 +1,231 @@
+"""Transformer parts on packed tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from adaptok.cells import Groups
+from adaptok.layers.attention import attend
+from adaptok.layers.norms import Segments, create_norm
+from adaptok.layers.positions import Rotary
+from adaptok.registry import close_matches
+from adaptok.tokens import TokenSet
+
+RECIPES = ("pre", "matey")
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, ratio: float = 4.0):
+        super().__init__()
+        self.up = nn.Linear(dim, int(dim * ratio))
+        self.down = nn.Linear(int(dim * ratio), dim)
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Acts on each row."""
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention inside groups; self-attention, or cross-attention where a context is
+    given.
+
+    Args:
+        dim: width, divisible by `heads`.
+        heads: number of heads.
+        qk_norm: layer norm on the queries and keys of each head.
+        norm_out: norm of what the heads return, before the output projection; default none.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, qk_norm: bool = False, norm_out: nn.Module | None = None
+    ):
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"dim {dim} is not divisible by {heads} heads")
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.norm_q = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.norm_k = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.norm_out = norm_out
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n d"],
+        groups: Groups | Sequence[Groups],
+        rotate: Rotary | None = None,
+        *,
+        segments: Segments | None = None,
+        context: Float[Tensor, "m d"] | None = None,
+        context_groups: Groups | None = None,
+        context_rotate: Rotary | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """Rows of x attend to the rows of their group in x, or in the context.
+
+        Of several partitions into groups the results are averaged.
+        """
+        source = x if context is None else context
+        source_rotate = rotate if context is None else context_rotate
+        q = self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)))
+        k, v = self.kv(source).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        k = self.norm_k(k)
+        q = q if rotate is None else rotate(q)
+        k = k if source_rotate is None else source_rotate(k)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under CUDA autocast a layer norm returns float32
+        each = (groups,) if isinstance(groups, Groups) else groups
+        heads = [attend(q, k, v, partition, context_groups) for partition in each]
+        out = heads[0] if len(heads) == 1 else torch.stack(heads).mean(0)
+        out = out.flatten(1)
+        return self.out(out if self.norm_out is None else self.norm_out(out, segments))
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch per sample while training (stochastic depth)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"the drop path rate must be in [0, 1), got {rate}")
+        self.rate = rate
+
+    def forward(
+        self, x: Float[Tensor, "n d"], sample: Int64[Tensor, " n"], samples: int
+    ) -> Float[Tensor, "n d"]:
+        """Scales the rows of each sample by 0 or by ``1 / (1 - rate)``."""
+        if self.rate == 0 or not self.training:
+            return x
+        keep = torch.rand(samples, device=x.device) >= self.rate
+        return x * (keep.to(x.dtype) / (1 - self.rate))[sample, None]
+
+
+class AttentionBranch(nn.Module):
+    """Norm, attention inside groups, and the sum with the rows.
+
+    Args:
+        dim: width, divisible by `heads`.
+        heads: number of heads.
+        qk_norm: layer norm on the queries and keys of each head.
+        drop_path: stochastic depth rate.
+        norm: "layer", "rms" or "instance" (over the rows of a segment).
+        recipe: "pre": a norm before the attention and before the MLP. "matey": a second norm
+            before the output projection, and that of the MLP after it.
+        layer_scale: initial factor per channel of what a branch adds; default none.
+
+    Raises:
+        ValueError: an unknown norm or recipe, or heads that do not divide dim.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        qk_norm: bool = False,
+        drop_path: float = 0.0,
+        norm: str = "layer",
+        recipe: str = "pre",
+        layer_scale: float | None = None,
+    ):
+        super().__init__()
+        if recipe not in RECIPES:
+            near = close_matches(recipe, RECIPES)
+            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}{near}")
+        norm_out = create_norm(norm, dim) if recipe == "matey" else None
+        self.norm_attention = create_norm(norm, dim)
+        self.attention = Attention(dim, heads, qk_norm, norm_out)
+        self.scale_attention = _layer_scale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n d"],
+        groups: Groups | Sequence[Groups],
+        rotate: Rotary | None,
+        sample: Int64[Tensor, " n"],
+        samples: int,
+        segments: Segments | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """Attention inside the groups, added to the rows; instance norms need the segments."""
+        normed = self.norm_attention(x, segments)
+        attended = self.attention(normed, groups, rotate, segments=segments)
+        return x + self.drop_path(_scaled(attended, self.scale_attention), sample, samples)
+
+
+class Block(AttentionBranch):
+    """Transformer block on packed tokens: attention, then an MLP; for the options see
+    `AttentionBranch`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        qk_norm: bool = False,
+        drop_path: float = 0.0,
+        norm: str = "layer",
+        recipe: str = "pre",
+        layer_scale: float | None = None,
+    ):
+        super().__init__(
+            dim,
+            heads,
+            qk_norm=qk_norm,
+            drop_path=drop_path,
+            norm=norm,
+            recipe=recipe,
+            layer_scale=layer_scale,
+        )
+        self.norm_first = recipe == "pre"
+        self.norm_mlp = create_norm(norm, dim)
+        self.mlp = Mlp(dim, mlp_ratio)
+        self.scale_mlp = _layer_scale(dim, layer_scale)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n d"],
+        groups: Groups | Sequence[Groups],
+        rotate: Rotary | None,
+        sample: Int64[Tensor, " n"],
+        samples: int,
+        segments: Segments | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """Attention inside the groups, then the MLP, each added to the rows."""
+        x = super().forward(x, groups, rotate, sample, samples, segments)
+        if self.norm_first:
+            out = self.mlp(self.norm_mlp(x, segments))
+        else:
+            out = self.norm_mlp(self.mlp(x), segments)
+        return x + self.drop_path(_scaled(out, self.scale_mlp), sample, samples)
+
+
+def conditioned(tokens: TokenSet) -> Float[Tensor, "n d"]:
+    """Features, with the conditioning of each sample added to all of its tokens.
+
+    Raises:
+        ValueError: a conditioning of another width.
+    """
+    if tokens.cond is None:
+        return tokens.features
+    if tokens.cond.shape[1] != tokens.features.shape[1]:
+        raise ValueError(
+            f"the conditioning is {tokens.cond.shape[1]} wide, the tokens are "
+            f"{tokens.features.shape[1]}"
+        )
+    return tokens.features + tokens.cond[tokens.cells.sample]
+
+
+def _layer_scale(dim: int, value: float | None) -> nn.Parameter | None:
+    return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale

@@ -1,0 +1,18 @@
+"""Positions: how features learn where their cells lie. One kind per file."""
+
+from adaptok.layers.positions.fourier import FourierPositions, fourier_features
+from adaptok.layers.positions.misplaced import misplaced_center, told_center
+from adaptok.layers.positions.none import NoPositions
+from adaptok.layers.positions.rotary import Rotary, RotaryPositions, pairs_per_axis, rotary
+
+__all__ = [
+    "FourierPositions",
+    "NoPositions",
+    "Rotary",
+    "RotaryPositions",
+    "fourier_features",
+    "misplaced_center",
+    "pairs_per_axis",
+    "rotary",
+    "told_center",
+]

@@ -1,0 +1,200 @@
+"""Geometry of two convolutions in a row whose kernels or strides change from call to call."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from adaptok.cells import Cells, GridLayout, product
+from adaptok.registry import close_matches
+from adaptok.tree import offsets_tensor
+
+# Patch size along an axis -> kernel sizes of the two stages, the one at the grid points first.
+KERNELS = {1: (1, 1), 4: (2, 2), 8: (4, 2), 12: (6, 2), 16: (4, 4), 32: (8, 4)}
+OPEN, PERIODIC = 1, 2  # the Well's codes; wall is 0
+NORMS = ("group", "layer", "rms")
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvLayout(GridLayout):
+    """How two convolutions in a row reach from grid points to cells; one pair per space axis.
+
+    Attributes:
+        kernels: kernel sizes of the first and the second stage.
+        strides: strides of the first and the second stage; their product is the pitch.
+        padding: grid points added before and after the axis.
+    """
+
+    kernels: Pairs
+    strides: Pairs
+    padding: Pairs
+
+
+def make_layout(
+    shape: tuple[int, ...], kernels: Pairs, strides: Pairs, *, centred: bool
+) -> ConvLayout:
+    """The fewest cells that cover an axis, with the padding that makes both stages fit exactly.
+
+    Args:
+        shape: (t, *space) of the field.
+        centred: pad both sides alike (one point more at the end where the sum is odd); otherwise
+            at the end only.
+    """
+    grid, padding, offset = [shape[0]], [], [0.0]
+    for n, (k1, k2), (s1, s2) in zip(shape[1:], kernels, strides, strict=True):
+        reach, pitch = k1 + (k2 - 1) * s1, s1 * s2
+        count = max(1, math.ceil((n - reach) / pitch) + 1)
+        extra = reach + (count - 1) * pitch - n
+        before = extra // 2 if centred else 0
+        grid.append(count)
+        padding.append((before, extra - before))
+        offset.append((reach - pitch) / 2 - before)
+    pitches = (1, *(s1 * s2 for s1, s2 in strides))
+    return ConvLayout(tuple(grid), pitches, tuple(offset), kernels, strides, tuple(padding))
+
+
+@torch.no_grad()
+def cells_of_layout(
+    field: Float[Tensor, "b t c *s"],
+    layout: ConvLayout,
+    sizes: tuple[tuple[int, ...], ...],
+    level: int,
+    *,
+    tiling: bool,
+) -> Cells:
+    """The field of view of each token, frames first, then raster order.
+
+    A tiling is clipped to the domain; otherwise cells may reach into the padding.
+    """
+    b, device = field.shape[0], field.device
+    shape = (field.shape[1], *field.shape[3:])
+    reach = [1, *(k1 + (k2 - 1) * s1 for (k1, k2), (s1, _) in _stages(layout))]
+    before = [0, *(lead for lead, _ in layout.padding)]
+    starts = [
+        torch.arange(g, device=device, dtype=torch.int32) * p - lead
+        for g, p, lead in zip(layout.grid, layout.pitch, before, strict=True)
+    ]
+    origin = torch.stack(torch.meshgrid(*starts, indexing="ij"), -1).flatten(0, -2)
+    size = torch.tensor(reach, dtype=torch.int32).to(device).expand_as(origin)
+    if tiling:
+        end = torch.tensor(shape, dtype=torch.int32).to(device)
+        size = torch.minimum(size, end - origin)
+    n = product(layout.grid)
+    return Cells(
+        origin.repeat(b, 1),
+        size.repeat(b, 1),
+        torch.full((b * n,), level, dtype=torch.int8, device=device),
+        offsets_tensor(tuple(n * i for i in range(b + 1)), device),
+        n,
+        (n,) * b,
+        shape,
+        sizes,
+        tiling,
+        layout,
+    )
+
+
+def _stages(layout: ConvLayout) -> zip[tuple[tuple[int, int], tuple[int, int]]]:
+    return zip(layout.kernels, layout.strides, strict=True)
+
+
+def boundary_codes(
+    boundary: Int[Tensor, "..."] | None, batch: int, ndim: int, device: torch.device
+) -> Int[Tensor, "#b d 2"]:
+    """Codes per sample and axis; without any, both ends of every axis are open.
+
+    Raises:
+        ValueError: another shape; on the CPU also unknown codes, and axes periodic at one end only.
+    """
+    if boundary is None:
+        return torch.full((1, ndim, 2), OPEN, device=device)
+    codes = boundary if boundary.ndim == 3 else boundary[None]
+    if codes.shape[1:] != (ndim, 2) or codes.shape[0] not in (1, batch):
+        raise ValueError(
+            f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)} "
+            f"for b = {batch}"
+        )
+    if codes.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would sync
+        unknown = set(codes.unique().tolist()) - {0, 1, 2}
+        if unknown:
+            given = ", ".join(map(str, sorted(unknown)))
+            raise ValueError(f"unknown boundary code {given}; wall is 0, open 1, periodic 2")
+        periodic = codes == PERIODIC
+        if bool((periodic[..., 0] != periodic[..., 1]).any()):
+            raise ValueError(f"an axis is periodic at both ends or at none, got {codes.tolist()}")
+    return codes.to(device).long()
+
+
+def pad_and_mark(
+    x: Float[Tensor, "b t c *s"],
+    padding: Pairs,
+    codes: Int[Tensor, "#b d 2"],
+    *,
+    whole_field: bool = False,
+) -> Float[Tensor, "b t c3 *p"]:
+    """Pads a field, and appends what the padding consists of as three channels.
+
+    Periodic axes wrap around; beyond the other ends the field is 0. The channels are: 1 where the
+    field is, the number of walls beyond which a point lies, and the number of open ends. A linear
+    map of all channels then is the padding with learned tokens of a field lifted by a linear map
+    (CSM, Sec. 3), for samples of different boundary types side by side.
+
+    Args:
+        whole_field: mark all points as beyond the far end of each axis without padding there, as
+            the authors' code does.
+    """
+    ndim, space = codes.shape[1], x.shape[3:]
+    inside = x.new_ones(codes.shape[0], 1, *(1,) * ndim)
+    marks = x.new_zeros(codes.shape[0], 2, *(1,) * ndim)
+    for axis, (n, (before, after)) in enumerate(zip(space, padding, strict=True)):
+        point = torch.arange(-before, n + after, device=x.device)
+        wraps = (codes[:, axis] == PERIODIC).all(-1, keepdim=True)  # (b, 1)
+        kept = wraps | ((point >= 0) & (point < n))  # (b, n + padding)
+        beyond = torch.stack([point < 0, point >= n])  # (ends, n + padding)
+        if whole_field and after == 0:
+            beyond = torch.stack([beyond[0], torch.ones_like(beyond[1])])
+        kind = codes[:, axis, :, None] == torch.arange(2, device=x.device)  # (b, ends, wall | open)
+        mark = (kind[..., None] & beyond[:, None] & ~wraps[..., None, None]).sum(1)  # (b, 2, n + p)
+        view = (*(1,) * axis, -1, *(1,) * (ndim - axis - 1))
+        inside = inside * kept.unsqueeze(1).unflatten(-1, view)
+        marks = marks + mark.unflatten(-1, view)
+        if before or after:
+            x = x.index_select(axis + 3, point % n)
+    shape = (x.shape[0], x.shape[1], -1, *x.shape[3:])
+    marks = torch.cat([inside, marks.expand(-1, -1, *inside.shape[2:])], 1)[:, None].expand(shape)
+    return torch.cat([x * inside[:, None], marks.to(x.dtype)], 2)
+
+
+def channel_norm(name: str, channels: int, groups: int) -> nn.Module:
+    """Norm of ``(b, c, *space)``: "group" over space and the channels of a group, "layer" and "rms"
+    over the channels of each point.
+
+    Raises:
+        ValueError: an unknown norm, or groups that do not divide the channels.
+    """
+    if name not in NORMS:
+        raise ValueError(
+            f"norm must be one of {', '.join(NORMS)}, got {name!r}{close_matches(name, NORMS)}"
+        )
+    if name == "group":
+        if groups < 1 or channels % groups:
+            raise ValueError(f"{groups} groups do not divide {channels} channels")
+        return nn.GroupNorm(groups, channels)
+    return PointNorm(nn.LayerNorm(channels) if name == "layer" else nn.RMSNorm(channels))
+
+
+class PointNorm(nn.Module):
+    """A norm over the last axis, applied over the channels of each point of ``(b, c, *space)``."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+        """Normalises each point by itself."""
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)

@@ -1,0 +1,1 @@
+"""One-step models: surrogates, many systems in one, baselines; saving, compiling, schedules."""

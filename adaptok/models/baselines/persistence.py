@@ -1,0 +1,23 @@
+"""Persistence: tomorrow is like today."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.models.baselines.base import BASELINES
+
+
+@BASELINES.register("persistence")
+class Persistence(nn.Module):
+    """Predicts no change; it has no weights and is not trained."""
+
+    def __init__(self, out_channels: int, predict: str):
+        super().__init__()
+        if predict != "delta":
+            raise ValueError(f"persistence predicts a change of zero: predict=delta, not {predict}")
+        self.out_channels = out_channels
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s"]:
+        """Zeros."""
+        return x.new_zeros(x.shape[0], self.out_channels, *x.shape[2:])

@@ -1,0 +1,105 @@
+"""The Well's own baselines, where they are installed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.models.baselines.base import BASELINES
+
+PACKAGE = "the_well.benchmark.models"
+MODELS = {
+    "unet_classic": "UNetClassic",
+    "unet_convnext": "UNetConvNext",
+    "dilated_resnet": "DilatedResNet",
+    "refno": "ReFNO",
+    "fno": "FNO",
+    "tfno": "TFNO",
+    "avit": "AViT",
+    "afno": "AFNO",
+}
+CHANNELS_LAST = ("refno", "avit", "afno")
+
+
+@BASELINES.register("well")
+def well(
+    ndim: int,
+    in_channels: int,
+    out_channels: int,
+    shape: tuple[int, ...] | None,
+    *,
+    architecture: str = "unet_classic",
+    width: int | None = None,
+) -> nn.Module:
+    """A model of ``the_well.benchmark.models``, with the boundary handling that it has there.
+
+    Args:
+        architecture: one of unet_classic, unet_convnext, dilated_resnet, refno, fno, tfno, avit,
+            afno; "fno" and "tfno" need neuraloperator 0.3, the last two and "unet_convnext" timm.
+        width: its first number of channels; None is its default.
+    """
+    if architecture not in MODELS:
+        raise ValueError(f"architecture must be one of {', '.join(MODELS)}, got {architecture!r}")
+    if shape is None:
+        raise ValueError("the Well's models are built for one grid: give create_baseline a shape")
+    build = getattr(_load(architecture), MODELS[architecture])
+    knobs = inspect.signature(build).parameters
+    name = next(k for k in ("init_features", "hidden_channels", "hidden_dim") if k in knobs)
+    chosen = {} if width is None else {name: width}
+    modes = {
+        k: min(16, n // 2) for k, n in zip(("modes1", "modes2", "modes3"), shape, strict=False)
+    }
+    chosen |= {k: v for k, v in modes.items() if k in knobs}
+    network = build(in_channels, out_channels, ndim, shape, **chosen)
+    return ChannelsLast(network) if architecture in CHANNELS_LAST else network
+
+
+class ChannelsLast(nn.Module):
+    """A network that wants its channels last."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s"]:
+        """Channels first, in and out."""
+        return self.network(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _load(architecture: str) -> ModuleType:
+    try:
+        with _without_siblings():
+            return importlib.import_module(f"{PACKAGE}.{architecture}")
+    except ImportError as error:
+        raise ValueError(
+            f"the Well's {architecture} is not installed here ({error}); "
+            "pip install 'the_well[benchmark]', or use the baselines fno and unet"
+        ) from error
+
+
+@contextmanager
+def _without_siblings() -> Iterator[None]:
+    """The package imports all eight models, and with them what only some need: a bare module takes
+    its place meanwhile."""
+    parent = find_spec("the_well.benchmark")
+    if parent is None or not parent.submodule_search_locations:
+        raise ImportError("no module the_well.benchmark")
+    bare = ModuleType(PACKAGE)
+    bare.__path__ = [str(Path(next(iter(parent.submodule_search_locations))) / "models")]
+    before = sys.modules.get(PACKAGE)
+    sys.modules[PACKAGE] = bare
+    try:
+        yield
+    finally:
+        del sys.modules[PACKAGE]
+        if before is not None:
+            sys.modules[PACKAGE] = before

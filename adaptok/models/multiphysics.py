@@ -1,0 +1,379 @@
+"""One model for many systems: fields by name, a lead time, and a view per data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.models.fields import FieldEmbedding, FieldHeads
+from adaptok.models.one_step import OneStepModel, Prepared, check_arguments
+from adaptok.models.surrogate import check_folded, create_tokenizer, mode_of_history, sized_parts
+from adaptok.registry import Part, split_part
+from adaptok.tokens import Tokenizer
+
+TRAINED = ("all", "prepost")
+
+
+class Multiphysics(nn.Module):
+    """A tokenizer, processor and decoder between maps from and to named fields.
+
+    Built by `create_multiphysics`, which explains the arguments. It reads and returns normalised
+    values; `system` gives a one-step model of one set of fields, in physical units.
+    """
+
+    config: dict[str, Any]
+    processor: nn.Module
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        processor: nn.Module,
+        decoder: nn.Module,
+        *,
+        fields: Sequence[str],
+        constants: Sequence[str],
+        ndim: int,
+        width: int,
+        history: int,
+        history_mode: str,
+        score_on: str,
+        predict: str,
+        max_lead: int,
+    ):
+        super().__init__()
+        self.tokenizer, self.processor, self.decoder = tokenizer, processor, decoder
+        self.ndim, self.history, self.history_mode = ndim, history, history_mode
+        self.score_on, self.predict, self.max_lead = score_on, predict, max_lead
+        self.embedding = FieldEmbedding(dict.fromkeys([*fields, *constants]), width)
+        self.heads = FieldHeads(fields, width)
+        dim = tokenizer.spec.dim
+        self.lead = None
+        if max_lead > 1:
+            self.lead = nn.Sequential(nn.Linear(1, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields that it reads and predicts."""
+        return self.heads.names
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Fields that it only reads."""
+        return tuple(name for name in self.embedding.names if name not in self.fields)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t c *s"],
+        inputs: Int64[Tensor, "a c"],
+        outputs: Int64[Tensor, "a k"],
+        *,
+        scored: Float[Tensor, "b t c *s"] | None = None,
+        boundary: Int[Tensor, "..."] | None = None,
+        lead_time: int | Int[Tensor, " b"] | None = None,
+        **control: Any,
+    ) -> Float[Tensor, "b f k *s"]:
+        """What follows each frame (the last one, where the history is folded), normalised.
+
+        Args:
+            x: normalised fields.
+            inputs: which of ``embedding.names`` each channel is, per sample or (a = 1) for all;
+                -1 is none.
+            outputs: which of ``heads.names`` to predict; -1 gives zeros.
+            scored: what the indicator sees; default x.
+            boundary: as of `OneStepModel`.
+            lead_time: in steps, 1 to ``max_lead``; default 1.
+            control: settings of the tokenizer.
+        """
+        cells = self.cells(x if scored is None else scored, boundary=boundary, **control)
+        lifted = self._folded(self.embedding(x, inputs))
+        tokens = self.tokenizer.embed(lifted, cells, boundary=boundary)
+        tokens = tokens.replace(cond=self._condition(lead_time, x))
+        painted = self.decoder(self.processor(tokens))  # (b, t', width, *space)
+        return self.heads(nn.functional.gelu(painted), outputs)
+
+    def cells(
+        self,
+        scored: Float[Tensor, "b t c *s"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Cells:
+        """The cells that `forward` would use."""
+        return self.tokenizer.cells(self._folded(scored), boundary=boundary, **control)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        return x.flatten(1, 2).unsqueeze(1) if self.history_mode == "fold" else x
+
+    def _condition(self, lead_time: int | Tensor | None, x: Tensor) -> Tensor | None:
+        if self.lead is None:
+            # a tensor on a device is not read: that would wait for it
+            if isinstance(lead_time, int) and lead_time != 1:
+                raise ValueError(f"built for a lead time of 1 step (max_lead=1), got {lead_time}")
+            return None
+        if isinstance(lead_time, Tensor):
+            lead = lead_time.to(x.device).expand(x.shape[0])
+        else:  # filled on the device: a copy of a number would wait for it
+            steps = 1 if lead_time is None else lead_time
+            lead = torch.full((x.shape[0],), steps, device=x.device)
+        if lead.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(lead.min()), int(lead.max())
+            if low < 1 or high > self.max_lead:
+                raise ValueError(
+                    f"the lead time must be 1 to {self.max_lead} steps, got {low} to {high}"
+                )
+        return self.lead(lead[:, None].to(x.dtype) / self.max_lead)
+
+    def mixed(
+        self,
+        samples: Sequence[Float[Tensor, "..."]],
+        fields: Sequence[Sequence[str]],
+        **given: Any,
+    ) -> list[Tensor]:
+        """A batch of samples with different fields, in normalised units.
+
+        Args:
+            samples: one (history, fields, *space) per sample, on one grid.
+            fields: names of the channels of each sample; constants among them are only read.
+            given: what else `forward` takes: boundary, lead_time, settings of the tokenizer.
+
+        Returns:
+            Per sample (t, fields that are not constant, *space).
+
+        Raises:
+            ValueError: fields that do not fit, or samples on different grids.
+        """
+        grids = {(sample.shape[0], *sample.shape[2:]) for sample in samples}
+        if len(grids) != 1:
+            raise ValueError(
+                f"samples of a batch share history and grid, got {sorted(grids)} as (t, *space); "
+                "batch each resolution by itself"
+            )
+        for sample, names in zip(samples, fields, strict=True):
+            if sample.shape[1] != len(names):
+                raise ValueError(f"{sample.shape[1]} channels are named {', '.join(names)}")
+        predicted = [[name for name in names if name in self.fields] for names in fields]
+        most = max(len(names) for names in fields)
+        x = samples[0].new_zeros(len(samples), samples[0].shape[0], most, *samples[0].shape[2:])
+        for i, sample in enumerate(samples):
+            x[i, :, : sample.shape[1]] = sample
+        inputs = _numbers([self.embedding.numbers(names) for names in fields], x.device)
+        outputs = _numbers([self.heads.numbers(names) for names in predicted], x.device)
+        out = self(x, inputs, outputs, **given)
+        return [out[i, :, : len(names)] for i, names in enumerate(predicted)]
+
+    def system(self, fields: Sequence[str], constants: Sequence[str] = ()) -> System:
+        """A one-step model of some of the fields, which shares the weights.
+
+        Raises:
+            ValueError: fields that it does not know; says which, and which of its own are missing.
+        """
+        new, _ = self.compared(fields, constants)
+        if new:
+            known = ", ".join(self.embedding.names)
+            missing = [name for name in self.embedding.names if name not in (*fields, *constants)]
+            raise ValueError(
+                f"fields this model does not predict or read: {', '.join(new)}; it knows {known}, "
+                f"of which {', '.join(missing) or 'none'} are missing here. `add_fields`, or "
+                "adaptok finetune, gives it new ones"
+            )
+        return System(self, fields, constants)
+
+    def compared(
+        self, fields: Sequence[str], constants: Sequence[str] = ()
+    ) -> tuple[list[str], list[str]]:
+        """Names that are new to the model, and names of the model that are not given."""
+        new = [name for name in fields if name not in self.fields]
+        new += [name for name in constants if name not in self.embedding.names]
+        given = {*fields, *constants}
+        return new, [name for name in self.embedding.names if name not in given]
+
+    def add_fields(self, fields: Sequence[str] = (), constants: Sequence[str] = ()) -> None:
+        """Adds those that are new, with fresh weights; the old weights stay as they are."""
+        fields = [name for name in fields if name not in self.fields]
+        self.heads.add(fields)
+        names = dict.fromkeys([*fields, *constants])
+        self.embedding.add(name for name in names if name not in self.embedding.names)
+        self.config["fields"] = list(self.fields)
+        self.config["constants"] = list(self.constants)
+
+    def train_only(self, what: str, fields: Sequence[str], constants: Sequence[str] = ()) -> None:
+        """Freezes the rest: the weights of other fields, and with "prepost" all but the maps from
+        and to fields (MATEY, Sec. 4.3).
+
+        Raises:
+            ValueError: neither "all" nor "prepost".
+        """
+        if what not in TRAINED:
+            raise ValueError(f"mode must be one of {', '.join(TRAINED)}, got {what!r}")
+        self.requires_grad_(what == "all")
+        self.embedding.requires_grad_(True)
+        self.heads.requires_grad_(True)
+        for part in (self.embedding, self.heads):
+            for name, weight in part.weight.items():
+                weight.requires_grad_(name in fields or name in constants)
+
+
+def _numbers(rows: Sequence[Sequence[int]], device: torch.device) -> Int64[Tensor, "b c"]:
+    most = max(map(len, rows))
+    padded = [[*row, *[-1] * (most - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=device)
+
+
+class System(OneStepModel):
+    """A `Multiphysics` model on one set of fields: physical units in and out.
+
+    Normalises by mean and std of the context, per sample and field.
+
+    Args:
+        core: shared with other systems.
+        fields: channels of the field.
+        constants: channels of the constants.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+    def __init__(self, core: Multiphysics, fields: Sequence[str], constants: Sequence[str] = ()):
+        super().__init__(
+            ndim=core.ndim,
+            in_channels=len(fields),
+            out_channels=len(fields),
+            history=core.history,
+            history_mode=core.history_mode,
+            constant_channels=len(constants),
+            normalise="sample",
+            score_on=core.score_on,
+            predict=core.predict,
+        )
+        self.core, self.fields, self.constants = core, tuple(fields), tuple(constants)
+        inputs = torch.tensor([core.embedding.numbers([*fields, *constants])])
+        self.register_buffer("inputs", inputs, persistent=False)
+        outputs = torch.tensor([core.heads.numbers(fields)])
+        self.register_buffer("outputs", outputs, persistent=False)
+
+    @property
+    def config(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """How to build it again."""
+        model = {k: v for k, v in self.core.config.items() if k != "kind"}
+        names = {"fields": list(self.fields), "constants": list(self.constants)}
+        return {"kind": "system", **names, "model": model}
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names that may change from call to call; a rollout goes step by step, hence no lead."""
+        return self.core.tokenizer.controls
+
+    @property
+    def processor(self) -> nn.Module:
+        """That of the model."""
+        return self.core.processor
+
+    def _append(self, field: Tensor, constants: Tensor | None) -> Tensor:
+        """Constants in every frame; the model folds the history after mapping the fields."""
+        if constants is None:
+            return field
+        return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
+
+    def _decode(
+        self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
+    ) -> Float[Tensor, "b t c *s"]:
+        given = {"scored": prepared.scored, "boundary": boundary, **control}
+        return self.core(prepared.x, self.inputs, self.outputs, **given)
+
+    def cells(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        constants: Float[Tensor, "b cc *s"] | None = None,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Cells:
+        """The cells that `forward` would use."""
+        prepared = self._prepare(self._check(field, constants), constants)
+        return self.core.cells(prepared.scored, boundary=boundary, **control)
+
+
+def create_multiphysics(
+    *,
+    ndim: int,
+    fields: Sequence[str],
+    constants: Sequence[str] = (),
+    history: int = 1,
+    tokenizer: Part = "matey",
+    processor: Part = "vit",
+    decoder: Part = "auto",
+    dim: int = 384,
+    depth: int = 8,
+    heads: int = 6,
+    width: int = 16,
+    max_lead: int = 1,
+    history_mode: str = "auto",
+    score_on: str = "normalised",
+    predict: str = "delta",
+) -> Multiphysics:
+    """Builds one model for many systems (MATEY, Sec. 3; McCabe et al., 2023).
+
+    Each point's fields are mapped to `width` channels by their names, the tokenizer embeds those,
+    the decoder paints `width` channels, and these are mapped to fields by their names.
+
+    Args:
+        ndim: space dimensions, the same in all systems.
+        fields: names of all fields that are read and predicted.
+        constants: names of all static fields, which are only read.
+        history: frames of context.
+        tokenizer: name, or mapping of name and knobs, as in `create_surrogate`.
+        processor: likewise.
+        decoder: likewise.
+        dim: width of the tokens.
+        depth: of every part that has such a knob and does not set it.
+        heads: likewise.
+        width: channels per point between fields and tokens.
+        max_lead: longest lead time in steps; above 1 the tokens are told the lead time.
+        history_mode: as in `create_surrogate`.
+        score_on: what the indicator sees, "normalised" or "raw" fields, constants included.
+        predict: "delta" or "state".
+
+    Raises:
+        ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
+    """
+    arguments = dict(locals())
+    history_mode = mode_of_history(history_mode, processor)
+    choices = {"history_mode": history_mode, "score_on": score_on, "predict": predict}
+    check_arguments(history, max(len(fields), 1), max(len(fields), 1), 0, choices)
+    for what, value in (("width", width), ("max_lead", max_lead), ("fields", len(fields))):
+        if value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}")
+    if history > 1 and history_mode == "fold":
+        check_folded(processor)
+    channels = width * (history if history_mode == "fold" else 1)
+    name, knobs = split_part(tokenizer, "tokenizer")
+    tok = create_tokenizer(name, ndim=ndim, in_channels=channels, dim=dim, **knobs)
+    parts = sized_parts(tok.spec, processor, decoder, width, depth=depth, heads=heads)
+    model = Multiphysics(
+        tok,
+        *parts,
+        fields=fields,
+        constants=constants,
+        ndim=ndim,
+        width=width,
+        history=history,
+        history_mode=history_mode,
+        score_on=score_on,
+        predict=predict,
+        max_lead=max_lead,
+    )
+    names = {"fields": list(fields), "constants": list(model.constants)}
+    model.config = {"kind": "multiphysics", **arguments, **names}
+    return model
+
+
+def create_system(
+    *, fields: Sequence[str], constants: Sequence[str], model: Mapping[str, Any]
+) -> System:
+    """A system of a fresh model; `model` has the arguments of `create_multiphysics`."""
+    return create_multiphysics(**model).system(fields, constants)

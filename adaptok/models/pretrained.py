@@ -1,0 +1,249 @@
+"""Saved models: safetensors, a JSON configuration and a model card, in a folder or on the hub.
+
+Nothing here unpickles: a file can hold wrong numbers, but no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from adaptok.models.baselines import create_baseline
+from adaptok.models.multiphysics import create_multiphysics, create_system
+from adaptok.models.one_step import OneStepModel
+from adaptok.models.surrogate import create_surrogate, create_tokenizer
+from adaptok.utils.atomic import replacing
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = 1
+
+
+def _vision(**config: Any) -> nn.Module:
+    # by name: this package's core knows no timm
+    return import_module("adaptok.vision.apply").build_vision(**config)
+
+
+BUILDERS = {
+    "surrogate": create_surrogate,
+    "baseline": create_baseline,
+    "tokenizer": create_tokenizer,
+    "multiphysics": create_multiphysics,
+    "system": create_system,
+    "vision": _vision,
+}
+
+
+def save_pretrained(
+    model: Any,
+    folder: str | Path,
+    *,
+    description: str = "",
+    results: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a surrogate, a baseline or a tokenizer, so that `from_pretrained` builds it again.
+
+    Each file is complete or absent, whenever the process is killed; the configuration comes last,
+    and without it nothing loads. The folder can be uploaded to the Hugging Face hub as it is.
+
+    Args:
+        model: built by `create_surrogate`, `create_multiphysics` (or one of its systems),
+            `create_tokenizer` or `adaptok.models.baselines.create_baseline`.
+        folder: made where it does not exist.
+        description: a paragraph for the model card.
+        results: what `adaptok.evaluation.evaluate.evaluate` returned, for the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a model that was composed by hand, or built with arguments JSON cannot hold.
+    """
+    folder, config = Path(folder), getattr(model, "config", None)
+    if not isinstance(config, Mapping) or config.get("kind") not in BUILDERS:
+        raise ValueError(
+            f"this {type(model).__name__} does not know how it was built: only what "
+            "create_surrogate, create_multiphysics, create_tokenizer and create_baseline return "
+            "can be saved"
+        )
+    text = _json({"format": FORMAT, **config})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    card = model_card(model, description=description, results=results)
+    for name, content in (
+        (WEIGHTS, save(weights, metadata={"format": "pt"})),
+        (CARD, card.encode()),
+        (CONFIG, text.encode()),
+    ):
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return folder
+
+
+def _json(config: Mapping[str, Any]) -> str:
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the model was built with an argument that JSON cannot hold ({error}); use numbers, "
+            "strings, lists and mappings"
+        ) from error
+    return text + "\n"
+
+
+def from_pretrained(where: str | Path, *, revision: str | None = None) -> Any:
+    """Builds what `save_pretrained` wrote, weights and statistics included, in evaluation mode.
+
+    Args:
+        where: a folder, or an id on the Hugging Face hub ("group/model"; needs huggingface_hub).
+        revision: branch, tag or commit on the hub.
+
+    Returns:
+        A `Surrogate`, a `Baseline`, a `Multiphysics` model or one of its systems, a tokenizer, or a
+        model that `adaptok.vision.apply_apt` wrapped.
+
+    Raises:
+        ValueError: nothing there, a file that is missing, damaged or of another model.
+    """
+    folder = _find(where, revision)
+    model = build(_read_config(folder))
+    _load(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """A model with fresh weights from the attribute ``config`` of another."""
+    arguments = {k: v for k, v in config.items() if k != "kind"}
+    if config["kind"] == "tokenizer":
+        return create_tokenizer(arguments.pop("name"), **arguments)
+    return BUILDERS[config["kind"]](**arguments)
+
+
+def _find(where: str | Path, revision: str | None) -> Path:
+    folder = Path(where)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{folder} is a folder, which has no revision {revision!r}")
+        return folder
+    parts = str(where).split("/")
+    if isinstance(where, Path) or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+        raise ValueError(f"no folder {where}, and that is no id on the hub (group/model) either")
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"no folder {where}; to load it from the hub: pip install huggingface_hub"
+        ) from error
+    try:
+        files = [CONFIG, WEIGHTS]
+        return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
+    except Exception as error:  # many kinds: offline, not found, gated ... each says what it is
+        at = f" at revision {revision}" if revision else ""
+        raise ValueError(
+            f"there is no folder {where}, and the hub does not give that model{at}: {error}"
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise ValueError(
+            f"no {CONFIG} in {folder} (there is {there}): not saved by save_pretrained"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict) or config.get("kind") not in BUILDERS:
+        raise ValueError(f"{path} must name its kind, one of {', '.join(BUILDERS)}")
+    version = config.pop("format", None)
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} has format {version}; this version of adaptok reads format {FORMAT}"
+        )
+    return config
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"no {path.name} in {path.parent}; weights in other files are not read")
+    try:
+        there = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    here = model.state_dict()
+    wrong = [
+        f"{name} is {_shape(there, name)} in the file, {_shape(here, name)} in the model"
+        for name in dict.fromkeys([*here, *there])
+        if _shape(there, name) != _shape(here, name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{path} does not fit its {CONFIG}: {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(there)
+
+
+def _shape(state: Mapping[str, torch.Tensor], name: str) -> Any:
+    return tuple(state[name].shape) if name in state else "absent"
+
+
+def model_card(
+    model: Any, *, description: str = "", results: Mapping[str, Any] | None = None
+) -> str:
+    """Text of the model card: what it is, how it was built and tested, how to load it."""
+    config = {k: v for k, v in model.config.items() if k != "kind"}
+    count = sum(p.numel() for p in model.parameters())
+    kind = model.config["kind"]
+    lines = [
+        "---",
+        "library_name: adaptok",
+        f"tags: [adaptok, {kind}]",
+        "---",
+        "",
+        f"# {_title(model)}",
+    ]
+    lines += ["", description] if description else []
+    lines += ["", f"A {kind} for adaptok with {count:,} parameters.", "", "## Use", "", "```python"]
+    lines += ["import adaptok", "", 'model = adaptok.from_pretrained("path/to/this/folder")']
+    if isinstance(model, OneStepModel):
+        shape = f"(b, {model.history}, {model.in_channels}, {', '.join('xyz'[: model.ndim])})"
+        lines += [f"# a field {shape} in physical units -> the next frame", "frame = model(field)"]
+    lines += ["```", "", "## Built with", "", "```json", json.dumps(config, indent=2), "```"]
+    if results is not None:
+        lines += ["", "## Tested", "", *_results(results)]
+    lines += ["", "## Limits", ""]
+    lines += [
+        "It knows the data it was trained on: its grid spacing, time step and parameter ranges."
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _title(model: Any) -> str:
+    config = model.config.get("model", model.config)
+    if isinstance(config, str):  # timm's name
+        return config
+    part = config.get("tokenizer", config.get("baseline", config.get("name")))
+    return part["name"] if isinstance(part, Mapping) else str(part)
+
+
+def _results(results: Mapping[str, Any]) -> list[str]:
+    lines = [f"Fields, in this order: {', '.join(results['fields'])}.", ""]
+    lines += [f"VRMSE on the {results['split']} split of {results['data']}, one step, mean:", ""]
+    rows = [
+        ("persistence", results["persistence"]),
+        *((r["label"], r) for r in results["settings"]),
+    ]
+    lines += ["| setting | VRMSE |", "| ------- | ----: |"]
+    for label, row in rows:
+        value = row["vrmse"]["mean"]
+        lines.append(f"| {label} | {'diverged' if value is None else f'{value:.4f}'} |")
+    return lines

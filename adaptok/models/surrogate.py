@@ -1,0 +1,232 @@
+"""Surrogate: tokenizer, processor and decoder composed into a one-step PDE model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.layers.two_stage import ConvLayout
+from adaptok.models.one_step import OneStepModel, Prepared, check_arguments
+from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, split_part
+from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet
+
+
+class Surrogate(OneStepModel):
+    """A one-step model on adaptive tokens; physical units in and out.
+
+    Built by `create_surrogate`, which explains the arguments.
+    """
+
+    tokenizer: Tokenizer
+    processor: Callable[[TokenSet], TokenSet]
+    decoder: Callable[[TokenSet], Tensor]
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        processor: Callable[[TokenSet], TokenSet],
+        decoder: Callable[[TokenSet], Tensor],
+        *,
+        ndim: int,
+        in_channels: int,
+        out_channels: int,
+        history: int,
+        history_mode: str,
+        constant_channels: int,
+        normalise: str,
+        score_on: str,
+        predict: str,
+    ):
+        super().__init__(
+            ndim=ndim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            history=history,
+            history_mode=history_mode,
+            constant_channels=constant_channels,
+            normalise=normalise,
+            score_on=score_on,
+            predict=predict,
+        )
+        self.tokenizer, self.processor, self.decoder = tokenizer, processor, decoder
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names that may change from call to call, such as "budget"."""
+        return self.tokenizer.controls
+
+    def _decode(
+        self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
+    ) -> Float[Tensor, "b t c *s"]:
+        cells = self.tokenizer.cells(prepared.scored, boundary=boundary, **control)
+        tokens = self.tokenizer.embed(prepared.x, cells, boundary=boundary)
+        return self.decoder(self.processor(tokens))
+
+    def scored(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        constants: Float[Tensor, "b cc *s"] | None = None,
+    ) -> Float[Tensor, "b t c *s"]:
+        """What the indicator sees: as `prepare`, or the raw values with ``score_on="raw"``."""
+        return self._prepare(self._check(field, constants), constants).scored
+
+    def cells(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        constants: Float[Tensor, "b cc *s"] | None = None,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Cells:
+        """The cells that `forward` would use."""
+        prepared = self._prepare(self._check(field, constants), constants)
+        return self.tokenizer.cells(prepared.scored, boundary=boundary, **control)
+
+
+def create_tokenizer(
+    name: str, *, ndim: int, in_channels: int, dim: int, **knobs: Any
+) -> Tokenizer:
+    """Builds a registered tokenizer.
+
+    Args:
+        name: registered name; `adaptok.TOKENIZERS.names()` lists them, `.describe(name)` its knobs.
+        ndim: space dimensions, 1 to 3.
+        in_channels: channels of the field.
+        dim: width of the tokens.
+        knobs: settings of this tokenizer.
+
+    Raises:
+        ValueError: unknown name (with the close matches), unknown knob (with the valid ones), or
+            values that make no sense.
+    """
+    if ndim not in (1, 2, 3):
+        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim}")
+    for what, value in (("in_channels", in_channels), ("dim", dim)):
+        if value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}")
+    tokenizer = TOKENIZERS.create(name, ndim=ndim, in_channels=in_channels, dim=dim, **knobs)
+    tokenizer.config = {"kind": "tokenizer", "name": name, "ndim": ndim}
+    tokenizer.config |= {"in_channels": in_channels, "dim": dim, **knobs}
+    return tokenizer
+
+
+def create_processor(name: str, spec: TokenizerSpec, **knobs: Any) -> nn.Module:
+    """Builds a registered processor for tokens of ``tokenizer.spec``."""
+    return PROCESSORS.create(name, spec=spec, **knobs)
+
+
+def create_decoder(name: str, spec: TokenizerSpec, out_channels: int, **knobs: Any) -> nn.Module:
+    """Builds a registered decoder for tokens of ``tokenizer.spec``; raises where they do not
+    fit.
+    """
+    return DECODERS.create(name, spec=spec, out_channels=out_channels, **knobs)
+
+
+def create_surrogate(
+    *,
+    ndim: int,
+    in_channels: int,
+    out_channels: int | None = None,
+    history: int = 1,
+    tokenizer: Part = "iap",
+    processor: Part = "vit",
+    decoder: Part = "auto",
+    dim: int = 384,
+    depth: int = 8,
+    heads: int = 6,
+    history_mode: str = "auto",
+    constant_channels: int = 0,
+    normalise: str = "sample",
+    score_on: str = "normalised",
+    predict: str = "delta",
+) -> Surrogate:
+    """Builds a surrogate from named parts.
+
+    Each part is a name, or a mapping of "name" and knobs: ``{"name": "iap", "budget": 256}``.
+    `depth` and `heads` go to every part that has such a knob and does not set it.
+
+    Args:
+        ndim: space dimensions.
+        in_channels: fields per frame.
+        out_channels: predicted fields; default in_channels.
+        history: frames of context.
+        decoder: "auto" is "modulated" for the cells of CKM and CSM, else "linear".
+        history_mode: "fold" makes them channels of one frame; "frames" keeps them as frames of
+            tokens; "auto" does so where the processor attends over time, else it folds.
+        constant_channels: static input fields, given per call as `constants`.
+        normalise: "sample" (mean and std of the context), "context" (also of the changes from frame
+            to frame in it, as CKM and CSM), "dataset" (see `Surrogate.set_statistics`) or "none"
+            (the tokens see physical units; predictions are not scaled).
+        score_on: what the indicator sees, "normalised" or "raw".
+        predict: "delta" (the change since the last frame) or "state".
+
+    Raises:
+        ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
+    """
+    arguments = dict(locals())  # as given: what a saved model is built from again
+    out_channels = in_channels if out_channels is None else out_channels
+    history_mode = mode_of_history(history_mode, processor)
+    choices = {"history_mode": history_mode, "normalise": normalise}
+    choices |= {"score_on": score_on, "predict": predict}
+    check_arguments(history, in_channels, out_channels, constant_channels, choices)
+    channels = in_channels * (history if history_mode == "fold" else 1) + constant_channels
+    name, knobs = split_part(tokenizer, "tokenizer")
+    tok = create_tokenizer(name, ndim=ndim, in_channels=channels, dim=dim, **knobs)
+    if history > 1 and history_mode == "fold":
+        check_folded(processor)
+    parts = sized_parts(tok.spec, processor, decoder, out_channels, depth=depth, heads=heads)
+    surrogate = Surrogate(
+        tok,
+        *parts,
+        ndim=ndim,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        history=history,
+        history_mode=history_mode,
+        constant_channels=constant_channels,
+        normalise=normalise,
+        score_on=score_on,
+        predict=predict,
+    )
+    surrogate.config = {"kind": "surrogate", **arguments}
+    return surrogate
+
+
+def sized_parts(
+    spec: TokenizerSpec, processor: Part, decoder: Part, out_channels: int, **shared: int
+) -> tuple[nn.Module, nn.Module]:
+    """Processor and decoder; `shared` knobs go to each that has them and does not set them."""
+    parts = []
+    for registry, part, wired in (
+        (PROCESSORS, processor, {"spec": spec}),
+        (DECODERS, decoder, {"spec": spec, "out_channels": out_channels}),
+    ):
+        name, knobs = split_part(part, registry.kind)
+        if name == "auto" and registry is DECODERS:
+            name = "modulated" if spec.layout is ConvLayout else "linear"
+        sizes = {k: v for k, v in shared.items() if k in registry.knobs(name)}
+        parts.append(registry.create(name, **wired, **(sizes | knobs)))
+    return parts[0], parts[1]
+
+
+def mode_of_history(history_mode: str, processor: Part) -> str:
+    """What "auto" stands for: "frames" where the processor attends over time, else "fold"."""
+    if history_mode != "auto":
+        return history_mode
+    name, _ = split_part(processor, "processor")
+    over_time = getattr(PROCESSORS.get(name), "attends_over_time", False)
+    return "frames" if over_time else "fold"
+
+
+def check_folded(processor: Part) -> None:
+    """Raises ``ValueError`` where a processor attends over time but the history has no frames."""
+    name, _ = split_part(processor, "processor")
+    if getattr(PROCESSORS.get(name), "needs_frames", False):
+        raise ValueError(
+            f"processor {name!r} attends over frames of tokens, but a folded history has one: "
+            'use history_mode="frames"'
+        )

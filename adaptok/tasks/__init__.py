@@ -1,0 +1,1 @@
+"""What `task=` chooses: surrogate, pretrain, classify."""

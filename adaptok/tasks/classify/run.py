@@ -1,0 +1,143 @@
+"""A run of ``adaptok train task=classify``: fit, test, keep everything in one folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from adaptok import plots
+from adaptok.config.build import check_knobs
+from adaptok.evaluation.evaluate import label_of
+from adaptok.evaluation.results import write_report
+from adaptok.tasks.classify import (
+    ClassifierModule,
+    ClassifierOptim,
+    ImageData,
+    build_classifier,
+    evaluate_classifier,
+    load_classifier,
+)
+from adaptok.tasks.classify.evaluation import classifier_markdown
+from adaptok.tasks.classify.models import build_timm
+from adaptok.tasks.fit import config_of_eval, fit, of_lightning, quiet, write_config
+
+Config = Mapping[str, Any]
+
+
+def fit_and_test_classifier(config: Config, folder: Path) -> dict[str, Any] | None:
+    """Trains as configured and tests the averaged weights.
+
+    Returns:
+        The results; None in all processes of a parallel run but the first, which tests alone.
+    """
+    quiet()
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    if config["trainer"]["strategy"].startswith("fsdp"):
+        raise ValueError("classifiers are not sharded: trainer.strategy=ddp")
+    check_knobs(ClassifierOptim, "optim", config["optim"])
+    node = dict(config["model"])
+    classes, timm_model, data = _model_and_data(config, node)
+    model = build_classifier(timm_model, config["tokenizer"], node["checkpoint"])
+    if mode := config["trainer"]["compile"]:
+        model.compile(mode=mode if isinstance(mode, str) else None)
+    knobs, optim = _rates(config, len(data.train_dataloader()))
+    about = {"model": node, "tokenizer": config["tokenizer"], "classes": list(classes)}
+    module = ClassifierModule(
+        model, optim, config, about=about, only=config["train"]["only"], seed=config["seed"]
+    )
+    seconds = fit(module, data, config, folder, knobs, monitor="val/error")
+    if seconds is None:
+        return None
+    results = evaluate_classifier(model, data, settings=config["test"]["settings"])
+    results["parameters"] = sum(p.numel() for p in model.parameters())
+    results["seconds_per_training_step"] = seconds
+    write_report(results, folder, classifier_markdown(results))
+    _pictures(model, data, results, folder)
+    return results
+
+
+def test_classifier(config: Config, wanted: Config, path: Path, folder: Path) -> dict[str, Any]:
+    """Task of ``adaptok eval`` for the checkpoint of a classifier.
+
+    Args:
+        config: of the training run, with what the user changed of its data.
+        wanted: configuration of ``adaptok eval``.
+        path: of the checkpoint.
+    """
+    model = load_classifier(path)
+    data = image_data(config, model)
+    results = {"checkpoint": str(path)}
+    results |= evaluate_classifier(
+        model, data, **{key: wanted[key] for key in ("split", "settings", "device")}
+    )
+    write_config(config_of_eval(config, wanted), folder)
+    write_report(results, folder, classifier_markdown(results))
+    _pictures(model, data, results, folder)
+    return results
+
+
+def image_data(config: Config, model: Any) -> ImageData:
+    """The images of a plain configuration, of the size and normalisation that a model wants."""
+    check_knobs(ImageData, "data", config["data"])
+    stats = {key: model.pretrained_cfg[key] for key in ("mean", "std")}
+    size = model.patch_embed.img_size
+    return ImageData(image_size=size, seed=config["seed"], **stats, **config["data"])
+
+
+def _model_and_data(config: Config, node: Config) -> tuple[tuple[str, ...], Any, ImageData]:
+    """Classes, model and images: the size of the images is the model's, the classes are theirs."""
+    from adaptok.tasks.classify.sets import find_images
+
+    given = config["data"]
+    classes = find_images(given["name"], given.get("path")).classes
+    model = build_timm(classes=len(classes), **node)
+    return classes, model, image_data(config, model)
+
+
+def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOptim]:
+    """Knobs of the trainer in steps, and the learning rates of this batch size."""
+    knobs = of_lightning(config)
+    accumulate = knobs.get("accumulate_grad_batches", 1)
+    processes = _devices(knobs.get("devices", 1)) * knobs.get("num_nodes", 1)
+    per_epoch = max(batches // (accumulate * processes), 1)
+    epochs = knobs.pop("max_epochs", None)
+    if knobs["max_steps"] < 0:
+        if epochs is None:
+            raise ValueError("give trainer.max_steps or trainer.max_epochs")
+        knobs["max_steps"] = math.ceil(epochs * per_epoch)
+    if knobs["val_check_interval"] is None:
+        knobs["val_check_interval"] = min(per_epoch, knobs["max_steps"])
+    optim = ClassifierOptim(**config["optim"])
+    batch = config["data"]["batch_size"] * accumulate * processes
+    return knobs, optim.scaled(batch, per_epoch)
+
+
+def _devices(devices: Any) -> int:
+    """How many devices one machine uses: a number, a list of them, or "auto" and -1 for all."""
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        return max(torch.cuda.device_count(), 1)
+    return int(devices)
+
+
+@torch.no_grad()
+def _pictures(model: Any, data: ImageData, results: Config, folder: Path) -> None:
+    """Learning curve, and the cells of the first image, where there are any."""
+    out = folder / "pictures"
+    if (folder / "metrics.csv").exists():
+        figure = plots.learning_curve_figure(folder, ("val/error", "validation error"))
+        plots.save(figure, out / "learning_curve.png")
+    if not hasattr(model, "tiling"):
+        return
+    image = next(iter(data.loader("test")))[0][:1]
+    settings = [row["setting"] for row in results["settings"]]
+    place = next(model.parameters()).device
+    tilings = {label_of(s): model.tiling(image.to(place), **s) for s in settings}
+    gray = model.tiling.restore(image)[0].mean(0).numpy()
+    plots.save(plots.cells_figure(gray, tilings, title=str(data.name)), out / "cells.png")

@@ -1,0 +1,114 @@
+"""Fits any Lightning module of a task: resumes, keeps metrics and the configuration."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import LightningDataModule
+from torch import nn
+
+from adaptok.models.compiling import compile_model
+from adaptok.tasks.tracking import settings_of
+from adaptok.training import make_trainer
+from adaptok.training.checkpoints import check_resume, find_resume, read_checkpoint
+from adaptok.training.fitting import FitModule
+from adaptok.training.parallel import checkpoint_activations, process_group
+
+Config = Mapping[str, Any]
+
+
+GROUPS = ("model", "tokenizer", "processor", "decoder", "data")  # that adaptok eval may exchange
+
+
+def prepare(model: nn.Module, config: Config) -> None:
+    """Activation checkpointing and compilation, where they are wanted."""
+    if config["activation_checkpointing"]:
+        checkpoint_activations(model)
+    if mode := config["trainer"].get("compile"):
+        compile_model(model, mode if isinstance(mode, str) else None)
+
+
+def fit(
+    module: FitModule,
+    data: LightningDataModule,
+    config: Config,
+    folder: Path,
+    trainer_knobs: Config,
+    fits: Callable[[Config, Path], None] = lambda saved, path: None,
+    *,
+    monitor: str = "val/vrmse",
+) -> float | None:
+    """Fits a module, from the start or from where ``config["resume"]`` says.
+
+    Args:
+        trainer_knobs: of `make_trainer`.
+        fits: raises ``ValueError`` where the weights of a checkpoint do not fit the model.
+        monitor: metric whose lowest value makes best.ckpt.
+
+    Returns:
+        Seconds per training step; None in all processes but the first.
+    """
+    ema, logger = config["optim"]["ema"], settings_of(config)
+    trainer = make_trainer(folder, ema=ema, monitor=monitor, **logger, **trainer_knobs)
+    checkpoint = find_resume(config["resume"], folder, folder.parent, config)
+    if checkpoint is not None:
+        saved = read_checkpoint(checkpoint)
+        fits(saved, checkpoint)
+        if not config["resume_anyway"]:
+            check_resume(saved, config, checkpoint)
+    if trainer.is_global_zero:
+        if checkpoint is not None:
+            print(f"going on from {checkpoint}")
+            _keep_metrics(folder)
+        write_config(config, folder)
+    try:
+        with process_group():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    return module.seconds_per_step if trainer.is_global_zero else None
+
+
+def of_lightning(config: Config) -> dict[str, Any]:
+    """The group "trainer" without what is ours."""
+    return {key: value for key, value in config["trainer"].items() if key != "compile"}
+
+
+def config_of_eval(trained: Config, wanted: Config) -> dict[str, Any]:
+    """What ``adaptok eval`` did: the training run, as the user changed it, and how it was tested.
+
+    Args:
+        trained: with the groups and keys that the user gave instead.
+        wanted: of the command; its groups hold only what was given.
+    """
+    return {**trained, **{k: v for k, v in wanted.items() if k not in (*GROUPS, "seed")}}
+
+
+def write_config(config: Config, folder: Path) -> None:
+    """Keeps the plain configuration of a run in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def quiet() -> None:
+    """Keeps Lightning's advertisements and advice that does not apply out of the output."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*is deprecated, use `isinstance",
+        ".*exists and is not empty",
+        ".*num_workers",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _keep_metrics(folder: Path) -> None:
+    """The logger starts a new metrics.csv; what a resumed run wrote before stays beside it."""
+    file = folder / "metrics.csv"
+    if file.exists():
+        number = len(list(folder.glob("metrics*.csv")))
+        file.rename(folder / f"metrics_before_{number}.csv")

@@ -1,0 +1,127 @@
+"""One model for several data sets: pretraining, and fine-tuning on another set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from adaptok.config.build import (
+    MODEL_KEYS,
+    build_data,
+    build_mixture,
+    build_multiphysics,
+    vocabulary_of,
+)
+from adaptok.config.menu import compose, plain
+from adaptok.data.info import system_of
+from adaptok.evaluation.evaluate import check_settings
+from adaptok.models.pretrained import save_pretrained
+from adaptok.tasks.fit import Config, prepare
+from adaptok.tasks.surrogate import Run, begin, fit_on, fit_surrogate, objectives, test_and_draw
+from adaptok.training.checkpoints import flattened, load_weights, read_checkpoint
+from adaptok.training.pretraining import PretrainModule
+
+OF_MODEL = ("tokenizer", "processor", "decoder", "size", "field_width", *MODEL_KEYS)
+
+
+def pretrain_and_test(config: Config, folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Trains one model on all sets of ``config["data"]``, a list, and tests it on each.
+
+    Returns:
+        Results by set; None in all processes of a parallel run but the first.
+
+    Raises:
+        ValueError: a baseline, which cannot be trained on several sets.
+    """
+    if config["model"]["name"] != "surrogate":
+        raise ValueError(f"task=pretrain trains model=surrogate, not {config['model']['name']}")
+    if config["budget"] is not None:
+        raise ValueError(
+            "task=pretrain has no one training split to find a budget on: budget=null, and the "
+            "tokenizer's own knobs"
+        )
+    begin(config)
+    mixture = build_mixture(config)
+    lead = max(data.max_lead for data in mixture.sets.values())
+    config = {**config, "vocabulary": vocabulary_of(mixture.infos.values(), lead)}
+    model = build_multiphysics(config)
+    if config["trainer"].get("compile"):
+        raise ValueError(
+            "task=pretrain has batches of several sets and grids, a graph for each: "
+            "trainer.compile=false"
+        )
+    for one in mixture.sets.values():
+        check_settings(system_of(model, one.info), one, config["test"]["settings"])
+    prepare(model, config)
+    about = (*objectives(config), config)
+    module = PretrainModule(model, mixture.infos, *about, seed=config["seed"])
+    seconds = fit_surrogate(module, mixture, config, folder)
+    if seconds is None:
+        return None
+    if module.device_mesh is not None:  # this process has a shard of it only
+        model = build_multiphysics(config)
+        load_weights(model, read_checkpoint(folder), path=folder, config=config)
+    save_pretrained(model, folder / "model")
+    return {
+        name: test_and_draw(system_of(model, data.info), data, config, folder / name, seconds)
+        for name, data in mixture.sets.items()
+    }
+
+
+def finetune_and_test(wanted: Config, folder: Path) -> Run | None:
+    """Goes on from a pretrained model on one set, with the fields that are new to it added.
+
+    Raises:
+        ValueError: a checkpoint of another task, or a mode that does not exist.
+    """
+    checkpoint = read_checkpoint(wanted["ckpt"])
+    trained = checkpoint.get("adaptok_config", {})
+    if "vocabulary" not in trained:
+        raise ValueError(f"{wanted['ckpt']} is not of adaptok train task=pretrain")
+    config = {**{key: trained[key] for key in OF_MODEL}, **wanted}
+    begin(config)
+    data = build_data(config)
+    info = data.info
+    model = build_multiphysics(trained)
+    if data.max_lead > model.max_lead:
+        raise ValueError(
+            f"data.max_lead={data.max_lead}, but the model knows lead times up to {model.max_lead}"
+        )
+    if not wanted["from_scratch"]:
+        load_weights(model, checkpoint, path=wanted["ckpt"])
+    new, missing = model.compared(info.fields, info.constants)
+    model.add_fields(info.fields, info.constants)
+    model.train_only(wanted["mode"], info.fields, info.constants)
+    print(f"new fields: {', '.join(new) or 'none'}")
+    print(f"fields of the model that this set lacks: {', '.join(missing) or 'none'}")
+    names = {"fields": list(model.fields), "constants": list(model.constants)}
+    config["vocabulary"] = {**trained["vocabulary"], **names}
+    return fit_on(data, system_of(model, info), config, folder)
+
+
+def data_of_each(config: Config) -> list[dict[str, Any]]:
+    """The configuration of every set of ``data=[a,b]``.
+
+    Hydra merges them into one. So each is composed alone, with those overrides of data that it has
+    a key for; the merged configuration has refused those that no set has.
+    """
+    job = HydraConfig.get()
+    if "data" in job.runtime.choices:
+        return [config["data"]]
+    folders = [s.path for s in job.runtime.config_sources if s.provider == "command-line"]
+    parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    names: Any = [o.value() for o in parsed if o.key_or_group == "data"][-1]
+    given = [str(o.input_line) for o in parsed if o.key_or_group != "data"]
+    return [_data_of(str(name), given, folders) for name in names]
+
+
+def _data_of(name: str, given: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    alone = compose("train", [f"data={name}"], folders)
+    known = {key for key, _ in flattened(OmegaConf.to_container(alone))}
+    kept = [o for o in given if not o.startswith("data.") or o.partition("=")[0] in known]
+    return plain(compose("train", [f"data={name}", *kept], folders))["data"]

@@ -1,0 +1,173 @@
+"""One currency for all tokenizers: tokens per sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from adaptok.registry import TOKENIZERS, Part, split_part
+from adaptok.tokenizers.base import frames_of_cells
+from adaptok.tokenizers.calibration import calibrate
+from adaptok.tokenizers.marking import FractionMarking, MaximumMarking, ThresholdMarking
+from adaptok.tokenizers.marking.fraction import cells_of_fraction
+from adaptok.tokenizers.tree import TreeTokenizer
+from adaptok.tokens import Tokenizer, as_field
+from adaptok.tree import Tree
+
+
+@runtime_checkable
+class Patched(Protocol):
+    """A tokenizer with one patch size at a time, which decides the number of tokens."""
+
+    size: tuple[int, ...]
+
+    def sizes_for(self, space: Sequence[int]) -> list[int]:
+        """Patch sizes to choose from when such a tokenizer is built."""
+        ...
+
+    def tokens_at(self, size: int | Sequence[int], shape: Sequence[int]) -> int:
+        """Tokens per sample of a field of shape (t, *space)."""
+        ...
+
+
+def at_budget(
+    tokenizer: Tokenizer,
+    budget: int,
+    fields: Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]],
+    *,
+    boundary: Int[Tensor, "..."] | None = None,
+) -> dict[str, Any]:
+    """Controls of a call that give about `budget` tokens per sample, over all its frames.
+
+    What has a budget gets it; thresholds, gamma and the like are calibrated so that the mean over
+    the fields is the closest from below; of patch sizes it is the one with the nearest number of
+    tokens (in logarithms; the fewer of two).
+
+    Args:
+        fields: what the indicator will see (see `Surrogate.scored`), a batch or several; only their
+            shape matters where nothing is calibrated.
+        boundary: codes, as in a call of the tokenizer.
+
+    Raises:
+        ValueError: a budget that these cell sizes cannot reach, or a tokenizer without any of these
+            controls.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise ValueError(f"budget is a positive whole number of tokens per sample, got {budget!r}")
+    batches = [fields] if isinstance(fields, Tensor) else list(fields)
+    if not batches:
+        raise ValueError("at_budget needs at least one field")
+    shape = _shape(batches[0], tokenizer)
+    if isinstance(tokenizer, TreeTokenizer):
+        marking = tokenizer.marking
+        if isinstance(marking, FractionMarking):
+            return {"ratio": _ratio(tokenizer, budget, shape)}
+        if isinstance(marking, MaximumMarking) or _scalable(marking):
+            control = marking.controls[0]
+            return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
+    if "budget" in tokenizer.controls:
+        tokenizer.cells(batches[0], boundary=boundary, budget=budget)  # raises where it is too low
+        return {"budget": budget}
+    if isinstance(tokenizer, Patched):
+        if "patch_size" not in tokenizer.controls:
+            return {}  # one size only
+        sizes = [size[1:] for size in tokenizer.spec.sizes]
+        return {"patch_size": nearest_size(tokenizer, sizes, budget, shape)}
+    accepted = ", ".join(tokenizer.controls) or "none"
+    raise ValueError(
+        "a budget needs a control budget, thresholds, gamma, ratio or patch_size; this tokenizer's "
+        f"controls: {accepted}"
+    )
+
+
+def part_at_budget(
+    part: Part,
+    tokenizer: Tokenizer,
+    budget: int,
+    fields: Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]],
+    *,
+    boundary: Int[Tensor, "..."] | None = None,
+) -> dict[str, Any]:
+    """The description of a tokenizer that has about `budget` tokens per sample by default.
+
+    As `at_budget`, but here a fixed patch size may be any that fits the field, unless the part
+    names its ``patch_sizes``.
+
+    Args:
+        part: name, or mapping of "name" and knobs.
+        tokenizer: built from `part`.
+
+    Returns:
+        "name" and knobs.
+    """
+    name, knobs = split_part(part, "tokenizer")
+    batches = [fields] if isinstance(fields, Tensor) else list(fields)
+    if isinstance(tokenizer, Patched):
+        shape = _shape(batches[0], tokenizer)
+        fixed = "patch_size" not in tokenizer.controls or "patch_sizes" not in knobs
+        sizes: list[Any] = [s[1:] for s in tokenizer.spec.sizes]
+        if fixed:
+            sizes = tokenizer.sizes_for(shape[1:])
+        return {"name": name, **knobs, "size": nearest_size(tokenizer, sizes, budget, shape)}
+    found = at_budget(tokenizer, budget, batches, boundary=boundary)
+    chosen = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}  # as YAML has it
+    known = TOKENIZERS.knobs(name)
+    if "ratio" in chosen and "ratio" not in known and "fraction" in known:
+        chosen = {"fraction": chosen["ratio"]}  # MATEY's name of the knob
+    if all(control in known for control in chosen):
+        return {"name": name, **knobs, **chosen}
+    kind, settings = split_part(knobs.get("marking", known.get("marking", "")), "marking")
+    return {"name": name, **knobs, "marking": {"name": kind, **settings, **chosen}}
+
+
+def _scalable(marking: Any) -> bool:
+    """Whether a factor on its thresholds changes the number of tokens.
+
+    Thresholds of 0 and below ask for the finest cells everywhere: there the budget caps them.
+    """
+    if not isinstance(marking, ThresholdMarking):
+        return False
+    bars = marking.thresholds
+    return all(0 < bar < math.inf for bar in (bars if isinstance(bars, tuple) else (bars,)))
+
+
+def nearest_size(
+    tokenizer: Patched, sizes: Sequence[Any], budget: int, shape: Sequence[int]
+) -> Any:
+    """The size with the number of tokens nearest to the budget, the fewer of two."""
+    counts = {size: tokenizer.tokens_at(size, shape) for size in sizes}
+    return min(counts, key=lambda size: (abs(math.log(counts[size] / budget)), counts[size]))
+
+
+def _shape(field: Tensor, tokenizer: Tokenizer) -> tuple[int, ...]:
+    field = as_field(field, tokenizer.spec.ndim)
+    return (field.shape[1], *field.shape[3:])
+
+
+def _ratio(tokenizer: TreeTokenizer, budget: int, shape: Sequence[int]) -> float:
+    """The largest share of cells to split, to 2^-20, that stays within the budget."""
+    frames = frames_of_cells(shape[0], tokenizer.spec.sizes[0][0])
+    own, shared = (frames, 1) if tokenizer.per_frame else (1, frames)
+    sizes = tuple(size[1:] for size in tokenizer.spec.sizes)
+    tree = Tree(tuple(shape[1:]), sizes, tokenizer.order)
+
+    def count(ratio: float) -> int:
+        return shared * cells_of_fraction(ratio, tree, own, kept=not tokenizer.spec.tiling)
+
+    least, most = count(0.0), count(1.0)
+    if not least <= budget <= most:
+        raise ValueError(
+            f"a field of {tuple(shape)} gives {least} to {most} tokens per sample, {budget} are "
+            "asked for; other cell sizes reach more or fewer"
+        )
+    low, high = 0.0, 1.0
+    if count(high) <= budget:
+        return high
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if count(middle) <= budget else (low, middle)
+    return low

@@ -1,0 +1,179 @@
+"""The hierarchical convolutional stem of MATEY."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.patches import grid_index, patchify, rows_of_levels
+from adaptok.registry import EMBEDDINGS, close_matches
+from adaptok.tokenizers.embeddings.linear import restore_rows
+
+VERSIONS = ("current", "paper")
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@EMBEDDINGS.register("hmlp")
+class HmlpEmbedding(nn.Module):
+    """A linear map of the channels at each point, then per level three convolutions whose strides
+    are their kernels, each with a norm and GELU (hMLP: Touvron et al., "Three things everyone
+    should know about vision transformers", Sec. 5; as in MATEY's code).
+
+    The norms take statistics over an image per sample and frame, so a token depends on points
+    outside its cell. "current": every level convolves the whole domain and normalises over it.
+    "paper": levels below the coarsest convolve and normalise each refined cell by itself (their
+    number costs one host synchronisation), by the standard deviation alone, and the first
+    convolutions have the larger kernels.
+
+    Args:
+        in_channels: channels of the field.
+        dim: width of the features, divisible by 4.
+        sizes: cell size of each level, time first.
+        version: of MATEY's code, "current" or "paper".
+
+    Raises:
+        ValueError: a width that is not divisible by 4, or an unknown version.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        sizes: tuple[tuple[int, ...], ...],
+        *,
+        version: str = "current",
+    ):
+        super().__init__()
+        check_hmlp(dim, version)
+        self.crops = version == "paper"
+        self.lift = nn.Linear(in_channels * sizes[0][0], dim // 4)
+        self.levels = nn.ModuleList(_stem(dim, size[1:], version) for size in sizes)
+
+    def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
+        """Features of each cell, in the order of the cells."""
+        frame_size = cells.sizes[0][0]
+        image = x.unflatten(1, (-1, frame_size)).flatten(2, 3)  # (b, frames, fs * c, *space)
+        image = self.lift(image.movedim(2, -1)).movedim(-1, 2)
+        rows = rows_of_levels(cells)
+        parts = []
+        for level, (stem, own) in enumerate(zip(self.levels, rows, strict=True)):
+            index = grid_index(cells, level)[own.clamp(max=len(cells) - 1)]
+            if self.crops and level:
+                parent = grid_index(cells, level - 1)[own.clamp(max=len(cells) - 1)]
+                place = place_in_parent(cells, level)[own.clamp(max=len(cells) - 1)]
+                parts.append(self._from_crops(stem, image, cells, level, parent, place))
+            else:
+                space = cells.sizes[level][1:]
+                features = stem(padded_to(image.flatten(0, 1), space))  # (b * frames, d, *grid)
+                parts.append(features.movedim(1, -1).flatten(0, -2)[index])
+        return restore_rows(torch.cat(parts), torch.cat(rows), len(cells))
+
+    def _from_crops(
+        self,
+        stem: nn.Module,
+        image: Tensor,
+        cells: Cells,
+        level: int,
+        parent: Int64[Tensor, " m"],
+        place: Int64[Tensor, " m"],
+    ) -> Float[Tensor, "m d"]:
+        size = (1, *cells.sizes[level - 1][1:])
+        crops = patchify(image, size).flatten(0, 1)  # (b * g, c * volume)
+        which, crop = parent.unique(return_inverse=True)
+        features = stem(crops[which].unflatten(1, (image.shape[2], *size[1:])))
+        return features.movedim(1, -1).flatten(1, -2)[crop, place]
+
+
+def place_in_parent(cells: Cells, level: int) -> Int64[Tensor, " n"]:
+    """Raster place of each row's origin, in cells of a level, inside the next coarser cell."""
+    place = torch.zeros(len(cells), dtype=torch.int64, device=cells.device)
+    pairs = zip(cells.sizes[level - 1], cells.sizes[level], strict=True)
+    for axis, (coarse, fine) in list(enumerate(pairs))[1:]:
+        place = place * (coarse // fine) + cells.origin[:, axis].long() % coarse // fine
+    return place
+
+
+def check_hmlp(dim: int, version: str) -> None:
+    """Raises ``ValueError`` for a width that is not divisible by 4 or an unknown version."""
+    if dim % 4:
+        raise ValueError(f"hmlp needs a dim that is divisible by 4, got {dim}")
+    if version not in VERSIONS:
+        near = close_matches(version, VERSIONS)
+        raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}{near}")
+
+
+def kernels(size: Sequence[int], version: str) -> list[tuple[int, ...]]:
+    """Kernels of the three convolutions that together shrink a patch to one point."""
+    return list(zip(*(_factors(n, version) for n in size), strict=True))
+
+
+def _factors(n: int, version: str) -> tuple[int, int, int]:
+    """Three factors: alike and ascending, or ("paper") the last two at most 2."""
+    if version == "paper":
+        return (n // 4, 2, 2) if n % 8 == 0 else (n, 1, 1)
+    factors = [1, 1, 1]
+    for prime in reversed(_primes(n)):
+        factors[0] *= prime
+        factors.sort()
+    return factors[0], factors[1], factors[2]
+
+
+def _primes(n: int) -> list[int]:
+    out, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            out.append(p)
+            n //= p
+        p += 1
+    return out
+
+
+class ImageNorm(nn.Module):
+    """Norm of each channel over the points of each image.
+
+    "current": mean and biased variance (instance norm). "paper": the unbiased standard deviation
+    alone, ``x / (std + 1e-8)``, no bias.
+    """
+
+    def __init__(self, channels: int, version: str):
+        super().__init__()
+        self.center = version == "current"
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if self.center else None
+
+    def forward(self, x: Float[Tensor, "m c *s"]) -> Float[Tensor, "m c *s"]:
+        """Normalises; an image of one point has variance 0."""
+        axes = tuple(range(2, x.ndim))
+        view = (-1, *[1] * len(axes))
+        points = math.prod(x.shape[2:])
+        away = x - x.mean(axes, keepdim=True)
+        squares = away.square().sum(axes, keepdim=True)
+        if self.bias is None:
+            std = (squares / max(points - 1, 1)).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+            return x / (std + 1e-8) * self.weight.view(view)
+        scale = (squares / points + 1e-5).rsqrt()
+        return away * scale * self.weight.view(view) + self.bias.view(view)
+
+
+def _stem(dim: int, size: Sequence[int], version: str) -> nn.Sequential:
+    conv = CONVOLUTIONS[len(size)]
+    widths = itertools.pairwise((dim // 4, dim // 4, dim // 4, dim))
+    layers: list[nn.Module] = []
+    for kernel, (c_in, c_out) in zip(kernels(size, version), widths, strict=True):
+        layers += [conv(c_in, c_out, kernel, kernel, bias=False), ImageNorm(c_out, version)]
+        layers += [nn.GELU()]
+    return nn.Sequential(*layers)
+
+
+def padded_to(image: Float[Tensor, "m c *s"], size: Sequence[int]) -> Float[Tensor, "m c *r"]:
+    """Zero-padded at the end of each axis to a multiple of the size."""
+    pads = [-n % p for n, p in zip(image.shape[2:], size, strict=True)]
+    if not any(pads):
+        return image
+    return torch.nn.functional.pad(image, [v for p in reversed(pads) for v in (0, p)])

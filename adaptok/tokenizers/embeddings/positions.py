@@ -1,0 +1,115 @@
+"""A learned table of positions, resampled to the cells of each level."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.patches import level_grid
+from adaptok.tree import constant_in_graphs
+
+
+class LearnedPositions(nn.Module):
+    """Position of a cell from a learned table over space, as in ViT and APT (Sec. 3.2).
+
+    The table is stretched over the finest cells of whatever field comes, and resampled to the grid
+    of each level with an antialiased bicubic filter (the one of Pillow and PyTorch), axis by axis,
+    in 1, 2 or 3 dimensions. Frames share it. In evaluation without gradients the resampled tables
+    are kept until the table changes.
+
+    Args:
+        dim: width of the features.
+        grid: side of the table in finest cells, per space axis.
+    """
+
+    def __init__(self, dim: int, grid: Sequence[int]):
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(*grid, dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self._kept: tuple[tuple, Tensor] | None = None
+
+    def forward(self, cells: Cells) -> Float[Tensor, "n d"]:
+        """Position of each cell."""
+        return self.tables(cells).index_select(0, position_rows(cells))
+
+    def tables(self, cells: Cells) -> Float[Tensor, "m d"]:
+        """The resampled tables of all levels, coarse to fine, each in raster order."""
+        table = self.table
+        make = functools.partial(resample_positions, table, cells.shape[1:], cells.sizes)
+        fixed = not (self.training or (torch.is_grad_enabled() and table.requires_grad))
+        if not fixed or torch.compiler.is_compiling() or table.is_inference():
+            return make()
+        # What changes when the table is replaced, moved or written to.
+        key = (cells.shape[1:], cells.sizes, table.data_ptr(), table.dtype, table._version)
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():  # may serve autograd later
+                self._kept = key, make()
+        return self._kept[1]
+
+
+def resample_positions(
+    table: Float[Tensor, "*g d"], space: tuple[int, ...], sizes: tuple[tuple[int, ...], ...]
+) -> Float[Tensor, "m d"]:
+    """A table over the finest cells of a domain, resampled to the cells of every level.
+
+    Args:
+        table: per finest cell, in any resolution.
+        space: grid points per space axis.
+        sizes: cell sizes coarse to fine, time first.
+
+    Returns:
+        tables: level after level, each in the raster order of ``ceil(space / size)``;
+            differentiable.
+    """
+    out = []
+    for size in sizes:
+        x = table.float()
+        for axis, (n, s, fine) in enumerate(zip(space, size[1:], sizes[-1][1:], strict=True)):
+            cells = -(-n // fine) * fine / s  # the domain in cells of this level
+            matrix = _bicubic(table.shape[axis], -(-n // s), table.shape[axis] / cells, x.device)
+            if matrix is not None:
+                x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+        out.append(x.flatten(0, -2))
+    return torch.cat(out).to(table.dtype)
+
+
+def position_rows(cells: Cells) -> Tensor:
+    """Row of each cell in the tables of all levels."""
+    rows, start = torch.zeros_like(cells.level, dtype=torch.int64), 0
+    for level, size in enumerate(cells.sizes):
+        grid = level_grid(cells.shape[1:], size[1:])
+        index: Tensor = torch.zeros_like(rows)
+        for axis, (g, s) in enumerate(zip(grid, size[1:], strict=True)):
+            index = index * g + cells.origin[:, axis + 1].long() // s
+        rows = torch.where(cells.level == level, start + index, rows)
+        start += functools.reduce(lambda a, g: a * g, grid, 1)
+    return rows
+
+
+@functools.lru_cache(maxsize=128)
+def _bicubic_on(given: int, wanted: int, scale: float, device: torch.device) -> Tensor | None:
+    if given == wanted and scale == 1:
+        return None
+    with torch.inference_mode(False):
+        # A cell beyond the domain has no position; clamping only keeps its weights finite.
+        centre = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * scale).clamp(max=given)
+        entry = torch.arange(given, dtype=torch.float64) + 0.5
+        x = (entry - centre[:, None]).abs() / max(scale, 1.0)
+        near = (1.5 * x - 2.5) * x * x + 1  # Keys' cubic with a = -1/2
+        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+        weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
+        return (weights / weights.sum(1, keepdim=True)).float().to(device)
+
+
+@constant_in_graphs
+def _bicubic(given: int, wanted: int, scale: float, device: torch.device) -> Tensor | None:
+    """Weights (wanted, given) of the antialiased bicubic filter, None for the identity.
+
+    `scale` is the number of given entries per wanted one.
+    """
+    return _bicubic_on(given, wanted, scale, device)

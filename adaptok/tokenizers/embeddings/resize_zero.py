@@ -1,0 +1,184 @@
+"""One patch embedding for all sizes, and a branch for the detail that starts at zero (APT)."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from adaptok.cells import Cells, product
+from adaptok.patches import grid_index, level_grid, patchify, rows_of_levels
+from adaptok.registry import EMBEDDINGS
+from adaptok.tokenizers.embeddings.linear import restore_rows
+from adaptok.tokenizers.embeddings.positions import LearnedPositions
+from adaptok.tree import constant_in_graphs
+
+
+@EMBEDDINGS.register("resize_zero")
+class ResizeZeroEmbedding(nn.Module):
+    """Embedding of resized cells plus a zero-initialised branch over their full resolution.
+
+    ``token = zero(merge^i({patch(child)})) + patch(resize(cell))`` (APT, Eq. 2) with one `patch`
+    for all sizes, one `merge` (a convolution whose stride is its kernel) applied i times, and one
+    linear `zero` that starts at 0: before training, tokens are those of resized cells exactly, and
+    `merge` learns from the second step on. Clipped cells are zero-padded.
+
+    All finest patches of the field are embedded, since each is either a token or the child of one;
+    the rest works on the cells that exist. `patch` may be replaced by any module from values
+    ``(m, channels * volume)`` to features, such as the projection of a pretrained ViT.
+
+    Args:
+        in_channels: channels of the field.
+        dim: width of the features.
+        sizes: cell size of each level, time first.
+        resize: "central", the mean of the (at most two) central samples per axis, as in the
+            authors' code, which ignores the other points of a cell four times the finest; or
+            "area", the mean over all points (antialiased).
+        branch: False leaves the branch out.
+        positions: side of a learned table of positions in finest cells, one number or one per space
+            axis; None for none.
+
+    Raises:
+        ValueError: an unknown resize, or levels with different ratios and a branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        sizes: tuple[tuple[int, ...], ...],
+        *,
+        resize: str = "central",
+        branch: bool = True,
+        positions: int | Sequence[int] | None = None,
+    ):
+        super().__init__()
+        if resize not in ("central", "area"):
+            raise ValueError(f"resize must be 'central' or 'area', got {resize!r}")
+        ratios = {
+            tuple(c // f for c, f in zip(*pair, strict=True)) for pair in itertools.pairwise(sizes)
+        }
+        if branch and len(ratios) > 1:
+            raise ValueError(
+                f"the branch of resize_zero shares its weights between levels, so all neighbouring "
+                f"sizes need one ratio, got {sizes}; use branch=False"
+            )
+        self.resize = resize
+        self.patch = nn.Linear(in_channels * product(sizes[-1]), dim)
+        self.merge = self.zero = self.positions = None
+        if branch and ratios:
+            self.ratio = next(iter(ratios))
+            self.merge = nn.Linear(product(self.ratio) * dim, dim)
+            self.zero = nn.Linear(dim, dim)
+            nn.init.zeros_(self.zero.weight)
+            nn.init.zeros_(self.zero.bias)
+        if positions is not None:
+            self.positions = LearnedPositions(dim, _table_grid(positions, len(sizes[0]) - 1))
+
+    def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
+        """Features of each cell, in the order of the cells."""
+        finest, rows = len(cells.sizes) - 1, rows_of_levels(cells)
+        real = [own.clamp(max=len(cells) - 1) for own in rows]
+        patches = patchify(x, cells.sizes[finest]).flatten(0, 1)  # (b * g, k)
+        base = grid_index(cells, finest)
+        if self.merge is None:
+            embedded, fine = None, self.patch(patches[base[real[finest]]])
+        else:
+            embedded = self.patch(patches)
+            fine = embedded[base[real[finest]]]
+        parts = [self._coarse(x, embedded, cells, level, real[level]) for level in range(finest)]
+        out = restore_rows(torch.cat([*parts, fine]), torch.cat(rows), len(cells))
+        return out if self.positions is None else out + self.positions(cells)
+
+    def _coarse(
+        self, x: Tensor, embedded: Tensor | None, cells: Cells, level: int, rows: Tensor
+    ) -> Float[Tensor, "m d"]:
+        """Features of rows of one level above the finest."""
+        # Without cells of this level the maps still run, on no rows: all ranks use all parameters.
+        source = x if len(rows) else x[:0]
+        small = resized(source, cells.sizes[level], cells.sizes[-1], self.resize)
+        patches = patchify(small, cells.sizes[-1]).flatten(0, 1)  # (b * g, k)
+        tokens = self.patch(patches[grid_index(cells, level)[rows]])
+        if embedded is None or self.merge is None or self.zero is None:
+            return tokens
+        children, depth = child_index(cells, level, rows, self.ratio), len(cells.sizes) - 1 - level
+        if any(n % p for n, p in zip(cells.shape, cells.sizes[level], strict=True)):
+            zeros = patches.new_zeros(1, patches.shape[1])  # children beyond the border
+            embedded = torch.cat([embedded, self.patch(zeros)])
+        children = children.clamp(max=len(embedded) - 1)  # filler rows may stand at the border
+        detail = embedded[children]  # (m, product(ratio) ** depth, d), blocks contiguous
+        for _ in range(depth):
+            detail = self.merge(detail.unflatten(1, (-1, product(self.ratio))).flatten(2))
+        return tokens + self.zero(detail.squeeze(1))
+
+
+def resized(
+    x: Float[Tensor, "b t c *s"], size: tuple[int, ...], finest: tuple[int, ...], resize: str
+) -> Float[Tensor, "b u c *r"]:
+    """The field with every cell of `size` brought to the size of the finest ones.
+
+    "central" is bilinear sampling without antialiasing at the centres of the new points.
+    """
+    for axis, (s, fine) in enumerate(zip(size, finest, strict=True)):
+        dim, factor = axis + 1 + (axis > 0), s // fine  # channels stand between time and space
+        if missing := -x.shape[dim] % s:
+            x = nn.functional.pad(x, [0] * (2 * (x.ndim - 1 - dim) + 1) + [missing])
+        if factor == 1:
+            continue
+        x = x.unflatten(dim, (-1, factor))
+        if resize == "area":
+            x = x.mean(dim + 1)
+        else:
+            middle, left = factor // 2, (factor - 1) // 2
+            own = x.select(dim + 1, middle)
+            x = own if left == middle else (x.select(dim + 1, left) + own) * 0.5
+    return x
+
+
+def child_index(
+    cells: Cells, level: int, rows: Int64[Tensor, " m"], ratio: tuple[int, ...]
+) -> Int64[Tensor, "m k"]:
+    """Raster index, within a batch of finest grids, of the finest cells inside each row's cell.
+
+    Depth first, children in raster order, so that every node's children are contiguous. Those
+    beyond the border get the number of all finest cells.
+    """
+    finest = cells.sizes[-1]
+    grid = level_grid(cells.shape, finest)
+    steps = _steps(ratio, len(cells.sizes) - 1 - level, cells.device)
+    index = cells.sample[rows][:, None]
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for axis, (g, p) in enumerate(zip(grid, finest, strict=True)):
+        at = cells.origin[rows, axis].long()[:, None] // p + steps[:, axis]  # (m, k)
+        index, inside = index * g + at, inside & (at < g)
+    return torch.where(inside, index, cells.batch_size * product(grid))
+
+
+@functools.lru_cache(maxsize=64)
+def _steps_on(ratio: tuple[int, ...], depth: int, device: torch.device) -> Tensor:
+    one = [list(step) for step in itertools.product(*map(range, ratio))]
+    with torch.inference_mode(False):
+        block, steps = torch.tensor(one), torch.zeros(1, len(ratio), dtype=torch.int64)
+        for _ in range(depth):
+            steps = (steps[:, None] * torch.tensor(ratio) + block).flatten(0, 1)
+        return steps.to(device)
+
+
+@constant_in_graphs
+def _steps(ratio: tuple[int, ...], depth: int, device: torch.device) -> Tensor:
+    """Offsets (k, a), in finest cells and depth first, of the descendants after `depth` splits."""
+    return _steps_on(ratio, depth, device)
+
+
+def _table_grid(positions: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    grid = (positions,) * ndim if isinstance(positions, int) else tuple(positions)
+    if len(grid) != ndim or any(not isinstance(g, int) or g < 1 for g in grid):
+        raise ValueError(
+            f"positions is the side of a table, a positive whole number or {ndim} of them, "
+            f"got {positions!r}"
+        )
+    return grid

@@ -1,0 +1,38 @@
+"""Indicators: functions that give every inner node of the tree a score."""
+
+from adaptok.tokenizers.indicators.base import (
+    PERIODIC,
+    Indicator,
+    channel_weights,
+    periodic_axes,
+    points_of_nodes,
+)
+from adaptok.tokenizers.indicators.entropy import EntropyIndicator
+from adaptok.tokenizers.indicators.gradient import (
+    GradientIndicator,
+    central_difference,
+    gradient_norm,
+    stencil,
+)
+from adaptok.tokenizers.indicators.intensity import Intensity
+from adaptok.tokenizers.indicators.laplacian import LaplacianIndicator
+from adaptok.tokenizers.indicators.resampling import ResamplingIndicator
+from adaptok.tokenizers.indicators.variance import VarianceIndicator, channel_variances
+
+__all__ = [
+    "PERIODIC",
+    "EntropyIndicator",
+    "GradientIndicator",
+    "Indicator",
+    "Intensity",
+    "LaplacianIndicator",
+    "ResamplingIndicator",
+    "VarianceIndicator",
+    "central_difference",
+    "channel_variances",
+    "channel_weights",
+    "gradient_norm",
+    "periodic_axes",
+    "points_of_nodes",
+    "stencil",
+]

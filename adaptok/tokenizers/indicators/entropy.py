@@ -1,0 +1,139 @@
+"""Shannon entropy of the values inside a cell, the score of APT."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int, Int32, Int64
+from torch import Tensor
+
+from adaptok.cells import product
+from adaptok.registry import INDICATORS
+from adaptok.tokenizers.indicators.base import points_of_nodes
+from adaptok.tokenizers.indicators.intensity import Intensity
+from adaptok.tree import Tree, constant_in_graphs
+
+
+@INDICATORS.register("entropy")
+class EntropyIndicator:
+    """Entropy in bits of the histogram of a cell's values (APT, Eq. 1); low means compressible.
+
+    Values are counted once, in the finest cells that can split; coarser cells add up the counts of
+    their children. Channels and frames are scored one by one and averaged. A cell of n points
+    scores at most ``log2(min(n, bins))``: thresholds mean different things on different levels.
+
+    Args:
+        color: "gray" (needs 1 or 3 channels) or "channels"; default gray where there are 1 or 3.
+        bins: width of a bin is the value range over `bins`.
+        value_range: lowest and highest value; what lies outside counts for the outermost bins.
+            None: the range of each map of each sample.
+    """
+
+    monotone = False
+
+    def __init__(
+        self,
+        *,
+        color: str | None = None,
+        bins: int = 512,
+        value_range: Sequence[float] | None = (0.0, 255.0),
+    ):
+        if bins < 2:
+            raise ValueError(f"bins must be at least 2, got {bins}")
+        self.intensity, self.bins = Intensity(color, value_range), bins
+
+    def __call__(
+        self,
+        field: Float[Tensor, "b t c *s"],
+        tree: Tree,
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "b inner"]:
+        """Mean over channels and frames of the entropy of each node's points inside the domain."""
+        maps = self.intensity.maps(field)
+        low, width = self.intensity.limits(maps)
+        # In this order, which decides the bin of values on an edge: (v - low) * bins / width.
+        scaled = (
+            maps * self.bins
+            if isinstance(low, float) and low == 0
+            else (maps - low).mul_(self.bins)
+        )
+        # NaN, which accelerators do not check for, must not become an index out of range.
+        index = scaled.div_(width).clamp_(0, self.bins - 1).nan_to_num_().long()
+        maps_of_sample = index.flatten(1, 2).unbind(1)  # each (b, *space)
+        total = field.new_zeros((), dtype=torch.float32)
+        for bin_of_point in maps_of_sample:  # one map at a time: counts are the largest tensor
+            total = total + entropies(bin_of_point, tree, self.bins)
+        return total / len(maps_of_sample)
+
+
+def entropies(
+    bin_of_point: Int64[Tensor, "b *s"], tree: Tree, bins: int
+) -> Float[Tensor, "b inner"]:
+    """Entropy in bits of every inner node, from the bin of each point."""
+    b, device = bin_of_point.shape[0], bin_of_point.device
+    if tree.levels == 1:
+        return torch.zeros(b, 0, device=device)
+    counts, scores = histograms(bin_of_point, tree, bins), []
+    points = tree.per_level(points_of_nodes(tree, device)) if tree.counts()[1] else None
+    for level in reversed(range(tree.levels - 1)):
+        if level < tree.levels - 2:
+            counts = _add_children(counts, tree.ratios[level])
+        volume = product(tree.sizes[level])
+        terms = _terms(volume, device).index_select(0, counts.flatten())
+        score = terms.view(counts.shape).sum(-1).flatten(1)
+        scores.append(score if points is None else _inside(score, points[level], volume))
+    return torch.cat(scores[::-1], 1)
+
+
+def histograms(
+    bin_of_point: Int64[Tensor, "b *s"], tree: Tree, bins: int
+) -> Int32[Tensor, "b *g bins"]:
+    """Counts of each bin in the finest nodes that can split.
+
+    The memory is 4 bytes per node and bin, not per point and bin.
+    """
+    size, grid = tree.sizes[-2], tree.grids[-2]
+    b, device = bin_of_point.shape[0], bin_of_point.device
+    slot: Tensor = torch.zeros((), dtype=torch.int64, device=device)
+    for n, s, g in zip(tree.shape, size, grid, strict=True):
+        slot = slot.unsqueeze(-1) * g + torch.arange(n, device=device) // s
+    slot = (bin_of_point + slot * bins).flatten(1)
+    nodes = product(grid)
+    ones = torch.ones((), dtype=torch.int32, device=device).expand_as(slot)
+    counts = torch.zeros(b, nodes * bins, dtype=torch.int32, device=device)
+    return counts.scatter_add_(1, slot, ones).view(b, *grid, bins)
+
+
+def _add_children(
+    counts: Int32[Tensor, "b *g bins"], ratio: tuple[int, ...]
+) -> Int32[Tensor, "b *h bins"]:
+    for axis, r in enumerate(ratio):
+        counts = counts.unflatten(axis + 1, (-1, r)).sum(axis + 2, dtype=torch.int32)
+    return counts
+
+
+def _inside(
+    score: Float[Tensor, "b k"], points: Int64[Tensor, " k"], volume: int
+) -> Float[Tensor, "b k"]:
+    """Corrects nodes that cross the border, whose counts were taken over the whole volume V.
+
+    With n points inside, ``sum c/n log2(n/c) = V/n sum c/V log2(V/c) + log2(n/V)``.
+    """
+    part = points.clamp_min(1) / volume  # a node outside has no counts and scores 0
+    return (score / part + part.log2()).clamp_min(0)
+
+
+@functools.lru_cache(maxsize=64)
+def _terms_on(volume: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        p = torch.arange(volume + 1, dtype=torch.float64) / volume
+        return (-p * p.clamp_min(1 / volume).log2()).float().to(device)
+
+
+@constant_in_graphs
+def _terms(volume: int, device: torch.device) -> Tensor:
+    """``-c/V log2(c/V)`` for c = 0..V."""
+    return _terms_on(volume, device)

@@ -1,0 +1,163 @@
+"""The Sobel gradient indicator of IAP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from adaptok.registry import INDICATORS
+from adaptok.tokenizers.indicators.base import channel_weights, periodic_axes
+from adaptok.tree import Tree, sum_pyramid
+
+
+@INDICATORS.register("gradient")
+class GradientIndicator:
+    """Sum over the cell of the Sobel gradient norm of the standardised channels (IAP, Sec. 2, App.
+    B).
+
+    Each channel of each frame is standardised over its whole image, ``(x - mean) / (std + 1e-8)``
+    with the population std, so a constant channel scores 0.
+
+    Args:
+        k: half-width of the stencil (order 2k finite difference, binomial weights across).
+        padding: "replicate", "circular" or "reflect"; with boundary codes, periodic axes are
+            circular.
+        weights: non-negative weight per channel, default 1 each.
+        ignore: channels left out (a static mask would dominate the score); negative ones count from
+            the end.
+        power: exponent of the per-point score.
+        channels: "mean" or "max" over the channels of a frame.
+        frames: "mean" or "max" over frames.
+    """
+
+    monotone = True
+
+    def __init__(
+        self,
+        *,
+        k: int = 1,
+        padding: str = "replicate",
+        weights: Sequence[float] | None = None,
+        ignore: Sequence[int] = (),
+        power: float = 1.0,
+        channels: str = "mean",
+        frames: str = "mean",
+    ):
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if not power > 0:
+            raise ValueError(f"power must be positive, got {power}")
+        check_padding(padding)
+        if weights is not None and min(weights, default=0) < 0:
+            raise ValueError(f"channel weights must not be negative, got {list(weights)}")
+        for name, value in (("channels", channels), ("frames", frames)):
+            if value not in ("mean", "max"):
+                raise ValueError(f"{name} must be 'mean' or 'max', got {value!r}")
+        self.k, self.padding, self.power = k, padding, power
+        self.weights = None if weights is None else tuple(map(float, weights))
+        self.ignore = tuple(ignore)
+        self.channels, self.frames = channels, frames
+
+    def __call__(
+        self,
+        field: Float[Tensor, "b t c *s"],
+        tree: Tree,
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "b inner"]:
+        """Sum of the score map over each inner node."""
+        return sum_pyramid(self.score_map(field, boundary=boundary)[:, None], tree)[:, 0]
+
+    def score_map(
+        self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "b *s"]:
+        """The score of each grid point (IAP Eq. 3, then reduced over channels and frames)."""
+        maps = self.channel_maps(field, boundary=boundary)
+        weights = channel_weights(self.weights, self.ignore, field.shape[2], maps)
+        maps = maps * weights.view(-1, *[1] * (maps.ndim - 3))
+        maps = maps.sum(2) / weights.sum() if self.channels == "mean" else maps.amax(2)
+        maps = maps.mean(1) if self.frames == "mean" else maps.amax(1)
+        return maps if self.power == 1 else maps**self.power
+
+    def channel_maps(
+        self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "b t c *s"]:
+        """Gradient norm of every standardised channel of every frame."""
+        x = field.detach().to(torch.promote_types(field.dtype, torch.float32))
+        space = tuple(range(3, x.ndim))
+        std, mean = torch.std_mean(x, dim=space, correction=0, keepdim=True)
+        x = (x - mean) / (std + 1e-8)
+        return gradient_norm(x, space, self.k, self.padding, boundary)
+
+
+def gradient_norm(
+    x: Float[Tensor, "b ..."],
+    axes: tuple[int, ...],
+    k: int = 1,
+    padding: str = "replicate",
+    boundary: Int[Tensor, "..."] | None = None,
+) -> Float[Tensor, "b ..."]:
+    """L2 norm over `axes` of the multidimensional Sobel gradient, in units of x per grid spacing
+    times the (unnormalised) binomial weights; IAP Eq. 2 and 3.
+
+    Args:
+        boundary: codes (D, 2) or (b, D, 2) in the order of `axes`; periodic axes are padded
+            circularly.
+    """
+    smooth = [float(math.comb(2 * k, j)) for j in range(2 * k + 1)]
+    difference = central_difference(k)
+    wraps = periodic_axes(boundary, len(axes), x)
+    squared = torch.zeros_like(x)
+    for along in axes:
+        part = x
+        for axis, wrap in zip(axes, wraps, strict=True):
+            part = stencil(part, axis, difference if axis == along else smooth, padding, wrap)
+        squared = squared + part.square()
+    return squared.sqrt()
+
+
+def central_difference(k: int) -> list[float]:
+    """First-derivative stencil of half-width k, unit spacing: order-2k accurate.
+
+    The weight at distance j is ``(-1)^(j+1) k!^2 / (j (k-j)! (k+j)!)``.
+    """
+    f = math.factorial
+    right = [(-1) ** (j + 1) * f(k) ** 2 / (j * f(k - j) * f(k + j)) for j in range(1, k + 1)]
+    return [-w for w in reversed(right)] + [0.0, *right]
+
+
+def check_padding(padding: str) -> None:
+    """Raises ``ValueError`` for a padding that `stencil` does not know."""
+    if padding not in _PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
+
+
+def stencil(x: Tensor, axis: int, taps: list[float], padding: str, wrap: Tensor | None) -> Tensor:
+    """Correlation with a short stencil along one axis, same size."""
+    k, n = len(taps) // 2, x.shape[axis]
+    steps = torch.arange(-k, n + k, device=x.device)
+    padded = x.index_select(axis, _PADDINGS[padding](steps, n))
+    if wrap is not None and padding != "circular":
+        padded = torch.where(wrap, x.index_select(axis, steps % n), padded)
+    terms = [padded.narrow(axis, j, n) * tap for j, tap in enumerate(taps) if tap != 0]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _reflect(steps: Tensor, n: int) -> Tensor:
+    period = max(1, 2 * (n - 1))
+    steps = steps % period
+    return torch.minimum(steps, period - steps).clamp(max=n - 1)
+
+
+_PADDINGS = {
+    "replicate": lambda steps, n: steps.clamp(0, n - 1),
+    "circular": lambda steps, n: steps % n,
+    "reflect": _reflect,
+}

@@ -1,0 +1,73 @@
+"""Error of resampling a cell down and up again, an alternative score of APT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from adaptok.registry import INDICATORS
+from adaptok.tokenizers.indicators.base import points_of_nodes
+from adaptok.tokenizers.indicators.intensity import Intensity
+from adaptok.tree import Tree, sum_pyramid
+
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@INDICATORS.register("resampling")
+class ResamplingIndicator:
+    """Mean squared error over the cell of the field resampled to the resolution that the cell
+    would have as one token, and back (APT, App.).
+
+    A cell that is f times as large as the finest one is resampled by 1/f and f, linearly and
+    without antialiasing; values are measured in units of their range. Only points inside the domain
+    count. Channels and frames are averaged; edges are repeated, whatever the boundary.
+
+    Args:
+        value_range: lowest and highest value, or None for the range of each channel of each sample.
+    """
+
+    monotone = False
+
+    def __init__(self, *, value_range: Sequence[float] | None = (0.0, 255.0)):
+        self.intensity = Intensity("channels", value_range)
+
+    def __call__(
+        self,
+        field: Float[Tensor, "b t c *s"],
+        tree: Tree,
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "b inner"]:
+        """Mean squared error of each node."""
+        maps = self.intensity.maps(field)
+        low, width = self.intensity.limits(maps)
+        maps = ((maps - low) / width).flatten(0, 1)  # (b * t, c, *space)
+        scores = [maps.new_zeros(len(field), 0)]
+        for level, size in enumerate(tree.sizes[:-1]):
+            factors = tuple(s // f for s, f in zip(size, tree.sizes[-1], strict=True))
+            error = (down_up(maps, factors) - maps).square()
+            error = error.unflatten(0, field.shape[:2]).mean((1, 2))  # (b, *space)
+            sums = tree.per_level(sum_pyramid(error[:, None], tree)[:, 0])[level]
+            points = tree.per_level(points_of_nodes(tree, field.device))[level]
+            scores.append(sums / points.clamp_min(1))
+        return torch.cat(scores, 1)
+
+
+def down_up(x: Float[Tensor, "b c *s"], factors: tuple[int, ...]) -> Float[Tensor, "b c *s"]:
+    """Linear resampling by 1/f and back by f, without antialiasing."""
+    space = x.shape[2:]
+    small = [-(-n // f) for n, f in zip(space, factors, strict=True)]
+    whole = [m * f for m, f in zip(small, factors, strict=True)]
+    missing = [w - n for w, n in zip(whole, space, strict=True)]
+    mode = MODES[len(space)]
+    if any(missing):
+        x = pad(x, [v for m in reversed(missing) for v in (0, m)], mode="replicate")
+    x = interpolate(x, size=small, mode=mode, align_corners=False)
+    x = interpolate(x, size=whole, mode=mode, align_corners=False)
+    for axis, n in enumerate(space):
+        x = x.narrow(axis + 2, 0, n)
+    return x

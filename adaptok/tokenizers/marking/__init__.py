@@ -1,0 +1,26 @@
+"""Marking: rules that turn node scores into "split this node"."""
+
+from adaptok.tokenizers.marking.base import Budget, Marking, Marks, per_sample
+from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask
+from adaptok.tokenizers.marking.budget import BudgetMarking, plan
+from adaptok.tokenizers.marking.fraction import FractionMarking
+from adaptok.tokenizers.marking.maximum import MaximumMarking
+from adaptok.tokenizers.marking.random import RandomMarking
+from adaptok.tokenizers.marking.threshold import ThresholdMarking, level_thresholds
+
+__all__ = [
+    "Budget",
+    "BudgetMarking",
+    "FractionMarking",
+    "Marking",
+    "Marks",
+    "MaximumMarking",
+    "RandomMarking",
+    "ThresholdMarking",
+    "level_thresholds",
+    "per_sample",
+    "plan",
+    "split_best_first",
+    "split_stepwise",
+    "top_mask",
+]

@@ -1,0 +1,66 @@
+"""What a marking is, and budgets per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple, Protocol, SupportsIndex
+
+from jaxtyping import Float
+from torch import Tensor
+
+from adaptok.tree import Tree
+
+Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbers too
+
+
+class Marks(NamedTuple):
+    """Split masks, and what the host knows of the resulting leaves.
+
+    Attributes:
+        split: bool (b, f, inner).
+        lengths: leaves per sample, or None.
+        total: leaves of the batch where their number is known and `lengths` is not, or None.
+    """
+
+    split: Tensor
+    lengths: tuple[int, ...] | None
+    total: int | None = None
+
+
+class Marking(Protocol):
+    """Node scores to split masks.
+
+    `monotone` says that no child outscores its parent; `shared` is the number of frames that use
+    each tiling; budgets and lengths count the leaves of all of a sample's frames. `controls` names
+    what may change per call. A marking whose number of leaves does not depend on the scores says so
+    with ``static = True``; then a whole step can be compiled.
+    """
+
+    controls: tuple[str, ...]
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "b f inner"],
+        tree: Tree,
+        *,
+        monotone: bool = False,
+        shared: int = 1,
+    ) -> Marks:
+        """Marks the nodes to split."""
+        ...
+
+
+def per_sample(budget: Budget, batch: int) -> tuple[int, ...]:
+    """One host budget per sample (a CUDA tensor of budgets costs a synchronisation).
+
+    Raises:
+        ValueError: not whole numbers, or not one per sample.
+    """
+    values: Any = budget.tolist() if isinstance(budget, Tensor) else budget
+    if isinstance(values, Integral):
+        values = (values,) * batch
+    listed = isinstance(values, Sequence) and len(values) == batch
+    if listed and all(isinstance(v, Integral) and not isinstance(v, bool) for v in values):
+        return tuple(int(v) for v in values)
+    raise ValueError(f"budget is a whole number or {batch} of them, one per sample; got {budget!r}")

@@ -1,0 +1,114 @@
+"""Refinement to a token budget."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adaptok.cells import product
+from adaptok.registry import MARKINGS
+from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
+from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask
+from adaptok.tree import Tree
+
+
+@MARKINGS.register("budget")
+class BudgetMarking:
+    """Best-first refinement to a token budget (IAP, Algorithms 1 and 2), never above it.
+
+    Ties split the coarser node first, then in raster order; tilings per frame go frame by frame.
+
+    Args:
+        budget: cells per sample over all frames; per call also one number per sample.
+        splits_per_step: 1 is exact best-first refinement in one shot; K > 1 runs the paper's loop,
+            which splits the K best leaves per step.
+        per_batch: the samples of a batch share the sum of their budgets, so that those with more
+            content get more cells. The total stays fixed, and with it all shapes; what a sample
+            gets depends on the batch it is in.
+    """
+
+    controls = ("budget",)
+    static = True
+
+    def __init__(self, *, budget: int = 256, splits_per_step: int = 1, per_batch: bool = False):
+        if splits_per_step < 1:
+            raise ValueError(f"splits_per_step must be at least 1, got {splits_per_step}")
+        self.budget, self.splits_per_step, self.per_batch = budget, splits_per_step, per_batch
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "b f inner"],
+        tree: Tree,
+        *,
+        monotone: bool = False,
+        shared: int = 1,
+        budget: Budget | None = None,
+    ) -> Marks:
+        """Marks the best nodes; raises ``ValueError`` for a budget below what the domain needs."""
+        budgets = per_sample(self.budget if budget is None else budget, len(scores))
+        if not self.per_batch:
+            return self._mark(scores, tree, budgets, monotone, shared)
+        whole = scores.flatten(0, 1).unsqueeze(0)  # the frames of one large sample
+        marks = self._mark(whole, tree, (sum(budgets),), monotone, shared)
+        assert marks.lengths is not None
+        return Marks(marks.split.view_as(scores), None, marks.lengths[0])
+
+    def _mark(
+        self, scores: Tensor, tree: Tree, budgets: tuple[int, ...], monotone: bool, shared: int
+    ) -> Marks:
+        frames = scores.shape[1]
+        step = self.splits_per_step
+        plans = {t: plan(t, tree, frames, shared, step) for t in dict.fromkeys(budgets)}
+        _warn_above_finest(budgets, tree, frames * shared)
+        splits = tuple(plans[t][0] for t in budgets)
+        lengths = tuple(plans[t][1] * shared for t in budgets)
+        nodes = tree.nodes(scores.device)
+        # What the borders force goes first; what lies outside never exists.
+        if tree.counts()[1]:
+            scores = scores.masked_fill(nodes.forced, torch.inf)
+            scores = scores.masked_fill(nodes.outside, -torch.inf)
+        if self.splits_per_step > 1:
+            split = split_stepwise(scores, tree, splits, self.splits_per_step)
+        elif monotone:
+            split = top_mask(scores.flatten(1), splits).view_as(scores)
+        else:
+            split = split_best_first(scores, tree, splits)
+        return Marks(split, lengths)
+
+
+def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tuple[int, int]:
+    """(splits, cells) of one sample over `frames` trees, each used `shared` times; IAP Eq. 1.
+
+    Raises:
+        ValueError: a budget below what the domain needs, or levels with different ratios.
+    """
+    leaves, forced, possible = (frames * count for count in tree.counts())
+    children = {product(ratio) for ratio in tree.ratios}
+    if budget < leaves * shared:
+        raise ValueError(
+            f"budget {budget} is below the {leaves * shared} cells that {frames * shared} frame(s) "
+            f"of {tree.shape} need with cells of at most {tree.sizes[0]}"
+        )
+    budget //= shared
+    if not children:
+        return 0, leaves
+    if len(children) > 1:
+        raise ValueError(f"a budget needs one ratio between all levels, got sizes {tree.sizes}")
+    gain = children.pop() - 1
+    splits = min(step * ((budget - leaves) // (step * gain)), possible - forced)
+    return forced + splits, leaves + splits * gain
+
+
+def _warn_above_finest(budgets: tuple[int, ...], tree: Tree, frames: int) -> None:
+    finest = frames * product(-(-n // p) for n, p in zip(tree.shape, tree.sizes[-1], strict=True))
+    if tree.levels == 1 or torch.compiler.is_compiling():
+        return
+    for budget in dict.fromkeys(budgets):
+        if budget > finest:
+            warnings.warn(
+                f"budget {budget} is above the {finest} finest cells; every cell is the finest",
+                stacklevel=3,
+            )

@@ -1,0 +1,85 @@
+"""Refinement of a fixed fraction of the cells."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adaptok.cells import product
+from adaptok.registry import MARKINGS
+from adaptok.tokenizers.marking.base import Marks
+from adaptok.tokenizers.marking.best_first import top_mask
+from adaptok.tree import Tree
+
+
+@MARKINGS.register("fraction")
+class FractionMarking:
+    """Splits the ``int(ratio * N)`` best of the N cells of a level, level after level (MATEY's
+    `refine_ratio`).
+
+    Ties split in raster order; what crosses the border splits first and counts. The number of cells
+    is known beforehand: no host synchronisation.
+
+    Args:
+        ratio: in [0, 1]; also per call.
+    """
+
+    controls = ("ratio",)
+
+    def __init__(self, *, ratio: float = 0.25):
+        self.ratio = _valid(ratio)
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "b f inner"],
+        tree: Tree,
+        *,
+        monotone: bool = False,
+        shared: int = 1,
+        ratio: float | None = None,
+    ) -> Marks:
+        """Marks the best nodes of each level among those that exist."""
+        ratio = self.ratio if ratio is None else _valid(ratio)
+        b, frames, _ = scores.shape
+        nodes = tree.nodes(scores.device)
+        forced, outside = tree.per_level(nodes.forced), tree.per_level(nodes.outside)
+        counts, leaves = _plan(ratio, tree, frames)
+        exists: Tensor | None = None
+        split = []
+        for level, own in enumerate(tree.per_level(scores)):
+            own = own.masked_fill(forced[level], torch.inf).masked_fill(outside[level], -torch.inf)
+            own = own if exists is None else own.masked_fill(~exists, -torch.inf)
+            chosen = top_mask(own.flatten(1), (counts[level],) * b).view_as(own)
+            split.append(chosen)
+            exists = tree.expand(chosen, level)
+        empty = scores.new_zeros(b, frames, 0, dtype=torch.bool)
+        return Marks(torch.cat([empty, *split], -1), (leaves * shared,) * b)
+
+
+def cells_of_fraction(ratio: float, tree: Tree, frames: int, *, kept: bool = False) -> int:
+    """Cells of one sample over `frames` trees; `kept` counts those that split too."""
+    splits, leaves = _plan(ratio, tree, frames)
+    return leaves + kept * sum(splits)
+
+
+def _plan(ratio: float, tree: Tree, frames: int) -> tuple[list[int], int]:
+    """Splits per level, and leaves, of one sample over `frames` trees."""
+    inside = [product(-(-n // p) for n, p in zip(tree.shape, s, strict=True)) for s in tree.sizes]
+    whole = [product(n // p for n, p in zip(tree.shape, s, strict=True)) for s in tree.sizes]
+    exist, splits, leaves = frames * inside[0], [], 0
+    for level, ratios in enumerate(tree.ratios):
+        crossing = frames * (inside[level] - whole[level])
+        chosen = max(int(ratio * exist), crossing)
+        splits.append(chosen)
+        leaves += exist - chosen
+        # Below crossing nodes lies all that is not below whole ones.
+        below = frames * (inside[level + 1] - whole[level] * product(ratios))
+        exist = below + (chosen - crossing) * product(ratios)
+    return splits, leaves + exist
+
+
+def _valid(ratio: float) -> float:
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must be in [0, 1], got {ratio}")
+    return ratio

@@ -1,0 +1,132 @@
+"""Refinement by one threshold per level, the rule of APT."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from adaptok.registry import MARKINGS
+from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
+from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
+from adaptok.tokenizers.marking.budget import plan
+from adaptok.tree import Tree
+
+Thresholds = float | Iterable[float]  # one for all levels, or one per level, fine to coarse
+
+
+@MARKINGS.register("threshold")
+class ThresholdMarking:
+    """A cell stays whole iff its score is below the threshold of its level (APT, Sec. 3.1).
+
+    Every region thus takes the coarsest cell whose own score passes, whatever its children score.
+    Ties and NaN split, and so does what crosses the border. The number of cells depends on the
+    data, which costs one host synchronisation when the cells are packed.
+
+    Args:
+        thresholds: one per level that can split, those of the smallest cells first; or one number
+            for all of them. Also per call.
+        budget: at most this many cells per sample over all frames, or None. Where the thresholds
+            ask for more, the best-scored of the marked cells split first. Per call also one number
+            per sample.
+    """
+
+    controls = ("thresholds", "budget")
+
+    def __init__(self, *, thresholds: Thresholds = 5.5, budget: int | None = None):
+        self.thresholds, self.budget = as_thresholds(thresholds), budget
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "b f inner"],
+        tree: Tree,
+        *,
+        monotone: bool = False,
+        shared: int = 1,
+        thresholds: Thresholds | None = None,
+        budget: Budget | None = None,
+    ) -> Marks:
+        """Marks what does not pass; the number of leaves is not known to the host.
+
+        Raises:
+            ValueError: thresholds for another number of levels, a field smaller than the coarsest
+                cell, or a budget below what the domain needs.
+        """
+        given = self.thresholds if thresholds is None else thresholds
+        if any(n < size for n, size in zip(tree.shape, tree.sizes[0], strict=True)):
+            raise ValueError(
+                f"the field of {tree.shape} is smaller than the coarsest cell of {tree.sizes[0]}; "
+                "use fewer levels or a smaller finest cell"
+            )
+        bars = level_thresholds(given, tree.levels - 1)[::-1]  # coarse to fine
+        levels = zip(tree.per_level(scores), bars, strict=True)
+        split = [~(score < bar) for score, bar in levels]  # so that NaN splits
+        marked = torch.cat(split, -1) if split else torch.zeros_like(scores, dtype=torch.bool)
+        marked = marked | tree.nodes(scores.device).forced
+        budget = self.budget if budget is None else budget
+        if budget is not None and tree.levels > 1:
+            marked = _cap(marked, scores, tree, budget, monotone=monotone, shared=shared)
+        return Marks(marked, None)
+
+
+def as_thresholds(thresholds: Thresholds) -> float | tuple[float, ...]:
+    """One number, or one per level; raises ``ValueError`` for anything else and for NaN."""
+    values = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
+    if any(not isinstance(v, Real) or isinstance(v, bool) or math.isnan(v) for v in values):
+        raise ValueError(f"thresholds are numbers, one or one per level, got {thresholds!r}")
+    numbers = tuple(float(v) for v in values)
+    return numbers if isinstance(thresholds, Iterable) else numbers[0]
+
+
+def level_thresholds(thresholds: Thresholds, levels: int) -> tuple[float, ...]:
+    """One threshold for each of the levels that can split, fine to coarse.
+
+    Raises:
+        ValueError: another number of thresholds, or something else than numbers.
+    """
+    given = as_thresholds(thresholds)
+    if not isinstance(given, tuple):
+        return (given,) * levels
+    if len(given) != levels:
+        raise ValueError(
+            f"{levels + 1} cell sizes need {levels} threshold(s), the smallest merged cells first, "
+            f"got {len(given)}: {given}"
+        )
+    return given
+
+
+def _cap(
+    marked: Bool[Tensor, "b f inner"],
+    scores: Float[Tensor, "b f inner"],
+    tree: Tree,
+    budget: Budget,
+    *,
+    monotone: bool,
+    shared: int,
+) -> Bool[Tensor, "b f inner"]:
+    """The best-first splits of the threshold tree that a budget pays for."""
+    budgets = per_sample(budget, scores.shape[0])
+    counts = tuple(plan(value, tree, scores.shape[1], shared)[0] for value in budgets)
+    nodes = tree.nodes(scores.device)
+    reached = _closed(marked & ~nodes.outside, tree)
+    # Best-first order among the marked nodes alone: no split is spent on what would not split.
+    order = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    order = order.masked_fill(nodes.forced, torch.inf).masked_fill(~reached, -torch.inf)
+    if monotone:
+        best = top_mask(order.flatten(1), counts).view_as(order)
+    else:
+        best = split_best_first(order, tree, counts)
+    return reached & best
+
+
+def _closed(marked: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f inner"]:
+    """Marked nodes all of whose ancestors are marked."""
+    levels = tree.per_level(marked)
+    out = [levels[0]]
+    for level, own in enumerate(levels[1:]):
+        out.append(own & tree.expand(out[-1], level))
+    return torch.cat(out, -1)

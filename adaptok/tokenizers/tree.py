@@ -1,0 +1,245 @@
+"""The generic adaptive tokenizer: indicator × marking × embedding × order on a 2^D-tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
+from adaptok.tokenizers.indicators import Indicator
+from adaptok.tokenizers.marking import BudgetMarking, Marking
+from adaptok.tokens import TokenizerSpec, as_field
+from adaptok.tree import (
+    Sizes,
+    Tree,
+    cells_from_nodes,
+    cells_from_splits,
+    existing,
+    sum_pyramid,
+)
+
+
+class TreeTokenizer(CellTokenizer):
+    """Scores the nodes of a tree, marks which ones split, and embeds the leaves.
+
+    Where ``spec.tiling`` is False, cells that split stay beside their children.
+
+    Args:
+        spec: sizes with the extent in time first.
+        indicator: node scores.
+        marking: which nodes split.
+        embedding: patches to features, called as ``embedding(x, cells)``.
+        order: order of the cells of a sample; "depth_first" in every tokenizer of this package:
+            root tiles in raster order, each followed by its subtree (frame after frame).
+        per_frame: give each frame a tiling of its own instead of one for all frames.
+    """
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        indicator: Indicator,
+        marking: Marking,
+        embedding: nn.Module,
+        *,
+        order: str = "depth_first",
+        per_frame: bool = False,
+    ):
+        super().__init__(spec, embedding)
+        self.indicator = indicator
+        self.marking = marking
+        self.order = order
+        self.per_frame = per_frame
+        Tree((1,) * spec.ndim, self._space_sizes, order)  # raises here where the sizes are wrong
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names that may change from call to call."""
+        return self.marking.controls
+
+    @property
+    def static(self) -> bool:
+        """Whether the number of tokens follows from the settings of a call (see `Marking`)."""
+        return getattr(self.marking, "static", False)
+
+    @property
+    def _space_sizes(self) -> Sizes:
+        return tuple(size[1:] for size in self.spec.sizes)
+
+    @torch.no_grad()
+    def cells(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Cells:
+        """Scores the field and refines; needs no weights.
+
+        Raises:
+            ValueError: a wrong field, an unknown control, or a budget below what the domain needs.
+        """
+        check_controls(control, self.controls)
+        field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
+        frame_size = self.spec.sizes[0][0]
+        frames = frames_of_cells(field.shape[1], frame_size)
+        scores, tree = self._scores(field, boundary)
+        shared = 1 if self.per_frame else frames
+        monotone = self.indicator.monotone
+        marks = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
+        known = {"lengths": marks.lengths, "total": marks.total}
+        if self.spec.tiling:
+            return cells_from_splits(
+                marks.split, tree, frames=frames, frame_size=frame_size, **known
+            )
+        node = existing(marks.split, tree)  # more than the leaves, so their number does not help
+        return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, tiling=False)
+
+    @torch.no_grad()
+    def scores(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> tuple[Float[Tensor, "b f inner"], Tree]:
+        """Score of every inner node and the tree that numbers them; f is 1, or the number of frames
+        of cells where each has its own tiling.
+        """
+        return self._scores(as_field(field, self.spec.ndim), boundary)
+
+    def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
+        b, t = field.shape[:2]
+        frame_size = self.spec.sizes[0][0]
+        frames = frames_of_cells(t, frame_size)
+        if self.per_frame:  # every frame of cells is scored as a sample of its own
+            field = field.unflatten(1, (frames, frame_size)).flatten(0, 1)
+            boundary = repeat_boundary(boundary, frames)
+        tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
+        return self.indicator(field, tree, boundary=boundary).unflatten(0, (b, -1)), tree
+
+    def score_map(
+        self, field: Float[Tensor, "b *tcs"], *, boundary: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "b *s"]:
+        """What the indicator sees per grid point (on the finest inner nodes where it has no
+        points).
+        """
+        field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        return score_map(self.indicator, field, self._space_sizes, boundary)
+
+
+def score_map(
+    indicator: Indicator, field: Tensor, sizes: Sizes, boundary: Tensor | None
+) -> Float[Tensor, "b *s"]:
+    """Score per grid point: the indicator's own, or its density on the finest nodes that it
+    scores.
+    """
+    points = getattr(indicator, "score_map", None)
+    if points is not None:
+        return points(field, boundary=boundary)
+    tree = Tree(tuple(field.shape[3:]), sizes)
+    finest = tree.per_level(indicator(field, tree, boundary=boundary))[-1]
+    x = finest.unflatten(1, tree.grids[-2])
+    for axis, (size, n) in enumerate(zip(sizes[-2], tree.shape, strict=True)):
+        x = x.repeat_interleave(size, dim=axis + 1).narrow(axis + 1, 0, n)
+    return x
+
+
+def level_sizes(
+    min_size: int | Sequence[int], max_size: int | Sequence[int], ndim: int, frame_size: int = 1
+) -> Sizes:
+    """Cell sizes from coarse to fine by halving, time first.
+
+    Raises:
+        ValueError: max_size is not min_size times one power of two on all axes.
+    """
+    fine, coarse = per_axis(min_size, ndim, "min_size"), per_axis(max_size, ndim, "max_size")
+    factors = {c / f for c, f in zip(coarse, fine, strict=True)}
+    factor = int(max(factors))
+    if len(factors) > 1 or factor not in factors or factor & (factor - 1) or factor < 1:
+        raise ValueError(
+            f"max_size must be min_size times one power of two on every axis, "
+            f"got min_size {min_size} and max_size {max_size}"
+        )
+    levels = [factor >> i for i in range(factor.bit_length())]
+    return tuple((frame_size, *(f * level for f in fine)) for level in levels)
+
+
+def repeat_boundary(boundary: Tensor | None, frames: int) -> Tensor | None:
+    """Codes per (sample, frame) where they are given per sample."""
+    if boundary is None or boundary.ndim == 2 or boundary.shape[0] == 1:
+        return boundary
+    return boundary.repeat_interleave(frames, dim=0)
+
+
+@TOKENIZERS.register("composed")
+def composed(
+    ndim: int,
+    in_channels: int,
+    dim: int,
+    *,
+    indicator: Part = "gradient",
+    marking: Part = "budget",
+    embedding: Part = "linear",
+    order: str = "depth_first",
+    min_size: int | Sequence[int] = 2,
+    max_size: int | Sequence[int] = 16,
+    frame_size: int = 1,
+    per_frame: bool = False,
+) -> TreeTokenizer:
+    """Any indicator × marking × embedding × order; each part a name, or a name with its knobs.
+
+    Args:
+        min_size: finest cell in grid points, one number or one per axis.
+        max_size: coarsest cell, min_size times a power of two.
+        frame_size: extent of every cell in time, in frames.
+        per_frame: a tiling per frame instead of one shared by all frames of a sample.
+    """
+    spec = TokenizerSpec(ndim, in_channels, dim, level_sizes(min_size, max_size, ndim, frame_size))
+    return TreeTokenizer(
+        spec,
+        INDICATORS.build(indicator),
+        MARKINGS.build(marking),
+        EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=spec.sizes),
+        order=order,
+        per_frame=per_frame,
+    )
+
+
+def cells_from_score(
+    score: Float[Tensor, "b *s"],
+    *,
+    min_size: int | Sequence[int],
+    max_size: int | Sequence[int],
+    budget: Any,
+    splits_per_step: int = 1,
+) -> Cells:
+    """Best-first refinement of a score map to a token budget; cells of one frame.
+
+    The score of a node is the sum of its points; negative values are allowed. Ties split the
+    coarser node first, then in raster order.
+
+    Args:
+        score: one floating-point map per sample, 1 to 3 space dimensions.
+        min_size: finest cell in grid points, one number or one per axis.
+        max_size: coarsest cell, min_size times a power of two.
+        budget: cells per sample, one number or one per sample; never exceeded.
+        splits_per_step: 1 is exact; K > 1 runs the paper's loop (IAP, Algorithms 1 and 2).
+
+    Raises:
+        ValueError: not a finite floating-point map, sizes that do not nest, or a budget below the
+            number of coarsest cells.
+    """
+    ndim = score.ndim - 1
+    if ndim not in (1, 2, 3):
+        raise ValueError(f"a score map is (b, *space) with 1 to 3 axes, got {tuple(score.shape)}")
+    score = as_field(score.unsqueeze(1), ndim)[:, 0].detach()  # (b, 1, *space)
+    score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
+    tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
+    marking = BudgetMarking(splits_per_step=splits_per_step)
+    marks = marking(sum_pyramid(score, tree), tree, budget=budget)
+    return cells_from_splits(marks.split, tree, frames=1, lengths=marks.lengths)

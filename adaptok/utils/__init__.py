@@ -1,0 +1,1 @@
+"""Files, tables and keys: what knows nothing of the rest."""

@@ -1,0 +1,35 @@
+"""Tensors that depend on sizes alone, made once per device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+Result = TypeVar("Result")
+
+
+def cached_constant(maxsize: int = 256) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Caches a function of hashable arguments that makes tensors; pass their device as one of them.
+
+    What is made while a program is traced (compile, export, fake tensors) belongs to that trace and
+    would break every later call, so it is never kept. What is made in inference mode can be saved
+    for a backward pass later on.
+    """
+
+    def wrap(make: Callable[..., Result]) -> Callable[..., Result]:
+        kept = functools.lru_cache(maxsize)(make)
+
+        @functools.wraps(make)
+        def constant(*args: Any) -> Result:
+            if torch.compiler.is_compiling() or _get_current_dispatch_mode_stack():
+                return make(*args)
+            with torch.inference_mode(False):
+                return kept(*args)
+
+        return constant
+
+    return wrap

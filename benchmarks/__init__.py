@@ -1,0 +1,1 @@
+"""Benchmarks that developers run: ratios of medians, measured side by side in one run."""

@@ -217,7 +217,7 @@ def test_commands(tmp_path):
     assert words[0][-4:] == ["seed=2", f"hydra.run.dir={out}/model/seed_2", *more]
     assert words[1][2:4] == ["eval", f"ckpt={out}/model/seed_2"]
     assert words[1][-1] == "+data.base=/disk"
-    assert words[2][1:] == ["-m", "benchmarks.step", f"{out}/speed/seed_2", "--batch", "2"]
+    assert words[2][1:] == ["benchmarks.step", f"{out}/speed/seed_2", "--batch", "2"]
     assert words[3][2:] == [f"{out}/own/seed_2", "2", "fast"]
     last = out / "model" / "seed_2" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)

@@ -123,6 +123,15 @@ class Tree:
                 x = x.repeat_interleave(ratio, dim=axis - len(self.shape))
         return x.flatten(-len(self.shape))
 
+    def sum_children(self, fine: Tensor, level: int) -> Tensor:
+        """Sums over the children of each node of `level`, from values of the next level."""
+        grid, ratio = self.grids[level], self.ratios[level]
+        x = fine.unflatten(-1, [n for pair in zip(grid, ratio, strict=True) for n in pair])
+        first = fine.ndim - 1
+        for axis in reversed(range(len(grid))):
+            x = x.sum(first + 2 * axis + 1)
+        return x.flatten(-len(grid))
+
     def per_level(self, nodes: Tensor) -> list[Tensor]:
         """Views of (..., nodes) level by level; inner nodes only or all nodes."""
         ends = itertools.pairwise(self.offsets)
@@ -297,7 +306,7 @@ def cells_from_nodes(
     """
     nodes = tree.nodes(chosen.device)
     chosen = chosen.index_select(-1, nodes.order).expand(-1, frames, -1)
-    if lengths is None and (total is None or _reads_are_free(chosen)):
+    if lengths is None and (total is None or reads_are_free(chosen)):
         lengths = tuple(chosen.sum((1, 2)).tolist())  # the sync: the counts size all that follows
     if lengths is not None:
         total, longest = sum(lengths), max(lengths, default=0)
@@ -326,7 +335,8 @@ def _with_time(time: Tensor, table: Tensor, node: Tensor) -> Tensor:
     return torch.cat([time.int()[:, None], table.index_select(0, node)], 1)
 
 
-def _reads_are_free(values: Tensor) -> bool:
+def reads_are_free(values: Tensor) -> bool:
+    """Whether the host may look at values: on the CPU, and not while a graph is traced."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -336,7 +346,7 @@ def _compact(
     """Node and frame (None for one frame) of the true entries, which number `total`."""
     _, frames, count = chosen.shape
     mask = chosen.reshape(-1)
-    if _reads_are_free(chosen):
+    if reads_are_free(chosen):
         index = mask.nonzero().squeeze(1)
     else:  # static shapes, no sync
         rank = mask.cumsum(0) - 1

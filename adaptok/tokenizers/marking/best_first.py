@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from adaptok.tree import Tree
+from adaptok.tree import Tree, reads_are_free
 
 
 def top_mask(scores: Float[Tensor, "b k"], counts: tuple[int, ...]) -> Bool[Tensor, "b k"]:
@@ -14,88 +14,135 @@ def top_mask(scores: Float[Tensor, "b k"], counts: tuple[int, ...]) -> Bool[Tens
 
     A plain top-k leaves ties in any order and could take a child without its parent.
     """
-    most = max(counts, default=0)
-    if most == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    if min(counts) == most:
-        # A descending k-th value by selection; the values above it need no order.
-        bar = scores.topk(most, 1, sorted=False).values.amin(1, keepdim=True)
-        count = most
-    else:
-        wanted = torch.tensor(counts, device=scores.device)[:, None]
-        values = scores.topk(most, 1).values
-        bar = values.gather(1, (wanted - 1).clamp(min=0))
-        bar = torch.where(wanted == 0, torch.inf, bar)
-        count = wanted
+    wanted = torch.tensor(counts, device=scores.device)[:, None]
+    bar = _nth_highest(scores, wanted, min(counts, default=0), max(counts, default=0))
     above, ties = scores > bar, scores == bar
-    room = count - above.sum(1, keepdim=True)
+    room = wanted - above.sum(1, keepdim=True)
     return above | (ties & (ties.cumsum(1) <= room))
 
 
 def split_best_first(
     scores: Float[Tensor, "b f inner"], tree: Tree, counts: tuple[int, ...]
 ) -> Bool[Tensor, "b f inner"]:
-    """Exact best-first refinement for any scores, in one shot.
+    """Exact best-first refinement for any scores, by selection instead of sorting.
 
-    Make scores distinct by rank (score, then node number). The key of a node is the list of suffix
-    maxima of the ranks along the path from its root (the worst node on the path, then the worst
-    below that one, ..., ending in the node). Nodes are popped in lexicographic order of their
-    keys, a prefix before its extensions.
+    The bottleneck of a node is the lowest score on the path from its root. When a heap first runs
+    out of nodes above some score, it has popped exactly the nodes whose bottleneck is above it. So
+    the bottleneck of rank `counts[i]` (the bar) decides everything but ties: what is above it
+    splits. Nodes whose bottleneck equals the bar come in blocks: a head, whose own score is the
+    bar, and the nodes below it that are reached through higher scores; a heap pops block after
+    block in the order of their heads. At most one block per sample is cut, after its head, and
+    inside of it the same question is asked again, one level deeper.
+
+    Example: a root of score 2 with children 5 and 1, the 5 with children 3 and 4, to be split 3
+    times. Bottlenecks 2, (2, 1), (2, 2): the third highest is 2, nothing is above it, and the
+    nodes at 2 are one block (head 2; 5, 3, 4) of which 3 are wanted. Head first; below it the
+    scores start anew: bottlenecks 5, (3, 4), the second highest is 4. So 2, 5 and 4 split.
     """
-    b, frames, inner = scores.shape
-    if inner == 0:
+    if tree.levels == 1:
         return torch.zeros_like(scores, dtype=torch.bool)
-    order = scores.flatten(1).argsort(dim=1, descending=True, stable=True)
-    index = torch.arange(1, frames * inner + 1, device=scores.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, index).view(b, frames, inner)
-    bits = (frames * inner).bit_length()
-    keys = _suffix_maxima(rank, tree)
-    order = _lexicographic_order([k.flatten(1) for k in _packed_keys(keys, bits)])
-    position = torch.empty_like(order).scatter_(1, order, index)
-    if min(counts) == max(counts):
-        return (position <= counts[0]).view(b, frames, inner)
-    return (position <= torch.tensor(counts, device=scores.device)[:, None]).view(b, frames, inner)
+    left = torch.tensor(counts, device=scores.device)[:, None]
+    candidates = torch.ones_like(scores, dtype=torch.bool)
+    return _pop(scores, candidates, left, (min(counts), max(counts)), tree, tree.levels - 1)
 
 
-def _suffix_maxima(
-    rank: Int64[Tensor, "b f inner"], tree: Tree
-) -> list[Int64[Tensor, "b f inner"]]:
-    """Per depth of the stack one column of the keys, worst rank first, 0 where the stack has
-    ended.
+def _pop(
+    scores: Float[Tensor, "b f inner"],
+    candidates: Bool[Tensor, "b f inner"],
+    left: Int64[Tensor, "b 1"],
+    bounds: tuple[int, int],
+    tree: Tree,
+    rounds: int,
+) -> Bool[Tensor, "b f inner"]:
+    """The `left` first nodes that a heap pops among the candidates; `bounds` hold for `left`."""
+    bottleneck = _bottlenecks(scores, candidates, tree)
+    bar = _nth_highest(bottleneck.flatten(1), left, *bounds)[:, :, None]
+    above, at = bottleneck > bar, bottleneck == bar
+    left = left - above.flatten(1).sum(1, keepdim=True)
+    fits = at.flatten(1).sum(1) <= left.squeeze(1)
+    taken = above | (at & fits[:, None, None])
+    rows = None  # all of them, if asking which ones are not finished would sync
+    if reads_are_free(scores):
+        rows = (~fits).nonzero().squeeze(1)
+        if not len(rows):
+            return taken
+        scores, at, left, bar = scores[rows], at[rows], left[rows], bar[rows]
+    more, inside, left = _blocks(at, at & (scores == bar), left, tree)
+    if rounds > 1:
+        bounds = (int(left.min()), int(left.max())) if rows is not None else (0, bounds[1])
+        more = more | _pop(scores, inside, left, bounds, tree, rounds - 1)
+    return taken | more if rows is None else taken.index_put((rows,), taken[rows] | more)
+
+
+def _nth_highest(
+    values: Float[Tensor, "b k"], rank: Int64[Tensor, "b 1"], least: int, most: int
+) -> Float[Tensor, "b 1"]:
+    """The value of the given rank (1 is the highest) in each row, infinity for rank 0; all ranks
+    are in least..most.
     """
-    ranks = tree.per_level(rank)
-    depth = len(ranks)
-    stack = [torch.zeros_like(ranks[0]) for _ in range(depth)]
-    columns: list[list[Tensor]] = [[] for _ in range(depth)]
-    for level, own in enumerate(ranks):
+    if most == 0:
+        return torch.full_like(values[:, :1], torch.inf)
+    if least == most:  # the values above it need no order
+        return values.topk(most, 1, sorted=False).values.amin(1, keepdim=True)
+    nth = values.topk(most, 1).values.gather(1, (rank - 1).clamp(min=0))
+    return torch.where(rank == 0, torch.inf, nth)
+
+
+def _bottlenecks(
+    scores: Float[Tensor, "b f inner"], candidates: Bool[Tensor, "b f inner"], tree: Tree
+) -> Float[Tensor, "b f inner"]:
+    """Lowest score on the path of candidates that leads to each candidate; -inf for the others."""
+    levels: list[Tensor] = []
+    may = tree.per_level(candidates)
+    for level, own in enumerate(tree.per_level(scores)):
+        low = own.masked_fill(~may[level], -torch.inf)
         if level:
-            stack = [tree.expand(column, level - 1) for column in stack]
-        pushed = torch.zeros_like(own, dtype=torch.bool)
-        for i, column in enumerate(stack):  # descending, so what stays is a prefix
-            stays = column > own
-            stack[i] = torch.where(stays, column, torch.where(pushed, 0, own))
-            pushed = pushed | ~stays
-            columns[i].append(stack[i])
-    return [torch.cat(column, -1) for column in columns]
+            above = levels[-1].masked_fill(~may[level - 1], torch.inf)
+            low = torch.minimum(low, tree.expand(above, level - 1))
+        levels.append(low)
+    return torch.cat(levels, -1)
 
 
-def _packed_keys(columns: list[Tensor], bits: int) -> list[Tensor]:
-    """Columns joined into as few int64 as hold them, most significant first."""
-    per_word = max(1, 63 // bits)
-    words = []
-    for start in range(0, len(columns), per_word):
-        word = columns[start]
-        for column in columns[start + 1 : start + per_word]:
-            word = (word << bits) | column
-        words.append(word)
-    return words
+def _blocks(
+    members: Bool[Tensor, "b f inner"],
+    heads: Bool[Tensor, "b f inner"],
+    left: Int64[Tensor, "b 1"],
+    tree: Tree,
+) -> tuple[Bool[Tensor, "b f inner"], Bool[Tensor, "b f inner"], Int64[Tensor, "b 1"]]:
+    """Takes blocks in the order of their heads while there are nodes left to take.
+
+    Returns:
+        What is taken (whole blocks, and the head of the one that is cut), the rest of the cut
+        block, and how many nodes are left to take there.
+    """
+    member, head = tree.per_level(members), tree.per_level(heads)
+    sizes: list[Tensor] = []
+    below = None  # nodes below each node that belong to its block
+    for level in reversed(range(len(member))):
+        size = member[level].int()
+        if below is not None:
+            size = size + size * tree.sum_children(below, level)
+        sizes.insert(0, torch.where(head[level], size, 0))
+        below = torch.where(head[level], 0, size)
+    size = torch.cat(sizes, -1)
+    ends = size.flatten(1).cumsum(1).view_as(size)
+    whole = heads & (ends <= left[:, :, None])
+    cut = heads & ~whole & (ends - size < left[:, :, None])
+    spent = (size * whole).flatten(1).sum(1, keepdim=True) + cut.flatten(1).sum(1, keepdim=True)
+    whole, inside = (_handed_down(mask, members & ~heads, tree) for mask in (whole, cut))
+    return whole | cut, inside & ~cut, left - spent
 
 
-def _lexicographic_order(words: list[Tensor]) -> Tensor:
-    order = words[-1].argsort(dim=1, stable=True)
-    for word in reversed(words[:-1]):
-        order = order.gather(1, word.gather(1, order).argsort(dim=1, stable=True))
-    return order
+def _handed_down(
+    mask: Bool[Tensor, "b f inner"], through: Bool[Tensor, "b f inner"], tree: Tree
+) -> Bool[Tensor, "b f inner"]:
+    """The mask, and what is below it through nodes of `through`."""
+    levels: list[Tensor] = []
+    for level, (own, free) in enumerate(
+        zip(tree.per_level(mask), tree.per_level(through), strict=True)
+    ):
+        levels.append(own | (tree.expand(levels[-1], level - 1) & free) if level else own)
+    return torch.cat(levels, -1)
 
 
 def split_stepwise(

@@ -58,8 +58,8 @@ def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]
 
 
 def channel_weights(
-    weights: Sequence[float] | None, ignore: Sequence[int], channels: int, like: Tensor
-) -> Float[Tensor, " c"]:
+    weights: Sequence[float] | None, ignore: Sequence[int], channels: int
+) -> list[float]:
     """Weight of each channel, 0 for the ignored ones.
 
     Raises:
@@ -73,6 +73,6 @@ def channel_weights(
         if not -channels <= channel < channels:
             raise ValueError(f"ignored channel {channel}: the field has {channels} channels")
         values[channel] = 0.0
-    if sum(values) == 0:
+    if not any(values):
         raise ValueError("every channel is ignored or has weight 0")
-    return like.new_tensor(values)
+    return [float(value) for value in values]

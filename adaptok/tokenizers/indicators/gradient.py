@@ -14,6 +14,9 @@ from adaptok.tokenizers.indicators.base import channel_weights, periodic_axes
 from adaptok.tree import Tree, sum_pyramid
 
 
+SMALL = 2**18  # values whose scoring needs no care for memory
+
+
 @INDICATORS.register("gradient")
 class GradientIndicator:
     """Sum over the cell of the Sobel gradient norm of the standardised channels (IAP, Sec. 2, App.
@@ -76,12 +79,30 @@ class GradientIndicator:
         self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b *s"]:
         """The score of each grid point (IAP Eq. 3, then reduced over channels and frames)."""
-        maps = self.channel_maps(field, boundary=boundary)
-        weights = channel_weights(self.weights, self.ignore, field.shape[2], maps)
-        maps = maps * weights.view(-1, *[1] * (maps.ndim - 3))
-        maps = maps.sum(2) / weights.sum() if self.channels == "mean" else maps.amax(2)
-        maps = maps.mean(1) if self.frames == "mean" else maps.amax(1)
-        return maps if self.power == 1 else maps**self.power
+        b, t, channels, *space = field.shape
+        weights = channel_weights(self.weights, self.ignore, channels)
+        step = channels  # at once if they are small or a graph is traced, else one by one
+        if not torch.compiler.is_compiling():
+            step = min(max(SMALL // (b * t * math.prod(space)), 1), channels)
+        total: Tensor | None = None
+        for first in range(0, channels, step):
+            own = weights[first : first + step]
+            if not any(own):
+                continue
+            maps = self.channel_maps(field[:, :, first : first + step], boundary=boundary)
+            maps *= maps.new_tensor(own).view(-1, *[1] * len(space))
+            maps = maps.sum(2) if self.channels == "mean" else maps.amax(2)
+            if total is None:
+                total = maps
+            elif self.channels == "mean":
+                total += maps
+            else:
+                total = torch.maximum(total, maps, out=total)
+        assert total is not None, "some channel has a weight"
+        if self.channels == "mean":
+            total /= sum(weights)
+        total = total.mean(1) if self.frames == "mean" else total.amax(1)
+        return total if self.power == 1 else total**self.power
 
     def channel_maps(
         self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
@@ -90,7 +111,7 @@ class GradientIndicator:
         x = field.detach().to(torch.promote_types(field.dtype, torch.float32))
         space = tuple(range(3, x.ndim))
         std, mean = torch.std_mean(x, dim=space, correction=0, keepdim=True)
-        x = (x - mean) / (std + 1e-8)
+        x = (x - mean).div_(std + 1e-8)
         return gradient_norm(x, space, self.k, self.padding, boundary)
 
 
@@ -116,7 +137,7 @@ def gradient_norm(
         part = x
         for axis, wrap in zip(axes, wraps, strict=True):
             part = stencil(part, axis, difference if axis == along else smooth, padding, wrap)
-        squared = squared + part.square()
+        squared += part.square()
     return squared.sqrt()
 
 
@@ -143,10 +164,10 @@ def stencil(x: Tensor, axis: int, taps: list[float], padding: str, wrap: Tensor 
     padded = x.index_select(axis, _PADDINGS[padding](steps, n))
     if wrap is not None and padding != "circular":
         padded = torch.where(wrap, x.index_select(axis, steps % n), padded)
-    terms = [padded.narrow(axis, j, n) * tap for j, tap in enumerate(taps) if tap != 0]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
+    first, *others = [(padded.narrow(axis, j, n), tap) for j, tap in enumerate(taps) if tap != 0]
+    total = first[0] * first[1]
+    for part, tap in others:  # in place: a list of terms would take as much memory as taps
+        total.add_(part, alpha=tap)
     return total
 
 

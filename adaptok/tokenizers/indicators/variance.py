@@ -57,8 +57,8 @@ class VarianceIndicator:
             space = tuple(range(3, field.ndim))
             whole = field.detach().to(variance.dtype).var((1, *space))[:, None]
             variance = variance / whole.clamp(min=torch.finfo(variance.dtype).tiny)
-        weights = channel_weights(self.weights, self.ignore, field.shape[2], variance)
-        return (variance * weights).sum(-1) / weights.sum()
+        weights = channel_weights(self.weights, self.ignore, field.shape[2])
+        return (variance * variance.new_tensor(weights)).sum(-1) / sum(weights)
 
 
 def channel_variances(field: Float[Tensor, "b t c *s"], tree: Tree) -> Float[Tensor, "b inner c"]:

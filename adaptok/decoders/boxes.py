@@ -1,0 +1,62 @@
+"""One linear head for boxes of any size, painted over their grid points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.cells import product
+from adaptok.layers.boxes import coverage, paint
+from adaptok.registry import DECODERS
+from adaptok.tokens import TokenizerSpec, TokenSet
+
+
+@DECODERS.register("boxes")
+class BoxDecoder(nn.Module):
+    """Each token gives the values of the equal parts of its box, and paints them there.
+
+    Boxes may have any place and size. Where they overlap, a grid point is the mean of theirs
+    weighted by 1 / volume, so that small boxes decide the detail; in holes it is 0.
+
+    Args:
+        spec: of the tokenizer.
+        out_channels: channels of the decoded field.
+        points: parts of each box, one number or one per space axis.
+        frames: parts of each box along time.
+    """
+
+    any_boxes = True
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        out_channels: int,
+        *,
+        points: int | Sequence[int] = 4,
+        frames: int = 1,
+    ):
+        super().__init__()
+        space = (points,) * spec.ndim if isinstance(points, int) else tuple(points)
+        self.points = (frames, *space)
+        if len(space) != spec.ndim or min(self.points) < 1:
+            raise ValueError(
+                f"points is a positive number or {spec.ndim} of them and frames a positive number, "
+                f"got {points!r} and {frames!r}"
+            )
+        self.out_channels = out_channels
+        self.head = nn.Linear(spec.dim + spec.ndim + 1, out_channels * product(self.points))
+
+    def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
+        """Field of the shape that the cells were made for."""
+        cells, x = tokens.cells, tokens.features
+        extent = cells.size.to(torch.promote_types(x.dtype, torch.float32)).log2().to(x.dtype)
+        values = self.head(torch.cat([x, extent], 1)).unflatten(1, (self.out_channels, *self.points))
+        box = (cells.sample, cells.origin, cells.size, cells.batch_size, cells.shape)
+        weight = (1 / cells.volume.to(torch.float64)).view(-1, *[1] * (values.ndim - 1))
+        painted = paint(values * weight, *box)
+        total = paint(weight.expand(-1, 1, *self.points), *box)
+        covered = (coverage(*box) > 0).unsqueeze(2)
+        return torch.where(covered, painted / total.where(covered, 1), 0).to(x.dtype)

@@ -53,7 +53,9 @@ class BoxDecoder(nn.Module):
         """Field of the shape that the cells were made for."""
         cells, x = tokens.cells, tokens.features
         extent = cells.size.to(torch.promote_types(x.dtype, torch.float32)).log2().to(x.dtype)
-        values = self.head(torch.cat([x, extent], 1)).unflatten(1, (self.out_channels, *self.points))
+        values = self.head(torch.cat([x, extent], 1)).unflatten(
+            1, (self.out_channels, *self.points)
+        )
         box = (cells.sample, cells.origin, cells.size, cells.batch_size, cells.shape)
         weight = (1 / cells.volume.to(torch.float64)).view(-1, *[1] * (values.ndim - 1))
         painted = paint(values * weight, *box)

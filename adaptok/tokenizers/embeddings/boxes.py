@@ -39,7 +39,10 @@ class BoxEmbedding(nn.Module):
         frames: int = 1,
     ):
         super().__init__()
-        self.points = (*per_axis(frames, 1, "frames"), *per_axis(points, len(sizes[0]) - 1, "points"))
+        self.points = (
+            *per_axis(frames, 1, "frames"),
+            *per_axis(points, len(sizes[0]) - 1, "points"),
+        )
         self.linear = nn.Linear(in_channels * product(self.points) + len(self.points), dim)
 
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:

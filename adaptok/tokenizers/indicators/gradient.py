@@ -13,7 +13,6 @@ from adaptok.registry import INDICATORS
 from adaptok.tokenizers.indicators.base import channel_weights, periodic_axes
 from adaptok.tree import Tree, sum_pyramid
 
-
 SMALL = 2**18  # values whose scoring needs no care for memory
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from adaptok.cells import Cells, product
@@ -16,18 +17,23 @@ def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]
     return tuple(math.ceil(n / p) for n, p in zip(shape, size, strict=True))
 
 
+def pad_end(x: Tensor, size: Sequence[int], mode: str = "constant") -> Tensor:
+    """Pads the ends of the last axes to multiples of `size`, with zeros or by another mode of
+    ``torch.nn.functional.pad``.
+    """
+    missing = [-n % p for n, p in zip(x.shape[-len(size) :], size, strict=True)]
+    if not any(missing):
+        return x
+    return torch.nn.functional.pad(x, [v for m in reversed(missing) for v in (0, m)], mode)
+
+
 def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tensor, "b g k"]:
     """All patches of one size (t, *space) in raster order, k = c * volume, zero-padded at the
     border.
     """
-    b, t, _, *space = x.shape
-    grid = level_grid((t, *space), size)
-    pads = [g * p - n for g, p, n in zip(grid, size, (t, *space), strict=True)]
-    if any(pads):
-        widths = [v for p in reversed(pads[1:]) for v in (0, p)]
-        x = torch.nn.functional.pad(x, [*widths, 0, 0, 0, pads[0]])
-    values = x.shape[2] * product(size)
-    x = x.movedim(2, 1)  # (b, c, t, *space)
+    b, t, channels, *space = x.shape
+    grid, values = level_grid((t, *space), size), channels * product(size)
+    x = pad_end(x.movedim(2, 1), size)  # (b, c, t, *space)
     for axis, p in enumerate(size):
         x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
     a = len(size)
@@ -70,6 +76,22 @@ def rows_of_levels(cells: Cells) -> list[Int64[Tensor, " m"]]:
     if cells.device.type == "cpu" and not torch.compiler.is_compiling():
         return [(cells.level == level).nonzero().squeeze(1) for level in levels]
     return [_bounded_rows(cells, level) for level in levels]
+
+
+def scatter_to_grid(
+    values: Shaped[Tensor, "m k"], cells: Cells, level: int, rows: Int64[Tensor, " m"]
+) -> Shaped[Tensor, "b *g k"]:
+    """Values of rows of a level on the grid of that level, 0 at grid cells without a row.
+
+    Args:
+        values: one per entry of `rows`; those of one grid cell add up.
+        rows: as `rows_of_levels` gives them; values of filler rows (number n) are left out.
+    """
+    grid, n = level_grid(cells.shape, cells.sizes[level]), len(cells)
+    count = cells.batch_size * product(grid)
+    slots = torch.where(rows < n, grid_index(cells, level)[rows.clamp(max=n - 1)], count)
+    canvas = values.new_zeros(count + 1, values.shape[1]).index_add(0, slots, values)
+    return canvas[:count].unflatten(0, (cells.batch_size, *grid))
 
 
 def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:

@@ -17,8 +17,10 @@ from adaptok.patches import (
     grid_index,
     level_grid,
     owner_grid,
+    pad_end,
     patchify,
     rows_of_levels,
+    scatter_to_grid,
     unpatchify,
 )
 
@@ -44,6 +46,16 @@ def test_patchify_cuts_and_unpatchify_glues(shape_and_size, channels, batch):
         part = values[(slice(None), slice(None), *window)]
         expected[tuple(slice(n) for n in part.shape)] = part  # zeros beyond the border
         np.testing.assert_array_equal(patches[:, row].numpy(), expected.reshape(batch, -1))
+
+
+def test_pad_end_fills_the_last_axes_up_to_multiples():
+    x = torch.arange(1.0, 13).view(2, 1, 2, 3)
+    assert pad_end(x, (2, 3)) is x
+    padded = pad_end(x, (3, 2))
+    assert padded.shape == (2, 1, 3, 4)
+    assert torch.equal(padded[..., :2, :3], x)
+    assert padded.sum() == x.sum()
+    assert torch.equal(pad_end(x, (1, 5), "replicate")[..., 3], x[..., 2])
 
 
 def cells_of(kind: str, frames: int = 1) -> Cells:
@@ -164,3 +176,28 @@ def test_embedding_and_linear_decoder_of_the_static_path_equal_the_exact_one(kin
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     for static, expected in zip(run(), exact, strict=True):
         torch.testing.assert_close(static, expected)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "divides", "clipped", "3d", "1d"])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_values_scattered_to_grids_paint_every_cell_where_it_lies(kind, bounded):
+    cells = cells_of(kind)
+    values = torch.randn(len(cells), 3)
+    painted = torch.zeros(cells.batch_size, *cells.shape, 3)
+    for level, size in enumerate(cells.sizes):
+        rows = _bounded_rows(cells, level) if bounded else rows_of_levels(cells)[level]
+        given = torch.cat([values, torch.full((1, 3), torch.inf)])[rows]  # inf in filler rows
+        image = scatter_to_grid(given, cells, level, rows)
+        assert image.shape == (cells.batch_size, *level_grid(cells.shape, size), 3)
+        for axis, (p, n) in enumerate(zip(size, cells.shape, strict=True)):
+            image = image.repeat_interleave(p, dim=axis + 1).narrow(axis + 1, 0, n)
+        painted += image
+    assert torch.equal(painted, values[cells.owner_map()])
+
+
+def test_values_of_one_grid_cell_add_up():
+    cells = cells_of("divides")
+    rows = rows_of_levels(cells)[0]
+    once = scatter_to_grid(torch.ones(len(rows), 1), cells, 0, rows)
+    twice = scatter_to_grid(torch.ones(2 * len(rows), 1), cells, 0, torch.cat([rows, rows]))
+    assert torch.equal(twice, 2 * once)

@@ -56,7 +56,7 @@ def measure(mean: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         return [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in "qkv"]
 
     packed, regular = rows_of(sum(lengths)), rows_of(len(lengths) * rms)
-    request = Request.of(packed[0], ragged, ragged, None)
+    request = Request.of(packed[0], ragged, ragged)
     runs: dict[str, Callable[[], Any]] = {
         "equal": _run(regular, equal, "auto"),
         "auto": _run(packed, ragged, "auto"),

@@ -15,8 +15,17 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from adaptok import attend, attention_backend
 from adaptok.cells import Groups
-from adaptok.layers.attention import BACKENDS, Request, choose, dispatch, flex, packed, usable
-from adaptok.layers.attention.backend import check_tail, zero_where_no_keys
+from adaptok.layers.attention import (
+    BACKENDS,
+    Options,
+    Request,
+    choose,
+    dispatch,
+    flex,
+    packed,
+    usable,
+)
+from adaptok.layers.attention.backend import check_tail, fold_key_bias, zero_where_no_keys
 
 
 def make_groups(lengths, generator: torch.Generator | None = None, *, known=True) -> Groups:
@@ -41,7 +50,7 @@ def draw(n: int, heads: int = 2, width: int = 4, dtype=torch.float64) -> torch.T
     return torch.randn(n, heads, width, dtype=dtype)
 
 
-@pytest.mark.parametrize("backend", ["loop", "padded"])
+@pytest.mark.parametrize("backend", ["loop", "padded", "math"])
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4),
     st.booleans(),
@@ -169,7 +178,7 @@ def test_no_groups_at_all():
 
 
 def chosen(q, groups_q, groups_k=None, bias=None) -> str:
-    return choose(Request.of(q, groups_q, groups_k or groups_q, bias))
+    return choose(Request.of(q, groups_q, groups_k or groups_q, Options(bias)))
 
 
 def test_on_the_cpu_equal_lengths_are_dense_and_the_rest_loops():
@@ -228,12 +237,14 @@ def test_flash_attn_is_called_as_its_packages_want(returns_more, monkeypatch):
         assert cu_seqlens_k.tolist() == [0, 1, 3, 3]
         assert set(options) == {"softmax_scale", "causal"}
         scale = options["softmax_scale"]
-        out = BACKENDS["loop"].run(q, k, v, groups, keys, None, options["causal"], scale)
+        out = BACKENDS["loop"].run(
+            q, k, v, groups, keys, Options(None, None, options["causal"], scale)
+        )
         return (out, None) if returns_more else out
 
     monkeypatch.setattr(packed, "find_flash", lambda: packed.Flash(3, stand_in))
     q, k, v = draw(5), draw(3), draw(3)
-    out = packed.run_flash_attn(q, k, v, groups, keys, None, False, 0.3)
+    out = packed.run_flash_attn(q, k, v, groups, keys, Options(scale=0.3))
     torch.testing.assert_close(out, attend(q, k, v, groups, keys, scale=0.3))
 
 
@@ -288,7 +299,7 @@ def test_flex_compiles_to_the_same_numbers():
     q, k, v = (draw(398, width=16, dtype=torch.float32) for _ in range(3))
     bias = torch.randn(2, 260, 260)
     mask = flex.block_mask(groups, groups, 398, 398, False)
-    score = flex.score_with(bias, groups, groups, 398, 398)
+    score = flex.score_with(Options(bias), groups, groups, 398, 398)
     heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
     out = torch.compile(flex_attention)(*heads_first, score_mod=score, block_mask=mask)
     expected = attend(q, k, v, groups, bias=bias)
@@ -380,3 +391,112 @@ def test_a_bias_that_does_not_cover_the_groups(shape):
     q = draw(9)
     with pytest.raises(ValueError, match=r"bias must cover \(heads, max_q, max_k\) = \(2, 5, 5\)"):
         attend(q, q, q, make_groups((4, 5)), bias=torch.rand(shape))
+
+
+# ---- what some heads, values and keys ask for
+
+
+def written_out(q, k, v, groups_q, groups_k, key_bias, scale=None):
+    """Grouped queries, values of any width and a bias per key, in plain float64."""
+    out = q.new_zeros(*q.shape[:2], v.shape[2])
+    share = q.shape[1] // k.shape[1]
+    for own, other in zip(rows_of(groups_q), rows_of(groups_k), strict=True):
+        for head in range(q.shape[1] if other else 0):
+            scores = q[own, head] @ k[other, head // share].T * (scale or q.shape[2] ** -0.5)
+            out[own, head] = (scores + key_bias[other]).softmax(1) @ v[other, head // share]
+    return out
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop", "padded", "math"])
+@pytest.mark.parametrize("lengths", [((3, 1), (0, 4), (5, 0), (2, 2)), ((4, 3), (4, 3))])
+def test_grouped_queries_wide_values_and_a_bias_per_key(backend, lengths):
+    key_bias, out, expected = wide_and_grouped(backend, lengths)
+    torch.testing.assert_close(out, expected)
+    grads = [torch.autograd.grad(x.square().sum(), key_bias)[0] for x in (out, expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_flex_compiles_grouped_queries_wide_values_and_a_bias_per_key():
+    _, out, expected = wide_and_grouped("flex", ((3, 1), (0, 4), (5, 0), (2, 2)))
+    torch.testing.assert_close(out, expected)
+
+
+def wide_and_grouped(backend, lengths):
+    torch.manual_seed(0)
+    own, other = zip(*lengths, strict=True)
+    groups, keys = make_groups(own), make_groups(other, torch.Generator().manual_seed(1))
+    q, k, v = draw(sum(own), 4), draw(sum(other), 2), draw(sum(other), 2, 6)
+    key_bias = torch.randn(sum(other), dtype=torch.float64, requires_grad=True)
+    with attention_backend(backend):
+        out = attend(q, k, v, groups, keys, key_bias=key_bias)
+    return key_bias, out, written_out(q, k, v, groups, keys, key_bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_per_key_in_channels_of_queries_and_keys(dtype):
+    """What kernels without a bias get computes the same, with the bias to twice the precision."""
+    groups = make_groups((5, 3))
+    q, k, v = draw(8, 4, 8, dtype), draw(8, 2, 8, dtype), draw(8, 2, 8, dtype)
+    key_bias = torch.linspace(-3, 6, 8)
+    options = Options(key_bias=key_bias, scale=0.25)
+    more = fold_key_bias(q, k, v, options)
+    assert [x.shape for x in more[:3]] == [(8, 4, 16)] * 3
+    out = attend(*(x.float() for x in more[:3]), groups, scale=more[3])[..., :8]
+    expected = written_out(
+        q.double(), k.double(), v.double(), groups, groups, key_bias.double(), 0.25
+    )
+    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_key_hidden_by_its_bias_is_not_seen():
+    groups, q = make_groups((4,)), draw(4)
+    hidden = torch.tensor([0, 0, 0, -torch.inf], dtype=torch.float64)
+    out = attend(q, q, q, groups, key_bias=hidden)
+    fewer = attend(q, q[:3], q[:3], groups, make_groups((3,)))
+    torch.testing.assert_close(out, fewer)
+
+
+def test_dropout_keeps_the_mean_and_drops_some():
+    groups = make_groups((40, 30))
+    q = draw(70)
+    ones = torch.ones_like(q)
+    torch.manual_seed(0)
+    out = torch.stack([attend(q, q, ones, groups, dropout=0.5) for _ in range(50)])
+    assert out.std() > 0.1
+    assert abs(out.mean() - 1) < 0.05
+    with attention_backend("flex"), pytest.raises(ValueError, match="dropout"):
+        attend(q, q, q, groups, dropout=0.5)
+
+
+@pytest.mark.parametrize("lengths", [(3, 2), (2, 2)])
+def test_the_math_back_end_has_derivatives_of_all_kinds(lengths):
+    torch.manual_seed(0)
+    groups = make_groups(lengths)
+    q, k, v = (draw(sum(lengths), 1, 2).requires_grad_() for _ in range(3))
+    bias = torch.randn(sum(lengths), dtype=torch.float64, requires_grad=True)
+
+    def function(*inputs):
+        *qkv, own = inputs
+        with attention_backend("math"):
+            return attend(*qkv, groups, key_bias=own)
+
+    assert torch.autograd.gradcheck(function, (q, k, v, bias), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (q, k, v, bias))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": (6, 3, 4)}, "multiple"),
+        ({"v": (5, 2, 4)}, "same rows"),
+        ({"q": (6, 4)}, r"\(n, heads, head_dim\)"),
+        ({"key_bias": torch.zeros(5)}, r"\(6,\), got \(5,\)"),
+        ({"dropout": 1.0}, "got 1.0"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(change, message):
+    given = {"q": (6, 4, 4), "k": (6, 2, 4), "v": (6, 2, 4), "key_bias": None, "dropout": 0.0}
+    given |= change
+    q, k, v = (torch.zeros(given[name]) for name in "qkv")
+    with pytest.raises(ValueError, match=message):
+        attend(q, k, v, make_groups((6,)), key_bias=given["key_bias"], dropout=given["dropout"])

@@ -13,6 +13,24 @@ from adaptok.cells import Groups
 HALF = (torch.float16, torch.bfloat16)
 
 
+class Options(NamedTuple):
+    """What `attend` does beside softmax(scale q k) v; see its arguments.
+
+    Attributes:
+        bias: (h or 1, max_q, max_k) by rank inside the group, or None.
+        key_bias: (nk,) per key, in the order of the gathered rows, or None.
+        causal: hide keys of higher rank.
+        scale: of the scores; None is ``e ** -0.5``.
+        dropout: probability of dropping a weight.
+    """
+
+    bias: Tensor | None = None
+    key_bias: Tensor | None = None
+    causal: bool = False
+    scale: float | None = None
+    dropout: float = 0.0
+
+
 class Request(NamedTuple):
     """Everything that the choice of a back end depends on.
 
@@ -22,7 +40,10 @@ class Request(NamedTuple):
         head_dim: width of a head.
         known: the host knows the lengths of all groups.
         equal: all groups of queries have one known length, and so have those of keys.
-        bias: a bias is added to the scores.
+        bias: a bias by rank is added to the scores.
+        key_bias: a bias per key is added to the scores.
+        wide: values are not as wide as keys.
+        dropout: weights are dropped at random.
     """
 
     device: str
@@ -31,28 +52,40 @@ class Request(NamedTuple):
     known: bool
     equal: bool
     bias: bool
+    key_bias: bool = False
+    wide: bool = False
+    dropout: bool = False
 
     @classmethod
-    def of(cls, q: Tensor, groups_q: Groups, groups_k: Groups, bias: Tensor | None) -> Request:
+    def of(
+        cls,
+        q: Tensor,
+        groups_q: Groups,
+        groups_k: Groups,
+        options: Options = Options(),  # noqa: B008, immutable
+        v: Tensor | None = None,
+    ) -> Request:
         """Describes what `attend` is asked to do with these arguments."""
         both = groups_q.lengths, groups_k.lengths
         known = None not in both
         equal = known and all(bool(n) and n.count(n[0]) == len(n) for n in both if n is not None)
-        return cls(q.device.type, q.dtype, q.shape[2], known, equal, bias is not None)
+        wide = v is not None and v.shape[2] != q.shape[2]
+        biases = options.bias is not None, options.key_bias is not None
+        lengths, more = (known, equal), (wide, options.dropout > 0)
+        return cls(q.device.type, q.dtype, q.shape[2], *lengths, *biases, *more)
 
     def __str__(self) -> str:
         lengths = "equal" if self.equal else "ragged" if self.known else "unknown"
-        bias = "a bias" if self.bias else "no bias"
-        return (
-            f"{self.device}, {self.dtype}, head_dim {self.head_dim}, {lengths} lengths and {bias}"
-        )
+        text = f"{self.device}, {self.dtype}, head_dim {self.head_dim}, {lengths} lengths"
+        text += ", a bias" * self.bias + ", a bias per key" * self.key_bias
+        return text + ", values of another width" * self.wide + ", dropout" * self.dropout
 
 
 class Backend(NamedTuple):
     """One way to compute attention.
 
     Attributes:
-        run: function of gathered rows ``(q, k, v, groups_q, groups_k, bias, causal, scale)``.
+        run: function of gathered rows ``(q, k, v, groups_q, groups_k, options)``.
         needs: its requirements, in words.
         can: tells whether it can serve a request.
         missing: tells why it cannot run on this machine at all; None if it can.
@@ -67,6 +100,29 @@ class Backend(NamedTuple):
 def no_cuda() -> str | None:
     """Tells why nothing runs on CUDA here; None if CUDA works."""
     return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def fold_key_bias(
+    q: Tensor, k: Tensor, v: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Queries and keys whose products contain the bias per key, for kernels that know no bias, and
+    one head of keys per head of queries.
+
+    Eight more channels (kernels want multiples of eight): the query has 1 / scale in two of them,
+    the key the bias and what its rounding to the dtype of the keys lost. Values get zeros.
+    """
+    scale = q.shape[2] ** -0.5 if options.scale is None else options.scale
+    if q.shape[1] != k.shape[1]:  # grouped queries
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    if options.key_bias is None:
+        return q, k, v, scale
+    high = options.key_bias.to(k.dtype)
+    low = (options.key_bias - high).nan_to_num(0.0).to(k.dtype)  # -inf hides a key
+    extra = torch.stack([high, low], -1)[:, None].expand(-1, k.shape[1], -1)
+    k = torch.cat([k, extra, k.new_zeros(*k.shape[:2], 6)], -1)
+    ones = q.new_full((*q.shape[:2], 2), 1 / scale)
+    q = torch.cat([q, ones, q.new_zeros(*q.shape[:2], 6)], -1)
+    return q, k, torch.nn.functional.pad(v, (0, 8)), scale
 
 
 def check_tail(groups: Groups, rows: int) -> None:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from adaptok.cells import Groups
 from adaptok.layers.attention import flex, packed, plain
-from adaptok.layers.attention.backend import Backend, Request
+from adaptok.layers.attention.backend import Backend, Options, Request
 from adaptok.registry import choice
 
 BACKENDS: dict[str, Backend] = {
     "loop": plain.LOOP,
     "dense": plain.DENSE,
     "padded": plain.PADDED,
+    "math": plain.MATH,
     "varlen": packed.VARLEN,
     "flash_attn": packed.FLASH_ATTN,
     "efficient": packed.EFFICIENT,
@@ -28,34 +29,48 @@ _forced = AUTO
 
 def attend(
     q: Float[Tensor, "nq h e"],
-    k: Float[Tensor, "nk h e"],
-    v: Float[Tensor, "nk h e"],
+    k: Float[Tensor, "nk hk e"],
+    v: Float[Tensor, "nk hk f"],
     groups_q: Groups,
     groups_k: Groups | None = None,
     *,
     bias: Float[Tensor, "#h max_q max_k"] | None = None,
+    key_bias: Float[Tensor, " nk"] | None = None,
     causal: bool = False,
     scale: float | None = None,
-) -> Float[Tensor, "nq h e"]:
+    dropout: float = 0.0,
+) -> Float[Tensor, "nq h f"]:
     """Softmax attention of each row with the rows of its own group.
 
-    A query whose group has no keys gets zeros.
+    ``softmax(scale q k^T + bias + key_bias) v`` per head. A query whose group has no keys gets
+    zeros.
 
     Args:
+        q: queries.
+        k: keys; h is a multiple of hk, and head i attends to head ``i // (h // hk)`` of the keys
+            (grouped queries).
+        v: values, of any width f.
+        groups_q: groups of the queries.
         groups_k: groups of the keys, one per group of queries; default `groups_q`.
         bias: added to the scores, by rank of query and key inside their group; one for all heads
             or one per head.
+        key_bias: added to the scores of a key in every head, such as the log of what a merged
+            token stands for; -inf hides a key.
         causal: hide the keys of higher rank from a query; for self-attention only.
         scale: default ``e ** -0.5``.
+        dropout: probability of dropping a weight; what stays is scaled up. Pass 0 in evaluation.
 
     Raises:
         ValueError: shapes or groups do not match, or a forced back end cannot serve the request.
     """
     keys = groups_q if groups_k is None else groups_k
-    _check(q, k, v, groups_q, keys, bias, causal, groups_k is not None)
-    name = choose(Request.of(q, groups_q, keys, bias))
+    options = Options(bias, key_bias, causal, scale, dropout)
+    _check(q, k, v, groups_q, keys, options, groups_k is not None)
+    name = choose(Request.of(q, groups_q, keys, options, v))
     q, k, v = groups_q.gather(q), keys.gather(k), keys.gather(v)
-    out = BACKENDS[name].run(q, k, v, groups_q, keys, bias, causal, scale)
+    if key_bias is not None:
+        options = options._replace(key_bias=keys.gather(key_bias))
+    out = BACKENDS[name].run(q, k, v, groups_q, keys, options)
     return groups_q.scatter(out)
 
 
@@ -77,7 +92,7 @@ def choose(request: Request) -> str:
     if request.equal:
         return "dense"
     fallback = "loop" if request.known else "padded"
-    if request.device != "cuda" or request.bias:
+    if request.device != "cuda":
         return fallback
     flash = packed.find_flash()
     order = ["varlen", "efficient"]
@@ -110,10 +125,24 @@ def attention_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def _check(q, k, v, groups_q, groups_k, bias, causal, cross) -> None:
-    if q.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
-        shapes = [tuple(x.shape) for x in (q, k, v)]
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups_q: Groups,
+    groups_k: Groups,
+    options: Options,
+    cross: bool,
+) -> None:
+    shapes = [tuple(x.shape) for x in (q, k, v)]
+    if {len(shape) for shape in shapes} != {3}:
         raise ValueError(f"attend takes packed (n, heads, head_dim) q, k, v; got {shapes}")
+    if k.shape[:2] != v.shape[:2] or q.shape[2] != k.shape[2] or q.shape[1] % max(k.shape[1], 1):
+        raise ValueError(
+            "attend takes packed (n, heads, head_dim) q, k, v: keys and values with the same rows "
+            "and heads, queries with the width of keys and a multiple of their heads; got shapes "
+            f"{shapes}"
+        )
     if groups_q.cu_seqlens.shape != groups_k.cu_seqlens.shape:
         counts = groups_q.cu_seqlens.shape[0] - 1, groups_k.cu_seqlens.shape[0] - 1
         raise ValueError(f"queries have {counts[0]} groups and keys have {counts[1]}")
@@ -122,10 +151,15 @@ def _check(q, k, v, groups_q, groups_k, bias, causal, cross) -> None:
         covered = sum(groups.lengths) if known else rows
         if covered != rows or (groups.order is not None and len(groups.order) != rows):
             raise ValueError(f"the groups do not cover the {rows} rows given, each exactly once")
-    if causal and cross:
+    if options.causal and cross:
         raise ValueError("causal attention is for self-attention: leave groups_k out")
-    if bias is not None:
-        need = (q.shape[1], groups_q.max_seqlen, groups_k.max_seqlen)
+    if not 0 <= options.dropout < 1:
+        raise ValueError(f"dropout is a probability in [0, 1), got {options.dropout}")
+    if options.key_bias is not None and options.key_bias.shape != k.shape[:1]:
+        given = tuple(options.key_bias.shape)
+        raise ValueError(f"key_bias has one number per key, ({len(k)},), got {given}")
+    if options.bias is not None:
+        bias, need = options.bias, (q.shape[1], groups_q.max_seqlen, groups_k.max_seqlen)
         fits = bias.ndim == 3 and bias.shape[0] in (1, need[0])
         if not fits or bias.shape[1] < need[1] or bias.shape[2] < need[2]:
             raise ValueError(f"bias must cover (heads, max_q, max_k) = {need}: {tuple(bias.shape)}")

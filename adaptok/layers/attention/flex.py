@@ -15,23 +15,26 @@ import torch
 from torch import Tensor
 
 from adaptok.cells import Groups
-from adaptok.layers.attention.backend import HALF, Backend, Request, check_tail
+from adaptok.layers.attention.backend import HALF, Backend, Options, Request, check_tail
 
 BLOCK = 128  # rows of a block of the mask
 
 
-def run_flex(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+def run_flex(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Compiled on CUDA; on the CPU the eager reference, which holds all pairs of rows."""
     from torch.nn.attention.flex_attention import flex_attention
 
     if len(q) == 0 or len(k) == 0:
-        return torch.zeros_like(q)
+        return q.new_zeros(*q.shape[:2], v.shape[2])
     check_tail(groups_q, len(q))
-    mask = block_mask(groups_q, groups_k, len(q), len(k), causal)
-    score = None if bias is None else score_with(bias, groups_q, groups_k, len(q), len(k))
+    mask = block_mask(groups_q, groups_k, len(q), len(k), options.causal)
+    score = None
+    if options.bias is not None or options.key_bias is not None:
+        score = score_with(options, groups_q, groups_k, len(q), len(k))
     heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, h, n, e)
     run = _compiled() if q.is_cuda else flex_attention
-    out = run(*heads_first, score_mod=score, block_mask=mask, scale=scale)
+    more = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    out = run(*heads_first, score_mod=score, block_mask=mask, scale=options.scale, **more)
     assert isinstance(out, Tensor)
     return out[0].transpose(0, 1)
 
@@ -83,23 +86,28 @@ def _places(groups: Groups, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def score_with(
-    bias: Tensor, groups_q: Groups, groups_k: Groups, rows_q: int, rows_k: int
+    options: Options, groups_q: Groups, groups_k: Groups, rows_q: int, rows_k: int
 ) -> Callable:
-    """Function for flex that adds the bias to a score."""
+    """Function for flex that adds the biases to a score."""
     rank_q, rank_k = _places(groups_q, rows_q)[1], _places(groups_k, rows_k)[1]
-    one = bias.shape[0] == 1
+    bias, key_bias = options.bias, options.key_bias
+    one = bias is not None and bias.shape[0] == 1
 
     def score(value, b, h, i, j):
         # Rows of other groups are masked, but flex looks up their ranks too.
-        return value + bias[0 if one else h, rank_q[i], rank_k[j]]
+        if bias is not None:
+            value = value + bias[0 if one else h, rank_q[i], rank_k[j]]
+        return value if key_bias is None else value + key_bias[j]
 
     return score
 
 
 def _can(request: Request) -> bool:
+    if request.dropout:
+        return False
     if request.device == "cpu":
         return True
     return request.device == "cuda" and request.dtype in (*HALF, torch.float32)
 
 
-FLEX = Backend(run_flex, "CUDA in float32 or half precision, or the CPU", _can)
+FLEX = Backend(run_flex, "CUDA in float32 or half precision, or the CPU; no dropout", _can)

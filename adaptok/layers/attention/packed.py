@@ -15,24 +15,25 @@ from adaptok.layers.attention.backend import (
     Backend,
     Request,
     check_tail,
+    fold_key_bias,
     no_cuda,
     zero_where_no_keys,
 )
 
 
-def run_varlen(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+def run_varlen(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Runs torch.nn.attention.varlen, with the keywords that torch 2.10 to 2.15 share."""
     from torch.nn.attention.varlen import varlen_attn
 
     check_tail(groups_q, len(q))
     offsets = groups_q.cu_seqlens, groups_k.cu_seqlens
     longest = groups_q.max_seqlen, groups_k.max_seqlen
-    options = {} if scale is None else {"scale": scale}
-    if causal:
-        options["window_size"] = (-1, 0)
-    out = varlen_attn(q, k, v, *offsets, *longest, **options)
+    width = v.shape[2]
+    q, k, v, scale = fold_key_bias(q, k, v, options)
+    more = {"window_size": (-1, 0)} if options.causal else {}
+    out = varlen_attn(q, k, v, *offsets, *longest, scale=scale, **more)
     assert isinstance(out, Tensor)
-    return out
+    return out[..., :width]
 
 
 def _no_varlen() -> str | None:
@@ -68,11 +69,13 @@ def find_flash() -> Flash | None:
     return None
 
 
-def run_flash_attn(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+def run_flash_attn(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Runs flash_attn_varlen_func of the newest installed flash-attn package."""
     check_tail(groups_q, len(q))
     flash = find_flash()
     assert flash is not None
+    width = v.shape[2]
+    q, k, v, scale = fold_key_bias(q, k, v, options)
     out = flash.varlen(
         q,
         k,
@@ -82,9 +85,10 @@ def run_flash_attn(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
         max_seqlen_q=groups_q.max_seqlen,
         max_seqlen_k=groups_k.max_seqlen,
         softmax_scale=scale,
-        causal=causal,
+        causal=options.causal,
     )
-    return out[0] if isinstance(out, tuple) else out  # some versions add the log-sum-exp
+    out = out[0] if isinstance(out, tuple) else out  # some versions add the log-sum-exp
+    return out[..., :width]
 
 
 def _no_flash() -> str | None:
@@ -93,9 +97,11 @@ def _no_flash() -> str | None:
     return None if find_flash() else "no flash-attn package with kernels for this device"
 
 
-def run_efficient(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+def run_efficient(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Runs torch's memory-efficient attention on packed rows; the operator is private to torch."""
     check_tail(groups_q, len(q))
+    width = v.shape[2]
+    q, k, v, scale = fold_key_bias(q, k, v, options)
     from_top_left = 1  # causal by rank within a group, not aligned to its last key
     out, *_ = torch.ops.aten._efficient_attention_forward(
         q[None],
@@ -107,11 +113,11 @@ def run_efficient(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
         groups_q.max_seqlen,
         groups_k.max_seqlen,
         0.0,
-        from_top_left if causal else 0,
+        from_top_left if options.causal else 0,
         compute_log_sumexp=True,
         scale=scale,
     )
-    return zero_where_no_keys(out[0], groups_q, groups_k)
+    return zero_where_no_keys(out[0][..., :width], groups_q, groups_k)
 
 
 def _no_efficient() -> str | None:
@@ -121,19 +127,25 @@ def _no_efficient() -> str | None:
 
 
 def _flash_can(request: Request) -> bool:
-    fits = request.head_dim % 8 == 0 and request.head_dim <= 256
-    return request.device == "cuda" and request.dtype in HALF and fits and not request.bias
+    fits = request.head_dim % 8 == 0 and request.head_dim + 8 * request.key_bias <= 256
+    simple = fits and not (request.bias or request.wide or request.dropout)
+    return request.device == "cuda" and request.dtype in HALF and simple
 
 
 def _efficient_can(request: Request) -> bool:
     fits = request.head_dim % (8 if request.dtype in HALF else 4) == 0
     known = request.dtype in (*HALF, torch.float32)
-    return request.device == "cuda" and known and fits and not request.bias
+    simple = not (request.bias or request.wide or request.dropout)
+    return request.device == "cuda" and known and fits and simple
 
 
-FLASH_NEEDS = "CUDA, float16 or bfloat16, head_dim <= 256 divisible by 8 and no bias"
+FLASH_NEEDS = (
+    "CUDA, float16 or bfloat16, head_dim <= 256 divisible by 8 (248 with a bias per key), values "
+    "as wide as keys, no other bias and no dropout"
+)
 EFFICIENT_NEEDS = (
-    "CUDA, float32 with head_dim divisible by 4 or half precision with one divisible by 8, no bias"
+    "CUDA, float32 with head_dim divisible by 4 or half precision with one divisible by 8, values "
+    "as wide as keys, no bias but per key and no dropout"
 )
 VARLEN = Backend(run_varlen, FLASH_NEEDS, _flash_can, _no_varlen)
 FLASH_ATTN = Backend(run_flash_attn, FLASH_NEEDS, _flash_can, _no_flash)

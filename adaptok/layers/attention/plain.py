@@ -7,48 +7,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptok.cells import Groups
-from adaptok.layers.attention.backend import Backend
+from adaptok.layers.attention.backend import Backend, Options
 
 
-def run_loop(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+def run_loop(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Calls the kernel once per group."""
     # Without host lengths this reads the offsets back: free on the CPU, one sync on an accelerator.
     lengths_q = groups_q.lengths or tuple(groups_q.cu_seqlens.diff().tolist())
     lengths_k = groups_k.lengths or tuple(groups_k.cu_seqlens.diff().tolist())
-    heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]  # (1, h, n, e)
     lengths = (lengths_q, lengths_k, lengths_k)
-    parts = [x.split(each, dim=2) for x, each in zip(heads_first, lengths, strict=True)]
-    out = [_sdpa(*qkv, bias=bias, causal=causal, scale=scale) for qkv in zip(*parts, strict=True)]
-    return torch.cat(out, 2)[0].transpose(0, 1) if out else q
+    parts = [
+        x.transpose(0, 1)[None].split(each, dim=2)  # (1, h, n, e)
+        for x, each in zip((q, k, v), lengths, strict=True)
+    ]
+    own = [None] * len(lengths_k)
+    if options.key_bias is not None:
+        own = [part[None, None, None] for part in options.key_bias.split(lengths_k)]
+    out = [_sdpa(*qkv, one, options) for *qkv, one in zip(*parts, own, strict=True)]
+    return torch.cat(out, 2)[0].transpose(0, 1) if out else q.new_zeros(*q.shape[:2], v.shape[2])
 
 
-def run_dense(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+def run_dense(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Calls the kernel once for all groups, which have one length."""
     lengths = (groups_q.lengths, groups_k.lengths, groups_k.lengths)
     grids = [(len(length), length[0]) for length in lengths]
     q, k, v = (x.unflatten(0, g).transpose(1, 2) for x, g in zip((q, k, v), grids, strict=True))
-    out = _sdpa(q, k, v, bias=bias, causal=causal, scale=scale)  # (g, h, m, e)
+    own = options.key_bias
+    if own is not None:
+        own = own.unflatten(0, grids[1])[:, None, None]  # (g, 1, 1, m)
+    out = _sdpa(q, k, v, own, options)  # (g, h, m, e)
     return out.transpose(1, 2).flatten(0, 1)
 
 
-def run_padded(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
+def run_padded(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Pads groups to the longest and calls the kernel once; the host knows all shapes."""
     slots_q, _ = _slots(groups_q, len(q))
     slots_k, real = _slots(groups_k, len(k))
     longest_q, longest_k = groups_q.max_seqlen, groups_k.max_seqlen
     if longest_q == 0 or longest_k == 0:
-        return torch.zeros_like(q)
+        return q.new_zeros(*q.shape[:2], v.shape[2])
 
     # A group without keys sees its first slot, which is zero, so that no softmax is empty.
     first = torch.arange(longest_k, device=q.device) == 0
     mask = (real | first)[:, None, None]  # (g, 1, 1, m)
-    if causal:
+    if options.causal:
         mask = mask & torch.ones(longest_q, longest_k, dtype=torch.bool, device=q.device).tril()
-    if bias is not None:
-        mask = bias[:, :longest_q, :longest_k].to(q.dtype).masked_fill(~mask, -torch.inf)
+    total = _total_bias(q, options, longest_q, longest_k)
+    if options.key_bias is not None:
+        own = _spread(options.key_bias[:, None, None], slots_k, len(real), longest_k)
+        own = own.transpose(2, 3).to(q.dtype)  # (g, 1, 1, m)
+        total = own if total is None else total + own
+    if total is not None:
+        mask = total.masked_fill(~mask, -torch.inf)
     q = _spread(q, slots_q, len(real), longest_q)
     k, v = (_spread(x, slots_k, len(real), longest_k) for x in (k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    out = _kernel(q, k, v, mask, options)
     return out.transpose(1, 2).flatten(0, 1)[slots_q]
 
 
@@ -67,20 +80,48 @@ def _slots(groups: Groups, rows: int) -> tuple[Tensor, Tensor]:
     return group * groups.max_seqlen + rank, real
 
 
-def _sdpa(q, k, v, *, bias, causal, scale) -> Tensor:
-    """Attention of (g, h, m, e); zeros without keys."""
+def _sdpa(q, k, v, own, options: Options) -> Tensor:
+    """(g, h, m, e) in and out, `own` is the bias per key (g, 1, 1, m); no keys give zeros."""
     nq, nk = q.shape[2], k.shape[2]
     if nk == 0 or nq == 0:
-        return torch.zeros_like(q)
-    mask = None
-    if bias is not None:
-        mask = bias[:, :nq, :nk].to(q.dtype)
-        if causal:
-            future = torch.ones(nq, nk, dtype=torch.bool, device=q.device).triu(1)
-            mask, causal = mask.masked_fill(future, -torch.inf), False
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+        return q.new_zeros(*q.shape[:3], v.shape[3])
+    mask = _total_bias(q, options, nq, nk)
+    if own is not None:
+        mask = own.to(q.dtype) if mask is None else mask + own.to(q.dtype)
+    if mask is None:
+        return _kernel(q, k, v, None, options, causal=options.causal)
+    if options.causal:
+        future = torch.ones(nq, nk, dtype=torch.bool, device=q.device).triu(1)
+        mask = mask.masked_fill(future, -torch.inf)
+    return _kernel(q, k, v, mask, options)
+
+
+def _total_bias(q: Tensor, options: Options, nq: int, nk: int) -> Tensor | None:
+    return None if options.bias is None else options.bias[:, :nq, :nk].to(q.dtype)
+
+
+def _kernel(q, k, v, mask, options: Options, *, causal: bool = False) -> Tensor:
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=options.dropout,
+        is_causal=causal,
+        scale=options.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def run_math(q, k, v, groups_q, groups_k, options) -> Tensor:
+    """`padded` by matrix products and a softmax, whose derivatives have derivatives."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return run_padded(q, k, v, groups_q, groups_k, options)
 
 
 LOOP = Backend(run_loop, "nothing", lambda _: True)
 DENSE = Backend(run_dense, "groups of one length, known to the host", lambda r: r.equal)
 PADDED = Backend(run_padded, "nothing", lambda _: True)
+MATH = Backend(run_math, "nothing", lambda _: True)

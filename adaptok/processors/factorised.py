@@ -9,7 +9,6 @@ from torch import nn
 from adaptok.cells import Cells, GridLayout, Groups
 from adaptok.layers.blocks import AttentionBranch, Block, conditioned
 from adaptok.layers.norms import Segments, create_norm
-from adaptok.layers.positions import told_center
 from adaptok.registry import POSITIONS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -57,7 +56,7 @@ class FactorisedTransformer(nn.Module):
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Same cells, new features."""
         cells = tokens.cells
-        x, rotate = self.positions(conditioned(tokens), cells, told_center(cells, self.spec))
+        x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
         time, space = time_groups(cells), self.space_groups(cells)
         in_time, in_frame = self._segments(cells, time)
         batch = cells.sample, cells.batch_size

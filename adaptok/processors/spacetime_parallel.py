@@ -86,7 +86,8 @@ class ParallelSpaceTime(nn.Module):
             raise ValueError(f"depth must not be negative, got {depth}")
         if heads < 1 or spec.dim % heads:
             raise ValueError(f"dim {spec.dim} is not divisible by {heads} heads")
-        self.head_dim, self.rope, self.rope_base = spec.dim // heads, rope, rope_base
+        self.spec, self.head_dim = spec, spec.dim // heads
+        self.rope, self.rope_base = rope, rope_base
         self.by_frame = norm == "group"
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.time = nn.ModuleList(
@@ -108,7 +109,7 @@ class ParallelSpaceTime(nn.Module):
         if self.rope == "endpoint":
             rotate = endpoint_rotary(cells, self.head_dim)
         else:
-            space = cells.center[:, 1:], cells.shape[1:]
+            space = self.spec.position_center(cells)[:, 1:], cells.shape[1:]
             rotate = rotary(*space, self.head_dim, self.rope_base)
         time, space = time_groups(cells), cells.groups(fixed=(0,)).nonempty
         frames = Segments.of(space, len(cells)) if self.by_frame else None

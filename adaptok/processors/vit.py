@@ -9,7 +9,6 @@ from torch import nn
 from adaptok.cells import Cells, Groups
 from adaptok.layers.blocks import Block, conditioned
 from adaptok.layers.norms import Segments, create_norm
-from adaptok.layers.positions import told_center
 from adaptok.registry import POSITIONS, PROCESSORS, Part, close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -79,7 +78,7 @@ class ViT(nn.Module):
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Same cells, new features."""
         cells, sample = tokens.cells, tokens.cells.sample
-        x, rotate = self.positions(conditioned(tokens), cells, told_center(cells, self.spec))
+        x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
         groups = self._groups(cells)
         segments = Segments.of(cells.groups(), len(cells)) if self.by_segment else None
         for block in self.blocks:

@@ -10,9 +10,9 @@ from adaptok.tree import Tree, reads_are_free
 
 
 def top_mask(scores: Float[Tensor, "b k"], counts: tuple[int, ...]) -> Bool[Tensor, "b k"]:
-    """The `counts[i]` highest entries of row i; among equals the ones of lower index.
+    """Selects the `counts[i]` highest entries of row i; among equals, those of lower index.
 
-    A plain top-k leaves ties in any order and could take a child without its parent.
+    A plain top-k breaks ties in any order and could take a child without its parent.
     """
     wanted = torch.tensor(counts, device=scores.device)[:, None]
     bar = _nth_highest(scores, wanted, min(counts, default=0), max(counts, default=0))
@@ -39,11 +39,11 @@ def split_best_first(
     nodes at 2 are one block (head 2; 5, 3, 4) of which 3 are wanted. Head first; below it the
     scores start anew: bottlenecks 5, (3, 4), the second highest is 4. So 2, 5 and 4 split.
     """
-    if tree.levels == 1:
+    if tree.n_levels == 1:
         return torch.zeros_like(scores, dtype=torch.bool)
     left = torch.tensor(counts, device=scores.device)[:, None]
     candidates = torch.ones_like(scores, dtype=torch.bool)
-    return _pop(scores, candidates, left, (min(counts), max(counts)), tree, tree.levels - 1)
+    return _pop(scores, candidates, left, (min(counts), max(counts)), tree, tree.n_levels - 1)
 
 
 def _pop(
@@ -148,18 +148,19 @@ def _handed_down(
 def split_stepwise(
     scores: Float[Tensor, "b f inner"], tree: Tree, counts: tuple[int, ...], step: int
 ) -> Bool[Tensor, "b f inner"]:
-    """The paper's loop: each step splits the `step` best of the current leaves (IAP, Algorithm 1).
+    """Runs the paper's loop: each step splits the `step` best of the current leaves (IAP,
+    Algorithm 1).
 
     What the borders force (score +inf) is split beforehand. A step with fewer candidates splits
-    those, and the loop goes on until every sample has its number of splits.
+    those; the loop continues until every sample has its number of splits.
     """
     nodes = tree.nodes(scores.device)
     split = nodes.forced.expand_as(scores).clone()
     left = torch.tensor(counts, device=scores.device)
     left = left - split.flatten(1).sum(1)
-    forced = scores.shape[1] * tree.counts()[1]
+    forced = scores.shape[1] * tree.counts().forced
     # List scheduling of out-trees on `step` machines ends within this many steps (Graham's bound).
-    steps = -(-(max(counts) - forced) // step) + tree.levels
+    steps = -(-(max(counts) - forced) // step) + tree.n_levels
     for _ in range(steps if max(counts) > forced else 0):
         candidates = _unsplit(split, tree) & ~nodes.outside
         masked = scores.masked_fill(~candidates, -torch.inf).flatten(1)
@@ -173,7 +174,7 @@ def split_stepwise(
 
 
 def _unsplit(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f inner"]:
-    """Inner nodes that exist and are leaves so far."""
+    """Finds the inner nodes that exist and are leaves so far."""
     levels = tree.per_level(split)
     out = [~levels[0]]
     for level, parents in enumerate(levels[:-1]):

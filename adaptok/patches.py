@@ -1,4 +1,4 @@
-"""Patches (the values inside cells) of cells that lie on the grid of their level."""
+"""Patches: the values inside cells, by the grids of levels or, off them, point by point."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from adaptok.cells import Cells, product
+from adaptok.cells import Cells, box_points, product
 
 
 def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
@@ -96,6 +96,9 @@ def scatter_to_grid(
 
 def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
     n = len(cells)
+    if not cells.on_grid:  # any number of cells may have one level
+        own = cells.level == level
+        return torch.where(own, torch.arange(n, device=cells.device), n)
     every = product(level_grid(cells.shape, cells.sizes[level]))
     bound = min(n, cells.batch_size * min(every, cells.max_seqlen))
     size, finest = cells.sizes[level], cells.sizes[-1]
@@ -112,7 +115,7 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
 
 def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
     """Row of the finest cell that covers each cell of the finest grid (raster order), -1 for
-    none.
+    none; of cells on the grids of their levels.
     """
     b, n = cells.batch_size, len(cells)
     rows = torch.arange(n, device=cells.device)
@@ -131,3 +134,40 @@ def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
         owner = own
     assert owner is not None
     return owner.flatten(1)
+
+
+def gather_boxes(
+    x: Float[Tensor, "b t c *s"], cells: Cells, level: int, rows: Int64[Tensor, " m"]
+) -> Float[Tensor, "m k"]:
+    """Patches of cells that lie anywhere, laid out as by `patchify`: zero outside of the cell and
+    of the domain.
+
+    Args:
+        rows: of that level, as `rows_of_levels` gives them.
+    """
+    index, inside = box_points(cells, level, rows)
+    values = x.movedim(2, -1).flatten(0, -2)[index] * inside[..., None]  # (m, v, c)
+    return values.transpose(1, 2).flatten(1)
+
+
+def paint_boxes(
+    values: Float[Tensor, "m k"], cells: Cells, level: int, rows: Int64[Tensor, " m"]
+) -> Float[Tensor, "b t c *s"]:
+    """Adds patches of cells that lie anywhere into a field, the transpose of `gather_boxes`."""
+    index, inside = box_points(cells, level, rows)
+    patches = values.unflatten(1, (-1, index.shape[1])).transpose(1, 2)  # (m, v, c)
+    patches = (patches * inside[..., None]).flatten(0, 1)
+    field = patches.new_zeros(cells.batch_size * product(cells.shape), patches.shape[1])
+    field = field.index_add(0, index.flatten(), patches)
+    return field.unflatten(0, (cells.batch_size, *cells.shape)).movedim(-1, 2)
+
+
+def finest_owner(cells: Cells) -> Int64[Tensor, "b *shape"]:
+    """Row of the finest cell over each grid point, -1 for none; of cells on the grids of their
+    levels.
+    """
+    owner, finest = owner_grid(cells), cells.sizes[-1]
+    owner = owner.unflatten(1, level_grid(cells.shape, finest))
+    for axis, (p, n) in enumerate(zip(finest, cells.shape, strict=True)):
+        owner = owner.repeat_interleave(p, dim=axis + 1).narrow(axis + 1, 0, n)
+    return owner

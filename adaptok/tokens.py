@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from adaptok.cells import Cells, register_pytree
+from adaptok.cells import Cells, owners, register_pytree
+from adaptok.patches import finest_owner, rows_of_levels
+from adaptok.registry import choice
 
 
 def cell_center(cells: Cells) -> Float[Tensor, "n a"]:
@@ -30,6 +32,8 @@ class TokenizerSpec:
         sizes: cell size of each level, coarse to fine, time first.
         tiling: whether cells cover the domain exactly once.
         layout: type of ``Cells.layout``, or None if boxes say everything.
+        on_grid: whether all cells lie on the grids of their levels, see `Cells`; parts that index
+            such grids refuse a spec without it.
         position_center: centres (n, a) in grid points that processors compute positions from. Only
             a tokenizer that reproduces the misplaced positions of published code has others than
             those of its cells (`adaptok.layers.positions.misplaced_center`).
@@ -41,6 +45,7 @@ class TokenizerSpec:
     sizes: tuple[tuple[int, ...], ...]
     tiling: bool = True
     layout: type | None = None
+    on_grid: bool = dataclasses.field(default=False, kw_only=True)
     position_center: Callable[[Cells], Tensor] = dataclasses.field(
         default=cell_center, kw_only=True
     )
@@ -75,7 +80,7 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TokenSet:
     """Packed features with their cells; immutable, a pytree.
 
@@ -84,29 +89,168 @@ class TokenSet:
         cells: geometry of the same rows.
         cond: conditioning per sample (lead time, parameters), as wide as the features, or None;
             processors add it to all tokens of the sample.
+        payload: further tensors with a row per token, by name, such as weights of merged tokens,
+            scores or run lengths; they follow the rows.
+
+    Raises:
+        ValueError: features or payload with another number of rows than there are cells, such as
+            those of class tokens, which have no cell (see ``Cells.groups(prefix=...)``).
     """
 
     features: Float[Tensor, "n d"]
     cells: Cells
     cond: Float[Tensor, "b e"] | None = None
+    payload: Mapping[str, Shaped[Tensor, "n ..."]] = dataclasses.field(
+        default_factory=dict, kw_only=True
+    )
+
+    def __post_init__(self):
+        rows = len(self.cells)
+        for name, value in {"features": self.features, **self.payload}.items():
+            if value.shape[0] != rows or (name == "features" and value.ndim != 2):
+                what = "(n, d)" if name == "features" else "a row per token"
+                raise ValueError(
+                    f"{name} are {what} with n = {rows} cells, got {tuple(value.shape)}; rows "
+                    "without a cell (class tokens) stay outside of a TokenSet"
+                )
+        if self.cond is not None and len(self.cond) != self.cells.batch_size:
+            raise ValueError(
+                f"cond has a row for each of {self.cells.batch_size} samples, got {len(self.cond)}"
+            )
+
+    def __repr__(self) -> str:
+        n, dim = self.features.shape
+        extra = "".join(f", {name} {tuple(x.shape)}" for name, x in self.payload.items())
+        cond = "" if self.cond is None else f", cond {tuple(self.cond.shape)}"
+        return (
+            f"TokenSet({n} tokens of width {dim}, {self.features.dtype}, "
+            f"{self.features.device}{cond}{extra}; {self.cells})"
+        )
+
+    def __len__(self) -> int:
+        return len(self.cells)
 
     def replace(self, **changes: Any) -> TokenSet:
-        """A copy with other features, cells or cond."""
+        """Returns a copy with other features, cells, cond or payload."""
         return dataclasses.replace(self, **changes)
 
+    def _each(self, change: Callable[[Tensor], Tensor], cells: Cells | None = None) -> TokenSet:
+        """Returns a copy with every floating-point tensor changed."""
+        return TokenSet(
+            change(self.features),
+            self.cells if cells is None else cells,
+            None if self.cond is None else change(self.cond),
+            payload={name: change(value) for name, value in self.payload.items()},
+        )
+
     def to(self, *args: Any, **kwargs: Any) -> TokenSet:
-        """Moves everything; a dtype applies to features and cond only."""
-        cond = None if self.cond is None else self.cond.to(*args, **kwargs)
-        return TokenSet(self.features.to(*args, **kwargs), self.cells.to(*args, **kwargs), cond)
+        """Moves everything; a dtype applies to what is floating point (not to the cells)."""
+        device = torch.empty(0, device=self.features.device).to(*args, **kwargs).device
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(*args, **kwargs) if x.is_floating_point() else x.to(device)
+
+        return self._each(move, self.cells.to(device))
+
+    def detach(self) -> TokenSet:
+        """Cuts all tensors off the graph."""
+        return self._each(lambda x: x.detach())
+
+    def pin_memory(self) -> TokenSet:
+        """Copies everything into page-locked memory, for loaders."""
+        return self._each(lambda x: x.pin_memory(), self.cells.pin_memory())
+
+    @staticmethod
+    def cat(parts: Sequence[TokenSet]) -> TokenSet:
+        """Puts the samples of several batches into one, such as a loader's; shapes may differ.
+
+        Raises:
+            ValueError: no parts, parts with other payloads, or only some with cond; what
+                `Cells.cat` refuses.
+        """
+        cells = Cells.cat([part.cells for part in parts])
+        conds = [part.cond for part in parts if part.cond is not None]
+        names = parts[0].payload.keys()
+        if len(conds) not in (0, len(parts)) or any(p.payload.keys() != names for p in parts):
+            raise ValueError("all parts have cond and the same payload, or none has")
+        return TokenSet(
+            torch.cat([part.features for part in parts]),
+            cells,
+            torch.cat(conds) if conds else None,
+            payload={name: torch.cat([part.payload[name] for part in parts]) for name in names},
+        )
+
+    def samples(self, start: int, stop: int) -> TokenSet:
+        """Takes the samples start..stop - 1; without host lengths this reads two offsets."""
+        rows = self.cells.rows(start, stop)
+        return TokenSet(
+            self.features[rows],
+            self.cells.samples(start, stop),
+            None if self.cond is None else self.cond[start:stop],
+            payload={name: value[rows] for name, value in self.payload.items()},
+        )
+
+    def select(self, rows: Bool[Tensor, " n"] | Int64[Tensor, " m"]) -> TokenSet:
+        """Keeps some rows, so that the cells are no tiling any more; see `Cells.select`.
+
+        Args:
+            rows: a mask, or indices that keep the order of the samples.
+        """
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().squeeze(1)
+        return TokenSet(
+            self.features[rows],
+            self.cells.select(rows),
+            self.cond,
+            payload={name: value[rows] for name, value in self.payload.items()},
+        )
+
+    def pool(self, how: str = "mean", weight: str | None = None) -> Float[Tensor, "b d"]:
+        """Reduces the features of each sample.
+
+        Args:
+            how: "mean", "sum" or "max".
+            weight: "volume" (grid points of the cell) or a name in `payload`, for a weighted mean
+                or sum.
+
+        Raises:
+            ValueError: an unknown `how` or weight, or a weighted maximum.
+        """
+        choice("how", how, ("mean", "sum", "max"))
+        sample, shape = self.cells.sample, (self.cells.batch_size, self.features.shape[1])
+        if how == "max":
+            if weight is not None:
+                raise ValueError("a maximum has no weight")
+            index = sample[:, None].expand_as(self.features)
+            lowest = self.features.new_full(shape, -torch.inf)
+            return lowest.scatter_reduce(0, index, self.features, "amax")
+        own = torch.ones_like(self.features[:, :1])
+        if weight is not None:
+            choice("weight", weight, ("volume", *self.payload))
+            given = self.cells.volume if weight == "volume" else self.payload[weight]
+            own = given.to(own.dtype).view(-1, 1)
+        total = self.features.new_zeros(shape).index_add(0, sample, self.features * own)
+        if how == "sum":
+            return total
+        return total / own.new_zeros(shape[0], 1).index_add(0, sample, own)
+
+    def dense(self) -> Float[Tensor, "b t d *s"]:
+        """Features on the grid points of their cells: where cells overlap those of the smallest,
+        zeros in holes. The slow reference is ``features[cells.owner_map()]``.
+        """
+        cells = self.cells
+        owner = finest_owner(cells) if cells.on_grid else owners(cells, rows_of_levels(cells))
+        values = self.features[owner.clamp(min=0)] * (owner >= 0)[..., None]
+        return values.movedim(-1, 2)
 
     def split(self) -> list[Tensor]:
-        """Features of each sample, ``[(n_i, d)]``; their concatenation is `features` again."""
+        """Splits the features by sample, ``[(n_i, d)]``; concatenated they are `features` again."""
         lengths = self.cells.lengths or tuple(self.cells.cu_seqlens.diff().tolist())
         return list(self.features.split(lengths))
 
     def padded(self) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
         """Pads each sample with zero rows to `max_seqlen`; returns features and a mask of the real
-        rows.
+        rows (torch's ``key_padding_mask`` is True for padding: use ``~mask``).
         """
         cells = self.cells
         b, m = cells.batch_size, cells.max_seqlen
@@ -116,7 +260,16 @@ class TokenSet:
         return dense.unflatten(0, (b, m)), mask
 
     def from_padded(self, dense: Float[Tensor, "b m e"]) -> TokenSet:
-        """Inverts `padded` exactly; drops whatever stands in the padding."""
+        """Inverts `padded` exactly; drops whatever stands in the padding.
+
+        Raises:
+            ValueError: a tensor of another batch or length than `padded` gives.
+        """
+        wanted = (self.cells.batch_size, self.cells.max_seqlen)
+        if dense.ndim != 3 or dense.shape[:2] != wanted:
+            raise ValueError(
+                f"padded features are (b, m, e) with (b, m) = {wanted}, got {tuple(dense.shape)}"
+            )
         return self.replace(features=dense.flatten(0, 1)[self._padded_rows()])
 
     def _padded_rows(self) -> Int64[Tensor, " n"]:
@@ -126,7 +279,7 @@ class TokenSet:
         return torch.arange(len(cells), device=cells.device) + shift[cells.sample]
 
 
-register_pytree(TokenSet, ("features", "cells", "cond"))
+register_pytree(TokenSet, ("features", "cells", "cond", "payload"))
 
 
 def as_field(

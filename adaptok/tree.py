@@ -330,6 +330,7 @@ def cells_from_nodes(
         shape=(frames * frame_size, *tree.shape),
         sizes=tuple((frame_size, *size) for size in tree.sizes),
         tiling=tiling,
+        on_grid=True,
     )
 
 

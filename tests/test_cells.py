@@ -104,7 +104,7 @@ def row_dropped(cells: Cells) -> dict:
 
 BROKEN = {
     "time and space axes": lambda c: {"shape": c.shape[1:]},
-    "shape and sizes have time": lambda c: {"sizes": tuple(size[1:] for size in c.sizes)},
+    "shapes and sizes have time": lambda c: {"sizes": tuple(size[1:] for size in c.sizes)},
     "one row per token": lambda c: {"level": c.level[:-1]},
     "origin, size and level": lambda c: {"size": c.size[:-1]},
     "geometry is int32": lambda c: {"origin": c.origin.long()},

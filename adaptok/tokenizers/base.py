@@ -19,10 +19,19 @@ class CellTokenizer(nn.Module):
     Args:
         spec: what processors and decoders are built from.
         embedding: patches to features, called as ``embedding(x, cells)``.
+
+    Raises:
+        ValueError: an embedding that needs cells on the grids of their levels, and a spec that does
+            not promise them.
     """
 
     def __init__(self, spec: TokenizerSpec, embedding: nn.Module):
         super().__init__()
+        if not spec.on_grid and getattr(embedding, "needs_grid", False):
+            raise ValueError(
+                f"{type(embedding).__name__} takes cells on the grids of their levels, which this "
+                "spec does not promise (on_grid=True); other cells go with 'linear' or 'boxes'"
+            )
         self.spec = spec
         self.embedding = embedding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class TreeTokenizer(CellTokenizer):
         order: str = "depth_first",
         per_frame: bool = False,
     ):
-        super().__init__(spec, embedding)
+        super().__init__(dataclasses.replace(spec, on_grid=True), embedding)
         self.indicator = indicator
         self.marking = marking
         self.order = order

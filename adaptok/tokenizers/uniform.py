@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +48,7 @@ class UniformTokenizer(CellTokenizer):
                 f"patch_sizes must contain size {size} and divide one another, got {patch_sizes}"
             )
         sizes = tuple((frame_size, *s) for s in ordered)
-        spec = TokenizerSpec(ndim, in_channels, dim, sizes)
+        spec = TokenizerSpec(ndim, in_channels, dim, sizes, on_grid=True)
         super().__init__(spec, LinearEmbedding(in_channels, dim, sizes))
         self.size = own
         self.controls = ("patch_size",) if len(sizes) > 1 else ()
@@ -103,4 +102,4 @@ def uniform_cells(
     lengths = (frames * tree.counts().leaves,) * b
     cells = cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
     level_of = torch.full_like(cells.level, level)
-    return dataclasses.replace(cells, level=level_of, sizes=spec.sizes)
+    return cells.replace(level=level_of, sizes=spec.sizes)

@@ -71,7 +71,9 @@ def apply_apt(
     sizes = tuple((1, *(p << level for p in patch)) for level in range(len(bars), -1, -1))
     check_window(window, sizes)
     blocks = _block_numbers(global_blocks, len(source.blocks))
-    spec = TokenizerSpec(2, source.patch_embed.proj.in_channels, source.embed_dim, sizes)
+    spec = TokenizerSpec(
+        2, source.patch_embed.proj.in_channels, source.embed_dim, sizes, on_grid=True
+    )
     mean, std = _normalisation(source, mean, std, spec.in_channels)
     fast: Any = _shared_copy(model)
     fast.__class__ = CLASSES[type(model)]

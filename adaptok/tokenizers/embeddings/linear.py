@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.patches import grid_index, patchify, rows_of_levels
+from adaptok.patches import gather_boxes, grid_index, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS
 
 
@@ -32,6 +32,9 @@ class LinearEmbedding(nn.Module):
         rows = rows_of_levels(cells)
         parts = []
         for level, (linear, own) in enumerate(zip(self.levels, rows, strict=True)):
+            if not cells.on_grid:
+                parts.append(linear(gather_boxes(x, cells, level, own)))
+                continue
             patches = patchify(x, cells.sizes[level]).flatten(0, 1)  # (b * g, k)
             index = grid_index(cells, level)[own.clamp(max=len(cells) - 1)]
             parts.append(linear(patches[index]))

@@ -1,89 +1,28 @@
-"""Cells: the boxes of the field that tokens stand for, packed over a batch; and groups of them."""
+"""Cells: the boxes of the field that tokens stand for, packed over a batch."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Int8, Int32, Int64, Shaped
+from jaxtyping import Bool, Float, Int8, Int32, Int64
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-
-class Groups(NamedTuple):
-    """A partition of token rows into groups that attend among themselves, in flash-attn's layout.
-
-    Attributes:
-        order: row of each packed position, or None if the rows already lie group by group.
-        inverse: inverse permutation of `order`, or None.
-        cu_seqlens: int32 (groups + 1,); group g owns packed positions cu_seqlens[g]:cu_seqlens[g +
-            1].
-        max_seqlen: host number, at least the longest group.
-        lengths: rows per group if the host knows them without asking the device, else None.
-    """
-
-    order: Tensor | None
-    inverse: Tensor | None
-    cu_seqlens: Tensor
-    max_seqlen: int
-    lengths: tuple[int, ...] | None
-
-    def gather(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
-        """Puts rows group by group."""
-        return rows if self.order is None else rows[self.order]
-
-    def scatter(self, packed: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
-        """Exact inverse of `gather`."""
-        return packed if self.inverse is None else packed[self.inverse]
-
-    def ids(self, rows: int) -> Int64[Tensor, " n"]:
-        """Index of the group that each row belongs to."""
-        numbers = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device)
-        return self.scatter(
-            numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
-        )
-
-    @property
-    def nonempty(self) -> Groups:
-        """Drops the groups that own no rows, if the host knows them; the rows stay."""
-        if self.lengths is None or 0 not in self.lengths:
-            return self
-        lengths = tuple(length for length in self.lengths if length)
-        starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        return self._replace(cu_seqlens=starts.to(self.cu_seqlens.device), lengths=lengths)
-
-    @property
-    def packed(self) -> Groups:
-        """The same groups for rows that are already gathered."""
-        return self._replace(order=None, inverse=None)
+from adaptok.cells.groups import GridLayout, Groups, inverse_permutation, product, sorted_groups
 
 
-@dataclasses.dataclass(frozen=True)
-class GridLayout:
-    """Layout of cells whose centres form one regular grid, the same in every sample.
-
-    Attributes:
-        grid: number of cells along (t, *space).
-        pitch: distance of neighbouring centres in grid points.
-        offset: first centre minus half a pitch.
-    """
-
-    grid: tuple[int, ...]
-    pitch: tuple[int, ...]
-    offset: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Cells:
     """Axis-aligned boxes of grid points, one per token, packed over the samples of a batch.
 
     Axes are time first, a = 1 + number of space dimensions; all geometry is in grid points of the
     field. Immutable integer geometry without gradients; a pytree whose static part is
-    `max_seqlen`, `lengths`, `shape`, `sizes`, `tiling`, `layout` and `bounded`.
+    everything but the first four attributes.
 
     Attributes:
         origin: first grid point; may be negative if supports overlap a padded border.
@@ -92,11 +31,16 @@ class Cells:
         cu_seqlens: sample i owns rows cu_seqlens[i]:cu_seqlens[i + 1].
         max_seqlen: host number, at least the longest sample.
         lengths: rows per sample if the host knows them, else None.
-        shape: (t, *space) of the field.
+        shape: (t, *space) of the field; if the samples differ in it, reading it is a
+            ``ValueError``, and `shapes` has one per sample.
         sizes: cell size of each level, coarse to fine, time first.
         tiling: whether the cells cover (t, *space) of every sample exactly once.
         layout: what a paired decoder needs beyond the boxes (hashable), or None; a `GridLayout`
             also gives `groups` its bands.
+        on_grid: whether every cell lies on the grid of its level: the origin a multiple of the
+            level's size, the size that of the level but for clipping at the border. Parts that
+            index such grids refuse other cells.
+        mixed: shapes of the samples if they differ (`shape` is then ignored), else None.
         bounded: whether no two cells are alike, so that geometry bounds how many rows share a
             group; False for rows with filler, which repeats a cell any number of times.
     """
@@ -111,7 +55,50 @@ class Cells:
     sizes: tuple[tuple[int, ...], ...]
     tiling: bool = True
     layout: Any = None
+    on_grid: bool = dataclasses.field(default=False, kw_only=True)
+    mixed: tuple[tuple[int, ...], ...] | None = dataclasses.field(default=None, kw_only=True)
     bounded: bool = dataclasses.field(default=True, kw_only=True)
+
+    def __post_init__(self):
+        if self.mixed is None:
+            return
+        if len(self.mixed) != self.batch_size:
+            raise ValueError(f"{len(self.mixed)} shapes for {self.batch_size} samples")
+        if len({*self.mixed}) == 1:
+            object.__setattr__(self, "shape", self.mixed[0])
+            object.__setattr__(self, "mixed", None)
+        else:
+            object.__delattr__(self, "shape")  # so that reading it ends in __getattr__
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shape":
+            raise ValueError(f"the samples have shapes {self.mixed}: use `shapes`, one per sample")
+        raise AttributeError(f"'Cells' object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        shape = self.mixed or self.shape
+        kind = "tiling" if self.tiling else "no tiling"
+        return (
+            f"Cells({len(self)} of {self.batch_size} sample(s), shape {shape}, sizes {self.sizes}, "
+            f"{kind})"
+        )
+
+    def replace(self, **changes: Any) -> Cells:
+        """Returns a copy with some attributes changed."""
+        kept = {"shape": (), **{name: vars(self)[name] for name in _FIELDS if name in vars(self)}}
+        return Cells(**(kept | changes))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """(t, *space) of each sample's field."""
+        return self.mixed or (self.shape,) * self.batch_size
+
+    @property
+    def extents(self) -> tuple[int, ...] | Int64[Tensor, "n a"]:
+        """(t, *space) of the field, or of each row's field if the samples differ."""
+        if self.mixed is None:
+            return self.shape
+        return torch.tensor(self.mixed, device=self.device)[self.sample]
 
     @property
     def batch_size(self) -> int:
@@ -150,8 +137,94 @@ class Cells:
     def to(self, *args: Any, **kwargs: Any) -> Cells:
         """Moves the geometry to a device; dtypes stay as they are."""
         device = torch.empty(0, device=self.device).to(*args, **kwargs).device
-        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
-        return dataclasses.replace(self, **moved)
+        return self.replace(**{name: getattr(self, name).to(device) for name in _TENSORS})
+
+    def pin_memory(self) -> Cells:
+        """Copies the geometry into page-locked memory, for loaders."""
+        return self.replace(**{name: getattr(self, name).pin_memory() for name in _TENSORS})
+
+    @staticmethod
+    def cat(parts: Sequence[Cells]) -> Cells:
+        """Puts the samples of several batches into one; their shapes may differ.
+
+        Raises:
+            ValueError: no parts, or parts with other sizes, layout or axes.
+        """
+        if not parts:
+            raise ValueError("Cells.cat needs at least one part")
+        first = parts[0]
+        for part in parts[1:]:
+            if (part.sizes, part.layout, part.ndim) != (first.sizes, first.layout, first.ndim):
+                raise ValueError(
+                    "parts must share sizes and layout, got "
+                    f"{first.sizes}, {first.layout} and {part.sizes}, {part.layout}"
+                )
+        lengths = [part.lengths for part in parts]
+        starts, before = [first.cu_seqlens[:1]], 0
+        for part in parts:
+            starts.append(part.cu_seqlens[1:] + before)
+            before += len(part)
+        return Cells(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS[:3]),
+            torch.cat(starts),
+            max(part.max_seqlen for part in parts),
+            None if None in lengths else tuple(itertools.chain(*lengths)),  # type: ignore[arg-type]
+            (),
+            first.sizes,
+            all(part.tiling for part in parts),
+            first.layout,
+            on_grid=all(part.on_grid for part in parts),
+            mixed=tuple(itertools.chain(*(part.shapes for part in parts))),
+            bounded=all(part.bounded for part in parts),
+        )
+
+    def samples(self, start: int, stop: int) -> Cells:
+        """Takes the samples start..stop - 1; without host lengths this reads two offsets."""
+        lengths = None if self.lengths is None else self.lengths[start:stop]
+        rows = self.rows(start, stop)
+        offsets = self.cu_seqlens[start : stop + 1]
+        return self.replace(
+            **{name: getattr(self, name)[rows] for name in _TENSORS[:3]},
+            cu_seqlens=offsets - offsets[0],
+            lengths=lengths,
+            max_seqlen=self.max_seqlen if lengths is None else max(lengths, default=0),
+            mixed=self.shapes[start:stop],
+        )
+
+    def rows(self, start: int, stop: int) -> slice:
+        """Rows of the samples start..stop - 1; without host lengths this reads two offsets."""
+        if self.lengths is None:
+            return slice(int(self.cu_seqlens[start]), int(self.cu_seqlens[stop]))
+        return slice(sum(self.lengths[:start]), sum(self.lengths[:stop]))
+
+    def select(self, rows: Bool[Tensor, " n"] | Int64[Tensor, " m"]) -> Cells:
+        """Keeps some rows, so that the result is no tiling.
+
+        Args:
+            rows: a mask, or indices that keep the order of the samples.
+
+        Raises:
+            ValueError: indices that mix the order of the samples (checked on the CPU).
+        """
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().squeeze(1)  # the sync: how many there are sizes the result
+        sample = self.sample[rows]
+        counts = torch.zeros_like(self.cu_seqlens[1:])
+        counts = counts.index_add_(0, sample, torch.ones_like(sample, dtype=counts.dtype))
+        lengths, longest = None, min(self.max_seqlen, len(rows))
+        if self.device.type == "cpu" and not torch.compiler.is_compiling():
+            if bool((sample.diff() < 0).any()):
+                raise ValueError("rows must keep the order of the samples")
+            lengths = tuple(counts.tolist())
+            longest = max(lengths, default=0)
+        return self.replace(
+            **{name: getattr(self, name)[rows] for name in _TENSORS[:3]},
+            cu_seqlens=torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0)),
+            lengths=lengths,
+            max_seqlen=longest,
+            tiling=False,
+            bounded=False,  # an index may come twice
+        )
 
     def groups(
         self,
@@ -196,30 +269,35 @@ class Cells:
         if len(pitch) != len(axes) or len(offset) != len(axes):
             raise ValueError(f"one pitch and offset per fixed axis {axes}, got {pitch}, {offset}")
         center, key, count = self.center, self.sample, self.batch_size
+        largest = self._largest()
         for axis, width, start in zip(axes, pitch, offset, strict=True):
-            bands = max(1, math.ceil((self.shape[axis] - start) / width))
+            bands = max(1, math.ceil((largest[axis] - start) / width))
             band = ((center[:, axis] - start) / width).floor().long().clamp(0, bands - 1)
             key, count = key * bands + band, count * bands
         if by_level:
             key, count = key * len(self.sizes) + self.level, count * len(self.sizes)
-        return _sorted_groups(key, count, self._most(axes, pitch, offset, by_level))
+        return sorted_groups(key, count, self._most(axes, pitch, offset, by_level))
 
     def _most(
         self, axes: Sequence[int], pitch: Sequence[int], offset: Sequence[float], by_level: bool
     ) -> int:
         """Bounds the rows of a group: on level grids no two cells of a tiling, or of a level, have
-        their centres in one finest cell.
+        their centres in one finest cell; elsewhere there is no bound but the length of a sample.
         """
         # Cells before the offset join band 0.
-        if self.layout is not None or not self.bounded or any(offset):
+        if not self.on_grid or not self.bounded or any(offset):
             return self.max_seqlen
         finest = self.sizes[-1]
-        counts = [math.ceil(n / p) for n, p in zip(self.shape, finest, strict=True)]
+        counts = [math.ceil(n / p) for n, p in zip(self._largest(), finest, strict=True)]
         for axis, width in zip(axes, pitch, strict=True):
             inside = math.ceil(width / finest[axis]) + (width % finest[axis] != 0)
             counts[axis] = min(counts[axis], inside)
         layers = 1 if self.tiling or by_level else len(self.sizes)
         return min(self.max_seqlen, layers * product(counts))
+
+    def _largest(self) -> tuple[int, ...]:
+        """Largest extent of each axis over the samples."""
+        return self.shape if self.mixed is None else tuple(map(max, *self.mixed))
 
     def _grid_groups(self, axes: Sequence[int], layout: GridLayout) -> Groups:
         """Groups by bands of a regular grid, whose equal lengths are known without asking the
@@ -231,7 +309,7 @@ class Cells:
             key, count = key * layout.grid[axis] + band, count * layout.grid[axis]
         n = len(self)
         whole = n == self.batch_size * product(layout.grid)
-        return _sorted_groups(key, count, self.max_seqlen, (n // count,) * count if whole else None)
+        return sorted_groups(key, count, self.max_seqlen, (n // count,) * count if whole else None)
 
     def _prefixed_groups(self, prefix: int) -> Groups:
         b, n, device = self.batch_size, len(self), self.device
@@ -257,7 +335,7 @@ class Cells:
         starts = self.cu_seqlens.tolist()
         true_lengths = tuple(end - start for start, end in itertools.pairwise(starts))
         checks = {
-            "shape and sizes have time and space axes": len(self.shape) == a
+            "shapes and sizes have time and space axes": all(len(s) == a for s in self.shapes)
             and all(len(size) == a for size in self.sizes),
             "origin, size and level have one row per token": self.size.shape == (n, a)
             and self.level.shape == (n,),
@@ -277,9 +355,32 @@ class Cells:
         for what, holds in checks.items():
             if not holds:
                 raise ValueError(f"invalid Cells: {what} does not hold")
-        if self.tiling:
+        if n and self.layout is None:
+            self._check_levels()
+        if self.tiling and self.mixed is not None:
+            for i in range(self.batch_size):
+                self.samples(i, i + 1).owner_map()
+        elif self.tiling:
             self.owner_map()
         return self
+
+    def _check_levels(self) -> None:
+        """Raises ``ValueError`` for a cell that its level contradicts."""
+        size = torch.tensor(self.sizes, device=self.device)[self.level.long()]
+        fits = self.size <= size
+        what = "no cell is larger than the size of its level"
+        if self.on_grid and bool(fits.all()):
+            extent = torch.as_tensor(self.extents, device=self.device)
+            inside = torch.minimum(size, extent - self.origin)
+            fits = (self.origin % size == 0) & (self.size == inside)
+            what = "every cell lies on the grid of its level (on_grid=True)"
+        if not bool(fits.all()):
+            row = int((~fits).any(1).nonzero()[0])
+            raise ValueError(
+                f"invalid Cells: {what} does not hold: cell {row} at {self.origin[row].tolist()} "
+                f"of size {self.size[row].tolist()} has level {int(self.level[row])} of sizes "
+                f"{self.sizes}"
+            )
 
     def owner_map(self) -> Int64[Tensor, "b *shape"]:
         """Finds the row that owns each grid point: the slow, obvious reference.
@@ -304,19 +405,6 @@ class Cells:
         return owner.to(self.device)
 
 
-def inverse_permutation(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """Where each index stands in `order`."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-
-
-def product(values: Iterable[int]) -> int:
-    """Product of whole numbers; unlike ``math.prod``, torch.compile can trace it over shapes."""
-    result = 1
-    for value in values:
-        result *= value
-    return result
-
-
 def nested(sizes: Sequence[Sequence[int]]) -> bool:
     """Whether each size is an integer multiple of the next finer one on every axis, and differs."""
     return all(
@@ -325,34 +413,18 @@ def nested(sizes: Sequence[Sequence[int]]) -> bool:
     )
 
 
-def _sorted_groups(
-    key: Int[Tensor, " n"], count: int, bound: int, lengths: tuple[int, ...] | None = None
-) -> Groups:
-    """Groups rows by a key in 0..count-1; empty groups stay, so that their number is static."""
-    order = key.argsort(stable=True)
-    inverse = inverse_permutation(order)
-    sizes = torch.zeros(count, dtype=torch.int32, device=key.device)
-    sizes = sizes.scatter_add_(0, key, torch.ones_like(key, dtype=torch.int32))
-    cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
-    if lengths is not None:
-        return Groups(order, inverse, cu_seqlens, max(lengths, default=0), lengths)
-    if key.device.type != "cpu" or torch.compiler.is_compiling():
-        return Groups(order, inverse, cu_seqlens, bound, None)  # asking would sync
-    lengths = tuple(sizes.tolist())
-    return Groups(order, inverse, cu_seqlens, max(lengths, default=0), lengths)
-
-
 def register_pytree(cls: type, leaves: tuple[str, ...], static: tuple[str, ...] = ()) -> None:
     """Makes a frozen dataclass a pytree with some of its fields as leaves."""
 
     def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return [getattr(value, name) for name in leaves], tuple(getattr(value, s) for s in static)
+        return [getattr(value, name) for name in leaves], tuple(vars(value).get(s) for s in static)
 
     def unflatten(values: Any, context: tuple[Any, ...]) -> Any:
         # Leaves may be anything while a tree is mapped over, so the constructor is bypassed.
         made = object.__new__(cls)
         for name, value in zip(leaves + static, (*values, *context), strict=True):
-            object.__setattr__(made, name, value)
+            if not (name == "shape" and value is None):  # cells of samples that differ in it
+                object.__setattr__(made, name, value)
         return made
 
     name = f"adaptok.{cls.__name__}"
@@ -360,5 +432,9 @@ def register_pytree(cls: type, leaves: tuple[str, ...], static: tuple[str, ...] 
 
 
 _TENSORS = ("origin", "size", "level", "cu_seqlens")
-_STATIC = ("max_seqlen", "lengths", "shape", "sizes", "tiling", "layout", "bounded")
+_STATIC = (
+    *("max_seqlen", "lengths", "shape", "sizes", "tiling", "layout"),
+    *("on_grid", "mixed", "bounded"),
+)
+_FIELDS = _TENSORS + _STATIC
 register_pytree(Cells, _TENSORS, _STATIC)

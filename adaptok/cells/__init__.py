@@ -1,0 +1,23 @@
+"""Cells: the boxes of the field that tokens stand for, and groups of them."""
+
+from adaptok.cells.boxes import box_points, cells_from_boxes, owners
+from adaptok.cells.cells import Cells, nested, register_pytree
+from adaptok.cells.groups import (
+    GridLayout,
+    Groups,
+    inverse_permutation,
+    product,
+)
+
+__all__ = [
+    "Cells",
+    "GridLayout",
+    "Groups",
+    "box_points",
+    "cells_from_boxes",
+    "inverse_permutation",
+    "nested",
+    "owners",
+    "product",
+    "register_pytree",
+]

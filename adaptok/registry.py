@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 Part = str | Mapping[str, Any]  # a name, or {"name": name, **knobs}
+RENAMED = {"recipe": "norm_placement"}  # former names of knobs, for messages
 
 
 class Registry:
@@ -100,8 +101,15 @@ class Registry:
         return self.create(name, **{k: v for k, v in wired.items() if k in wanted}, **knobs)
 
     def _parameters(self, name: str) -> list[inspect.Parameter]:
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return [p for p in inspect.signature(self.get(name)).parameters.values() if p.kind in kinds]
+        """Named parameters; ``**options`` of a constructor are those of its base class."""
+        factory, found = self.get(name), {}
+        for each in factory.__mro__ if inspect.isclass(factory) else (factory,):
+            given = inspect.signature(each).parameters.values()
+            kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+            found = {p.name: p for p in given if p.kind in kinds} | found
+            if not any(p.kind is p.VAR_KEYWORD for p in given):
+                break
+        return list(found.values())
 
     def _load_plugins(self) -> None:
         if self._plugins_loaded:
@@ -128,7 +136,9 @@ def split_part(part: str | Mapping[str, Any], kind: str) -> tuple[str, dict[str,
 
 
 def close_matches(word: str, among: Any) -> str:
-    """``" (did you mean 'x'?)"``, or nothing where no name is close."""
+    """``" (did you mean 'x'?)"``, or nothing if no name is close."""
+    if RENAMED.get(word) in among:
+        return f" (it is called {RENAMED[word]!r} now)"
     near = difflib.get_close_matches(word, list(among), n=3)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 

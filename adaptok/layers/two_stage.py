@@ -7,10 +7,9 @@ import math
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptok.cells import Cells, GridLayout, product
-from adaptok.registry import close_matches
 from adaptok.tree import offsets_tensor
 
 # Patch size along an axis -> kernel sizes of the two stages, the one at the grid points first.
@@ -168,33 +167,3 @@ def pad_and_mark(
     shape = (x.shape[0], x.shape[1], -1, *x.shape[3:])
     marks = torch.cat([inside, marks.expand(-1, -1, *inside.shape[2:])], 1)[:, None].expand(shape)
     return torch.cat([x * inside[:, None], marks.to(x.dtype)], 2)
-
-
-def channel_norm(name: str, channels: int, groups: int) -> nn.Module:
-    """Norm of ``(b, c, *space)``: "group" over space and the channels of a group, "layer" and "rms"
-    over the channels of each point.
-
-    Raises:
-        ValueError: an unknown norm, or groups that do not divide the channels.
-    """
-    if name not in NORMS:
-        raise ValueError(
-            f"norm must be one of {', '.join(NORMS)}, got {name!r}{close_matches(name, NORMS)}"
-        )
-    if name == "group":
-        if groups < 1 or channels % groups:
-            raise ValueError(f"{groups} groups do not divide {channels} channels")
-        return nn.GroupNorm(groups, channels)
-    return PointNorm(nn.LayerNorm(channels) if name == "layer" else nn.RMSNorm(channels))
-
-
-class PointNorm(nn.Module):
-    """A norm over the last axis, applied over the channels of each point of ``(b, c, *space)``."""
-
-    def __init__(self, norm: nn.Module):
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-        """Normalises each point by itself."""
-        return self.norm(x.movedim(1, -1)).movedim(-1, 1)

@@ -1,6 +1,4 @@
-"""Cells: which boxes of the field the tokens stand for, packed over the batch; and groups of
-them.
-"""
+"""Cells: the boxes of the field that tokens stand for, packed over a batch; and groups of them."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ class Groups(NamedTuple):
     """A partition of token rows into groups that attend among themselves, in flash-attn's layout.
 
     Attributes:
-        order: row of each packed position, or None where the rows already lie group by group.
+        order: row of each packed position, or None if the rows already lie group by group.
         inverse: inverse permutation of `order`, or None.
         cu_seqlens: int32 (groups + 1,); group g owns packed positions cu_seqlens[g]:cu_seqlens[g +
             1].
         max_seqlen: host number, at least the longest group.
-        lengths: host lengths where known without asking the device.
+        lengths: rows per group if the host knows them without asking the device, else None.
     """
 
     order: Tensor | None
@@ -43,7 +41,7 @@ class Groups(NamedTuple):
         return packed if self.inverse is None else packed[self.inverse]
 
     def ids(self, rows: int) -> Int64[Tensor, " n"]:
-        """Number of the group that each of the rows belongs to."""
+        """Index of the group that each row belongs to."""
         numbers = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device)
         return self.scatter(
             numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
@@ -51,7 +49,7 @@ class Groups(NamedTuple):
 
     @property
     def nonempty(self) -> Groups:
-        """Without the groups that own no rows, where the host knows them; the rows stay."""
+        """Drops the groups that own no rows, if the host knows them; the rows stay."""
         if self.lengths is None or 0 not in self.lengths:
             return self
         lengths = tuple(length for length in self.lengths if length)
@@ -60,7 +58,7 @@ class Groups(NamedTuple):
 
     @property
     def packed(self) -> Groups:
-        """The same groups for rows that were gathered already."""
+        """The same groups for rows that are already gathered."""
         return self._replace(order=None, inverse=None)
 
 
@@ -85,20 +83,22 @@ class Cells:
 
     Axes are time first, a = 1 + number of space dimensions; all geometry is in grid points of the
     field. Immutable integer geometry without gradients; a pytree whose static part is
-    `max_seqlen`, `lengths`, `shape`, `sizes`, `tiling` and `layout`.
+    `max_seqlen`, `lengths`, `shape`, `sizes`, `tiling`, `layout` and `bounded`.
 
     Attributes:
-        origin: first grid point; may be negative where supports overlap a padded border.
+        origin: first grid point; may be negative if supports overlap a padded border.
         size: extent, at least 1 (cells at the border of a domain that does not divide are clipped).
         level: index into `sizes`, 0 is the coarsest.
         cu_seqlens: sample i owns rows cu_seqlens[i]:cu_seqlens[i + 1].
         max_seqlen: host number, at least the longest sample.
-        lengths: rows per sample where the host knows them, else None.
+        lengths: rows per sample if the host knows them, else None.
         shape: (t, *space) of the field.
         sizes: cell size of each level, coarse to fine, time first.
         tiling: whether the cells cover (t, *space) of every sample exactly once.
         layout: what a paired decoder needs beyond the boxes (hashable), or None; a `GridLayout`
             also gives `groups` its bands.
+        bounded: whether no two cells are alike, so that geometry bounds how many rows share a
+            group; False for rows with filler, which repeats a cell any number of times.
     """
 
     origin: Int32[Tensor, "n a"]
@@ -111,6 +111,7 @@ class Cells:
     sizes: tuple[tuple[int, ...], ...]
     tiling: bool = True
     layout: Any = None
+    bounded: bool = dataclasses.field(default=True, kw_only=True)
 
     @property
     def batch_size(self) -> int:
@@ -161,19 +162,19 @@ class Cells:
         prefix: int = 0,
         by_level: bool = False,
     ) -> Groups:
-        """Rows that share a sample and, along every fixed axis, the band ``(center - offset) //
-        pitch``.
+        """Groups rows that share a sample and, along every fixed axis, the band ``(center - offset)
+        // pitch``.
 
         Args:
-            fixed: axes (0 is time) along which a group does not extend. None fixed: one group per
-                sample.
+            fixed: axes (0 is time) along which a group does not extend; with none, each sample is
+                a group.
             pitch: width of a band per fixed axis; default the coarsest cell size, or that of a
                 `GridLayout`.
             offset: first grid point of band 0 per fixed axis; default 0, or that of a `GridLayout`.
                 Cells outside the bands join the nearest one.
-            prefix: rows without a cell (class and register tokens) that lead each sample. `order`
-                then expects the rows ``cat([prefix rows of all samples, token rows])``.
-            by_level: rows of different levels share no group.
+            prefix: number of rows without a cell (class and register tokens) that lead each sample.
+                `order` then expects the rows ``cat([prefix rows of all samples, token rows])``.
+            by_level: whether rows of different levels never share a group.
 
         Raises:
             ValueError: an axis outside 0..a-1 or given twice, or a prefix together with fixed axes
@@ -206,10 +207,11 @@ class Cells:
     def _most(
         self, axes: Sequence[int], pitch: Sequence[int], offset: Sequence[float], by_level: bool
     ) -> int:
-        """Bound of the rows of a group: on level grids no two cells of a tiling, or of a level,
-        have their centres in one finest cell.
+        """Bounds the rows of a group: on level grids no two cells of a tiling, or of a level, have
+        their centres in one finest cell.
         """
-        if self.layout is not None or any(offset):  # what lies before the offset joins band 0
+        # Cells before the offset join band 0.
+        if self.layout is not None or not self.bounded or any(offset):
             return self.max_seqlen
         finest = self.sizes[-1]
         counts = [math.ceil(n / p) for n, p in zip(self.shape, finest, strict=True)]
@@ -220,7 +222,9 @@ class Cells:
         return min(self.max_seqlen, layers * product(counts))
 
     def _grid_groups(self, axes: Sequence[int], layout: GridLayout) -> Groups:
-        """Bands of a regular grid: each holds as many cells, known without asking the device."""
+        """Groups by bands of a regular grid, whose equal lengths are known without asking the
+        device.
+        """
         center, key, count = self.center, self.sample, self.batch_size
         for axis in axes:
             band = ((center[:, axis] - layout.offset[axis]) / layout.pitch[axis]).floor().long()
@@ -238,9 +242,7 @@ class Cells:
         position_of_prefix = position_of_prefix + rows_of_prefix % prefix
         position_of_token = torch.arange(n, device=device) + prefix * (sample + 1)
         inverse = torch.cat([position_of_prefix, position_of_token])
-        order = torch.empty_like(inverse).scatter_(
-            0, inverse, torch.arange(len(inverse), device=device)
-        )
+        order = inverse_permutation(inverse)
         shift = prefix * torch.arange(b + 1, device=device, dtype=torch.int32)
         lengths = self.lengths and tuple(length + prefix for length in self.lengths)
         return Groups(order, inverse, self.cu_seqlens + shift, self.max_seqlen + prefix, lengths)
@@ -249,7 +251,7 @@ class Cells:
         """Checks every invariant, the tiling included (slow; for tests and third-party tokenizers).
 
         Raises:
-            ValueError: says which invariant does not hold.
+            ValueError: an invariant does not hold; the message says which.
         """
         n, a = self.origin.shape
         starts = self.cu_seqlens.tolist()
@@ -280,7 +282,7 @@ class Cells:
         return self
 
     def owner_map(self) -> Int64[Tensor, "b *shape"]:
-        """Row that owns each grid point: the slow, obvious reference.
+        """Finds the row that owns each grid point: the slow, obvious reference.
 
         Raises:
             ValueError: the cells of a sample overlap, leave a hole or stick out of the domain.
@@ -302,6 +304,11 @@ class Cells:
         return owner.to(self.device)
 
 
+def inverse_permutation(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """Where each index stands in `order`."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
 def product(values: Iterable[int]) -> int:
     """Product of whole numbers; unlike ``math.prod``, torch.compile can trace it over shapes."""
     result = 1
@@ -321,10 +328,9 @@ def nested(sizes: Sequence[Sequence[int]]) -> bool:
 def _sorted_groups(
     key: Int[Tensor, " n"], count: int, bound: int, lengths: tuple[int, ...] | None = None
 ) -> Groups:
-    """Groups by key in 0..count-1 (empty groups stay, so that their number is static)."""
+    """Groups rows by a key in 0..count-1; empty groups stay, so that their number is static."""
     order = key.argsort(stable=True)
-    rows = torch.arange(len(key), device=key.device)
-    inverse = torch.empty_like(order).scatter_(0, order, rows)
+    inverse = inverse_permutation(order)
     sizes = torch.zeros(count, dtype=torch.int32, device=key.device)
     sizes = sizes.scatter_add_(0, key, torch.ones_like(key, dtype=torch.int32))
     cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
@@ -336,20 +342,23 @@ def _sorted_groups(
     return Groups(order, inverse, cu_seqlens, max(lengths, default=0), lengths)
 
 
+def register_pytree(cls: type, leaves: tuple[str, ...], static: tuple[str, ...] = ()) -> None:
+    """Makes a frozen dataclass a pytree with some of its fields as leaves."""
+
+    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(value, name) for name in leaves], tuple(getattr(value, s) for s in static)
+
+    def unflatten(values: Any, context: tuple[Any, ...]) -> Any:
+        # Leaves may be anything while a tree is mapped over, so the constructor is bypassed.
+        made = object.__new__(cls)
+        for name, value in zip(leaves + static, (*values, *context), strict=True):
+            object.__setattr__(made, name, value)
+        return made
+
+    name = f"adaptok.{cls.__name__}"
+    pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=name)
+
+
 _TENSORS = ("origin", "size", "level", "cu_seqlens")
-_STATIC = ("max_seqlen", "lengths", "shape", "sizes", "tiling", "layout")
-
-
-def _flatten(cells: Cells) -> tuple[list[Any], tuple[Any, ...]]:
-    return [getattr(cells, name) for name in _TENSORS], tuple(getattr(cells, s) for s in _STATIC)
-
-
-def _unflatten(leaves: Any, static: tuple[Any, ...]) -> Cells:
-    # Leaves may be anything while a tree is mapped over, so the constructor is passed by.
-    cells = object.__new__(Cells)
-    for name, value in zip(_TENSORS + _STATIC, (*leaves, *static), strict=True):
-        object.__setattr__(cells, name, value)
-    return cells
-
-
-pytree.register_pytree_node(Cells, _flatten, _unflatten, serialized_type_name="adaptok.Cells")
+_STATIC = ("max_seqlen", "lengths", "shape", "sizes", "tiling", "layout", "bounded")
+register_pytree(Cells, _TENSORS, _STATIC)

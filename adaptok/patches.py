@@ -33,7 +33,7 @@ def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tenso
     """
     b, t, channels, *space = x.shape
     grid, values = level_grid((t, *space), size), channels * product(size)
-    x = pad_end(x.movedim(2, 1), size)  # (b, c, t, *space)
+    x = pad_end(x, (size[0], 1, *size[1:])).movedim(2, 1)  # (b, c, t, *space)
     for axis, p in enumerate(size):
         x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
     a = len(size)

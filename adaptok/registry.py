@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -22,8 +22,8 @@ RENAMED = {"recipe": "norm_placement"}  # former names of knobs, for messages
 class Registry:
     """Named factories of one kind of part.
 
-    Third-party packages add entries through the Python entry-point group ``adaptok.<kind>s``. They
-    are loaded on first use; one that fails to load warns and is left out.
+    Third-party packages add entries through the Python entry-point group ``adaptok.<kind>s``,
+    loaded on first use; an entry that fails to load warns and is left out.
 
     Args:
         kind: singular name of the part ("tokenizer"), used in messages and in the entry-point
@@ -38,7 +38,7 @@ class Registry:
         self._plugins_loaded = False
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
-        """Decorator that enters a class or factory under `name`; a duplicate raises
+        """Decorates a class or factory to register it under `name`; a duplicate raises
         ``ValueError``.
         """
 
@@ -51,12 +51,12 @@ class Registry:
         return enter
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Sorted names that match a shell-style pattern."""
+        """Lists the names that match a shell-style pattern, sorted."""
         self._load_plugins()
         return sorted(fnmatch.filter(self._factories, pattern))
 
     def get(self, name: str) -> Callable[..., Any]:
-        """The factory itself; an unknown name raises ``ValueError`` with the close matches."""
+        """Returns the factory; an unknown name raises ``ValueError`` with close matches."""
         self._load_plugins()
         if name not in self._factories:
             raise ValueError(
@@ -66,11 +66,11 @@ class Registry:
         return self._factories[name]
 
     def knobs(self, name: str) -> dict[str, Any]:
-        """Parameters that have a default, with that default."""
+        """Returns the parameters that have a default, with that default."""
         return {p.name: p.default for p in self._parameters(name) if p.default is not p.empty}
 
     def wired(self, name: str) -> list[str]:
-        """Parameters without a default: the model fills them in."""
+        """Lists the parameters without a default, which the model fills in."""
         return [p.name for p in self._parameters(name) if p.default is p.empty]
 
     def describe(self, name: str) -> str:
@@ -91,10 +91,10 @@ class Registry:
                 )
         return factory(*args, **kwargs)
 
-    def build(self, part: str | Mapping[str, Any], /, **wired: Any) -> Any:
+    def build(self, part: Part, /, **wired: Any) -> Any:
         """Builds from a name or from a name with knobs (``{"name": "iap", "budget": 256}``).
 
-        Of `wired`, each factory receives the parameters that its signature names.
+        The factory receives those of `wired` that its signature names.
         """
         name, knobs = split_part(part, self.kind)
         wanted = self.wired(name)
@@ -126,7 +126,7 @@ class Registry:
                 )
 
 
-def split_part(part: str | Mapping[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
+def split_part(part: Part, kind: str) -> tuple[str, dict[str, Any]]:
     """Splits ``"iap"`` or ``{"name": "iap", **knobs}`` into the name and its knobs."""
     if isinstance(part, str):
         return part, {}
@@ -135,19 +135,20 @@ def split_part(part: str | Mapping[str, Any], kind: str) -> tuple[str, dict[str,
     raise ValueError(f"a {kind} is a name or a mapping with 'name' and its knobs, got {part!r}")
 
 
-def close_matches(word: str, among: Any) -> str:
-    """``" (did you mean 'x'?)"``, or nothing if no name is close."""
-    if RENAMED.get(word) in among:
+def close_matches(word: str, among: Iterable[Any]) -> str:
+    """Returns ``" (did you mean 'x'?)"``, or nothing if no name is close."""
+    names = [name for name in among if isinstance(name, str)]
+    if RENAMED.get(word) in names:
         return f" (it is called {RENAMED[word]!r} now)"
-    near = difflib.get_close_matches(word, list(among), n=3)
+    near = difflib.get_close_matches(word, names, n=3)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 def choice(name: str, value: Any, accepted: Collection[Any]) -> Any:
-    """The value, if it is accepted.
+    """Returns the value if it is accepted.
 
     Raises:
-        ValueError: it is not; the message has what is accepted, and close matches.
+        ValueError: it is not; the message lists what is accepted, and close matches.
     """
     if value in accepted:
         return value

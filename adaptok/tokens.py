@@ -1,24 +1,27 @@
-"""TokenSet: features and the cells they stand for; the contract between tokenizer, processor,
-decoder.
-"""
+"""TokenSet: features and their cells, the contract of tokenizer, processor and decoder."""
 
 from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, register_pytree
+
+
+def cell_center(cells: Cells) -> Float[Tensor, "n a"]:
+    """Centres of the cells in grid points."""
+    return cells.center
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSpec:
-    """What processors and decoders are built from.
+    """Describes a tokenizer's cells and features; processors and decoders are built from it.
 
     Attributes:
         ndim: number of space dimensions, 1 to 3.
@@ -26,9 +29,10 @@ class TokenizerSpec:
         dim: width of the features.
         sizes: cell size of each level, coarse to fine, time first.
         tiling: whether cells cover the domain exactly once.
-        layout: type of ``Cells.layout``, or None where boxes say everything.
-        legacy_positions: tokens are told the misplaced positions of MATEY's paper-era code, see
-            `adaptok.layers.positions.misplaced_center`; the cells themselves lie where they lie.
+        layout: type of ``Cells.layout``, or None if boxes say everything.
+        position_center: centres (n, a) in grid points that processors compute positions from. Only
+            a tokenizer that reproduces the misplaced positions of published code has others than
+            those of its cells (`adaptok.layers.positions.misplaced_center`).
     """
 
     ndim: int
@@ -37,7 +41,9 @@ class TokenizerSpec:
     sizes: tuple[tuple[int, ...], ...]
     tiling: bool = True
     layout: type | None = None
-    legacy_positions: bool = False
+    position_center: Callable[[Cells], Tensor] = dataclasses.field(
+        default=cell_center, kw_only=True
+    )
 
     def __post_init__(self):
         if min(map(min, self.sizes)) < 1:
@@ -45,7 +51,7 @@ class TokenizerSpec:
 
 
 class Tokenizer(Protocol):
-    """Fields to tokens. `controls` names what may change per call, such as "budget"."""
+    """Turns fields into tokens; `controls` names what may change per call, such as "budget"."""
 
     spec: TokenizerSpec
 
@@ -59,7 +65,7 @@ class Tokenizer(Protocol):
         ...
 
     def embed(self, x: Tensor, cells: Cells, *, boundary: Tensor | None = None) -> TokenSet:
-        """Features of cells; x may differ from the scored field (normalised, lifted)."""
+        """Embeds cells; x may differ from the scored field (normalised, lifted)."""
         ...
 
     def __call__(
@@ -99,7 +105,9 @@ class TokenSet:
         return list(self.features.split(lengths))
 
     def padded(self) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
-        """Features with zero rows up to `max_seqlen`, and the mask of the real rows."""
+        """Pads each sample with zero rows to `max_seqlen`; returns features and a mask of the real
+        rows.
+        """
         cells = self.cells
         b, m = cells.batch_size, cells.max_seqlen
         dense = self.features.new_zeros(b * m, self.features.shape[1])
@@ -108,7 +116,7 @@ class TokenSet:
         return dense.unflatten(0, (b, m)), mask
 
     def from_padded(self, dense: Float[Tensor, "b m e"]) -> TokenSet:
-        """Exact inverse of `padded` (whatever stands in the padding is dropped)."""
+        """Inverts `padded` exactly; drops whatever stands in the padding."""
         return self.replace(features=dense.flatten(0, 1)[self._padded_rows()])
 
     def _padded_rows(self) -> Int64[Tensor, " n"]:
@@ -118,19 +126,7 @@ class TokenSet:
         return torch.arange(len(cells), device=cells.device) + shift[cells.sample]
 
 
-pytree.register_pytree_node(
-    TokenSet,
-    lambda tokens: ([tokens.features, tokens.cells, tokens.cond], None),
-    lambda leaves, _: _unflatten(*leaves),
-    serialized_type_name="adaptok.TokenSet",
-)
-
-
-def _unflatten(features: Any, cells: Any, cond: Any) -> TokenSet:
-    tokens = object.__new__(TokenSet)  # leaves may be anything while a tree is mapped over
-    for name, value in (("features", features), ("cells", cells), ("cond", cond)):
-        object.__setattr__(tokens, name, value)
-    return tokens
+register_pytree(TokenSet, ("features", "cells", "cond"))
 
 
 def as_field(
@@ -166,8 +162,7 @@ def as_field(
 
 
 def _check_finite(field: Tensor, what: str) -> None:
-    # The sum is one read without a mask of the field's size; it can overflow, hence the second
-    # look.
+    # The sum needs no mask of the field's size; it can overflow, hence the second look.
     if torch.isfinite(field.detach().sum()) or torch.isfinite(field).all():
         return
     sample, frame, channel, *point = torch.nonzero(~torch.isfinite(field))[0].tolist()

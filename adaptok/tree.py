@@ -8,29 +8,27 @@ nodes)``.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import math
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
+from adaptok.patches import level_grid, pad_end
+from adaptok.registry import choice
+from adaptok.utils.constants import cached_constant
 
 Sizes = tuple[tuple[int, ...], ...]
-Function = TypeVar("Function", bound=Callable)
 
 
-def constant_in_graphs(function: Function) -> Function:
-    """Marks a function of plain values whose result a compiled graph may keep as a constant.
+class Counts(NamedTuple):
+    """Numbers of nodes of one frame."""
 
-    As ``torch.compiler.assume_constant_result``, which would import the compiler (seconds) here.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
+    leaves: int  # cells of the coarsest tiling that the borders allow
+    forced: int  # splits that lead to it
+    possible: int  # nodes that can split, the forced ones included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +49,7 @@ class Tree:
     order: str = "depth_first"
 
     def __post_init__(self):
-        if self.order not in ORDERS:
-            raise ValueError(f"unknown order {self.order!r}; accepted: {', '.join(ORDERS)}")
+        choice("order", self.order, ORDERS)
         if any(len(size) != len(self.shape) for size in self.sizes):
             raise ValueError(f"sizes {self.sizes} do not have {len(self.shape)} axes each")
         if not nested(self.sizes) or min(map(min, self.sizes)) < 1:
@@ -61,55 +58,43 @@ class Tree:
             )
 
     @property
-    def levels(self) -> int:
+    def n_levels(self) -> int:
         """Number of levels, leaves included."""
         return len(self.sizes)
 
     @property
     def ratios(self) -> Sizes:
         """How a split of each inner level divides each axis."""
-        pairs = itertools.pairwise(self.sizes)
-        return tuple(tuple(c // f for c, f in zip(*pair, strict=True)) for pair in pairs)
+        return _tables(self.shape, self.sizes).ratios
 
     @property
     def grids(self) -> Sizes:
         """Grid of nodes of each level; it may overhang the domain."""
-        coarsest = self.sizes[0]
-        roots = [math.ceil(s / c) for s, c in zip(self.shape, coarsest, strict=True)]
-        return tuple(
-            tuple(r * (c // p) for r, c, p in zip(roots, coarsest, size, strict=True))
-            for size in self.sizes
-        )
+        return _tables(self.shape, self.sizes).grids
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """Number of the first node of each level, and the number of all nodes at the end."""
-        return tuple(itertools.accumulate((product(g) for g in self.grids), initial=0))
+        return _tables(self.shape, self.sizes).offsets
 
     @property
     def inner(self) -> int:
         """Number of nodes that can split."""
         return self.offsets[-2]
 
-    def counts(self) -> tuple[int, int, int]:
-        """Per frame: cells and splits that the borders force, and splits possible in all."""
-        leaves, splits, covered = 0, 0, 0  # covered: nodes under a node that divides freely
-        for level, size in enumerate(self.sizes):
-            pairs = list(zip(self.shape, size, strict=True))
-            inside = product(-(-n // p) for n, p in pairs)
-            whole = product(n // p for n, p in pairs)
-            if level == self.levels - 1:
-                return leaves + inside - covered, splits, self._possible()
-            leaves += whole - covered
-            splits += inside - whole
-            covered = whole * product(self.ratios[level])
-        raise AssertionError("a tree has at least one level")
+    def counts(self) -> Counts:
+        """Cells and splits per frame that the borders force, and splits possible in all."""
+        return _tables(self.shape, self.sizes).counts
 
-    def _possible(self) -> int:
-        return sum(
-            product(-(-n // p) for n, p in zip(self.shape, size, strict=True))
-            for size in self.sizes[:-1]
-        )
+    @property
+    def inside(self) -> tuple[int, ...]:
+        """Number of nodes of each level that meet the domain."""
+        return _tables(self.shape, self.sizes).inside
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Number of nodes of each level that lie in the domain completely."""
+        return _tables(self.shape, self.sizes).whole
 
     def nodes(self, device: torch.device) -> Nodes:
         """Geometry of all nodes as tensors (cached per device)."""
@@ -127,6 +112,34 @@ class Tree:
         """Views of (..., nodes) level by level; inner nodes only or all nodes."""
         ends = itertools.pairwise(self.offsets)
         return [nodes[..., start:end] for start, end in ends if end <= nodes.shape[-1]]
+
+
+class _Tables(NamedTuple):
+    ratios: Sizes
+    grids: Sizes
+    offsets: tuple[int, ...]
+    inside: tuple[int, ...]
+    whole: tuple[int, ...]
+    counts: Counts
+
+
+@cached_constant()  # takes plain values: a Tree made inside a graph has no identity yet
+def _tables(shape: tuple[int, ...], sizes: Sizes) -> _Tables:
+    pairs = itertools.pairwise(sizes)
+    ratios = tuple(tuple(c // f for c, f in zip(*pair, strict=True)) for pair in pairs)
+    grids = [level_grid(shape, sizes[0])]
+    for ratio in ratios:
+        grids.append(tuple(g * r for g, r in zip(grids[-1], ratio, strict=True)))
+    offsets = tuple(itertools.accumulate(map(product, grids), initial=0))
+    inside = tuple(product(level_grid(shape, size)) for size in sizes)
+    whole = tuple(product(n // p for n, p in zip(shape, size, strict=True)) for size in sizes)
+    leaves, covered = 0, 0  # covered: nodes under a node that divides freely
+    for level, ratio in enumerate(ratios):
+        leaves += whole[level] - covered
+        covered = whole[level] * product(ratio)
+    forced = sum(inside[:-1]) - sum(whole[:-1])
+    counts = Counts(leaves + inside[-1] - covered, forced, sum(inside[:-1]))
+    return _Tables(ratios, tuple(grids), offsets, inside, whole, counts)
 
 
 class Nodes(NamedTuple):
@@ -164,7 +177,7 @@ def _depth_first(tree: Tree) -> Tensor:
         for axis, (s, r) in enumerate(zip(size, ratio, strict=True)):
             digit = digit * r + (origin[:, axis] // s) % r
         key = key * product(ratio) + digit
-    return (key * tree.levels + level).argsort()  # a parent's first child has the parent's digits
+    return (key * tree.n_levels + level).argsort()  # a parent's first child has the parent's digits
 
 
 def _level_raster(tree: Tree) -> Tensor:
@@ -175,33 +188,25 @@ def _level_raster(tree: Tree) -> Tensor:
 ORDERS = {"depth_first": _depth_first, "level": _level_raster}
 
 
-def _build_nodes(tree: Tree) -> Nodes:
+@cached_constant(64)
+def _nodes(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
+    tree = Tree(shape, sizes, order)
     origin, size, level = _node_geometry(tree)
-    shape = torch.tensor(tree.shape)
-    inside = (origin < shape).all(1)
-    crosses = inside & (origin + size > shape).any(1)
-    clipped = torch.minimum(size, shape - origin)
-    order = ORDERS[tree.order](tree)
-    return Nodes(
-        origin=origin[order].int(),
-        size=clipped[order].int(),
-        level=level[order].to(torch.int8),
-        order=order,
+    end = torch.tensor(shape)
+    inside = (origin < end).all(1)
+    crosses = inside & (origin + size > end).any(1)
+    clipped = torch.minimum(size, end - origin)
+    rows = ORDERS[order](tree)
+    nodes = Nodes(
+        origin=origin[rows].int(),
+        size=clipped[rows].int(),
+        level=level[rows].to(torch.int8),
+        order=rows,
         inside=inside,
         forced=crosses[: tree.inner],
         outside=~inside[: tree.inner],
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _nodes_on(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
-    with torch.inference_mode(False):  # cached tensors must also serve autograd later
-        return Nodes(*(x.to(device) for x in _build_nodes(Tree(shape, sizes, order))))
-
-
-@constant_in_graphs  # takes plain values: a traced Tree has no identity yet
-def _nodes(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
-    return _nodes_on(shape, sizes, order, device)
+    return Nodes(*(x.to(device) for x in nodes))
 
 
 def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b f inner"]:
@@ -210,12 +215,9 @@ def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b
     Pairwise additions of non-negative numbers keep parent >= child exactly in floating point; an
     integral image would not.
     """
-    if tree.levels == 1:
+    if tree.n_levels == 1:
         return points.new_zeros(*points.shape[:2], 0)
-    pads = [(g * s - n) for g, s, n in zip(tree.grids[0], tree.sizes[0], tree.shape, strict=True)]
-    if any(pads):
-        points = torch.nn.functional.pad(points, [v for p in reversed(pads) for v in (0, p)])
-    x, sums = points, []
+    x, sums = pad_end(points, tree.sizes[0]), []
     for blocks in (tree.sizes[-2], *reversed(tree.ratios[:-1])):
         for axis, block in enumerate(blocks):
             x = _sum_blocks(x, axis + 2, block)
@@ -251,7 +253,7 @@ def existing(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f 
 def _existing_levels(
     split: Bool[Tensor, "b f inner"], tree: Tree
 ) -> list[Bool[Tensor, "b f level"]]:
-    divides = tree.counts()[1] == 0
+    divides = tree.counts().forced == 0
     inside = tree.per_level(tree.nodes(split.device).inside)
     out = [inside[0].expand(*split.shape[:2], -1)]
     for level, splits in enumerate(tree.per_level(split)):
@@ -346,13 +348,7 @@ def _compact(
     return index % count, index // count % frames if frames > 1 else None
 
 
-@functools.lru_cache(maxsize=256)
-def _offsets_on(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(offsets, dtype=torch.int32).to(device)
-
-
-@constant_in_graphs
+@cached_constant()
 def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> Tensor:
     """Small constant int32 tensor, cached so that a fixed budget uploads it once."""
-    return _offsets_on(offsets, device)
+    return torch.tensor(offsets, dtype=torch.int32).to(device)

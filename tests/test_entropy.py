@@ -264,7 +264,7 @@ def test_gray_needs_one_or_three_channels(name):
 @pytest.mark.parametrize(
     ("name", "knobs", "message"),
     [
-        ("entropy", {"color": "rgb"}, "color must be one of gray, channels or None, got 'rgb'"),
+        ("entropy", {"color": "rgb"}, "gray, channels, None, got 'rgb'"),
         ("entropy", {"bins": 1}, "bins must be at least 2, got 1"),
         ("entropy", {"value_range": (1.0,)}, r"value_range is \(lowest, highest\) or None"),
         ("entropy", {"value_range": (2, 2)}, "value_range is"),

@@ -15,7 +15,7 @@ import adaptok
 from adaptok import create_processor, create_tokenizer
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.processors import axis_groups, frame_groups, time_groups
-from adaptok.tokens import TokenSet
+from adaptok.tokens import TokenSet, cell_center
 
 DIM, HEADS = 24, 2
 PROCESSORS = ("vit", "spacetime", "axial")
@@ -341,10 +341,13 @@ def test_misplaced_positions_change_the_result_of_every_processor():
     field = torch.zeros(1, 2, 1, 16, 16)
     field[..., 8:, 8:] = torch.randn(8, 8)
     tokens = tokenizer(field)
-    for name in PROCESSORS:
-        legacy = create_processor(name, tokenizer.spec, depth=1, heads=HEADS, positions="fourier")
-        spec = dataclasses.replace(tokenizer.spec, legacy_positions=False)
-        correct = create_processor(name, spec, depth=1, heads=HEADS, positions="fourier")
+    for name in adaptok.PROCESSORS.names():
+        knobs = {"depth": 1, "heads": HEADS, "layer_scale": 1.0}
+        if "positions" in adaptok.PROCESSORS.knobs(name):
+            knobs["positions"] = "fourier"
+        legacy = create_processor(name, tokenizer.spec, **knobs)
+        spec = dataclasses.replace(tokenizer.spec, position_center=cell_center)
+        correct = create_processor(name, spec, **knobs)
         correct.load_state_dict(legacy.state_dict())
         assert not torch.allclose(legacy(tokens).features, correct(tokens).features)
 

@@ -144,7 +144,7 @@ def test_misplaced_by_hand():
     tokenizer = adaptok.create_tokenizer(
         "matey", ndim=2, in_channels=1, dim=4, sizes=(2, 4), gamma=0.5, legacy_positions=True
     )
-    assert tokenizer.spec.legacy_positions
+    assert tokenizer.spec.position_center is misplaced_center
     field = torch.zeros(1, 2, 1, 8, 12)
     field[..., :4, 4:8] = torch.randn(4, 4)
     field[..., 4:8, :4] = field[..., :4, 4:8]

@@ -23,7 +23,6 @@ from adaptok import (
     create_multiphysics,
     create_surrogate,
 )
-from adaptok import tree as refine
 
 SHAPES = {2: (48, 40), 3: (16, 24, 16)}  # the second axes divide by no size of 16 or more
 PAIRS = list(itertools.product(TOKENIZERS.names(), DECODERS.names()))
@@ -225,19 +224,8 @@ def test_compiled_steps_of_two_budgets_equal_eager():
             torch.testing.assert_close(out, model(field, budget=budget), atol=1e-4, rtol=1e-4)
 
 
-@pytest.fixture
-def own_tables():
-    """Tables are cached per device; those of a pretended device must not outlive the test."""
-    for cached in (refine._nodes_on, refine._offsets_on):
-        cached.cache_clear()
-    yield
-    for cached in (refine._nodes_on, refine._offsets_on):
-        cached.cache_clear()
-
-
 @pytest.mark.parametrize("history_mode", ["fold", "frames"])
 @pytest.mark.parametrize("pair", STATIC, ids="-".join)
-@pytest.mark.usefixtures("own_tables")
 def test_nothing_is_read_back_from_an_accelerator(pair, history_mode):
     """Fake CUDA tensors run the code of the device without kernels: a read of values raises."""
     changes = {"history": 2, "history_mode": history_mode, "normalise": "sample"}

@@ -273,7 +273,7 @@ def test_expand_hands_values_to_the_children():
         (((8, 8), (3, 3)), "depth_first", "integer factors"),
         (((8, 8), (8, 8)), "depth_first", "integer factors"),
         (((8,), (4,)), "depth_first", "2 axes"),
-        (((8, 8),), "hilbert", "unknown order 'hilbert'; accepted: depth_first, level"),
+        (((8, 8),), "hilbert", "depth_first, level, got 'hilbert'"),
     ],
 )
 def test_a_tree_that_makes_no_sense_is_refused(sizes, order, message):

@@ -276,7 +276,7 @@ def test_calibration_of_what_has_no_thresholds():
 
 @pytest.mark.parametrize("thresholds", [(5.5,), (5.5, 4.0, 3.0), ()])
 def test_thresholds_of_the_wrong_length(thresholds):
-    message = rf"3 cell sizes need 2 threshold\(s\), the smallest .* got {len(thresholds)}"
+    message = rf"3 cell sizes need 2 threshold\(s\), smallest .* got {len(thresholds)}"
     tokenizer = create_tokenizer("apt", ndim=2, in_channels=1, dim=8)
     with pytest.raises(ValueError, match=message):
         tokenizer.cells(torch.rand(1, 1, 1, 32, 32), thresholds=thresholds)

@@ -15,12 +15,6 @@ from adaptok.tokens import TokenSet
 BUCKET = 256  # rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Filler:
-    """Layout of cells with filler: a box may occur any number of times, so that groups of cells
-    have no bound but the length of a sample."""
-
-
 def is_static(tokenizer: Any) -> bool:
     """Whether the number of tokens follows from the settings of a call, whatever the content.
 
@@ -99,7 +93,7 @@ def in_bucket(tokens: TokenSet, rows: int = BUCKET) -> TokenSet:
         max_seqlen=-(-max(cells.max_seqlen, more, 1) // rows) * rows,
         lengths=None,  # these would be constants of the graph
         tiling=False,
-        layout=Filler(),
+        bounded=False,
     )
     cond = None if tokens.cond is None else _fill(tokens.cond, 1)
     return TokenSet(_fill(tokens.features, more), filled, cond)

@@ -79,7 +79,7 @@ class ParallelSpaceTime(nn.Module):
             raise ValueError(f"{what} needs cells that form a regular grid, such as those of 'ckm'")
         self.rope, self.rope_base = choice("rope", rope, ("cell", "endpoint")), rope_base
         rates = drop_path_rates(depth, drop_path)
-        self.head_dim = head_width(spec.dim, heads)
+        self.spec, self.head_dim = spec, head_width(spec.dim, heads)
         self.by_frame = norm == "group"
         self.time = nn.ModuleList(
             TimeAttention(spec.dim, heads, causal, norm, layer_scale, rate) for rate in rates
@@ -100,7 +100,8 @@ class ParallelSpaceTime(nn.Module):
         if self.rope == "endpoint":
             rotate = endpoint_rotary(cells, self.head_dim)
         else:
-            rotate = rotary(cells.center[:, 1:], cells.shape[1:], self.head_dim, self.rope_base)
+            center = self.spec.position_center(cells)[:, 1:]
+            rotate = rotary(center, cells.shape[1:], self.head_dim, self.rope_base)
         time, space = time_groups(cells), frame_groups(cells)
         frames = Segments.of(space, len(cells)) if self.by_frame else None
         return Context(time, space, rotate, cells.sample, cells.batch_size, frames)

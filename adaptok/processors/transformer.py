@@ -10,7 +10,6 @@ from torch import nn
 from adaptok.cells import Cells, Groups
 from adaptok.layers.blocks import AttentionBranch, Block, conditioned, drop_path_rates
 from adaptok.layers.norms import Segments, create_norm
-from adaptok.layers.positions import told_center
 from adaptok.registry import POSITIONS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -72,7 +71,7 @@ class Transformer(nn.Module):
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Maps tokens to tokens of the same cells."""
         cells = tokens.cells
-        x, rotate = self.positions(conditioned(tokens), cells, told_center(cells, self.spec))
+        x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
         groups = self.groups(cells)
         segments: list[Segments | None] = [None] * len(groups)
         if self.by_segment:

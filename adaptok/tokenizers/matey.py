@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptok.cells import nested
-from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.layers.positions import misplaced_center
+from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, choice
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.tree import TreeTokenizer
-from adaptok.tokens import TokenizerSpec
+from adaptok.tokens import TokenizerSpec, cell_center
 
 MODES = ("replace", "add")
 
@@ -40,21 +41,20 @@ def matey(
         sizes: cell sizes from fine to coarse, each one number or one per space axis.
         gamma: cells split whose variance exceeds gamma times the sample's largest (paper's runs:
             0.2 and 0.4).
-        fraction: takes the place of gamma: the share of the cells of each level that split.
-        mode: "replace": refined cells give way to their children, a tiling (the later code).
-            "add": they stay beside them (the paper).
+        fraction: share of the cells of each level that split; replaces gamma.
+        mode: "replace": children replace refined cells, a tiling (the later code). "add": refined
+            cells stay beside their children (the paper).
         normalise: divide the variance of each channel by that of its sample.
         frame_size: extent of every cell in time.
-        per_frame: score and refine each frame by itself (MATEY: one decision for all frames).
+        per_frame: score and refine each frame alone (MATEY: one decision for all frames).
         embedding: "linear", or "hmlp" for MATEY's convolutional stem, or a mapping with knobs.
-        legacy_positions: tell fine tokens the misplaced positions of the paper-era code.
+        legacy_positions: give fine tokens the misplaced positions of the paper-era code.
 
     Raises:
         ValueError: sizes that do not nest, or legacy positions without their two levels or with a
             fraction.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    choice("mode", mode, MODES)
     levels = tuple((frame_size, *size) for size in nested_sizes(sizes, ndim))
     if legacy_positions and (len(levels) != 2 or fraction is not None):
         raise ValueError("legacy_positions are those of two sizes and a gamma, as in the paper")
@@ -67,7 +67,7 @@ def matey(
         dim,
         levels,
         tiling=mode == "replace",
-        legacy_positions=legacy_positions,
+        position_center=misplaced_center if legacy_positions else cell_center,
     )
     return TreeTokenizer(
         spec,
@@ -79,7 +79,7 @@ def matey(
 
 
 def nested_sizes(sizes: Sequence[int | Sequence[int]], ndim: int) -> tuple[tuple[int, ...], ...]:
-    """Sizes coarse to fine, one number per space axis, from sizes fine to coarse.
+    """Orders sizes coarse to fine, one number per space axis, from sizes fine to coarse.
 
     Raises:
         ValueError: no size, or a size that is no multiple of the finer one before it.

@@ -100,7 +100,7 @@ def uniform_cells(
     tree = Tree(tuple(space), (size,))
     frames = frames_of_cells(t, frame_size)
     split = torch.zeros(b, 1, 0, dtype=torch.bool, device=field.device)
-    lengths = (frames * tree.counts()[0],) * b
+    lengths = (frames * tree.counts().leaves,) * b
     cells = cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
     level_of = torch.full_like(cells.level, level)
     return dataclasses.replace(cells, level=level_of, sizes=spec.sizes)

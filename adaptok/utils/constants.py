@@ -10,19 +10,30 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable)
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Marks a function of plain values whose result a compiled graph may keep as a constant.
+
+    As ``torch.compiler.assume_constant_result``, which would import the compiler (seconds) here.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def cached_constant(maxsize: int = 256) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Caches a function of hashable arguments that makes tensors; pass their device as one of them.
 
-    What is made while a program is traced (compile, export, fake tensors) belongs to that trace and
-    would break every later call, so it is never kept. What is made in inference mode can be saved
-    for a backward pass later on.
+    A compiled graph keeps the result as a constant. What is made while a program is traced (export,
+    fake tensors) belongs to that trace and would break every later call, so it is never cached.
+    What is made in inference mode can be saved for a backward pass later on.
     """
 
     def wrap(make: Callable[..., Result]) -> Callable[..., Result]:
         kept = functools.lru_cache(maxsize)(make)
 
+        @constant_in_graphs
         @functools.wraps(make)
         def constant(*args: Any) -> Result:
             if torch.compiler.is_compiling() or _get_current_dispatch_mode_stack():

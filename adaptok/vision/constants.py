@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from adaptok.tree import constant_in_graphs
+from adaptok.utils.constants import constant_in_graphs
 
 Values = tuple[float, ...] | tuple[tuple[float, ...], ...]
 

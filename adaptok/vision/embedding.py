@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
-from adaptok.tokenizers.embeddings.positions import position_rows, resample_positions
+from adaptok.tokenizers.embeddings.learned_table import position_rows, resample_positions
 from adaptok.tokens import TokenizerSpec
 
 

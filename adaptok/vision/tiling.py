@@ -108,5 +108,5 @@ def finest_cells(x: Float[Tensor, "b c h w"], spec: TokenizerSpec) -> Cells:
     """Every patch of every image, without a look at the values: static shapes, no sync."""
     tree = Tree(tuple(x.shape[2:]), (spec.sizes[-1][1:],), "level")
     split = torch.zeros(x.shape[0], 1, 0, dtype=torch.bool, device=x.device)
-    lengths = (tree.counts()[0],) * x.shape[0]
+    lengths = (tree.counts().leaves,) * x.shape[0]
     return cells_from_splits(split, tree, frames=1, lengths=lengths)

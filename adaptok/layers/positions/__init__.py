@@ -1,7 +1,7 @@
 """Positions: how features learn where their cells lie. One kind per file."""
 
 from adaptok.layers.positions.fourier import FourierPositions, fourier_features
-from adaptok.layers.positions.misplaced import misplaced_center, told_center
+from adaptok.layers.positions.misplaced import misplaced_center
 from adaptok.layers.positions.none import NoPositions
 from adaptok.layers.positions.rotary import Rotary, RotaryPositions, pairs_per_axis, rotary
 
@@ -14,5 +14,4 @@ __all__ = [
     "misplaced_center",
     "pairs_per_axis",
     "rotary",
-    "told_center",
 ]

@@ -8,18 +8,12 @@ from torch import Tensor
 
 from adaptok.cells import Cells, product
 from adaptok.patches import grid_index, level_grid
-from adaptok.tokens import TokenizerSpec
-
-
-def told_center(cells: Cells, spec: TokenizerSpec) -> Float[Tensor, "n a"]:
-    """Centres that positions are computed from, in grid points."""
-    return misplaced_center(cells) if spec.legacy_positions else cells.center
 
 
 def misplaced_center(cells: Cells) -> Float[Tensor, "n a"]:
-    """Centres in grid points, with the fine cells where MATEY's paper-era code puts them.
+    """Returns centres in grid points, with fine cells where MATEY's paper-era code puts them.
 
-    That code takes the rank of a refined cell among the refined cells of its frame for the number
+    That code mistakes the rank of a refined cell among the refined cells of its frame for the index
     of the cell, so the fine tokens of the k-th refined cell claim to lie in coarse cell k.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Embeddings: from the patches of mixed-size cells to features."""
+"""Embeddings: maps from the patches of mixed-size cells to features."""
 
 from adaptok.tokenizers.embeddings.conv_stem import ConvStem
 from adaptok.tokenizers.embeddings.hmlp import HmlpEmbedding
+from adaptok.tokenizers.embeddings.learned_table import LearnedPositions, resample_positions
 from adaptok.tokenizers.embeddings.linear import LinearEmbedding, restore_rows
-from adaptok.tokenizers.embeddings.positions import LearnedPositions, resample_positions
 from adaptok.tokenizers.embeddings.resize_zero import ResizeZeroEmbedding
 
 __all__ = [

@@ -1,4 +1,8 @@
-"""Two convolutions in a row whose kernels or strides change from call to call."""
+"""The stem of CKM and CSM: two convolutions whose kernels or strides may change per call.
+
+It embeds a whole grid at once instead of cells, so it is a part of those tokenizers and no
+registered embedding.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from adaptok.layers.convolution import conv_class
 from adaptok.layers.norms import channel_norm
 from adaptok.layers.pi_resize import KernelResize
 from adaptok.layers.two_stage import (
@@ -19,11 +25,10 @@ from adaptok.layers.two_stage import (
     pad_and_mark,
 )
 
-CONV = {1: (nn.Conv1d, F.conv1d), 2: (nn.Conv2d, F.conv2d), 3: (nn.Conv3d, F.conv3d)}
-
 
 class ConvStem(nn.Module):
-    """Lift to dim / 4 channels, convolution, norm, GELU, convolution, norm (hMLP, Touvron et al.).
+    """Lifts to dim / 4 channels, then convolution, norm, GELU, convolution, norm (hMLP, Touvron et
+    al.).
 
     As in CKM and CSM (Sec. 3, App. C). The padding lies in the lifted space, where it is a learned
     token per boundary type. Lift, padding and first convolution are linear, so they run as one
@@ -62,7 +67,8 @@ class ConvStem(nn.Module):
             raise ValueError(f"a two-stage stem needs a dim divisible by 4, got {dim}")
         hidden = dim // 4
         groups = math.gcd(12, hidden) if groups is None else groups
-        conv, self._conv = CONV[len(kernels)]
+        conv = conv_class(len(kernels))
+        self._conv = (F.conv1d, F.conv2d, F.conv3d)[len(kernels) - 1]
         first, second = (tuple(pair[stage] for pair in kernels) for stage in (0, 1))
         self.lift = nn.Linear(in_channels, hidden)
         self.padding = nn.Parameter(torch.randn(2, hidden))  # beyond a wall, beyond an open end
@@ -81,7 +87,7 @@ class ConvStem(nn.Module):
         layout: ConvLayout,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Features in the order frames first, then raster order."""
+        """Computes features in the order frames first, then raster order."""
         kernels, strides = zip(*layout.kernels, strict=True), zip(*layout.strides, strict=True)
         (k1, k2), (s1, s2) = kernels, strides
         codes = boundary_codes(boundary, x.shape[0], len(layout.kernels), x.device)
@@ -91,10 +97,10 @@ class ConvStem(nn.Module):
         weight = self.resize2(self.conv2.weight, k2)
         x = self.norm2(self._conv(x, weight.to(self.conv2.weight.dtype), stride=s2))
         x = F.gelu(x) if self.final_gelu else x
-        return x.flatten(2).mT.flatten(0, 1)  # (b * t * g, d)
+        return rearrange(x, "bt d ... -> (bt ...) d")
 
     def _lifted(self, size: tuple[int, ...]) -> Float[Tensor, "hidden c3 *kernel"]:
-        """First kernel at a size, composed with the lift and with the padding tokens."""
+        """Composes the first kernel at a size with the lift and the padding tokens."""
         weight = self.resize1(self.conv1.weight, size)
         lift = torch.cat([self.lift.weight, self.lift.bias[:, None], self.padding.mT], 1)
         with torch.autocast(weight.device.type, enabled=False):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Cells
-from adaptok.patches import grid_index, patchify, rows_of_levels
-from adaptok.registry import EMBEDDINGS, close_matches
+from adaptok.cells import Cells, product
+from adaptok.layers.convolution import conv_class
+from adaptok.patches import grid_index, pad_end, patchify, rows_of_levels
+from adaptok.registry import EMBEDDINGS, choice
 from adaptok.tokenizers.embeddings.linear import restore_rows
 
 VERSIONS = ("current", "paper")
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @EMBEDDINGS.register("hmlp")
@@ -27,9 +26,9 @@ class HmlpEmbedding(nn.Module):
 
     The norms take statistics over an image per sample and frame, so a token depends on points
     outside its cell. "current": every level convolves the whole domain and normalises over it.
-    "paper": levels below the coarsest convolve and normalise each refined cell by itself (their
-    number costs one host synchronisation), by the standard deviation alone, and the first
-    convolutions have the larger kernels.
+    "paper": levels below the coarsest convolve and normalise each refined cell alone (their number
+    costs one host synchronisation), by the standard deviation alone, and the first convolutions
+    have the larger kernels.
 
     Args:
         in_channels: channels of the field.
@@ -63,35 +62,26 @@ class HmlpEmbedding(nn.Module):
         rows = rows_of_levels(cells)
         parts = []
         for level, (stem, own) in enumerate(zip(self.levels, rows, strict=True)):
-            index = grid_index(cells, level)[own.clamp(max=len(cells) - 1)]
+            real = own.clamp(max=len(cells) - 1)
             if self.crops and level:
-                parent = grid_index(cells, level - 1)[own.clamp(max=len(cells) - 1)]
-                place = place_in_parent(cells, level)[own.clamp(max=len(cells) - 1)]
-                parts.append(self._from_crops(stem, image, cells, level, parent, place))
+                crops = patchify(image, (1, *cells.sizes[level - 1][1:]))
+                crops = crops.unflatten(2, (image.shape[2], *cells.sizes[level - 1][1:]))
+                parent = grid_index(cells, level - 1)[real]
+                which, crop = parent.unique(return_inverse=True)
+                features = stem(crops.flatten(0, 1)[which])  # (crops, d, *places)
+                place = place_in_parent(cells, level)[real]
+                parts.append(features.movedim(1, -1).flatten(1, -2)[crop, place])
             else:
-                space = cells.sizes[level][1:]
-                features = stem(padded_to(image.flatten(0, 1), space))  # (b * frames, d, *grid)
-                parts.append(features.movedim(1, -1).flatten(0, -2)[index])
+                frames = pad_end(image.flatten(0, 1), cells.sizes[level][1:])
+                features = stem(frames).movedim(1, -1)  # (b * frames, *grid, d)
+                parts.append(features.flatten(0, -2)[grid_index(cells, level)[real]])
         return restore_rows(torch.cat(parts), torch.cat(rows), len(cells))
-
-    def _from_crops(
-        self,
-        stem: nn.Module,
-        image: Tensor,
-        cells: Cells,
-        level: int,
-        parent: Int64[Tensor, " m"],
-        place: Int64[Tensor, " m"],
-    ) -> Float[Tensor, "m d"]:
-        size = (1, *cells.sizes[level - 1][1:])
-        crops = patchify(image, size).flatten(0, 1)  # (b * g, c * volume)
-        which, crop = parent.unique(return_inverse=True)
-        features = stem(crops[which].unflatten(1, (image.shape[2], *size[1:])))
-        return features.movedim(1, -1).flatten(1, -2)[crop, place]
 
 
 def place_in_parent(cells: Cells, level: int) -> Int64[Tensor, " n"]:
-    """Raster place of each row's origin, in cells of a level, inside the next coarser cell."""
+    """Finds the raster place of each row's origin, in cells of a level, inside the next coarser
+    cell.
+    """
     place = torch.zeros(len(cells), dtype=torch.int64, device=cells.device)
     pairs = zip(cells.sizes[level - 1], cells.sizes[level], strict=True)
     for axis, (coarse, fine) in list(enumerate(pairs))[1:]:
@@ -103,39 +93,29 @@ def check_hmlp(dim: int, version: str) -> None:
     """Raises ``ValueError`` for a width that is not divisible by 4 or an unknown version."""
     if dim % 4:
         raise ValueError(f"hmlp needs a dim that is divisible by 4, got {dim}")
-    if version not in VERSIONS:
-        near = close_matches(version, VERSIONS)
-        raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}{near}")
+    choice("version", version, VERSIONS)
 
 
 def kernels(size: Sequence[int], version: str) -> list[tuple[int, ...]]:
-    """Kernels of the three convolutions that together shrink a patch to one point."""
+    """Picks kernels for the three convolutions that together shrink a patch to one point."""
     return list(zip(*(_factors(n, version) for n in size), strict=True))
 
 
 def _factors(n: int, version: str) -> tuple[int, int, int]:
-    """Three factors: alike and ascending, or ("paper") the last two at most 2."""
+    """Splits n into three factors: alike and ascending, or ("paper") the last two at most 2."""
     if version == "paper":
         return (n // 4, 2, 2) if n % 8 == 0 else (n, 1, 1)
     factors = [1, 1, 1]
-    for prime in reversed(_primes(n)):
-        factors[0] *= prime
-        factors.sort()
+    for p in range(n, 1, -1):
+        while n % p == 0 and all(p % q for q in range(2, p)):  # largest prime factors first
+            factors[0] *= p
+            factors.sort()
+            n //= p
     return factors[0], factors[1], factors[2]
 
 
-def _primes(n: int) -> list[int]:
-    out, p = [], 2
-    while n > 1:
-        while n % p == 0:
-            out.append(p)
-            n //= p
-        p += 1
-    return out
-
-
 class ImageNorm(nn.Module):
-    """Norm of each channel over the points of each image.
+    """Normalises each channel over the points of each image.
 
     "current": mean and biased variance (instance norm). "paper": the unbiased standard deviation
     alone, ``x / (std + 1e-8)``, no bias.
@@ -151,7 +131,7 @@ class ImageNorm(nn.Module):
         """Normalises; an image of one point has variance 0."""
         axes = tuple(range(2, x.ndim))
         view = (-1, *[1] * len(axes))
-        points = math.prod(x.shape[2:])
+        points = product(x.shape[2:])
         away = x - x.mean(axes, keepdim=True)
         squares = away.square().sum(axes, keepdim=True)
         if self.bias is None:
@@ -162,18 +142,10 @@ class ImageNorm(nn.Module):
 
 
 def _stem(dim: int, size: Sequence[int], version: str) -> nn.Sequential:
-    conv = CONVOLUTIONS[len(size)]
+    conv = conv_class(len(size))
     widths = itertools.pairwise((dim // 4, dim // 4, dim // 4, dim))
     layers: list[nn.Module] = []
     for kernel, (c_in, c_out) in zip(kernels(size, version), widths, strict=True):
         layers += [conv(c_in, c_out, kernel, kernel, bias=False), ImageNorm(c_out, version)]
         layers += [nn.GELU()]
     return nn.Sequential(*layers)
-
-
-def padded_to(image: Float[Tensor, "m c *s"], size: Sequence[int]) -> Float[Tensor, "m c *r"]:
-    """Zero-padded at the end of each axis to a multiple of the size."""
-    pads = [-n % p for n, p in zip(image.shape[2:], size, strict=True)]
-    if not any(pads):
-        return image
-    return torch.nn.functional.pad(image, [v for p in reversed(pads) for v in (0, p)])

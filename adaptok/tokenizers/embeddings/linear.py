@@ -1,4 +1,4 @@
-"""One linear map per level."""
+"""Embedding by one linear map per level."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptok.registry import EMBEDDINGS
 class LinearEmbedding(nn.Module):
     """One linear map per level of the cell's values (IAP, Sec. 2); clipped cells are zero-padded.
 
-    Only the patches that exist are embedded.
+    Embeds only the patches that exist.
 
     Args:
         in_channels: channels of the field.

@@ -1,8 +1,7 @@
-"""One patch embedding for all sizes, and a branch for the detail that starts at zero (APT)."""
+"""APT's patch embedding for all sizes, with a branch for detail that starts at zero."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -11,25 +10,26 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.patches import grid_index, level_grid, patchify, rows_of_levels
-from adaptok.registry import EMBEDDINGS
+from adaptok.patches import grid_index, level_grid, pad_end, patchify, rows_of_levels
+from adaptok.registry import EMBEDDINGS, choice
+from adaptok.tokenizers.base import per_axis
+from adaptok.tokenizers.embeddings.learned_table import LearnedPositions
 from adaptok.tokenizers.embeddings.linear import restore_rows
-from adaptok.tokenizers.embeddings.positions import LearnedPositions
-from adaptok.tree import constant_in_graphs
+from adaptok.utils.constants import cached_constant
 
 
 @EMBEDDINGS.register("resize_zero")
 class ResizeZeroEmbedding(nn.Module):
-    """Embedding of resized cells plus a zero-initialised branch over their full resolution.
+    """Embeds resized cells, plus a zero-initialised branch over their full resolution.
 
     ``token = zero(merge^i({patch(child)})) + patch(resize(cell))`` (APT, Eq. 2) with one `patch`
     for all sizes, one `merge` (a convolution whose stride is its kernel) applied i times, and one
     linear `zero` that starts at 0: before training, tokens are those of resized cells exactly, and
     `merge` learns from the second step on. Clipped cells are zero-padded.
 
-    All finest patches of the field are embedded, since each is either a token or the child of one;
-    the rest works on the cells that exist. `patch` may be replaced by any module from values
-    ``(m, channels * volume)`` to features, such as the projection of a pretrained ViT.
+    Every finest patch of the field is embedded, since each is either a token or the child of one;
+    everything else works on the cells that exist. Any module from values ``(m, channels *
+    volume)`` to features may replace `patch`, such as the projection of a pretrained ViT.
 
     Args:
         in_channels: channels of the field.
@@ -57,8 +57,7 @@ class ResizeZeroEmbedding(nn.Module):
         positions: int | Sequence[int] | None = None,
     ):
         super().__init__()
-        if resize not in ("central", "area"):
-            raise ValueError(f"resize must be 'central' or 'area', got {resize!r}")
+        self.resize = choice("resize", resize, ("central", "area"))
         ratios = {
             tuple(c // f for c, f in zip(*pair, strict=True)) for pair in itertools.pairwise(sizes)
         }
@@ -67,7 +66,6 @@ class ResizeZeroEmbedding(nn.Module):
                 f"the branch of resize_zero shares its weights between levels, so all neighbouring "
                 f"sizes need one ratio, got {sizes}; use branch=False"
             )
-        self.resize = resize
         self.patch = nn.Linear(in_channels * product(sizes[-1]), dim)
         self.merge = self.zero = self.positions = None
         if branch and ratios:
@@ -77,7 +75,8 @@ class ResizeZeroEmbedding(nn.Module):
             nn.init.zeros_(self.zero.weight)
             nn.init.zeros_(self.zero.bias)
         if positions is not None:
-            self.positions = LearnedPositions(dim, _table_grid(positions, len(sizes[0]) - 1))
+            grid = per_axis(positions, len(sizes[0]) - 1, "positions, the side of a table,")
+            self.positions = LearnedPositions(dim, grid)
 
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
@@ -97,7 +96,7 @@ class ResizeZeroEmbedding(nn.Module):
     def _coarse(
         self, x: Tensor, embedded: Tensor | None, cells: Cells, level: int, rows: Tensor
     ) -> Float[Tensor, "m d"]:
-        """Features of rows of one level above the finest."""
+        """Embeds rows of one level above the finest."""
         # Without cells of this level the maps still run, on no rows: all ranks use all parameters.
         source = x if len(rows) else x[:0]
         small = resized(source, cells.sizes[level], cells.sizes[-1], self.resize)
@@ -119,14 +118,13 @@ class ResizeZeroEmbedding(nn.Module):
 def resized(
     x: Float[Tensor, "b t c *s"], size: tuple[int, ...], finest: tuple[int, ...], resize: str
 ) -> Float[Tensor, "b u c *r"]:
-    """The field with every cell of `size` brought to the size of the finest ones.
+    """Resizes every cell of `size` to the size of the finest ones.
 
     "central" is bilinear sampling without antialiasing at the centres of the new points.
     """
+    x = pad_end(x, (size[0], 1, *size[1:]))  # channels stand between time and space
     for axis, (s, fine) in enumerate(zip(size, finest, strict=True)):
-        dim, factor = axis + 1 + (axis > 0), s // fine  # channels stand between time and space
-        if missing := -x.shape[dim] % s:
-            x = nn.functional.pad(x, [0] * (2 * (x.ndim - 1 - dim) + 1) + [missing])
+        dim, factor = axis + 1 + (axis > 0), s // fine
         if factor == 1:
             continue
         x = x.unflatten(dim, (-1, factor))
@@ -142,9 +140,9 @@ def resized(
 def child_index(
     cells: Cells, level: int, rows: Int64[Tensor, " m"], ratio: tuple[int, ...]
 ) -> Int64[Tensor, "m k"]:
-    """Raster index, within a batch of finest grids, of the finest cells inside each row's cell.
+    """Returns raster indices, within a batch of finest grids, of the finest cells inside each cell.
 
-    Depth first, children in raster order, so that every node's children are contiguous. Those
+    Depth first, children in raster order, so that the children of every node are contiguous. Those
     beyond the border get the number of all finest cells.
     """
     finest = cells.sizes[-1]
@@ -158,27 +156,13 @@ def child_index(
     return torch.where(inside, index, cells.batch_size * product(grid))
 
 
-@functools.lru_cache(maxsize=64)
-def _steps_on(ratio: tuple[int, ...], depth: int, device: torch.device) -> Tensor:
-    one = [list(step) for step in itertools.product(*map(range, ratio))]
-    with torch.inference_mode(False):
-        block, steps = torch.tensor(one), torch.zeros(1, len(ratio), dtype=torch.int64)
-        for _ in range(depth):
-            steps = (steps[:, None] * torch.tensor(ratio) + block).flatten(0, 1)
-        return steps.to(device)
-
-
-@constant_in_graphs
+@cached_constant(64)
 def _steps(ratio: tuple[int, ...], depth: int, device: torch.device) -> Tensor:
-    """Offsets (k, a), in finest cells and depth first, of the descendants after `depth` splits."""
-    return _steps_on(ratio, depth, device)
-
-
-def _table_grid(positions: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    grid = (positions,) * ndim if isinstance(positions, int) else tuple(positions)
-    if len(grid) != ndim or any(not isinstance(g, int) or g < 1 for g in grid):
-        raise ValueError(
-            f"positions is the side of a table, a positive whole number or {ndim} of them, "
-            f"got {positions!r}"
-        )
-    return grid
+    """Lists offsets (k, a), in finest cells and depth first, of the descendants after `depth`
+    splits.
+    """
+    block = torch.tensor(list(itertools.product(*map(range, ratio))))
+    steps = torch.zeros(1, len(ratio), dtype=torch.int64)
+    for _ in range(depth):
+        steps = (steps[:, None] * torch.tensor(ratio) + block).flatten(0, 1)
+    return steps.to(device)

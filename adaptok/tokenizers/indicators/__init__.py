@@ -1,8 +1,9 @@
-"""Indicators: functions that give every inner node of the tree a score."""
+"""Indicators: functions that score every inner node of a tree."""
 
 from adaptok.tokenizers.indicators.base import (
     PERIODIC,
     Indicator,
+    Intensity,
     channel_weights,
     periodic_axes,
     points_of_nodes,
@@ -14,7 +15,6 @@ from adaptok.tokenizers.indicators.gradient import (
     gradient_norm,
     stencil,
 )
-from adaptok.tokenizers.indicators.intensity import Intensity
 from adaptok.tokenizers.indicators.laplacian import LaplacianIndicator
 from adaptok.tokenizers.indicators.resampling import ResamplingIndicator
 from adaptok.tokenizers.indicators.variance import VarianceIndicator, channel_variances

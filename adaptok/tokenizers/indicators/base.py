@@ -1,4 +1,4 @@
-"""What an indicator is, and what several of them share."""
+"""The protocol of indicators, and what several of them share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from adaptok.registry import choice
 from adaptok.tree import Tree
 
 PERIODIC = 2  # the Well's code; wall is 0, open is 1
+LUMA = (0.2989, 0.5870, 0.1140)  # the sum of 0.9999 is the reference's
+COLORS = ("gray", "channels")
 
 
 class Indicator(Protocol):
-    """Scores of all inner nodes from a field.
+    """Scores all inner nodes of a tree from a field.
 
     `monotone` states that no child ever outscores its parent, which allows faster marking.
     """
@@ -29,12 +32,12 @@ class Indicator(Protocol):
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b inner"]:
-        """One score per sample and inner node, over all frames given."""
+        """Returns one score per sample and inner node, over all frames given."""
         ...
 
 
 def periodic_axes(boundary: Tensor | None, ndim: int, like: Tensor) -> list[Tensor | None]:
-    """Per axis a bool tensor that broadcasts against `like` (no host read of the codes)."""
+    """Returns per axis a bool tensor that broadcasts against `like`; the host reads no code."""
     if boundary is None:
         return [None] * ndim
     batch = like.shape[0]
@@ -50,7 +53,7 @@ def periodic_axes(boundary: Tensor | None, ndim: int, like: Tensor) -> list[Tens
 
 
 def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]:
-    """Grid points inside the domain of every inner node, 0 for nodes outside."""
+    """Counts the grid points of every inner node that lie inside the domain."""
     nodes = tree.nodes(device)
     points = nodes.size.long().clamp_min(0).prod(1)
     by_number = torch.empty_like(points).scatter_(0, nodes.order, points)
@@ -60,7 +63,7 @@ def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]
 def channel_weights(
     weights: Sequence[float] | None, ignore: Sequence[int], channels: int, like: Tensor
 ) -> Float[Tensor, " c"]:
-    """Weight of each channel, 0 for the ignored ones.
+    """Returns the weight of each channel, 0 for the ignored ones.
 
     Raises:
         ValueError: another number of weights, an ignored channel that does not exist, or no channel
@@ -76,3 +79,53 @@ def channel_weights(
     if sum(values) == 0:
         raise ValueError("every channel is ignored or has weight 0")
     return like.new_tensor(values)
+
+
+class Intensity:
+    """The maps of a field that an image indicator scores, and the range of their values.
+
+    Args:
+        color: "gray" (0.2989 R + 0.5870 G + 0.1140 B; one channel is gray already), "channels"
+            (each channel alone), or None: gray of 1 or 3 channels, else each channel.
+        value_range: lowest and highest value, or None for the range of each map of each sample.
+    """
+
+    def __init__(self, color: str | None, value_range: Sequence[float] | None):
+        self.color = choice("color", color, (*COLORS, None))
+        if value_range is not None and (
+            len(value_range) != 2 or not value_range[0] < value_range[1]
+        ):
+            raise ValueError(f"value_range is (lowest, highest) or None, got {value_range!r}")
+        self.value_range = None if value_range is None else (*map(float, value_range),)
+
+    def maps(self, field: Float[Tensor, "b t c *s"]) -> Float[Tensor, "b t m *s"]:
+        """Returns one map (gray) or one per channel, at least float32.
+
+        Raises:
+            ValueError: gray of a number of channels other than 1 or 3.
+        """
+        x = field.detach()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        channels = x.shape[2]
+        if self.color == "channels" or channels == 1 or (self.color is None and channels != 3):
+            return x
+        if channels != 3:
+            raise ValueError(
+                f"color 'gray' needs 1 or 3 channels, the field has {channels}; "
+                "use color='channels'"
+            )
+        gray = x[:, :, 0] * LUMA[0]  # left to right in this order: bins depend on the last bit
+        gray += x[:, :, 1] * LUMA[1]
+        gray += x[:, :, 2] * LUMA[2]
+        return gray.unsqueeze(2)
+
+    def limits(self, maps: Float[Tensor, "b t m *s"]) -> tuple[float | Tensor, float | Tensor]:
+        """Returns the lowest value and the width of the range, broadcastable; the width is never
+        0.
+        """
+        if self.value_range is not None:
+            low, high = self.value_range
+            return low, high - low
+        axes = (1, *range(3, maps.ndim))  # the frames of a sample share their range
+        low, high = maps.amin(axes, keepdim=True), maps.amax(axes, keepdim=True)
+        return low, (high - low).clamp_min(torch.finfo(maps.dtype).tiny)

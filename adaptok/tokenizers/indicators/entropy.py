@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from adaptok.cells import product
 from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import points_of_nodes
-from adaptok.tokenizers.indicators.intensity import Intensity
-from adaptok.tree import Tree, constant_in_graphs
+from adaptok.tokenizers.indicators.base import Intensity, points_of_nodes
+from adaptok.tree import Tree
+from adaptok.utils.constants import cached_constant
 
 
 @INDICATORS.register("entropy")
@@ -25,8 +24,8 @@ class EntropyIndicator:
     scores at most ``log2(min(n, bins))``: thresholds mean different things on different levels.
 
     Args:
-        color: "gray" (needs 1 or 3 channels) or "channels"; default gray where there are 1 or 3.
-        bins: width of a bin is the value range over `bins`.
+        color: "gray" (needs 1 or 3 channels) or "channels"; default gray if there are 1 or 3.
+        bins: number of bins that divide the value range.
         value_range: lowest and highest value; what lies outside counts for the outermost bins.
             None: the range of each map of each sample.
     """
@@ -72,15 +71,16 @@ class EntropyIndicator:
 def entropies(
     bin_of_point: Int64[Tensor, "b *s"], tree: Tree, bins: int
 ) -> Float[Tensor, "b inner"]:
-    """Entropy in bits of every inner node, from the bin of each point."""
+    """Computes the entropy in bits of every inner node from the bin of each point."""
     b, device = bin_of_point.shape[0], bin_of_point.device
-    if tree.levels == 1:
+    if tree.n_levels == 1:
         return torch.zeros(b, 0, device=device)
     counts, scores = histograms(bin_of_point, tree, bins), []
-    points = tree.per_level(points_of_nodes(tree, device)) if tree.counts()[1] else None
-    for level in reversed(range(tree.levels - 1)):
-        if level < tree.levels - 2:
-            counts = _add_children(counts, tree.ratios[level])
+    points = tree.per_level(points_of_nodes(tree, device)) if tree.counts().forced else None
+    for level in reversed(range(tree.n_levels - 1)):
+        if level < tree.n_levels - 2:
+            for axis, ratio in enumerate(tree.ratios[level]):  # adds up the children
+                counts = counts.unflatten(axis + 1, (-1, ratio)).sum(axis + 2, dtype=torch.int32)
         volume = product(tree.sizes[level])
         terms = _terms(volume, device).index_select(0, counts.flatten())
         score = terms.view(counts.shape).sum(-1).flatten(1)
@@ -91,7 +91,7 @@ def entropies(
 def histograms(
     bin_of_point: Int64[Tensor, "b *s"], tree: Tree, bins: int
 ) -> Int32[Tensor, "b *g bins"]:
-    """Counts of each bin in the finest nodes that can split.
+    """Counts the points of each bin in the finest nodes that can split.
 
     The memory is 4 bytes per node and bin, not per point and bin.
     """
@@ -107,14 +107,6 @@ def histograms(
     return counts.scatter_add_(1, slot, ones).view(b, *grid, bins)
 
 
-def _add_children(
-    counts: Int32[Tensor, "b *g bins"], ratio: tuple[int, ...]
-) -> Int32[Tensor, "b *h bins"]:
-    for axis, r in enumerate(ratio):
-        counts = counts.unflatten(axis + 1, (-1, r)).sum(axis + 2, dtype=torch.int32)
-    return counts
-
-
 def _inside(
     score: Float[Tensor, "b k"], points: Int64[Tensor, " k"], volume: int
 ) -> Float[Tensor, "b k"]:
@@ -126,14 +118,8 @@ def _inside(
     return (score / part + part.log2()).clamp_min(0)
 
 
-@functools.lru_cache(maxsize=64)
-def _terms_on(volume: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        p = torch.arange(volume + 1, dtype=torch.float64) / volume
-        return (-p * p.clamp_min(1 / volume).log2()).float().to(device)
-
-
-@constant_in_graphs
+@cached_constant(64)
 def _terms(volume: int, device: torch.device) -> Tensor:
-    """``-c/V log2(c/V)`` for c = 0..V."""
-    return _terms_on(volume, device)
+    """Tabulates ``-c/V log2(c/V)`` for c = 0..V."""
+    p = torch.arange(volume + 1, dtype=torch.float64) / volume
+    return (-p * p.clamp_min(1 / volume).log2()).float().to(device)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.registry import INDICATORS
+from adaptok.registry import INDICATORS, choice
 from adaptok.tokenizers.indicators.base import channel_weights, periodic_axes
 from adaptok.tree import Tree, sum_pyramid
 
@@ -51,12 +51,11 @@ class GradientIndicator:
             raise ValueError(f"k must be at least 1, got {k}")
         if not power > 0:
             raise ValueError(f"power must be positive, got {power}")
-        check_padding(padding)
+        choice("padding", padding, PADDINGS)
         if weights is not None and min(weights, default=0) < 0:
             raise ValueError(f"channel weights must not be negative, got {list(weights)}")
         for name, value in (("channels", channels), ("frames", frames)):
-            if value not in ("mean", "max"):
-                raise ValueError(f"{name} must be 'mean' or 'max', got {value!r}")
+            choice(name, value, ("mean", "max"))
         self.k, self.padding, self.power = k, padding, power
         self.weights = None if weights is None else tuple(map(float, weights))
         self.ignore = tuple(ignore)
@@ -69,13 +68,13 @@ class GradientIndicator:
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b inner"]:
-        """Sum of the score map over each inner node."""
+        """Sums the score map over each inner node."""
         return sum_pyramid(self.score_map(field, boundary=boundary)[:, None], tree)[:, 0]
 
     def score_map(
         self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b *s"]:
-        """The score of each grid point (IAP Eq. 3, then reduced over channels and frames)."""
+        """Scores each grid point (IAP, Eq. 3), reduced over channels and frames."""
         maps = self.channel_maps(field, boundary=boundary)
         weights = channel_weights(self.weights, self.ignore, field.shape[2], maps)
         maps = maps * weights.view(-1, *[1] * (maps.ndim - 3))
@@ -86,7 +85,7 @@ class GradientIndicator:
     def channel_maps(
         self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b t c *s"]:
-        """Gradient norm of every standardised channel of every frame."""
+        """Computes the gradient norm of every standardised channel of every frame."""
         x = field.detach().to(torch.promote_types(field.dtype, torch.float32))
         space = tuple(range(3, x.ndim))
         std, mean = torch.std_mean(x, dim=space, correction=0, keepdim=True)
@@ -130,17 +129,11 @@ def central_difference(k: int) -> list[float]:
     return [-w for w in reversed(right)] + [0.0, *right]
 
 
-def check_padding(padding: str) -> None:
-    """Raises ``ValueError`` for a padding that `stencil` does not know."""
-    if padding not in _PADDINGS:
-        raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
-
-
 def stencil(x: Tensor, axis: int, taps: list[float], padding: str, wrap: Tensor | None) -> Tensor:
-    """Correlation with a short stencil along one axis, same size."""
+    """Correlates with a short stencil along one axis; the size stays."""
     k, n = len(taps) // 2, x.shape[axis]
     steps = torch.arange(-k, n + k, device=x.device)
-    padded = x.index_select(axis, _PADDINGS[padding](steps, n))
+    padded = x.index_select(axis, PADDINGS[padding](steps, n))
     if wrap is not None and padding != "circular":
         padded = torch.where(wrap, x.index_select(axis, steps % n), padded)
     terms = [padded.narrow(axis, j, n) * tap for j, tap in enumerate(taps) if tap != 0]
@@ -156,7 +149,7 @@ def _reflect(steps: Tensor, n: int) -> Tensor:
     return torch.minimum(steps, period - steps).clamp(max=n - 1)
 
 
-_PADDINGS = {
+PADDINGS = {
     "replicate": lambda steps, n: steps.clamp(0, n - 1),
     "circular": lambda steps, n: steps % n,
     "reflect": _reflect,

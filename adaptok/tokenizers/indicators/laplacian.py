@@ -8,13 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import periodic_axes, points_of_nodes
-from adaptok.tokenizers.indicators.gradient import check_padding, stencil
-from adaptok.tokenizers.indicators.intensity import Intensity
+from adaptok.patches import pad_end
+from adaptok.registry import INDICATORS, choice
+from adaptok.tokenizers.indicators.base import Intensity, periodic_axes, points_of_nodes
+from adaptok.tokenizers.indicators.gradient import PADDINGS, stencil
 from adaptok.tree import Tree, sum_pyramid
-
-STATISTICS = ("mean", "max", "std")
 
 
 @INDICATORS.register("laplacian")
@@ -27,7 +25,7 @@ class LaplacianIndicator:
 
     Args:
         statistic: "mean", "max" or "std" (unbiased) over the points of a cell.
-        color: "gray" (needs 1 or 3 channels) or "channels"; default gray where there are 1 or 3.
+        color: "gray" (needs 1 or 3 channels) or "channels"; default gray if there are 1 or 3.
         value_range: lowest and highest value, or None for the range of each map of each sample.
         padding: "reflect", "replicate" or "circular"; periodic axes are always circular.
     """
@@ -40,10 +38,8 @@ class LaplacianIndicator:
         value_range: Sequence[float] | None = (0.0, 255.0),
         padding: str = "reflect",
     ):
-        if statistic not in STATISTICS:
-            raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, got {statistic!r}")
-        check_padding(padding)
-        self.statistic, self.padding = statistic, padding
+        self.statistic = choice("statistic", statistic, STATISTICS)
+        self.padding = choice("padding", padding, PADDINGS)
         self.intensity = Intensity(color, value_range)
         self.monotone = statistic == "max"
 
@@ -54,20 +50,20 @@ class LaplacianIndicator:
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b inner"]:
-        """Mean over channels and frames of the statistic of each node."""
+        """Averages the statistic of each node over channels and frames."""
         response = self.responses(field, boundary).flatten(1, 2)
-        return _STATISTICS[self.statistic](response, tree).mean(1)
+        return STATISTICS[self.statistic](response, tree).mean(1)
 
     def score_map(
         self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b *s"]:
-        """Absolute Laplacian of each grid point."""
+        """Computes the absolute Laplacian of each grid point."""
         return self.responses(field, boundary).flatten(1, 2).mean(1)
 
     def responses(
         self, field: Float[Tensor, "b t c *s"], boundary: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b t m *s"]:
-        """Absolute Laplacian of each map, in units of its value range."""
+        """Computes the absolute Laplacian of each map, in units of its value range."""
         maps = self.intensity.maps(field)
         low, width = self.intensity.limits(maps)
         maps = (maps - low) / width
@@ -83,9 +79,7 @@ def _mean(points: Float[Tensor, "b m *s"], tree: Tree) -> Float[Tensor, "b m inn
 
 
 def _max(points: Float[Tensor, "b m *s"], tree: Tree) -> Float[Tensor, "b m inner"]:
-    spans = zip(tree.grids[0], tree.sizes[0], tree.shape, strict=True)
-    pads = [v for g, s, n in reversed(list(spans)) for v in (0, g * s - n)]
-    x, out = torch.nn.functional.pad(points, pads), []  # zeros: responses are not negative
+    x, out = pad_end(points, tree.sizes[0]), []  # with zeros: responses are not negative
     for blocks in (*tree.sizes[-2:-1], *reversed(tree.ratios[:-1])):
         for axis, block in enumerate(blocks):
             x = x.unflatten(axis + 2, (-1, block)).amax(axis + 3)
@@ -100,4 +94,4 @@ def _std(points: Float[Tensor, "b m *s"], tree: Tree) -> Float[Tensor, "b m inne
     return (centred / (n - 1).clamp_min(1)).clamp_min(0).sqrt().to(points.dtype)
 
 
-_STATISTICS = {"mean": _mean, "max": _max, "std": _std}
+STATISTICS = {"mean": _mean, "max": _max, "std": _std}

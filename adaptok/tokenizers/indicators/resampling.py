@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
+from adaptok.patches import pad_end
 from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import points_of_nodes
-from adaptok.tokenizers.indicators.intensity import Intensity
+from adaptok.tokenizers.indicators.base import Intensity, points_of_nodes
 from adaptok.tree import Tree, sum_pyramid
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -42,7 +42,7 @@ class ResamplingIndicator:
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b inner"]:
-        """Mean squared error of each node."""
+        """Computes the mean squared error of each node."""
         maps = self.intensity.maps(field)
         low, width = self.intensity.limits(maps)
         maps = ((maps - low) / width).flatten(0, 1)  # (b * t, c, *space)
@@ -58,16 +58,13 @@ class ResamplingIndicator:
 
 
 def down_up(x: Float[Tensor, "b c *s"], factors: tuple[int, ...]) -> Float[Tensor, "b c *s"]:
-    """Linear resampling by 1/f and back by f, without antialiasing."""
-    space = x.shape[2:]
-    small = [-(-n // f) for n, f in zip(space, factors, strict=True)]
-    whole = [m * f for m, f in zip(small, factors, strict=True)]
-    missing = [w - n for w, n in zip(whole, space, strict=True)]
-    mode = MODES[len(space)]
-    if any(missing):
-        x = pad(x, [v for m in reversed(missing) for v in (0, m)], mode="replicate")
+    """Resamples linearly by 1/f and back by f, without antialiasing."""
+    space, mode = x.shape[2:], MODES[len(factors)]
+    x = pad_end(x, factors, "replicate")
+    whole = x.shape[2:]
+    small = [n // f for n, f in zip(whole, factors, strict=True)]
     x = interpolate(x, size=small, mode=mode, align_corners=False)
-    x = interpolate(x, size=whole, mode=mode, align_corners=False)
+    x = interpolate(x, size=list(whole), mode=mode, align_corners=False)
     for axis, n in enumerate(space):
         x = x.narrow(axis + 2, 0, n)
     return x

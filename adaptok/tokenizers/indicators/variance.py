@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.patches import patchify
+from adaptok.patches import pad_end, patchify
 from adaptok.registry import INDICATORS
 from adaptok.tokenizers.indicators.base import channel_weights
 from adaptok.tree import Tree
@@ -19,8 +19,8 @@ class VarianceIndicator:
     """Unbiased variance of each channel, jointly over all frames and points of the cell; the
     mean over channels (MATEY, "Adaptive tokenization" and Fig. 1).
 
-    The score has the units of the field: of a field whose channels differ in scale the largest
-    one decides, unless `normalise` is set or the field is normalised beforehand. Clipped cells
+    The score has the units of the field: if channels differ in scale, the largest decides,
+    unless `normalise` is set or the field is normalised beforehand. Clipped cells
     count the points inside the domain; a single value has variance 0.
 
     Args:
@@ -51,7 +51,7 @@ class VarianceIndicator:
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b inner"]:
-        """Weighted mean of the variances over channels."""
+        """Averages the variances over channels, weighted."""
         variance = channel_variances(field.detach(), tree)  # (b, inner, c)
         if self.normalise:
             space = tuple(range(3, field.ndim))
@@ -69,46 +69,41 @@ def channel_variances(field: Float[Tensor, "b t c *s"], tree: Tree) -> Float[Ten
     its first part, so nothing cancels where the mean is large, and a constant has variance 0
     exactly.
     """
-    if tree.levels == 1:
+    if tree.n_levels == 1:
         return field.new_zeros(field.shape[0], 0, field.shape[2])
     field = field.to(torch.promote_types(field.dtype, torch.float32))
     b, t, channels, *space = field.shape
     field = field - field[(slice(None), slice(1), slice(None), *[slice(1)] * len(space))]
-    count, mean, square = _points(_overhanging(field, tree), tree, t)
-    out = [_variance(count, square)]
-    for level in range(tree.levels - 3, -1, -1):
+    count, mean, square = _points(field, tree, t)
+    out = [square / (count - 1).clamp(min=1)]
+    for level in range(tree.n_levels - 3, -1, -1):
         ratio, grid = tree.ratios[level], tree.grids[level + 1]
         stats = torch.cat([mean, square, count.expand(b, -1, 1)], -1)  # (b, nodes, 2 c + 1)
         stats = stats.unflatten(1, grid).movedim(-1, 1).unsqueeze(1)
         stats = patchify(stats, (1, *ratio)).unflatten(2, (2 * channels + 1, -1)).movedim(-1, 2)
         mean, square, count = stats.split([channels, channels, 1], -1)
         count, mean, square = _merge(count[:1], mean, square)
-        out.append(_variance(count, square))
+        out.append(square / (count - 1).clamp(min=1))
     return torch.cat(out[::-1], 1)
 
 
-def _overhanging(field: Tensor, tree: Tree) -> Tensor:
-    """Zero-padded to the grid of the roots."""
-    ends = [g * s - n for g, s, n in zip(tree.grids[0], tree.sizes[0], tree.shape, strict=True)]
-    if not any(ends):
-        return field
-    return torch.nn.functional.pad(field, [v for end in reversed(ends) for v in (0, end)])
-
-
 def _points(field: Tensor, tree: Tree, t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Count (1, nodes, 1), mean and squared deviations (b, nodes, c) of the finest inner nodes."""
+    """Computes count (1, nodes, 1), mean and squared deviations (b, nodes, c) of the finest inner
+    nodes.
+    """
     size, channels = (t, *tree.sizes[-2]), field.shape[2]
+    field = pad_end(field, tree.sizes[0])
     values = patchify(field, size).unflatten(2, (channels, -1)).movedim(2, -1)  # (b, nodes, k, c)
-    if tree.counts()[1] == 0:
+    if tree.counts().forced == 0:
         inside = values.new_ones(1, 1, values.shape[2], 1)
     else:
-        mask = _overhanging(field.new_ones(1, t, 1, *tree.shape), tree)
+        mask = pad_end(field.new_ones(1, t, 1, *tree.shape), tree.sizes[0])
         inside = patchify(mask, size).unsqueeze(-1)  # (1, nodes, k, 1)
     return _merge(inside.expand(1, values.shape[1], -1, 1), values, None)
 
 
 def _merge(count: Tensor, mean: Tensor, square: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Joins parts along the axis before the last; parts outside the domain have count 0."""
+    """Merges parts along the axis before the last; parts outside the domain have count 0."""
     total = count.sum(2)
     first = mean[:, :, :1]  # of a node that meets the domain, the first part does too
     away = mean - first
@@ -116,7 +111,3 @@ def _merge(count: Tensor, mean: Tensor, square: Tensor | None) -> tuple[Tensor, 
     spread = (away - shift.unsqueeze(2)).square() * count
     joined = spread.sum(2) if square is None else spread.sum(2) + square.sum(2)
     return total, first.squeeze(2) + shift, joined
-
-
-def _variance(count: Tensor, square: Tensor) -> Tensor:
-    return square / (count - 1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Marking: rules that turn node scores into "split this node"."""
+"""Marking: rules that decide from node scores which nodes split."""
 
 from adaptok.tokenizers.marking.base import Budget, Marking, Marks, per_sample
 from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask

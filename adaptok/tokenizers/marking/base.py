@@ -1,4 +1,4 @@
-"""What a marking is, and budgets per sample."""
+"""The protocol of markings, and budgets per sample."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbe
 
 
 class Marks(NamedTuple):
-    """Split masks, and what the host knows of the resulting leaves.
+    """Split masks, and what the host knows about the resulting leaves.
 
     Attributes:
         split: bool (b, f, inner).
         lengths: leaves per sample, or None.
-        total: leaves of the batch where their number is known and `lengths` is not, or None.
+        total: leaves of the batch if their number is known and `lengths` is not, else None.
     """
 
     split: Tensor
@@ -29,12 +29,12 @@ class Marks(NamedTuple):
 
 
 class Marking(Protocol):
-    """Node scores to split masks.
+    """Turns node scores into split masks.
 
     `monotone` says that no child outscores its parent; `shared` is the number of frames that use
-    each tiling; budgets and lengths count the leaves of all of a sample's frames. `controls` names
-    what may change per call. A marking whose number of leaves does not depend on the scores says so
-    with ``static = True``; then a whole step can be compiled.
+    each tiling; budgets and lengths count the leaves of all frames of a sample. `controls` names
+    what may change per call. A marking whose number of leaves does not depend on the scores sets
+    ``static = True``; then a whole step can be compiled.
     """
 
     controls: tuple[str, ...]
@@ -52,7 +52,7 @@ class Marking(Protocol):
 
 
 def per_sample(budget: Budget, batch: int) -> tuple[int, ...]:
-    """One host budget per sample (a CUDA tensor of budgets costs a synchronisation).
+    """Returns one host budget per sample; a CUDA tensor of budgets costs a synchronisation.
 
     Raises:
         ValueError: not whole numbers, or not one per sample.

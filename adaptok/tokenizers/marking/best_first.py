@@ -10,9 +10,9 @@ from adaptok.tree import Tree
 
 
 def top_mask(scores: Float[Tensor, "b k"], counts: tuple[int, ...]) -> Bool[Tensor, "b k"]:
-    """The `counts[i]` highest entries of row i; among equals the ones of lower index.
+    """Selects the `counts[i]` highest entries of row i; among equals, those of lower index.
 
-    A plain top-k leaves ties in any order and could take a child without its parent.
+    A plain top-k breaks ties in any order and could take a child without its parent.
     """
     most = max(counts, default=0)
     if most == 0:
@@ -35,12 +35,12 @@ def top_mask(scores: Float[Tensor, "b k"], counts: tuple[int, ...]) -> Bool[Tens
 def split_best_first(
     scores: Float[Tensor, "b f inner"], tree: Tree, counts: tuple[int, ...]
 ) -> Bool[Tensor, "b f inner"]:
-    """Exact best-first refinement for any scores, in one shot.
+    """Selects the nodes that exact best-first refinement splits, for any scores, in one shot.
 
-    Make scores distinct by rank (score, then node number). The key of a node is the list of suffix
-    maxima of the ranks along the path from its root (the worst node on the path, then the worst
-    below that one, ..., ending in the node). Nodes are popped in lexicographic order of their
-    keys, a prefix before its extensions.
+    Scores become distinct ranks (by score, then by node number; 1 is best). The key of a node lists
+    the suffix maxima of the ranks on the path from its root: the worst node of the path, the worst
+    below that one, and so on, down to the node. A loop that always splits the best leaf pops nodes
+    in lexicographic order of their keys, a prefix before its extensions.
     """
     b, frames, inner = scores.shape
     if inner == 0:
@@ -48,20 +48,29 @@ def split_best_first(
     order = scores.flatten(1).argsort(dim=1, descending=True, stable=True)
     index = torch.arange(1, frames * inner + 1, device=scores.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, index).view(b, frames, inner)
-    bits = (frames * inner).bit_length()
-    keys = _suffix_maxima(rank, tree)
-    order = _lexicographic_order([k.flatten(1) for k in _packed_keys(keys, bits)])
+    words = _packed_keys(_suffix_maxima(rank, tree), bits=(frames * inner).bit_length())
+    *more, last = [word.flatten(1) for word in words]
+    order = last.argsort(dim=1, stable=True)
+    for word in reversed(more):  # lexicographic: stable sorts, the most significant word last
+        order = order.gather(1, word.gather(1, order).argsort(dim=1, stable=True))
     position = torch.empty_like(order).scatter_(1, order, index)
-    if min(counts) == max(counts):
-        return (position <= counts[0]).view(b, frames, inner)
-    return (position <= torch.tensor(counts, device=scores.device)[:, None]).view(b, frames, inner)
+    same = len(set(counts)) == 1  # one number needs no upload
+    wanted = counts[0] if same else torch.tensor(counts, device=scores.device)[:, None]
+    return (position <= wanted).view(b, frames, inner)
 
 
 def _suffix_maxima(
     rank: Int64[Tensor, "b f inner"], tree: Tree
 ) -> list[Int64[Tensor, "b f inner"]]:
-    """Per depth of the stack one column of the keys, worst rank first, 0 where the stack has
-    ended.
+    """Computes the keys: per depth of the stack one column, worst rank first, 0 past its end.
+
+    Four nodes as an example: roots A and B, children C and D of A, with ranks A 3, B 2, C 1, D 4
+    (C scores best but cannot split before A). The stack of ranks along the path to each node:
+
+        A: 3   B: 2   C: 3 1 (1 goes on top of the worse 3)   D: 4 (it pops 3, which is better)
+
+    Padded with 0 and sorted, the keys are B 20, A 30, C 31, D 40: refinement splits B, then A, then
+    C at once because A, the worst on its path, has been paid for, then D.
     """
     ranks = tree.per_level(rank)
     depth = len(ranks)
@@ -71,7 +80,7 @@ def _suffix_maxima(
         if level:
             stack = [tree.expand(column, level - 1) for column in stack]
         pushed = torch.zeros_like(own, dtype=torch.bool)
-        for i, column in enumerate(stack):  # descending, so what stays is a prefix
+        for i, column in enumerate(stack):  # descending, so the entries that stay are a prefix
             stays = column > own
             stack[i] = torch.where(stays, column, torch.where(pushed, 0, own))
             pushed = pushed | ~stays
@@ -80,7 +89,11 @@ def _suffix_maxima(
 
 
 def _packed_keys(columns: list[Tensor], bits: int) -> list[Tensor]:
-    """Columns joined into as few int64 as hold them, most significant first."""
+    """Packs columns into as few int64 as hold them, most significant first.
+
+    Ranks 1 to 4 take 3 bits: the key 3 1 becomes the word 0b011_001 = 25, A's 3 0 becomes 24; one
+    sort of such words orders the nodes. Trees whose key exceeds 63 bits need a sort per word.
+    """
     per_word = max(1, 63 // bits)
     words = []
     for start in range(0, len(columns), per_word):
@@ -91,28 +104,22 @@ def _packed_keys(columns: list[Tensor], bits: int) -> list[Tensor]:
     return words
 
 
-def _lexicographic_order(words: list[Tensor]) -> Tensor:
-    order = words[-1].argsort(dim=1, stable=True)
-    for word in reversed(words[:-1]):
-        order = order.gather(1, word.gather(1, order).argsort(dim=1, stable=True))
-    return order
-
-
 def split_stepwise(
     scores: Float[Tensor, "b f inner"], tree: Tree, counts: tuple[int, ...], step: int
 ) -> Bool[Tensor, "b f inner"]:
-    """The paper's loop: each step splits the `step` best of the current leaves (IAP, Algorithm 1).
+    """Runs the paper's loop: each step splits the `step` best of the current leaves (IAP,
+    Algorithm 1).
 
     What the borders force (score +inf) is split beforehand. A step with fewer candidates splits
-    those, and the loop goes on until every sample has its number of splits.
+    those; the loop continues until every sample has its number of splits.
     """
     nodes = tree.nodes(scores.device)
     split = nodes.forced.expand_as(scores).clone()
     left = torch.tensor(counts, device=scores.device)
     left = left - split.flatten(1).sum(1)
-    forced = scores.shape[1] * tree.counts()[1]
+    forced = scores.shape[1] * tree.counts().forced
     # List scheduling of out-trees on `step` machines ends within this many steps (Graham's bound).
-    steps = -(-(max(counts) - forced) // step) + tree.levels
+    steps = -(-(max(counts) - forced) // step) + tree.n_levels
     for _ in range(steps if max(counts) > forced else 0):
         candidates = _unsplit(split, tree) & ~nodes.outside
         masked = scores.masked_fill(~candidates, -torch.inf).flatten(1)
@@ -126,7 +133,7 @@ def split_stepwise(
 
 
 def _unsplit(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f inner"]:
-    """Inner nodes that exist and are leaves so far."""
+    """Finds the inner nodes that exist and are leaves so far."""
     levels = tree.per_level(split)
     out = [~levels[0]]
     for level, parents in enumerate(levels[:-1]):

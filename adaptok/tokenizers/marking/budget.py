@@ -26,8 +26,8 @@ class BudgetMarking:
         splits_per_step: 1 is exact best-first refinement in one shot; K > 1 runs the paper's loop,
             which splits the K best leaves per step.
         per_batch: the samples of a batch share the sum of their budgets, so that those with more
-            content get more cells. The total stays fixed, and with it all shapes; what a sample
-            gets depends on the batch it is in.
+            content get more cells. The total, and with it every shape, stays fixed; what a sample
+            gets depends on its batch.
     """
 
     controls = ("budget",)
@@ -66,8 +66,8 @@ class BudgetMarking:
         splits = tuple(plans[t][0] for t in budgets)
         lengths = tuple(plans[t][1] * shared for t in budgets)
         nodes = tree.nodes(scores.device)
-        # What the borders force goes first; what lies outside never exists.
-        if tree.counts()[1]:
+        # Splits that the borders force come first; nodes outside never exist.
+        if tree.counts().forced:
             scores = scores.masked_fill(nodes.forced, torch.inf)
             scores = scores.masked_fill(nodes.outside, -torch.inf)
         if self.splits_per_step > 1:
@@ -80,7 +80,8 @@ class BudgetMarking:
 
 
 def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tuple[int, int]:
-    """(splits, cells) of one sample over `frames` trees, each used `shared` times; IAP Eq. 1.
+    """Computes (splits, cells) of one sample over `frames` trees, each used `shared` times (IAP,
+    Eq. 1).
 
     Raises:
         ValueError: a budget below what the domain needs, or levels with different ratios.
@@ -103,8 +104,8 @@ def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tu
 
 
 def _warn_above_finest(budgets: tuple[int, ...], tree: Tree, frames: int) -> None:
-    finest = frames * product(-(-n // p) for n, p in zip(tree.shape, tree.sizes[-1], strict=True))
-    if tree.levels == 1 or torch.compiler.is_compiling():
+    finest = frames * tree.inside[-1]
+    if tree.n_levels == 1 or torch.compiler.is_compiling():
         return
     for budget in dict.fromkeys(budgets):
         if budget > finest:

@@ -18,8 +18,8 @@ class FractionMarking:
     """Splits the ``int(ratio * N)`` best of the N cells of a level, level after level (MATEY's
     `refine_ratio`).
 
-    Ties split in raster order; what crosses the border splits first and counts. The number of cells
-    is known beforehand: no host synchronisation.
+    Ties split in raster order; nodes that cross the border split first and count. The number of
+    cells is known beforehand: no host synchronisation.
 
     Args:
         ratio: in [0, 1]; also per call.
@@ -39,7 +39,7 @@ class FractionMarking:
         shared: int = 1,
         ratio: float | None = None,
     ) -> Marks:
-        """Marks the best nodes of each level among those that exist."""
+        """Marks the best existing nodes of each level."""
         ratio = self.ratio if ratio is None else _valid(ratio)
         b, frames, _ = scores.shape
         nodes = tree.nodes(scores.device)
@@ -58,22 +58,21 @@ class FractionMarking:
 
 
 def cells_of_fraction(ratio: float, tree: Tree, frames: int, *, kept: bool = False) -> int:
-    """Cells of one sample over `frames` trees; `kept` counts those that split too."""
+    """Counts the cells of one sample over `frames` trees; `kept` includes those that split."""
     splits, leaves = _plan(ratio, tree, frames)
     return leaves + kept * sum(splits)
 
 
 def _plan(ratio: float, tree: Tree, frames: int) -> tuple[list[int], int]:
-    """Splits per level, and leaves, of one sample over `frames` trees."""
-    inside = [product(-(-n // p) for n, p in zip(tree.shape, s, strict=True)) for s in tree.sizes]
-    whole = [product(n // p for n, p in zip(tree.shape, s, strict=True)) for s in tree.sizes]
+    """Counts splits per level, and leaves, of one sample over `frames` trees."""
+    inside, whole = tree.inside, tree.whole
     exist, splits, leaves = frames * inside[0], [], 0
     for level, ratios in enumerate(tree.ratios):
         crossing = frames * (inside[level] - whole[level])
         chosen = max(int(ratio * exist), crossing)
         splits.append(chosen)
         leaves += exist - chosen
-        # Below crossing nodes lies all that is not below whole ones.
+        # Whatever does not lie below whole nodes lies below crossing ones.
         below = frames * (inside[level + 1] - whole[level] * product(ratios))
         exist = below + (chosen - crossing) * product(ratios)
     return splits, leaves + exist

@@ -1,4 +1,4 @@
-"""Refinement of what scores close to the maximum."""
+"""Refinement of nodes that score close to the maximum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MaximumMarking:
     strategy of adaptive finite elements).
 
     The maximum is that of the sample's coarsest nodes over all its frames, and the same threshold
-    holds on every level. So a constant field, and any field at gamma 1, stays coarse. The number
+    holds on every level. A constant field, and any field at gamma 1, thus stays coarse. The number
     of cells depends on the values: one host synchronisation per call.
 
     Args:
@@ -38,7 +38,7 @@ class MaximumMarking:
         shared: int = 1,
         gamma: float | None = None,
     ) -> Marks:
-        """Marks the nodes above the threshold, and what crosses the border."""
+        """Marks the nodes above the threshold, and those that cross the border."""
         gamma = self.gamma if gamma is None else _valid(gamma)
         if tree.inner == 0:
             return Marks(torch.zeros_like(scores, dtype=torch.bool), None)

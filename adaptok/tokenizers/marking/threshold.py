@@ -24,14 +24,14 @@ class ThresholdMarking:
     """A cell stays whole iff its score is below the threshold of its level (APT, Sec. 3.1).
 
     Every region thus takes the coarsest cell whose own score passes, whatever its children score.
-    Ties and NaN split, and so does what crosses the border. The number of cells depends on the
-    data, which costs one host synchronisation when the cells are packed.
+    Ties, NaN and nodes that cross the border split. The number of cells depends on the data, which
+    costs one host synchronisation when the cells are packed.
 
     Args:
         thresholds: one per level that can split, those of the smallest cells first; or one number
             for all of them. Also per call.
-        budget: at most this many cells per sample over all frames, or None. Where the thresholds
-            ask for more, the best-scored of the marked cells split first. Per call also one number
+        budget: at most this many cells per sample over all frames, or None. If the thresholds ask
+            for more, the best-scored of the marked cells split first. Per call also one number
             per sample.
     """
 
@@ -50,7 +50,7 @@ class ThresholdMarking:
         thresholds: Thresholds | None = None,
         budget: Budget | None = None,
     ) -> Marks:
-        """Marks what does not pass; the number of leaves is not known to the host.
+        """Marks nodes that do not pass; the host does not know the number of leaves.
 
         Raises:
             ValueError: thresholds for another number of levels, a field smaller than the coarsest
@@ -62,19 +62,19 @@ class ThresholdMarking:
                 f"the field of {tree.shape} is smaller than the coarsest cell of {tree.sizes[0]}; "
                 "use fewer levels or a smaller finest cell"
             )
-        bars = level_thresholds(given, tree.levels - 1)[::-1]  # coarse to fine
+        bars = level_thresholds(given, tree.n_levels - 1)[::-1]  # coarse to fine
         levels = zip(tree.per_level(scores), bars, strict=True)
         split = [~(score < bar) for score, bar in levels]  # so that NaN splits
         marked = torch.cat(split, -1) if split else torch.zeros_like(scores, dtype=torch.bool)
         marked = marked | tree.nodes(scores.device).forced
         budget = self.budget if budget is None else budget
-        if budget is not None and tree.levels > 1:
+        if budget is not None and tree.n_levels > 1:
             marked = _cap(marked, scores, tree, budget, monotone=monotone, shared=shared)
         return Marks(marked, None)
 
 
 def as_thresholds(thresholds: Thresholds) -> float | tuple[float, ...]:
-    """One number, or one per level; raises ``ValueError`` for anything else and for NaN."""
+    """Returns one number, or one per level; raises ``ValueError`` for anything else and NaN."""
     values = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
     if any(not isinstance(v, Real) or isinstance(v, bool) or math.isnan(v) for v in values):
         raise ValueError(f"thresholds are numbers, one or one per level, got {thresholds!r}")
@@ -82,18 +82,18 @@ def as_thresholds(thresholds: Thresholds) -> float | tuple[float, ...]:
     return numbers if isinstance(thresholds, Iterable) else numbers[0]
 
 
-def level_thresholds(thresholds: Thresholds, levels: int) -> tuple[float, ...]:
-    """One threshold for each of the levels that can split, fine to coarse.
+def level_thresholds(thresholds: Thresholds, n_levels: int) -> tuple[float, ...]:
+    """Returns a threshold for each of the levels that can split, fine to coarse.
 
     Raises:
-        ValueError: another number of thresholds, or something else than numbers.
+        ValueError: another number of thresholds, or something other than numbers.
     """
     given = as_thresholds(thresholds)
     if not isinstance(given, tuple):
-        return (given,) * levels
-    if len(given) != levels:
+        return (given,) * n_levels
+    if len(given) != n_levels:
         raise ValueError(
-            f"{levels + 1} cell sizes need {levels} threshold(s), the smallest merged cells first, "
+            f"{n_levels + 1} cell sizes need {n_levels} threshold(s), smallest merged cells first, "
             f"got {len(given)}: {given}"
         )
     return given
@@ -108,11 +108,14 @@ def _cap(
     monotone: bool,
     shared: int,
 ) -> Bool[Tensor, "b f inner"]:
-    """The best-first splits of the threshold tree that a budget pays for."""
+    """Selects the best-first splits of the threshold tree that a budget pays for."""
     budgets = per_sample(budget, scores.shape[0])
     counts = tuple(plan(value, tree, scores.shape[1], shared)[0] for value in budgets)
     nodes = tree.nodes(scores.device)
-    reached = _closed(marked & ~nodes.outside, tree)
+    levels = tree.per_level(marked & ~nodes.outside)
+    for level in range(1, len(levels)):  # keeps marked nodes all of whose ancestors are marked
+        levels[level] = levels[level] & tree.expand(levels[level - 1], level - 1)
+    reached = torch.cat(levels, -1)
     # Best-first order among the marked nodes alone: no split is spent on what would not split.
     order = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
     order = order.masked_fill(nodes.forced, torch.inf).masked_fill(~reached, -torch.inf)
@@ -121,12 +124,3 @@ def _cap(
     else:
         best = split_best_first(order, tree, counts)
     return reached & best
-
-
-def _closed(marked: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f inner"]:
-    """Marked nodes all of whose ancestors are marked."""
-    levels = tree.per_level(marked)
-    out = [levels[0]]
-    for level, own in enumerate(levels[1:]):
-        out.append(own & tree.expand(out[-1], level))
-    return torch.cat(out, -1)

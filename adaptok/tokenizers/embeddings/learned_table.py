@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, product
 from adaptok.patches import level_grid
-from adaptok.tree import constant_in_graphs
+from adaptok.utils.constants import cached_constant
 
 
 class LearnedPositions(nn.Module):
-    """Position of a cell from a learned table over space, as in ViT and APT (Sec. 3.2).
+    """Reads the position of a cell off a learned table over space, as in ViT and APT (Sec. 3.2).
 
-    The table is stretched over the finest cells of whatever field comes, and resampled to the grid
-    of each level with an antialiased bicubic filter (the one of Pillow and PyTorch), axis by axis,
-    in 1, 2 or 3 dimensions. Frames share it. In evaluation without gradients the resampled tables
-    are kept until the table changes.
+    The table is stretched over the finest cells of any field, and resampled to the grid of each
+    level with an antialiased bicubic filter (that of Pillow and PyTorch), axis by axis, in 1, 2 or
+    3 dimensions. Frames share it. In evaluation without gradients the resampled tables are kept
+    until the table changes.
 
     Args:
         dim: width of the features.
@@ -34,17 +34,17 @@ class LearnedPositions(nn.Module):
         self._kept: tuple[tuple, Tensor] | None = None
 
     def forward(self, cells: Cells) -> Float[Tensor, "n d"]:
-        """Position of each cell."""
+        """Returns the position of each cell."""
         return self.tables(cells).index_select(0, position_rows(cells))
 
     def tables(self, cells: Cells) -> Float[Tensor, "m d"]:
-        """The resampled tables of all levels, coarse to fine, each in raster order."""
+        """Resamples the table to all levels, coarse to fine, each in raster order."""
         table = self.table
         make = functools.partial(resample_positions, table, cells.shape[1:], cells.sizes)
         fixed = not (self.training or (torch.is_grad_enabled() and table.requires_grad))
         if not fixed or torch.compiler.is_compiling() or table.is_inference():
             return make()
-        # What changes when the table is replaced, moved or written to.
+        # Changes when the table is replaced, moved or written to.
         key = (cells.shape[1:], cells.sizes, table.data_ptr(), table.dtype, table._version)
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():  # may serve autograd later
@@ -55,7 +55,7 @@ class LearnedPositions(nn.Module):
 def resample_positions(
     table: Float[Tensor, "*g d"], space: tuple[int, ...], sizes: tuple[tuple[int, ...], ...]
 ) -> Float[Tensor, "m d"]:
-    """A table over the finest cells of a domain, resampled to the cells of every level.
+    """Resamples a table over the finest cells of a domain to the cells of every level.
 
     Args:
         table: per finest cell, in any resolution.
@@ -79,7 +79,7 @@ def resample_positions(
 
 
 def position_rows(cells: Cells) -> Tensor:
-    """Row of each cell in the tables of all levels."""
+    """Finds the row of each cell in the tables of all levels."""
     rows, start = torch.zeros_like(cells.level, dtype=torch.int64), 0
     for level, size in enumerate(cells.sizes):
         grid = level_grid(cells.shape[1:], size[1:])
@@ -87,29 +87,23 @@ def position_rows(cells: Cells) -> Tensor:
         for axis, (g, s) in enumerate(zip(grid, size[1:], strict=True)):
             index = index * g + cells.origin[:, axis + 1].long() // s
         rows = torch.where(cells.level == level, start + index, rows)
-        start += functools.reduce(lambda a, g: a * g, grid, 1)
+        start += product(grid)
     return rows
 
 
-@functools.lru_cache(maxsize=128)
-def _bicubic_on(given: int, wanted: int, scale: float, device: torch.device) -> Tensor | None:
-    if given == wanted and scale == 1:
-        return None
-    with torch.inference_mode(False):
-        # A cell beyond the domain has no position; clamping only keeps its weights finite.
-        centre = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * scale).clamp(max=given)
-        entry = torch.arange(given, dtype=torch.float64) + 0.5
-        x = (entry - centre[:, None]).abs() / max(scale, 1.0)
-        near = (1.5 * x - 2.5) * x * x + 1  # Keys' cubic with a = -1/2
-        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-        weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
-        return (weights / weights.sum(1, keepdim=True)).float().to(device)
-
-
-@constant_in_graphs
+@cached_constant(128)
 def _bicubic(given: int, wanted: int, scale: float, device: torch.device) -> Tensor | None:
-    """Weights (wanted, given) of the antialiased bicubic filter, None for the identity.
+    """Computes weights (wanted, given) of the antialiased bicubic filter, None for the identity.
 
     `scale` is the number of given entries per wanted one.
     """
-    return _bicubic_on(given, wanted, scale, device)
+    if given == wanted and scale == 1:
+        return None
+    # A cell beyond the domain has no position; clamping only keeps its weights finite.
+    center = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * scale).clamp(max=given)
+    entry = torch.arange(given, dtype=torch.float64) + 0.5
+    x = (entry - center[:, None]).abs() / max(scale, 1.0)
+    near = (1.5 * x - 2.5) * x * x + 1  # Keys' cubic with a = -1/2
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
+    return (weights / weights.sum(1, keepdim=True)).float().to(device)

@@ -171,3 +171,18 @@ def finest_owner(cells: Cells) -> Int64[Tensor, "b *shape"]:
     for axis, (p, n) in enumerate(zip(finest, cells.shape, strict=True)):
         owner = owner.repeat_interleave(p, dim=axis + 1).narrow(axis + 1, 0, n)
     return owner
+
+
+def check_levels(cells: Cells, sizes: tuple[tuple[int, ...], ...]) -> None:
+    """Raises ``ValueError`` for cells of other levels than a part was built for."""
+    if cells.sizes != sizes:
+        raise ValueError(f"built for cells of sizes {sizes}, these have {cells.sizes}")
+
+
+def check_on_grid(cells: Cells, part: str) -> None:
+    """Raises ``ValueError`` for cells that do not promise to lie on the grids of their levels."""
+    if not cells.on_grid:
+        raise ValueError(
+            f"{part} takes cells on the grids of their levels, and these do not promise to be "
+            "(on_grid=True); others go with 'linear' or 'boxes'"
+        )

@@ -123,8 +123,9 @@ BROKEN = {
     "integer ratios": lambda c: {"sizes": ((1, 8, 8), (1, 3, 3), (1, 2, 2))},
     "overlaps another cell": lambda c: {"origin": c.origin * (torch.arange(len(c)) > 1)[:, None]},
     "leave a hole": row_dropped,
-    "sticks out of": lambda c: {"size": c.size * 2},
-    "at .* sticks out": lambda c: {"origin": c.origin - 1},
+    "at .* sticks out of": lambda c: {"origin": c.origin - 1, "on_grid": False},
+    "larger than the size of its level": lambda c: {"size": c.size * 2},
+    "on the grid of its level": lambda c: {"origin": c.origin + (c.level == 2)[:, None]},
 }
 
 

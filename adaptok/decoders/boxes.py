@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import product
 from adaptok.layers.boxes import coverage, paint
+from adaptok.layers.mixed import gives_lists
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -49,6 +50,7 @@ class BoxDecoder(nn.Module):
         self.out_channels = out_channels
         self.head = nn.Linear(spec.dim + spec.ndim + 1, out_channels * product(self.points))
 
+    @gives_lists
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Field of the shape that the cells were made for."""
         cells, x = tokens.cells, tokens.features

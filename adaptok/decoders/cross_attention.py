@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups, product
+from adaptok.cells import Cells, Groups, owners, product
 from adaptok.layers.blocks import Attention, Mlp
+from adaptok.layers.mixed import gives_lists
 from adaptok.layers.positions import pairs_per_axis, rotary
-from adaptok.patches import level_grid, owner_grid, unpatchify
+from adaptok.patches import check_levels, level_grid, owner_grid, rows_of_levels, unpatchify
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.tree import offsets_tensor
@@ -59,6 +60,7 @@ class CrossAttentionDecoder(nn.Module):
                 "decoder 'cross_attention' reads the covering cell of each latent off the level "
                 f"grids, which a {spec.layout.__name__} lacks; use the decoder paired with it"
             )
+        self.sizes = spec.sizes
         frame, *finest = spec.sizes[-1]
         size = finest if latent_size is None else latent_size
         size = [size] * spec.ndim if isinstance(size, int) else list(size)
@@ -78,9 +80,11 @@ class CrossAttentionDecoder(nn.Module):
         self.norm_out = nn.LayerNorm(spec.dim)
         self.head = nn.Linear(spec.dim, out_channels * product(self.latent_size))
 
+    @gives_lists
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Decodes a field of the shape that the cells were made for."""
         cells = tokens.cells
+        check_levels(cells, self.sizes)
         grid = level_grid(cells.shape, self.latent_size)
         point, center = self._latent_grid(cells, grid)  # (q, a), the same for each sample
         owner = self._owner(cells, point)  # (b * q,)
@@ -128,11 +132,13 @@ class CrossAttentionDecoder(nn.Module):
 
     def _owner(self, cells: Cells, point: Int64[Tensor, "q a"]) -> Int64[Tensor, " bq"]:
         """Row of the finest cell that covers each latent point."""
-        finest = cells.sizes[-1]
+        finest = cells.sizes[-1] if cells.on_grid else (1,) * len(cells.shape)
         index = torch.zeros_like(point[:, 0])
         for axis, (g, p) in enumerate(zip(level_grid(cells.shape, finest), finest, strict=True)):
             index = index * g + point[:, axis] // p
-        return owner_grid(cells)[:, index].flatten()
+        if cells.on_grid:
+            return owner_grid(cells)[:, index].flatten()
+        return owners(cells, rows_of_levels(cells)).flatten(1)[:, index].flatten()
 
     def _latents(
         self, tokens: TokenSet, owner: Int64[Tensor, " bq"], point: Int64[Tensor, "q a"]

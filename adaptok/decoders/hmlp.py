@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
 from adaptok.layers.convolution import conv_transpose_class
+from adaptok.layers.mixed import gives_lists
 from adaptok.patches import (
+    check_levels,
+    check_on_grid,
     grid_index,
     level_grid,
     pad_end,
@@ -54,14 +57,22 @@ class HmlpDecoder(nn.Module):
                 f"decoder 'hmlp' decodes level grids, which a {spec.layout.__name__} lacks; "
                 "use the decoder paired with it"
             )
+        if not spec.on_grid:
+            raise ValueError(
+                "decoder 'hmlp' decodes cells on the grids of their levels, which this spec does "
+                "not promise (on_grid=True); others go with 'linear' or 'boxes'"
+            )
         channels = out_channels * spec.sizes[0][0]
-        self.out_channels, self.tiling = out_channels, spec.tiling
+        self.out_channels, self.tiling, self.sizes = out_channels, spec.tiling, spec.sizes
         self.levels = nn.ModuleList(
             _head(spec.dim, channels, size[1:], version) for size in spec.sizes
         )
 
+    @gives_lists
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Decodes a field of the shape that the cells were made for."""
+        check_on_grid(tokens.cells, "decoder 'hmlp'")
+        check_levels(tokens.cells, self.sizes)
         frames = self._splice(tokens) if self.tiling else self._add(tokens)
         sizes = {"b": tokens.cells.batch_size, "c": self.out_channels}
         return rearrange(frames, "(b f) (s c) ... -> b (f s) c ...", **sizes)

@@ -6,7 +6,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import product
-from adaptok.patches import rows_of_levels, scatter_to_grid, unpatchify
+from adaptok.layers.mixed import gives_lists
+from adaptok.patches import (
+    check_levels,
+    paint_boxes,
+    rows_of_levels,
+    scatter_to_grid,
+    unpatchify,
+)
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -15,7 +22,7 @@ from adaptok.tokens import TokenizerSpec, TokenSet
 class LinearDecoder(nn.Module):
     """Each token paints its own cell through the linear head of its level; overlaps add up.
 
-    On uniform cells this is the head of a plain ViT. Cells lie on the grid of their level.
+    On uniform cells this is the head of a plain ViT. Cells may lie off the grids of their levels.
 
     Args:
         spec: specification of the tokenizer.
@@ -32,19 +39,24 @@ class LinearDecoder(nn.Module):
                 f"decoder 'linear' paints cells on the grid of their level, but this tokenizer's "
                 f"tokens overlap by a {spec.layout.__name__}; use the decoder paired with it"
             )
-        self.out_channels = out_channels
+        self.out_channels, self.sizes = out_channels, spec.sizes
         self.levels = nn.ModuleList(
             nn.Linear(spec.dim, out_channels * product(size)) for size in spec.sizes
         )
 
+    @gives_lists
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Decodes a field of the shape that the cells were made for."""
         cells, field = tokens.cells, None
+        check_levels(cells, self.sizes)
         rows = rows_of_levels(cells)
         for level, (head, own) in enumerate(zip(self.levels, rows, strict=True)):
             patches = head(tokens.features[own.clamp(max=len(cells) - 1)])  # (m, c * volume)
-            canvas = scatter_to_grid(patches, cells, level, own).flatten(1, -2)
-            painted = unpatchify(canvas, cells.shape, cells.sizes[level])
+            if cells.on_grid:
+                canvas = scatter_to_grid(patches, cells, level, own).flatten(1, -2)
+                painted = unpatchify(canvas, cells.shape, cells.sizes[level])
+            else:
+                painted = paint_boxes(patches, cells, level, own)
             field = painted if field is None else field + painted
         assert field is not None
         return field

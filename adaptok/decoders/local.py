@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from adaptok.decoders.cross_attention import CrossAttentionDecoder
 from adaptok.decoders.linear import LinearDecoder
+from adaptok.layers.mixed import gives_lists
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -58,6 +59,7 @@ class LocalDecoder(nn.Module):
             rope_base=rope_base,
         )
 
+    @gives_lists
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Decodes a field of the shape that the cells were made for."""
         return self.paint(tokens) + self.smooth(tokens)

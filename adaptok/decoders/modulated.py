@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import product
 from adaptok.layers.convolution import conv_transpose_class
+from adaptok.layers.mixed import gives_lists
 from adaptok.layers.norms import channel_norm
 from adaptok.layers.pi_resize import FORMS, KernelResize
 from adaptok.layers.two_stage import KERNELS, ConvLayout
@@ -72,6 +73,7 @@ class ModulatedDecoder(nn.Module):
         self.resize1 = KernelResize(second, [pair[1] for pair in KERNELS.values()], **options)
         self.resize2 = KernelResize(first, [pair[0] for pair in KERNELS.values()], **options)
 
+    @gives_lists
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Decodes all frames of the field that the cells were made for.
 

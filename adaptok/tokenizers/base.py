@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
+from adaptok.layers.mixed import takes_lists
 from adaptok.registry import close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 
@@ -45,6 +46,7 @@ class CellTokenizer(nn.Module):
         """Where the tokens are; needs no weights."""
         raise NotImplementedError
 
+    @takes_lists
     def embed(
         self,
         x: Float[Tensor, "b *tcs"],

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
+from adaptok.layers.mixed import takes_lists
 from adaptok.layers.two_stage import KERNELS, ConvLayout, Pairs, cells_of_layout
 from adaptok.tokenizers.base import CellTokenizer, check_controls, check_shape, per_axis
 from adaptok.tokenizers.embeddings.conv_stem import ConvStem
@@ -60,6 +61,7 @@ class ModulatedTokenizer(CellTokenizer):
         """Kernels, strides and padding of a patch size, for a field of shape (t, *space)."""
         raise NotImplementedError
 
+    @takes_lists
     @torch.no_grad()
     def cells(
         self,
@@ -106,6 +108,7 @@ class ModulatedTokenizer(CellTokenizer):
         sizes = per_axis(size, self.spec.ndim, "patch_size")
         return product(self.layout(sizes, tuple(shape)).grid)
 
+    @takes_lists
     def embed(
         self,
         x: Float[Tensor, "b *tcs"],

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
+from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
 from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
 from adaptok.tokenizers.indicators import Indicator
@@ -72,6 +73,7 @@ class TreeTokenizer(CellTokenizer):
     def _space_sizes(self) -> Sizes:
         return tuple(size[1:] for size in self.spec.sizes)
 
+    @takes_lists
     @torch.no_grad()
     def cells(
         self,

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
+from adaptok.layers.mixed import takes_lists
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
 from adaptok.tokenizers.embeddings import LinearEmbedding
@@ -53,6 +54,7 @@ class UniformTokenizer(CellTokenizer):
         self.size = own
         self.controls = ("patch_size",) if len(sizes) > 1 else ()
 
+    @takes_lists
     @torch.no_grad()
     def cells(
         self,

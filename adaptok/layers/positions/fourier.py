@@ -80,14 +80,15 @@ class FourierPositions(nn.Module):
         self, cells: Cells, center: Float[Tensor, "n a"]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Fourier features of frame, centre and volume before the linear maps, in float64."""
-        dim, (_, *extents) = self.time.in_features, cells.shape
+        dim, extents = self.time.in_features, cells.extents
+        space = extents[1:] if isinstance(extents, tuple) else extents[:, 1:].unbind(1)
         frame_size = cells.sizes[0][0]
         frame = center[:, 0] / frame_size - 0.5
         places = [
             fourier_features(center[:, axis + 1].double() / n, width, *self.ranges[1])
-            for axis, (n, width) in enumerate(zip(extents, self.widths, strict=True))
+            for axis, (n, width) in enumerate(zip(space, self.widths, strict=True))
         ]
-        fraction = cells.size[:, 1:].prod(1).double() / product(extents)
+        fraction = cells.size[:, 1:].prod(1).double() / product(space)
         return (
             fourier_features(frame, dim, *self.ranges[0]),
             torch.cat(places, -1),

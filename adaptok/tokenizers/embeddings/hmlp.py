@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
 from adaptok.layers.convolution import conv_class
-from adaptok.patches import grid_index, pad_end, patchify, rows_of_levels
+from adaptok.patches import check_on_grid, grid_index, pad_end, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS, choice
 from adaptok.tokenizers.embeddings.linear import restore_rows
 
@@ -40,6 +40,8 @@ class HmlpEmbedding(nn.Module):
         ValueError: a width that is not divisible by 4, or an unknown version.
     """
 
+    needs_grid = True
+
     def __init__(
         self,
         in_channels: int,
@@ -56,6 +58,7 @@ class HmlpEmbedding(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
+        check_on_grid(cells, "embedding 'hmlp'")
         frame_size = cells.sizes[0][0]
         image = x.unflatten(1, (-1, frame_size)).flatten(2, 3)  # (b, frames, fs * c, *space)
         image = self.lift(image.movedim(2, -1)).movedim(-1, 2)

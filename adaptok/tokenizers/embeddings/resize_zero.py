@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.patches import grid_index, level_grid, pad_end, patchify, rows_of_levels
+from adaptok.patches import check_on_grid, grid_index, level_grid, pad_end, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS, choice
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.embeddings.learned_table import LearnedPositions
@@ -46,6 +46,8 @@ class ResizeZeroEmbedding(nn.Module):
         ValueError: an unknown resize, or levels with different ratios and a branch.
     """
 
+    needs_grid = True
+
     def __init__(
         self,
         in_channels: int,
@@ -80,6 +82,7 @@ class ResizeZeroEmbedding(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
+        check_on_grid(cells, "embedding 'resize_zero'")
         finest, rows = len(cells.sizes) - 1, rows_of_levels(cells)
         real = [own.clamp(max=len(cells) - 1) for own in rows]
         patches = patchify(x, cells.sizes[finest]).flatten(0, 1)  # (b * g, k)

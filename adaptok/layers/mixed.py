@@ -1,0 +1,78 @@
+"""Samples of different size in one batch: lists of fields in, lists of fields out."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptok.cells import Cells
+from adaptok.tokens import TokenSet
+
+
+def runs(shapes: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """Neighbouring samples of one shape, as (start, stop)."""
+    start = 0
+    for _, group in itertools.groupby(shapes):
+        stop = start + len(list(group))
+        yield start, stop
+        start = stop
+
+
+def by_shape(tokens: TokenSet) -> list[TokenSet]:
+    """Splits tokens into neighbouring samples of one shape; `TokenSet.cat` is the inverse."""
+    if tokens.cells.mixed is None:
+        return [tokens]
+    return [tokens.samples(*run) for run in runs(tokens.cells.mixed)]
+
+
+def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets `cells` or `embed` of a tokenizer take a list of fields (t, c, *space) of any sizes.
+
+    Neighbours of one shape go through the method together. Budgets and boundary codes may
+    be given per sample.
+    """
+
+    @functools.wraps(method)
+    def call(self: Any, fields: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(fields, (list, tuple)):
+            return method(self, fields, *args, **kwargs)
+        batch, parts = len(fields), []
+        if not batch:
+            raise ValueError("the list of fields is empty")
+        for start, stop in runs([x.shape for x in fields]):
+            own = [x.samples(start, stop) if isinstance(x, Cells) else x for x in args]
+            more = {k: _of_run(k, v, start, stop, batch) for k, v in kwargs.items()}
+            parts.append(method(self, torch.stack(list(fields[start:stop])), *own, **more))
+        return type(parts[0]).cat(parts)
+
+    return call
+
+
+def _of_run(name: str, value: Any, start: int, stop: int, batch: int) -> Any:
+    if isinstance(value, Cells):
+        return value.samples(start, stop)
+    if name == "boundary":
+        per_sample = isinstance(value, Tensor) and value.ndim == 3 and len(value) == batch
+        return value[start:stop] if per_sample else value
+    per_sample = isinstance(value, (list, tuple, Tensor)) and name == "budget"
+    return value[start:stop] if per_sample and len(value) == batch else value
+
+
+def gives_lists(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a decoder take tokens of samples of different size; it returns a list of fields
+    (t, c, *space) for them.
+    """
+
+    @functools.wraps(forward)
+    def call(self: Any, tokens: TokenSet, *args: Any, **kwargs: Any) -> Any:
+        if tokens.cells.mixed is None:
+            return forward(self, tokens, *args, **kwargs)
+        parts = [forward(self, part, *args, **kwargs) for part in by_shape(tokens)]
+        return [field for part in parts for field in part]
+
+    return call

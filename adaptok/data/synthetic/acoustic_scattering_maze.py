@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 
 MODULUS = 4.0  # bulk modulus K; the speed of sound is sqrt(K / density)
 PATH_DENSITY, WALL_DENSITY = 3.0, 1.0e6
 LOW, HIGH = -1.0, 1.0  # the domain along each axis
-OPEN = "OPEN"
 
 
 @SOLVERS.register("acoustic_scattering_maze")
@@ -32,20 +31,13 @@ class AcousticScatteringMaze(Solver):
         pulses: pressure pulses of the initial state.
     """
 
-    resolution: int = 64
     frames: int = 32
     start: float = 0.1
     frame_dt: float = 0.02
-    train: int = 24
-    valid: int = 4
-    test: int = 4
     nodes: int = 8
     pulses: int = 4
 
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("WALL", "OPEN")
-    batch: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,16 +49,21 @@ class AcousticScatteringMaze(Solver):
         if not 1 <= self.pulses <= self.nodes**2:
             raise ValueError(f"pulses must be between 1 and nodes**2, got {self.pulses!r}")
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def initial(self, generator: torch.Generator) -> State:
         """Density and initial pressure, each (x, y)."""
         walls = random_maze(self.resolution, self.nodes, generator)
         density = torch.where(walls, WALL_DENSITY, PATH_DENSITY)
         return {"density": density, "pressure": self._pulses(walls, generator)}
 
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return ((LOW, HIGH),) * 2
+
     def _pulses(self, walls: Tensor, generator: torch.Generator) -> Tensor:
         """Gaussian pulses in the middle of random corridors, of random size and sign."""
         pitch = (HIGH - LOW) / self.nodes
-        x = cell_centres(self.resolution, LOW, HIGH)
+        x = cell_centers(self.resolution, LOW, HIGH)
         pressure = torch.zeros(walls.shape)
         for node in torch.randperm(self.nodes**2, generator=generator)[: self.pulses].tolist():
             cx, cy = (LOW + (i + 0.5) * pitch for i in divmod(node, self.nodes))
@@ -77,37 +74,24 @@ class AcousticScatteringMaze(Solver):
             pressure += amplitude * (-squared / (2 * sigma**2)).exp()
         return pressure.masked_fill(walls, 0.0)
 
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates `density` and `pressure`, each (b, x, y), from rest."""
         density, pressure = state["density"], state["pressure"]
         dx = (HIGH - LOW) / self.resolution
         limit = 0.9 * stable_step(density, dx)
         velocity = [torch.zeros_like(pressure.narrow(a, 1, self.resolution - 1)) for a in (1, 2)]
-        pressures, velocities, now = [], [], 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            steps = math.ceil((time - now) / limit)
+        for duration in self.durations:
+            steps = math.ceil(duration / limit)
             if steps:
-                scheme = Leapfrog(density, dx, (time - now) / steps, self.boundary)
+                scheme = Leapfrog(density, dx, duration / steps, self.boundary)
                 pressure, velocity = scheme.run(pressure, velocity, steps)
-            now = time
-            pressures.append(pressure)
-            velocities.append(centred(velocity, pressure, density, self.boundary))
-            on_frame()
-        x = cell_centres(self.resolution, LOW, HIGH)
-        return Trajectories(
-            time=self.times,
-            coordinates={"x": x, "y": x},
-            fields={
-                0: {"pressure": torch.stack(pressures, 1)},
-                1: {"velocity": torch.stack(velocities, 1)},
-            },
-            constants={0: {"density": density, "speed_of_sound": (MODULUS / density).sqrt()}},
-        )
+            centers = centered(velocity, pressure, density, self.boundary)
+            yield {0: {"pressure": pressure}, 1: {"velocity": centers}}
+
+    def constants(self, state: State) -> Fields:
+        """Returns density and speed of sound, each (b, x, y)."""
+        density = state["density"]
+        return {0: {"density": density, "speed_of_sound": (MODULUS / density).sqrt()}}
 
 
 class Leapfrog:
@@ -130,7 +114,7 @@ class Leapfrog:
         self.kicks = [dt / (dx * face_density(density, a)) for a in range(1, density.ndim)]
         leak = torch.zeros_like(density)
         for axis, kind in enumerate(boundary, start=1):
-            if kind == OPEN:
+            if kind == "OPEN":
                 for end in (0, density.shape[axis] - 1):
                     here = density.narrow(axis, end, 1)
                     leak.narrow(axis, end, 1).add_(0.5 * self.gain / (MODULUS * here).sqrt())
@@ -178,14 +162,14 @@ def with_ends(velocity: Tensor, axis: int) -> Tensor:
     return F.pad(velocity, pad)
 
 
-def centred(
+def centered(
     velocity: list[Tensor], pressure: Tensor, density: Tensor, boundary: tuple[str, ...]
 ) -> Tensor:
     """Velocity in the cell centres, (b, *space, ndim)."""
     components = []
     for axis, (u, kind) in enumerate(zip(velocity, boundary, strict=True), start=1):
         faces = with_ends(u, axis)
-        if kind == OPEN:
+        if kind == "OPEN":
             for sign, cell, face in ((-1, 0, 0), (1, -1, faces.shape[axis] - 1)):
                 p, rho = pressure.select(axis, cell), density.select(axis, cell)
                 faces.select(axis, face).copy_(sign * p / (MODULUS * rho).sqrt())

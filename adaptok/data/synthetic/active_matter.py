@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptok.data.synthetic.noise import smooth_noise
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 
 TRANSLATION, ROTATION = 0.05, 0.05  # diffusion of the rods, the Well's
@@ -37,19 +37,13 @@ class ActiveMatter(Solver):
         side: of the domain (L).
     """
 
-    resolution: int = 64
-    frames: int = 16
     start: float = 4.0
     frame_dt: float = 0.3
     train: int = 12
-    valid: int = 4
-    test: int = 4
     alpha: Sequence[float] = (-1.0, -2.0)
     zeta: Sequence[float] = (1.0, 2.0)
     side: float = 10.0
 
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
     batch: ClassVar[int] = 4
 
@@ -57,7 +51,7 @@ class ActiveMatter(Solver):
         super().__post_init__()
         if not self.alpha or not self.zeta:
             raise ValueError(
-                f"alpha and zeta are lists of numbers, got {self.alpha!r} and {self.zeta!r}"
+                f"alpha and zeta must be lists of numbers, got {self.alpha!r} and {self.zeta!r}"
             )
         if not 0 < self.side < math.inf:
             raise ValueError(f"side must be a positive number, got {self.side!r}")
@@ -68,44 +62,33 @@ class ActiveMatter(Solver):
         pairs = product(self.alpha, self.zeta)
         return [{"L": float(self.side), "zeta": float(z), "alpha": float(a)} for a, z in pairs]
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return ((0.0, self.side),) * 2
+
+    def initial(self, generator: torch.Generator) -> State:
         """Concentration and the two components of the order, (3, x, y)."""
-        shape = (self.resolution, self.resolution)
-        uneven, *order = (smooth_noise(shape, length, generator) for length in (0.08, 0.06, 0.06))
+        uneven, *order = (
+            smooth_noise(self.shape, length, generator) for length in (0.08, 0.06, 0.06)
+        )
         concentration = (0.3 * uneven).exp()
         # a moderate order everywhere, |Q| < c
         direction = torch.stack(order)
         direction = 0.6 * direction / (1 + direction.square().sum(0)).sqrt()
         return {"moments": torch.cat([concentration[None], concentration * direction])}
 
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates `moments`, (b, 3, x, y)."""
         rods = Rods(state["moments"], setting["L"], setting["alpha"], setting["zeta"])
-        recorded: list[list[Tensor]] = [[], [], [], []]
-        now = 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            rods.advance(time - now)
-            now = time
-            for values, value in zip(recorded, rods.fields(), strict=True):
-                values.append(value)
-            on_frame()
-        concentration, velocity, order, strain = (torch.stack(values, 1) for values in recorded)
-        x = cell_centres(self.resolution, 0.0, self.side)
-        return Trajectories(
-            time=self.times,
-            coordinates={"x": x, "y": x},
-            fields={
+        for duration in self.durations:
+            rods.advance(duration)
+            concentration, velocity, order, strain = rods.fields()
+            yield {
                 0: {"concentration": concentration},
                 1: {"velocity": velocity},
                 2: {"D": order, "E": strain},
-            },
-            scalars=setting,
-        )
+            }
 
 
 class Rods:

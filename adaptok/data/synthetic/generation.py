@@ -9,23 +9,22 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import torch
+from filelock import FileLock
 
+from adaptok.data.knobs import check_integers
 from adaptok.data.synthetic.progress import progress_bar
-from adaptok.data.synthetic.solver import SOLVERS, SPLITS, OnFrame, Solver, Trajectories
+from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories
 from adaptok.data.synthetic.store import Statistics, write_file
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, two generators at a time are the user's business
-    fcntl = None
+from adaptok.data.well_format import SPLITS
 
 MAX_WORKERS = 4
+LOCK = ".adaptok.lock"  # stays in the folder of all sets
 
 
 def generate(
@@ -41,12 +40,12 @@ def generate(
     """Generates a data set in the Well's format, or finds it already there.
 
     The set is written beside its place and moved there when it is complete, so an interrupted run
-    leaves nothing that loads; what it leaves is removed by the next call.
+    leaves nothing that loads; the next call removes what it left.
 
     Args:
         name: solver, which is also the name of the set ("acoustic_scattering_maze").
         root: folder of all sets; the set becomes ``<root>/<name>``.
-        seed: a non-negative integer; decides every initial state.
+        seed: an integer of at least 0 that decides every initial state.
         overwrite: replace a generated set that differs in solver version, seed or knobs.
         progress: show a progress bar on stderr.
         device: where to simulate.
@@ -59,13 +58,14 @@ def generate(
         ValueError: for an unknown solver or knob, or a different set in the same place.
     """
     solver = SOLVERS.create(name, **knobs)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
+    check_integers(0, seed=seed)
     wanted = _identity(name, solver, seed)
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     folder = root / name
-    with _alone_in(root):
+    # waits for other generators in this folder; who may not write there can only find what there is
+    lock = FileLock(root / LOCK, mode=0o666) if os.access(root, os.W_OK) else nullcontext()
+    with lock:
         for leftover in root.glob(f".{name}.partial-*"):
             shutil.rmtree(leftover)
         if folder.exists() and any(folder.iterdir()):
@@ -111,16 +111,17 @@ def _difference(folder: Path, wanted: dict[str, Any], files: list[Path]) -> str:
     for file in present:
         try:
             with h5py.File(file, "r") as content:
-                found = {k: _plain(content.attrs[k]) for k in wanted if k in content.attrs}
+                found = {k: content.attrs[k] for k in wanted if k in content.attrs}
         except OSError:
             damaged.append(f"{file.relative_to(folder)} is damaged")
             continue
         if not found.get("adaptok_generated"):
             raise ValueError(f"{folder} holds a set that adaptok did not generate: {file}")
         generated = True
-        difference = _differing_items(found, wanted)
-        if difference:
-            return difference
+        there, here = _flat(found), _flat(wanted)
+        keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+        if keys:
+            return ", ".join(f"{k} is {there.get(k)} there, {here.get(k)} wanted" for k in keys)
     if not generated:
         raise ValueError(f"{folder} is not empty, and holds no readable generated set")
     expected = [Path("stats.yaml"), *files]
@@ -128,19 +129,11 @@ def _difference(folder: Path, wanted: dict[str, Any], files: list[Path]) -> str:
     return ", ".join(damaged + missing)
 
 
-def _differing_items(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    def flat(identity: dict[str, Any]) -> dict[str, Any]:
-        knobs = json.loads(identity.get("adaptok_knobs", "{}"))
-        own = {k.removeprefix("adaptok_"): v for k, v in identity.items() if k != "adaptok_knobs"}
-        return own | knobs
-
-    there, here = flat(found), flat(wanted)
-    keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
-    return ", ".join(f"{k} is {there.get(k)!r} there, {here.get(k)!r} wanted" for k in keys)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`_identity` returns, each knob an item."""
+    knobs = json.loads(identity.get("adaptok_knobs", "{}"))
+    rest = {k.removeprefix("adaptok_"): v for k, v in identity.items() if k != "adaptok_knobs"}
+    return rest | knobs
 
 
 class _Chunk(NamedTuple):
@@ -159,13 +152,11 @@ def _chunks(solver: Solver) -> list[_Chunk]:
     chunks = []
     for split in SPLITS:
         members = [range(first, getattr(solver, split), count) for first in range(count)]
-        parts = [m[low : low + solver.batch] for m in members for low in _starts(m, solver.batch)]
+        parts = [
+            m[low : low + solver.batch] for m in members for low in range(0, len(m), solver.batch)
+        ]
         chunks += [_Chunk(split, number, part) for number, part in enumerate(parts)]
     return chunks
-
-
-def _starts(members: range, step: int) -> range:
-    return range(0, len(members), step)
 
 
 def _write_set(
@@ -177,7 +168,9 @@ def _write_set(
     progress: bool,
     device: str,
 ) -> None:
+    """Simulates a set and writes its files and statistics; `folder` is new."""
     chunks, statistics = _chunks(solver), Statistics()
+    attributes = {"name": name, "boundary": solver.boundary, "attributes": identity}
     for split in SPLITS:
         (folder / "data" / split).mkdir(parents=True)
     with progress_bar(name, len(chunks) * solver.frames, enabled=progress) as advance:
@@ -188,13 +181,7 @@ def _write_set(
         workers = _workers(device, len(chunks))
         results = _in_parallel(simulate, chunks, workers, advance)
         for chunk, data in zip(chunks, results, strict=True):
-            write_file(
-                folder / chunk.file,
-                data,
-                name=name,
-                boundary=solver.boundary,
-                attributes=identity,
-            )
+            write_file(folder / chunk.file, data, **attributes)
             if chunk.split == "train":
                 statistics.add(data)
     statistics.write(folder / "stats.yaml")
@@ -215,8 +202,8 @@ def _in_parallel(
 ) -> Iterator[Trajectories]:
     """Simulates the chunks, `workers` at a time with one torch thread each, and yields in order.
 
-    Arrays this small gain little from several threads in one operation, and lose much where the
-    machine is busy.
+    Arrays this small gain little from several threads in one operation, and lose much on a busy
+    machine.
     """
     stop = threading.Event()
 
@@ -240,17 +227,3 @@ def _prepare_worker() -> None:
     torch.set_num_threads(1)
     # Ahead of a front, fields fade through the numbers below 1e-38, which are many times slower.
     torch.set_flush_denormal(True)
-
-
-@contextmanager
-def _alone_in(root: Path) -> Iterator[None]:
-    """Waits until no other process generates in `root`; the lock ends with the process."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

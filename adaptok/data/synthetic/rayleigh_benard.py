@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adaptok.data.knobs import check_positive
 from adaptok.data.synthetic.noise import smooth_noise
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 
 LENGTH, HEIGHT = 4.0, 1.0
@@ -33,27 +34,17 @@ class RayleighBenard(Solver):
     """
 
     resolution: int = 32
-    frames: int = 16
     start: float = 8.0
     frame_dt: float = 0.3
     train: int = 12
-    valid: int = 4
-    test: int = 4
     rayleigh: Sequence[float] = (1e5, 3e5)
     prandtl: Sequence[float] = (0.5, 1.0)
 
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "WALL")
-    batch: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rayleigh or not self.prandtl or min(*self.rayleigh, *self.prandtl) <= 0:
-            raise ValueError(
-                "rayleigh and prandtl are lists of positive numbers, "
-                f"got {self.rayleigh!r} and {self.prandtl!r}"
-            )
+        check_positive(rayleigh=self.rayleigh, prandtl=self.prandtl)
 
     @property
     def settings(self) -> list[dict[str, float]]:
@@ -61,39 +52,34 @@ class RayleighBenard(Solver):
         pairs = product(self.rayleigh, self.prandtl)
         return [{"Rayleigh": float(ra), "Prandtl": float(pr)} for ra, pr in pairs]
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Deviation of the buoyancy from its profile at rest, (x, y)."""
-        shape = (4 * self.resolution, self.resolution)
-        y = cell_centres(self.resolution, 0.0, HEIGHT)
-        return {"deviation": 0.4 * smooth_noise(shape, 0.06, generator) * y * (1 - y)}
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Grid points per axis."""
+        return 4 * self.resolution, self.resolution
 
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return (0.0, LENGTH), (0.0, HEIGHT)
+
+    def initial(self, generator: torch.Generator) -> State:
+        """Deviation of the buoyancy from its profile at rest, (x, y)."""
+        y = self.coordinates["y"]
+        return {"deviation": 0.4 * smooth_noise(self.shape, 0.06, generator) * y * (1 - y)}
+
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates from rest; `deviation` is (b, x, y)."""
         deviation = state["deviation"]
         fields = torch.stack([torch.zeros_like(deviation), deviation], 1)
         scheme = Convection(fields, LENGTH, setting["Rayleigh"], setting["Prandtl"])
-        y = cell_centres(self.resolution, 0.0, HEIGHT).to(deviation)
-        recorded: list[list[Tensor]] = [[], [], []]
-        now = 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            scheme.advance(time - now, FASTEST)
-            now = time
-            frame = (1 - y + scheme.fields()[:, 1], scheme.pressure(), scheme.velocity())
-            for values, value in zip(recorded, frame, strict=True):
-                values.append(value)
-            on_frame()
-        buoyancy, pressure, velocity = (torch.stack(values, 1) for values in recorded)
-        return Trajectories(
-            time=self.times,
-            coordinates={"x": cell_centres(4 * self.resolution, 0.0, LENGTH), "y": y},
-            fields={0: {"buoyancy": buoyancy, "pressure": pressure}, 1: {"velocity": velocity}},
-            scalars=setting,
-        )
+        y = self.coordinates["y"].to(deviation)
+        for duration in self.durations:
+            scheme.advance(duration, FASTEST)
+            buoyancy = 1 - y + scheme.fields()[:, 1]
+            yield {
+                0: {"buoyancy": buoyancy, "pressure": scheme.pressure()},
+                1: {"velocity": scheme.velocity()},
+            }
 
 
 class Convection:
@@ -147,6 +133,6 @@ class Convection:
         flow = self.modes.flow(self.state[:, 0])
         lift = self.modes.dy * self.state[:, 1] * self.modes.inverse
         moving = self.modes.grid(self.modes.pressure(flow) - lift)[..., : self.n]
-        y = cell_centres(self.n, 0.0, HEIGHT).to(moving)
+        y = cell_centers(self.n, 0.0, HEIGHT).to(moving)
         at_rest = y - y.square() / 2
         return moving - moving.mean((-2, -1), keepdim=True) + at_rest - at_rest.mean()

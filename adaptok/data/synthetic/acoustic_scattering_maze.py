@@ -23,8 +23,8 @@ LOW, HIGH = -1.0, 1.0  # the domain along each axis
 class AcousticScatteringMaze(Solver):
     """Pressure pulses that travel, split and reflect in the corridors of a random maze (2D).
 
-    Same equations, domain and materials as the Well's set of this name, on a coarser grid:
-    x ends reflect, y ends are open.
+    Has the equations, domain and materials of the Well's set of this name, on a coarser grid: x
+    ends reflect, y ends are open.
 
     Args:
         nodes: corridors of the maze along each axis.
@@ -50,7 +50,7 @@ class AcousticScatteringMaze(Solver):
             raise ValueError(f"pulses must be between 1 and nodes**2, got {self.pulses!r}")
 
     def initial(self, generator: torch.Generator) -> State:
-        """Density and initial pressure, each (x, y)."""
+        """Draws density and initial pressure, each (x, y)."""
         walls = random_maze(self.resolution, self.nodes, generator)
         density = torch.where(walls, WALL_DENSITY, PATH_DENSITY)
         return {"density": density, "pressure": self._pulses(walls, generator)}
@@ -61,7 +61,7 @@ class AcousticScatteringMaze(Solver):
         return ((LOW, HIGH),) * 2
 
     def _pulses(self, walls: Tensor, generator: torch.Generator) -> Tensor:
-        """Gaussian pulses in the middle of random corridors, of random size and sign."""
+        """Draws Gaussian pulses of random size and sign in the middle of random corridors."""
         pitch = (HIGH - LOW) / self.nodes
         x = cell_centers(self.resolution, LOW, HIGH)
         pressure = torch.zeros(walls.shape)
@@ -95,11 +95,11 @@ class AcousticScatteringMaze(Solver):
 
 
 class Leapfrog:
-    """Leapfrog on a staggered grid for ``p_t = -K div u``, ``rho u_t = -grad p``.
+    """Integrates ``p_t = -K div u``, ``rho u_t = -grad p`` by leapfrog on a staggered grid.
 
     Pressure lives in cells, the normal velocity on the faces between them; a face carries the mean
     density of its two cells, so that a jump in density reflects as it should. A wall end is a face
-    at rest; at an open end the face moves as a plane wave that leaves would move it, u = p / Z.
+    at rest; a face at an open end moves as an outgoing plane wave would move it, u = p / Z.
     Energy is conserved exactly in a closed box and never grows with open ends.
 
     Args:
@@ -136,7 +136,7 @@ class Leapfrog:
     def run(
         self, pressure: Tensor, velocity: list[Tensor], steps: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advances both, known at the same time, by `steps` steps."""
+        """Advances both by `steps` steps; they are known at the same time before and after."""
         velocity = self.kick(pressure, velocity, 0.5)
         for step in range(steps):
             pressure = self.drift(pressure, velocity)
@@ -145,19 +145,19 @@ class Leapfrog:
 
 
 def stable_step(density: Tensor, dx: float) -> float:
-    """Largest stable time step of the leapfrog scheme."""
+    """Returns the largest stable time step of the leapfrog scheme."""
     fastest = math.sqrt(MODULUS / density.min().item())
     return dx / (fastest * math.sqrt(density.ndim - 1))
 
 
 def face_density(density: Tensor, axis: int) -> Tensor:
-    """Density on the n - 1 faces between the cells along `axis`."""
+    """Returns the density on the n - 1 faces between the cells along `axis`."""
     n = density.shape[axis] - 1
     return (density.narrow(axis, 0, n) + density.narrow(axis, 1, n)) / 2
 
 
 def with_ends(velocity: Tensor, axis: int) -> Tensor:
-    """The face velocities with a face at rest at both ends of `axis`."""
+    """Pads the face velocities with a face at rest at both ends of `axis`."""
     pad = [0, 0] * (velocity.ndim - 1 - axis) + [1, 1]
     return F.pad(velocity, pad)
 
@@ -165,7 +165,7 @@ def with_ends(velocity: Tensor, axis: int) -> Tensor:
 def centered(
     velocity: list[Tensor], pressure: Tensor, density: Tensor, boundary: tuple[str, ...]
 ) -> Tensor:
-    """Velocity in the cell centres, (b, *space, ndim)."""
+    """Returns the velocity in the cell centers, (b, *space, ndim)."""
     components = []
     for axis, (u, kind) in enumerate(zip(velocity, boundary, strict=True), start=1):
         faces = with_ends(u, axis)
@@ -179,10 +179,10 @@ def centered(
 
 
 def random_maze(resolution: int, nodes: int, generator: torch.Generator) -> Tensor:
-    """A random maze; True in walls, (x, y).
+    """Draws a random maze, True in walls, (x, y).
 
-    Kruskal's algorithm on a `nodes` x `nodes` lattice: doors open in random order where they join
-    two parts that are not connected yet. A few more doors open afterwards, so that there are loops.
+    Kruskal's algorithm on a `nodes` x `nodes` lattice: in random order, a door opens if it joins
+    two parts that are not connected yet. One door in ten opens in any case, which makes loops.
     """
     wall = max(1, resolution // (4 * nodes))
     starts = [round(k * (resolution + wall) / nodes) for k in range(nodes + 1)]
@@ -198,7 +198,7 @@ def random_maze(resolution: int, nodes: int, generator: torch.Generator) -> Tens
 
 
 def _open_doors(nodes: int, generator: torch.Generator) -> list[tuple[int, int, int]]:
-    """Doors (axis, i, j): between nodes i and i + 1 along `axis`, at j along the other axis."""
+    """Draws doors (axis, i, j): between nodes i and i + 1 along `axis`, at j along the other."""
     doors = [(a, i, j) for a in (0, 1) for i in range(nodes - 1) for j in range(nodes)]
     parent = list(range(nodes**2))
 

@@ -17,7 +17,7 @@ from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, Stat
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 
 TRANSLATION, ROTATION = 0.05, 0.05  # diffusion of the rods, the Well's
-FASTEST = 0.14  # flow per dipole strength and side of the domain; the time step rests on it
+FASTEST = 0.14  # flow per dipole strength and side of the domain; sets the time step
 TABLE = 1024
 
 
@@ -26,15 +26,16 @@ TABLE = 1024
 class ActiveMatter(Solver):
     """Rods that align, push the fluid around them and are stirred by it, periodic (2D).
 
-    The moment equations of the Well's set of this name (Maddu, Weady and Shelley 2024, eqs. 1 to
-    5) with its closure and in its domain, but dilute (beta = 0: the rods do not stiffen the fluid),
-    with an uneven concentration at the start (theirs starts at 1), on a coarser grid, and so with
-    weak dipoles and alignment only.
+    Has the moment equations (Maddu, Weady and Shelley 2024, eqs. 1 to 5), closure and domain of the
+    Well's set of this name, but is dilute (beta = 0: the rods do not stiffen the fluid), starts
+    with an uneven concentration (theirs starts at 1), and has a coarser grid, hence only weak
+    dipoles and alignment.
 
     Args:
-        alpha: strength of the dipoles, negative for pushers; all combinations with
-        zeta: strength of the alignment.
-        side: of the domain (L).
+        alpha: strengths of the dipoles, negative for pushers; simulated in every combination with
+            `zeta`.
+        zeta: strengths of the alignment.
+        side: length L of the domain.
     """
 
     start: float = 4.0
@@ -68,7 +69,7 @@ class ActiveMatter(Solver):
         return ((0.0, self.side),) * 2
 
     def initial(self, generator: torch.Generator) -> State:
-        """Concentration and the two components of the order, (3, x, y)."""
+        """Draws concentration and the two components of the order, (3, x, y)."""
         uneven, *order = (
             smooth_noise(self.shape, length, generator) for length in (0.08, 0.06, 0.06)
         )
@@ -92,7 +93,7 @@ class ActiveMatter(Solver):
 
 
 class Rods:
-    """Concentration c and order Q of rods in a Stokes flow that they drive; pseudo-spectral.
+    """Integrates concentration c and order Q of rods in a Stokes flow they drive; pseudo-spectral.
 
     A rod at angle t turns by the flow and by its neighbours. The moments c = <1>, Q = <exp(2it)>
     obey, with the vorticity w and the strain e = E_xx + i E_xy of the flow,
@@ -100,8 +101,8 @@ class Rods:
         c_t + u . grad c = d_T Laplace c
         Q_t + u . grad Q = i w Q + c (f - conj(f) <exp(4it)> / c) - 4 d_R Q + d_T Laplace Q
 
-    where f = e + zeta Q. The fourth moment closes as if angles were distributed like
-    exp(k cos 2(t - t0)) (Bingham), which is what the Well's set does. The flow solves
+    with f = e + zeta Q. The fourth moment closes as if angles were distributed like
+    exp(k cos 2(t - t0)) (Bingham), as in the Well's set. The flow solves
     -Laplace u + grad q = alpha div D, with the tensor D = <p p> = (c + Q) / 2 in matrix form.
 
     Args:
@@ -122,13 +123,13 @@ class Rods:
         self.closure = fourth_moments().to(moments)
 
     def vorticity(self, state: Tensor) -> Tensor:
-        """Modes of the vorticity that the dipoles drive."""
+        """Returns the modes of the vorticity that the dipoles drive."""
         dx, dy = self.modes.dx, self.modes.dy
         twist = 0.5 * (dx * dx - dy * dy) * state[:, 2] - dx * dy * state[:, 1]
         return self.alpha * twist * self.modes.inverse
 
     def flow(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocity (b, 2, x, y), vorticity (b, x, y) and strain, complex (b, x, y)."""
+        """Returns velocity (b, 2, x, y), vorticity (b, x, y) and strain, complex (b, x, y)."""
         vorticity = self.vorticity(state)
         u, v = (flow := self.modes.flow(vorticity)).unbind(1)
         dx, dy = self.modes.dx, self.modes.dy
@@ -137,7 +138,7 @@ class Rods:
         return self.modes.grid(flow), turn, torch.complex(stretch, shear)
 
     def rate(self, state: Tensor) -> Tensor:
-        """Change of the modes by advection, rotation, strain and alignment."""
+        """Returns the change of the modes by advection, rotation, strain and alignment."""
         velocity, turn, strain = self.flow(state)
         moments = self.modes.grid(state)
         concentration, order = moments[:, 0], torch.complex(moments[:, 1], moments[:, 2])
@@ -163,7 +164,7 @@ class Rods:
         self.state = runge_kutta(self.state, self.rate, self.decay, dt, steps)
 
     def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Concentration (b, x, y), velocity (..., 2), and D and E (..., 2, 2)."""
+        """Returns concentration (b, x, y), velocity (..., 2), and D and E (..., 2, 2)."""
         velocity, _, strain = self.flow(self.state)
         concentration, one, two = self.modes.grid(self.state).unbind(1)
         identity = torch.eye(2, device=one.device)
@@ -172,13 +173,13 @@ class Rods:
 
 
 def traceless(one: Tensor, two: Tensor) -> Tensor:
-    """The symmetric matrices ((one, two), (two, -one)), (..., 2, 2)."""
+    """Returns the symmetric matrices ((one, two), (two, -one)), (..., 2, 2)."""
     return torch.stack([torch.stack([one, two], -1), torch.stack([two, -one], -1)], -2)
 
 
 @cache
 def fourth_moments() -> Tensor:
-    """<exp(4it)> / s² of Bingham's distribution for s² = 0, 1/TABLE, ..., 1; (TABLE + 1,).
+    """Tabulates <exp(4it)> / s² of Bingham's distribution at s² = 0, 1/TABLE, ..., 1, (TABLE + 1,).
 
     With angles distributed like exp(k cos 2t), s = I1(k) / I0(k) and <cos 4t> = I2(k) / I0(k),
     which is 1 - 2 s / k; k is found by bisection.

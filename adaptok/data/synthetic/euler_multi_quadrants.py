@@ -18,7 +18,7 @@ class EulerMultiQuadrants(Solver):
 
     Args:
         gamma: ratios of specific heats.
-        pieces: the most pieces along an axis of the initial state; at least 2.
+        pieces: largest number of pieces along an axis of the initial state; at least 2.
     """
 
     start: float = 0.02
@@ -42,7 +42,7 @@ class EulerMultiQuadrants(Solver):
         return [{"gamma": float(gamma)} for gamma in self.gamma]
 
     def initial(self, generator: torch.Generator) -> State:
-        """Primitive variables, (4, x, y): constant in each of the pieces.
+        """Draws primitive variables, (4, x, y), constant in each of the pieces.
 
         Density and pressure are far enough from vacuum that no time step collapses.
         """
@@ -75,8 +75,8 @@ class EulerMultiQuadrants(Solver):
 class EulerMultiQuadrantsPeriodic(EulerMultiQuadrants):
     """Gas in random rectangles that expand, collide and shock, periodic (2D).
 
-    Same equations, domain and fields as the Well's set of this name, on a coarser grid, with frames
-    further apart and milder jumps.
+    Has the equations, domain and fields of the Well's set of this name, on a coarser grid, with
+    frames further apart and milder jumps.
     """
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
@@ -87,7 +87,7 @@ class EulerMultiQuadrantsPeriodic(EulerMultiQuadrants):
 class EulerMultiQuadrantsOpen(EulerMultiQuadrants):
     """Gas in random rectangles that expand, collide and shock, open ends (2D).
 
-    As ``euler_multi_quadrants_periodicBC``; the gas leaves through all ends.
+    Like ``euler_multi_quadrants_periodicBC``, but the gas leaves through all ends.
     """
 
     boundary: ClassVar[tuple[str, ...]] = ("OPEN", "OPEN")

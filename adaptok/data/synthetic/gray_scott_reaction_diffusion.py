@@ -32,8 +32,8 @@ PATTERNS = {
 class GrayScott(Solver):
     """Two chemicals, one of which feeds on the other: spots, worms, spirals, periodic (2D).
 
-    Same equations, diffusion, grid spacing and patterns as the Well's set of this name; a smaller
-    domain (64 of its 128 points along an axis) and frames further apart.
+    Has the equations, diffusion, grid spacing and patterns of the Well's set of this name, on a
+    smaller domain (64 of its 128 points along an axis), with frames further apart.
 
     Args:
         patterns: names of pairs (F, k): gliders, bubbles, maze, worms, spirals, spots.
@@ -63,7 +63,7 @@ class GrayScott(Solver):
         return [dict(zip(("F", "k"), PATTERNS[name], strict=True)) for name in self.patterns]
 
     def initial(self, generator: torch.Generator) -> State:
-        """Concentrations, (2, x, y): A is 1 and B is 0 but for Gaussian blobs."""
+        """Draws concentrations, (2, x, y): A is 1 and B is 0 outside Gaussian blobs."""
         x = cell_centers(self.resolution, 0.0, self._side)
         blobs = torch.zeros(self.shape)
         for _ in range(self.clusters):
@@ -94,8 +94,8 @@ class GrayScott(Solver):
 def advance(both: Tensor, duration: float, side: float, feed: float, kill: float) -> Tensor:
     """Advances A and B, (b, 2, x, y), by `duration` in a periodic square.
 
-    Strang splitting: half a time step of diffusion, exact in Fourier modes; a step of the reaction
-    by Runge-Kutta of fourth order; and again half a step of diffusion. Second order in time.
+    Strang splitting, of second order in time: half a time step of diffusion, exact in Fourier
+    modes; a step of the reaction by Runge-Kutta of fourth order; half a step of diffusion.
     """
     if duration == 0:
         return both
@@ -112,7 +112,7 @@ def advance(both: Tensor, duration: float, side: float, feed: float, kill: float
 
 
 def react(both: Tensor, dt: float, feed: float, kill: float) -> Tensor:
-    """One time step of ``A_t = -A B² + F (1 - A)``, ``B_t = A B² - (F + k) B``; (b, 2, ...)."""
+    """Takes a time step of ``A_t = -A B² + F (1 - A)``, ``B_t = A B² - (F + k) B``; (b, 2, ...)."""
 
     def rate(both: Tensor) -> Tensor:
         a, b = both.unbind(1)
@@ -127,5 +127,5 @@ def react(both: Tensor, dt: float, feed: float, kill: float) -> Tensor:
 
 
 def _wrapped(distance: Tensor, side: float) -> Tensor:
-    """The distance to the nearest periodic image."""
+    """Returns the distance to the nearest periodic image."""
     return distance - side * (distance / side).round()

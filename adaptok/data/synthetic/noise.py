@@ -11,7 +11,7 @@ from adaptok.data.synthetic.solver import cell_centers
 
 
 def smooth_noise(shape: tuple[int, ...], length: float, generator: torch.Generator) -> Tensor:
-    """Gaussian random field of variance 1 on the unit cube, periodic.
+    """Draws a periodic Gaussian random field of variance 1 on the unit cube.
 
     Args:
         shape: grid points per axis.

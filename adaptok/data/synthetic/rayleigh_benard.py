@@ -16,7 +16,7 @@ from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, Stat
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 
 LENGTH, HEIGHT = 4.0, 1.0
-FASTEST = 1.4  # no flow of this set is faster; the time step rests on it
+FASTEST = 1.4  # speed of the fastest flow of this set; sets the time step
 
 
 @SOLVERS.register("rayleigh_benard")
@@ -24,13 +24,14 @@ FASTEST = 1.4  # no flow of this set is faster; the time step rests on it
 class RayleighBenard(Solver):
     """Convection of a layer of fluid that is heated from below (2D; x periodic, y walls).
 
-    Same equations, domain and units (free fall) as the Well's set of this name, but free-slip walls
-    in place of no-slip ones, a uniform grid of 4 `resolution` x `resolution` points, and Rayleigh
-    numbers that it resolves.
+    Has the equations, domain and units (free fall) of the Well's set of this name, but free-slip
+    instead of no-slip walls, a uniform grid of 4 `resolution` x `resolution` points, and Rayleigh
+    numbers that this grid resolves.
 
     Args:
-        rayleigh: strength of the buoyancy; all combinations with
-        prandtl: viscosity / thermal diffusivity.
+        rayleigh: Rayleigh numbers, strength of the buoyancy; simulated in every combination with
+            `prandtl`.
+        prandtl: Prandtl numbers, viscosity / thermal diffusivity.
     """
 
     resolution: int = 32
@@ -63,7 +64,7 @@ class RayleighBenard(Solver):
         return (0.0, LENGTH), (0.0, HEIGHT)
 
     def initial(self, generator: torch.Generator) -> State:
-        """Deviation of the buoyancy from its profile at rest, (x, y)."""
+        """Draws the deviation of the buoyancy from its profile at rest, (x, y)."""
         y = self.coordinates["y"]
         return {"deviation": 0.4 * smooth_noise(self.shape, 0.06, generator) * y * (1 - y)}
 
@@ -83,7 +84,7 @@ class RayleighBenard(Solver):
 
 
 class Convection:
-    """Vorticity w and deviation b of the buoyancy between free-slip walls of fixed temperature.
+    """Integrates vorticity w and deviation b of the buoyancy between free-slip, isothermal walls.
 
     ``w_t + u . grad w = b_x + nu Laplace w`` and ``b_t + u . grad b = v + kappa Laplace b`` with
     nu = sqrt(Pr / Ra), kappa = 1 / sqrt(Ra Pr), and w = b = v = 0 on the walls y = 0 and y = 1.
@@ -107,7 +108,7 @@ class Convection:
         return self.modes.of(torch.cat([fields, -fields.flip(-1)], -1)) * self.modes.keep
 
     def rate(self, state: Tensor) -> Tensor:
-        """Change of the modes by advection and buoyancy."""
+        """Returns the change of the modes by advection and buoyancy."""
         flow = self.modes.flow(state[:, 0])
         carried = self.modes.grid(state)[:, :, None] * self.modes.grid(flow)[:, None]
         source = torch.stack([self.modes.dx * state[:, 1], flow[:, 1]], 1)
@@ -120,16 +121,16 @@ class Convection:
         self.state = self._continued(self.fields())  # rounding must not break the symmetry
 
     def fields(self) -> Tensor:
-        """Vorticity and deviation, (b, 2, x, y)."""
+        """Returns vorticity and deviation, (b, 2, x, y)."""
         return self.modes.grid(self.state)[..., : self.n]
 
     def velocity(self) -> Tensor:
-        """Velocity, (b, x, y, 2)."""
+        """Returns the velocity, (b, x, y, 2)."""
         flow = self.modes.grid(self.modes.flow(self.state[:, 0]))
         return flow[..., : self.n].movedim(1, -1)
 
     def pressure(self) -> Tensor:
-        """Pressure with mean 0, (b, x, y), including what carries the profile at rest."""
+        """Returns the pressure, mean 0, (b, x, y), with the part that balances the rest profile."""
         flow = self.modes.flow(self.state[:, 0])
         lift = self.modes.dy * self.state[:, 1] * self.modes.inverse
         moving = self.modes.grid(self.modes.pressure(flow) - lift)[..., : self.n]

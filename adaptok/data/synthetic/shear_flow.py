@@ -18,7 +18,7 @@ from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 LENGTHS = (1.0, 2.0)
 SPEED = 0.5  # of the layers
 SMOOTHING = 20.0  # decay of the finest waves, per time
-FASTEST = 0.9  # no flow of this set comes near it; the time step rests on it
+FASTEST = 0.9  # speed that no flow of this set comes near; sets the time step
 
 
 @SOLVERS.register("shear_flow")
@@ -26,13 +26,13 @@ FASTEST = 0.9  # no flow of this set comes near it; the time step rests on it
 class ShearFlow(Solver):
     """Shear layers with a tracer that roll up into vortices, periodic (2D).
 
-    Same equations, domain and parameters as the Well's set of this name; random layers of our own,
-    a coarser grid of `resolution` x 2 `resolution` points, and frames further apart. Its files call
-    the Reynolds number "Rayleigh", so ours do.
+    Has the equations, domain and parameters of the Well's set of this name, but other random
+    layers, a coarser grid of `resolution` x 2 `resolution` points, and frames further apart. Calls
+    the Reynolds number "Rayleigh", as the Well's files do.
 
     Args:
-        reynolds: 1 / viscosity; all combinations with
-        schmidt: viscosity / diffusivity of the tracer.
+        reynolds: Reynolds numbers, 1 / viscosity; simulated in every combination with `schmidt`.
+        schmidt: Schmidt numbers, viscosity / diffusivity of the tracer.
     """
 
     start: float = 1.0
@@ -64,11 +64,11 @@ class ShearFlow(Solver):
         return [(0.0, length) for length in LENGTHS]
 
     def initial(self, generator: torch.Generator) -> State:
-        """Vorticity and tracer, each (x, y)."""
+        """Draws vorticity and tracer, each (x, y)."""
         x, y = self.coordinates["x"][:, None], self.coordinates["y"][None, :]
         layers = 2 * int(torch.randint(1, 3, (), generator=generator))  # 2 or 4 of them
         sharpness, strength, shift, tilt = torch.rand(4, generator=generator).tolist()
-        wave = math.pi * layers / 2  # of the profile: it changes its sign in every layer
+        wave = math.pi * layers / 2  # of the profile, which changes its sign in every layer
         steepness = (20 + 10 * sharpness) / wave
         angle = wave * y + 2 * math.pi * shift
         profile = SPEED * (steepness * angle.sin()).tanh()
@@ -97,10 +97,10 @@ class ShearFlow(Solver):
 
 
 class Advection:
-    """Vorticity, which carries itself, and a tracer in a periodic box; pseudo-spectral.
+    """Integrates vorticity, which carries itself, and a tracer in a periodic box; pseudo-spectral.
 
     ``w_t + u . grad w = Laplace w / Re``, ``s_t + u . grad s = Laplace s / (Re Sc)``. The finest
-    waves decay in addition (hyperviscosity, in proportion to k^8): without it coarse grids ring.
+    waves also decay by hyperviscosity, in proportion to k^8: without it coarse grids ring.
 
     Attributes:
         state: modes of vorticity and tracer, (b, 2, x, y / 2 + 1).
@@ -128,7 +128,7 @@ class Advection:
         self.state = self.modes.of(fields) * self.modes.keep
 
     def rate(self, state: Tensor) -> Tensor:
-        """Change by advection, in conservation form: the means stay."""
+        """Returns the change by advection, in conservation form, which keeps the means."""
         velocity = self.modes.grid(self.modes.flow(state[:, 0]))  # (b, 2, x, y)
         carried = self.modes.grid(state)
         flux = self.modes.of(carried[:, :, None] * velocity[:, None])

@@ -23,8 +23,8 @@ RADIUS = 0.1  # of the hot sphere; the domain is the unit cube
 class SupernovaExplosion(Solver):
     """A hot sphere that explodes at a random place of a gas at rest with random density (3D).
 
-    A stand-in for the Well's set of this name: same fields, but an ideal gas without gravity or
-    cooling, in units where the domain is the unit cube, on a coarser grid.
+    Stands in for the Well's set of this name: same fields, but an ideal gas without gravity or
+    cooling, on a coarser grid of the unit cube.
 
     Args:
         contrast: standard deviation of the logarithm of the density.
@@ -47,7 +47,7 @@ class SupernovaExplosion(Solver):
         return [{"gamma": GAMMA}]
 
     def initial(self, generator: torch.Generator) -> State:
-        """Primitive variables, (2 + ndim, *space)."""
+        """Draws primitive variables, (2 + ndim, *space)."""
         density = (self.contrast * smooth_noise(self.shape, 0.08, generator)).exp()
         center = 0.3 + 0.4 * torch.rand(3, generator=generator)
         temperature = 8.0 * 3.0 ** torch.rand((), generator=generator)
@@ -69,7 +69,7 @@ class SupernovaExplosion(Solver):
 
 
 def sphere(shape: tuple[int, ...], center: Tensor, radius: float) -> Tensor:
-    """1 inside, 0 outside, with an edge of about one grid cell."""
+    """Returns 1 inside, 0 outside, with an edge of about one grid cell."""
     axes = [cell_centers(n, 0.0, 1.0) - c for n, c in zip(shape, center, strict=True)]
     grids = torch.meshgrid(*axes, indexing="ij")
     distance = torch.stack(grids).square().sum(0).sqrt()

@@ -10,8 +10,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from adaptok.tree import Tree
-
-PERIODIC = 2  # the Well's code; wall is 0, open is 1
+from adaptok.utils.boundary import PERIODIC
 
 
 class Indicator(Protocol):

@@ -390,6 +390,14 @@ def test_two_generators_of_one_set_do_the_work_once(tmp_path, monkeypatch):
     assert (tmp_path / MAZE / "stats.yaml").is_file()
 
 
+def test_a_set_in_a_read_only_folder_is_found_without_a_lock(tmp_path, monkeypatch):
+    folder = make(MAZE, tmp_path)
+    (tmp_path / generation.LOCK).unlink()
+    monkeypatch.setattr(generation.os, "access", lambda *_: False)
+    assert make(MAZE, tmp_path) == folder
+    assert [p.name for p in tmp_path.iterdir()] == [MAZE]
+
+
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"unknown solver 'acoustic_maze'.*did you mean"):
         generate("acoustic_maze", tmp_path)

@@ -140,7 +140,7 @@ class WellData(LightningDataModule):
             ValueError: for anything missing or damaged, naming it.
         """
         for split in STAGES.get(stage, ("test",)):
-            _ = self._train_windows() if split == "train" else self._windows(split)
+            _ = self.train_sampler() if split == "train" else self._windows(split)
         _ = self.info
 
     def train_dataloader(self) -> DataLoader:
@@ -240,11 +240,6 @@ class WellData(LightningDataModule):
                 raise ValueError(f"train_samples={count}, but there are only {len(windows)}")
             order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(self.seed))
             windows = Subset(windows, order[:count].sort().values.tolist())
-        if self.batch_size > len(windows):
-            raise ValueError(
-                f"batch_size={self.batch_size} is larger than the training set: "
-                f"{len(windows)} samples"
-            )
         if self.max_lead > 1:
             windows = Leads(windows, self.max_lead)
         if self.augment:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -48,7 +48,7 @@ def generate(
         seed: an integer of at least 0 that decides every initial state.
         overwrite: replace a generated set that differs in solver version, seed or knobs.
         progress: show a progress bar on stderr.
-        device: where to simulate.
+        device: that simulates.
         knobs: of the solver, see ``SOLVERS.describe(name)``.
 
     Returns:
@@ -63,7 +63,7 @@ def generate(
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     folder = root / name
-    # waits for other generators in this folder; who may not write there can only find what there is
+    # waits for other generators; where nothing can be written, there is none to wait for
     lock = FileLock(root / LOCK, mode=0o666) if os.access(root, os.W_OK) else nullcontext()
     with lock:
         for leftover in root.glob(f".{name}.partial-*"):
@@ -79,7 +79,7 @@ def generate(
                 )
         partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
         try:
-            _write_set(partial / "new", name, solver, seed, wanted, progress, device)
+            _write_set(partial / "new", solver, wanted, progress, device)
             if folder.exists():
                 os.replace(folder, partial / "old")
             os.replace(partial / "new", folder)
@@ -89,7 +89,7 @@ def generate(
 
 
 def _identity(name: str, solver: Solver, seed: int) -> dict[str, Any]:
-    """What decides the content of a set; written into every file."""
+    """Returns what decides the content of a set; written into every file."""
     return {
         "adaptok_generated": True,
         "adaptok_solver": name,
@@ -101,7 +101,7 @@ def _identity(name: str, solver: Solver, seed: int) -> dict[str, Any]:
 
 
 def _difference(folder: Path, wanted: dict[str, Any], files: list[Path]) -> str:
-    """What distinguishes the set in `folder` from the wanted one; empty if nothing does.
+    """Says how the set in `folder` differs from the wanted one; empty if it does not.
 
     Raises:
         ValueError: if the folder holds something that was not generated; it is never replaced.
@@ -130,56 +130,42 @@ def _difference(folder: Path, wanted: dict[str, Any], files: list[Path]) -> str:
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`_identity` returns, each knob an item."""
+    """Flattens the knobs of what :func:`_identity` returns."""
     knobs = json.loads(identity.get("adaptok_knobs", "{}"))
     rest = {k.removeprefix("adaptok_"): v for k, v in identity.items() if k != "adaptok_knobs"}
     return rest | knobs
 
 
 class _Chunk(NamedTuple):
-    split: str
-    number: int
-    indices: range
+    """A file of a set, relative to its folder, and which trajectories of the split it holds."""
 
-    @property
-    def file(self) -> Path:
-        return Path("data", self.split, f"{self.split}_{self.number:03d}.hdf5")
+    file: Path
+    split: str
+    indices: range
 
 
 def _chunks(solver: Solver) -> list[_Chunk]:
-    """The files of a set: at most `solver.batch` trajectories each, of one setting."""
-    count = len(solver.settings)
-    chunks = []
+    """Plans the files of a set: at most `solver.batch` trajectories each, of one setting."""
+    chunks, count, batch = [], len(solver.settings), solver.batch
     for split in SPLITS:
         members = [range(first, getattr(solver, split), count) for first in range(count)]
-        parts = [
-            m[low : low + solver.batch] for m in members for low in range(0, len(m), solver.batch)
-        ]
-        chunks += [_Chunk(split, number, part) for number, part in enumerate(parts)]
+        parts = [m[low : low + batch] for m in members for low in range(0, len(m), batch)]
+        for number, part in enumerate(parts):
+            chunks.append(_Chunk(Path("data", split, f"{split}_{number:03d}.hdf5"), split, part))
     return chunks
 
 
 def _write_set(
-    folder: Path,
-    name: str,
-    solver: Solver,
-    seed: int,
-    identity: dict[str, Any],
-    progress: bool,
-    device: str,
+    folder: Path, solver: Solver, identity: dict[str, Any], progress: bool, device: str
 ) -> None:
     """Simulates a set and writes its files and statistics; `folder` is new."""
+    name, seed = identity["adaptok_solver"], identity["adaptok_seed"]
     chunks, statistics = _chunks(solver), Statistics()
     attributes = {"name": name, "boundary": solver.boundary, "attributes": identity}
     for split in SPLITS:
         (folder / "data" / split).mkdir(parents=True)
     with progress_bar(name, len(chunks) * solver.frames, enabled=progress) as advance:
-
-        def simulate(chunk: _Chunk, on_frame: OnFrame) -> Trajectories:
-            return solver.run(seed, chunk.split, chunk.indices, device=device, on_frame=on_frame)
-
-        workers = _workers(device, len(chunks))
-        results = _in_parallel(simulate, chunks, workers, advance)
+        results = _simulate(solver, seed, chunks, device, advance)
         for chunk, data in zip(chunks, results, strict=True):
             write_file(folder / chunk.file, data, **attributes)
             if chunk.split == "train":
@@ -187,24 +173,19 @@ def _write_set(
     statistics.write(folder / "stats.yaml")
 
 
-def _workers(device: str, chunks: int) -> int:
-    if torch.device(device).type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MAX_WORKERS, cores or 1, chunks)
-
-
-def _in_parallel(
-    simulate: Callable[[_Chunk, OnFrame], Trajectories],
-    chunks: list[_Chunk],
-    workers: int,
-    advance: OnFrame,
+def _simulate(
+    solver: Solver, seed: int, chunks: list[_Chunk], device: str, advance: OnFrame
 ) -> Iterator[Trajectories]:
-    """Simulates the chunks, `workers` at a time with one torch thread each, and yields in order.
+    """Simulates the chunks, several at a time with one torch thread each, and yields in order.
 
     Arrays this small gain little from several threads in one operation, and lose much on a busy
     machine.
     """
+    workers = 1
+    if torch.device(device).type == "cpu":
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        workers = min(MAX_WORKERS, cores, len(chunks))
     stop = threading.Event()
 
     def on_frame() -> None:
@@ -212,11 +193,14 @@ def _in_parallel(
             raise InterruptedError("generation was stopped")
         advance()
 
+    def run(chunk: _Chunk) -> Trajectories:
+        return solver.run(seed, chunk.split, chunk.indices, device=device, on_frame=on_frame)
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(workers, initializer=_prepare_worker)
     try:
-        yield from pool.map(lambda chunk: simulate(chunk, on_frame), chunks)
+        yield from pool.map(run, chunks)
     finally:
         stop.set()  # after an error or Ctrl-C: do not wait for whole trajectories
         pool.shutdown(wait=True, cancel_futures=True)

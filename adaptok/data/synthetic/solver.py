@@ -142,7 +142,7 @@ class Solver(ABC):
     def simulate(
         self, state: State, setting: Setting, on_frame: OnFrame = lambda: None
     ) -> Trajectories:
-        """Integrates a batch of initial states on the device where they are, see `evolve`.
+        """Integrates a batch of initial states on their device, see `evolve`.
 
         Args:
             state: what :meth:`initial` returns, stacked: (b, ...).

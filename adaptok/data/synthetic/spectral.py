@@ -24,7 +24,7 @@ class Modes:
     Args:
         shape: grid points per axis, even.
         lengths: size of the box per axis.
-        device: where the tables live.
+        device: of the tables.
     """
 
     def __init__(

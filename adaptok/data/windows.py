@@ -50,7 +50,7 @@ class Windows(Dataset):
     def __init__(self, steps: Iterable[int], history: int, target_steps: int, stride: int):
         self.history, self.stride = history, stride
         self.span = span(history, target_steps, stride)
-        # Trajectories of 5 and 4 frames, cut into windows of 3, have 3 + 2 samples: _ends is [3, 5],
+        # Trajectories of 5 and 4 frames in windows of 3 have 3 + 2 samples: _ends is [3, 5],
         # starts is [0, 3], and sample 4 is the window from frame 1 of the second trajectory.
         self._ends = [*accumulate(frames - self.span + 1 for frames in steps)]
         self.starts = [0, *self._ends[:-1]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from adaptok.data.synthetic.noise import smooth_noise
 from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
+from adaptok.utils.constants import cached_constant
 
 TRANSLATION, ROTATION = 0.05, 0.05  # diffusion of the rods, the Well's
 FASTEST = 0.14  # flow per dipole strength and side of the domain; sets the time step
@@ -177,7 +177,7 @@ def traceless(one: Tensor, two: Tensor) -> Tensor:
     return torch.stack([torch.stack([one, two], -1), torch.stack([two, -one], -1)], -2)
 
 
-@cache
+@cached_constant(1)
 def fourth_moments() -> Tensor:
     """Tabulates <exp(4it)> / s² of Bingham's distribution at s² = 0, 1/TABLE, ..., 1, (TABLE + 1,).
 

@@ -15,8 +15,8 @@ from adaptok import create_tokenizer
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import check_keys, compose, plain
 from adaptok.data import WellData
-from adaptok.data.files import SPLITS
 from adaptok.data.info import set_statistics
+from adaptok.data.well_format import SPLITS
 from adaptok.evaluation.budgets import settings_at_budget
 from adaptok.evaluation.evaluate import evaluate, label_of, persistence
 from adaptok.evaluation.results import markdown, tokens_cell, write_report

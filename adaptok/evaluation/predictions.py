@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from adaptok.data import WellData
-from adaptok.data.files import WellFile, find_files, read_statistics
+from adaptok.data.well_files import WellFile, find_well_files, read_statistics
 from adaptok.utils.atomic import replacing_folder
 
 Pair = tuple[Mapping[str, Tensor], Tensor]
@@ -48,7 +48,7 @@ class PredictionWriter:
         self.about = json.dumps({"prediction_of": data.info.name, **about})
         self.frames = data.stride * np.arange(data.history + steps)
         self.statistics = read_statistics(data.folder)
-        self._sources = iter(find_files(data.folder, split))
+        self._sources = iter(find_well_files(data.folder, split))
         self._stack = ExitStack()
         self._file: h5py.File | None = None
         self._row = self._rows = 0

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-SPLITS = ("train", "valid", "test")
+from adaptok.data.well_format import SPLITS
+
 FOLDERS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
 

@@ -1,4 +1,4 @@
-"""Budgets of surrogates: what "budget" means for each tokenizer, found on the training split."""
+"""Settings of a surrogate at a budget, found on the training split."""
 
 from __future__ import annotations
 
@@ -11,27 +11,9 @@ from torch.utils.data import Subset
 from adaptok.data import WellData
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
-from adaptok.registry import Part
-from adaptok.tokenizers import at_budget, part_at_budget
+from adaptok.tokenizers import at_budget
 
 SAMPLES = 64  # of the training split, evenly spread, that calibration looks at
-
-
-def tokenizer_at_budget(
-    part: Part, surrogate: Surrogate, data: WellData, budget: int
-) -> dict[str, Any]:
-    """The description of a surrogate's tokenizer with about `budget` tokens per sample.
-
-    Args:
-        part: name and knobs that the tokenizer was built from.
-        data: set up; thresholds and the like are calibrated on its training split.
-
-    Raises:
-        ValueError: a budget that the tokenizer cannot reach.
-    """
-    fields = list(scored_fields(surrogate, data))
-    boundary = data.info.boundary
-    return part_at_budget(part, surrogate.tokenizer, budget, fields, boundary=boundary)
 
 
 def settings_at_budget(

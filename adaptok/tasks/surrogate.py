@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from adaptok import create_schedule
 from adaptok.config.build import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import settings_at_budget, tokenizer_at_budget
+from adaptok.evaluation.budgets import scored_fields, settings_at_budget
 from adaptok.evaluation.cost import peak_memory
 from adaptok.evaluation.evaluate import check_settings, evaluate
 from adaptok.evaluation.results import write_report
@@ -22,6 +22,7 @@ from adaptok.models.schedules import Schedule
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
 from adaptok.tasks.fit import Config, fit, of_lightning, prepare, quiet, write_config
+from adaptok.tokenizers import part_at_budget
 from adaptok.training import SurrogateModule
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.optim import Optim
@@ -46,11 +47,11 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
     begin(config)
     data = build_data(config)
     if config["budget"] is not None:
-        config = at_budget(config, data)
+        config = config_at_budget(config, data)
     return fit_on(data, build_surrogate(config, data.info), config, folder)
 
 
-def at_budget(config: Config, data: WellData) -> Config:
+def config_at_budget(config: Config, data: WellData) -> Config:
     """The configuration with a tokenizer that has the wanted number of tokens per sample.
 
     Raises:
@@ -60,7 +61,9 @@ def at_budget(config: Config, data: WellData) -> Config:
         surrogate = build_surrogate(config, data.info)
     if not isinstance(surrogate, Surrogate):
         raise ValueError(f"model={config['model']['name']} has no tokens: budget=null")
-    part = tokenizer_at_budget(config["tokenizer"], surrogate, data, config["budget"])
+    fields, boundary = scored_fields(surrogate, data), data.info.boundary
+    tokenizer, budget = surrogate.tokenizer, config["budget"]
+    part = part_at_budget(config["tokenizer"], tokenizer, budget, fields, boundary=boundary)
     return {**config, "tokenizer": part}
 
 

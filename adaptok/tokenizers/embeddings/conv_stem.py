@@ -7,6 +7,7 @@ registered embedding.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class ConvStem(nn.Module):
             raise ValueError(f"a two-stage stem needs a dim divisible by 4, got {dim}")
         hidden = dim // 4
         groups = math.gcd(12, hidden) if groups is None else groups
-        conv = conv_class(len(kernels))
+        conv: Any = conv_class(len(kernels))
         self._conv = (F.conv1d, F.conv2d, F.conv3d)[len(kernels) - 1]
         first, second = (tuple(pair[stage] for pair in kernels) for stage in (0, 1))
         self.lift = nn.Linear(in_channels, hidden)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 Part = str | Mapping[str, Any]  # a name, or {"name": name, **knobs}
+RENAMED = {"recipe": "norm_placement"}  # former names of knobs, for messages
 
 
 class Registry:
@@ -100,8 +101,15 @@ class Registry:
         return self.create(name, **{k: v for k, v in wired.items() if k in wanted}, **knobs)
 
     def _parameters(self, name: str) -> list[inspect.Parameter]:
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return [p for p in inspect.signature(self.get(name)).parameters.values() if p.kind in kinds]
+        """Named parameters; ``**options`` of a constructor are those of its base class."""
+        factory, found = self.get(name), {}
+        for each in factory.__mro__ if inspect.isclass(factory) else (factory,):
+            given = inspect.signature(each).parameters.values()
+            kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+            found = {p.name: p for p in given if p.kind in kinds} | found
+            if not any(p.kind is p.VAR_KEYWORD for p in given):
+                break
+        return list(found.values())
 
     def _load_plugins(self) -> None:
         if self._plugins_loaded:
@@ -129,7 +137,10 @@ def split_part(part: Part, kind: str) -> tuple[str, dict[str, Any]]:
 
 def close_matches(word: str, among: Iterable[Any]) -> str:
     """Returns ``" (did you mean 'x'?)"``, or nothing if no name is close."""
-    near = difflib.get_close_matches(word, [a for a in among if isinstance(a, str)], n=3)
+    names = [name for name in among if isinstance(name, str)]
+    if RENAMED.get(word) in names:
+        return f" (it is called {RENAMED[word]!r} now)"
+    near = difflib.get_close_matches(word, names, n=3)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 

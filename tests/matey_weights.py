@@ -136,6 +136,6 @@ BLOCKS = {
     "heads": 3,
     "qk_norm": True,
     "norm": "instance",
-    "recipe": "matey",
+    "norm_placement": "matey",
     "layer_scale": 1e-6,
 }

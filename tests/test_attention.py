@@ -288,7 +288,7 @@ def test_flex_compiles_to_the_same_numbers():
     q, k, v = (draw(398, width=16, dtype=torch.float32) for _ in range(3))
     bias = torch.randn(2, 260, 260)
     mask = flex.block_mask(groups, groups, 398, 398, False)
-    score = flex._add(bias, groups, groups, 398, 398)
+    score = flex.score_with(bias, groups, groups, 398, 398)
     heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
     out = torch.compile(flex_attention)(*heads_first, score_mod=score, block_mask=mask)
     expected = attend(q, k, v, groups, bias=bias)
@@ -334,7 +334,7 @@ def test_forced_back_ends_say_why_they_cannot():
 def test_an_unknown_back_end_and_nesting():
     with pytest.raises(
         ValueError,
-        match=r"unknown attention back end 'flash' .*'flash_attn'.*; accepted: auto, loop",
+        match=r"one of auto, loop, .*got 'flash' .*'flash_attn'",
     ):
         attention_backend("flash").__enter__()
     with attention_backend("loop"):

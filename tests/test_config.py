@@ -258,6 +258,7 @@ def test_size_and_seed_reach_the_parts():
         (["tokenzer=iap"], r"unknown key 'tokenzer' \(did you mean 'tokenizer'\?\); valid here: "),
         (["tokenizer.bugdet=1"], r"'tokenizer.bugdet' \(did you mean 'budget'\?\).*min_size"),
         (["tokenizer=uniform", "tokenizer.budget=1"], "'tokenizer.budget'; valid here: name, size"),
+        (["processor.recipe=matey"], r"'processor.recipe'.*'norm_placement' now"),
         (["trainer.max_step=3"], r"did you mean 'max_steps'\?"),
         (["data.generate.nods=3"], r"did you mean 'nodes'\?"),
         (["data=well"], "data.name must be given"),

@@ -126,12 +126,17 @@ def dense(name, processor, x):
 
 @pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("recipe", ["pre", "matey"])
+@pytest.mark.parametrize("placement", ["pre", "matey"])
 @pytest.mark.parametrize(("space", "frames"), [((16, 24), 3), ((12,), 4), ((8, 12, 4), 2)])
-def test_equals_dense_attention_on_uniform_cells(name, norm, recipe, space, frames):
+def test_equals_dense_attention_on_uniform_cells(name, norm, placement, space, frames):
     tokens = uniform(space, 4, frames)
-    knobs = {"norm": norm, "recipe": recipe, "positions": "none", "qk_norm": recipe == "matey"}
-    processor = build(name, tokens, **knobs, layer_scale=0.5 if recipe == "matey" else None)
+    knobs = {
+        "norm": norm,
+        "norm_placement": placement,
+        "positions": "none",
+        "qk_norm": placement == "matey",
+    }
+    processor = build(name, tokens, **knobs, layer_scale=0.5 if placement == "matey" else None)
     grid = [n // 4 for n in space]
     x = tokens.features.view(2, frames, *grid, DIM)
     expected = dense(name, processor, x)
@@ -247,12 +252,12 @@ def masked_reference(vit, dense, mask):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("recipe", ["pre", "matey"])
-def test_packed_equals_padded_and_masked(norm, recipe):
+@pytest.mark.parametrize("placement", ["pre", "matey"])
+def test_packed_equals_padded_and_masked(norm, placement):
     tokens = refined(batch=3)
     lengths = tokens.cells.lengths
     assert len(set(lengths)) > 1
-    vit = build("vit", tokens, norm=norm, recipe=recipe, positions="none")
+    vit = build("vit", tokens, norm=norm, norm_placement=placement, positions="none")
     dense, mask = tokens.padded()
     dense = dense.masked_fill(~mask[..., None], 7.0)  # whatever stands in the padding
     expected = tokens.from_padded(masked_reference(vit, dense, mask)).features
@@ -262,7 +267,11 @@ def test_packed_equals_padded_and_masked(norm, recipe):
 KNOBS = [
     {},
     {"norm": "rms", "positions": "fourier"},
-    {"norm": "instance", "recipe": "matey", "positions": {"name": "fourier", "space": [1e-3, 1]}},
+    {
+        "norm": "instance",
+        "norm_placement": "matey",
+        "positions": {"name": "fourier", "space": [1e-3, 1]},
+    },
 ]
 
 
@@ -350,7 +359,7 @@ def test_misplaced_positions_change_the_result_of_every_processor():
 def test_a_fixed_number_of_cells_compiles_as_one_graph(name):
     knobs = {"ndim": 2, "in_channels": 1, "dim": DIM, "sizes": (2, 8), "fraction": 0.4}
     tokenizer = create_tokenizer("matey", **knobs)
-    knobs = {"norm": "instance", "recipe": "matey", "positions": "fourier"}
+    knobs = {"norm": "instance", "norm_placement": "matey", "positions": "fourier"}
     processor = create_processor(name, tokenizer.spec, depth=1, heads=HEADS, **knobs)
 
     def step(field):
@@ -414,7 +423,7 @@ def test_a_folded_history_has_no_frames(name):
     ("knobs", "message"),
     [
         ({"norm": "instanc"}, "did you mean 'instance'"),
-        ({"recipe": "post"}, "recipe must be one of pre, matey"),
+        ({"norm_placement": "post"}, "norm_placement must be one of pre, matey"),
         ({"positions": "furier"}, "did you mean 'fourier'"),
         ({"depth": -1}, "depth must not be negative"),
     ],

@@ -17,6 +17,7 @@ from runtime_checks import after_the_call
 
 ROOT = Path(__file__).parents[1]
 HEAVY = [
+    "torch.nn.attention.flex_attention",
     "hydra",
     "omegaconf",
     "lightning",

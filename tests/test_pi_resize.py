@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adaptok
 from adaptok.layers.pi_resize import KernelResize, resize_matrix
@@ -147,6 +148,22 @@ def test_matrices_are_made_once():
     weight = torch.randn(1, 1, 15, 15, requires_grad=True)
     adaptok.pi_resize(weight, 7).sum().backward()
     assert weight.grad is not None
+
+
+def test_matrices_made_while_tracing_are_not_kept():
+    with FakeTensorMode():
+        assert resize_matrix(13, 6, 2).shape == (6, 13)
+
+    class Resize(torch.nn.Module):
+        def forward(self, weight):
+            return adaptok.pi_resize(weight, 5)
+
+    weight = torch.randn(1, 1, 13, 13)
+    exported = torch.export.export(Resize(), (weight,)).module()
+    torch.testing.assert_close(exported(weight), adaptok.pi_resize(weight, 5))
+    for size in (5, 6):
+        expected = whole_grid_resize(weight, (size, size), "bicubic", False)
+        torch.testing.assert_close(adaptok.pi_resize(weight, size), expected)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,27 @@ def test_no_suggestion_where_nothing_is_close(sweets):
     assert close_matches("xyz", ["candy"]) == ""
 
 
+def test_a_former_name_of_a_knob_gives_the_new_one():
+    for name in ("vit", "spacetime", "axial"):
+        with pytest.raises(ValueError, match=f"{name}.*'recipe'.*'norm_placement'"):
+            registry.PROCESSORS.create(name, recipe="matey")
+
+
+def test_options_that_a_constructor_passes_on_are_those_of_its_base(sweets):
+    class Base:
+        def __init__(self, dim: int, *, salt: float = 0.5, soft: bool = True):
+            self.salt = salt
+
+    @sweets.register("toffee")
+    class Toffee(Base):
+        def __init__(self, dim: int, *, soft: bool = False, crisp: int = 1, **options):
+            super().__init__(dim, soft=soft, **options)
+
+    assert sweets.wired("toffee") == ["dim"]
+    assert sweets.knobs("toffee") == {"salt": 0.5, "soft": False, "crisp": 1}
+    assert sweets.create("toffee", 4, salt=0.25).salt == 0.25
+
+
 def test_knobs_have_defaults_and_wired_parameters_have_none(sweets):
     assert sweets.knobs("caramel") == {"salt": 0.5, "soft": True}
     assert sweets.wired("caramel") == ["dim"]

@@ -1,4 +1,4 @@
-"""The cross-attention decoder of IAP."""
+"""IAP's cross-attention decoder."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class CrossAttentionDecoder(nn.Module):
     IAP Sec. 2 and App. C: latent ``V_o = sigmoid(g(o)) * V_pi + b(o)`` with the covering token
     V_pi and learned tables g, b per level and offset o inside the cell (Eq. 4); one
     cross-attention block with rotary positions on both sides; a linear projection of each latent
-    to its patch. Where cells overlap, the finest covering cell fills the latent.
+    to its patch. If cells overlap, the finest covering cell fills the latent.
 
     Args:
-        spec: of the tokenizer.
+        spec: specification of the tokenizer.
         out_channels: channels of the decoded field.
         latent: use the tables g and b; False copies the token (Table 2: no measurable difference).
         latent_size: grid points per latent, one number or one per space axis; default the finest
             cell.
-        window: a latent attends to the tokens that share its window of so many grid points per
-            space axis, a multiple of the coarsest cell; default the whole domain, as in the paper.
+        window: grid points per space axis of the windows inside which latents attend to tokens, a
+            multiple of the coarsest cell; default the whole domain, as in the paper.
         heads: attention heads.
         mlp_ratio: hidden width of the MLP over dim (paper: 2).
         rope_base: base of the rotary frequencies.
@@ -66,20 +66,20 @@ class CrossAttentionDecoder(nn.Module):
             raise ValueError(f"latent_size needs {spec.ndim} positive numbers, got {latent_size}")
         self.latent_size = (frame, *size)
         self.window = None if window is None else _window(window, spec)
-        self.head_dim, self.rope_base = spec.dim // max(heads, 1), rope_base
         self.offsets = tuple(level_grid(s, self.latent_size) for s in spec.sizes)
         entries = sum(map(product, self.offsets)) if latent else 0
         self.gate = nn.Parameter(torch.full((entries, spec.dim), 2.0))
         self.shift = nn.Parameter(torch.zeros(entries, spec.dim))
         self.norm_latent, self.norm_tokens = nn.LayerNorm(spec.dim), nn.LayerNorm(spec.dim)
         self.attention = Attention(spec.dim, heads)
+        self.head_dim, self.rope_base = spec.dim // heads, rope_base
         pairs_per_axis(spec.ndim, self.head_dim)  # raises here, not in the first forward
         self.norm_mlp, self.mlp = nn.LayerNorm(spec.dim), Mlp(spec.dim, mlp_ratio)
         self.norm_out = nn.LayerNorm(spec.dim)
         self.head = nn.Linear(spec.dim, out_channels * product(self.latent_size))
 
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
-        """Field of the shape that the cells were made for."""
+        """Decodes a field of the shape that the cells were made for."""
         cells = tokens.cells
         grid = level_grid(cells.shape, self.latent_size)
         point, center = self._latent_grid(cells, grid)  # (q, a), the same for each sample
@@ -102,7 +102,7 @@ class CrossAttentionDecoder(nn.Module):
     def _groups(
         self, cells: Cells, grid: tuple[int, ...], device: torch.device
     ) -> tuple[Groups, Groups]:
-        """Latents, and the tokens that each may see: by sample, or by sample and window."""
+        """Groups the latents and the tokens that they see: by sample, or by sample and window."""
         b = cells.batch_size
         if self.window is None:
             count = product(grid)
@@ -117,17 +117,14 @@ class CrossAttentionDecoder(nn.Module):
     def _latent_grid(
         self, cells: Cells, grid: tuple[int, ...]
     ) -> tuple[Int64[Tensor, "q a"], Float[Tensor, "q a"]]:
-        """A grid point in the middle of each latent (clipped at the border), and its exact
-        centre.
-        """
+        """Exact centre of each latent (clipped at the border), and a grid point nearby."""
         points, centers = [], []
         for g, p, n in zip(grid, self.latent_size, cells.shape, strict=True):
             start = torch.arange(g, device=cells.device) * p
             extent = (n - start).clamp(max=p)
             points.append(start + extent // 2)
             centers.append(start + extent / 2)
-        point, center = (torch.meshgrid(*axes, indexing="ij") for axes in (points, centers))
-        return torch.stack(point, -1).flatten(0, -2), torch.stack(center, -1).flatten(0, -2)
+        return torch.cartesian_prod(*points), torch.cartesian_prod(*centers)
 
     def _owner(self, cells: Cells, point: Int64[Tensor, "q a"]) -> Int64[Tensor, " bq"]:
         """Row of the finest cell that covers each latent point."""
@@ -140,12 +137,11 @@ class CrossAttentionDecoder(nn.Module):
     def _latents(
         self, tokens: TokenSet, owner: Int64[Tensor, " bq"], point: Int64[Tensor, "q a"]
     ) -> Float[Tensor, "bq d"]:
-        x = tokens.features[owner.clamp(min=0)]
-        x = x * (owner >= 0)[:, None]  # a hole in the cover has no token to copy
+        covered, owner = owner >= 0, owner.clamp(min=0)
+        x = tokens.features[owner] * covered[:, None]  # a hole in the cover has no token to copy
         if len(self.gate) == 0:
             return x
         cells, b = tokens.cells, tokens.cells.batch_size
-        owner = owner.clamp(min=0)
         inside = point.repeat(b, 1) - cells.origin[owner]  # offset in grid points, (b * q, a)
         level = cells.level[owner]
         entry, first = torch.zeros_like(owner), 0
@@ -164,7 +160,7 @@ def _window(window: int | Sequence[int], spec: TokenizerSpec) -> tuple[int, ...]
     fits = len(sizes) == spec.ndim and all(
         w >= 1 and w % c == 0 for w, c in zip(sizes, coarsest, strict=True)
     )
-    if not fits:  # else a cell could lie in two windows
+    if not fits:  # a cell could lie in two windows
         raise ValueError(f"window must be a multiple of the coarsest cell {coarsest}, got {window}")
     return sizes
 
@@ -177,25 +173,22 @@ def _window_groups(
     window: tuple[int, ...],
     device: torch.device,
 ) -> Groups:
-    """Latents by sample and by the window (of space axes) that holds their centre."""
+    """Groups latents by sample and by the window (of space axes) that holds their centre.
+
+    Lengths come from host arithmetic per axis: a window of bands (i, j) holds the product of the
+    numbers of latents in band i of the first axis and in band j of the second.
+    """
     bands, counts = [[0] * grid[0]], [[grid[0]]]  # time is not divided
     for g, n, p, w in zip(grid[1:], shape[1:], latent_size[1:], window, strict=True):
         centers = [i * p + min(p, n - i * p) / 2 for i in range(g)]
         bands.append([int(center // w) for center in centers])
         counts.append([bands[-1].count(k) for k in range(math.ceil(n / w))])
     lengths = tuple(math.prod(each) for each in itertools.product(*counts)) * batch
-    order = _sorted_by_band(tuple(map(tuple, bands)), tuple(map(len, counts)), device)
+    key = torch.zeros((), dtype=torch.int64, device=device)
+    for band, count in zip(bands, counts, strict=True):
+        key = key[..., None] * len(count) + offsets_tensor(tuple(band), device).long()
+    order = key.flatten().argsort(stable=True)
     order = (order + len(order) * torch.arange(batch, device=device)[:, None]).flatten()
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
     offsets = offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), device)
     return Groups(order, inverse, offsets, max(lengths), lengths)
-
-
-def _sorted_by_band(
-    bands: tuple[tuple[int, ...], ...], counts: tuple[int, ...], device: torch.device
-) -> Int64[Tensor, " q"]:
-    key = torch.zeros((1,) * len(bands), dtype=torch.int64, device=device)
-    for axis, (band, count) in enumerate(zip(bands, counts, strict=True)):
-        view = [-1 if other == axis else 1 for other in range(len(bands))]
-        key = key * count + offsets_tensor(band, device).long().view(view)
-    return key.flatten().argsort(stable=True)

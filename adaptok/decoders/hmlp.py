@@ -6,37 +6,44 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.patches import grid_index, level_grid, rows_of_levels, unpatchify
+from adaptok.layers.convolution import conv_transpose_class
+from adaptok.patches import (
+    grid_index,
+    level_grid,
+    pad_end,
+    rows_of_levels,
+    scatter_to_grid,
+    unpatchify,
+)
 from adaptok.registry import DECODERS
 from adaptok.tokenizers.embeddings.hmlp import ImageNorm, check_hmlp, kernels, place_in_parent
 from adaptok.tokens import TokenizerSpec, TokenSet
 
-TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-
 
 @DECODERS.register("hmlp")
 class HmlpDecoder(nn.Module):
-    """Per level three transposed convolutions whose strides are their kernels, the first two with
+    """Three transposed convolutions per level whose strides are their kernels, the first two with
     a norm and GELU (as in MATEY's code).
 
-    The norms take statistics over an image per sample and frame. Of a tiling, each level decodes
-    the whole domain (where it has no token, the covering coarser token or the mean of the finer
-    ones stands in) and shows where its cells are. Where refined cells stay beside their children,
-    the coarsest level decodes the whole domain and every finer level adds to it, each refined cell
-    decoded by itself; their number costs one host synchronisation.
+    The norms take statistics over an image per sample and frame. In a tiling, each level decodes
+    the whole domain (a place without a token of the level takes the covering coarser token, or the
+    mean of the finer ones) and the output shows each level inside its cells. If refined cells stay
+    beside their children, the coarsest level decodes the whole domain, and every finer level
+    decodes each refined cell alone and adds it; their number costs one host synchronisation.
 
     Args:
-        spec: of the tokenizer; its dim must be divisible by 4.
+        spec: specification of the tokenizer, with a dim divisible by 4.
         out_channels: channels of the decoded field.
-        version: of MATEY's code, "current" or "paper": norm and order of the kernels.
+        version: version of MATEY's code, "current" or "paper": norm and order of the kernels.
 
     Raises:
-        ValueError: a width that is not divisible by 4, an unknown version, or tokens with a layout
-            of their own.
+        ValueError: a width that is not divisible by 4, an unknown version, or tokens with a
+            layout.
     """
 
     def __init__(self, spec: TokenizerSpec, out_channels: int, *, version: str = "current"):
@@ -54,11 +61,10 @@ class HmlpDecoder(nn.Module):
         )
 
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
-        """Field of the shape that the cells were made for."""
-        cells = tokens.cells
+        """Decodes a field of the shape that the cells were made for."""
         frames = self._splice(tokens) if self.tiling else self._add(tokens)
-        frames = frames.unflatten(0, (cells.batch_size, -1))  # (b, f, fs * c, *space)
-        return frames.unflatten(2, (-1, self.out_channels)).flatten(1, 2)
+        sizes = {"b": tokens.cells.batch_size, "c": self.out_channels}
+        return rearrange(frames, "(b f) (s c) ... -> b (f s) c ...", **sizes)
 
     def _splice(self, tokens: TokenSet) -> Float[Tensor, "bf c *s"]:
         cells = tokens.cells
@@ -66,10 +72,8 @@ class HmlpDecoder(nn.Module):
         field = None
         for level, (head, image) in enumerate(zip(self.levels, filled(own, cells), strict=True)):
             decoded = _cut(head(image.movedim(-1, 1)), cells.shape[1:])
-            shown = own[level][1].unsqueeze(1)
-            for axis, size in enumerate(cells.sizes[level][1:]):
-                shown = shown.repeat_interleave(size, dim=axis + 2)
-            decoded = torch.where(_cut(shown, cells.shape[1:]), decoded, 0)
+            shown = _expand(own[level][1], cells.sizes[level][1:], cells.shape[1:])
+            decoded = torch.where(shown[:, None], decoded, 0)
             field = decoded if field is None else field + decoded
         assert field is not None
         return field
@@ -101,32 +105,28 @@ class HmlpDecoder(nn.Module):
 def level_image(
     tokens: TokenSet, level: int
 ) -> tuple[Float[Tensor, "bf *g d"], Bool[Tensor, "bf *g"]]:
-    """Features of a level on its grid, frame by frame, zero where it has no token; and where it
-    has one.
+    """Features of a level on its grid, frame by frame and 0 at places without a token; and which
+    places have one.
     """
     cells = tokens.cells
     own = rows_of_levels(cells)[level]
-    grid = level_grid(cells.shape, cells.sizes[level])
-    count, n = cells.batch_size * product(grid), len(cells)
-    real = own.clamp(max=n - 1)
-    slots = torch.where(own < n, grid_index(cells, level)[real], count)
-    image = tokens.features.new_zeros(count + 1, tokens.features.shape[1])
-    image = image.index_copy(0, slots, tokens.features[real])[:count]
-    taken = torch.zeros(count + 1, dtype=torch.bool, device=cells.device)
-    taken = taken.scatter(0, slots, True)[:count]
-    shape = (cells.batch_size * grid[0], *grid[1:])
-    return image.view(*shape, -1), taken.view(shape)
+    features = tokens.features[own.clamp(max=len(cells) - 1)]
+    image = scatter_to_grid(features, cells, level, own)
+    taken = scatter_to_grid(torch.ones_like(own[:, None], dtype=torch.bool), cells, level, own)
+    return image.flatten(0, 1), taken.flatten(0, 1)[..., 0]
 
 
 def filled(own: Sequence[tuple[Tensor, Tensor]], cells: Cells) -> list[Float[Tensor, "bf *g d"]]:
-    """Level images without holes: the covering coarser token, else the mean of the finer ones."""
+    """Fills the holes of level images: with the covering coarser token, else the mean of the finer
+    ones.
+    """
     ratios = [
         [coarse // fine for coarse, fine in zip(c[1:], f[1:], strict=True)]
         for c, f in itertools.pairwise(cells.sizes)
     ]
     below = [own[-1]]
     for (image, taken), ratio in zip(reversed(own[:-1]), reversed(ratios), strict=True):
-        mean, any_below = _block_mean(*below[0], ratio, taken.shape[1:])
+        mean, any_below = _block_mean(*below[0], ratio)
         below.insert(0, (torch.where(taken[..., None], image, mean), taken | any_below))
     out, covered = [below[0][0]], own[0]
     for level, ratio in enumerate(ratios):
@@ -138,35 +138,30 @@ def filled(own: Sequence[tuple[Tensor, Tensor]], cells: Cells) -> list[Float[Ten
 
 
 def _expand(x: Tensor, ratio: Sequence[int], grid: Sequence[int]) -> Tensor:
+    """Repeats each value over a block of `ratio` points, cut to the grid."""
     for axis, (r, n) in enumerate(zip(ratio, grid, strict=True)):
         x = x.repeat_interleave(r, dim=axis + 1).narrow(axis + 1, 0, n)
     return x
 
 
-def _block_mean(
-    image: Tensor, taken: Tensor, ratio: Sequence[int], grid: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Mean over the taken points of each block, and whether there are any."""
-    sums, counts = image * taken[..., None], taken[..., None].to(image.dtype)
-    for axis, (r, n) in enumerate(zip(ratio, grid, strict=True)):
-        missing = r * n - sums.shape[axis + 1]
-        pad = [0, 0] * (sums.ndim - axis - 2) + [0, missing]
-        sums, counts = (
-            torch.nn.functional.pad(x, pad).unflatten(axis + 1, (n, r)).sum(axis + 2)
-            for x in (sums, counts)
-        )
+def _block_mean(image: Tensor, taken: Tensor, ratio: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean over the taken points of each block, and whether it has any."""
+    sums = pad_end(image * taken[..., None], (*ratio, 1))
+    counts = pad_end(taken[..., None].to(image.dtype), (*ratio, 1))
+    for axis, r in enumerate(ratio):
+        sums, counts = (x.unflatten(axis + 1, (-1, r)).sum(axis + 2) for x in (sums, counts))
     return sums / counts.clamp(min=1), counts[..., 0] > 0
 
 
 def _cut(image: Tensor, space: Sequence[int]) -> Tensor:
-    """The domain out of whole cells."""
+    """Crops an image of whole cells to the domain."""
     for axis, n in enumerate(space):
         image = image.narrow(axis + 2, 0, n)
     return image
 
 
 def _head(dim: int, channels: int, size: Sequence[int], version: str) -> nn.Sequential:
-    conv = TRANSPOSED[len(size)]
+    conv = conv_transpose_class(len(size))
     first, second, last = reversed(kernels(size, version))
     return nn.Sequential(
         conv(dim, dim // 4, first, first, bias=False),

@@ -1,13 +1,12 @@
-"""One linear head per level, painting each cell."""
+"""A linear head per level paints each cell."""
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import product
-from adaptok.patches import grid_index, level_grid, rows_of_levels, unpatchify
+from adaptok.patches import rows_of_levels, scatter_to_grid, unpatchify
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -19,11 +18,11 @@ class LinearDecoder(nn.Module):
     On uniform cells this is the head of a plain ViT. Cells lie on the grid of their level.
 
     Args:
-        spec: of the tokenizer.
+        spec: specification of the tokenizer.
         out_channels: channels of the decoded field.
 
     Raises:
-        ValueError: the tokens carry a layout of their own, so boxes do not say where they lie.
+        ValueError: the tokens carry a layout, so boxes do not say where they lie.
     """
 
     def __init__(self, spec: TokenizerSpec, out_channels: int):
@@ -39,19 +38,13 @@ class LinearDecoder(nn.Module):
         )
 
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
-        """Field of the shape that the cells were made for."""
-        cells, features = tokens.cells, tokens.features
-        b, n = cells.batch_size, len(cells)
-        field = None
+        """Decodes a field of the shape that the cells were made for."""
+        cells, field = tokens.cells, None
         rows = rows_of_levels(cells)
         for level, (head, own) in enumerate(zip(self.levels, rows, strict=True)):
-            size = cells.sizes[level]
-            count = b * product(level_grid(cells.shape, size))
-            real = own.clamp(max=n - 1)
-            slots = torch.where(own < n, grid_index(cells, level)[real], count)
-            patches = head(features[real])  # (m, c * volume)
-            canvas = patches.new_zeros(count + 1, patches.shape[1]).index_add(0, slots, patches)
-            painted = unpatchify(canvas[:count].unflatten(0, (b, -1)), cells.shape, size)
+            patches = head(tokens.features[own.clamp(max=len(cells) - 1)])  # (m, c * volume)
+            canvas = scatter_to_grid(patches, cells, level, own).flatten(1, -2)
+            painted = unpatchify(canvas, cells.shape, cells.sizes[level])
             field = painted if field is None else field + painted
         assert field is not None
         return field

@@ -18,11 +18,11 @@ class LocalDecoder(nn.Module):
     """Each token paints its cell, and coarse latents that attend to the tokens around smooth it.
 
     The sum of `linear` and of `cross_attention` on a coarser latent grid and within windows.
-    IAP's decoder has a latent per finest cell, so that at 1024 tokens on a 256² field it costs
-    twice what the encoder does; here detail comes from the tokens of fine cells themselves.
+    IAP's decoder has a latent per finest cell, so at 1024 tokens on a 256² field it costs twice as
+    much as the encoder; here detail comes from the tokens of the fine cells.
 
     Args:
-        spec: of the tokenizer.
+        spec: specification of the tokenizer.
         out_channels: channels of the decoded field.
         latent_size: grid points per latent, one number or one per space axis; default four times
             the finest cell, at most the coarsest.
@@ -59,5 +59,5 @@ class LocalDecoder(nn.Module):
         )
 
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
-        """Field of the shape that the cells were made for."""
+        """Decodes a field of the shape that the cells were made for."""
         return self.paint(tokens) + self.smooth(tokens)

@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import product
+from adaptok.layers.convolution import conv_transpose_class
+from adaptok.layers.norms import channel_norm
 from adaptok.layers.pi_resize import FORMS, KernelResize
-from adaptok.layers.two_stage import KERNELS, ConvLayout, channel_norm
-from adaptok.registry import DECODERS, close_matches
+from adaptok.layers.two_stage import KERNELS, ConvLayout
+from adaptok.registry import DECODERS, choice
 from adaptok.tokens import TokenizerSpec, TokenSet
-
-OVERLAPS = ("sum", "mean")
-CONV = {
-    1: (nn.ConvTranspose1d, F.conv_transpose1d),
-    2: (nn.ConvTranspose2d, F.conv_transpose2d),
-    3: (nn.ConvTranspose3d, F.conv_transpose3d),
-}
 
 
 @DECODERS.register("modulated")
 class ModulatedDecoder(nn.Module):
-    """Transposed convolution, norm, GELU, transposed convolution; then the padding is cut off.
+    """Transposed convolution, norm, GELU, transposed convolution; then crops the padding.
 
-    CKM and CSM, Algorithms 1 and 2. Kernel sizes, strides and padding are those of
-    ``cells.layout``; kernels of another size than the largest are PI-resized.
+    CKM and CSM, Algorithms 1 and 2. ``cells.layout`` gives kernel sizes, strides and padding;
+    kernels of another size than the largest are PI-resized.
 
     Args:
-        spec: of the tokenizer.
+        spec: specification of the tokenizer.
         out_channels: channels of the decoded field.
-        resize: "mean_preserving", or "pinv" as the authors' code, which multiplies what a small
-            kernel paints (by 4 in 2D and by 8 in 3D where the size halves).
-        overlap: overlapping contributions are added ("sum", paper) or averaged ("mean", the same
+        resize: "mean_preserving", or "pinv" as in the authors' code, which amplifies the output
+            of a small kernel (by 4 in 2D and by 8 in 3D if the size halves).
+        overlap: "sum" adds overlapping contributions (paper), "mean" averages them (the same
             amplitude for all strides).
-        norm: "group" (paper; over all of a frame), or "layer" or "rms" (over the channels).
-        groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
+        norm: "group" (paper; over the whole frame), or "layer" or "rms" (over the channels).
+        groups: groups of the group norm; default the largest common divisor of 12 and dim / 4.
         mode: interpolation of the kernels, see `pi_resize`; default the paper's.
         antialias: filtered interpolation (the paper's code: False).
 
@@ -64,11 +58,10 @@ class ModulatedDecoder(nn.Module):
                 "decoder 'modulated' mirrors the kernels and strides of a convolutional stem, "
                 "which the cells of this tokenizer do not carry; use it with 'ckm' or 'csm'"
             )
-        for what, value, known in (("resize", resize, FORMS), ("overlap", overlap, OVERLAPS)):
-            if value not in known:
-                near = close_matches(value, known)
-                raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}{near}")
-        conv, self._conv = CONV[spec.ndim]
+        choice("resize", resize, FORMS)
+        self.mean = choice("overlap", overlap, ("sum", "mean")) == "mean"
+        conv = conv_transpose_class(spec.ndim)
+        self._conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spec.ndim - 1]
         hidden, base = spec.dim // 4, [KERNELS[p] for p in spec.sizes[0][1:]]
         first, second = (tuple(pair[stage] for pair in base) for stage in (0, 1))
         groups = math.gcd(12, hidden) if groups is None else groups
@@ -78,10 +71,9 @@ class ModulatedDecoder(nn.Module):
         options = {"mode": mode, "antialias": antialias, "form": resize}
         self.resize1 = KernelResize(second, [pair[1] for pair in KERNELS.values()], **options)
         self.resize2 = KernelResize(first, [pair[0] for pair in KERNELS.values()], **options)
-        self.mean = overlap == "mean"
 
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
-        """Field of the shape that the cells were made for, all frames.
+        """Decodes all frames of the field that the cells were made for.
 
         Raises:
             ValueError: tokens were dropped or added.
@@ -97,11 +89,8 @@ class ModulatedDecoder(nn.Module):
         x = tokens.features.unflatten(0, (frames, *layout.grid[1:])).movedim(-1, 1)
         (k1, k2) = zip(*layout.kernels, strict=True)
         (s1, s2) = zip(*layout.strides, strict=True)
-        weight = self.resize1(self.conv1.weight, k2).to(self.conv1.weight.dtype)
-        x = self._share(self._conv(x, weight, stride=s2), x.shape[2:], k2, s2)
-        x = F.gelu(self.norm1(x))
-        weight = self.resize2(self.conv2.weight, k1).to(self.conv2.weight.dtype)
-        x = self._share(self._conv(x, weight, stride=s1), x.shape[2:], k1, s1)
+        x = F.gelu(self.norm1(self._painted(x, self.conv1.weight, self.resize1, k2, s2)))
+        x = self._painted(x, self.conv2.weight, self.resize2, k1, s1)
         for axis, (n, (before, _)) in enumerate(zip(cells.shape[1:], layout.padding, strict=True)):
             x = x.narrow(axis + 2, before, n)
         bias = self.conv2.bias
@@ -109,10 +98,14 @@ class ModulatedDecoder(nn.Module):
         x = x + bias.view(-1, *(1,) * (x.ndim - 2))
         return x.unflatten(0, (cells.batch_size, -1))
 
-    def _share(self, x: Tensor, grid: torch.Size, kernel: tuple, stride: tuple) -> Tensor:
-        """Divides by the number of contributions to each point, where they are averaged."""
+    def _painted(
+        self, x: Tensor, weight: Tensor, resize: KernelResize, kernel: tuple, stride: tuple
+    ) -> Tensor:
+        grid = x.shape[2:]
+        x = self._conv(x, resize(weight, kernel).to(weight.dtype), stride=stride)
         if not self.mean:
             return x
+        # The contributions to a point, counted axis by axis: a kernel of ones painted from ones.
         for axis, (n, k, s) in enumerate(zip(grid, kernel, stride, strict=True)):
             if k != s:
                 ones = x.new_ones(1, 1, n)

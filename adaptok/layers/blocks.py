@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,14 +13,12 @@ from adaptok.cells import Groups
 from adaptok.layers.attention import attend
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.layers.positions import Rotary
-from adaptok.registry import close_matches
+from adaptok.registry import choice
 from adaptok.tokens import TokenSet
-
-RECIPES = ("pre", "matey")
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear."""
+    """Two linear maps with a GELU between them."""
 
     def __init__(self, dim: int, ratio: float = 4.0):
         super().__init__()
@@ -27,32 +26,33 @@ class Mlp(nn.Module):
         self.down = nn.Linear(int(dim * ratio), dim)
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Acts on each row."""
+        """Maps each row."""
         return self.down(nn.functional.gelu(self.up(x)))
 
 
 class Attention(nn.Module):
-    """Multi-head attention inside groups; self-attention, or cross-attention where a context is
-    given.
+    """Multi-head attention inside groups: self-attention, or cross-attention with a context.
 
     Args:
         dim: width, divisible by `heads`.
         heads: number of heads.
         qk_norm: layer norm on the queries and keys of each head.
-        norm_out: norm of what the heads return, before the output projection; default none.
+        norm_out: norm of the heads' results before the output projection; default none.
+
+    Raises:
+        ValueError: heads that do not divide dim.
     """
 
     def __init__(
         self, dim: int, heads: int, qk_norm: bool = False, norm_out: nn.Module | None = None
     ):
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"dim {dim} is not divisible by {heads} heads")
+        width = head_width(dim, heads)
         self.heads = heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
-        self.norm_q = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
-        self.norm_k = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.norm_q = nn.LayerNorm(width) if qk_norm else nn.Identity()
+        self.norm_k = nn.LayerNorm(width) if qk_norm else nn.Identity()
         self.norm_out = norm_out
         self.out = nn.Linear(dim, dim)
 
@@ -67,9 +67,9 @@ class Attention(nn.Module):
         context_groups: Groups | None = None,
         context_rotate: Rotary | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Rows of x attend to the rows of their group in x, or in the context.
+        """Each row of x attends to the rows of its group in x, or in the context.
 
-        Of several partitions into groups the results are averaged.
+        With several partitions into groups, the results are averaged.
         """
         source = x if context is None else context
         source_rotate = rotate if context is None else context_rotate
@@ -79,9 +79,9 @@ class Attention(nn.Module):
         q = q if rotate is None else rotate(q)
         k = k if source_rotate is None else source_rotate(k)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under CUDA autocast a layer norm returns float32
-        each = (groups,) if isinstance(groups, Groups) else groups
-        heads = [attend(q, k, v, partition, context_groups) for partition in each]
-        out = heads[0] if len(heads) == 1 else torch.stack(heads).mean(0)
+        partitions = (groups,) if isinstance(groups, Groups) else groups
+        results = [attend(q, k, v, partition, context_groups) for partition in partitions]
+        out = results[0] if len(results) == 1 else torch.stack(results).mean(0)
         out = out.flatten(1)
         return self.out(out if self.norm_out is None else self.norm_out(out, segments))
 
@@ -106,7 +106,7 @@ class DropPath(nn.Module):
 
 
 class AttentionBranch(nn.Module):
-    """Norm, attention inside groups, and the sum with the rows.
+    """Adds attention inside groups, of the normalised rows, to the rows.
 
     Args:
         dim: width, divisible by `heads`.
@@ -114,12 +114,12 @@ class AttentionBranch(nn.Module):
         qk_norm: layer norm on the queries and keys of each head.
         drop_path: stochastic depth rate.
         norm: "layer", "rms" or "instance" (over the rows of a segment).
-        recipe: "pre": a norm before the attention and before the MLP. "matey": a second norm
-            before the output projection, and that of the MLP after it.
-        layer_scale: initial factor per channel of what a branch adds; default none.
+        norm_placement: "pre": a norm before the attention and before the MLP. "matey": a second
+            norm before the output projection, and the norm of the MLP after it.
+        layer_scale: initial factor per channel on the output of a branch; default none.
 
     Raises:
-        ValueError: an unknown norm or recipe, or heads that do not divide dim.
+        ValueError: an unknown norm or placement, or heads that do not divide dim.
     """
 
     def __init__(
@@ -130,14 +130,12 @@ class AttentionBranch(nn.Module):
         qk_norm: bool = False,
         drop_path: float = 0.0,
         norm: str = "layer",
-        recipe: str = "pre",
+        norm_placement: str = "pre",
         layer_scale: float | None = None,
     ):
         super().__init__()
-        if recipe not in RECIPES:
-            near = close_matches(recipe, RECIPES)
-            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}{near}")
-        norm_out = create_norm(norm, dim) if recipe == "matey" else None
+        choice("norm_placement", norm_placement, ("pre", "matey"))
+        norm_out = create_norm(norm, dim) if norm_placement == "matey" else None
         self.norm_attention = create_norm(norm, dim)
         self.attention = Attention(dim, heads, qk_norm, norm_out)
         self.scale_attention = _layer_scale(dim, layer_scale)
@@ -152,10 +150,14 @@ class AttentionBranch(nn.Module):
         samples: int,
         segments: Segments | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Attention inside the groups, added to the rows; instance norms need the segments."""
-        normed = self.norm_attention(x, segments)
-        attended = self.attention(normed, groups, rotate, segments=segments)
-        return x + self.drop_path(_scaled(attended, self.scale_attention), sample, samples)
+        """Adds attention inside the groups to the rows; instance norms need the segments."""
+        out = self.attention(self.norm_attention(x, segments), groups, rotate, segments=segments)
+        return self._add(x, out, self.scale_attention, sample, samples)
+
+    def _add(
+        self, x: Tensor, out: Tensor, scale: Tensor | None, sample: Tensor, samples: int
+    ) -> Tensor:
+        return x + self.drop_path(out if scale is None else out * scale, sample, samples)
 
 
 class Block(AttentionBranch):
@@ -169,22 +171,14 @@ class Block(AttentionBranch):
         heads: int,
         mlp_ratio: float = 4.0,
         *,
-        qk_norm: bool = False,
-        drop_path: float = 0.0,
         norm: str = "layer",
-        recipe: str = "pre",
+        norm_placement: str = "pre",
         layer_scale: float | None = None,
+        **options: Any,
     ):
-        super().__init__(
-            dim,
-            heads,
-            qk_norm=qk_norm,
-            drop_path=drop_path,
-            norm=norm,
-            recipe=recipe,
-            layer_scale=layer_scale,
-        )
-        self.norm_first = recipe == "pre"
+        options |= {"norm": norm, "norm_placement": norm_placement, "layer_scale": layer_scale}
+        super().__init__(dim, heads, **options)
+        self.norm_first = norm_placement == "pre"
         self.norm_mlp = create_norm(norm, dim)
         self.mlp = Mlp(dim, mlp_ratio)
         self.scale_mlp = _layer_scale(dim, layer_scale)
@@ -198,17 +192,17 @@ class Block(AttentionBranch):
         samples: int,
         segments: Segments | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Attention inside the groups, then the MLP, each added to the rows."""
+        """Adds attention inside the groups to the rows, then the MLP."""
         x = super().forward(x, groups, rotate, sample, samples, segments)
         if self.norm_first:
             out = self.mlp(self.norm_mlp(x, segments))
         else:
             out = self.norm_mlp(self.mlp(x), segments)
-        return x + self.drop_path(_scaled(out, self.scale_mlp), sample, samples)
+        return self._add(x, out, self.scale_mlp, sample, samples)
 
 
 def conditioned(tokens: TokenSet) -> Float[Tensor, "n d"]:
-    """Features, with the conditioning of each sample added to all of its tokens.
+    """Adds the conditioning of each sample, if any, to the features of all its tokens.
 
     Raises:
         ValueError: a conditioning of another width.
@@ -223,9 +217,27 @@ def conditioned(tokens: TokenSet) -> Float[Tensor, "n d"]:
     return tokens.features + tokens.cond[tokens.cells.sample]
 
 
+def head_width(dim: int, heads: int) -> int:
+    """Width of a head.
+
+    Raises:
+        ValueError: heads that do not divide dim.
+    """
+    if heads < 1 or dim % heads:
+        raise ValueError(f"dim {dim} is not divisible by {heads} heads")
+    return dim // heads
+
+
+def drop_path_rates(depth: int, last: float) -> list[float]:
+    """Stochastic depth rate of each block, growing linearly from 0 to `last`.
+
+    Raises:
+        ValueError: a negative depth.
+    """
+    if depth < 0:
+        raise ValueError(f"depth must not be negative, got {depth}")
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
 def _layer_scale(dim: int, value: float | None) -> nn.Parameter | None:
     return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
-
-
-def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else x * scale

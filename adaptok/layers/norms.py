@@ -1,4 +1,4 @@
-"""Norms of packed rows: over the channels of a row, or over the rows of a segment."""
+"""Norms of packed rows (over channels, or over the rows of a segment) and of dense fields."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import Groups
-from adaptok.registry import close_matches
+from adaptok.registry import choice
 
 
 class Segments(NamedTuple):
-    """Rows whose statistics are taken together; compute once per forward."""
+    """Segment of each row, over which statistics are taken; compute once per forward."""
 
     ids: Tensor  # int64 (n,)
     counts: Tensor  # float32 (segments,)
 
     @classmethod
     def of(cls, groups: Groups, rows: int) -> Segments:
-        """One segment per group."""
+        """Makes each group a segment."""
         return cls(groups.ids(rows), groups.cu_seqlens.diff().float())
 
     def mean(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Mean over its segment, for each row."""
+        """Gives each row the mean over its segment."""
         sums = x.new_zeros(len(self.counts), x.shape[1]).index_add(0, self.ids, x)
         return (sums / self.counts.clamp(min=1)[:, None].to(x.dtype))[self.ids]
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm; the segments do not matter."""
+    """Layer norm; ignores the segments."""
 
     def forward(
         self, x: Float[Tensor, "n d"], segments: Segments | None = None
@@ -40,7 +40,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm; the segments do not matter."""
+    """Root-mean-square norm; ignores the segments."""
 
     def forward(
         self, x: Float[Tensor, "n d"], segments: Segments | None = None
@@ -50,11 +50,11 @@ class RMSNorm(nn.RMSNorm):
 
 
 class GroupNorm(nn.Module):
-    """Mean and variance of each group of channels over the rows of a segment, in float32 at least.
+    """Normalises each group of channels over the rows of a segment, in at least float32.
 
-    On the tokens of a frame this is the group norm of a dense field (Wu & He, 2018); with as many
-    groups as channels it is an instance norm, which MATEY has between its tokens. The variance is
-    the biased one.
+    On the tokens of a frame this is the group norm of a dense field (Wu & He, 2018); with one
+    channel per group it is an instance norm, as MATEY has between its tokens. The variance is
+    biased.
     """
 
     def __init__(self, groups: int, dim: int, eps: float = 1e-5):
@@ -71,22 +71,43 @@ class GroupNorm(nn.Module):
         return ((wide * scale[..., None]).flatten(1) * self.weight + self.bias).to(x.dtype)
 
 
-NORMS = ("layer", "rms", "group", "instance")
-
-
 def create_norm(name: str, dim: int, groups: int = 1) -> nn.Module:
-    """A norm that is called as ``norm(x, segments)``.
+    """Creates a norm of packed rows, which is called as ``norm(x, segments)``.
 
     Args:
-        groups: of channels, for "group".
+        groups: number of groups of channels, for "group".
 
     Raises:
         ValueError: an unknown name, with the close matches.
     """
-    if name not in NORMS:
-        raise ValueError(
-            f"norm must be one of {', '.join(NORMS)}, got {name!r}{close_matches(name, NORMS)}"
-        )
+    choice("norm", name, ("layer", "rms", "group", "instance"))
     if name in ("group", "instance"):
         return GroupNorm(dim if name == "instance" else groups, dim)
     return LayerNorm(dim) if name == "layer" else RMSNorm(dim)
+
+
+def channel_norm(name: str, channels: int, groups: int) -> nn.Module:
+    """Creates a norm of dense ``(b, c, *space)``: "group" over space and the channels of a group,
+    "layer" and "rms" over the channels of each point.
+
+    Raises:
+        ValueError: an unknown norm, or groups that do not divide the channels.
+    """
+    choice("norm", name, ("group", "layer", "rms"))
+    if name == "group":
+        if groups < 1 or channels % groups:
+            raise ValueError(f"{groups} groups do not divide {channels} channels")
+        return nn.GroupNorm(groups, channels)
+    return PointNorm(nn.LayerNorm(channels) if name == "layer" else nn.RMSNorm(channels))
+
+
+class PointNorm(nn.Module):
+    """Applies a norm of the last axis to the channels of each point of ``(b, c, *space)``."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+        """Normalises each point."""
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)

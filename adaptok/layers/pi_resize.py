@@ -1,17 +1,17 @@
-"""PI-resize: convolution kernels of another size by the pseudo-inverse of an interpolation."""
+"""PI-resize: resizes convolution kernels by the pseudo-inverse of an interpolation."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.registry import close_matches
+from adaptok.registry import choice
+from adaptok.utils.constants import cached_constant
 
-MODES = {  # accepted name -> interpolation along one axis, as torch spells its 2D form
+INTERPOLATIONS = {  # accepted name -> interpolation along one axis, as torch spells its 2D form
     "nearest": "nearest",
     **dict.fromkeys(("linear", "bilinear", "trilinear"), "bilinear"),
     **dict.fromkeys(("cubic", "bicubic"), "bicubic"),
@@ -27,18 +27,18 @@ def pi_resize(
     antialias: bool = False,
     form: str = "pinv",
 ) -> Float[Tensor, "c_out c_in *new_kernel"]:
-    """Kernel of another size that responds to resized patches as the old one to the patches.
+    """Resizes a kernel so that it responds to resized patches as the old one to the patches.
 
     ``pinv(B^T) w``, where B resizes a patch from the old size to the new one (FlexiViT, Eq. 4;
-    CKM, App. A, Eq. 13). The interpolations are separable, so that one small matrix per axis is
-    exact in any dimension. An axis whose size does not change is left alone.
+    CKM, App. A, Eq. 13). The interpolations are separable, so one small matrix per axis is exact
+    in any dimension. An axis of unchanged size is left alone.
 
     Args:
         weight: 1 to 3 kernel axes.
         new_size: one size, or one per kernel axis.
         mode: "linear", "cubic" or "nearest" along each axis ("bilinear", "trilinear" and "bicubic"
-            say the same); None is the CKM paper's: cubic in 1D and 2D, linear in 3D.
-        antialias: low-pass filter where B shrinks (FlexiViT and timm: True; CKM's code: False).
+            are synonyms); None is the CKM paper's: cubic in 1D and 2D, linear in 3D.
+        antialias: low-pass filter if B shrinks (FlexiViT and timm: True; CKM's code: False).
         form: "pinv" keeps the response (up to its least-squares error), as an encoder needs.
             "mean_preserving" scales it so that a constant kernel keeps its value, as a decoder
             needs: a transposed convolution paints the kernel.
@@ -55,45 +55,49 @@ def pi_resize(
     sizes = tuple(new_size) if isinstance(new_size, Sequence) else (new_size,) * ndim
     if len(sizes) != ndim or any(not isinstance(n, int) or n < 1 for n in sizes):
         raise ValueError(f"new_size is a positive whole number or {ndim} of them, got {new_size!r}")
-    pairs = list(zip(weight.shape[2:], sizes, strict=True))
-    matrices = [resize_matrix(old, new, ndim, mode, antialias, form) for old, new in pairs]
     work = torch.promote_types(weight.dtype, torch.float32)
-    moved = [m.to(weight.device, work) for m in matrices]
-    return apply_along_axes(weight, moved).to(weight.dtype)
+    matrices = [
+        resize_matrix(old, new, ndim, mode, antialias, form).to(weight.device, work)
+        for old, new in zip(weight.shape[2:], sizes, strict=True)
+    ]
+    return apply_along_axes(weight, matrices).to(weight.dtype)
 
 
 def resize_matrix(
     old: int, new: int, ndim: int, mode: str | None = None, antialias: bool = False, form="pinv"
 ) -> Float[Tensor, "new old"]:
-    """The float64 matrix of one axis, computed once and kept on the CPU."""
-    for what, value, accepted in (("mode", mode, MODES), ("form", form, FORMS)):
-        if value not in accepted and not (what == "mode" and value is None):
-            near = close_matches(str(value), accepted)
-            raise ValueError(f"{what} must be one of {', '.join(accepted)}, got {value!r}{near}")
-    chosen = MODES[mode] if mode else ("bilinear" if ndim == 3 else "bicubic")
+    """Returns the float64 matrix of one axis, computed once and kept on the CPU.
+
+    Raises:
+        ValueError: an unknown mode or form.
+    """
+    choice("form", form, FORMS)
+    if mode is None:
+        mode = "linear" if ndim == 3 else "cubic"
+    chosen = INTERPOLATIONS[choice("mode", mode, INTERPOLATIONS)]
     matrix = _pseudo_inverse(old, new, chosen, antialias and chosen != "nearest")
     return matrix if form == "pinv" else matrix * (new / matrix.sum())
 
 
-@functools.lru_cache(maxsize=256)
+@cached_constant()
 def _pseudo_inverse(old: int, new: int, mode: str, antialias: bool) -> Float[Tensor, "new old"]:
-    with torch.inference_mode(False), torch.no_grad():  # cached: must also serve autograd later
-        basis = torch.eye(old, dtype=torch.float64, device="cpu")
-        if old == new:
-            return basis
-        corners = {} if mode == "nearest" else {"align_corners": False, "antialias": antialias}
-        # One image per basis vector, constant along the second axis, which keeps its size. Of size
-        # 1 that axis would not do: torch's filtered kernel then reads the same row for all others.
-        images = basis[:, None, :, None].expand(-1, -1, -1, 2).contiguous()
-        resized = nn.functional.interpolate(images, size=(new, 2), mode=mode, **corners)
-        return torch.linalg.pinv(resized[:, 0, :, 0])
+    basis = torch.eye(old, dtype=torch.float64, device="cpu")
+    if old == new:
+        return basis
+    corners = {} if mode == "nearest" else {"align_corners": False, "antialias": antialias}
+    # One image per basis vector, constant along the second axis, which keeps its size. That axis
+    # needs two points: with one, torch's filtered kernel reads the same row for every other row.
+    images = basis[:, None, :, None].expand(-1, -1, -1, 2).contiguous()
+    resized = nn.functional.interpolate(images, size=(new, 2), mode=mode, **corners)
+    # Row i is the resized basis vector i, so this is B^T, and its pseudo-inverse is (new, old).
+    return torch.linalg.pinv(resized[:, 0, :, 0])
 
 
 def apply_along_axes(
     weight: Float[Tensor, "c_out c_in *kernel"], matrices: Sequence[Tensor]
 ) -> Float[Tensor, "c_out c_in *new_kernel"]:
     """Multiplies each kernel axis by its (new, old) matrix, in the matrices' dtype."""
-    with torch.autocast(weight.device.type, enabled=False):  # half precision would not be exact
+    with torch.autocast(weight.device.type, enabled=False):  # half precision is too coarse
         for axis, matrix in enumerate(matrices):
             if matrix.shape[0] != matrix.shape[1]:
                 turned = weight.to(matrix.dtype).movedim(2 + axis, -1) @ matrix.mT
@@ -102,13 +106,13 @@ def apply_along_axes(
 
 
 class KernelResize(nn.Module):
-    """Resizes kernels of one base size to any of the sizes that were prepared.
+    """Resizes kernels of one base size to any of the prepared sizes.
 
-    The matrices travel with the module from device to device but not in the state dict.
+    The matrices move between devices with the module but stay out of the state dict.
 
     Args:
         base: kernel size per axis.
-        sizes: sizes that an axis may be resized to.
+        sizes: sizes to prepare for each axis.
         mode, antialias, form: see `pi_resize`.
     """
 
@@ -131,7 +135,7 @@ class KernelResize(nn.Module):
     def forward(
         self, weight: Float[Tensor, "c_out c_in *kernel"], size: tuple[int, ...]
     ) -> Float[Tensor, "c_out c_in *new_kernel"]:
-        """The kernel at one of the prepared sizes; at the base size the weight itself."""
+        """Resizes the kernel to a prepared size; the base size returns the weight itself."""
         pairs = zip(self.base, size, strict=True)
         matrices = [getattr(self, f"from_{old}_to_{new}") for old, new in pairs]
         return apply_along_axes(weight, matrices)

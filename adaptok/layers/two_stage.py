@@ -7,22 +7,20 @@ import math
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptok.cells import Cells, GridLayout, product
-from adaptok.registry import close_matches
 from adaptok.tree import offsets_tensor
 from adaptok.utils.boundary import OPEN, PERIODIC
 
 # Patch size along an axis -> kernel sizes of the two stages, the one at the grid points first.
 KERNELS = {1: (1, 1), 4: (2, 2), 8: (4, 2), 12: (6, 2), 16: (4, 4), 32: (8, 4)}
-NORMS = ("group", "layer", "rms")
 Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvLayout(GridLayout):
-    """How two convolutions in a row reach from grid points to cells; one pair per space axis.
+    """Geometry of two convolutions in a row, from grid points to cells; one pair per space axis.
 
     Attributes:
         kernels: kernel sizes of the first and the second stage.
@@ -36,13 +34,18 @@ class ConvLayout(GridLayout):
 
 
 def make_layout(
-    shape: tuple[int, ...], kernels: Pairs, strides: Pairs, *, centred: bool
+    shape: tuple[int, ...], kernels: Pairs, strides: Pairs, *, centered: bool
 ) -> ConvLayout:
-    """The fewest cells that cover an axis, with the padding that makes both stages fit exactly.
+    """Covers each axis with the fewest cells, padded so that both stages fit exactly.
+
+    Worked example: 16 points, kernels (4, 2), strides (4, 2). A cell sees 4 + (2 - 1) * 4 = 8
+    points, and cells start 4 * 2 = 8 points apart: 2 cells, no padding. With strides (2, 1) a cell
+    sees 4 + 2 = 6 points and the pitch is 2: 6 cells fill 6 + 5 * 2 = 16 points. With 15 points
+    the same 6 cells need one padded point, at the end.
 
     Args:
         shape: (t, *space) of the field.
-        centred: pad both sides alike (one point more at the end where the sum is odd); otherwise
+        centered: pad both sides alike (an odd sum puts one more point at the end); otherwise pad
             at the end only.
     """
     grid, padding, offset = [shape[0]], [], [0.0]
@@ -50,9 +53,11 @@ def make_layout(
         reach, pitch = k1 + (k2 - 1) * s1, s1 * s2
         count = max(1, math.ceil((n - reach) / pitch) + 1)
         extra = reach + (count - 1) * pitch - n
-        before = extra // 2 if centred else 0
+        before = extra // 2 if centered else 0
         grid.append(count)
         padding.append((before, extra - before))
+        # A cell may reach further than its pitch. Its centre is the middle of its reach: the band
+        # of one pitch around that centre begins here.
         offset.append((reach - pitch) / 2 - before)
     pitches = (1, *(s1 * s2 for s1, s2 in strides))
     return ConvLayout(tuple(grid), pitches, tuple(offset), kernels, strides, tuple(padding))
@@ -67,19 +72,20 @@ def cells_of_layout(
     *,
     tiling: bool,
 ) -> Cells:
-    """The field of view of each token, frames first, then raster order.
+    """Makes each token's field of view a cell, frames first, then raster order.
 
-    A tiling is clipped to the domain; otherwise cells may reach into the padding.
+    A tiling is clipped to the domain; other cells may reach into the padding.
     """
     b, device = field.shape[0], field.device
     shape = (field.shape[1], *field.shape[3:])
-    reach = [1, *(k1 + (k2 - 1) * s1 for (k1, k2), (s1, _) in _stages(layout))]
+    stages = zip(layout.kernels, layout.strides, strict=True)
+    reach = [1, *(k1 + (k2 - 1) * s1 for (k1, k2), (s1, _) in stages)]
     before = [0, *(lead for lead, _ in layout.padding)]
     starts = [
         torch.arange(g, device=device, dtype=torch.int32) * p - lead
         for g, p, lead in zip(layout.grid, layout.pitch, before, strict=True)
     ]
-    origin = torch.stack(torch.meshgrid(*starts, indexing="ij"), -1).flatten(0, -2)
+    origin = torch.cartesian_prod(*starts)
     size = torch.tensor(reach, dtype=torch.int32).to(device).expand_as(origin)
     if tiling:
         end = torch.tensor(shape, dtype=torch.int32).to(device)
@@ -99,17 +105,14 @@ def cells_of_layout(
     )
 
 
-def _stages(layout: ConvLayout) -> zip[tuple[tuple[int, int], tuple[int, int]]]:
-    return zip(layout.kernels, layout.strides, strict=True)
-
-
 def boundary_codes(
     boundary: Int[Tensor, "..."] | None, batch: int, ndim: int, device: torch.device
 ) -> Int[Tensor, "#b d 2"]:
-    """Codes per sample and axis; without any, both ends of every axis are open.
+    """Brings boundary codes to one per sample, axis and end; None makes every end open.
 
     Raises:
-        ValueError: another shape; on the CPU also unknown codes, and axes periodic at one end only.
+        ValueError: another shape; on the CPU also unknown codes, or an axis that is periodic at one
+            end only.
     """
     if boundary is None:
         return torch.full((1, ndim, 2), OPEN, device=device)
@@ -119,7 +122,7 @@ def boundary_codes(
             f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)} "
             f"for b = {batch}"
         )
-    if codes.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would sync
+    if codes.device.type == "cpu" and not torch.compiler.is_compiling():  # others would sync
         unknown = set(codes.unique().tolist()) - {0, 1, 2}
         if unknown:
             given = ", ".join(map(str, sorted(unknown)))
@@ -137,12 +140,21 @@ def pad_and_mark(
     *,
     whole_field: bool = False,
 ) -> Float[Tensor, "b t c3 *p"]:
-    """Pads a field, and appends what the padding consists of as three channels.
+    """Pads a field, and appends three channels that describe the padding.
 
-    Periodic axes wrap around; beyond the other ends the field is 0. The channels are: 1 where the
-    field is, the number of walls beyond which a point lies, and the number of open ends. A linear
-    map of all channels then is the padding with learned tokens of a field lifted by a linear map
-    (CSM, Sec. 3), for samples of different boundary types side by side.
+    Periodic axes wrap around; beyond other ends the field is 0. The channels are: 1 inside the
+    field, 0 outside; the number of walls that a point lies beyond; and the number of open ends. A
+    linear map of all channels then equals a linear map of the field, padded with a learned token
+    per boundary type (CSM, Sec. 3), in one batch for samples of different boundary types.
+
+    Worked example: 3 points, one more at each end, a wall before and an open end after::
+
+        field   0 a b c 0
+        inside  0 1 1 1 0
+        walls   1 0 0 0 0
+        open    0 0 0 0 1
+
+    On a periodic axis the field is ``c a b c a``, inside is 1 everywhere and the others are 0.
 
     Args:
         whole_field: mark all points as beyond the far end of each axis without padding there, as
@@ -160,6 +172,7 @@ def pad_and_mark(
             beyond = torch.stack([beyond[0], torch.ones_like(beyond[1])])
         kind = codes[:, axis, :, None] == torch.arange(2, device=x.device)  # (b, ends, wall | open)
         mark = (kind[..., None] & beyond[:, None] & ~wraps[..., None, None]).sum(1)  # (b, 2, n + p)
+        # Products and sums of one axis at a time broadcast to the whole grid.
         view = (*(1,) * axis, -1, *(1,) * (ndim - axis - 1))
         inside = inside * kept.unsqueeze(1).unflatten(-1, view)
         marks = marks + mark.unflatten(-1, view)
@@ -168,33 +181,3 @@ def pad_and_mark(
     shape = (x.shape[0], x.shape[1], -1, *x.shape[3:])
     marks = torch.cat([inside, marks.expand(-1, -1, *inside.shape[2:])], 1)[:, None].expand(shape)
     return torch.cat([x * inside[:, None], marks.to(x.dtype)], 2)
-
-
-def channel_norm(name: str, channels: int, groups: int) -> nn.Module:
-    """Norm of ``(b, c, *space)``: "group" over space and the channels of a group, "layer" and "rms"
-    over the channels of each point.
-
-    Raises:
-        ValueError: an unknown norm, or groups that do not divide the channels.
-    """
-    if name not in NORMS:
-        raise ValueError(
-            f"norm must be one of {', '.join(NORMS)}, got {name!r}{close_matches(name, NORMS)}"
-        )
-    if name == "group":
-        if groups < 1 or channels % groups:
-            raise ValueError(f"{groups} groups do not divide {channels} channels")
-        return nn.GroupNorm(groups, channels)
-    return PointNorm(nn.LayerNorm(channels) if name == "layer" else nn.RMSNorm(channels))
-
-
-class PointNorm(nn.Module):
-    """A norm over the last axis, applied over the channels of each point of ``(b, c, *space)``."""
-
-    def __init__(self, norm: nn.Module):
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-        """Normalises each point by itself."""
-        return self.norm(x.movedim(1, -1)).movedim(-1, 1)

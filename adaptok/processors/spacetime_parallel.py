@@ -12,25 +12,23 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, GridLayout, Groups
 from adaptok.layers.attention import attend
-from adaptok.layers.blocks import DropPath, conditioned
+from adaptok.layers.blocks import DropPath, conditioned, drop_path_rates, head_width
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.layers.positions import Rotary, rotary
-from adaptok.processors.factorised import time_groups
-from adaptok.registry import PROCESSORS, close_matches
+from adaptok.processors.factorised import frame_groups, time_groups
+from adaptok.registry import PROCESSORS, choice
 from adaptok.tokens import TokenizerSpec, TokenSet
-
-ROPES = ("cell", "endpoint")
 
 
 class Context(NamedTuple):
-    """What all blocks of one forward share."""
+    """Everything that the blocks share in one forward pass."""
 
     time: Groups  # tokens of one cell
     space: Groups  # tokens of one frame
     rotate: Rotary
     sample: Int64[Tensor, " n"]
     samples: int
-    frames: Segments | None  # over which group norms take their statistics
+    frames: Segments | None  # for the statistics of group norms
 
 
 @PROCESSORS.register("spacetime_parallel")
@@ -40,23 +38,23 @@ class ParallelSpaceTime(nn.Module):
     CKM and CSM, App. B.2, as in the authors' code: layer norm on queries and keys, a T5 bias over
     time, rotary positions over space, a gated MLP of inner width 2 dim in parallel with the space
     attention, layer scale. Takes a history of frames; with one frame, time attention is a
-    projection. Without a `GridLayout`, "one cell" in different frames are the cells whose centres
-    lie in the same cell of the finest grid, and time is counted along these.
+    projection. Without a `GridLayout`, cells of different frames whose centres lie in the same
+    cell of the finest grid count as the same cell, and time is counted along these.
 
     Args:
-        spec: of the tokenizer; cells tile or form a grid.
+        spec: specification of the tokenizer, whose cells tile or form a grid.
         depth: number of blocks.
         heads: attention heads, a divisor of ``spec.dim``.
-        causal: a frame sees itself and earlier ones only.
-        norm: "group" (paper; over a frame, as many groups as heads), "layer" or "rms".
-        rope: "cell" (centres in grid points), or "endpoint" as the authors' code: indices scaled
-            to -1 to 1, up to 64 turns; needs a `GridLayout`.
+        causal: let a frame see only itself and earlier ones.
+        norm: "group" (paper; over a frame, one group per head), "layer" or "rms".
+        rope: "cell" (centres in grid points), or "endpoint" as in the authors' code: indices
+            scaled to -1 to 1, up to 64 turns; needs a `GridLayout`.
         rope_base: base of the rotary frequencies of "cell".
-        layer_scale: initial factor per channel of what a branch adds (paper's code: 1e-6).
+        layer_scale: initial factor per channel on the output of a branch (paper's code: 1e-6).
         drop_path: stochastic depth rate of the last block, growing linearly from 0; per sample.
 
     Raises:
-        ValueError: cells that neither tile nor form a grid, or knobs that make no sense.
+        ValueError: cells that neither tile nor form a grid, or invalid knobs.
     """
 
     attends_over_time = True
@@ -79,17 +77,10 @@ class ParallelSpaceTime(nn.Module):
         if not grid and (rope == "endpoint" or not spec.tiling):
             what = "rope 'endpoint'" if spec.tiling else "processor 'spacetime_parallel'"
             raise ValueError(f"{what} needs cells that form a regular grid, such as those of 'ckm'")
-        if rope not in ROPES:
-            near = close_matches(rope, ROPES)
-            raise ValueError(f"rope must be one of {', '.join(ROPES)}, got {rope!r}{near}")
-        if depth < 0:
-            raise ValueError(f"depth must not be negative, got {depth}")
-        if heads < 1 or spec.dim % heads:
-            raise ValueError(f"dim {spec.dim} is not divisible by {heads} heads")
-        self.spec, self.head_dim = spec, spec.dim // heads
-        self.rope, self.rope_base = rope, rope_base
+        self.rope, self.rope_base = choice("rope", rope, ("cell", "endpoint")), rope_base
+        rates = drop_path_rates(depth, drop_path)
+        self.spec, self.head_dim = spec, head_width(spec.dim, heads)
         self.by_frame = norm == "group"
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.time = nn.ModuleList(
             TimeAttention(spec.dim, heads, causal, norm, layer_scale, rate) for rate in rates
         )
@@ -98,26 +89,26 @@ class ParallelSpaceTime(nn.Module):
         )
 
     def forward(self, tokens: TokenSet) -> TokenSet:
-        """Same cells, new features."""
+        """Maps tokens to tokens of the same cells."""
         context, x = self.context(tokens.cells), conditioned(tokens)
         for over_time, over_space in zip(self.time, self.space, strict=True):
             x = over_space(over_time(x, context), context)
         return tokens.replace(features=x)
 
     def context(self, cells: Cells) -> Context:
-        """Groups, positions and frame numbers; the same for all blocks."""
+        """Computes groups, positions and segments once for all blocks."""
         if self.rope == "endpoint":
             rotate = endpoint_rotary(cells, self.head_dim)
         else:
-            space = self.spec.position_center(cells)[:, 1:], cells.shape[1:]
-            rotate = rotary(*space, self.head_dim, self.rope_base)
-        time, space = time_groups(cells), cells.groups(fixed=(0,)).nonempty
+            center = self.spec.position_center(cells)[:, 1:]
+            rotate = rotary(center, cells.shape[1:], self.head_dim, self.rope_base)
+        time, space = time_groups(cells), frame_groups(cells)
         frames = Segments.of(space, len(cells)) if self.by_frame else None
         return Context(time, space, rotate, cells.sample, cells.batch_size, frames)
 
 
 class TimeAttention(nn.Module):
-    """Each cell attends to itself in other frames; added to the rows."""
+    """Lets each cell attend to itself in other frames, and adds the result to the rows."""
 
     def __init__(
         self, dim: int, heads: int, causal: bool, norm: str, scale: float, drop_path: float
@@ -133,7 +124,7 @@ class TimeAttention(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
-        """x plus what its cell does in other frames."""
+        """Adds attention over time to x."""
         qkv = self.qkv(self.norm(x, context.frames)).unflatten(-1, (self.heads, 3, -1))
         q, k, v = qkv.unbind(2)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
@@ -144,7 +135,7 @@ class TimeAttention(nn.Module):
 
 
 class ParallelSpace(nn.Module):
-    """Attention inside the frame and a SwiGLU, side by side; added to the rows."""
+    """Adds attention inside the frame and a SwiGLU, both of the same norm, to the rows."""
 
     def __init__(self, dim: int, heads: int, norm: str, scale: float, drop_path: float):
         super().__init__()
@@ -158,10 +149,9 @@ class ParallelSpace(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
-        """x plus attention plus MLP."""
-        mlp, qkv = self.mlp_qkv(self.norm(x, context.frames)).split(
-            (4 * self.dim, 3 * self.dim), -1
-        )
+        """Adds attention and MLP to x."""
+        widths = 4 * self.dim, 3 * self.dim
+        mlp, qkv = self.mlp_qkv(self.norm(x, context.frames)).split(widths, -1)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)
         q, k = (context.rotate(norm(y)) for norm, y in ((self.norm_q, q), (self.norm_k, k)))
         attended = attend(q.to(v.dtype), k.to(v.dtype), v, context.space)
@@ -175,9 +165,9 @@ class RelativeBias(nn.Module):
 
     Args:
         heads: number of heads.
-        bidirectional: half of the buckets for later frames; otherwise those share bucket 0.
-        buckets: half of those of a direction are exact distances, the others grow
-            logarithmically up to max_distance.
+        bidirectional: give half of the buckets to later frames; otherwise these share bucket 0.
+        buckets: number of buckets; in each direction, half of them are exact distances, the
+            others grow logarithmically up to max_distance.
     """
 
     def __init__(self, heads: int, bidirectional: bool, buckets: int = 32, max_distance: int = 32):
@@ -186,12 +176,12 @@ class RelativeBias(nn.Module):
         self.table = nn.Embedding(buckets, heads)
 
     def forward(self, length: int) -> Float[Tensor, "h q k"]:
-        """Bias of every query (rows) and key up to a length."""
+        """Bias of every query (rows) and key (columns) up to a length."""
         rank = torch.arange(length, device=self.table.weight.device)
         return self.table(self.bucket(rank - rank[:, None])).permute(2, 0, 1)
 
     def bucket(self, distance: Int64[Tensor, "q k"]) -> Int64[Tensor, "q k"]:
-        """Bucket of key rank minus query rank."""
+        """Looks up the bucket of key rank minus query rank."""
         buckets, first = self.table.num_embeddings, torch.zeros_like(distance)
         if self.bidirectional:
             buckets //= 2
@@ -208,7 +198,10 @@ class RelativeBias(nn.Module):
 def endpoint_rotary(cells: Cells, head_dim: int) -> Rotary:
     """Rotary embedding of grid indices scaled to -1 to 1 per space axis, as in the authors' code.
 
-    A quarter of the head per axis, frequencies from pi to 128 pi.
+    Each axis takes a quarter of the head, with frequencies from pi to 128 pi.
+
+    Raises:
+        ValueError: a head narrower than 8 channels.
     """
     layout = cells.layout
     assert isinstance(layout, GridLayout)

@@ -49,4 +49,4 @@ class CkmTokenizer(ModulatedTokenizer):
     def layout(self, size: tuple[int, ...], shape: tuple[int, ...]) -> ConvLayout:
         """Lays patches side by side: strides equal kernels, padding at the far ends only."""
         pairs = stages(size, tuple(KERNELS))
-        return make_layout(shape, pairs, pairs, centred=False)
+        return make_layout(shape, pairs, pairs, centered=False)

@@ -51,4 +51,4 @@ class CsmTokenizer(ModulatedTokenizer):
         """Keeps the kernels and takes the strides of the table, which may not leave gaps."""
         for p, (k1, k2) in zip(size, self.base, strict=True):
             stages([p], [q for q, (s1, s2) in KERNELS.items() if s1 <= k1 and s2 <= k2])
-        return make_layout(shape, self.base, stages(size, tuple(KERNELS)), centred=True)
+        return make_layout(shape, self.base, stages(size, tuple(KERNELS)), centered=True)

@@ -1,12 +1,12 @@
 """Attention over groups of packed rows: the one place that knows attention kernels.
 
 Back ends, each with the same result:
-    loop: scaled_dot_product_attention per group. The reference: any device, dtype and mask.
-    dense: groups of one length, one reshape, one kernel call.
-    padded: groups padded to the longest, with a mask; needs nothing from the host.
+    loop: scaled_dot_product_attention per group; the reference, for any device, dtype and mask.
+    dense: one reshape and one kernel call, for groups of one length.
+    padded: pads groups to the longest, with a mask; needs nothing from the host.
     varlen: torch.nn.attention.varlen (FlashAttention 2 or cuDNN) on CUDA in half precision.
-    flash_attn: the flash-attn packages (FlashAttention 2, 3 or 4), where one is installed.
-    efficient: the memory-efficient kernel inside torch on CUDA, also in float32.
+    flash_attn: an installed flash-attn package (FlashAttention 2, 3 or 4).
+    efficient: torch's memory-efficient kernel on CUDA, also in float32.
     flex: FlexAttention with a block mask, for biases on ragged groups.
 """
 

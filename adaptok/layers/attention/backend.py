@@ -1,4 +1,4 @@
-"""What a back end is, and what it is asked."""
+"""Back ends of attention, and the requests that they answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class Request(NamedTuple):
-    """What the choice of a back end depends on.
+    """Everything that the choice of a back end depends on.
 
     Attributes:
         device: its type, such as "cuda".
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
     @classmethod
     def of(cls, q: Tensor, groups_q: Groups, groups_k: Groups, bias: Tensor | None) -> Request:
-        """The request that `attend` makes with these arguments."""
+        """Describes what `attend` is asked to do with these arguments."""
         both = groups_q.lengths, groups_k.lengths
         known = None not in both
         equal = known and all(bool(n) and n.count(n[0]) == len(n) for n in both if n is not None)
@@ -52,10 +52,10 @@ class Backend(NamedTuple):
     """One way to compute attention.
 
     Attributes:
-        run: of gathered rows ``(q, k, v, groups_q, groups_k, bias, causal, scale)``.
-        needs: what it takes, in words.
-        can: whether it can do what is asked.
-        missing: why it cannot be used on this machine at all; None if it can.
+        run: function of gathered rows ``(q, k, v, groups_q, groups_k, bias, causal, scale)``.
+        needs: its requirements, in words.
+        can: tells whether it can serve a request.
+        missing: tells why it cannot run on this machine at all; None if it can.
     """
 
     run: Callable[..., Tensor]
@@ -65,22 +65,22 @@ class Backend(NamedTuple):
 
 
 def no_cuda() -> str | None:
-    """Why nothing runs on CUDA here, or None."""
+    """Tells why nothing runs on CUDA here; None if CUDA works."""
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
 def check_tail(groups: Groups, rows: int) -> None:
-    """Asks the device whether the groups end at the last row, where the host does not know.
+    """Asserts on the device that the groups end at the last row, if the host does not know it.
 
-    Kernels leave rows beyond the last offset uninitialised in the gradient, which would make all
-    weights NaN without a word. `attend` checks what the host knows; this neither copies nor waits.
+    Kernels leave the gradient of rows beyond the last offset uninitialised, which would silently
+    make all weights NaN. `attend` checks what the host knows; this neither copies nor waits.
     """
     if groups.lengths is None:
         torch._assert_async(groups.cu_seqlens[-1] == rows)  # type: ignore[attr-defined]
 
 
 def zero_where_no_keys(out: Tensor, groups_q: Groups, groups_k: Groups) -> Tensor:
-    """Zeros for queries without keys, whatever a kernel returns for them, (n, h, e)."""
+    """Zeroes the rows (n, h, e) of queries without keys, whatever a kernel returned for them."""
     if groups_k is groups_q:
         return out
     empty = groups_k.cu_seqlens.diff() == 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptok.cells import Groups
 from adaptok.layers.attention import flex, packed, plain
 from adaptok.layers.attention.backend import Backend, Request
-from adaptok.registry import close_matches
+from adaptok.registry import choice
 
 BACKENDS: dict[str, Backend] = {
     "loop": plain.LOOP,
@@ -42,14 +42,14 @@ def attend(
     A query whose group has no keys gets zeros.
 
     Args:
-        groups_k: groups of the keys, as many as of the queries; default `groups_q`.
+        groups_k: groups of the keys, one per group of queries; default `groups_q`.
         bias: added to the scores, by rank of query and key inside their group; one for all heads
             or one per head.
-        causal: a query sees keys of rank up to its own; for self-attention only.
+        causal: hide the keys of higher rank from a query; for self-attention only.
         scale: default ``e ** -0.5``.
 
     Raises:
-        ValueError: shapes or groups do not match, or a forced back end cannot do what is asked.
+        ValueError: shapes or groups do not match, or a forced back end cannot serve the request.
     """
     keys = groups_q if groups_k is None else groups_k
     _check(q, k, v, groups_q, keys, bias, causal, groups_k is not None)
@@ -60,14 +60,14 @@ def attend(
 
 
 def choose(request: Request) -> str:
-    """Name of the back end that `attend` takes.
+    """Chooses the back end of `attend`, by name.
 
     Equal lengths are dense. Ragged ones take FlashAttention on CUDA in half precision, the
     memory-efficient kernel in float32. What neither can do (a bias, another device) loops over
-    groups where the host knows them, and is padded where it does not, as in a compiled graph.
+    groups if the host knows them, and is padded if it does not, as in a compiled graph.
 
     Raises:
-        ValueError: a forced back end cannot do what is asked.
+        ValueError: a forced back end cannot serve the request.
     """
     if _forced != AUTO:
         backend = BACKENDS[_forced]
@@ -82,7 +82,8 @@ def choose(request: Request) -> str:
     flash = packed.find_flash()
     order = ["varlen", "efficient"]
     if flash is not None and (flash.generation > 2 or BACKENDS["varlen"].missing()):
-        order.insert(0, "flash_attn")  # torch's own kernel is of generation 2
+        # varlen runs FlashAttention 2, so an installed package goes first only if it is newer.
+        order.insert(0, "flash_attn")
     for name in order:
         if BACKENDS[name].can(request):
             return name
@@ -90,21 +91,19 @@ def choose(request: Request) -> str:
 
 
 def usable() -> dict[str, str | None]:
-    """Every back end, with the reason why it cannot run on this machine, or None if it can."""
+    """Maps every back end to the reason why it cannot run on this machine; None if it can."""
     return {name: backend.missing() for name, backend in BACKENDS.items()}
 
 
 @contextlib.contextmanager
 def attention_backend(name: str) -> Iterator[None]:
-    """Forces a back end inside the block ("auto" restores the choice); for tests and benchmarks."""
+    """Forces a back end inside the block ("auto" restores the choice); for tests and benchmarks.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     global _forced
-    accepted = [AUTO, *BACKENDS]
-    if name not in accepted:
-        near = close_matches(name, accepted)
-        raise ValueError(
-            f"unknown attention back end {name!r}{near}; accepted: {', '.join(accepted)}"
-        )
-    before, _forced = _forced, name
+    before, _forced = _forced, choice("attention back end", name, (AUTO, *BACKENDS))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Back ends that take packed rows and offsets as they are: FlashAttention and its relatives."""
+"""Back ends that take packed rows and offsets: FlashAttention and its relatives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adaptok.layers.attention.backend import (
 
 
 def run_varlen(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
-    """torch.nn.attention.varlen, with the keywords that torch 2.10 to 2.15 share."""
+    """Runs torch.nn.attention.varlen, with the keywords that torch 2.10 to 2.15 share."""
     from torch.nn.attention.varlen import varlen_attn
 
     check_tail(groups_q, len(q))
@@ -52,7 +52,7 @@ class Flash(NamedTuple):
 
 @functools.cache
 def find_flash() -> Flash | None:
-    """The newest flash-attn whose generation this device has kernels for; None if there is none."""
+    """Finds the newest flash-attn with kernels for this device; None without one."""
     if not torch.cuda.is_available():
         return None
     major = torch.cuda.get_device_capability()[0]
@@ -61,7 +61,7 @@ def find_flash() -> Flash | None:
     for generation, home in homes.items():
         try:
             found = getattr(import_module(home), "flash_attn_varlen_func", None)
-        except Exception:  # a broken build raises what it likes
+        except Exception:  # a broken build may raise anything
             found = None
         if found is not None and made_for[generation]:
             return Flash(generation, found)
@@ -69,7 +69,7 @@ def find_flash() -> Flash | None:
 
 
 def run_flash_attn(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
-    """flash_attn_varlen_func of the newest flash-attn package here."""
+    """Runs flash_attn_varlen_func of the newest installed flash-attn package."""
     check_tail(groups_q, len(q))
     flash = find_flash()
     assert flash is not None
@@ -94,9 +94,9 @@ def _no_flash() -> str | None:
 
 
 def run_efficient(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
-    """torch's memory-efficient attention on packed rows; the operator is private to torch."""
+    """Runs torch's memory-efficient attention on packed rows; the operator is private to torch."""
     check_tail(groups_q, len(q))
-    from_top_left = 1  # its causal mask: rank by rank within a group
+    from_top_left = 1  # causal by rank within a group, not aligned to its last key
     out, *_ = torch.ops.aten._efficient_attention_forward(
         q[None],
         k[None],
@@ -116,7 +116,7 @@ def run_efficient(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
 
 def _no_efficient() -> str | None:
     if not hasattr(torch.ops.aten, "_efficient_attention_forward"):
-        return f"torch {torch.__version__} has no such operator"
+        return f"torch {torch.__version__} lacks _efficient_attention_forward"
     return no_cuda()
 
 

@@ -11,7 +11,7 @@ from adaptok.layers.attention.backend import Backend
 
 
 def run_loop(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
-    """One call per group."""
+    """Calls the kernel once per group."""
     # Without host lengths this reads the offsets back: free on the CPU, one sync on an accelerator.
     lengths_q = groups_q.lengths or tuple(groups_q.cu_seqlens.diff().tolist())
     lengths_k = groups_k.lengths or tuple(groups_k.cu_seqlens.diff().tolist())
@@ -23,7 +23,7 @@ def run_loop(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
 
 
 def run_dense(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
-    """One call for all groups, which have one length."""
+    """Calls the kernel once for all groups, which have one length."""
     lengths = (groups_q.lengths, groups_k.lengths, groups_k.lengths)
     grids = [(len(length), length[0]) for length in lengths]
     q, k, v = (x.unflatten(0, g).transpose(1, 2) for x, g in zip((q, k, v), grids, strict=True))
@@ -32,7 +32,7 @@ def run_dense(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
 
 
 def run_padded(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
-    """One call for all groups, padded to the longest; shapes depend on host values only."""
+    """Pads groups to the longest and calls the kernel once; the host knows all shapes."""
     slots_q, _ = _slots(groups_q, len(q))
     slots_k, real = _slots(groups_k, len(k))
     longest_q, longest_k = groups_q.max_seqlen, groups_k.max_seqlen
@@ -53,13 +53,13 @@ def run_padded(q, k, v, groups_q, groups_k, bias, causal, scale) -> Tensor:
 
 
 def _spread(x: Tensor, slots: Tensor, groups: int, longest: int) -> Tensor:
-    """(n, h, e) to (g, h, m, e), zero where there is no row."""
+    """Spreads (n, h, e) over (g, h, m, e), zero in slots without a row."""
     dense = x.new_zeros(groups * longest, *x.shape[1:]).index_copy(0, slots, x)
     return dense.unflatten(0, (groups, longest)).transpose(1, 2)
 
 
 def _slots(groups: Groups, rows: int) -> tuple[Tensor, Tensor]:
-    """Padded position of each packed row, and which padded positions are rows (g, m)."""
+    """Slot of each packed row in the padded layout, and which slots hold a row (g, m)."""
     starts, lengths = groups.cu_seqlens[:-1].long(), groups.cu_seqlens.diff()
     group = groups.packed.ids(rows)
     rank = torch.arange(rows, device=starts.device) - starts[group]
@@ -68,7 +68,7 @@ def _slots(groups: Groups, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _sdpa(q, k, v, *, bias, causal, scale) -> Tensor:
-    """(g, h, m, e) in and out; no keys give zeros."""
+    """Attention of (g, h, m, e); zeros without keys."""
     nq, nk = q.shape[2], k.shape[2]
     if nk == 0 or nq == 0:
         return torch.zeros_like(q)

@@ -1,4 +1,4 @@
-"""Positions: how features learn where their cells lie. One kind per file."""
+"""Positions: ways to tell features where their cells lie. One kind per file."""
 
 from adaptok.layers.positions.fourier import FourierPositions, fourier_features
 from adaptok.layers.positions.misplaced import misplaced_center

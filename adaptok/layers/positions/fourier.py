@@ -31,16 +31,19 @@ def fourier_features(
 
 @POSITIONS.register("fourier")
 class FourierPositions(nn.Module):
-    """Linear maps of Fourier features of time, centre and volume, added once before the blocks.
+    """Adds linear maps of Fourier features of time, centre and volume once, before the blocks.
 
     ``x + L_t F(frame) + L_p [F(c_1), ..., F(c_D)] + L_s F(volume)`` with centres and volumes as
     fractions of the domain (MATEY, "Adaptive tokenization", after Aurora, App. B.4).
 
     Args:
-        spec: of the tokenizer; its dim must be even and give each space axis two channels.
-        time: shortest and longest wavelength of the number of the frame.
-        space: of the centre. MATEY's paper-era code: (1e-3, 1).
-        volume: of the volume. MATEY's paper-era code: (1e-5, 1).
+        spec: specification of the tokenizer; its dim is even and has two channels per space axis.
+        time: shortest and longest wavelength of the frame's index.
+        space: shortest and longest wavelength of the centre. MATEY's paper-era code: (1e-3, 1).
+        volume: shortest and longest wavelength of the volume. MATEY's paper-era code: (1e-5, 1).
+
+    Raises:
+        ValueError: an unsuitable dim, or wavelengths that are not two ascending positive numbers.
     """
 
     def __init__(
@@ -69,14 +72,14 @@ class FourierPositions(nn.Module):
     def forward(
         self, x: Float[Tensor, "n d"], cells: Cells, center: Float[Tensor, "n a"]
     ) -> tuple[Float[Tensor, "n d"], Rotary | None]:
-        """Features that know their places; nothing turns the queries and keys."""
+        """Features plus position encoding, and None (no rotation)."""
         time, place, volume = (part.to(x.dtype) for part in self.features(cells, center))
         return x + self.time(time) + self.center(place) + self.volume(volume), None
 
     def features(
         self, cells: Cells, center: Float[Tensor, "n a"]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-        """Features of frame, centre and volume before the linear maps, in float64."""
+        """Fourier features of frame, centre and volume before the linear maps, in float64."""
         dim, (_, *extents) = self.time.in_features, cells.shape
         frame_size = cells.sizes[0][0]
         frame = center[:, 0] / frame_size - 0.5

@@ -1,4 +1,4 @@
-"""No position information, the control experiment."""
+"""The control experiment without position information."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from adaptok.registry import POSITIONS
 
 @POSITIONS.register("none")
 class NoPositions(nn.Module):
-    """Tokens do not know where they are."""
+    """Gives tokens no position information."""
 
     def forward(
         self, x: Float[Tensor, "n d"], cells: Cells, center: Float[Tensor, "n a"]
     ) -> tuple[Float[Tensor, "n d"], Rotary | None]:
-        """Features as they are, and nothing that turns the queries and keys."""
+        """Unchanged features, and None (no rotation)."""
         return x, None

@@ -1,4 +1,4 @@
-"""Rotary embedding of the centres of cells."""
+"""Rotary embedding of the cells' centres."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ class Rotary(NamedTuple):
     def __call__(self, x: Float[Tensor, "n h e"]) -> Float[Tensor, "n h e"]:
         """Rotates the channel pairs (2i, 2i + 1) of each head; channels beyond the pairs stay."""
         pairs = self.cos.shape[1]
-        turned = x[..., : 2 * pairs].unflatten(-1, (pairs, 2))
+        even, odd = x[..., : 2 * pairs].unflatten(-1, (pairs, 2)).unbind(-1)
         cos, sin = self.cos[:, None].to(x.dtype), self.sin[:, None].to(x.dtype)
-        even, odd = turned[..., 0], turned[..., 1]
         turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
         return torch.cat([turned, x[..., 2 * pairs :]], -1)
 
@@ -34,8 +33,8 @@ def rotary(
 ) -> Rotary:
     """Axial rotary embedding of positions in grid points (RoPE; axial form as in IAP, Sec. 2).
 
-    Axes of extent 1 in `shape` take no channels; the others share the pairs equally; leftover
-    channels stay unrotated.
+    Axes of extent 1 in `shape` take no channels; the others share the pairs equally. Leftover
+    channels are not rotated.
 
     Raises:
         ValueError: the head is too narrow to give each axis a pair.
@@ -44,13 +43,12 @@ def rotary(
     pairs = pairs_per_axis(len(axes), head_dim) if axes else 0
     steps = torch.arange(pairs, device=center.device, dtype=torch.float32)
     frequency = base ** (-steps / max(pairs, 1))
-    angles = center[:, axes, None].float() * frequency  # (n, axes, pairs)
-    angles = angles.flatten(1)
+    angles = (center[:, axes, None].float() * frequency).flatten(1)  # (n, axes * pairs)
     return Rotary(angles.cos(), angles.sin())
 
 
 def pairs_per_axis(axes: int, head_dim: int) -> int:
-    """Channel pairs that each of the axes gets.
+    """Number of channel pairs of each axis.
 
     Raises:
         ValueError: the head is too narrow to give each axis a pair.
@@ -64,11 +62,11 @@ def pairs_per_axis(axes: int, head_dim: int) -> int:
 
 @POSITIONS.register("rotary")
 class RotaryPositions(nn.Module):
-    """Queries and keys turn by the centre of their cell; scores see differences alone.
+    """Rotates queries and keys by their cell's centre; attention depends on relative positions.
 
     Args:
-        spec: of the tokenizer.
-        head_dim: channels of a head.
+        spec: specification of the tokenizer.
+        head_dim: width of a head.
         rope_base: base of the frequencies.
 
     Raises:
@@ -83,5 +81,5 @@ class RotaryPositions(nn.Module):
     def forward(
         self, x: Float[Tensor, "n d"], cells: Cells, center: Float[Tensor, "n a"]
     ) -> tuple[Float[Tensor, "n d"], Rotary | None]:
-        """Features as they are, and what turns the queries and keys."""
+        """Unchanged features, and the rotation of queries and keys."""
         return x, rotary(center, cells.shape, self.head_dim, self.rope_base)

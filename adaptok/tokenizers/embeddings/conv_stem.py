@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.layers.convolution import conv_class
+from adaptok.layers.norms import channel_norm
 from adaptok.layers.pi_resize import KernelResize
 from adaptok.layers.two_stage import (
     KERNELS,
     ConvLayout,
     Pairs,
     boundary_codes,
-    channel_norm,
     pad_and_mark,
 )
 

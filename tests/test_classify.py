@@ -19,6 +19,7 @@ from adaptok.config import menu as config
 from adaptok.tasks.classify import (
     ClassifierModule,
     ClassifierOptim,
+    ClassifierResults,
     ImageData,
     build_classifier,
     evaluate_classifier,
@@ -83,7 +84,13 @@ def test_a_run_leaves_a_complete_folder(trained):
     expected |= {f"checkpoints/{name}.ckpt" for name in ("last", "best")}
     expected |= {f"pictures/{name}.png" for name in ("learning_curve", "cells")}
     assert expected <= names
-    fast, plain = json.loads((trained / "metrics.json").read_text())["settings"]
+    values = json.loads((trained / "metrics.json").read_text())
+    assert list(values) == [
+        "data", "split", "classes", "settings", "parameters", "seconds_per_training_step",
+    ]  # fmt: skip
+    assert ClassifierResults.from_json(values).to_json() == values
+    fast, plain = values["settings"]
+    assert list(fast) == ["label", "setting", "accuracy", "loss", "tokens", "images_per_second"]
     assert plain["tokens"] == {"mean": 16.0, "min": 16.0, "max": 16.0}
     assert fast["tokens"]["max"] < 16
 
@@ -92,6 +99,7 @@ def test_eval_repeats_the_test_of_the_run(trained, tmp_path):
     words = ["eval", f"ckpt={trained}", "settings=[{}, {thresholds: [-1, -1]}]", "device=cpu"]
     assert cli.main([*words, f"hydra.run.dir={tmp_path}"]) == 0
     ours, theirs = (json.loads((p / "metrics.json").read_text()) for p in (tmp_path, trained))
+    assert list(ours) == ["checkpoint", "data", "split", "classes", "settings"]
     for a, b in zip(ours["settings"], theirs["settings"], strict=True):
         assert {k: a[k] for k in ("accuracy", "loss", "tokens")} == {
             k: b[k] for k in ("accuracy", "loss", "tokens")
@@ -109,9 +117,9 @@ def test_a_checkpoint_alone_gives_the_model(trained, folder):
     model = load_classifier(trained)
     assert model.classes == ("lower", "upper")
     data = ImageData("images", folder, image_size=(SIDE, SIDE))
-    again = evaluate_classifier(model, data, device="cpu")["settings"][0]
+    again = evaluate_classifier(model, data, device="cpu").settings[0]
     told = json.loads((trained / "metrics.json").read_text())["settings"][0]
-    assert again["loss"] == pytest.approx(told["loss"], rel=1e-5)
+    assert again.loss == pytest.approx(told["loss"], rel=1e-5)
     plain = build_classifier(small(), "uniform")
     with pytest.raises(ValueError, match="no controls"):
         evaluate_classifier(plain, data, settings=[{"thresholds": [1, 1]}], device="cpu")

@@ -158,13 +158,12 @@ class AptMixin(nn.Module):
         return VisionTokens(prefix, x.tokens.replace(features=features))
 
     def _run(
-        self, x: Tensor, cells: Cells | None, take: tuple[int, ...], **control: Any
+        self, x: Tensor, given: Cells | None, take: tuple[int, ...], **control: Any
     ) -> tuple[VisionTokens, list[VisionTokens]]:
         model: Any = self
-        if cells is None:
-            cells = self.tiling(x, **control)
-        else:
-            self.tiling.check(x, cells)
+        if given is not None:
+            self.tiling.check(x, given)
+        cells: Cells = self.tiling(x, **control) if given is None else given
         self.last_cells = cells
         grid = level_grid(cells.shape[1:], cells.sizes[-1][1:])
         prefix, rows = self._embed(x, cells)

@@ -17,7 +17,7 @@ import yaml
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from adaptok.evaluation.bench.drawing import COLOURS
+from adaptok.plots.style import COLOURS
 from adaptok.utils.tables import read_metrics
 
 HERE = Path(__file__).parent

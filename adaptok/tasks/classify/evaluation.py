@@ -101,7 +101,7 @@ def evaluate_classifier(
         raise ValueError(f"a model on fixed patches has no controls, got settings {fixed}")
     tests = [_test(model, data, split, setting, place) for setting in settings]
     return ClassifierResults(
-        data=data.name, split=split, classes=list(data.classes), settings=tests
+        data=str(data.name), split=split, classes=list(data.classes), settings=tests
     )
 
 

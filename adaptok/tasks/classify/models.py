@@ -60,7 +60,7 @@ def build_timm(
         given["img_size"] = img_size
     model = timm.create_model(name, pretrained=pretrained, num_classes=classes, **given)
     if checkpoint is not None:
-        load_timm(model, read_weights(checkpoint), checkpoint)
+        load_timm_weights(model, read_weights(checkpoint), checkpoint)
     return model
 
 
@@ -102,7 +102,7 @@ def load_classifier(path: str | Path) -> Any:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a local file by name; none of .npz files, which `load_timm` reads.
+    """Reads the tensors of a local file by name; none of .npz, which `load_timm_weights` reads.
 
     Raises:
         ValueError: there is no such file, or it does not hold just weights.
@@ -127,7 +127,7 @@ def _averaged(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {k.removeprefix(PREFIX): v for k, v in state.items()}
 
 
-def load_timm(model: Any, state: Mapping[str, Tensor], path: str | Path) -> None:
+def load_timm_weights(model: Any, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Loads weights into a timm model, resampled to its sizes; skips a classifier that differs.
 
     Raises:

@@ -747,4 +747,4 @@ def test_constants_of_a_trace_do_not_outlive_it(trace):
     else:
         program = torch.export.export(module, (x,), strict=False)
         torch.testing.assert_close(program.module()(x), module(x))
-    assert module(x).unique().item() == round(255 * module.tiling.mean[0])
+    assert module(x).unique().item() == round(255 * module.tiling.stats[0][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +100,11 @@ def apply_apt(
 
 def supported(pattern: str = "*") -> list[str]:
     """Lists the timm models that `apply_apt` takes and whose names match a shell-style pattern."""
-    from adaptok.vision import support
+    from timm.models import list_models, model_entrypoint
 
-    return support.supported(pattern)
+    families = ("vision_transformer", "deit", "eva")  # modules of timm that define the models
+    names = fnmatch.filter(list_models(), pattern)
+    return [n for n in names if model_entrypoint(n).__module__.rpartition(".")[2] in families]
 
 
 def freeze_all_but_new(model: AptMixin, also: Iterable[str] = ()) -> list[nn.Parameter]:

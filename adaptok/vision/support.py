@@ -1,20 +1,17 @@
-"""Which timm models can run on cells, and why others cannot."""
+"""Why some timm models cannot run on cells."""
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
 from timm.layers.attention_pool import AttentionPoolLatent, AttentionPoolPrr
 from timm.layers.patch_embed import PatchEmbed
-from timm.models import list_models, model_entrypoint
 from torch import nn
 
 from adaptok.vision.blocks import ATTENTIONS, BLOCKS
 from adaptok.vision.models import CLASSES
 from adaptok.vision.rope import unsupported_rope
 
-FAMILIES = ("vision_transformer", "deit", "eva")  # modules of timm that define the models
 _BIASED = (
     "its attention has relative position biases, which packed attention over cells of several "
     "sizes does not define"
@@ -26,12 +23,6 @@ _KNOWN = {
     "dense map",
     "NaFlexVit": "it packs patches itself; wrap the vit_* model of the same weights",
 }
-
-
-def supported(pattern: str = "*") -> list[str]:
-    """Lists the timm models that `apply_apt` takes and whose names match a shell-style pattern."""
-    names = fnmatch.filter(list_models(), pattern)
-    return [n for n in names if model_entrypoint(n).__module__.rpartition(".")[2] in FAMILIES]
 
 
 def unsupported_reason(model: nn.Module) -> str | None:

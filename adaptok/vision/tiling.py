@@ -37,7 +37,7 @@ class ImageCells(nn.Module):
         std: Sequence[float],
     ):
         super().__init__()
-        self.spec, self.mean, self.std = spec, tuple(mean), tuple(std)
+        self.spec, self.stats = spec, (tuple(mean), tuple(std))
         rule = {"name": "threshold", "thresholds": thresholds} if marking is None else marking
         self.trees = TreeTokenizer(
             spec, INDICATORS.build(indicator), MARKINGS.build(rule), nn.Identity(), order="level"
@@ -65,11 +65,6 @@ class ImageCells(nn.Module):
         """
         mean, std = (constant(v, x.device)[:, None, None] for v in self.stats)
         return ((x.float() * std + mean) * 255).round_().clamp_(0, 255)
-
-    @property
-    def stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel."""
-        return self.mean, self.std
 
     def check_image(self, x: Tensor) -> None:
         """Raises ``ValueError`` unless `x` is a batch of images of a usable size."""

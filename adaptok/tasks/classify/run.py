@@ -24,6 +24,7 @@ from adaptok.tasks.classify import (
 )
 from adaptok.tasks.classify.evaluation import ClassifierResults, classifier_markdown
 from adaptok.tasks.classify.models import build_timm
+from adaptok.tasks.classify.sets import find_images
 from adaptok.tasks.fit import config_of_eval, fit, of_lightning, quiet, write_config
 
 Config = Mapping[str, Any]
@@ -40,8 +41,11 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
     if config["trainer"]["strategy"].startswith("fsdp"):
         raise ValueError("classifiers are not sharded: trainer.strategy=ddp")
     check_knobs(ClassifierOptim, "optim", config["optim"])
-    node = dict(config["model"])
-    classes, timm_model, data = _model_and_data(config, node)
+    node, images = dict(config["model"]), config["data"]
+    # The images need the model's size, and the model the number of classes.
+    classes = find_images(images["name"], images.get("path")).classes
+    timm_model = build_timm(classes=len(classes), **node)
+    data = image_data(config, timm_model)
     model = build_classifier(timm_model, config["tokenizer"], node["checkpoint"])
     if mode := config["trainer"]["compile"]:
         model.compile(mode=mode if isinstance(mode, str) else None)
@@ -81,16 +85,6 @@ def image_data(config: Config, model: Any) -> ImageData:
     stats = {key: model.pretrained_cfg[key] for key in ("mean", "std")}
     size = model.patch_embed.img_size
     return ImageData(image_size=size, seed=config["seed"], **stats, **config["data"])
-
-
-def _model_and_data(config: Config, node: Config) -> tuple[tuple[str, ...], Any, ImageData]:
-    """Builds classes, model and images; the model sets the size of the images, they its classes."""
-    from adaptok.tasks.classify.sets import find_images
-
-    given = config["data"]
-    classes = find_images(given["name"], given.get("path")).classes
-    model = build_timm(classes=len(classes), **node)
-    return classes, model, image_data(config, model)
 
 
 def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOptim]:

@@ -95,14 +95,10 @@ def mnist_5k() -> ImageSets:
 
 def _by_class(images: np.ndarray, labels: np.ndarray, counts: tuple[int, ...]) -> dict[str, Any]:
     """Cuts each class into splits of these sizes; packages list images in any order."""
-    ends = np.cumsum(counts)
-    place = np.zeros(len(labels), dtype=np.int64)  # number of earlier images of the class
-    for label in np.unique(labels):
-        own = labels == label
-        place[own] = np.arange(own.sum())
+    of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     splits = {}
-    for split, end, count in zip(FOLDERS, ends, counts, strict=True):
-        rows = (place >= end - count) & (place < end)
+    for split, end, count in zip(FOLDERS, np.cumsum(counts), counts, strict=True):
+        rows = np.sort(np.concatenate([own[end - count : end] for own in of_class]))
         splits[split] = ArrayImages(images[rows], labels[rows])
     return splits
 

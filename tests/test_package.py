@@ -58,6 +58,12 @@ def test_composing_a_configuration_needs_no_lightning():
     assert not loaded.intersection({"lightning", "the_well", "matplotlib", "timm"})
 
 
+def test_the_package_has_few_entries():
+    """A stranger reads them all at a glance; a new topic belongs to one of the folders."""
+    entries = {path.name for path in (ROOT / "adaptok").iterdir()} - {"__pycache__"}
+    assert len(entries) <= 24, sorted(entries)
+
+
 def test_imports_go_one_way():
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 

@@ -11,9 +11,8 @@ from adaptok.registry import close_matches
 
 
 def names() -> list[str]:
-    """The benchmarks; the other modules are what they share."""
-    found = [module.name for module in pkgutil.iter_modules(bench.__path__)]
-    return [name for name in found if name not in ("timing", "drawing")]
+    """Lists the benchmarks: all modules but the one that they share."""
+    return [m.name for m in pkgutil.iter_modules(bench.__path__) if m.name != "timing"]
 
 
 def run_benchmark(name: str = "", *args: str) -> None:

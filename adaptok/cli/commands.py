@@ -84,12 +84,12 @@ def _told(run: Run | None) -> float | None:
     return run.results["settings"][0]["vrmse"]["mean"]
 
 
-def _show_classifier(results: Config) -> float:
+def _show_classifier(results: Any) -> float:
     from adaptok.tasks.classify.evaluation import classifier_markdown
 
     print(classifier_markdown(results))
     print(f"run folder: {_run_folder()}")
-    return 1 - results["settings"][0]["accuracy"]
+    return 1 - results.settings[0].accuracy
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Pictures of benchmark results; colours that remain apart in grey and for the colour-blind."""
+"""Pictures of benchmark results."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+from adaptok.plots.style import COLOURS
+
 Row = Mapping[str, Any]
 Draw = Callable[[Sequence[Row], Path], None]
 
 
 def bars(group: str | None, label: str, value: str, reference: float | None = 1.0) -> Draw:
-    """Horizontal bars: a panel per value of the column `group` (None: one panel), a bar per row; a
-    line where equal means 1.
+    """Draws horizontal bars: a panel per value of the column `group` (None: one panel), a bar per
+    row, and a line at `reference`.
     """
 
     def of(row: Row) -> Any:
@@ -48,7 +49,7 @@ def bars(group: str | None, label: str, value: str, reference: float | None = 1.
 
 
 def curves(panel: str, x: str, series: str, value: str) -> Draw:
-    """Log-log lines: a panel per value of the column `panel`, a line per `series`."""
+    """Draws log-log lines: a panel per value of the column `panel`, a line per `series`."""
 
     def draw(rows: Sequence[Row], path: Path) -> None:
         import matplotlib.pyplot as plt

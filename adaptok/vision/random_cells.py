@@ -1,4 +1,4 @@
-"""Patches dropped at random: the baseline that knows nothing of the image."""
+"""Patches kept at random: a baseline blind to the image."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from adaptok.vision.tiling import ImageCells, finest_cells
 
 
 class RandomCells(ImageCells):
-    """As many of the finest cells as the thresholds leave of each image, drawn at random.
+    """Draws finest cells at random, in each image as many as the thresholds would leave.
 
-    The cells are no tiling: there is no dense map of them. In training every call draws anew, in
-    evaluation the choice depends on the number of patches and images alone.
+    The cells leave holes, so there is no dense map of them. In training every call draws anew; in
+    evaluation the choice depends only on the number of patches and images.
     """
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "b c h w"], **control: Any) -> Cells:
-        """A random subset of the patches, in raster order; equal in number to the cells of APT."""
+        """Returns a random subset of the patches in raster order, as many as APT has cells."""
         like, every = super().forward(x, **control), finest_cells(x, self.spec)
         b = every.batch_size
-        # On the CPU, so that a device draws the same; 0 is the seed of all evaluations.
+        # Drawn on the CPU, so that every device gets the same; all evaluations use seed 0.
         generator = None if self.training else torch.Generator().manual_seed(0)
         chance = torch.rand(b, len(every) // b, generator=generator).to(x.device)
         rank = chance.argsort(1).argsort(1)

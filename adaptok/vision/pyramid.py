@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of several scales from the one map of a plain ViT (ViTDet, Li et al. 2022, Sec. 3).
+    """Makes maps of several scales from the map of a plain ViT (ViTDet, Li et al. 2022, Sec. 3).
 
-    Each scale is made from the last dense map alone: deconvolutions of stride 2 enlarge it, max
-    pooling shrinks it; a 1 x 1 and a 3 x 3 convolution follow.
+    Each scale uses the last dense map only: deconvolutions of stride 2 enlarge it or max pooling
+    shrinks it; a 1 x 1 and a 3 x 3 convolution follow.
 
     Args:
         dim: width of the model.
@@ -28,7 +28,7 @@ class FeaturePyramid(nn.Module):
         self.stages = nn.ModuleList(self._stage(dim, out_dim, scale) for scale in scales)
 
     def forward(self, dense: Float[Tensor, "b d gh gw"]) -> list[Tensor]:
-        """One map per scale, finest first as in `scales`."""
+        """Returns one map per scale, in the order of `scales`."""
         return [stage(dense) for stage in self.stages]
 
     @staticmethod
@@ -39,11 +39,11 @@ class FeaturePyramid(nn.Module):
             layers += [nn.ConvTranspose2d(dim, dim // 2, 2, stride=2), nn.GroupNorm(1, dim // 2)]
             layers += [nn.GELU()]
             dim, left = dim // 2, left / 2
-        while left < 1 and left > 0:
+        while 0 < left < 1:
             layers.append(nn.MaxPool2d(2))
             left *= 2
         if left != 1:
-            raise ValueError(f"scales are powers of two, got {scale}")
+            raise ValueError(f"scales must be powers of two, got {scale}")
         layers += [nn.Conv2d(dim, out_dim, 1), nn.GroupNorm(1, out_dim)]
         layers += [nn.Conv2d(out_dim, out_dim, 3, padding=1), nn.GroupNorm(1, out_dim)]
         return nn.Sequential(*layers)

@@ -1,4 +1,4 @@
-"""A vision tower for vision-language models: cell tokens and where they are."""
+"""A vision tower for vision-language models: cell tokens and their boxes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class TowerTokens(NamedTuple):
-    """What a projector takes: padded tokens, which of them are real, and their boxes.
+    """Holds what a projector takes: padded tokens, which of them are real, and their boxes.
 
     Attributes:
         features: zero rows up to the longest image.
         mask: True for real tokens.
-        boxes: centre y, centre x, height and width in units of the image; zero where padded.
+        boxes: centre y, centre x, height and width in units of the image; zero for padding.
     """
 
     features: Float[Tensor, "b m d"]
@@ -30,11 +30,11 @@ class TowerTokens(NamedTuple):
 
 
 class VisionTower(nn.Module):
-    """Cell tokens of a wrapped model for a projector, without class and register tokens.
+    """Gives a projector the cell tokens of a wrapped model, without class and register tokens.
 
     Args:
-        model: what `apply_apt` gives.
-        layer: block whose output is taken; the last but one by default, as LLaVA does.
+        model: made by `apply_apt`.
+        layer: block whose output is taken; by default the last but one, as in LLaVA.
     """
 
     def __init__(self, model: AptMixin, layer: int = -2):
@@ -45,7 +45,7 @@ class VisionTower(nn.Module):
         self.model, self.layer = model, layer % depth
 
     def forward(self, x: Float[Tensor, "b c h w"], **control: Any) -> TowerTokens:
-        """Tokens of a batch of images; the language model sees ``mask.sum(1)`` of each."""
+        """Returns the tokens of a batch of images, ``mask.sum(1)`` of each image real."""
         tokens = self.model.tokens_after(x, self.layer, **control)
         features, mask = tokens.padded()
         boxes, _ = tokens.replace(features=cell_boxes(tokens)).padded()
@@ -53,7 +53,7 @@ class VisionTower(nn.Module):
 
 
 def cell_boxes(tokens: TokenSet) -> Float[Tensor, "n 4"]:
-    """Centre y, centre x, height and width of each cell in units of the image."""
+    """Returns centre y, centre x, height and width of each cell in units of the image."""
     cells = tokens.cells
     extent = constant(tuple(map(float, cells.shape[1:])), cells.device)
     return torch.cat([cells.center[:, 1:] / extent, cells.size[:, 1:] / extent], 1)

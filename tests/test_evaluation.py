@@ -13,7 +13,7 @@ from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
 from adaptok.evaluation.evaluate import evaluate, label_of
 from adaptok.evaluation.metrics import vrmse
-from adaptok.evaluation.results import markdown, write_report
+from adaptok.evaluation.results import markdown, write_results
 from adaptok.utils.tables import table
 
 
@@ -93,7 +93,7 @@ def test_a_diverged_rollout_is_null_and_says_so(parts, tmp_path):
         with torch.no_grad():
             weight.copy_(before)
     assert results["settings"][0]["vrmse"]["mean"] is None
-    write_report(results, tmp_path)
+    write_results(results, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == results
     assert "diverged" in (tmp_path / "metrics.md").read_text()
 
@@ -102,7 +102,7 @@ def test_report_shows_every_setting_field_and_step(parts, tmp_path):
     surrogate, data = parts
     settings = [{"budget": 10}, {"budget": 22}]
     results = evaluate(surrogate, data, settings=settings, steps=2, device="cpu")
-    files = write_report(results, tmp_path)
+    files = write_results(results, tmp_path)
     assert [file.name for file in files] == ["metrics.json", "metrics.md"]
     assert json.loads(files[0].read_text()) == results
     text = files[1].read_text()

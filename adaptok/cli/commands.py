@@ -17,10 +17,10 @@ from adaptok.config.menu import check_keys, compose, plain
 from adaptok.data import WellData
 from adaptok.data.files import SPLITS
 from adaptok.data.info import set_statistics
-from adaptok.evaluation.budgets import settings_at_budget
+from adaptok.evaluation.budgets import resolve_settings
 from adaptok.evaluation.evaluate import evaluate, label_of, persistence
-from adaptok.evaluation.results import markdown, tokens_cell, write_report
-from adaptok.models.multiphysics import System
+from adaptok.evaluation.results import markdown, tokens_cell, write_results
+from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.surrogate import Surrogate, mode_of_history
 from adaptok.plots import pictures
 from adaptok.tasks.fit import GROUPS, config_of_eval, write_config
@@ -43,7 +43,7 @@ def train(config: DictConfig) -> float | None:
 
 
 def _surrogate(wanted: Config) -> float | None:
-    return _told(fit_and_test(wanted, _run_folder()))
+    return _report_run(fit_and_test(wanted, _run_folder()))
 
 
 def _pretrain(wanted: Config) -> float | None:
@@ -73,10 +73,10 @@ def finetune(config: DictConfig) -> float | None:
     """Task of ``adaptok finetune``."""
     wanted, folder = _checked(config, "finetune"), _run_folder()
     with tracked(wanted, folder):
-        return _told(finetune_and_test(wanted, folder))
+        return _report_run(finetune_and_test(wanted, folder))
 
 
-def _told(run: Run | None) -> float | None:
+def _report_run(run: Run | None) -> float | None:
     if run is None:
         return None
     print(markdown(run.results))
@@ -114,7 +114,7 @@ def eval(config: DictConfig) -> float | None:
     data = build_data(trained, stage="test")
     surrogate = build_surrogate(trained, data.info)
     target: nn.Module = surrogate
-    if isinstance(surrogate, System) and trained["task"] == "pretrain":
+    if isinstance(surrogate, FieldSystem) and trained["task"] == "pretrain":
         target = surrogate.core
     load_weights(target, checkpoint, path=path, config=trained)
     keys = ("split", "settings", "steps", "device", "patch_size")
@@ -123,7 +123,7 @@ def eval(config: DictConfig) -> float | None:
         options["predictions"] = folder / "predictions"
     results = {"checkpoint": str(path), **evaluate(surrogate, data, **options)}
     write_config(config_of_eval(trained, wanted), folder)
-    write_report(results, folder)
+    write_results(results, folder)
     more = {"split": wanted["split"], "video": wanted["video"]}
     pictures.of_run(surrogate, data, results, folder, **more)
     print(markdown(results))
@@ -165,7 +165,7 @@ def tokenize(config: DictConfig) -> None:
     wanted, folder = _checked(config, "tokenize"), _run_folder()
     data = build_data(wanted, stage="test")
     surrogate = _without_weights(wanted, data)
-    controls = settings_at_budget(surrogate, data, wanted["settings"])
+    controls = resolve_settings(surrogate, data, wanted["settings"])
     labels = [label_of(setting) for setting in wanted["settings"]]
     write_config(wanted, folder)
     for sample in wanted["samples"]:

@@ -17,7 +17,7 @@ from adaptok.tokenizers import at_budget, part_at_budget
 SAMPLES = 64  # of the training split, evenly spread, that calibration looks at
 
 
-def tokenizer_at_budget(
+def resolve_tokenizer(
     part: Part, surrogate: Surrogate, data: WellData, budget: int
 ) -> dict[str, Any]:
     """The description of a surrogate's tokenizer with about `budget` tokens per sample.
@@ -34,7 +34,7 @@ def tokenizer_at_budget(
     return part_at_budget(part, surrogate.tokenizer, budget, fields, boundary=boundary)
 
 
-def settings_at_budget(
+def resolve_settings(
     surrogate: OneStepModel, data: WellData, settings: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Settings in which ``{"budget": n}`` stands for n tokens per sample, whatever the tokenizer.

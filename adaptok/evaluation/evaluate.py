@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import settings_at_budget
+from adaptok.evaluation.budgets import resolve_settings
 from adaptok.evaluation.cost import Cost, Stopwatch, cost_of, environment, parameters_by_stage
 from adaptok.evaluation.metrics import binned_spectral_error, nrmse, vrmse
 from adaptok.evaluation.predictions import PredictionWriter, folder_name
@@ -118,7 +118,7 @@ def check_settings(
     Raises:
         ValueError: a control that the model does not have, or a budget that it cannot reach.
     """
-    controls = settings_at_budget(surrogate, data, settings)
+    controls = resolve_settings(surrogate, data, settings)
     for chosen in controls:
         for one in [*chosen.get("settings", ()), chosen]:
             _schedule(surrogate, one)

@@ -11,7 +11,7 @@ from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
 
-def write_report(
+def write_results(
     results: Mapping[str, Any], folder: str | Path, text: str | None = None
 ) -> list[Path]:
     """Writes metrics.json and metrics.md; the text of the latter is `markdown`'s unless given."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adaptok.registry import close_matches
 
 
-class Named(nn.Module):
+class NamedWeights(nn.Module):
     """A vector of weights per name; names can be added, the others keep their numbers.
 
     Weights are stored under their names, so that the order of the names means nothing to a
@@ -72,7 +72,7 @@ class Named(nn.Module):
         return table[numbers.clamp(min=0)] * (numbers >= 0).unsqueeze(-1)
 
 
-class FieldEmbedding(Named):
+class FieldEmbedding(NamedWeights):
     """At each point a linear map from the fields that a sample has to `width` channels.
 
     ``(b + sum_i w_i u_i) / sqrt(number of fields)``: the columns of one large matrix that belong
@@ -104,7 +104,7 @@ class FieldEmbedding(Named):
         return (mixed + self.bias.view(-1, *[1] * (x.ndim - 3))) / count
 
 
-class FieldHeads(Named):
+class FieldHeads(NamedWeights):
     """At each point a linear map from `width` channels to the fields that a sample has.
 
     Fresh weights are zero: a field that is new to a trained model starts from no change (or, where

@@ -14,7 +14,7 @@ from adaptok import create_schedule, plots
 from adaptok.cells import Cells
 from adaptok.data import FieldInfo, WellData
 from adaptok.evaluation.evaluate import inputs_of, rollouts
-from adaptok.models.multiphysics import System
+from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots.residuals import binned_errors_figure, residual_spectra_figure
@@ -64,7 +64,7 @@ def of_run(
     truth = batch["target"][0, 0].numpy()
     figure = plots.prediction_figure(truth, prediction, data.info.fields)
     files.append(plots.save(figure, out / "prediction.png"))
-    if isinstance(surrogate, (Surrogate, System)):
+    if isinstance(surrogate, (Surrogate, FieldSystem)):
         tilings = _tilings(surrogate, batch, settings)
         values = batch["input"][0, -1, 0].numpy()
         figure = plots.cells_figure(values, tilings, title=data.info.fields[0])
@@ -224,7 +224,7 @@ def _predict(surrogate: OneStepModel, batch: Batch, setting: Mapping[str, Any]) 
 
 
 def _tilings(
-    surrogate: Surrogate | System, batch: Batch, settings: Mapping[str, Mapping[str, Any]]
+    surrogate: Surrogate | FieldSystem, batch: Batch, settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Cells]:
     device = surrogate.mean.device
     known = inputs_of(batch, device)

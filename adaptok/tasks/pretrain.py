@@ -94,7 +94,7 @@ def finetune_and_test(wanted: Config, folder: Path) -> Run | None:
         )
     if not wanted["from_scratch"]:
         load_weights(model, checkpoint, path=wanted["ckpt"])
-    new, missing = model.compared(info.fields, info.constants)
+    new, missing = model.compare_fields(info.fields, info.constants)
     model.add_fields(info.fields, info.constants)
     model.train_only(wanted["mode"], info.fields, info.constants)
     print(f"new fields: {', '.join(new) or 'none'}")

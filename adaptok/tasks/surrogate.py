@@ -12,10 +12,10 @@ from lightning import LightningDataModule
 from adaptok import create_schedule
 from adaptok.config.build import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import settings_at_budget, tokenizer_at_budget
+from adaptok.evaluation.budgets import resolve_settings, resolve_tokenizer
 from adaptok.evaluation.cost import peak_memory
 from adaptok.evaluation.evaluate import check_settings, evaluate
-from adaptok.evaluation.results import write_report
+from adaptok.evaluation.results import write_results
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.pretrained import save_pretrained
 from adaptok.models.schedules import Schedule
@@ -60,7 +60,7 @@ def at_budget(config: Config, data: WellData) -> Config:
         surrogate = build_surrogate(config, data.info)
     if not isinstance(surrogate, Surrogate):
         raise ValueError(f"model={config['model']['name']} has no tokens: budget=null")
-    part = tokenizer_at_budget(config["tokenizer"], surrogate, data, config["budget"])
+    part = resolve_tokenizer(config["tokenizer"], surrogate, data, config["budget"])
     return {**config, "tokenizer": part}
 
 
@@ -81,7 +81,7 @@ def objectives(config: Config) -> tuple[Optim, Schedule]:
 def fit_on(data: WellData, surrogate: OneStepModel, config: Config, folder: Path) -> Run | None:
     """As `fit_and_test`, for a model and data that are there."""
     given = config["schedule"]
-    resolved = settings_at_budget(surrogate, data, given["settings"])
+    resolved = resolve_settings(surrogate, data, given["settings"])
     config = {**config, "schedule": {**given, "settings": resolved}}
     check_settings(surrogate, data, config["test"]["settings"])  # now, not after the training
     prepare(surrogate, config)
@@ -110,7 +110,7 @@ def test_and_draw(
         "peak_memory": peak_memory(surrogate.mean.device),
     }
     results["seconds_per_training_step"] = seconds
-    write_report(results, folder)
+    write_results(results, folder)
     pictures.of_run(surrogate, data, results, folder)
     return results
 

@@ -59,7 +59,7 @@ def build_timm(
         given["img_size"] = img_size
     model = timm.create_model(name, pretrained=pretrained, num_classes=classes, **given)
     if checkpoint is not None:
-        load_weights(model, read_weights(checkpoint), checkpoint)
+        load_timm_weights(model, read_weights(checkpoint), checkpoint)
     return model
 
 
@@ -125,7 +125,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(model: Any, state: Mapping[str, Tensor], path: str | Path) -> None:
+def load_timm_weights(model: Any, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Loads weights into a timm model, resampled to its sizes, without a classifier that differs.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptok.evaluation.evaluate import device_of, label_of
-from adaptok.evaluation.results import tokens_cell
+from adaptok.evaluation.results import Tokens, tokens_cell
 from adaptok.tasks.classify.data import ImageData
 from adaptok.tasks.classify.module import tokens_per_image
 from adaptok.utils.tables import table
@@ -99,7 +99,7 @@ def classifier_markdown(results: Mapping[str, Any]) -> str:
     rows = [
         [
             row["label"],
-            tokens_cell(row["tokens"]),
+            tokens_cell(Tokens(**row["tokens"])),
             f"{row['accuracy']:.4f}",
             f"{row['loss']:.4f}",
             f"{row['images_per_second']:.4g}",

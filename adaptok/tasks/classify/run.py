@@ -56,7 +56,7 @@ def fit_and_test_classifier(config: Config, folder: Path) -> dict[str, Any] | No
     results = evaluate_classifier(model, data, settings=config["test"]["settings"])
     results["parameters"] = sum(p.numel() for p in model.parameters())
     results["seconds_per_training_step"] = seconds
-    write_results(results, folder, classifier_markdown(results))
+    write_results(results, classifier_markdown(results), folder)
     _pictures(model, data, results, folder)
     return results
 
@@ -76,7 +76,7 @@ def test_classifier(config: Config, wanted: Config, path: Path, folder: Path) ->
         model, data, **{key: wanted[key] for key in ("split", "settings", "device")}
     )
     write_config(config_of_eval(config, wanted), folder)
-    write_results(results, folder, classifier_markdown(results))
+    write_results(results, classifier_markdown(results), folder)
     _pictures(model, data, results, folder)
     return results
 

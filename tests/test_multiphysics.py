@@ -80,7 +80,7 @@ def test_the_heads_by_hand():
 def test_names_that_make_no_sense():
     with pytest.raises(ValueError, match=r"a word without dots, got 'a\.b'"):
         FieldEmbedding(["a.b"], 4)
-    with pytest.raises(ValueError, match="'a' is there already"):
+    with pytest.raises(ValueError, match="'a' is known already"):
         FieldEmbedding(["a", "a"], 4)
     embedding = FieldEmbedding(["pressure", "density"], 4)
     known = r"unknown field 'presure' \(did you mean 'pressure'\?\); known: pressure, density"

@@ -113,10 +113,10 @@ def test_train_resumes_by_itself(trained, capsys):
     again = trained.parent / "again"
     options = ["resume=auto", "trainer.max_steps=5", "test.settings=[{budget: 10}, {budget: 22}]"]
     out = run(capsys, "train", *small_runs.train(), *options, f"hydra.run.dir={again}")
-    assert f"going on from {trained}/checkpoints/last.ckpt" in out
+    assert f"resuming from {trained}/checkpoints/last.ckpt" in out
     assert torch.load(again / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
     out = run(capsys, "train", *small_runs.train(), *options, f"hydra.run.dir={again}")
-    assert "going on from" in out
+    assert "resuming from" in out
     assert (again / "metrics_before_1.csv").exists()
 
 

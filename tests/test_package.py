@@ -45,6 +45,13 @@ def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
     return done.stdout
 
 
+def test_python_trains_without_the_command_line():
+    code = "import adaptok.tasks.pretrain, sys, json; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(python("-W", "ignore", "-c", code, cwd=ROOT))
+    assert "adaptok.tasks.surrogate" in loaded
+    assert not [name for name in loaded if name == "hydra" or name.startswith("adaptok.cli")]
+
+
 def test_import_is_light():
     code = "import adaptok, sys, json; print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(python("-W", "ignore", "-c", code, cwd=ROOT)))

@@ -267,8 +267,8 @@ def test_twelve_jobs_one_fails_and_one_is_killed(tmp_path):
     assert len(after) == 11
     assert {name: after[name] for name in before} == before
     output = (tmp_path / "output.txt").read_text()
-    assert output.count("going on from") == 1
-    assert f"going on from {killed}/checkpoints/last.ckpt" in output
+    assert output.count("resuming from") == 1
+    assert f"resuming from {killed}/checkpoints/last.ckpt" in output
     assert f"sweep {sweep.relative_to(tmp_path)}: 7 finished, 4 skipped, 1 failed" in output
 
     alone = ["tokenizer.budget=16", f"hydra.run.dir={tmp_path / 'alone'}"]

@@ -16,7 +16,12 @@ SCHEDULES = Registry("schedule")
 
 @SCHEDULES.register("fixed")
 def fixed(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
-    """One setting at every step."""
+    """Uses one setting at every step.
+
+    Args:
+        settings: one.
+        seed: unused; accepted so that schedules can be exchanged.
+    """
     choices = _checked(settings)
     if len(choices) > 1:
         raise ValueError(f"a fixed schedule takes one setting, got {len(choices)}: {settings!r}")
@@ -25,14 +30,14 @@ def fixed(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Sc
 
 @SCHEDULES.register("random")
 def uniform_random(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
-    """One setting per step, drawn uniformly from (seed, step) alone: the same on all ranks."""
+    """Draws a setting per step, uniformly, from (seed, step) alone: the same on all ranks."""
     choices = _checked(settings)
     return lambda step: dict(random.Random(f"{seed}/{step}").choice(choices))
 
 
 @SCHEDULES.register("cyclic")
 def cyclic(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
-    """The settings in turn; step 0 uses number ``seed % len(settings)``."""
+    """Uses the settings in turn; step 0 uses number ``seed % len(settings)``."""
     choices = _checked(settings)
     return lambda step: dict(choices[(seed + step) % len(choices)])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptok.data import FieldInfo
 from adaptok.data.info import system_of
-from adaptok.models.multiphysics import Multiphysics, System
+from adaptok.models.multiphysics import FieldSystem, Multiphysics
 from adaptok.models.schedules import Schedule
 from adaptok.training.module import Batch, SurrogateModule
 from adaptok.training.optim import Optim
@@ -40,7 +40,7 @@ class PretrainModule(SurrogateModule):
         # in a dict, where torch does not look: their weights are those of the model
         self.systems = {name: system_of(model, info) for name, info in infos.items()}
 
-    def model_of(self, batch: Batch) -> System:
+    def model_of(self, batch: Batch) -> FieldSystem:
         """The system that a batch is from."""
         return self.systems[batch["set"][0]]
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from adaptok.evaluation.cost import Stopwatch
 from adaptok.evaluation.evaluate import device_of, label_of
-from adaptok.evaluation.results import tokens_cell
+from adaptok.evaluation.results import Tokens, tokens_cell
 from adaptok.tasks.classify.data import ImageData
 from adaptok.tasks.classify.module import tokens_per_image
 from adaptok.utils.tables import table
@@ -138,5 +138,5 @@ def classifier_markdown(results: ClassifierResults) -> str:
     rows = []
     for row in results.settings:
         numbers = f"{row.accuracy:.4f}", f"{row.loss:.4f}", f"{row.images_per_second:.4g}"
-        rows.append([row.label, tokens_cell(row.tokens), *numbers])
+        rows.append([row.label, tokens_cell(Tokens(**row.tokens)), *numbers])
     return f"# {results.data}, {results.split} split\n\n" + table(header, rows)

@@ -13,7 +13,7 @@ import torch
 
 from adaptok import plots
 from adaptok.config.build import check_knobs
-from adaptok.evaluation.results import write_report
+from adaptok.evaluation.results import write_results
 from adaptok.tasks.classify import (
     ClassifierModule,
     ClassifierOptim,
@@ -119,7 +119,7 @@ def _keep(
     results: ClassifierResults, model: Any, data: ImageData, folder: Path
 ) -> ClassifierResults:
     """Writes metrics, the learning curve, and the cells of the first image if there are any."""
-    write_report(results.to_json(), folder, classifier_markdown(results))
+    write_results(results.to_json(), classifier_markdown(results), folder)
     out = folder / "pictures"
     if (folder / "metrics.csv").exists():
         figure = plots.learning_curve_figure(folder, ("val/error", "validation error"))

@@ -12,8 +12,6 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from adaptok.data.well_format import SPLITS
-
 FOLDERS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get(TRACEBACK) == "1"
     args = [arg for arg in args if arg != "--debug"]
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files, also without a display
+    logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # it announces every film
     try:
         return _dispatch(args)
     except BrokenPipeError:  # the reader of our output went away, as in `adaptok list | head`

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -23,11 +24,6 @@ from omegaconf import DictConfig, open_dict, read_write
 from adaptok.config.menu import register_parts, task_of
 from adaptok.config.run_ids import register_run_id, run_id
 from adaptok.utils.atomic import replacing
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, two sweeps of the same jobs are the user's business
-    fcntl = None
 
 RECORD, FAILURE, LOCK = "job.json", "failed.json", ".lock"
 RESTARTED = ("train", "finetune")  # commands whose finished jobs are skipped and others resumed
@@ -196,16 +192,18 @@ def _locked(folder: Path) -> Iterator[bool]:
     Several processes that a cluster starts for one job share it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        free = True
-        try:
-            if fcntl is not None and _rank() == 0:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
-        except OSError:  # a file system without locks
-            pass
+    lock, free = FileLock(folder / LOCK), True
+    try:
+        if _rank() == 0:
+            lock.acquire(blocking=False)
+    except Timeout:
+        free = False
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    try:
         yield free
+    finally:
+        lock.release()
 
 
 def _rank() -> int:

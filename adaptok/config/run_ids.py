@@ -10,26 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adaptok.utils.keys import flattened
-
-# Where and with what a job runs, not which job it is: left out, unless it is swept over.
-MACHINE = (
-    "name",
-    "sweep",
-    "resume",
-    "resume_anyway",
-    "logger",
-    "data.base",
-    "data.num_workers",
-    "data.cache",
-    "data.cache_limit",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-)
+from adaptok.utils.keys import NEW_RUN, counts, flattened, identifying
 
 
 def run_id(config: DictConfig, overrides: Iterable[str] = (), swept: Sequence[str] = ()) -> str:
@@ -39,12 +20,12 @@ def run_id(config: DictConfig, overrides: Iterable[str] = (), swept: Sequence[st
         config: of the job; Hydra's own part does not count.
         overrides: of the job. Several lists ``data=[a,b]`` may merge into the same values, so the
             hash takes the list itself.
-        swept: keys that a sweep varies; these count although they are among `MACHINE`.
+        swept: keys that a sweep varies; these count whatever their role.
     """
     values = {
-        key: value
+        key: value if _below(key, swept) else identifying(key, value)
         for key, value in flattened(_resolved(config))
-        if not _below(key, MACHINE) or _below(key, swept)
+        if counts(key, NEW_RUN) or _below(key, swept)
     }
     lists = [override for override in overrides if override.startswith("data=[")]
     text = json.dumps([values, lists], sort_keys=True, default=str)

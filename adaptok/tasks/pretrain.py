@@ -23,8 +23,9 @@ from adaptok.evaluation.evaluate import check_settings
 from adaptok.models.pretrained import save_pretrained
 from adaptok.tasks.fit import Config, prepare
 from adaptok.tasks.surrogate import Run, begin, fit_on, fit_surrogate, objectives, test_and_draw
-from adaptok.training.checkpoints import flattened, load_weights, read_checkpoint
+from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.pretraining import PretrainModule
+from adaptok.utils.keys import flattened
 
 OF_MODEL = ("tokenizer", "processor", "decoder", "size", "field_width", *MODEL_KEYS)
 

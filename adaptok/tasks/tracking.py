@@ -11,7 +11,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
-from adaptok.training.checkpoints import flattened
+from adaptok.utils.keys import flattened
 
 Config = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ def tracked(config: Config, folder: Path) -> Iterator[None]:
             Lightning's WandbLogger.
         folder: of the run.
     """
-    if config["logger"]["wandb"] is None:
+    if config["logger"].get("wandb") is None:
         yield
         return
     import wandb
@@ -42,9 +42,10 @@ def tracked(config: Config, folder: Path) -> Iterator[None]:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Arguments of `make_trainer` about loggers; the run is told its configuration."""
-    chosen = config["logger"]["wandb"]
+    others = dict(config["logger"])
+    chosen = others.pop("wandb", None)
     told = None if chosen is None else {**chosen, "config": dict(config)}
-    return {**config["logger"], "wandb": told}
+    return {"wandb": told, "loggers": others}
 
 
 def _log_results(config: Config, folder: Path) -> None:

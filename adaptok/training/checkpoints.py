@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,24 +13,7 @@ import yaml
 from torch import nn
 
 from adaptok.models.pretrained import build
-from adaptok.utils.keys import differences, flattened  # noqa: F401
-
-# What weights depend on; the rest of a configuration may differ between training and evaluation.
-ARCHITECTURE = (
-    "model",
-    "tokenizer",
-    "processor",
-    "decoder",
-    "size",
-    "history",
-    "history_mode",
-    "field_width",
-    "data",
-)
-# What may change when a run goes on.
-FREE_ON_RESUME = ("name", "sweep", "resume", "resume_anyway", "trainer", "logger", "test", "hydra")
-# Where the data is and how it is read do not change what is trained.
-PLACES = ("data.base", "data.path", "data.num_workers", "data.cache", "data.cache_limit")
+from adaptok.utils.keys import FIXED, WEIGHTS, differences
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -91,7 +75,7 @@ def load_weights(
     """Loads the (averaged) weights and statistics of a checkpoint of `adaptok train`.
 
     Args:
-        config: plain configuration of the surrogate, for the message where it does not fit.
+        config: plain configuration of the model, for the message if it does not fit.
 
     Raises:
         ValueError: the checkpoint is of another architecture; says what differs.
@@ -102,7 +86,7 @@ def load_weights(
     here = surrogate.state_dict()
     wrong = list(_wrong_tensors(there, here))
     if wrong:
-        reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, ARCHITECTURE)]
+        reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, WEIGHTS)]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         reasons.append(f"tensors: {'; '.join(wrong[:3])}{more}")
         raise ValueError(f"{path} is of another architecture: {'; '.join(reasons)}")
@@ -118,34 +102,89 @@ def _wrong_tensors(
             yield f"{name} is {shapes[0]} in the checkpoint, {shapes[1]} here"
 
 
-def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
-    """Raises ``ValueError`` with what differs where a run would go on with another configuration.
+def fingerprint(data: Any) -> dict[str, Any]:
+    """What tells the contents of a data module from others, as plain values by name of the set.
 
-    What only one of the two knows (of another version) is left out, and so are `FREE_ON_RESUME` and
-    `PLACES`.
+    Fields, grid, boundary and the statistics of the training split; of labelled images, the classes
+    and the number of images per split. Where the set is does not matter. Empty for other modules.
     """
-    there = checkpoint.get("adaptok_config", {})
-    keys = tuple(k for k in there if k in config and k not in FREE_ON_RESUME)
-    other = [
-        line
-        for line in differences(there, config, keys)
-        if "absent" not in line.split() and not line.startswith(PLACES)
-    ]
+    if hasattr(data, "classes"):
+        counts = {split: len(images) for split, images in data.sets.splits.items()}
+        return {str(data.name): {"classes": list(data.classes), "images": counts}}
+    if hasattr(data, "info"):
+        return {data.info.name: _fingerprint_of_fields(data.info)}
+    infos = getattr(data, "infos", {})  # of a mixture
+    return {name: _fingerprint_of_fields(info) for name, info in infos.items()}
+
+
+def _fingerprint_of_fields(info: Any) -> dict[str, Any]:
+    means, stds = ([*info.mean, *info.constant_mean], [*info.std, *info.constant_std])
+    pairs = [[float(mean), float(std)] for mean, std in zip(means, stds, strict=True)]
+    return {
+        "fields": list(info.fields),
+        "constants": list(info.constants),
+        "shape": list(info.shape),
+        "boundary": info.boundary.tolist(),
+        "statistics": dict(zip([*info.fields, *info.constants], pairs, strict=True)),
+    }
+
+
+def _other_data(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """What two fingerprints differ in, a sentence each; rounding of the statistics aside."""
+    if list(there) != list(here):
+        yield f"the data is {', '.join(there)} in the checkpoint, {', '.join(here)} here"
+        return
+    for name, was in there.items():
+        now = here[name]
+        for key in was:
+            if key != "statistics" and was[key] != now.get(key):
+                yield f"{key} of {name} are {was[key]} in the checkpoint, {now.get(key)} here"
+        for field, (mean, std) in was.get("statistics", {}).items():
+            other = now.get("statistics", {}).get(field)
+            if other and not (
+                math.isclose(mean, other[0], rel_tol=1e-4, abs_tol=1e-4 * std)
+                and math.isclose(std, other[1], rel_tol=1e-4)
+            ):
+                yield (
+                    f"mean and std of {field} of {name} are {mean:.6g} and {std:.6g} in the "
+                    f"checkpoint, {other[0]:.6g} and {other[1]:.6g} here"
+                )
+
+
+def check_resume(
+    checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path, data: Any = None
+) -> None:
+    """Refuses to resume a run with another configuration or on other data.
+
+    What only one of the two configurations has (of another version) is left out, and so are keys
+    without one of the roles `FIXED`.
+
+    Args:
+        data: module whose `fingerprint` is compared with that of the checkpoint, if both are there.
+
+    Raises:
+        ValueError: says what differs.
+    """
+    lines = differences(checkpoint.get("adaptok_config", {}), config, FIXED)
+    other = [line for line in lines if "absent" not in line.split()]
+    there, here = checkpoint.get("adaptok_data"), fingerprint(data)
+    if there and here:
+        other += _other_data(there, here)
     if other:
         raise ValueError(
-            f"{path} is of a run with another configuration: {'; '.join(other)}. To go on all the "
-            "same: resume_anyway=true"
+            f"{path} is of a run with another configuration or other data: {'; '.join(other)}. To "
+            "resume all the same: resume_anyway=true"
         )
 
 
 def find_resume(
     resume: str | None, folder: Path, runs: Path, config: Mapping[str, Any]
 ) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start.
+    """The checkpoint to resume from, or None for a fresh start.
 
     Args:
         resume: None; a checkpoint or run folder; or "auto": this run's own checkpoint, else that of
-            the newest run in `runs` whose configuration is the same but for `FREE_ON_RESUME`.
+            the newest run in `runs` with the same keys of the roles `FIXED`.
         folder: of this run.
         runs: where the run folders are.
         config: plain configuration of this run.
@@ -160,7 +199,6 @@ def find_resume(
         saved = file.parents[1] / "config.yaml"
         if file.is_file() and saved.is_file():
             there = yaml.safe_load(saved.read_text())
-            keys = tuple(k for k in {**there, **config} if k not in FREE_ON_RESUME)
-            if not list(differences(there, config, keys)):
+            if not list(differences(there, config, FIXED)):
                 return file
     return None

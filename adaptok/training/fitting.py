@@ -11,7 +11,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from adaptok.training.optim import Rate
+from adaptok.training.checkpoints import fingerprint
+from adaptok.training.optim import OptimBase
+from adaptok.utils.auxiliary import Auxiliary
 
 
 class FitModule(L.LightningModule):
@@ -26,22 +28,31 @@ class FitModule(L.LightningModule):
         seed: of the random numbers of training, such as those of drop path.
     """
 
-    def __init__(self, optim: Rate, config: Mapping[str, Any] | None = None, *, seed: int = 0):
+    def __init__(self, optim: OptimBase, config: Mapping[str, Any] | None = None, *, seed: int = 0):
         super().__init__()
         self.optim, self.config, self.seed = optim, dict(config or {}), seed
         self.tokens_per_sample: float | None = None
         self.log_every = 50
+        self.data_fingerprint: dict[str, Any] = {}
         self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
         self._total_seconds, self._total_batches, self._batches_per_step = 0.0, 0, 1
+
+    def setup(self, stage: str) -> None:
+        """Remembers what the data is, for checkpoints."""
+        self.data_fingerprint = fingerprint(getattr(self.trainer, "datamodule", None))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the random numbers of this batch, others on each rank."""
         place = f"{self.seed}/{self.global_step}/{batch_idx}/{self.global_rank}"
         torch.manual_seed(random.Random(place).getrandbits(63))
 
-    def log_step(self, loss: Tensor, size: int) -> None:
-        """Logs the loss of a batch of `size` samples, and now and then speed and learning rate."""
+    def log_step(self, loss: Tensor, size: int, auxiliary: Auxiliary | None = None) -> None:
+        """Logs the loss of a batch of `size` samples and what parts report beside it; now and then
+        speed and learning rate."""
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        if auxiliary is not None and auxiliary.figures:
+            figures = {f"train/aux/{name}": value for name, value in auxiliary.figures.items()}
+            self.log_dict(figures, batch_size=size)
         self._samples += size * self.trainer.world_size
         if self.global_step % self.log_every == 0:
             speed = self._samples / self._seconds if self._seconds else 0.0
@@ -93,10 +104,11 @@ class FitModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, so that a checkpoint alone can be evaluated."""
         checkpoint["adaptok_config"] = self.config
+        checkpoint["adaptok_data"] = self.data_fingerprint
 
     def configure_optimizers(self) -> Any:
         """The optimiser with a learning rate per step."""
-        optimizer = self.optim.optimizer(self)
+        optimizer = self.optim.make_optimizer(self)
         steps = self.trainer.max_steps
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.optim.learning_rate(step, steps) / self.optim.lr

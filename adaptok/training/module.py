@@ -15,6 +15,7 @@ from adaptok.models.schedules import Schedule
 from adaptok.training.fitting import FitModule
 from adaptok.training.optim import Optim
 from adaptok.training.parallel import shard
+from adaptok.utils.auxiliary import collect_auxiliary
 
 Batch = Mapping[str, Any]  # tensors, and names of sets
 
@@ -99,10 +100,11 @@ class SurrogateModule(FitModule):
         return total
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        loss, size = self.loss(batch, self.global_step), len(batch["target"])
-        self.log_step(loss, size)
-        return loss
+        """Loss of one batch, and the auxiliary losses that parts report."""
+        with collect_auxiliary() as auxiliary:
+            loss = self.loss(batch, self.global_step)
+        self.log_step(loss, len(batch["target"]), auxiliary)
+        return loss + auxiliary.total()
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""

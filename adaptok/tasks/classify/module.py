@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from adaptok.training.fitting import FitModule
-from adaptok.training.optim import Rate
+from adaptok.training.optim import OptimBase
 from adaptok.vision import freeze_all_but_new
 
 TRAINED = ("all", "new")
 
 
 @dataclass(frozen=True)
-class ClassifierOptim(Rate):
-    """Optimiser of a classifier; the rest is described in `adaptok.training.optim.Rate`.
+class ClassifierOptim(OptimBase):
+    """Optimizer of a classifier; see `adaptok.training.optim.OptimBase` for the rest.
 
     Attributes:
         layer_decay: factor on the learning rate from each layer to the one below it (BEiT, Bao et

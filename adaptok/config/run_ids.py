@@ -1,4 +1,4 @@
-"""Names of runs that follow from their configurations: the same job has the same name tomorrow."""
+"""Names runs after their configurations: the same job has the same name tomorrow."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adaptok.utils.keys import NEW_RUN, counts, flattened, identifying
 
 
 def run_id(config: DictConfig, overrides: Iterable[str] = (), swept: Sequence[str] = ()) -> str:
-    """A readable label and ten digits of a hash, as ``shear_flow_iap_vit_seed0_3f9ab2c104``.
+    """Makes a readable label with ten digits of a hash: ``shear_flow_iap_vit_seed0_3f9ab2c104``.
 
     Args:
-        config: of the job; Hydra's own part does not count.
-        overrides: of the job. Several lists ``data=[a,b]`` may merge into the same values, so the
-            hash takes the list itself.
+        config: of the job, Hydra's part aside.
+        overrides: of the job. Different lists ``data=[a,b]`` may merge into the same values, so the
+            list itself is hashed.
         swept: keys that a sweep varies; these count whatever their role.
     """
     values = {
@@ -33,7 +33,7 @@ def run_id(config: DictConfig, overrides: Iterable[str] = (), swept: Sequence[st
 
 
 def register_run_id(swept: Sequence[str] = ()) -> None:
-    """Makes ``${adaptok.run_id:}`` the name of the job whose configuration it stands in."""
+    """Makes ``${adaptok.run_id:}`` resolve to the name of the job whose configuration uses it."""
 
     def resolve(*, _root_: DictConfig) -> str:
         hydra = _root_.get("hydra")
@@ -46,12 +46,12 @@ def register_run_id(swept: Sequence[str] = ()) -> None:
 
 
 def _resolved(config: DictConfig) -> Any:
-    """Plain values; the logger's stay as they are, for its name may be a run id."""
+    """Resolves to plain values, except the logger, whose name may be a run id."""
     keys = [str(key) for key in config if key not in ("hydra", "logger")]
     kept = OmegaConf.masked_copy(config, keys)
     try:
         plain: Any = OmegaConf.to_container(kept, resolve=True)
-    except OmegaConfBaseException:  # the job itself will say so
+    except OmegaConfBaseException:  # the job will report it
         plain = OmegaConf.to_container(kept)
     if "logger" in config:
         plain["logger"] = OmegaConf.to_container(config["logger"])
@@ -63,7 +63,7 @@ def _below(key: str, parents: Iterable[str]) -> bool:
 
 
 def _label(values: dict[str, Any]) -> list[str]:
-    """Data, model, budget and seed."""
+    """Names data, model, budget and seed."""
     model = values.get("model.name", "surrogate")
     keys = ["data.name"]
     if model != "surrogate":

@@ -16,7 +16,7 @@ from adaptok.models.compiling import compile_model
 from adaptok.tasks.tracking import settings_of
 from adaptok.training import make_trainer
 from adaptok.training.checkpoints import check_resume, find_resume, read_checkpoint
-from adaptok.training.fitting import FitModule
+from adaptok.training.fit_module import FitModule
 from adaptok.training.parallel import checkpoint_activations, process_group
 
 Config = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Checkpoints: reading without running code, loading into a model that fits, resuming."""
+"""Reads checkpoints without running code, loads them into models that fit, resumes from them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from adaptok.utils.keys import FIXED, WEIGHTS, differences
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file itself, or ``checkpoints/last.ckpt`` of a run folder.
+    """Finds a checkpoint: the file itself, or ``checkpoints/last.ckpt`` of a run folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no such file.
     """
     path = Path(path)
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
@@ -30,7 +30,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Tensors and plain values of a checkpoint (a file or a run folder), on the CPU.
+    """Reads tensors and plain values of a checkpoint (a file or a run folder), on the CPU.
 
     Raises:
         ValueError: no such file, a damaged one, or a pickle that would have to run code.
@@ -51,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_surrogate(path: str | Path) -> Any:
-    """The model of a checkpoint (a file or a run folder) with its averaged weights; needs no data.
+    """Loads the model of a checkpoint (a file or a run folder), averaged weights; needs no data.
 
     Raises:
         ValueError: no such file, or one that `adaptok train` did not write.
@@ -66,7 +66,7 @@ def load_surrogate(path: str | Path) -> Any:
 
 
 def load_weights(
-    surrogate: nn.Module,
+    model: nn.Module,
     checkpoint: Mapping[str, Any],
     *,
     path: str | Path = "the checkpoint",
@@ -78,19 +78,19 @@ def load_weights(
         config: plain configuration of the model, for the message if it does not fit.
 
     Raises:
-        ValueError: the checkpoint is of another architecture; says what differs.
+        ValueError: the checkpoint has another architecture; says what differs.
     """
     prefix = "surrogate."
     state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
     there = {k.removeprefix(prefix): v for k, v in state.items()}
-    here = surrogate.state_dict()
+    here = model.state_dict()
     wrong = list(_wrong_tensors(there, here))
     if wrong:
         reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, WEIGHTS)]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         reasons.append(f"tensors: {'; '.join(wrong[:3])}{more}")
         raise ValueError(f"{path} is of another architecture: {'; '.join(reasons)}")
-    surrogate.load_state_dict(there)
+    model.load_state_dict(there)
 
 
 def _wrong_tensors(
@@ -103,10 +103,10 @@ def _wrong_tensors(
 
 
 def fingerprint(data: Any) -> dict[str, Any]:
-    """What tells the contents of a data module from others, as plain values by name of the set.
+    """Describes the contents of a data module, wherever they are, in plain values by set.
 
-    Fields, grid, boundary and the statistics of the training split; of labelled images, the classes
-    and the number of images per split. Where the set is does not matter. Empty for other modules.
+    Fields, grid, boundary and statistics of the training split; for labelled images, the classes
+    and the number of images per split. Empty for modules of other kinds.
     """
     if hasattr(data, "classes"):
         counts = {split: len(images) for split, images in data.sets.splits.items()}
@@ -130,7 +130,7 @@ def _fingerprint_of_fields(info: Any) -> dict[str, Any]:
 
 
 def _other_data(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """What two fingerprints differ in, a sentence each; rounding of the statistics aside."""
+    """Yields a sentence per difference of two fingerprints, rounding of statistics aside."""
     if list(there) != list(here):
         yield f"the data is {', '.join(there)} in the checkpoint, {', '.join(here)} here"
         return
@@ -156,11 +156,11 @@ def check_resume(
 ) -> None:
     """Refuses to resume a run with another configuration or on other data.
 
-    What only one of the two configurations has (of another version) is left out, and so are keys
-    without one of the roles `FIXED`.
+    Compares the keys of the roles `FIXED` that both configurations have; another version may have
+    others.
 
     Args:
-        data: module whose `fingerprint` is compared with that of the checkpoint, if both are there.
+        data: module whose `fingerprint` is compared with that of the checkpoint, if it has one.
 
     Raises:
         ValueError: says what differs.
@@ -180,13 +180,13 @@ def check_resume(
 def find_resume(
     resume: str | None, folder: Path, runs: Path, config: Mapping[str, Any]
 ) -> Path | None:
-    """The checkpoint to resume from, or None for a fresh start.
+    """Finds the checkpoint to resume from; None for a fresh start.
 
     Args:
         resume: None; a checkpoint or run folder; or "auto": this run's own checkpoint, else that of
             the newest run in `runs` with the same keys of the roles `FIXED`.
         folder: of this run.
-        runs: where the run folders are.
+        runs: parent of the run folders.
         config: plain configuration of this run.
     """
     if resume is None:

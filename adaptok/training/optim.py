@@ -90,7 +90,7 @@ class OptimBase:
             instantiate("optim.optimizer", self.optimizer, _partial_=True)
 
     def learning_rate(self, step: int, max_steps: int) -> float:
-        """Learning rate of a step; only the cosine depends on `max_steps`."""
+        """Computes the learning rate of a step; only the cosine depends on `max_steps`."""
         if step < self.warmup_steps:
             return self.lr_start + (self.lr - self.lr_start) * step / self.warmup_steps
         after = step - self.warmup_steps
@@ -100,7 +100,7 @@ class OptimBase:
         return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer over the trainable weights of a module."""
+        """Makes the optimizer of the trainable weights of a module."""
         make: Any = self.optimizer
         if make is None:
             make = functools.partial(torch.optim.AdamW, betas=(self.betas[0], self.betas[1]))
@@ -109,7 +109,7 @@ class OptimBase:
         return make(self.groups(module), lr=self.lr)
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """The trainable weights, by weight decay."""
+        """Groups the trainable weights by weight decay."""
         weights = [p for p in module.parameters() if p.requires_grad]
         return [
             {"params": [p for p in weights if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -156,7 +156,8 @@ class Optim(OptimBase):
             raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
 
     def loss_of(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Loss of fields in physical units, given the mean and std of the training split."""
+        """Computes the loss of fields in physical units, given the mean and std of the training
+        split."""
         loss = LOSSES.get(self.loss)
         if getattr(loss, "physical", False):
             return loss(prediction - target, target)

@@ -1,4 +1,4 @@
-"""Objects of torch and Lightning that a user names by ``_target_``."""
+"""Makes the objects of torch and Lightning that a user names by ``_target_``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def instantiate(key: str, node: Mapping[str, Any], **more: Any) -> Any:
-    """What ``{"_target_": "package.Class", **arguments}`` describes, by Hydra.
+    """Makes what ``{"_target_": "package.Class", **arguments}`` describes, by Hydra.
 
     This runs code of the user's choice: `node` must come from the user's own configuration, never
     from that of a checkpoint.
@@ -31,7 +31,7 @@ def instantiate(key: str, node: Mapping[str, Any], **more: Any) -> Any:
 
 
 def instantiate_each(key: str, nodes: Mapping[str, Any] | None) -> list[Any]:
-    """The objects of a mapping by name; those that are objects already stay as they are."""
+    """Makes the objects of a mapping by name; keeps what is an object already."""
     return [
         instantiate(f"{key}.{name}", node) if isinstance(node, Mapping) else node
         for name, node in (nodes or {}).items()

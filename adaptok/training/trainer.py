@@ -1,4 +1,4 @@
-"""The trainer: what it prints, and what it keeps in the run folder."""
+"""Makes the trainer: what it prints, and what it keeps in the run folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adaptok.training.targets import instantiate_each
 
 
 class LineProgress(Callback):
-    """Progress for logs and pipes: about twenty lines instead of a bar."""
+    """Prints progress for logs and pipes: about twenty lines instead of a bar."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Prints loss, tokens per sample, samples per second."""
@@ -42,13 +42,13 @@ def make_trainer(
     monitor: str = "val/vrmse",
     **knobs: Any,
 ) -> L.Trainer:
-    """A trainer that keeps metrics.csv and checkpoints/{best,last}.ckpt in `folder`.
+    """Makes a trainer that keeps metrics.csv and checkpoints/{best,last}.ckpt in `folder`.
 
     Args:
         ema: decay of the averaged weights, which validation uses and the fit ends with.
         wandb: arguments of Lightning's WandbLogger, or None.
         loggers: further ones by any name, each an object or ``{"_target_": ..., **arguments}``.
-        callbacks: likewise, beside those that are made here.
+        callbacks: further ones, given in the same way.
         strategy: "fsdp" shards weights over the processes (FSDP2); else one of Lightning's, such as
             "ddp".
         monitor: metric whose lowest value makes best.ckpt.

@@ -1,6 +1,4 @@
-"""What each key of a configuration decides: the one table that names of runs, resuming and the
-report ask.
-"""
+"""What each key of a configuration decides: run ids, resuming and the report ask this table."""
 
 from __future__ import annotations
 
@@ -60,22 +58,20 @@ NEW_MODEL = WEIGHTS | {Role.TRAINING, Role.FIT}  # ... tell models apart in the 
 
 
 def role_of(key: str) -> Role | None:
-    """Role of a dotted key, or None if nobody knows it; numbers in it (``data.0.base``) are
-    skipped.
-    """
+    """Finds the role of a dotted key, None if unknown; skips numbers in it (``data.0.base``)."""
     parts = [part for part in key.split(".") if not part.isdigit()]
     parents = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((ROLES[parent] for parent in parents if parent in ROLES), None)
 
 
 def counts(key: str, roles: Collection[Role]) -> bool:
-    """Whether a key has one of the roles; an unknown key always counts."""
+    """Tells whether a key has one of the roles; an unknown key always counts."""
     role = role_of(key)
     return role is None or role in roles
 
 
 def identity(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]:
-    """Dotted keys that count, with their values; of a path, the last part."""
+    """Maps the dotted keys that count to their values; of a path, to its last part."""
     data = config.get("data")
     if isinstance(data, list):  # of several sets
         config = {**config, "data": {str(number): one for number, one in enumerate(data)}}
@@ -83,7 +79,7 @@ def identity(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, An
 
 
 def identifying(key: str, value: Any) -> Any:
-    """The value of a key, without what merely says where it is."""
+    """Strips from the value of a key what merely says where a set is."""
     if role_of(key) is Role.FILE and value is not None:
         return str(value).rstrip("/").rpartition("/")[2]
     return value
@@ -92,7 +88,7 @@ def identifying(key: str, value: Any) -> Any:
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], roles: Collection[Role]
 ) -> Iterator[str]:
-    """What two configurations differ in, one sentence per dotted key; nothing if one is empty."""
+    """Yields a sentence per dotted key in which two configurations differ; none if one is empty."""
     if not there or not here:
         return
     flat_there, flat_here = identity(there, roles), identity(here, roles)
@@ -103,7 +99,7 @@ def differences(
 
 
 def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values."""
+    """Yields dotted keys with their values."""
     if not isinstance(config, Mapping):
         yield prefix, config
         return

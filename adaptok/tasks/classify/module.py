@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptok.training.fitting import FitModule
+from adaptok.training.fit_module import FitModule
 from adaptok.training.optim import OptimBase
 from adaptok.vision import freeze_all_but_new
 

@@ -108,7 +108,7 @@ def test_ctrl_c_ends_the_sweep(tmp_path, capsys, monkeypatch):
     assert main(["train", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]) == 130
     captured = capsys.readouterr()
     assert f"sweep {tmp_path}: 1 stopped" in captured.out
-    assert "adaptok: interrupted; the same command goes on" in captured.err
+    assert "adaptok: interrupted; the same command resumes it" in captured.err
     assert len(folders(tmp_path)) == 1
 
 

@@ -7,7 +7,7 @@ import runpy
 import sys
 
 from adaptok.evaluation import bench
-from adaptok.registry import close_matches
+from adaptok.registry import choice
 
 
 def names() -> list[str]:
@@ -16,7 +16,7 @@ def names() -> list[str]:
 
 
 def run_benchmark(name: str = "", *args: str) -> None:
-    """As ``python -m adaptok.evaluation.bench.<name> <args>``; without a name, lists them.
+    """Runs ``python -m adaptok.evaluation.bench.<name> <args>``; without a name, lists them.
 
     Raises:
         ValueError: an unknown name.
@@ -24,11 +24,7 @@ def run_benchmark(name: str = "", *args: str) -> None:
     if not name:
         print("\n".join(names()))
         return
-    if name not in names():
-        raise ValueError(
-            f"unknown benchmark {name!r}{close_matches(name, names())}; there are: "
-            f"{', '.join(names())}"
-        )
+    choice("benchmark", name, names())
     before = sys.argv
     sys.argv = [f"adaptok bench {name}", *args]
     try:

@@ -28,7 +28,7 @@ def print_report(*args: str) -> None:
 
 
 def parsed(args: tuple[str, ...]) -> tuple[list[Path], Path, list[str]]:
-    """Folders, folder of the report, and keys to group by.
+    """Parses folders, folder of the report, and keys to group by.
 
     Only ``out=`` and ``by=`` are options: sweeps name folders ``tokenizer=iap,seed=0``.
     """
@@ -45,5 +45,5 @@ def parsed(args: tuple[str, ...]) -> tuple[list[Path], Path, list[str]]:
 
 
 def _relative(path: Path) -> Path:
-    """As it would be typed, where it is below the working folder."""
+    """Shortens a path below the working folder to how it would be typed."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

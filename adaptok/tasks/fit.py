@@ -16,7 +16,7 @@ from adaptok.models.compiling import compile_model
 from adaptok.tasks.tracking import logger_arguments
 from adaptok.training import make_trainer
 from adaptok.training.checkpoints import check_resume, find_resume, read_checkpoint
-from adaptok.training.fitting import FitModule
+from adaptok.training.fit_module import FitModule
 from adaptok.training.parallel import checkpoint_activations, process_group
 
 Config = Mapping[str, Any]
@@ -54,13 +54,14 @@ def fit(
         Seconds per training step; None in all processes but the first.
     """
     ema, logger = config["optim"]["ema"], logger_arguments(config)
-    trainer = make_trainer(folder, ema=ema, monitor=monitor, **logger, **trainer_knobs)
+    knobs = {**logger, **trainer_knobs, "callbacks": config.get("callbacks")}
+    trainer = make_trainer(folder, ema=ema, monitor=monitor, **knobs)
     checkpoint = find_resume(config["resume"], folder, folder.parent, config)
     if checkpoint is not None:
         saved = read_checkpoint(checkpoint)
         fits(saved, checkpoint)
         if not config["resume_anyway"]:
-            check_resume(saved, config, checkpoint)
+            check_resume(saved, config, checkpoint, data)
     if trainer.is_global_zero:
         if checkpoint is not None:
             print(f"resuming from {checkpoint}")

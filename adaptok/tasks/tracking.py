@@ -25,7 +25,7 @@ def tracked(config: Config, folder: Path) -> Iterator[None]:
             Lightning's WandbLogger.
         folder: of the run.
     """
-    if config["logger"]["wandb"] is None:
+    if config["logger"].get("wandb") is None:
         yield
         return
     import wandb
@@ -42,9 +42,10 @@ def tracked(config: Config, folder: Path) -> Iterator[None]:
 
 def logger_arguments(config: Config) -> dict[str, Any]:
     """Logger arguments of `make_trainer`, with the configuration of the run for wandb."""
-    chosen = config["logger"]["wandb"]
+    others = dict(config["logger"])
+    chosen = others.pop("wandb", None)
     wandb = None if chosen is None else {**chosen, "config": dict(config)}
-    return {**config["logger"], "wandb": wandb}
+    return {"wandb": wandb, "loggers": others}
 
 
 def _log_results(config: Config, folder: Path) -> None:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from adaptok.registry import choice
-from adaptok.training.fitting import FitModule
-from adaptok.training.optim import Rate
+from adaptok.training.fit_module import FitModule
+from adaptok.training.optim import OptimBase
 from adaptok.vision import freeze_all_but_new
 
 
 @dataclass(frozen=True)
-class ClassifierOptim(Rate):
-    """Optimiser of a classifier; the rest is described in `adaptok.training.optim.Rate`.
+class ClassifierOptim(OptimBase):
+    """Optimizer of a classifier; see `adaptok.training.optim.OptimBase` for the rest.
 
     Attributes:
         layer_decay: factor on the learning rate from each layer to the one below it (BEiT, Bao et

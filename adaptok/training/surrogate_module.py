@@ -1,4 +1,4 @@
-"""A Lightning module around a surrogate."""
+"""A Lightning module around a one-step model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from adaptok.evaluation.metrics import vrmse
 from adaptok.models.multiphysics import Multiphysics
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule
-from adaptok.training.fitting import FitModule
+from adaptok.training.fit_module import FitModule
 from adaptok.training.optim import Optim
 from adaptok.training.parallel import shard
+from adaptok.utils.auxiliary import collect_auxiliary
 
 Batch = Mapping[str, Any]  # tensors, and names of sets
 
@@ -23,9 +24,9 @@ class SurrogateModule(FitModule):
     """Trains a surrogate, or a baseline, on the next frames.
 
     Args:
-        surrogate: a one-step model with the statistics of the training split set.
-        optim: loss and optimiser.
-        schedule: settings of each step, a function of the global step and so the same on all ranks.
+        surrogate: a one-step model that has the statistics of the training split.
+        optim: loss and optimizer.
+        schedule: settings of each step; a function of the global step, so the same on all ranks.
         config: plain configuration to keep in checkpoints.
         seed: of the random numbers of training, such as those of drop path.
     """
@@ -54,17 +55,17 @@ class SurrogateModule(FitModule):
         self.tokens_per_sample = len(tokens.cells) / tokens.cells.batch_size
 
     def configure_model(self) -> None:
-        """Shards the weights where the strategy is FSDP2."""
+        """Shards the weights if the strategy is FSDP2."""
         if self.device_mesh is not None:
             shard(self.surrogate, self.device_mesh["data_parallel"])
 
     def model_of(self, batch: Batch) -> OneStepModel:
-        """The model for the fields of a batch."""
+        """Returns the model for the fields of a batch."""
         return self.surrogate
 
     def predict(self, batch: Batch, step: int, *, all_frames: bool = False) -> Tensor:
-        """The next frame in physical units (or that after each), with the settings of a step; the
-        frame at "lead_time" where the batch has one."""
+        """Predicts the next frame in physical units (or the one after each frame) with the settings
+        of a step; the frame at "lead_time" if the batch has one."""
         lead = {"lead_time": batch["lead_time"]} if "lead_time" in batch else {}
         return self.model_of(batch)(
             batch["input"],
@@ -76,7 +77,7 @@ class SurrogateModule(FitModule):
         )
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Mean loss over the steps that are predicted in a row, in units of `optim.loss_unit`."""
+        """Computes the mean loss over `optim.unroll` steps in units of `optim.loss_unit`."""
         optim, model = self.optim, self.model_of(batch)
         history, view = model.history, (-1, *[1] * model.ndim)
         mean, std = model.mean.view(view), model.std.view(view)
@@ -99,17 +100,18 @@ class SurrogateModule(FitModule):
         return total
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        loss, size = self.loss(batch, self.global_step), len(batch["target"])
-        self.log_step(loss, size)
-        return loss
+        """Computes the loss of one batch plus the auxiliary losses that parts report."""
+        with collect_auxiliary() as auxiliary:
+            loss = self.loss(batch, self.global_step)
+        self.log_step(loss, len(batch["target"]), auxiliary)
+        return loss + auxiliary.total()
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the last validation."""
+        """Drops the errors of the last validation."""
         self._errors = {}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """VRMSE, mean over samples and fields; batch i uses the settings of step i."""
+        """Collects VRMSE, the mean over samples and fields; batch i uses the settings of step i."""
         target = batch["target"][:, :1]
         error = vrmse(self.predict(batch, batch_idx).float(), target, self.surrogate.ndim)
         real = self.real_samples(batch_idx, len(target), dataloader_idx)
@@ -117,7 +119,7 @@ class SurrogateModule(FitModule):
         self._errors.setdefault(batch.get("set", [""])[0], []).append(sums)
 
     def on_validation_epoch_end(self) -> None:
-        """The mean over all samples of all ranks, and over the sets."""
+        """Logs the mean over the samples of all ranks, then over the sets."""
         sums = torch.stack([torch.stack(errors).sum(0) for errors in self._errors.values()])
         total = self.trainer.strategy.reduce(sums, reduce_op="sum")
         means = total[:, 0] / total[:, 1]
@@ -127,6 +129,6 @@ class SurrogateModule(FitModule):
             self.log_dict(dict(zip(names, means.unbind(), strict=True)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the configuration, so that a checkpoint alone can be evaluated."""
+        """Adds how the model is built, so that a checkpoint suffices to load it."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["adaptok_model"] = dict(self.surrogate.config or {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adaptok.report.records import Number
+from adaptok.report.runs import Number
 from adaptok.report.summaries import Spread
 
 SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

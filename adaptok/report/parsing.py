@@ -1,4 +1,4 @@
-"""Values of metrics.json, whatever is missing or of another type than expected."""
+"""Values of metrics.json, tolerant of missing entries and unexpected types."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptok.report.records import Number, Result
+from adaptok.report.runs import Number, SettingResult
 
 BANDS = ("low", "middle", "high")
-# Entries of a row that are read by name; other numbers are kept under their own.
-STRUCTURED = ("label", "setting", "controls", "vrmse", "tokens", "rollout", "spectral_nmse")
+FIRST = ("vrmse", "tokens", "spectral_nmse", "rollout")  # order of the columns
+OTHERS = ("label", "setting", "controls")  # entries of a row that are no numbers
 
 
 def chain(content: Any, *keys: str) -> Any:
-    """A nested entry, None where there is none."""
+    """Returns a nested entry, None if there is none."""
     for key in keys:
         if not isinstance(content, Mapping):
             return None
@@ -22,55 +22,63 @@ def chain(content: Any, *keys: str) -> Any:
     return content
 
 
+def entries(content: Any, *keys: str) -> dict[str, Any]:
+    """Returns a nested mapping, empty for anything else."""
+    found = chain(content, *keys)
+    return {str(k): v for k, v in found.items()} if isinstance(found, Mapping) else {}
+
+
 def number(value: Any) -> Number:
-    """A finite number, else None."""
+    """Returns a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def numbers(values: Any) -> list[Number]:
-    """A list of numbers, empty for anything else."""
+    """Returns a list of numbers, empty for anything else."""
     return [number(v) for v in values] if isinstance(values, list) else []
 
 
-def result_of(row: Mapping[str, Any]) -> Result:
-    """A row of ``settings``."""
+def result_of(row: Mapping[str, Any]) -> SettingResult:
+    """Reads a row of ``settings``: every mapping with a "mean" but the tokens is an error metric.
+
+    Names of values: "x" for a number x and for the mean or total of a mapping x, "x_part" for its
+    other numbers (``flops_processor``, ``vrmse_median``, ``auxiliary_drift``).
+    """
     values: dict[str, Number] = {}
-    setting = row.get("setting")
-    if "vrmse" in row:
-        values["vrmse"] = number(chain(row, "vrmse", "mean"))
-        values["vrmse_median"] = number(chain(row, "vrmse", "median"))
-    for name, suffix in (("mean", ""), ("min", "_min"), ("max", "_max")):
-        if (tokens := number(chain(row, "tokens", name))) is not None:
-            values[f"tokens{suffix}"] = tokens
-    for name, value in zip(BANDS, numbers(row.get("spectral_nmse")), strict=False):
-        values[f"nmse_{name}"] = value
-    values |= _rollout_values(row.get("rollout"))
-    for key, value in row.items():
-        if key not in STRUCTURED:
-            values |= _scalars(key, value)
-    per_field = chain(row, "vrmse", "fields")
-    return Result(
+    fields: dict[str, Number] = {}
+    metrics = [k for k, v in row.items() if isinstance(v, Mapping) and "mean" in v]
+    metrics = [name for name in metrics if name not in ("tokens", "rollout")]
+    for name, value in ({key: row[key] for key in FIRST if key in row} | dict(row)).items():
+        if name in OTHERS or isinstance(value, bool):
+            continue
+        if name == "spectral_nmse":
+            bands = zip(BANDS, numbers(value), strict=False)
+            values |= {f"nmse_{band}": error for band, error in bands}
+        elif name == "rollout":
+            if steps := numbers(chain(value, "mean")):
+                values |= {"rollout_last": steps[-1], "rollout_steps": float(len(steps))}
+            windows = entries(value, "windows")
+            values |= {f"rollout_{window}": number(error) for window, error in windows.items()}
+        elif isinstance(value, Mapping):
+            own = {f"{name}_{k}": number(v) for k, v in value.items()}
+            kept = (f"{name}_mean", f"{name}_median") if name in metrics else ()
+            own = {k: v for k, v in own.items() if v is not None or k in kept}
+            renamed = {f"{name}_mean": name, f"{name}_total": name}
+            values |= {renamed.get(k, k): v for k, v in own.items()}
+            errors = entries(value, "fields") if name in metrics else {}
+            fields |= {f"{name}.{field}": number(chain(v, "mean")) for field, v in errors.items()}
+        elif name == "vrmse" or value is None or isinstance(value, (int, float)):
+            values[name] = number(value)
+    return SettingResult(
         label=str(row.get("label") or "as built"),
-        setting=dict(setting) if isinstance(setting, Mapping) else {},
+        setting=entries(row, "setting"),
         values=values,
         curves=_curves(row.get("rollout")),
-        fields={str(k): number(chain(v, "mean")) for k, v in (per_field or {}).items()}
-        if isinstance(per_field, Mapping)
-        else {},
+        fields=fields,
+        metrics=metrics,
     )
-
-
-def _rollout_values(rollout: Any) -> dict[str, Number]:
-    steps = numbers(chain(rollout, "mean"))
-    windows = chain(rollout, "windows")
-    values: dict[str, Number] = {}
-    if steps:
-        values |= {"rollout_last": steps[-1], "rollout_steps": float(len(steps))}
-    if isinstance(windows, Mapping):
-        values |= {f"rollout_{name}": number(value) for name, value in windows.items()}
-    return values
 
 
 def _curves(rollout: Any) -> dict[str, list[Any]]:
@@ -83,14 +91,3 @@ def _curves(rollout: Any) -> dict[str, list[Any]]:
         "power": [numbers(row) for row in power] if isinstance(power, list) else [],
     }
     return {name: values for name, values in curves.items() if values}
-
-
-def _scalars(key: str, value: Any) -> dict[str, Number]:
-    """A number, or those of a mapping: flops and flops_tokenizer ..."""
-    if isinstance(value, Mapping):
-        scalars = {f"{key}_{k}": number(v) for k, v in value.items() if number(v) is not None}
-        if f"{key}_total" in scalars:
-            scalars[key] = scalars.pop(f"{key}_total")
-        return scalars
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return {key: number(value)} if is_number or value is None else {}

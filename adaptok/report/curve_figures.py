@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -55,10 +55,7 @@ def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list
         else:
             figure.update_yaxes(**log_ticks([*frame["y"], known]))
         reference_line(figure, known, "persistence (test)")
-        caption = "A line per run; dotted: not finished. Flat at the end: trained long enough."
-        if key == "train/loss":
-            caption = "A line per run, each in the units of its own loss; dotted: not finished."
-        panels.append(Panel(title[0].upper() + title[1:], figure, caption))
+        panels.append(Panel(title[0].upper() + title[1:], figure))
     return panels
 
 
@@ -96,12 +93,7 @@ def rollout_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[
     add_lines(figure, frame, {**looked, "persistence": REFERENCE}, hover)
     if span(frame["y"]) > 20:
         figure.update_yaxes(type="log", **log_ticks(drawn(figure, "y")))
-    caption = (
-        "Errors of predictions that are fed back as input, mean over fields, trajectories and "
-        "seeds; the band is one sample standard deviation over seeds. 1 is the error of predicting "
-        "the mean; a line that ends has diverged."
-    )
-    return [Panel("Error against the rollout step", figure, caption)]
+    return [Panel("Error against the rollout step", figure)]
 
 
 def _draw_band(figure: go.Figure, row: Summary, look: Look) -> None:
@@ -129,60 +121,35 @@ def _draw_band(figure: go.Figure, row: Summary, look: Look) -> None:
 def spectrum_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Panel]:
     """Draws where in the spectrum the errors are, and patch artifacts."""
     home = [row for row in rows if row.home and not row.is_reference]
-    panels = []
+    step = Axis("rollout step")
+    error = Axis("squared error / energy (lower is better)", log=True)
+    wave = Axis("wavenumber (cycles per grid point)", log=True)
+    power = Axis("power of the residual (lower is better)", log=True)
+    at_wave = "%{x:.3g} cycles per grid point:"
+    panels = {}
     for i, band in enumerate(BANDS):
-
-        def error(row: Summary, i: int = i) -> pd.DataFrame:
-            lists = [[step[i] for step in steps] for steps in row.lists("bands")]
-            return points(row.label, mean_curve(lists))
-
-        axis = Axis("squared error / energy (lower is better)", log=True)
-        caption = (
-            f"Squared error over energy in the {band} one of three logarithmic bands of "
-            "wavenumbers (BSNMSE). At 1 and above nothing of that scale is predicted."
+        frames = [
+            points(r.label, mean_curve([[s[i] for s in b] for b in r.lists("bands")])) for r in home
+        ]
+        panels[f"{band.capitalize()} wavenumbers"] = _figure(
+            frames, looked, step, error, "step %{x}: error"
         )
-        figure = _figure(home, looked, Axis("rollout step"), axis, error, "step %{x}: error")
-        panels.append((f"{band.capitalize()} wavenumbers", figure, caption))
-    figure = _figure(
-        home,
-        looked,
-        Axis("wavenumber (cycles per grid point)", log=True),
-        Axis("power of the residual (lower is better)", log=True),
-        _residual_power,
-        "%{x:.3g} cycles per grid point:",
-    )
-    caption = (
-        "Power of prediction − truth at the last rollout step, in units of each field's variance, "
-        "summed over directions. Peaks are patterns with the period of a patch."
-    )
-    panels.append(("Spectrum of the residual", figure, caption))
-    axis = Axis("rise at the harmonics (1 is best)")
-    steps = Axis("rollout step")
-
-    def rise(row: Summary) -> pd.DataFrame:
-        return points(row.label, row.curve("harmonics"))
-
-    figure = _figure(home, looked, steps, axis, rise, "step %{x}: ratio")
-    if figure is not None:
-        reference_line(figure, 1.0, "no artifacts")
-    caption = (
-        "Power of the residual at the harmonics of the coarsest patch over that beside them; 1: a "
-        "residual without patch artifacts."
-    )
-    panels.append(("Patch artifacts", figure, caption))
-    return [Panel(*panel) for panel in panels if panel[1] is not None]
+    frames = [_residual_power(row) for row in home]
+    panels["Spectrum of the residual"] = _figure(frames, looked, wave, power, at_wave)
+    frames = [points(row.label, row.curve("harmonics")) for row in home]
+    rise = Axis("rise at the harmonics (1 is best)")
+    artifacts = _figure(frames, looked, step, rise, "step %{x}: ratio")
+    if artifacts is not None:
+        reference_line(artifacts, 1.0, "no artifacts")
+    panels["Patch artifacts"] = artifacts
+    return [Panel(title, figure) for title, figure in panels.items() if figure is not None]
 
 
 def _figure(
-    rows: Sequence[Summary],
-    looked: Mapping[str, Look],
-    x: Axis,
-    y: Axis,
-    values: Callable[[Summary], pd.DataFrame],
-    hover: str,
+    frames: Sequence[pd.DataFrame], looked: Mapping[str, Look], x: Axis, y: Axis, hover: str
 ) -> go.Figure | None:
-    """Draws a line per row; None if nothing was measured."""
-    frames = [frame for row in rows if (frame := values(row))["y"].notna().any()]
+    """Draws a line per model; None if nothing was measured."""
+    frames = [frame for frame in frames if frame["y"].notna().any()]
     if not frames:
         return None
     figure, frame = new_figure(x, y), pd.concat(frames)

@@ -26,12 +26,6 @@ from adaptok.report.runs import Measure, Number
 from adaptok.report.summaries import Summary, Transfer, pareto_front
 from adaptok.utils.palette import OKABE_ITO
 
-TRANSFER_NOTE = (
-    "VRMSE (lower is better, darker; equal colours in all panels), mean over seeds. Rows: tokens "
-    "per sample in training; columns: in the test; framed: the same. A model that transfers has an "
-    "even row. † not better than persistence."
-)
-
 
 class CostAxis(NamedTuple):
     """What a model costs, on the horizontal axis."""
@@ -39,50 +33,15 @@ class CostAxis(NamedTuple):
     key: str
     against: str
     axis: str
-    caption: str
     text: Callable[[Number], str]
 
 
 COSTS = (
-    CostAxis(
-        "tokens",
-        "tokens",
-        "tokens per sample",
-        "Mean number of tokens of a sample, over all its frames.",
-        formats.count,
-    ),
-    CostAxis(
-        "flops",
-        "FLOPs",
-        "FLOPs per sample and forward pass",
-        "Matrix products, convolutions and attention, counted; a multiply-add is 2.",
-        formats.quantity,
-    ),
-    CostAxis(
-        "seconds_per_step",
-        "time",
-        "time of a forward pass of a batch",
-        "Wall-clock time as measured in the test; comparable on equal hardware only.",
-        formats.seconds,
-    ),
+    CostAxis("tokens", "tokens", "tokens per sample", formats.count),
+    CostAxis("flops", "FLOPs", "FLOPs per sample and forward pass", formats.quantity),
+    CostAxis("seconds_per_step", "time", "time of a forward pass of a batch", formats.seconds),
 )
-SPEED = CostAxis(
-    "images_per_second",
-    "speed",
-    "images per second",
-    "As measured in the test, comparable on equal hardware only; best is the upper right.",
-    formats.quantity,
-)
-
-
-def cost_note(measure: Measure) -> str:
-    """Describes what all panels of `cost_panels` show."""
-    corner = "lower left" if measure.lower else "upper left"
-    return (
-        "Large marks: mean over seeds with the sample standard deviation; faint ones: single runs; "
-        "lines join the settings of a model. The grey steps are the Pareto front; the best place "
-        f"is the {corner}."
-    )
+SPEED = CostAxis("images_per_second", "speed", "images per second", formats.quantity)
 
 
 def cost_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Panel]:
@@ -95,8 +54,7 @@ def cost_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Pan
         frame = _cost_frame(rows, cost)
         if len(frame):
             title = f"{'Error' if measure.lower else 'Accuracy'} against {cost.against}"
-            figure = _cost_figure(frame, rows, cost, measure, looked)
-            panels.append(Panel(title, figure, cost.caption))
+            panels.append(Panel(title, _cost_figure(frame, rows, cost, measure, looked)))
     return panels
 
 

@@ -20,11 +20,11 @@ DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(1 + i / 10 for i 
 
 
 class Panel(NamedTuple):
-    """A figure, its title, and a sentence about what it shows."""
+    """A figure with its title; the template knows the captions of most titles."""
 
     title: str
     figure: go.Figure
-    caption: str
+    caption: str = ""
 
 
 class Axis(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from adaptok.report import tables
-from adaptok.report.colors import Look, dark_colors, looks
+from adaptok.report.colors import dark_colors, looks
 from adaptok.report.contents import ReportContents, Section, not_finished
 from adaptok.report.curve_figures import learning_panels, rollout_panels, spectrum_panels
-from adaptok.report.error_figures import TRANSFER_NOTE, cost_note, cost_panels, transfer_panels
+from adaptok.report.error_figures import cost_panels, transfer_panels
 from adaptok.report.figures import Panel
 from adaptok.report.gallery import pictures_of
 from adaptok.report.runs import LeftOut
@@ -67,39 +66,28 @@ def page(contents: ReportContents, out: str | Path, csv: str = "") -> str:
 
 
 def _section(section: Section, name: str, problems: list[LeftOut]) -> dict[str, Any]:
-    """What the template shows of a comparison; parts without content are left out."""
+    """Collects what the template shows of a comparison; leaves out parts without content."""
     looked, rows, measure = looks(section.groups), section.rows, section.comparison.measure
     parts: list[dict[str, Any]] = []
     if rows:
         fields = tables.fields_sheet(rows)
         sheet = tables.results_sheet(rows)
-        parts.append(
-            {"name": "results", "title": "Results", "sheet": sheet, "more": ("By field", fields)}
-        )
-    for key, (title, panels, note) in _panels(section, looked).items():
-        if panels:
-            part = {"name": key, "title": title, "panels": panels, "note": note}
+        parts.append({"name": "results", "sheet": sheet, "more": ("By field", fields)})
+    panels = {
+        "cost": cost_panels(rows, looked),
+        "transfer": transfer_panels(transfers(rows)),
+        "learning": learning_panels(section.groups, looked),
+        "rollout": rollout_panels(rows, looked),
+        "spectra": spectrum_panels(rows, looked),
+    }
+    for key, own in panels.items():
+        if own:
             steps = tables.rollout_sheet(rows) if key == "rollout" else None
-            parts.append(part | {"more": ("As a table", steps)})
+            parts.append({"name": key, "panels": own, "more": ("As a table", steps)})
     if pictures := pictures_of(section.groups, problems):
-        parts.append({"name": "cells", "title": "Cells and fields", "pictures": pictures})
+        parts.append({"name": "cells", "pictures": pictures})
     about = {"name": name, "title": section.comparison.title, "measure": measure}
     return about | {"warnings": section.warnings, "looks": looked, "parts": parts}
-
-
-def _panels(
-    section: Section, looked: Mapping[str, Look]
-) -> dict[str, tuple[str, list[Panel], str]]:
-    """Title, figures, and what all of them show."""
-    rows, groups, measure = section.rows, section.groups, section.comparison.measure
-    cost = "Error and cost" if measure.lower else "Accuracy and cost"
-    return {
-        "cost": (cost, cost_panels(rows, looked), cost_note(measure)),
-        "transfer": ("Budget transfer", transfer_panels(transfers(rows)), TRANSFER_NOTE),
-        "learning": ("Learning curves", learning_panels(groups, looked), ""),
-        "rollout": ("Rollouts", rollout_panels(rows, looked), ""),
-        "spectra": ("Spectra", spectrum_panels(rows, looked), ""),
-    }
 
 
 def _asset(name: str) -> Markup:

@@ -14,20 +14,6 @@ from adaptok.report.runs import LeftOut, Number, RunRecord
 from adaptok.report.summaries import Spread, Summary, Transfer, Verdict, ranks, spread
 
 ARROWS = {True: " ↓", False: " ↑"}
-HINTS = {
-    "seeds": "number of runs that differ in their seed only",
-    "setting": "controls of the test",
-    "tokens": "tokens per sample: mean, and from the smallest to the largest sample",
-    "FLOPs": "of one forward pass of one sample: matrix products, convolutions, attention; a "
-    "multiply-add counts 2",
-    "time / step": "seconds of one forward pass of a batch, as measured on the hardware of the run",
-    "images / s": "images per second in the test",
-    "peak memory": "most bytes that the tensors of a forward pass of a batch take",
-    "parameters": "number of weights",
-    "training step": "wall-clock time of a training step",
-    "last rollout step ↓": "VRMSE of the last rollout step, mean over fields and trajectories",
-    "median ↓": "median over samples",
-}
 COSTS: dict[str, tuple[str, Callable[[Number], str]]] = {
     "flops": ("FLOPs", lambda value: formats.quantity(value, "FLOP")),
     "seconds_per_step": ("time / step", formats.seconds),
@@ -50,11 +36,10 @@ class Cell(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """A table: caption, cells by column title, and a sentence about some of the columns."""
+    """A table: caption, and cells by column title."""
 
     caption: str
     columns: Mapping[str, Sequence[Cell]]
-    hints: Mapping[str, str] = HINTS
 
     @property
     def rows(self) -> list[tuple[Cell, ...]]:
@@ -78,7 +63,7 @@ def _models(rows: Sequence[Summary], first: Sequence[str] = ()) -> list[Cell]:
 
 
 def _by_row(caption: str, rows: Sequence[Mapping[str, Cell]]) -> Sheet:
-    return Sheet(caption, {title: [row[title] for row in rows] for title in (rows or [{}])[0]}, {})
+    return Sheet(caption, {title: [row[title] for row in rows] for title in (rows or [{}])[0]})
 
 
 def results_sheet(rows: Sequence[Summary]) -> Sheet:
@@ -91,10 +76,6 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
         columns["setting"] = [_plain(""), *(_plain(row.setting) for row in rows)]
     columns["seeds"] = [Cell(""), *(seeds_cell(row, rows) for row in rows)]
     columns["tokens"] = [Cell(""), *(_tokens_cell(row) for row in rows)]
-    what = f"{measure.title} over that of {reference}; below 1 it is of use"
-    if not measure.lower:
-        what = "accuracy over that of guessing; above 1 it is of use"
-    hints = HINTS | {f"/ {reference}": what}
     measured = {name for row in rows for _, result in row.pairs for name in result.values}
     others = {name: None for row in rows for _, result in row.pairs for name in result.metrics}
     titles = {measure.key: f"{measure.title}{arrow}", "vrmse_median": "median ↓"}
@@ -106,7 +87,6 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
         if name not in measured:
             continue
         ranked = name != "vrmse_median"
-        hints = {title: measure.direction} | hints
         known = [run.reference_of(name) for run in runs]
         columns[title] = [_reference_cell(known), *_error_cells(rows, name, ranked=ranked)]
         if name == measure.key:
@@ -123,7 +103,7 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
         f"seeds. Bold: best, italic: second best of the same setting, among models of which every "
         f"run beats {reference}."
     )
-    return Sheet(caption, columns, hints)
+    return Sheet(caption, columns)
 
 
 def _error_cells(rows: Sequence[Summary], name: str, *, ranked: bool) -> list[Cell]:
@@ -241,7 +221,7 @@ def transfer_sheet(matrix: Transfer) -> Sheet:
         f"{matrix.label}: VRMSE, lower is better; rows: tokens per sample in training, columns: in "
         f"the test. Bold: best of a column. † not better than persistence ({known})."
     )
-    return Sheet(caption, columns, {})
+    return Sheet(caption, columns)
 
 
 def verdict_sheet(found: Sequence[tuple[str, Verdict]]) -> Sheet:

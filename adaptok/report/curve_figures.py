@@ -20,6 +20,7 @@ from adaptok.report.figures import (
     power_of_ten,
     reference_line,
     span,
+    traces,
 )
 from adaptok.report.grouping import Group
 from adaptok.report.parsing import BANDS
@@ -44,10 +45,10 @@ def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list
         add_lines(
             figure, frame, looked, hover, width=1.3, line_group="run", custom_data=["text", "done"]
         )
-        for trace in figure.data:
-            text, done = trace.customdata[0]  # type: ignore[union-attr]
+        for trace in traces(figure):
+            text, done = trace.customdata[0]
             trace.update(text=text, customdata=None, line={} if done else {"dash": "dot"})
-            if len(trace.x) > MARKED:  # type: ignore[union-attr]
+            if len(trace.x) > MARKED:
                 trace.update(opacity=0.75)
         known = reference.mean if reference and key == "val/vrmse" else None
         if span(frame["y"]) < 1.5:
@@ -149,14 +150,15 @@ def _figure(
     frames: Sequence[pd.DataFrame], looked: Mapping[str, Look], x: Axis, y: Axis, hover: str
 ) -> go.Figure | None:
     """Draws a line per model; None if nothing was measured."""
-    frames = [frame for frame in frames if frame["y"].notna().any()]
+    frames = [frame for frame in frames if len(frame.dropna())]
     if not frames:
         return None
     figure, frame = new_figure(x, y), pd.concat(frames)
-    add_lines(figure, frame, looked, f"<b>%{{fullData.name}}</b><br>{hover} %{{y:.4g}}")
+    mode = "lines" if x.log else ""
+    hover = f"<b>%{{fullData.name}}</b><br>{hover} %{{y:.4g}}"
+    add_lines(figure, frame, looked, hover, mode=mode)
     if x.log:
         figure.update_xaxes(**log_ticks(frame["x"]))
-        figure.update_traces(mode="lines")
     if y.log:
         figure.update_yaxes(**log_ticks(frame["y"], power_of_ten if x.log else "{:g}".format))
     return figure
@@ -168,4 +170,4 @@ def _residual_power(row: Summary) -> pd.DataFrame:
     known = [(waves, power[-1]) for waves, power in pairs if waves and power]
     power: list[Number] = mean_curve([power for _, power in known])
     frame = points(row.label, power, known[0][0][: len(power)] if known else ())
-    return frame[(frame["x"] > 0) & (frame["x"] <= 0.5)]
+    return frame.query("0 < x <= 0.5")

@@ -101,10 +101,7 @@ def _cost_figure(
     if len(each):
         hover = "%{customdata[0]}<br><b>%{y:.4f}</b>"
         faded = {k: look._replace(color=faint(look.color, 0.35)) for k, look in looked.items()}
-        first = len(figure.data)
-        add_lines(figure, each, faded, hover, size=6, custom_data=["text"])
-        for trace in figure.data[first:]:
-            trace.update(mode="markers")
+        add_lines(figure, each, faded, hover, size=6, mode="markers", custom_data=["text"])
     hover = "<b>%{fullData.name}</b><br>%{customdata[0]}"
     options = {"error_y": "std", "custom_data": ["text"]}
     by_cost = frame.sort_values("x", kind="stable")

@@ -51,6 +51,7 @@ def add_lines(
     *,
     width: float = 1.8,
     size: float = 5,
+    mode: str = "",
     **options: Any,
 ) -> None:
     """Draws a line per model; all lines of a model form a legend group.
@@ -62,6 +63,7 @@ def add_lines(
         hover: text at a point, in plotly's notation.
         width: line width in pixels.
         size: marker size in pixels.
+        mode: "lines" or "markers"; by default lines, and markers if there are few points.
         options: further arguments of `plotly.express.line`.
     """
     lines = px.line(
@@ -79,9 +81,14 @@ def add_lines(
     )
     lines.update_traces(hovertemplate=hover + "<extra></extra>")
     lines.update_traces(line={"width": width}, marker={"size": size})
-    for trace in lines.data:
-        many = len(trace.x) > MARKED  # type: ignore[union-attr]
-        figure.add_trace(trace.update(mode="lines" if many else "lines+markers"))
+    for trace in traces(lines):
+        few = "lines+markers" if len(trace.x) <= MARKED else "lines"
+        figure.add_trace(trace.update(mode=mode or few))
+
+
+def traces(figure: go.Figure) -> list[Any]:
+    """Lists the traces of a figure."""
+    return list(figure.data)
 
 
 def points(label: str, values: Iterable[Number], x: Iterable[float] | None = None) -> pd.DataFrame:
@@ -157,4 +164,4 @@ def power_of_ten(value: float) -> str:
 
 def drawn(figure: go.Figure, axis: str) -> list[Number]:
     """Lists all coordinates of the figure's traces along "x" or "y"."""
-    return [float(v) for trace in figure.data for v in trace[axis]]  # type: ignore[union-attr]
+    return [float(v) for trace in traces(figure) for v in trace[axis]]

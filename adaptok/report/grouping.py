@@ -124,7 +124,11 @@ def _groups_of_kind(
         first = settled[id(own[0])]
         values = {key: first[key] for key in keys if key in first}
         mixed = [key for key in varying if len({identity(run, [key]) for run in own}) > 1]
-        label = label_of_keys(kind, with_budget(values, own[0]))
+        budget, shown = own[0].budget, values
+        if isinstance(budget, str) and any(key in values for key in BUDGETS):
+            # several budgets in training take the place of the schedule
+            shown = {k: v for k, v in values.items() if k not in BUDGETS} | {"budget": budget}
+        label = label_of_keys(kind, shown)
         tested = [run for run in own if run.results]
         tested.sort(key=lambda run: (run.seed is None, run.seed or 0, run.modified))
         same = [(run.seed, *identity(run, varying)) for run in tested]
@@ -180,13 +184,6 @@ def label_of_keys(kind: str, values: Mapping[str, Any]) -> str:
         telling = key in NAMES and value != "auto"
         parts.append(str(value) if telling else f"{name}={_shown(value)}")
     return ", ".join(parts)
-
-
-def with_budget(values: Mapping[str, Any], run: RunRecord) -> dict[str, Any]:
-    """Replaces the schedule by the budgets of training if there are several."""
-    if not isinstance(run.budget, str) or not any(key in values for key in BUDGETS):
-        return dict(values)
-    return {k: v for k, v in values.items() if k not in BUDGETS} | {"budget": run.budget}
 
 
 def _short(key: str) -> str:

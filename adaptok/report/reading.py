@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -197,15 +198,12 @@ def _as_asked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _named(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """Gives each run the shortest end of its path that no other run has."""
     paths = [run.folder.resolve().parts for run in runs]
-    named = []
-    for run, parts in zip(runs, paths, strict=True):
-        others = [p for p in paths if p != parts]
-        length = next(
-            (n for n in range(1, len(parts)) if not any(p[-n:] == parts[-n:] for p in others)),
-            len(parts),
-        )
-        named.append(replace(run, name="/".join(parts[-length:])))
-    return named
+    ends = Counter(parts[-n:] for parts in set(paths) for n in range(1, len(parts) + 1))
+    names = [
+        next("/".join(parts[-n:]) for n in range(1, len(parts) + 1) if ends[parts[-n:]] == 1)
+        for parts in paths
+    ]
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _read_curve(

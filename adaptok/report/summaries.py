@@ -144,8 +144,9 @@ def ranks(rows: Sequence[Summary], name: str, *, lower: bool = True) -> list[int
         beaten = value and reference and sign * value.mean >= sign * reference.mean
         values.append(sign * value.mean if value and ranked and not beaten else math.nan)
     by_setting = pd.Series(values).groupby([row.setting for row in rows])
-    places = by_setting.rank(method="first").where(by_setting.transform("count") > 1)
-    return [int(place) if place <= 2 else None for place in places]
+    places, counts = by_setting.rank(method="first"), by_setting.transform("count")
+    pairs = zip(places, counts, strict=True)
+    return [int(place) if place <= 2 and count > 1 else None for place, count in pairs]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

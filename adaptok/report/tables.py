@@ -47,8 +47,8 @@ class Sheet(NamedTuple):
         return list(zip(*self.columns.values(), strict=True))
 
 
-def _plain(text: str, **more: str) -> Cell:
-    return Cell(text, text, **more)
+def _plain(text: str, *, hint: str = "", link: str = "") -> Cell:
+    return Cell(text, text, hint=hint, link=link)
 
 
 def _mean(value: Spread | None, text: Callable[[Number], str]) -> Cell:

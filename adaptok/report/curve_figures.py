@@ -23,8 +23,7 @@ from adaptok.report.figures import (
     traces,
 )
 from adaptok.report.grouping import Group
-from adaptok.report.parsing import BANDS
-from adaptok.report.runs import Number
+from adaptok.report.runs import BANDS, Number
 from adaptok.report.summaries import Summary, mean_curve, spread
 
 LONGEST = 300  # points of a learning curve

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Number = float | None
+BANDS = ("low", "middle", "high")  # of wavenumbers
 
 
 class LeftOut(NamedTuple):

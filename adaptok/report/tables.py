@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from adaptok.report import formats
-from adaptok.report.parsing import number
+from adaptok.report.reading import number
 from adaptok.report.runs import LeftOut, Number, RunRecord
 from adaptok.report.summaries import Spread, Summary, Transfer, Verdict, ranks, spread
 
@@ -57,7 +57,7 @@ def _mean(value: Spread | None, text: Callable[[Number], str]) -> Cell:
 
 
 def _models(rows: Sequence[Summary], first: Sequence[str] = ()) -> list[Cell]:
-    """The first column: models, after those that are given by name."""
+    """Makes the first column: names of references, then the models."""
     given = [Cell(label, label, weak=True) for label in first]
     return given + [Cell(row.label, row.label, weak=not row.counts) for row in rows]
 
@@ -67,7 +67,7 @@ def _by_row(caption: str, rows: Sequence[Mapping[str, Cell]]) -> Sheet:
 
 
 def results_sheet(rows: Sequence[Summary]) -> Sheet:
-    """Errors and costs of the models of one comparison, the reference first."""
+    """Lists errors and costs of the models of one comparison, the reference first."""
     measure = rows[0].measure
     arrow, reference = ARROWS[measure.lower], measure.reference
     runs = list({id(run): run for row in rows for run, _ in row.pairs}.values())
@@ -128,7 +128,7 @@ def _ratio_cell(row: Summary) -> Cell:
 
 
 def _reference_cell(values: Sequence[Number]) -> Cell:
-    """A number of persistence, or its range if the runs do not agree."""
+    """Shows a number of persistence, or its range if the runs do not agree."""
     known = [v for v in values if v is not None]
     if not known:
         return Cell(formats.MISSING)
@@ -162,7 +162,7 @@ def _tokens_cell(row: Summary) -> Cell:
 
 
 def fields_sheet(rows: Sequence[Summary]) -> Sheet | None:
-    """Error of every field, at the settings of training."""
+    """Lists the error of every field, at the settings of training."""
     home = [row for row in rows if row.home]
     prefix = f"{rows[0].measure.key}."
     names = [name for row in home for _, r in row.pairs for name in r.fields]
@@ -178,7 +178,7 @@ def fields_sheet(rows: Sequence[Summary]) -> Sheet | None:
 
 
 def rollout_sheet(rows: Sequence[Summary], *, columns: int = 8) -> Sheet | None:
-    """VRMSE at some rollout steps, at the settings of training; persistence first."""
+    """Lists VRMSE at some rollout steps, at the settings of training; persistence first."""
     home = [row for row in rows if row.home and any(row.curve("rollout"))]
     if not home:
         return None
@@ -201,7 +201,7 @@ def rollout_sheet(rows: Sequence[Summary], *, columns: int = 8) -> Sheet | None:
 
 
 def transfer_sheet(matrix: Transfer) -> Sheet:
-    """Errors by budget in training (rows) and budget in the test (columns)."""
+    """Lists errors by budget in training (rows) and budget in the test (columns)."""
     trained = [Cell(str(b), b if isinstance(b, int) else float("inf")) for b in matrix.trained]
     columns = {"trained at": trained}
     for i, budget in enumerate(matrix.tested):
@@ -225,7 +225,7 @@ def transfer_sheet(matrix: Transfer) -> Sheet:
 
 
 def verdict_sheet(found: Sequence[tuple[str, Verdict]]) -> Sheet:
-    """Which comparisons count; takes pairs of data set and verdict."""
+    """Lists which comparisons count, from pairs of data set and verdict."""
     rows = [
         {
             "data": _plain(title),
@@ -246,7 +246,7 @@ def verdict_sheet(found: Sequence[tuple[str, Verdict]]) -> Sheet:
 
 
 def runs_sheet(runs: Sequence[RunRecord], labels: Mapping[int, str], out: Path) -> Sheet:
-    """Every run with a link to its folder.
+    """Lists every run with a link to its folder.
 
     Args:
         labels: label of the group by id of the run.
@@ -281,12 +281,12 @@ def _run_row(run: RunRecord, label: str, out: Path) -> dict[str, Cell]:
 
 
 def left_out_sheet(problems: Sequence[LeftOut]) -> Sheet:
-    """Folders with the reason why they are left out."""
+    """Lists folders with the reason why they are left out."""
     rows = [{"folder": _plain(str(folder)), "why": _plain(what)} for folder, what in problems]
     return _by_row("What is not in the means above, or only in part.", rows)
 
 
 def link_to(run: RunRecord, out: Path) -> str:
-    """Relative URL of the run folder, seen from the folder of the page."""
+    """Writes the URL of the run folder relative to the folder of the page."""
     path = os.path.relpath(run.folder.resolve(), out.resolve())
     return quote(Path(path).as_posix()) + "/"

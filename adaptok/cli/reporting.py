@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adaptok.report.markdown import markdown_report
-from adaptok.report.writing import read_contents, write_contents
+from adaptok.report.contents import read_contents
+from adaptok.report.writing import markdown_report, write_contents
 
 OPTIONS = ("out", "by")
 

@@ -1,4 +1,4 @@
-"""Configurations of runs: flat, and without what has no influence on the result."""
+"""Configurations without what has no influence on the result."""
 
 from __future__ import annotations
 
@@ -21,18 +21,6 @@ OF_TRAINING_DATA = (
     "data.generate.valid",
     "data.max_lead",
 )
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with keys such as ``tokenizer.budget``; lists stay as they are."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{name}.")
-        else:
-            result[name] = value
-    return result
 
 
 def under(key: str, names: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""What is kept of a run: plain values, each of which may be missing."""
+"""Records of runs: plain values, each of which may be missing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Number = float | None
+BANDS = ("low", "middle", "high")  # of wavenumbers
 
 
-class Problem(NamedTuple):
-    """A folder that was left out, or a part of it, and why."""
+class LeftOut(NamedTuple):
+    """A folder or file that the report leaves out, and why."""
 
     folder: Path
     what: str
 
 
 class Measure(NamedTuple):
-    """The number that models are compared by."""
+    """The number that ranks models."""
 
     key: str
     title: str
@@ -40,8 +41,8 @@ ACCURACY = Measure("accuracy", "accuracy", False, "chance")
 
 
 @dataclass(frozen=True)
-class Result:
-    """A trained model at one setting: a row of metrics.json.
+class SettingResult:
+    """A trained model tested at one setting: a row of metrics.json.
 
     Attributes:
         label: of the setting, "as built" without one.
@@ -49,7 +50,8 @@ class Result:
         values: numbers by name; None is one that diverged.
         curves: lists of numbers: "rollout" and "harmonics" (steps,), "bands" (steps, 3),
             "wavenumber" (m,) and "power" (steps, m); only those that were measured.
-        fields: VRMSE by field.
+        fields: errors by metric and field: "vrmse.pressure".
+        metrics: names of the error metrics among the values.
     """
 
     label: str
@@ -57,9 +59,10 @@ class Result:
     values: Mapping[str, Number] = field(default_factory=dict)
     curves: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     fields: Mapping[str, Number] = field(default_factory=dict)
+    metrics: Sequence[str] = ()
 
     def get(self, name: str) -> Number:
-        """A number, None where it is missing or diverged."""
+        """Returns a number, None if it is missing or diverged."""
         return self.values.get(name)
 
     @property
@@ -70,25 +73,25 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder, for one data set: a pretraining run is one of these per set.
+class RunRecord:
+    """A run folder and one data set; a pretraining run has a record per set.
 
     Attributes:
         folder: where the numbers are.
-        name: of the folder, as short as it is unique among those read.
+        name: shortest end of the folder's path that is unique among the runs read.
         status: "finished", "diverged", "failed" or "unfinished".
         measure: VRMSE or accuracy.
         data: name of the data set.
-        split: that was tested.
-        config: of the run, flat: ``tokenizer.budget``.
-        results: a row per setting, empty unless it is finished or diverged.
-        reference: errors of persistence, or the accuracy of guessing.
+        split: tested split.
+        config: dotted keys, such as ``tokenizer.budget``, with their values.
+        results: one per setting; empty unless the run is finished or diverged.
+        references: errors of persistence by metric, or the accuracy of guessing.
         reference_rollout: VRMSE of persistence at every rollout step.
         values: numbers of the whole run: parameters, seconds per training step ...
         environment: adaptok, torch, device, hardware, when.
         curve: rows of metrics.csv.
         note: why it is not finished.
-        source: run folder of the checkpoint that was evaluated, None of a training run.
+        source: run folder of the evaluated checkpoint; None for a training run.
         modified: time stamp of its results.
     """
 
@@ -99,8 +102,8 @@ class Run:
     data: str
     split: str = "test"
     config: Mapping[str, Any] = field(default_factory=dict)
-    results: Sequence[Result] = ()
-    reference: Number = None
+    results: Sequence[SettingResult] = ()
+    references: Mapping[str, Number] = field(default_factory=dict)
     reference_rollout: Sequence[Number] = ()
     values: Mapping[str, Number] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -110,6 +113,11 @@ class Run:
     modified: float = 0.0
 
     @property
+    def reference(self) -> Number:
+        """Persistence's error, or the accuracy of guessing."""
+        return self.references.get(self.measure.key)
+
+    @property
     def seed(self) -> int | None:
         """Seed of the weights and of the order of the samples."""
         seed = self.config.get("seed")
@@ -117,7 +125,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What gives a run its colour: its tokenizer, or the name of a baseline."""
+        """Tokenizer, or name of a baseline: it decides the color."""
         model = self.config.get("model.name")
         if self.measure is VRMSE and model not in (None, "surrogate"):
             return str(model)
@@ -139,32 +147,26 @@ class Run:
         return None
 
     @property
-    def home(self) -> Result | None:
+    def home(self) -> SettingResult | None:
         """The setting that the model was trained at, or else the first one."""
-        at_home = [result for result in self.results if self.trained_at(result)]
-        return next(iter([*at_home, *self.results]), None)
+        return next(iter(sorted(self.results, key=self.trained_at, reverse=True)), None)
 
-    def trained_at(self, result: Result) -> bool:
-        """Whether a result is of the setting that the model was trained at."""
+    def trained_at(self, result: SettingResult) -> bool:
+        """Whether the result belongs to the setting that the model was trained at."""
         return not result.setting or result.budget == self.budget is not None
 
     def reference_of(self, name: str) -> Number:
-        """Persistence's value of "vrmse", "rollout_last" or a window such as "rollout_6:12"."""
-        if name == self.measure.key:
-            return self.reference
-        window = name.removeprefix("rollout_")
-        if name == "rollout_last":
-            steps = list(self.reference_rollout[-1:])
-        elif ":" in window:
-            first, _, stop = window.partition(":")
-            steps = list(self.reference_rollout[int(first) : int(stop)])
-        else:
-            return None
+        """Persistence's value of a metric, "rollout_last" or a window such as "rollout_6:12"."""
+        if name in self.references or not name.startswith("rollout_"):
+            return self.references.get(name)
+        first, is_window, stop = name.removeprefix("rollout_").partition(":")
+        chosen = slice(int(first), int(stop)) if is_window else slice(-1, None)
+        steps = list(self.reference_rollout[chosen])
         known = [step for step in steps if step is not None]
         return sum(known) / len(known) if known and len(known) == len(steps) else None
 
-    def beats_reference(self, result: Result) -> bool | None:
-        """Whether a result is better than persistence (or chance); None where that is unknown."""
+    def beats_reference(self, result: SettingResult) -> bool | None:
+        """Whether a result is better than persistence (or chance); None if that is unknown."""
         if self.reference is None or self.measure.key not in result.values:
             return None
         value = result.get(self.measure.key)
@@ -172,7 +174,7 @@ class Run:
 
 
 class Runs(NamedTuple):
-    """What was found: the runs, and what was left out."""
+    """The runs found, and what was left out."""
 
-    runs: list[Run]
-    problems: list[Problem]
+    runs: list[RunRecord]
+    problems: list[LeftOut]

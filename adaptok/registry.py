@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import entry_points
@@ -72,11 +73,20 @@ class Registry:
         """Parameters without a default: the model fills them in."""
         return [p.name for p in self._parameters(name) if p.default is p.empty]
 
+    def meanings(self, name: str) -> dict[str, str]:
+        """What the docstring says of each knob, in "Args:"; "" for a knob that it leaves out."""
+        said = documented_args(self.get(name))
+        return {knob: said.get(knob, "") for knob in self.knobs(name)}
+
     def describe(self, name: str) -> str:
-        """Name, first line of the docstring, and knobs with their defaults."""
+        """Name and first line of the docstring, then a line per knob: default and meaning."""
         doc = (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
-        knobs = ", ".join(f"{k}={v!r}" for k, v in self.knobs(name).items())
-        return f"{name}: {doc}" + (f"\n  {knobs}" if knobs else "")
+        defaults = self.knobs(name)
+        lines = [
+            f"  {knob}={defaults[knob]!r}" + (f": {meaning}" if meaning else "")
+            for knob, meaning in self.meanings(name).items()
+        ]
+        return "\n".join([f"{name}: {doc}", *lines])
 
     def create(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Builds the part; an unknown knob raises ``ValueError`` that lists the valid ones."""
@@ -116,6 +126,23 @@ class Registry:
                 warnings.warn(
                     f"{self.kind} plug-in {point.name!r} was left out: {error}", stacklevel=3
                 )
+
+
+def documented_args(factory: Callable[..., Any]) -> dict[str, str]:
+    """Parameters and their descriptions, from the section "Args:" (Google style) of a docstring.
+
+    A class also has those that its base classes describe.
+    """
+    owners = inspect.getmro(factory) if inspect.isclass(factory) else (factory,)
+    found: dict[str, str] = {}
+    for owner in owners:
+        doc = inspect.cleandoc(owner.__doc__ or "")
+        section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", doc, re.MULTILINE)
+        entry = re.compile(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+        for names, text in entry.findall(section[1] if section else ""):
+            for name in names.split(", "):  # "min_size, max_size: ..." describes two
+                found.setdefault(name, " ".join(text.split()))
+    return found
 
 
 def split_part(part: str | Mapping[str, Any], kind: str) -> tuple[str, dict[str, Any]]:

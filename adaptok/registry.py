@@ -138,10 +138,9 @@ def documented_args(factory: Callable[..., Any]) -> dict[str, str]:
     for owner in owners:
         doc = inspect.cleandoc(owner.__doc__ or "")
         section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", doc, re.MULTILINE)
-        entry = re.compile(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", re.MULTILINE)
-        for names, text in entry.findall(section[1] if section else ""):
-            for name in names.split(", "):  # "min_size, max_size: ..." describes two
-                found.setdefault(name, " ".join(text.split()))
+        entry = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+        for name, text in entry.findall(section[1] if section else ""):
+            found.setdefault(name, " ".join(text.split()))
     return found
 
 

@@ -86,7 +86,7 @@ def test_meanings_come_from_the_docstring_of_the_class_and_of_its_bases(sweets):
         """Sweet.
 
         Args:
-            width, height: in millimetres.
+            width: in millimetres.
             taste: hidden by the subclass.
         """
 
@@ -98,13 +98,12 @@ def test_meanings_come_from_the_docstring_of_the_class_and_of_its_bases(sweets):
             taste: "sour" or "bitter".
         """
 
-        def __init__(self, *, taste="sour", width=1, height=2, color=None):
+        def __init__(self, *, taste="sour", width=1, color=None):
             pass
 
     assert sweets.meanings("square") == {
         "taste": '"sour" or "bitter".',
         "width": "in millimetres.",
-        "height": "in millimetres.",
         "color": "",
     }
 

@@ -74,12 +74,12 @@ class Registry:
         return [p.name for p in self._parameters(name) if p.default is p.empty]
 
     def meanings(self, name: str) -> dict[str, str]:
-        """What the docstring says of each knob, in "Args:"; "" for a knob that it leaves out."""
+        """Returns what the docstring says of each knob under "Args:", or "" if it says nothing."""
         said = documented_args(self.get(name))
         return {knob: said.get(knob, "") for knob in self.knobs(name)}
 
     def describe(self, name: str) -> str:
-        """Name and first line of the docstring, then a line per knob: default and meaning."""
+        """Returns name and first line of the docstring, then default and meaning of each knob."""
         doc = (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
         defaults = self.knobs(name)
         lines = [
@@ -128,22 +128,6 @@ class Registry:
                 )
 
 
-def documented_args(factory: Callable[..., Any]) -> dict[str, str]:
-    """Parameters and their descriptions, from the section "Args:" (Google style) of a docstring.
-
-    A class also has those that its base classes describe.
-    """
-    owners = inspect.getmro(factory) if inspect.isclass(factory) else (factory,)
-    found: dict[str, str] = {}
-    for owner in owners:
-        doc = inspect.cleandoc(owner.__doc__ or "")
-        section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", doc, re.MULTILINE)
-        entry = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
-        for name, text in entry.findall(section[1] if section else ""):
-            found.setdefault(name, " ".join(text.split()))
-    return found
-
-
 def split_part(part: str | Mapping[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
     """Splits ``"iap"`` or ``{"name": "iap", **knobs}`` into the name and its knobs."""
     if isinstance(part, str):
@@ -169,6 +153,22 @@ def choice(name: str, value: Any, accepted: Collection[Any]) -> Any:
         return value
     near = close_matches(value, accepted) if isinstance(value, str) else ""
     raise ValueError(f"{name} must be one of {', '.join(map(str, accepted))}, got {value!r}{near}")
+
+
+def documented_args(factory: Callable[..., Any]) -> dict[str, str]:
+    """Reads what a docstring says of each parameter, in "Args:" (Google style).
+
+    A class also has those that its base classes describe.
+    """
+    owners = inspect.getmro(factory) if inspect.isclass(factory) else (factory,)
+    found: dict[str, str] = {}
+    for owner in owners:
+        doc = inspect.cleandoc(owner.__doc__ or "")
+        section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", doc, re.MULTILINE)
+        entry = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+        for name, text in entry.findall(section[1] if section else ""):
+            found.setdefault(name, " ".join(text.split()))
+    return found
 
 
 TOKENIZERS = Registry("tokenizer")

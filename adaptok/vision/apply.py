@@ -44,8 +44,7 @@ def apply_apt(
         indicator: score of a cell of 0..255 values; a name, or a mapping with its knobs.
         marking: rule in place of the thresholds, whose number still sets the levels:
             ``{"name": "budget", "budget": 128}`` gives every image 128 tokens.
-        mean: mean of the input's normalisation; default that of the model's configuration.
-        std: its standard deviation, likewise.
+        mean, std: normalisation of the input; default that of the model's configuration.
         pooling: "area" or "plain" mean over tokens, see `adaptok.vision.pooling.pool`.
         resize: "central" or "area", see `ResizeZeroEmbedding`.
         branch: with the zero-initialised convolution, see `ResizeZeroEmbedding`.

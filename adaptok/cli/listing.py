@@ -10,7 +10,7 @@ import adaptok
 from adaptok.layers.attention import BACKENDS, usable
 from adaptok.models.baselines import BASELINES
 from adaptok.models.combinations import combinations
-from adaptok.registry import LOSSES, METRICS, Registry, close_matches
+from adaptok.registry import LOSSES, METRICS, Registry, choice
 from adaptok.vision import IMAGE_TOKENIZERS
 
 KINDS: dict[str, Registry] = {
@@ -41,10 +41,8 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
     if rest:
         raise ValueError(f"list takes a kind and a pattern, got also {' '.join(rest)}")
     accepted = [*kinds, "backend", "combination", "markdown"]
-    if kind and kind not in accepted:
-        raise ValueError(
-            f"unknown kind {kind!r}{close_matches(kind, accepted)}; {', '.join(accepted)}"
-        )
+    if kind:
+        choice("kind", kind, accepted)
     if kind == "backend":
         return _print_backends(pattern)
     if kind == "combination":
@@ -55,7 +53,9 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
         registry = kinds[name]
         found = registry.names(pattern)
         if kind and not found:
-            raise ValueError(f"no {kind} matches {pattern!r}; there are {registry.names()}")
+            raise ValueError(
+                f"no {kind} matches {pattern!r}; there are {', '.join(registry.names())}"
+            )
         print(_plural(registry))
         for part in found:
             head, *knobs = registry.describe(part).splitlines()
@@ -70,7 +70,7 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
 
 
 def parts_markdown() -> str:
-    """The page docs/parts.md."""
+    """Returns the page docs/parts.md."""
     lines = [
         "# Parts",
         "",
@@ -94,7 +94,7 @@ def _paragraph(text: str) -> str:
 
 
 def _print_backends(pattern: str) -> None:
-    """Attention back ends: what each needs, and why it cannot run on this machine."""
+    """Prints what each attention back end needs, and why it cannot run on this machine."""
     found = fnmatch.filter(BACKENDS, pattern)
     if not found:
         raise ValueError(f"no back end matches {pattern!r}; there are {', '.join(BACKENDS)}")
@@ -106,7 +106,7 @@ def _print_backends(pattern: str) -> None:
 
 
 def _print_combinations(pattern: str) -> None:
-    """Parts that go together, as they are typed, and why the others do not; each one is built."""
+    """Builds every combination and prints what is typed for it, or why it is refused."""
     counts = {"valid": 0, "refused": 0}
     for combination in combinations(pattern):
         state = "valid" if combination.reason is None else "refused"

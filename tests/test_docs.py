@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +160,17 @@ def test_every_page_is_in_the_navigation():
     docs = ROOT / "docs"
     listed = sorted(files(yaml.safe_load((docs / "mkdocs.yml").read_text())["nav"]))
     assert listed == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """It also finds docstrings that describe a parameter which is not there."""
+    pytest.importorskip("mkdocs")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    config = ["-f", str(ROOT / "docs" / "mkdocs.yml")]
+    built = subprocess.run([*build, *config], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "api" / "core" / "index.html").is_file()
 
 
 def test_readme_shows_both_commands_and_a_library_example():

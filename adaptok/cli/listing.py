@@ -89,8 +89,10 @@ def parts_markdown() -> str:
 
 
 def _paragraph(text: str) -> str:
-    indents = {"initial_indent": " " * 6, "subsequent_indent": " " * 10}
-    return textwrap.fill(text, 98, break_on_hyphens=False, **indents)
+    first, rest = " " * 6, " " * 10
+    return textwrap.fill(
+        text, 98, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )
 
 
 def _print_backends(pattern: str) -> None:

@@ -204,6 +204,8 @@ def test_the_page_of_parts_is_up_to_date():
             assert f"- **{name}**: " in page
             about = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
             assert len(about) > 20, f"{kind} {name} has no docstring"
+            without = [knob for knob, text in registry.meanings(name).items() if not text]
+            assert not without, f"{kind} {name}: these knobs are missing in Args of its docstring"
 
 
 def test_no_file_is_left_out():

@@ -181,6 +181,10 @@ def composed(
     """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs.
 
     Args:
+        indicator: scores the nodes of the tree; the names are those of `adaptok list indicators`.
+        marking: decides which nodes split, see `adaptok list markings`.
+        embedding: turns patches into features, see `adaptok list embeddings`.
+        order: order of the cells of a sample: "depth_first" or "level" (coarse cells first).
         min_size: finest cell in grid points, one number or one per axis.
         max_size: coarsest cell, min_size times a power of two.
         frame_size: extent of every cell in time, in frames.

@@ -68,7 +68,12 @@ def resize(
 ) -> nn.Module:
     """APT's cells without its branch: a large cell is only its shrunk pixels (a baseline).
 
-    The knobs are those of "apt".
+    Args:
+        thresholds: bits, the smallest merged cells first: (2p, 4p) for patches of p pixels.
+        budget: at most this many tokens per image, or None.
+        indicator: score in place of the entropy.
+        pooling: "area" or "plain" mean over tokens.
+        resize: "central" or "area" (antialiased).
     """
     parts = {"indicator": indicator, "pooling": pooling, "resize": resize}
     return _capped(model, thresholds, budget, mean=mean, std=std, branch=False, **parts)

@@ -42,7 +42,8 @@ class ConvStem(nn.Module):
         kernels: base kernel sizes of the two stages, one pair per space axis.
         norm: "group", "layer" or "rms".
         groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
-        mode, antialias: of the resize to other kernels, see `pi_resize`.
+        mode: interpolation of the resize to other kernels, see `pi_resize`.
+        antialias: whether that interpolation is filtered.
         final_gelu: GELU after the last norm.
         whole_field: see `pad_and_mark`.
 

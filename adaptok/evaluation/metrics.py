@@ -50,7 +50,11 @@ def nmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Ten
 
 @METRICS.register("nrmse")
 def nrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
-    """Root of :func:`nmse`; its mean is MATEY's NRMSE."""
+    """Root of `nmse`; its mean is the NRMSE of MATEY.
+
+    Args:
+        eps: added to the mean square of the target, in squared physical units.
+    """
     return nmse(prediction, target, ndim, eps).sqrt()
 
 
@@ -60,6 +64,9 @@ def vrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Te
 
     The variance is the unbiased one, as in the Well. For a nearly constant frame, `eps` (in squared
     physical units) determines the value.
+
+    Args:
+        eps: added to the variance of the target, in squared physical units.
     """
     scale = target.var(_space(ndim))
     return (mse(prediction, target, ndim) / (scale + eps)).sqrt()
@@ -86,7 +93,7 @@ def wavenumber_bins(shape: tuple[int, ...], n_bins: int = 3) -> Tensor:
 def binned_spectral_error(
     prediction: Tensor, target: Tensor, ndim: int, bins: Tensor | None = None
 ) -> SpectralError:
-    """Squared error in each band of isotropic wavenumbers; `mse` sums over the bins to :func:`mse`.
+    """Squared error in each band of isotropic wavenumbers; `mse` sums over the bins to `mse`.
 
     `nmse` is relative to the energy of the target in the same band.
 

@@ -19,7 +19,6 @@ from adaptok.tasks.fit import Config, prepare
 from adaptok.tasks.surrogate import begin, fit_on, fit_surrogate, objectives, test_and_draw
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.pretraining import PretrainModule
-from adaptok.utils.keys import flattened
 
 OF_MODEL = ("tokenizer", "processor", "decoder", "size", "field_width", *MODEL_KEYS)
 

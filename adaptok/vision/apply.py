@@ -48,7 +48,8 @@ def apply_apt(
         indicator: score of a cell of 0..255 values; a name, or a mapping with its knobs.
         marking: rule in place of the thresholds, whose number still sets the levels:
             ``{"name": "budget", "budget": 128}`` gives every image 128 tokens.
-        mean, std: normalisation of the input; by default the model's, from its configuration.
+        mean: mean of the input's normalisation; by default the model's, from its configuration.
+        std: its standard deviation, likewise.
         pooling: "area" or "plain" mean over tokens, see `adaptok.vision.pooling.pool`.
         resize: "central" or "area", see `ResizeZeroEmbedding`.
         branch: add the zero-initialised convolution, see `ResizeZeroEmbedding`.

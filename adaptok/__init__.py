@@ -1,4 +1,8 @@
-"""adaptok: adaptive tokenizers for transformers on images and PDE fields."""
+"""Adaptive tokenizers for transformers on images and PDE fields.
+
+field -> indicator -> marking -> cells -> embedding -> processor -> decoder -> field: parts are
+chosen by name, `create_surrogate` joins them, and `vision.apply_apt` puts timm's models on cells.
+"""
 
 from adaptok import decoders, processors, tokenizers, vision
 from adaptok.cells import Cells, Groups

@@ -13,7 +13,7 @@ from adaptok.cells import Cells, box_points, product
 
 
 def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
-    """Number of cells of one size along (t, *space)."""
+    """Counts the cells of one size along (t, *space)."""
     return tuple(math.ceil(n / p) for n, p in zip(shape, size, strict=True))
 
 
@@ -28,8 +28,8 @@ def pad_end(x: Tensor, size: Sequence[int], mode: str = "constant") -> Tensor:
 
 
 def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tensor, "b g k"]:
-    """All patches of one size (t, *space) in raster order, k = c * volume, zero-padded at the
-    border.
+    """Cuts a field into patches of one size (t, *space), in raster order, k = c * volume; patches
+    that cross the border are zero-padded.
     """
     b, t, channels, *space = x.shape
     grid, values = level_grid((t, *space), size), channels * product(size)
@@ -44,7 +44,7 @@ def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tenso
 def unpatchify(
     patches: Float[Tensor, "b g k"], shape: tuple[int, ...], size: tuple[int, ...]
 ) -> Float[Tensor, "b t c *s"]:
-    """Exact inverse of `patchify` for a field of `shape` (t, *space)."""
+    """Inverts `patchify` exactly for a field of `shape` (t, *space)."""
     grid, a = level_grid(shape, size), len(size)
     x = patches.unflatten(2, (-1, *size)).unflatten(1, grid)  # (b, *grid, c, *size)
     x = x.permute(0, a + 1, *[i for k in range(a) for i in (1 + k, a + 2 + k)])
@@ -56,7 +56,9 @@ def unpatchify(
 
 
 def grid_index(cells: Cells, level: int) -> Int64[Tensor, " n"]:
-    """Raster index, within a batch of grids of one level, of the grid cell at each row's origin."""
+    """Returns the raster index, within a batch of grids of one level, of the grid cell at each
+    row's origin.
+    """
     size = cells.sizes[level]
     index = cells.sample
     for axis, (g, p) in enumerate(zip(level_grid(cells.shape, size), size, strict=True)):
@@ -65,9 +67,9 @@ def grid_index(cells: Cells, level: int) -> Int64[Tensor, " n"]:
 
 
 def rows_of_levels(cells: Cells) -> list[Int64[Tensor, " m"]]:
-    """Rows of each level.
+    """Finds the rows of each level.
 
-    Eagerly on the CPU exactly those. Elsewhere, or while compiling, as many as the level can have
+    Eagerly on the CPU, exactly those. Elsewhere, or while compiling, as many as the level can have
     at most, filled up with ``n``: static shapes, no synchronisation.
     """
     levels = range(len(cells.sizes))
@@ -95,6 +97,12 @@ def scatter_to_grid(
 
 
 def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
+    """Finds the rows of a level, filled up to a bound that host numbers alone decide.
+
+    The finest grid leaves `spare` = its cells minus n places: a cell that covers `merged` finest
+    ones uses up merged - 1 of them. One 16x16 sample of cells of 8, 4 and 2 and n = 40 tokens has
+    64 - 40 = 24 to spare: at most 24 // 15 = 1 cell of 8, and 24 // 3 = 8 cells of 4.
+    """
     n = len(cells)
     if not cells.on_grid:  # any number of cells may have one level
         own = cells.level == level
@@ -103,7 +111,7 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
     bound = min(n, cells.batch_size * min(every, cells.max_seqlen))
     size, finest = cells.sizes[level], cells.sizes[-1]
     if cells.tiling and not any(s % p for s, p in zip(cells.shape, size, strict=True)):
-        # Each cell of this level covers `merged` finest ones, and every other cell at least one.
+        # Holds only if every cell of this level is whole, and every other one covers at least one.
         merged = product(size) // product(finest)
         spare = cells.batch_size * product(level_grid(cells.shape, finest)) - n
         bound = min(bound, spare // (merged - 1)) if merged > 1 else bound
@@ -114,8 +122,8 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
 
 
 def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
-    """Row of the finest cell that covers each cell of the finest grid (raster order), -1 for
-    none; of cells on the grids of their levels.
+    """Finds the row of the finest cell that covers each cell of the finest grid (raster order), or
+    -1; for cells on the grids of their levels.
     """
     b, n = cells.batch_size, len(cells)
     rows = torch.arange(n, device=cells.device)

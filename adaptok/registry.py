@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import entry_points
@@ -73,11 +74,20 @@ class Registry:
         """Lists the parameters without a default, which the model fills in."""
         return [p.name for p in self._parameters(name) if p.default is p.empty]
 
+    def meanings(self, name: str) -> dict[str, str]:
+        """Returns what the docstring says of each knob under "Args:", or "" if it says nothing."""
+        said = documented_args(self.get(name))
+        return {knob: said.get(knob, "") for knob in self.knobs(name)}
+
     def describe(self, name: str) -> str:
-        """Name, first line of the docstring, and knobs with their defaults."""
+        """Returns name and first line of the docstring, then default and meaning of each knob."""
         doc = (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
-        knobs = ", ".join(f"{k}={v!r}" for k, v in self.knobs(name).items())
-        return f"{name}: {doc}" + (f"\n  {knobs}" if knobs else "")
+        defaults = self.knobs(name)
+        lines = [
+            f"  {knob}={defaults[knob]!r}" + (f": {meaning}" if meaning else "")
+            for knob, meaning in self.meanings(name).items()
+        ]
+        return "\n".join([f"{name}: {doc}", *lines])
 
     def create(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Builds the part; an unknown knob raises ``ValueError`` that lists the valid ones."""
@@ -154,6 +164,22 @@ def choice(name: str, value: Any, accepted: Collection[Any]) -> Any:
         return value
     near = close_matches(value, accepted) if isinstance(value, str) else ""
     raise ValueError(f"{name} must be one of {', '.join(map(str, accepted))}, got {value!r}{near}")
+
+
+def documented_args(factory: Callable[..., Any]) -> dict[str, str]:
+    """Reads what a docstring says of each parameter, in "Args:" (Google style).
+
+    A class also has those that its base classes describe.
+    """
+    owners = inspect.getmro(factory) if inspect.isclass(factory) else (factory,)
+    found: dict[str, str] = {}
+    for owner in owners:
+        doc = inspect.cleandoc(owner.__doc__ or "")
+        section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", doc, re.MULTILINE)
+        entry = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+        for name, text in entry.findall(section[1] if section else ""):
+            found.setdefault(name, " ".join(text.split()))
+    return found
 
 
 TOKENIZERS = Registry("tokenizer")

@@ -1,4 +1,4 @@
-"""The 2^D-tree over a space domain: nodes, score pyramids, and split masks turned into Cells.
+"""The 2^D-tree over a space domain: its nodes, score pyramids, and cells from split masks.
 
 Nodes of one tree are numbered level by level, coarse to fine, each level in raster order. A tree of
 several frames ("forest") repeats the numbering per frame, so scores and split masks are ``(b, f,
@@ -35,8 +35,8 @@ class Counts(NamedTuple):
 class Tree:
     """Static description of all possible cells of a domain (hashable; holds no tensors).
 
-    Where the domain does not divide, the root grid overhangs it: a node that crosses the border
-    always splits, and a finest cell that crosses it is clipped.
+    If the domain does not divide, the root grid overhangs it: a node that crosses the border always
+    splits, and a finest cell that crosses it is clipped.
 
     Args:
         shape: grid points per space axis.
@@ -83,7 +83,7 @@ class Tree:
         return self.offsets[-2]
 
     def counts(self) -> Counts:
-        """Cells and splits per frame that the borders force, and splits possible in all."""
+        """Counts the cells and splits per frame that the borders force, and all possible splits."""
         return _tables(self.shape, self.sizes).counts
 
     @property
@@ -97,11 +97,11 @@ class Tree:
         return _tables(self.shape, self.sizes).whole
 
     def nodes(self, device: torch.device) -> Nodes:
-        """Geometry of all nodes as tensors (cached per device)."""
+        """Returns the geometry of all nodes as tensors, cached per device."""
         return _nodes(self.shape, self.sizes, self.order, device)
 
     def expand(self, coarse: Tensor, level: int) -> Tensor:
-        """Values of the nodes of `level`, (..., nodes), handed down to their children."""
+        """Hands the values of the nodes of `level`, (..., nodes), down to their children."""
         x = coarse.unflatten(-1, self.grids[level])
         for axis, ratio in enumerate(self.ratios[level]):
             if ratio > 1:
@@ -118,7 +118,7 @@ class Tree:
         return x.flatten(-len(grid))
 
     def per_level(self, nodes: Tensor) -> list[Tensor]:
-        """Views of (..., nodes) level by level; inner nodes only or all nodes."""
+        """Views (..., nodes) level by level; of the inner nodes only or of all nodes."""
         ends = itertools.pairwise(self.offsets)
         return [nodes[..., start:end] for start, end in ends if end <= nodes.shape[-1]]
 
@@ -176,9 +176,7 @@ def _node_geometry(tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _depth_first(tree: Tree) -> Tensor:
-    """Root tiles in raster order, each followed by its subtree, children in raster order
-    (Z-order).
-    """
+    """Orders root tiles by raster, each followed by its subtree, children by raster (Z-order)."""
     origin, _, level = _node_geometry(tree)
     key = torch.zeros(len(origin), dtype=torch.int64)
     for size, ratio in zip(tree.sizes, (tree.grids[0], *tree.ratios), strict=True):
@@ -190,7 +188,7 @@ def _depth_first(tree: Tree) -> Tensor:
 
 
 def _level_raster(tree: Tree) -> Tensor:
-    """Coarse cells first, each level in raster order: the node numbering itself."""
+    """Orders coarse cells first, each level by raster, which is the numbering of the nodes."""
     return torch.arange(tree.offsets[-1])
 
 
@@ -219,7 +217,7 @@ def _nodes(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.devic
 
 
 def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b f inner"]:
-    """Sum of a map over every inner node, by repeated pairwise additions from fine to coarse.
+    """Sums a map over every inner node, by repeated pairwise additions from fine to coarse.
 
     Pairwise additions of non-negative numbers keep parent >= child exactly in floating point; an
     integral image would not.
@@ -235,7 +233,7 @@ def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b
 
 
 def _sum_blocks(x: Tensor, axis: int, block: int) -> Tensor:
-    """Sums of consecutive blocks along an axis."""
+    """Sums consecutive blocks along an axis."""
     x = x.unflatten(axis, (-1, block))
     axis += 1
     while x.shape[axis] > 1:
@@ -247,7 +245,7 @@ def _sum_blocks(x: Tensor, axis: int, block: int) -> Tensor:
 
 
 def leaves(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
-    """Nodes that exist and do not split; a split below an unsplit node has no effect."""
+    """Finds nodes that exist and do not split; a split below an unsplit node has no effect."""
     levels = _existing_levels(split, tree)
     splits = tree.per_level(split)
     out = [exists & ~parents for exists, parents in zip(levels, splits, strict=False)]
@@ -255,7 +253,7 @@ def leaves(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f no
 
 
 def existing(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
-    """Nodes that exist: the roots, and the children of existing nodes that split."""
+    """Finds nodes that exist: the roots, and the children of existing nodes that split."""
     return torch.cat(_existing_levels(split, tree), -1)
 
 
@@ -280,7 +278,7 @@ def cells_from_splits(
     lengths: tuple[int, ...] | None = None,
     total: int | None = None,
 ) -> Cells:
-    """The leaves of split masks as cells, see `cells_from_nodes`."""
+    """Turns the leaves of split masks into cells, see `cells_from_nodes`."""
     node = leaves(split, tree)
     known = {"lengths": lengths, "total": total}
     return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, **known)
@@ -301,15 +299,15 @@ def cells_from_nodes(
     Args:
         chosen: f is 1 (the same cells in all frames) or the number of frames of cells.
         frames: frames of cells, each `frame_size` field frames long.
-        lengths: cells per sample where the host knows them.
-        total: cells of the batch where the host knows them; with neither of the two, the lengths
-            cost one host synchronisation.
+        lengths: cells per sample, if the host knows them.
+        total: cells of the batch, if the host knows them; without either, the lengths cost one host
+            synchronisation.
         tiling: whether the chosen nodes cover the domain exactly once.
     """
     nodes = tree.nodes(chosen.device)
     chosen = chosen.index_select(-1, nodes.order).expand(-1, frames, -1)
     if lengths is None and (total is None or reads_are_free(chosen)):
-        lengths = tuple(chosen.sum((1, 2)).tolist())  # the sync: the counts size all that follows
+        lengths = tuple(chosen.sum((1, 2)).tolist())  # the sync; the counts size the rest
     if lengths is not None:
         total, longest = sum(lengths), max(lengths, default=0)
         offsets = offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), chosen.device)
@@ -320,9 +318,10 @@ def cells_from_nodes(
         offsets = torch.nn.functional.pad(ends, (1, 0))
     node, frame = _compact(chosen, total)
     time = torch.zeros_like(node) if frame is None else frame * frame_size
+    length = torch.full_like(node, frame_size)
     return Cells(
-        origin=_with_time(time, nodes.origin, node),
-        size=_with_time(torch.full_like(node, frame_size), nodes.size, node),
+        origin=torch.cat([time.int()[:, None], nodes.origin.index_select(0, node)], 1),
+        size=torch.cat([length.int()[:, None], nodes.size.index_select(0, node)], 1),
         level=nodes.level.index_select(0, node),
         cu_seqlens=offsets,
         max_seqlen=longest,
@@ -334,10 +333,6 @@ def cells_from_nodes(
     )
 
 
-def _with_time(time: Tensor, table: Tensor, node: Tensor) -> Tensor:
-    return torch.cat([time.int()[:, None], table.index_select(0, node)], 1)
-
-
 def reads_are_free(values: Tensor) -> bool:
     """Whether the host may look at values: on the CPU, and not while a graph is traced."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -346,7 +341,7 @@ def reads_are_free(values: Tensor) -> bool:
 def _compact(
     chosen: Bool[Tensor, "b f k"], total: int
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
-    """Node and frame (None for one frame) of the true entries, which number `total`."""
+    """Finds node and frame (None for one frame) of the `total` true entries."""
     _, frames, count = chosen.shape
     mask = chosen.reshape(-1)
     if reads_are_free(chosen):
@@ -361,5 +356,5 @@ def _compact(
 
 @cached_constant()
 def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    """Small constant int32 tensor, cached so that a fixed budget uploads it once."""
+    """Makes a small constant int32 tensor, cached so that a fixed budget uploads it once."""
     return torch.tensor(offsets, dtype=torch.int32).to(device)

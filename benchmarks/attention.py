@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptok.cells import Groups
-from adaptok.evaluation.bench.drawing import bars
 from adaptok.evaluation.bench.timing import CLOCK, clock_of, median_ratio, paired, write_results
 from adaptok.layers.attention import BACKENDS, Request, attend, attention_backend, choose, usable
+from benchmarks.drawing import bars
 
 NOTE = (
     "Forward and backward of attention on packed rows, medians of paired runs in milliseconds. "
@@ -27,7 +27,7 @@ NOTE = (
     "many groups of one length with the same number of operations (the root mean square of the "
     "ragged lengths), by one dense call. `padded-and-masked` is what codes without packing do: a "
     "batch padded to its longest sequence, with a mask over the keys, the copying not timed. The "
-    "ratio to `equal` is what raggedness costs; `auto` is what `attend` chooses by itself."
+    "ratio to `equal` is what raggedness costs; `auto` is what `attend` chooses."
 )
 
 
@@ -62,7 +62,7 @@ def measure(mean: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         "auto": _run(packed, ragged, "auto"),
     }
     for name, backend in BACKENDS.items():
-        eager_flex = name == "flex" and device.type == "cpu"  # holds all pairs: no contender
+        eager_flex = name == "flex" and device.type == "cpu"  # would hold all pairs of rows
         if usable()[name] is None and backend.can(request) and not eager_flex:
             runs[name] = _run(packed, ragged, name)
     runs["padded-and-masked"] = _masked(lengths, rows_of)

@@ -31,7 +31,7 @@ NOTE = (
 
 
 def images(size: int, count: int = BATCH, seed: int = 0) -> Tensor:
-    """Byte images with flat, smooth and noisy regions, as floats (b, 1, 3, size, size)."""
+    """Makes byte images with flat, smooth and noisy regions, as floats (b, 1, 3, size, size)."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator) * 200
     smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
@@ -43,8 +43,9 @@ def images(size: int, count: int = BATCH, seed: int = 0) -> Tensor:
 
 
 def loop(fields: Tensor, sizes: Sequence[int], thresholds: Sequence[float], scored: int) -> list:
-    """Masks of each size (fine to coarse), cell by cell; the first `scored` sizes from the coarse
-    end are scored."""
+    """Computes masks of each size (fine to coarse) cell by cell; scores the `scored` coarsest
+    sizes.
+    """
     masks = []
     for image in fields[:, 0]:
         gray = image[0] * 0.2989 + image[1] * 0.5870 + image[2] * 0.1140
@@ -77,7 +78,7 @@ def _twice(mask: Tensor) -> Tensor:
 
 
 def one_pass(fields: Tensor, sizes: Sequence[int], thresholds: Sequence[float]) -> list[Tensor]:
-    """Masks of each size, what `apt` runs before it packs the cells."""
+    """Computes masks of each size as `apt` does before it packs the cells."""
     tree = Tree(tuple(fields.shape[3:]), tuple((s, s) for s in reversed(sizes)))
     scores = EntropyIndicator()(fields, tree)
     split = ThresholdMarking(thresholds=thresholds)(scores[:, None], tree).split

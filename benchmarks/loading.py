@@ -1,7 +1,7 @@
 """The data path against the training step that it has to feed.
 
-Run ``python -m benchmarks.loading [folder] [folder of data sets]``; sets that are not there are
-generated, in a temporary folder by default.
+Run ``python -m benchmarks.loading [folder] [folder of data sets]``; missing sets are generated, in
+a temporary folder by default.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from adaptok.data import WellData
 from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
 
 SETS = ("acoustic_scattering_maze", "active_matter", "supernova_explosion_64")
-BATCHES = 6  # per timed function: one alone is too short
-# 64 tokens: a model that takes its samples faster than any that one would train
+BATCHES = 6  # per timed function: one is too short
+# 64 tokens: a model faster than any that one would train
 MODEL = ("size=tiny", "tokenizer=uniform", "tokenizer.size=8", "data.batch_size=8")
 NOTE = (
     "Samples per second of the data loader, with all that a training batch needs (shuffling, "
@@ -39,24 +39,24 @@ NOTE = (
 
 
 def stepper(config: dict[str, Any], data: WellData) -> Callable[[], None]:
-    """Training steps on one batch."""
+    """Returns a function of training steps on one batch."""
     model = build_surrogate(config, data.info)
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
     batch = next(iter(data.train_dataloader()))
     known = {key: batch.get(key) for key in ("boundary", "constants")}
 
     def run() -> None:
         for _ in range(BATCHES):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             prediction = model(batch["input"], **known)
             (prediction - batch["target"]).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
 
     return run
 
 
 def reader(data: WellData) -> Callable[[], None]:
-    """Batches from a loader that goes on from epoch to epoch."""
+    """Returns a function that reads batches, epoch after epoch."""
     loader, batches = data.train_dataloader(), iter(())
 
     def run() -> None:

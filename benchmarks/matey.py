@@ -35,7 +35,7 @@ NOTE = (
 
 
 def spotted(counts: Sequence[int], side: int, frames: int = 1) -> Tensor:
-    """Fields that are noise in as many coarse cells per sample as `counts` says, else zero."""
+    """Makes fields of zeros with noise in `counts` coarse cells of each sample."""
     generator = torch.Generator().manual_seed(0)
     per_axis = side // COARSE
     field = torch.zeros(len(counts), frames, CHANNELS, side, side)

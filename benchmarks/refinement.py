@@ -36,7 +36,7 @@ NOTE = (
 def heap_refinement(
     score: np.ndarray, budget: int, sums: Mapping | None = None, coarsest: int = COARSEST
 ) -> list:
-    """Best-first refinement of one square map, the obvious way: (y, x, size) of each cell.
+    """Refines one square map best first, the obvious way; returns (y, x, size) of each cell.
 
     The score of a new child is computed when it is made (IAP, Algorithm 1), or looked up in `sums`.
     """
@@ -63,7 +63,7 @@ def heap_refinement(
 
 
 def heap_batch(maps: Sequence[np.ndarray], budget: int, lookup: bool) -> torch.Tensor:
-    """All maps one after the other, as one tensor of rows (y, x, size)."""
+    """Refines all maps one after the other; returns one tensor of rows (y, x, size)."""
     rows = []
     for score in maps:
         sums = None
@@ -75,7 +75,7 @@ def heap_batch(maps: Sequence[np.ndarray], budget: int, lookup: bool) -> torch.T
 
 
 def one_shot(points: torch.Tensor, budget: int) -> Cells:
-    """What `iap` runs after its score map."""
+    """Does what `iap` does after its score map."""
     tree = Tree((SIDE, SIDE), tuple((s, s) for s in (32, 16, 8, 4, 2)))
     scores = sum_pyramid(points[:, None], tree)
     split, lengths, _ = BudgetMarking()(scores, tree, monotone=True, budget=budget)

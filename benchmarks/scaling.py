@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptok.evaluation.bench.drawing import curves
 from adaptok.evaluation.bench.timing import CLOCK, clock_of, paired, write_results
 from adaptok.evaluation.cost import cost_of
 from adaptok.models.surrogate import create_surrogate
+from benchmarks.drawing import curves
 from benchmarks.step import PlainViT, make_step
 
 NOTE = (
-    "Forward and backward of one step, medians of paired runs. "
-    "`plain ViT`: fixed patches, "
+    "Forward and backward of one step, medians of paired runs. `plain ViT`: fixed patches, "
     "nn.Linear and scaled_dot_product_attention, no adaptok. `tokens`: at a fixed resolution, "
     "batch 1. `batch`: at fixed tokens and resolution. `resolution`: points per side at fixed "
     "tokens, batch 1 (the plain ViT's patches grow with it). `slope`: exponent of the time between "
@@ -40,14 +39,14 @@ FIXED = {"tokens": 1024, "batch": 1, "resolution": 256}
 
 
 def build(name: str, point: dict[str, int], options: argparse.Namespace) -> nn.Module:
-    """A model for so many tokens on a square field."""
+    """Builds a model for the tokens and the side of a square field in `point`."""
     side, tokens = point["resolution"], point["tokens"]
     if name == "plain ViT":
         patch = max(1, side // math.isqrt(tokens))
         return PlainViT(
             options.channels, (side, side), patch, options.dim, options.depth, options.heads
         )
-    # As many levels as the tokens ask for: the coarsest cells are a sixteenth of the tokens.
+    # The coarsest cells are a sixteenth of the tokens in number.
     coarsest = max(2, side // math.isqrt(tokens // 16))
     return create_surrogate(
         ndim=2,
@@ -66,7 +65,7 @@ def build(name: str, point: dict[str, int], options: argparse.Namespace) -> nn.M
 
 
 def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one axis, from its start until time or memory end it."""
+    """Measures along one axis from its start until a step would take too much time or memory."""
     rows: list[dict[str, Any]] = []
     alive, value = list(MODELS), START[axis]
     while alive:
@@ -103,7 +102,7 @@ def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def slope(rows: Sequence[dict[str, Any]]) -> float:
-    """Exponent of time against value, least squares over the last half of the points."""
+    """Fits the exponent of time against value by least squares to the last half of the points."""
     last = rows[len(rows) // 2 :] if len(rows) > 3 else rows
     x = torch.tensor([math.log(r["value"]) for r in last])
     y = torch.tensor([math.log(r["s"]) for r in last])
@@ -112,7 +111,7 @@ def slope(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """The fitted slopes in words."""
+    """Describes the fitted slopes."""
     parts = []
     for axis in START:
         for name in MODELS:
@@ -135,13 +134,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="longest step")
-    parser.add_argument("--memory", type=float, default=memory_there(), help="GiB")
+    parser.add_argument("--memory", type=float, default=usable_memory(), help="GiB")
     parser.add_argument("--name", default="scaling", help="of the result files")
     return parser.parse_args(given)
 
 
-def memory_there() -> float:
-    """GiB of the CUDA device, else of the machine; half of it, since others use it too."""
+def usable_memory() -> float:
+    """Returns half of the GiB of the CUDA device or of the machine, since others use it too."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory / 2**30 / 2
     import os

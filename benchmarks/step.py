@@ -15,22 +15,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from adaptok.evaluation.bench.drawing import bars
 from adaptok.evaluation.bench.timing import (
     CLOCK,
     clock_of,
+    flops_of,
     matmul_peak,
     median_ratio,
     paired,
     write_results,
 )
 from adaptok.evaluation.cost import cost_of
+from adaptok.layers.convolution import conv_class
 from adaptok.models.compiling import compile_model
 from adaptok.models.surrogate import create_surrogate
 from adaptok.patches import unpatchify
 from benchmarks.attention import ragged_lengths
+from benchmarks.drawing import bars
 
 NOTE = (
     "Forward and backward of one step (scores, refinement, embedding, processor, decoder, loss), "
@@ -50,14 +51,14 @@ RAGGED = "iap, linear, ragged"
 
 
 class PlainViT(nn.Module):
-    """What one would write without this package: fixed patches, learned positions, linear head."""
+    """A ViT without this package: fixed patches, learned positions, linear head."""
 
     def __init__(
         self, channels: int, shape: Sequence[int], patch: int, dim: int, depth: int, heads: int
     ):
         super().__init__()
         self.patch, self.heads = patch, heads
-        self.embed = {2: nn.Conv2d, 3: nn.Conv3d}[len(shape)](channels, dim, patch, patch)
+        self.embed = conv_class(len(shape))(channels, dim, patch, patch)
         self.position = nn.Parameter(torch.zeros(math.prod(n // patch for n in shape), dim))
         self.blocks = nn.ModuleList(
             nn.ModuleDict(
@@ -139,7 +140,7 @@ def measure(
         elif options.compile:
             model.compile()
         steps[name] = make_step(model, field, options.precision, **control.get(name, {}))
-    flops = {} if options.compile else {name: count(step) for name, step in steps.items()}
+    flops = {} if options.compile else {name: flops_of(step) for name, step in steps.items()}
     memory = {name: peak(models[name], step, field) for name, step in steps.items()}
     seconds = paired(steps, repeats=options.repeats, clock=clock_of(device))
     roof = matmul_peak(device, options.precision)
@@ -193,13 +194,6 @@ def make_step(
         out.float().square().mean().backward()
 
     return step
-
-
-def count(step: Callable[[], None]) -> int:
-    """Floating-point operations of a step."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
 
 
 def peak(model: nn.Module, step: Callable[[], None], field: Tensor) -> float | str:

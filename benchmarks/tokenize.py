@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptok.evaluation.bench.drawing import bars
 from adaptok.evaluation.bench.timing import CLOCK, clock_of, median_ratio, paired, write_results
 from adaptok.models.surrogate import Surrogate, create_surrogate
+from benchmarks.drawing import bars
 from benchmarks.refinement import heap_refinement
 from benchmarks.step import make_step
 

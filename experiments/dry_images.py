@@ -20,19 +20,19 @@ CLASSES = 1000  # of ImageNet
 
 
 def build(config: Mapping[str, Any]) -> Any:
-    """The classifier of a configuration with fresh weights, on the device of the context."""
+    """Builds the classifier of a configuration with fresh weights, on the current device."""
     node = {**config["model"], "pretrained": False, "checkpoint": None}
     return build_classifier(build_timm(classes=CLASSES, **node), config["tokenizer"])
 
 
 def count_images(config: Mapping[str, Any]) -> tuple[int, float, tuple[int, ...], list[str]]:
-    """One forward pass at the real shape and batch.
+    """Runs one forward pass at the real shape and batch.
 
     Returns:
         parameters: of the model.
         tokens: per image, without class and register tokens.
         shape: of the images.
-        notes: how it differs from a real pass.
+        notes: differences from a real pass.
     """
     with torch.device("meta"):
         model = build(config)
@@ -54,7 +54,7 @@ def count_images(config: Mapping[str, Any]) -> tuple[int, float, tuple[int, ...]
 
 
 def _cells(model: Any, images: Tensor, notes: list[str]) -> Cells:
-    """The model's own cells, or those of a picture of noise where they depend on the content."""
+    """Makes the model's cells, of a picture of noise if they depend on the content."""
     try:
         return model.tiling(images)
     except DataDependentOutputException:

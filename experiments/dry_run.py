@@ -1,7 +1,7 @@
 """Full-size models without data, memory or arithmetic: parameters, tokens, and one forward pass.
 
-A model is built on the meta device; under FakeTensorMode it goes through one forward pass at the
-real shape and batch, on a fake GPU. What would wait for the device there raises.
+Builds a model on the meta device and runs one forward pass under FakeTensorMode at the real shape
+and batch, on a fake GPU. Whatever would wait for the device raises.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Config = Mapping[str, Any]
 
 @dataclass
 class Counts:
-    """What a dry run finds.
+    """Holds what a dry run finds.
 
     Attributes:
         parameters: of the model.
         tokens: per sample, by setting.
-        frames: that become tokens.
-        shape: of what goes in.
-        notes: how it differs from a real pass.
+        frames: number of frames that become tokens.
+        shape: of the input.
+        notes: differences from a real pass.
     """
 
     parameters: int = 0
@@ -66,7 +66,7 @@ class Counts:
 
 
 def info_of(name: str) -> FieldInfo:
-    """Shapes of one of the Well's sets; its statistics are made up."""
+    """Returns the shapes of one of the Well's sets, with made-up statistics."""
     sets = yaml.safe_load((HERE / "well_sets.yaml").read_text())
     if name not in sets:
         raise ValueError(f"well_sets.yaml has no {name!r}; it has: {', '.join(sets)}")
@@ -90,10 +90,10 @@ def info_of(name: str) -> FieldInfo:
 
 
 def composed(run: Run) -> dict[str, Any]:
-    """The configuration of a run, every key of which something takes.
+    """Returns the configuration of a run, and checks that every key is read.
 
     Raises:
-        ValueError: a key that nothing reads.
+        ValueError: nothing reads a key.
     """
     words = run.words(Path("OUT"))
     config = plain(compose(run.command, words))
@@ -126,7 +126,7 @@ def _check_data(data: Config, sets: Sequence[str]) -> None:
 
 
 def count(run: Run, config: Config) -> Counts:
-    """Parameters and tokens of a run, from one forward pass per setting."""
+    """Counts parameters and tokens of a run, in one forward pass per setting."""
     with fresh_caches():
         if config["task"] == "pretrain":
             return _pretrain(run, config)
@@ -167,7 +167,7 @@ def _surrogate(config: Config, info: FieldInfo) -> Counts:
 
 
 def _real_pass(config: Config, info: FieldInfo, found: Counts, make: Any, setting: Config) -> None:
-    """One sample on the CPU, for models some of whose shapes depend on values."""
+    """Runs one sample on the CPU, for models with shapes that depend on values."""
     assert not info.constants
     found.notes.append("shapes depend on the data: a real pass of one sample")
     with torch._subclasses.fake_tensor.unset_fake_temporarily(), torch.no_grad():
@@ -182,7 +182,7 @@ def _real_pass(config: Config, info: FieldInfo, found: Counts, make: Any, settin
 
 
 def _pretrain(run: Run, config: Config) -> Counts:
-    """One model for all sets of ``data=[a,b]``; a pass at the shape of each."""
+    """Counts one model for all sets of ``data=[a,b]``, in a pass at the shape of each."""
     infos = [info_of(name) for name in run.sets]
     lead = config["data"].get("max_lead", 1)
     config = {**config, "vocabulary": vocabulary_of(infos, lead)}
@@ -205,7 +205,7 @@ def _pretrain(run: Run, config: Config) -> Counts:
 
 
 def _cell_maker(config: Config, info: FieldInfo, history_mode: str) -> Any:
-    """A function that makes real cells of noise, for tokenizers whose count depends on the data."""
+    """Returns a function that makes real cells of noise, if their number depends on the data."""
     knobs = dict(config["tokenizer"])
     name = knobs.pop("name")
     fold = history_mode == "fold"
@@ -225,8 +225,8 @@ def _cell_maker(config: Config, info: FieldInfo, history_mode: str) -> Any:
 def _counted(
     model: Any, found: Counts, label: str, batch: int, make: Any, setting: Config
 ) -> Iterator[None]:
-    """Counts the rows that reach the processor; where the number of cells depends on the data,
-    they are those of noise.
+    """Counts the rows that reach the processor; if their number depends on the data, the cells
+    are those of noise.
     """
 
     def note(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -259,10 +259,10 @@ def _counted(
 
 
 def dry_run(experiment: Experiment, only: list[str] | None = None) -> tuple[list[str], list[str]]:
-    """Every full-size run of an experiment.
+    """Does a dry run of every full-size run of an experiment.
 
     Returns:
-        A line per run, and what does not agree with expected.csv.
+        A line per run, and disagreements with expected.csv.
     """
     rows = [r for r in expected(experiment) if r["metric"] in CHECKED]
     lines, wrong, seen = [], [], set()
@@ -295,7 +295,7 @@ CHECKED = ("tokens", "tokens_per_frame", "parameters")
 
 
 def differs(row: Mapping[str, str], found: Counts) -> str:
-    """What is wrong with a count, or nothing."""
+    """Says what is wrong with a count; empty if nothing is."""
     ours = found.value(row["metric"], row["setting"])
     where = " ".join(filter(None, (row["run"], row["setting"], row["metric"])))
     if ours is None:

@@ -1,4 +1,4 @@
-"""Tensors of a GPU that is not there: shapes and types without memory or arithmetic."""
+"""Tensors of an imaginary GPU: shapes and types without memory or arithmetic."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-DEVICE = "cuda"  # of the fake tensors: a fixed budget must not need to read a value back
+DEVICE = "cuda"  # of fake tensors; a fixed budget must not read values back from it
 
 
 def become_fake(model: nn.Module) -> None:
-    """Parameters and buffers of the meta device as fake ones of the GPU; values do not matter."""
+    """Replaces parameters and buffers on the meta device by fake ones on the GPU."""
     for module in model.modules():
         for key, value in module._parameters.items():
             if value is not None:
@@ -29,7 +29,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def noise(*shape: int) -> Tensor:
-    """A random walk along each space axis."""
+    """Makes a random walk along each space axis."""
     out = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for axis in range(3, len(shape)):
         out = out.cumsum(axis)
@@ -42,7 +42,7 @@ def count_parameters(model: nn.Module) -> int:
 
 @contextmanager
 def fresh_caches() -> Iterator[None]:
-    """Small constant tensors are cached; those of a fake mode are of no use outside of it."""
+    """Clears the caches of constant tensors around a fake mode, whose tensors must not leave it."""
     clear_caches()
     try:
         yield

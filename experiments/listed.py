@@ -1,4 +1,4 @@
-"""What an experiment.yaml says, checked; see experiments/README.md."""
+"""Reads and checks experiment.yaml; see experiments/README.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 HERE = Path(__file__).parent
 SCALES = ("full", "small")
-WORDS = ("bench", "script")  # commands that take plain arguments and leave a table
+WORDS = ("bench", "script")  # commands with plain arguments that write a table
 COMMANDS = ("train", "finetune", "eval", *WORDS)
 KEYS = {"claim", "source", "lists", "scales", "runs_of", "only", "compare", "metrics", "drawn"}
 SCALE_KEYS = {"seeds", "common", "runs"}
@@ -28,11 +28,11 @@ class Run:
     Attributes:
         name: of the run.
         command: of adaptok.
-        overrides: of that command, those of all runs first; of a benchmark or a script its
+        overrides: of that command, those of all runs first; for a benchmark or a script, its
             arguments.
         seeds: one run each.
-        like: the full-size run whose published number stands beside this one.
-        owner: experiment that it is a run of.
+        like: the full-size run with the published number to compare with.
+        owner: experiment that the run belongs to.
         scale: full or small.
     """
 
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def sets(self) -> list[str]:
-        """The choices of data: several where one model is trained on all of them."""
+        """Choices of data; several if one model is trained on all of them."""
         given = [o.partition("=")[2] for o in self.overrides if o.startswith("data=")]
         return [name.strip() for name in given[-1].strip("[]").split(",")] if given else []
 
@@ -54,8 +54,8 @@ class Run:
         return out / self.owner / self.scale / self.name / f"seed_{seed}"
 
     def words(self, out: Path) -> list[str]:
-        """The overrides with ``{root}`` and ``{out}``, the folder of all runs and of those of its
-        experiment.
+        """Returns the overrides with ``{root}`` and ``{out}`` filled in: the folders of all runs
+        and of the experiment's runs.
         """
         places = {"{root}": out, "{out}": out / self.owner / self.scale}
         words = list(self.overrides)
@@ -69,13 +69,13 @@ class Experiment:
     """A folder of experiments/.
 
     Attributes:
-        folder: where it is.
+        folder: with its files.
         claim: one sentence.
-        source: paper and table; "ours" of a study of our own, which expects no numbers.
+        source: paper and table; "ours" for our studies, which expect no numbers.
         runs: by scale.
         compare: pairs of runs, each with its setting or "", whose ratio of errors is the claim.
         metrics: patterns of what results.csv keeps.
-        drawn: runs in the pictures of rollouts and spectra; none is all.
+        drawn: runs in the pictures of rollouts and spectra; empty means all.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ class Experiment:
 
 
 def names() -> list[str]:
-    """All experiments."""
+    """Lists all experiments."""
     return sorted(path.parent.name for path in HERE.glob("*/experiment.yaml"))
 
 
@@ -100,7 +100,7 @@ def read(name: str, base: Path = HERE) -> Experiment:
     """Reads an experiment.
 
     Raises:
-        ValueError: no such experiment, or a key or value that means nothing.
+        ValueError: there is no such experiment, or a key or value is unknown.
     """
     path = base / name / "experiment.yaml"
     if not path.is_file():
@@ -160,7 +160,7 @@ def _runs(about: Mapping[str, Any], owner: str, scale: str, base: Path) -> list[
 
 
 def flat(items: Iterable[Any]) -> list[str]:
-    """A nested list of words as one list."""
+    """Flattens a nested list of words."""
     out: list[str] = []
     for item in items:
         out += flat(item) if isinstance(item, list) else [str(item)]
@@ -178,7 +178,7 @@ def _known(given: Mapping[str, Any], keys: set[str], where: str) -> None:
 
 
 def expected(experiment: Experiment) -> list[dict[str, str]]:
-    """The rows of expected.csv."""
+    """Reads the rows of expected.csv."""
     path = experiment.folder / "expected.csv"
     if experiment.source == "ours" and not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""What finished runs say, as rows of results.csv; see experiments/README.md."""
+"""Reads finished runs into rows of results.csv; see experiments/README.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def finished(run: Run, folder: Path) -> list[Path]:
-    """The files of results of a run; none where it is not finished."""
+    """Lists the files of results of a run; empty if it is not finished."""
     if run.command in WORDS:
         return sorted(folder.glob("*.json"))
     own = folder / "metrics.json"
@@ -28,7 +28,7 @@ def finished(run: Run, folder: Path) -> list[Path]:
 
 
 def rows_of(run: Run, seed: int, folder: Path) -> list[Row]:
-    """All numbers of a finished run."""
+    """Returns all numbers of a finished run."""
     out = []
     for file in finished(run, folder):
         results = json.loads(file.read_text())
@@ -97,8 +97,8 @@ def _of_rollout(rollout: Any, persistence: Any) -> Iterator[tuple[str, Any, Any]
 
 
 def _benchmark(results: Mapping[str, Any]) -> Measured:
-    """Text columns of a row are the setting, with the tokens where a model has several numbers of
-    them; numbers are metrics.
+    """Reads a table: text columns are the setting, with the tokens if there are several numbers of
+    them; number columns are metrics.
     """
     for row in results["rows"]:
         words = [v for k, v in row.items() if isinstance(v, str) and v and k != "field"]
@@ -110,13 +110,13 @@ def _benchmark(results: Mapping[str, Any]) -> Measured:
 
 
 def kept(experiment: Experiment, rows: Iterable[Row]) -> list[Row]:
-    """Those of the experiment's metrics."""
+    """Keeps the rows of the experiment's metrics."""
     wanted = experiment.metrics
     return [row for row in rows if any(fnmatch(row["metric"], w) for w in wanted)]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results.csv; none where there is none."""
+    """Reads the rows of a results.csv; empty if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -124,7 +124,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Writes rows with six digits; those that `path` has of other runs stay, in front."""
+    """Writes rows with six digits; rows of other runs stay in the file, in front."""
     mine = {(row["scale"], row["run"], str(row["seed"])) for row in rows}
     old = [r for r in read_rows(path) if (r["scale"], r["run"], r["seed"]) not in mine]
     path.parent.mkdir(parents=True, exist_ok=True)

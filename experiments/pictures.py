@@ -16,9 +16,9 @@ CLASSIFIER = ("val/error", "validation error")
 
 
 def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
-    """Learning curves per data set; rollouts and spectra of their residuals, where there are any.
+    """Draws learning curves per data set, and rollouts and residual spectra if there are any.
 
-    Learning curves belong to the experiment that has the runs; errors that its metrics leave out
+    Learning curves belong to the experiment that owns the runs; errors that its metrics leave out
     have no picture.
     """
     done: dict[str, list[tuple[Run, int, Path, dict[str, Any]]]] = {}
@@ -52,7 +52,7 @@ def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
 
 
 def _rollouts(experiment: Experiment, runs: list[Any]) -> dict[str, Any]:
-    """Of the drawn runs' first seed, at the last two settings of each."""
+    """Finds rollouts of the first seed of the drawn runs, at the last two settings of each."""
     found = {}
     for run, seed, _, results in runs:
         if seed != run.seeds[0] or (experiment.drawn and run.name not in experiment.drawn):

@@ -1,9 +1,9 @@
 """Runs an experiment and compares it with the paper: `python experiments/reproduce.py NAME
 [--scale full|small] [--dry-run] [--out DIR] [--only RUN ...] [--record] [key=value ...]`.
 
-See experiments/README.md. One run after the other; what is finished is skipped, what was
-interrupted goes on from its checkpoint, so the command can be repeated at any time. A run that
-fails does not keep the others from running.
+See experiments/README.md. Runs are sequential; finished ones are skipped and interrupted ones
+resume from their checkpoint, so the command can be repeated at any time. A failed run does not stop
+the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN = ("vrmse", "accuracy", "tokens")
 
 
 def train(run: Run, seed: int, out: Path, more: Sequence[str]) -> bool:
-    """Runs one command of adaptok, unless its results are there; says whether it went well."""
+    """Runs one command of adaptok, unless its results exist; returns whether it succeeded."""
     target = run.folder(out, seed)
     if finished(run, target):
         print(f"{run.name}, seed {seed}: finished")
@@ -38,7 +38,7 @@ def train(run: Run, seed: int, out: Path, more: Sequence[str]) -> bool:
 
 
 def command_of(run: Run, seed: int, out: Path, more: Sequence[str]) -> list[str]:
-    """What runs it; `more` overrides are those of all runs."""
+    """Returns the command of a run; `more` are overrides of all runs."""
     target, given = run.folder(out, seed), run.words(out)
     if run.command == "script":
         script = HERE / run.owner / "run.py"
@@ -46,7 +46,7 @@ def command_of(run: Run, seed: int, out: Path, more: Sequence[str]) -> list[str]
     command = [sys.executable, "-m", "adaptok", run.command]
     if run.command == "bench":
         name, *rest = given
-        if (HERE.parent / "benchmarks" / f"{name}.py").is_file():  # a developer's, not in the wheel
+        if (HERE.parent / "benchmarks" / f"{name}.py").is_file():  # not in the wheel
             command = [sys.executable, "-m", f"benchmarks.{name}"]
         else:
             command = [*command, name]
@@ -59,7 +59,7 @@ def command_of(run: Run, seed: int, out: Path, more: Sequence[str]) -> list[str]
 
 
 def collect(experiment: Experiment, scale: str, out: Path) -> list[Row]:
-    """Rows of all finished runs; names the others."""
+    """Returns the rows of all finished runs; prints the names of the others."""
     rows: list[Row] = []
     for run in experiment.runs[scale]:
         for seed in run.seeds:
@@ -71,7 +71,7 @@ def collect(experiment: Experiment, scale: str, out: Path) -> list[Row]:
 
 
 def report(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
-    """Our numbers with persistence and the paper's beside them, and what follows."""
+    """Sets our numbers beside persistence and the paper's, and adds the verdicts."""
     paper = {(r["run"], r["setting"], r["metric"]): r["value"] for r in expected(experiment)}
     like = {run.name: run.like for run in experiment.runs[scale]}
     shown = {*SHOWN, *experiment.metrics, *(metric for _, _, metric in paper)} - {"parameters"}
@@ -88,7 +88,7 @@ def report(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
 
 
 def last_steps(rows: Sequence[Row]) -> set[str]:
-    """Of the metrics of rollouts, which have a name for each step, those of the last one."""
+    """Finds the rollout metrics, which have one name per step, of the last step."""
     found: dict[str, int] = {}
     for row in rows:
         name, _, step = row["metric"].rpartition("_step_")
@@ -98,7 +98,7 @@ def last_steps(rows: Sequence[Row]) -> set[str]:
 
 
 def verdicts(experiment: Experiment, scale: str, rows: Sequence[Row]) -> list[str]:
-    """The compared ratios; none where a run does not beat persistence."""
+    """Compares ratios of errors; gives none for a run that does not beat persistence."""
     found = _grouped(rows)
     lost = {
         (run, setting): None
@@ -125,7 +125,7 @@ def _compared(
     found: dict[tuple[str, str, str], list[Row]],
     lost: Container[Case],
 ) -> str:
-    """The ratio of two errors, ours and the paper's."""
+    """Says the ratio of two errors, ours and the paper's."""
     what = " / ".join(" ".join(case).strip() for case in (one, other))
     pairs = [found.get((*case, "vrmse")) for case in (one, other)]
     errors = [_mean(values) for values in pairs if values]
@@ -144,7 +144,7 @@ def _is_error(row: dict[str, str]) -> bool:
 
 
 def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows by run, setting and metric; seeds together."""
+    """Groups rows by run, setting and metric, with all seeds together."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row["run"], row["setting"], row["metric"]), []).append(row)

@@ -57,6 +57,7 @@ def seed() -> int:
 @pytest.fixture(autouse=True)
 def registries(monkeypatch) -> None:
     """What a test registers, as the code blocks of the docs do, is gone after it."""
+    import adaptok.training.optim  # noqa: F401 (registers the losses before they are copied)
     from adaptok import registry
 
     for part in [r for r in vars(registry).values() if isinstance(r, registry.Registry)]:

@@ -117,7 +117,7 @@ def test_one_that_is_not_installed_says_so(monkeypatch):
         ({"baseline": {"name": "fno", "with": 3}}, "did you mean 'width'"),
         ({"baseline": {"name": "fno", "modes": 0}}, "modes, width and depth"),
         ({"baseline": {"name": "unet", "width": 0}}, "width must be at least 1"),
-        ({"ndim": 4}, "ndim must be 1, 2 or 3"),
+        ({"ndim": 4}, "ndim must be one of 1, 2, 3"),
         ({"boundary": [[2, 2]]}, r"boundary must be \(2, 2\)"),
         ({"history": 0}, "history must be at least 1"),
         ({"predict": "dleta"}, "predict must be one of"),

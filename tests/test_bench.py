@@ -27,7 +27,7 @@ def test_results_are_written(name, tmp_path, monkeypatch):
         monkeypatch.setitem(module.FIXED, "resolution", 32)
     module.main([str(tmp_path), "--device", "cpu", "--repeats", "1", *SMALL[name], *more])
     content = json.loads((tmp_path / f"{name}.json").read_text())
-    assert {"device", "torch", "date", "commit"} <= set(content["machine"])
+    assert {"device", "hardware", "torch", "python", "when", "commit"} <= set(content["machine"])
     assert (tmp_path / f"{name}.md").read_text().count("|\n") == len(content["rows"]) + 2
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     if name == "step":

@@ -312,13 +312,13 @@ def test_a_compiled_model_is_tested_without_its_graphs(name):
     config = plain(compose("train", [*small(name), "processor.depth=1"]))
     data = build_data(config)
     model = build_surrogate(config, data.info)
-    expected = evaluate(model, data)["settings"][0]
+    expected = evaluate(model, data).settings[0]
     compile_model(model)
     forward = vars(model.processor).get("forward")
-    found = evaluate(model, data)["settings"][0]
-    assert found["flops"] == expected["flops"]
-    assert found["vrmse"] == expected["vrmse"]
-    assert set(found["seconds"]) == set(expected["seconds"])
+    found = evaluate(model, data).settings[0]
+    assert found.flops == expected.flops
+    assert found.vrmse == expected.vrmse
+    assert set(found.seconds) == set(expected.seconds)
     assert is_compiled(model)
     assert vars(model.processor).get("forward") is forward
 
@@ -327,12 +327,12 @@ def test_an_evaluation_says_what_it_cost():
     config = plain(compose("train", small_runs.train()))
     data = build_data(config)
     results = evaluate(build_surrogate(config, data.info), data, settings=[{}, {"budget": 64}])
-    built, more = results["settings"]
-    assert more["flops"]["processor"] > built["flops"]["processor"] > 0
-    assert set(built["seconds"]) == set(built["flops"]) == set(built["memory"])
-    assert built["seconds_per_step"] == built["seconds"]["total"] > 0
-    assert built["tokens"]["min"] == built["tokens"]["max"] == 22
-    assert {"torch", "device", "hardware", "adaptok", "when"} == set(results["environment"])
+    built, more = results.settings
+    assert more.flops["processor"] > built.flops["processor"] > 0
+    assert set(built.seconds) == set(built.flops) == set(built.memory)
+    assert built.seconds["total"] > 0
+    assert built.tokens.min == built.tokens.max == 22
+    assert {"torch", "device", "hardware", "adaptok", "when"} == set(results.environment)
     windows = len(data.loader("test", 1).dataset)
     from adaptok.evaluation.evaluate import count_tokens
 

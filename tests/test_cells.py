@@ -265,6 +265,14 @@ def test_prefix_and_fixed_axes_do_not_mix():
         refined().groups((1,), prefix=1)
 
 
+def test_filler_takes_the_bound_from_groups_whose_lengths_stay_on_the_device():
+    cells = refined().to("meta")
+    bound = cells.groups(fixed=(1, 2), pitch=(4, 4)).max_seqlen
+    filled = dataclasses.replace(cells, bounded=False)
+    assert bound < filled.groups(fixed=(1, 2), pitch=(4, 4)).max_seqlen == cells.max_seqlen
+    assert not pytree.tree_map(lambda x: x, filled).bounded
+
+
 # ---- pytree
 
 

@@ -113,10 +113,10 @@ def test_train_resumes_by_itself(trained, capsys):
     again = trained.parent / "again"
     options = ["resume=auto", "trainer.max_steps=5", "test.settings=[{budget: 10}, {budget: 22}]"]
     out = run(capsys, "train", *small_runs.train(), *options, f"hydra.run.dir={again}")
-    assert f"going on from {trained}/checkpoints/last.ckpt" in out
+    assert f"resuming from {trained}/checkpoints/last.ckpt" in out
     assert torch.load(again / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
     out = run(capsys, "train", *small_runs.train(), *options, f"hydra.run.dir={again}")
-    assert "going on from" in out
+    assert "resuming from" in out
     assert (again / "metrics_before_1.csv").exists()
 
 
@@ -234,7 +234,9 @@ def test_list(capsys):
     assert all(name in out for name in TOKENIZERS.names())
     out = run(capsys, "list", "tokenizers", "u*")
     assert "uniform" in out
+    assert "size=8: cell size" in out
     assert "iap" not in out
+    assert "size=8: " not in run(capsys, "list")  # a line or two per part
     out = run(capsys, "list", "backends")
     assert re.search(r"loop +usable\n", out)
     assert "varlen" in out

@@ -12,7 +12,7 @@ from adaptok.data.synthetic.acoustic_scattering_maze import (
     PATH_DENSITY,
     WALL_DENSITY,
     Leapfrog,
-    centred,
+    centered,
     face_density,
     random_maze,
     stable_step,
@@ -64,7 +64,7 @@ def test_a_pulse_travels_at_the_speed_of_sound(axis):
     assert abs((right.argmax().item() + N // 2 + 0.5) * DX - expected) <= DX
     assert right.max().item() == pytest.approx(0.5, rel=0.05)  # half of it went the other way
     # a wave that travels to the right: u = p / Z
-    u = centred(velocity, pressure, density, CLOSED)[0, ..., axis - 1].movedim(axis - 1, 0)[:, 2]
+    u = centered(velocity, pressure, density, CLOSED)[0, ..., axis - 1].movedim(axis - 1, 0)[:, 2]
     torch.testing.assert_close(u[N // 2 :], right / IMPEDANCE, rtol=0, atol=0.01)
 
 
@@ -115,7 +115,7 @@ def test_walls_let_nothing_through():
     density = torch.full_like(start, PATH_DENSITY)
     density[:, N // 2 :] = WALL_DENSITY
     pressure, velocity = integrate(start, density, 0.3 / SPEED, CLOSED)  # 0.1 after it hit the wall
-    u = centred(velocity, pressure, density, CLOSED)[..., 0]
+    u = centered(velocity, pressure, density, CLOSED)[..., 0]
     assert pressure[0, int(0.4 / DX), 0].item() == pytest.approx(0.5, abs=0.05)  # reflected
     assert pressure[:, N // 2 + 1 :].abs().max() < 1e-3  # one cell behind the surface
     assert u[:, N // 2 + 1 :].abs().max() < 1e-4

@@ -115,10 +115,10 @@ DAMAGE = {
     r"mask of boundary condition x_wall has shape \(5,\), expected \(16,\)": lambda f: remake(
         f["boundary_conditions"]["x_wall"], "mask", np.ones(5, dtype=bool)
     ),
-    "boundary condition x_wall is False at both ends: it acts nowhere": lambda f: f[
+    "boundary condition x_wall is False at both ends: acts nowhere": lambda f: f[
         "boundary_conditions"
     ]["x_wall"]["mask"].write_direct(np.zeros(16, dtype=bool)),
-    "field pressure is announced in t0_fields but not there": lambda f: f["t0_fields"].pop(
+    "field pressure is announced in t0_fields but missing": lambda f: f["t0_fields"].pop(
         "pressure"
     ),
     "field extra is not among the field_names of t0_fields": lambda f: f[
@@ -140,7 +140,7 @@ DAMAGE = {
         (0, 3, 3), np.inf
     ),
     "no field changes with time: there is nothing to predict": nothing_varies,
-    "scalar K is announced but not there": lambda f: f["scalars"].attrs.__setitem__(
+    "scalar K is announced but missing": lambda f: f["scalars"].attrs.__setitem__(
         "field_names", ["K"]
     ),
 }

@@ -8,7 +8,7 @@ import torch
 from adaptok.data.synthetic import ActiveMatter, GrayScott
 from adaptok.data.synthetic.active_matter import ROTATION, TABLE, TRANSLATION, Rods, fourth_moments
 from adaptok.data.synthetic.gray_scott_reaction_diffusion import DIFFUSION, PATTERNS, advance
-from adaptok.data.synthetic.solver import cell_centres
+from adaptok.data.synthetic.solver import cell_centers
 
 TURN = 2 * math.pi
 
@@ -39,7 +39,7 @@ def test_alone_the_food_is_replenished_exactly():
 
 
 def test_without_reaction_a_wave_decays_by_diffusion():
-    x = cell_centres(16, 0.0, 1.0)[:, None].expand(16, 16)
+    x = cell_centers(16, 0.0, 1.0)[:, None].expand(16, 16)
     wave = (2 * TURN * x).cos()
     for which, rate in enumerate(DIFFUSION):
         both = torch.zeros(1, 2, 16, 16)
@@ -74,7 +74,7 @@ def test_gray_scott_settings_and_state():
     assert state[1].max() > 0.2
     with pytest.raises(ValueError, match="patterns are of gliders"):
         GrayScott(patterns=["stripes"])
-    with pytest.raises(ValueError, match="clusters must be at least 1"):
+    with pytest.raises(ValueError, match="clusters must be an integer of at least 1"):
         GrayScott(clusters=0)
 
 
@@ -126,7 +126,7 @@ def test_weak_alignment_leaves_no_order():
 @pytest.mark.parametrize(("alpha", "zeta"), [(-2.0, 0.5), (-4.0, 0.0), (2.0, 0.5)])
 def test_small_waves_grow_at_the_rate_of_linear_theory(alpha, zeta):
     side = 10.0
-    x = cell_centres(16, 0.0, side)[:, None].expand(16, 16)
+    x = cell_centers(16, 0.0, side)[:, None].expand(16, 16)
     moments = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
     moments[:, 0] = 1.0
     moments[:, 2] = 1e-5 * (TURN * x / side).cos()  # D_xy: a wave that shears
@@ -197,5 +197,5 @@ def test_rods_are_conserved_and_stay_turned_together(stirred):
     assert stirred.scalars == {"L": 5.0, "zeta": 1.0, "alpha": -1.0}
     with pytest.raises(ValueError, match="side must be a positive number"):
         ActiveMatter(side=0.0)
-    with pytest.raises(ValueError, match="alpha and zeta are lists"):
+    with pytest.raises(ValueError, match="alpha and zeta must be lists"):
         ActiveMatter(zeta=[])

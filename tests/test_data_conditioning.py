@@ -226,7 +226,7 @@ def test_the_physics_survives_augmentation(root):
 
 
 def test_augmentations_that_cannot_be_are_refused(root):
-    with pytest.raises(ValueError, match=r"unknown augmentation 'flipp' \(did you mean 'flip'"):
+    with pytest.raises(ValueError, match=r"one of flip, .*got 'flipp' \(did you mean 'flip'"):
         WellData(MATTER, root, augment=["flipp"]).setup("fit")
     with pytest.raises(ValueError, match=r"augment=rotate exchanges axes: .* not 32 x 8"):
         WellData("rayleigh_benard", root, augment="rotate").setup("fit")

@@ -14,7 +14,7 @@ from adaptok.data.synthetic import (
 )
 from adaptok.data.synthetic.euler import advance
 from adaptok.data.synthetic.noise import smooth_noise
-from adaptok.data.synthetic.solver import cell_centres
+from adaptok.data.synthetic.solver import cell_centers
 from adaptok.data.synthetic.supernova_explosion_64 import sphere
 
 SOD_LEFT, SOD_RIGHT = 0.42632, 0.26557  # exact densities beside the contact
@@ -199,7 +199,7 @@ def test_quadrants_are_constant_and_their_fields_fit(solver):
 
 def test_two_halves_are_sods_tube():
     solver = EulerMultiQuadrantsOpen(resolution=64, frames=2, start=0.0, frame_dt=0.2, gamma=[1.4])
-    left = (cell_centres(64, 0.0, 1.0) < 0.5)[:, None].expand(64, 64)
+    left = (cell_centers(64, 0.0, 1.0) < 0.5)[:, None].expand(64, 64)
     zero = torch.zeros(64, 64)
     primitive = torch.stack(
         [torch.where(left, 1.0, 0.125), zero, zero, torch.where(left, 1.0, 0.1)]

@@ -10,7 +10,7 @@ from adaptok.data.synthetic import RayleighBenard, ShearFlow
 from adaptok.data.synthetic.noise import smooth_noise
 from adaptok.data.synthetic.rayleigh_benard import Convection
 from adaptok.data.synthetic.shear_flow import Advection
-from adaptok.data.synthetic.solver import cell_centres
+from adaptok.data.synthetic.solver import cell_centers
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 
 TURN = 2 * math.pi
@@ -18,7 +18,7 @@ CRITICAL = 27 * math.pi**4 / 4  # 657.5, Rayleigh's number for free-slip walls
 
 
 def square(n: int) -> tuple[Tensor, Tensor]:
-    x = cell_centres(n, 0.0, TURN)
+    x = cell_centers(n, 0.0, TURN)
     return x[:, None].expand(n, n), x[None, :].expand(n, n)
 
 
@@ -35,7 +35,7 @@ def derivative(field: Tensor, axis: int, length: float) -> Tensor:
 
 def test_modes_differentiate_and_invert():
     modes = Modes((12, 16), (2.0, 3.0))
-    x, y = cell_centres(12, 0.0, 2.0)[:, None], cell_centres(16, 0.0, 3.0)[None, :]
+    x, y = cell_centers(12, 0.0, 2.0)[:, None], cell_centers(16, 0.0, 3.0)[None, :]
     wave = (TURN * x / 2).sin() * (2 * TURN * y / 3).cos()
     k_x, k_y = TURN / 2, 2 * TURN / 3
     for factor, expected in (
@@ -153,7 +153,7 @@ def test_shear_layers_roll_up():
 def growth(rayleigh: float, prandtl: float) -> float:
     """Growth rate of the most unstable wave, one wavelength wide."""
     length = 2 * math.sqrt(2)
-    x, y = cell_centres(8, 0.0, length)[:, None], cell_centres(8, 0.0, 1.0)[None, :]
+    x, y = cell_centers(8, 0.0, length)[:, None], cell_centers(8, 0.0, 1.0)[None, :]
     wave = 1e-3 * (TURN * x / length).cos() * (math.pi * y).sin()
     fields = torch.stack([torch.zeros(8, 8), wave])[None].double()
     convection = Convection(fields, length, rayleigh, prandtl)
@@ -177,8 +177,8 @@ def test_at_the_critical_number_a_wave_neither_grows_nor_decays():
 
 
 def test_without_heating_the_layer_comes_to_rest():
-    y = cell_centres(16, 0.0, 1.0)
-    x = cell_centres(16, 0.0, 4.0)[:, None]
+    y = cell_centers(16, 0.0, 1.0)
+    x = cell_centers(16, 0.0, 4.0)[:, None]
     fields = torch.stack([(TURN * x / 4).sin() * (math.pi * y).sin(), torch.zeros(16, 16)])[None]
     convection = Convection(fields, 4.0, 100.0, 1.0)  # below the critical number
     start = convection.velocity().square().mean()
@@ -209,7 +209,7 @@ def test_pressure_balances_the_momentum_of_convection(convection):
     convection.advance(1e-3, 1.4)
     after = convection.velocity()[0]
     convection.state = kept
-    y = cell_centres(16, 0.0, 1.0).double()
+    y = cell_centers(16, 0.0, 1.0).double()
     u, v = continued(before[..., 0], 1), continued(before[..., 1], -1)
     at_rest = y - y.square() / 2
     moving = continued(pressure - at_rest, 1)
@@ -257,9 +257,9 @@ def test_trajectories_of_other_settings_are_not_batched():
 @pytest.mark.parametrize(
     ("solver", "knobs", "message"),
     [
-        (ShearFlow, {"reynolds": []}, "lists of positive numbers"),
-        (ShearFlow, {"schmidt": [0.0]}, "lists of positive numbers"),
-        (RayleighBenard, {"rayleigh": [-1.0]}, "lists of positive numbers"),
+        (ShearFlow, {"reynolds": []}, "must be a list of positive numbers"),
+        (ShearFlow, {"schmidt": [0.0]}, "must be a list of positive numbers"),
+        (RayleighBenard, {"rayleigh": [-1.0]}, "must be a list of positive numbers"),
     ],
 )
 def test_parameters_that_cannot_be_are_refused(solver, knobs, message):

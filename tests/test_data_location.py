@@ -141,7 +141,6 @@ def test_options_reach_the_file_system(root, tmp_path):
     data.setup("test")
     assert data.folder.fs.auto_mkdir
     assert not locate(tmp_path).fs.auto_mkdir
-    assert locate(tmp_path).is_local
 
 
 def test_relative_paths_and_odd_names_are_read(root, tmp_path, monkeypatch):

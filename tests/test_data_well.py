@@ -254,27 +254,27 @@ def test_persistence_equals_the_wells_metric(root):
 
     data = WellData(MAZE, root, batch_size=4)
     data.setup("test")
-    result = persistence(data)["vrmse"]
+    result = persistence(data).vrmse
     values = []
     for batch in data.test_dataloader():
         prediction, target = (batch[k].movedim(2, -1) for k in ("input", "target"))
         values.append(VRMSE()(prediction, target, SimpleNamespace(n_spatial_dims=2)))
     values = torch.cat(values).flatten(0, 1)
-    assert result["mean"] == pytest.approx(values.mean().item(), rel=1e-5)
-    assert result["median"] == pytest.approx(values.mean(1).median().item(), rel=1e-5)
-    assert list(result["fields"]) == list(data.info.fields)
-    for field, expected in zip(result["fields"].values(), values.T, strict=True):
-        assert field["mean"] == pytest.approx(expected.mean().item(), rel=1e-5)
-        assert field["median"] == pytest.approx(expected.median().item(), rel=1e-5)
+    assert result.mean == pytest.approx(values.mean().item(), rel=1e-5)
+    assert result.median == pytest.approx(values.mean(1).median().item(), rel=1e-5)
+    assert list(result.fields) == list(data.info.fields)
+    for field, expected in zip(result.fields.values(), values.T, strict=True):
+        assert field.mean == pytest.approx(expected.mean().item(), rel=1e-5)
+        assert field.median == pytest.approx(expected.median().item(), rel=1e-5)
 
 
 def check_default_set(name: str, folder: Path) -> None:
     """Neither trivial nor chaotic: a copy of the last frame is wrong by a tenth to a half."""
     generate(name, folder, progress=False)
     data = WellData(name, folder)
-    result = persistence(data)["vrmse"]
-    assert 0.1 <= result["mean"] <= 0.6
-    assert max(field["mean"] for field in result["fields"].values()) < 1
+    result = persistence(data).vrmse
+    assert 0.1 <= result.mean <= 0.6
+    assert max(field.mean for field in result.fields.values()) < 1
     assert min(data.info.std.min(), data.info.delta_std.min()) > 1e-4  # the Well's own condition
 
 
@@ -404,7 +404,7 @@ def test_evaluation_does_without_the_training_files(copy):
     data = WellData(MAZE, copy)
     data.setup("test")
     assert data.info.fields == ("pressure", "velocity_x", "velocity_y")
-    assert persistence(data)["vrmse"]["mean"] > 0
+    assert persistence(data).vrmse.mean > 0
 
 
 def test_an_unknown_attribute_of_the_package_is_an_error():

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -113,6 +118,59 @@ def test_links_to_files_resolve(page):
     if page.is_relative_to(docs):  # `make docs` builds this folder alone
         outside = [k for k in targets if not (page.parent / k).resolve().is_relative_to(docs)]
         assert not outside
+
+
+def test_names_of_the_package_in_the_prose_exist():
+    from adaptok.cli.listing import _kinds
+
+    groups = {registry.group for registry in _kinds().values()}
+    for page in PAGES:
+        for found in re.findall(r"`(adaptok(?:\.\w+)+)", FENCE.sub("", page.read_text())):
+            assert found in groups or resolve_name(found), f"{name(page)}: {found}"
+
+
+def directives() -> dict[str, str]:
+    """What mkdocstrings documents, and the page that says so."""
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    found = [(t, name(p)) for p in pages for t in re.findall(r"^::: (\S+)", p.read_text(), re.M)]
+    assert len(found) == len(dict(found)), "twice"
+    return dict(found)
+
+
+def test_every_public_name_has_its_place_in_the_api_pages():
+    import adaptok
+
+    assert not {f"adaptok.{public}" for public in adaptok.__all__} - set(directives())
+
+
+@pytest.mark.parametrize("target", directives())
+def test_what_the_api_pages_name_exists(target):
+    resolve_name(target)
+
+
+def test_every_page_is_in_the_navigation():
+    def files(entries: list) -> Iterator[str]:
+        for entry in entries:
+            if isinstance(entry, str):
+                yield entry
+            else:
+                for below in entry.values():
+                    yield from files(below if isinstance(below, list) else [below])
+
+    docs = ROOT / "docs"
+    listed = sorted(files(yaml.safe_load((docs / "mkdocs.yml").read_text())["nav"]))
+    assert listed == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """It also finds docstrings that describe a parameter which is not there."""
+    pytest.importorskip("mkdocs")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    config = ["-f", str(ROOT / "docs" / "mkdocs.yml")]
+    built = subprocess.run([*build, *config], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "api" / "core" / "index.html").is_file()
 
 
 def test_readme_shows_both_commands_and_a_library_example():

@@ -95,9 +95,9 @@ def test_training_evaluation_and_rollouts_take_settings(name):
 
     cycle = {"name": "cyclic", "settings": choices}
     counts.clear()
-    rows = evaluate(surrogate, data, settings=[*choices, cycle], steps=4, device="cpu")["settings"]
-    tokens = [row["tokens"]["mean"] for row in rows[:3]]
-    assert all(row["vrmse"]["mean"] is not None for row in rows)
+    rows = evaluate(surrogate, data, settings=[*choices, cycle], steps=4, device="cpu").settings
+    tokens = [row.tokens.mean for row in rows[:3]]
+    assert all(row.vrmse.mean is not None for row in rows)
     if name == "matey":  # what a threshold gives depends on the field
         assert tokens == sorted(tokens)
         assert len({*counts[-4:]}) > 1

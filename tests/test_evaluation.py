@@ -13,7 +13,9 @@ from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
 from adaptok.evaluation.evaluate import evaluate, label_of
 from adaptok.evaluation.metrics import vrmse
-from adaptok.evaluation.results import markdown, write_report
+from adaptok.evaluation.results import Results, markdown, write_results
+from adaptok.registry import METRICS
+from adaptok.utils.auxiliary import report_figure
 from adaptok.utils.tables import table
 
 
@@ -35,13 +37,13 @@ def test_one_step_errors_by_hand(parts):
             )
         errors.append(vrmse(out, batch["target"], 2)[:, 0])
     errors = torch.cat(errors)  # (n, c)
-    row = evaluate(surrogate, data, settings=[{"budget": 10}], device="cpu")["settings"][0]
-    assert row["vrmse"]["mean"] == pytest.approx(errors.mean().item())
-    assert row["vrmse"]["median"] == pytest.approx(errors.mean(1).median().item())
+    row = evaluate(surrogate, data, settings=[{"budget": 10}], device="cpu").settings[0]
+    assert row.vrmse.mean == pytest.approx(errors.mean().item())
+    assert row.vrmse.median == pytest.approx(errors.mean(1).median().item())
     for i, field in enumerate(data.info.fields):
-        assert row["vrmse"]["fields"][field]["mean"] == pytest.approx(errors[:, i].mean().item())
-    assert row["tokens"] == {"mean": 10, "min": 10, "max": 10}
-    assert row["seconds_per_step"] > 0
+        assert row.vrmse.fields[field].mean == pytest.approx(errors[:, i].mean().item())
+    assert row.tokens == (10, 10, 10)
+    assert row.seconds["total"] > 0
 
 
 def test_rollout_errors_by_hand(parts):
@@ -53,9 +55,9 @@ def test_rollout_errors_by_hand(parts):
     expected = vrmse(out, batch["target"], 2).mean((0, 2))
     setting = {"name": "cyclic", "settings": [{"budget": 10}, {"budget": 22}]}
     results = evaluate(surrogate, data, settings=[setting], steps=3, device="cpu")
-    assert results["settings"][0]["rollout"]["mean"] == pytest.approx(expected.tolist())
-    assert results["settings"][0]["tokens"]["min"] == 10
-    assert results["settings"][0]["tokens"]["max"] == 22
+    assert results.settings[0].rollout.mean == pytest.approx(expected.tolist())
+    assert results.settings[0].tokens.min == 10
+    assert results.settings[0].tokens.max == 22
 
 
 def test_a_perfect_model_has_no_error(parts):
@@ -76,9 +78,9 @@ def test_a_perfect_model_has_no_error(parts):
         results = evaluate(surrogate, data, split="valid", device="cpu")
     finally:
         surrogate.__class__ = before
-    assert results["settings"][0]["vrmse"]["mean"] == 0
-    assert results["settings"][0]["spectral_nmse"] == [0, 0, 0]
-    assert results["persistence"]["vrmse"]["mean"] > 0.01
+    assert results.settings[0].vrmse.mean == 0
+    assert results.settings[0].spectral_nmse == [0, 0, 0]
+    assert results.persistence.vrmse.mean > 0.01
 
 
 def test_a_diverged_rollout_is_null_and_says_so(parts, tmp_path):
@@ -92,9 +94,9 @@ def test_a_diverged_rollout_is_null_and_says_so(parts, tmp_path):
     finally:
         with torch.no_grad():
             weight.copy_(before)
-    assert results["settings"][0]["vrmse"]["mean"] is None
-    write_report(results, tmp_path)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+    assert results.settings[0].vrmse.mean is None
+    write_results(results.to_json(), markdown(results), tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results.to_json()
     assert "diverged" in (tmp_path / "metrics.md").read_text()
 
 
@@ -102,14 +104,74 @@ def test_report_shows_every_setting_field_and_step(parts, tmp_path):
     surrogate, data = parts
     settings = [{"budget": 10}, {"budget": 22}]
     results = evaluate(surrogate, data, settings=settings, steps=2, device="cpu")
-    files = write_report(results, tmp_path)
+    files = write_results(results.to_json(), markdown(results), tmp_path)
     assert [file.name for file in files] == ["metrics.json", "metrics.md"]
-    assert json.loads(files[0].read_text()) == results
+    assert json.loads(files[0].read_text()) == results.to_json()
     text = files[1].read_text()
     assert text == markdown(results)
     for part in ("persistence", "budget=10", "budget=22", "velocity_x", "step 2"):
         assert part in text
-    assert f"{results['settings'][1]['vrmse']['mean']:.4f}" in text
+    assert f"{results.settings[1].vrmse.mean:.4f}" in text
+
+
+def test_results_survive_json(parts):
+    surrogate, data = parts
+    results = evaluate(surrogate, data, settings=[{"budget": 10}], steps=1, device="cpu")
+    assert Results.from_json(results.to_json()) == results
+    old = results.to_json()  # before costs were counted
+    row, blank = old["settings"][0], old["persistence"]
+    old["settings"] = [{k: row[k] for k in ("label", "tokens", "seconds_per_step", "vrmse")}]
+    old["persistence"] = {"vrmse": blank["vrmse"]}
+    again = Results.from_json(old | {"parameters_of_old": 3})
+    assert again.settings[0].vrmse == results.settings[0].vrmse
+    assert again.settings[0].seconds == {"total": row["seconds_per_step"]}
+    assert again.settings[0].flops is again.persistence.rollout is None
+
+
+def test_a_registered_metric_is_tested_and_shown(parts, monkeypatch):
+    surrogate, data = parts
+    monkeypatch.setitem(METRICS._factories, "bias", lambda p, t, ndim: (p - t).mean((-2, -1)).abs())
+    results = evaluate(surrogate, data, settings=[{"budget": 10}], device="cpu")
+    values = results.to_json()
+    row = values["settings"][0]
+    assert row["bias"].keys() == row["vrmse"].keys() == {"mean", "median", "fields"}
+    assert row["bias"]["fields"].keys() == row["vrmse"]["fields"].keys()
+    assert isinstance(row["nrmse"], float)
+    assert values["persistence"].keys() == {"vrmse", "bias"}
+    assert "bias mean" in markdown(results)
+    assert f"{row['bias']['mean']:.4f}" in markdown(results)
+    assert Results.from_json(values) == results
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "match"),
+    [
+        ("tokens", vrmse, "'tokens'"),
+        ("total", lambda p, t, ndim: (p - t).mean(), r"'total' .*got \(\)"),
+    ],
+)
+def test_metrics_that_break_the_contract(parts, monkeypatch, name, metric, match):
+    monkeypatch.setitem(METRICS._factories, name, metric)
+    with pytest.raises(ValueError, match=match):
+        evaluate(*parts, device="cpu")
+
+
+def test_figures_that_a_part_reports_are_averaged(parts):
+    surrogate, data = parts
+    seen = []
+
+    def report(_, args):
+        seen.append((float(len(seen) + 1), args[0].cells.batch_size))
+        report_figure("gate/rate", torch.tensor(seen[-1][0]))
+
+    handle = surrogate.processor.register_forward_pre_hook(report)
+    try:
+        results = evaluate(surrogate, data, device="cpu").to_json()
+    finally:
+        handle.remove()
+    rate = results["settings"][0]["auxiliary"]["gate/rate"]
+    assert 1 <= rate <= len(seen)
+    assert "auxiliary" not in evaluate(surrogate, data, device="cpu").to_json()["settings"][0]
 
 
 def test_mistakes(parts):

@@ -413,8 +413,8 @@ def test_the_defaults_are_those_of_the_documentation():
         ({"normalise": "samples"}, "normalise must be one of sample, context, dataset, none"),
         ({"score_on": "x"}, "score_on must be one of normalised, raw, got 'x'"),
         ({"predict": "deltas"}, "predict must be one of delta, state.*did you mean 'delta'"),
-        ({"history": 0}, "history must be at least 1 frame, got 0"),
-        ({"ndim": 4}, "ndim must be 1, 2 or 3, got 4"),
+        ({"history": 0}, "history must be at least 1, got 0"),
+        ({"ndim": 4}, "ndim must be one of 1, 2, 3, got 4"),
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"constant_channels": -1}, "constant_channels must not be negative, got -1"),
         (

@@ -80,7 +80,7 @@ def test_the_heads_by_hand():
 def test_names_that_make_no_sense():
     with pytest.raises(ValueError, match=r"a word without dots, got 'a\.b'"):
         FieldEmbedding(["a.b"], 4)
-    with pytest.raises(ValueError, match="'a' is there already"):
+    with pytest.raises(ValueError, match="'a' is known already"):
         FieldEmbedding(["a", "a"], 4)
     embedding = FieldEmbedding(["pressure", "density"], 4)
     known = r"unknown field 'presure' \(did you mean 'pressure'\?\); known: pressure, density"
@@ -101,10 +101,12 @@ def test_a_mixed_batch_equals_its_samples(tokenizer, history_mode, score_on):
     samples = [draw(3), draw(1) * 5, draw(2)]
     fields = [["c", "a", "k"], ["b"], ["a", "b"]]
     leads = torch.tensor([1, 4, 2])
-    together = model.mixed(samples, fields, lead_time=leads)
+    together = model.predict_mixed(samples, fields, lead_time=leads)
     assert [out.shape[1] for out in together] == [2, 1, 2]
     for i, out in enumerate(together):
-        (alone,) = model.mixed(samples[i : i + 1], fields[i : i + 1], lead_time=int(leads[i]))
+        (alone,) = model.predict_mixed(
+            samples[i : i + 1], fields[i : i + 1], lead_time=int(leads[i])
+        )
         torch.testing.assert_close(out, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -119,19 +121,26 @@ def test_what_stands_in_channels_that_a_sample_lacks_does_not_matter():
 def test_the_order_of_the_fields_does_not_matter():
     model = build()
     x = draw(3)
-    (first,) = model.mixed([x], [["a", "b", "k"]])
-    (second,) = model.mixed([x[:, [2, 1, 0]]], [["k", "b", "a"]])
+    (first,) = model.predict_mixed([x], [["a", "b", "k"]])
+    (second,) = model.predict_mixed([x[:, [2, 1, 0]]], [["k", "b", "a"]])
     torch.testing.assert_close(first, second[:, [1, 0]], rtol=1e-4, atol=1e-5)
+
+
+def test_one_frame_of_history_is_the_default():
+    model = adaptok.create_multiphysics(
+        ndim=1, fields=["a"], dim=8, depth=1, heads=1, tokenizer="iap"
+    )
+    assert model.system(["a"])(torch.randn(2, 1, 1, 32)).shape == (2, 1, 1, 32)
 
 
 def test_mixed_batches_that_make_no_sense():
     model = build()
-    with pytest.raises(ValueError, match=r"share history and grid.*each resolution by itself"):
-        model.mixed([draw(1), draw(1, side=32)], [["a"], ["b"]])
+    with pytest.raises(ValueError, match=r"share history and grid.*one batch per resolution"):
+        model.predict_mixed([draw(1), draw(1, side=32)], [["a"], ["b"]])
     with pytest.raises(ValueError, match="1 channels are named a, b"):
-        model.mixed([draw(1)], [["a", "b"]])
+        model.predict_mixed([draw(1)], [["a", "b"]])
     with pytest.raises(ValueError, match="unknown field 'd'; known: a, b, c, k"):
-        model.mixed([draw(1)], [["d"]])
+        model.predict_mixed([draw(1)], [["d"]])
 
 
 # ---- one set of fields, in physical units
@@ -151,7 +160,7 @@ def test_a_system_is_the_model_between_normalisations(history_mode, predict):
         (2, 3), correction=0, keepdim=True
     )
     x = torch.cat([(field - mean) / spread, still[:, None].expand(-1, 2, -1, -1, -1)], 2)
-    out = torch.stack(model.mixed(list(x), [["b", "a", "k"]] * 2))[:, -1:]
+    out = torch.stack(model.predict_mixed(list(x), [["b", "a", "k"]] * 2))[:, -1:]
     if predict == "delta":
         scale = torch.tensor([0.5, 0.1]).view(2, 1, 1)
         expected = field[:, -1:] + spread * scale * out
@@ -167,7 +176,7 @@ def test_a_system_of_unknown_fields_says_what_is_new_and_what_is_missing():
         build().system(["a", "d", "k"])
     with pytest.raises(ValueError, match="of which b, c, k are missing here"):
         build().system(["a", "d"])
-    assert build().compared(["a", "d"], ["k", "l"]) == (["d", "l"], ["b", "c"])
+    assert build().compare_fields(["a", "d"], ["k", "l"]) == (["d", "l"], ["b", "c"])
 
 
 def test_rollouts_and_saved_systems(tmp_path):
@@ -183,7 +192,9 @@ def test_rollouts_and_saved_systems(tmp_path):
     assert whole.fields == ("a", "b", "c")
     assert whole.constants == ("k",)
     samples, fields = [draw(1)], [["c"]]
-    assert torch.equal(whole.mixed(samples, fields)[0], system.core.mixed(samples, fields)[0])
+    assert torch.equal(
+        whole.predict_mixed(samples, fields)[0], system.core.predict_mixed(samples, fields)[0]
+    )
 
 
 # ---- new fields, and what is trained
@@ -193,13 +204,13 @@ def test_new_fields_do_not_touch_old_weights(tmp_path):
     model = build()
     sample = draw(3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    (out,) = model.mixed([sample], [["a", "c", "k"]])
+    (out,) = model.predict_mixed([sample], [["a", "c", "k"]])
     model.add_fields(["a", "d"], ["k", "l"])
     assert model.fields == ("a", "b", "c", "d")
     assert model.constants == ("k", "l")
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert torch.equal(model.mixed([sample], [["a", "c", "k"]])[0], out)
+    assert torch.equal(model.predict_mixed([sample], [["a", "c", "k"]])[0], out)
     system, field = model.system(["d", "a"], ["l"]), draw(2, batch=1)
     frame = system(field, constants=torch.randn(1, 1, 16, 16))
     assert torch.equal(frame[:, :, 0], field[:, -1:, 0])  # a new field starts from no change
@@ -241,9 +252,9 @@ def test_modes_that_do_not_exist():
 def test_every_processor_knows_the_lead_time(processor):
     model = build(processor=processor, max_lead=4)
     sample, fields = [draw(2)], [["a", "b"]]
-    (default,) = model.mixed(sample, fields)
-    (one,) = model.mixed(sample, fields, lead_time=1)
-    (four,) = model.mixed(sample, fields, lead_time=torch.tensor([4]))
+    (default,) = model.predict_mixed(sample, fields)
+    (one,) = model.predict_mixed(sample, fields, lead_time=1)
+    (four,) = model.predict_mixed(sample, fields, lead_time=torch.tensor([4]))
     assert torch.equal(default, one)
     assert not torch.allclose(one, four)
 
@@ -251,9 +262,9 @@ def test_every_processor_knows_the_lead_time(processor):
 @pytest.mark.parametrize("lead", [0, 5])
 def test_lead_times_out_of_range(lead):
     with pytest.raises(ValueError, match=rf"the lead time must be 1 to 4 steps, got {lead} to"):
-        build(max_lead=4).mixed([draw(1)], [["a"]], lead_time=lead)
+        build(max_lead=4).predict_mixed([draw(1)], [["a"]], lead_time=lead)
     with pytest.raises(ValueError, match=r"built for a lead time of 1 step .* got"):
-        build().mixed([draw(1)], [["a"]], lead_time=lead)
+        build().predict_mixed([draw(1)], [["a"]], lead_time=lead)
 
 
 def test_conditioning_is_added_to_the_tokens_of_its_sample():

@@ -45,6 +45,13 @@ def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
     return done.stdout
 
 
+def test_python_trains_without_the_command_line():
+    code = "import adaptok.tasks.pretrain, sys, json; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(python("-W", "ignore", "-c", code, cwd=ROOT))
+    assert "adaptok.tasks.surrogate" in loaded
+    assert not [name for name in loaded if name == "hydra" or name.startswith("adaptok.cli")]
+
+
 def test_import_is_light():
     code = "import adaptok, sys, json; print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(python("-W", "ignore", "-c", code, cwd=ROOT)))
@@ -56,6 +63,12 @@ def test_composing_a_configuration_needs_no_lightning():
     code = "import adaptok.config.menu, sys, json; print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(python("-W", "ignore", "-c", code, cwd=ROOT)))
     assert not loaded.intersection({"lightning", "the_well", "matplotlib", "timm"})
+
+
+def test_the_package_has_few_entries():
+    """A stranger reads them all at a glance; a new topic belongs to one of the folders."""
+    entries = {path.name for path in (ROOT / "adaptok").iterdir()} - {"__pycache__"}
+    assert len(entries) <= 24, sorted(entries)
 
 
 def test_imports_go_one_way():

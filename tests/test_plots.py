@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -53,11 +56,11 @@ def test_four_thousand_cells_are_one_collection():
 
 
 def test_colours_say_whether_a_field_has_a_sign():
-    (low, high), cmap = plots.colours_of(np.array([-1.0, 2.0]))
+    (low, high), cmap = plots.color_scale(np.array([-1.0, 2.0]))
     assert (cmap, -low) == ("RdBu_r", high)
     assert high == pytest.approx(2, rel=0.01)
-    assert plots.colours_of(np.array([1.0, 2.0])) == ((1.0, 2.0), "viridis")
-    assert plots.colours_of(np.zeros(3)) == ((0.0, 1.0), "viridis")
+    assert plots.color_scale(np.array([1.0, 2.0])) == ((1.0, 2.0), "viridis")
+    assert plots.color_scale(np.zeros(3)) == ((0.0, 1.0), "viridis")
 
 
 @pytest.mark.parametrize("space", [(32,), (16, 32), (8, 8, 16)])
@@ -134,3 +137,13 @@ def test_a_trajectory_is_drawn_upright_with_one_range_per_field(tmp_path):
         plots.trajectory_figure({"a": np.random.rand(2, 16)}, [0.0, 1.0]), tmp_path / "1d.png"
     )
     plt.close("all")
+
+
+def test_the_backend_stays_the_users():
+    """A library chooses neither the backend nor logging levels, and needs no pyplot."""
+    code = (
+        "import logging, sys, matplotlib; matplotlib.use('svg'); from adaptok import plots; "
+        "import adaptok.plots.rollouts; level = logging.getLogger('matplotlib.animation').level; "
+        "sys.exit(matplotlib.get_backend() != 'svg' or level != logging.NOTSET)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

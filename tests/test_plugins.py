@@ -9,6 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_runs
+import torch
+import yaml
+
+from adaptok import registry
+from adaptok.cli import main
 
 PYPROJECT = """
 [build-system]
@@ -25,6 +31,9 @@ broken = "adaptok_mine.absent:tokenizer"
 
 [project.entry-points."adaptok.indicators"]
 magnitude = "adaptok_mine:Magnitude"
+
+[project.entry-points."adaptok.losses"]
+mine_l1 = "adaptok_mine.training:l1"
 """
 
 MODULE = '''
@@ -49,6 +58,31 @@ class Magnitude:
 
     def __call__(self, field, tree, *, boundary=None):
         return sum_pyramid(field[:, :, self.channel].abs().mean(1, keepdim=True), tree)[:, 0]
+'''
+
+TRAINING = '''
+import torch
+
+
+def l1(error, target):
+    """Mean absolute error."""
+    return error.abs().mean()
+
+
+l1.error_only = True
+
+
+class Signs(torch.optim.SGD):
+    """Steps along the signs of the gradient."""
+
+    def step(self, closure=None):
+        loss = closure() if closure else None
+        with torch.no_grad():
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        weight.sub_(group["lr"] * weight.grad.sign())
+        return loss
 '''
 
 IN_PYTHON = """
@@ -110,7 +144,9 @@ def site(tmp_path_factory) -> Path:
     """A folder into which pip has installed the package, without network."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     (source / "pyproject.toml").write_text(PYPROJECT)
-    (source / "adaptok_mine.py").write_text(MODULE)
+    (source / "adaptok_mine").mkdir()
+    (source / "adaptok_mine" / "__init__.py").write_text(MODULE)
+    (source / "adaptok_mine" / "training.py").write_text(TRAINING)
     options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target"]
     command = [sys.executable, "-m", "pip", "install", *options, str(folder), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -151,3 +187,33 @@ def test_parts_of_an_installed_package_are_choices_in_hydra(site, tmp_path):
     assert seen["indicator"] == {"name": "magnitude", "channel": 2}
     assert "mine" in seen["choices"]
     assert "knob" in seen["error"]
+
+
+@pytest.fixture
+def installed(site, monkeypatch):
+    """The package is found by this process, and loaded for its entry points."""
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(registry.LOSSES, "_plugins_loaded", False)
+
+
+def trained(folder: Path, *overrides: str) -> dict:
+    """Configuration of a finished run of ``adaptok train``."""
+    given = [*small_runs.train(), "trainer.max_steps=1", "test.steps=0", *overrides]
+    assert main(["train", *given, f"hydra.run.dir={folder}"]) == 0
+    assert (folder / "metrics.json").exists()
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_loss_of_an_installed_package_trains_on_the_command_line(tmp_path):
+    config = trained(tmp_path, "optim.loss=mine_l1", "optim.loss_unit=prediction")
+    assert config["optim"]["loss"] == "mine_l1"
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_optimizer_of_an_installed_package_trains_on_the_command_line(tmp_path):
+    target = "optim.optimizer={_target_: adaptok_mine.training.Signs, momentum: 0.5}"
+    trained(tmp_path, target, "optim.lr_start=0.25", "optim.ema=0.0", "optim.gamma=1.0")
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    state = torch.load(file, weights_only=True)["optimizer_states"][0]
+    assert {group["momentum"] for group in state["param_groups"]} == {0.5}

@@ -24,6 +24,7 @@ from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
 from adaptok.evaluation.evaluate import evaluate, rollouts
 from adaptok.evaluation.predictions import PredictionWriter, folder_name
+from adaptok.evaluation.results import Results
 
 STEPS = 3
 
@@ -37,7 +38,7 @@ def parts():
 
 
 @pytest.fixture(scope="module")
-def written(parts, tmp_path_factory) -> tuple[Path, dict]:
+def written(parts, tmp_path_factory) -> tuple[Path, Results]:
     surrogate, data = parts
     folder = tmp_path_factory.mktemp("predictions")
     settings = [{"budget": 10}, {"budget": 22}]
@@ -58,7 +59,7 @@ def test_our_reader_gets_the_prediction(parts, written):
     folder, results = written
     _, data = parts
     assert sorted(p.name for p in folder.iterdir()) == ["budget=10", "budget=22"]
-    assert results["settings"][0]["predictions"] == str(folder / "budget=10")
+    assert results.settings[0].predictions == str(folder / "budget=10")
     for budget in (10, 22):
         again = WellData(path=folder / f"budget={budget}", history=2)
         again.setup("test")
@@ -157,7 +158,7 @@ def test_the_command_keeps_predictions_and_a_film(trained, tmp_path, capsys):
     names = {p.name for p in (tmp_path / "pictures").iterdir()}
     assert {"rollout.gif", "error_maps.png", "spectra.png", "rollout.png"} <= names
     assert main(["eval", f"ckpt={trained}", "video=avi", f"hydra.run.dir={tmp_path}"]) == 2
-    assert "video must be null, gif or mp4, got 'avi'" in capsys.readouterr().err
+    assert "null, gif, mp4, got 'avi'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import adaptok
+from adaptok.evaluation.results import Results
 from adaptok.models.baselines import create_baseline
 from adaptok.models.pretrained import CARD, CONFIG, WEIGHTS
 from adaptok.registry import TOKENIZERS
@@ -58,16 +59,17 @@ def test_baselines(name, tmp_path):
 
 
 def test_the_card_says_how_to_use_it(tmp_path):
-    row = {"label": "budget=16", "vrmse": {"mean": 0.1234}}
+    row = {"label": "budget=16", "seconds_per_step": 0.1, "vrmse": {"mean": 0.1234, "median": 0.1}}
     results = {"split": "test", "data": "shear_flow", "fields": ["p", "u"], "settings": [row]}
-    results["persistence"] = {"vrmse": {"mean": 0.5}}
+    results["persistence"] = {"vrmse": {"mean": 0.5, "median": 0.5}}
+    results = Results.from_json(results)
     adaptok.save_pretrained(surrogate(), tmp_path, description="For tests.", results=results)
     card = (tmp_path / CARD).read_text()
     assert card.startswith("---\nlibrary_name: adaptok\n")
     for part in (
         "# iap",
         "For tests.",
-        "budget=16 | 0.1234",
+        "budget=16   | 0.1234",
         "shear_flow",
         "p, u",
         '"max_size": 8',

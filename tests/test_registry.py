@@ -20,6 +20,14 @@ def sweets() -> Registry:
         """Sugar, browned.
 
         A second paragraph.
+
+        Args:
+            dim: wired.
+            salt: grams, and more
+                if it is needed.
+
+        Raises:
+            ValueError: burnt.
         """
         return ("caramel", dim, salt, soft)
 
@@ -85,9 +93,40 @@ def test_knobs_have_defaults_and_wired_parameters_have_none(sweets):
     assert sweets.wired("candy") == ["dim", "in_channels"]
 
 
-def test_describe_gives_the_first_line_and_the_knobs(sweets):
-    assert sweets.describe("caramel") == "caramel: Sugar, browned.\n  salt=0.5, soft=True"
+def test_describe_gives_the_first_line_and_the_knobs_with_their_meanings(sweets):
+    assert sweets.describe("caramel").splitlines() == [
+        "caramel: Sugar, browned.",
+        "  salt=0.5: grams, and more if it is needed.",
+        "  soft=True",
+    ]
     assert sweets.describe("candy").startswith("candy:")
+
+
+def test_meanings_come_from_the_docstring_of_the_class_and_of_its_bases(sweets):
+    class Sweet:
+        """Sweet.
+
+        Args:
+            width: in millimetres.
+            taste: hidden by the subclass.
+        """
+
+    @sweets.register("square")
+    class Square(Sweet):
+        """Square.
+
+        Args:
+            taste: "sour" or "bitter".
+        """
+
+        def __init__(self, *, taste="sour", width=1, color=None):
+            pass
+
+    assert sweets.meanings("square") == {
+        "taste": '"sour" or "bitter".',
+        "width": "in millimetres.",
+        "color": "",
+    }
 
 
 def test_create_passes_what_it_is_given(sweets):

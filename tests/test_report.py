@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from adaptok.cli import main
 from adaptok.cli.reporting import parsed
-from adaptok.config.run_ids import MACHINE
 from adaptok.report import (
     group_runs,
     pareto_front,
@@ -30,13 +29,12 @@ from adaptok.report import (
     write_report,
 )
 from adaptok.report.configs import significant
+from adaptok.report.contents import contents_of, not_finished
 from adaptok.report.grouping import label_keys
-from adaptok.report.markdown import markdown_report
-from adaptok.report.notes import contents_of, not_finished
-from adaptok.report.results import results_sheet, seeds_cell
-from adaptok.report.sheets import transfer_sheet
-from adaptok.report.summaries import ranks
-from adaptok.report.transfer import transfers
+from adaptok.report.summaries import ranks, transfers
+from adaptok.report.tables import results_sheet, seeds_cell, transfer_sheet
+from adaptok.report.writing import markdown_report
+from adaptok.utils.keys import NEW_RUN, ROLES, counts
 
 
 def rows_of(root: Path, by: tuple[str, ...] = ()):
@@ -45,8 +43,7 @@ def rows_of(root: Path, by: tuple[str, ...] = ()):
 
 def column(sheet, title: str) -> list:
     """Cells of a column, by the beginning of its title."""
-    number = next(i for i, c in enumerate(sheet.columns) if c.title.startswith(title))
-    return [row[number] for row in sheet.rows]
+    return next(cells for name, cells in sheet.columns.items() if name.startswith(title))
 
 
 @pytest.fixture
@@ -330,6 +327,29 @@ def test_unknown_entries_are_kept(tmp_path):
     assert "remark" not in row
 
 
+def test_metrics_of_plugins_and_auxiliary_figures_are_columns(tmp_path):
+    """Any mapping with a mean is an error metric: ranked, against persistence, diverged if None."""
+    for kind, drift in (("iap", 0.02), ("apt", 0.01), ("uniform", 0.9), ("csm", None)):
+        folder = make.write_surrogate(tmp_path, kind, 0, error=0.1)
+        results = json.loads((folder / "metrics.json").read_text())
+        metric = {"mean": drift, "median": drift, "fields": {"pressure": {"mean": drift}}}
+        results["settings"][0] |= {"drift": metric, "auxiliary": {"ponder": 0.5}}
+        results["persistence"]["drift"] = {"mean": 0.8}
+        (folder / "metrics.json").write_text(json.dumps(results))
+    rows = {row["tokenizer"]: row for row in tidy_rows(read_runs(tmp_path).runs)}
+    names = ("drift", "drift_median", "drift.pressure", "auxiliary_ponder")
+    assert [rows["iap"][name] for name in names] == [0.02, 0.02, 0.02, 0.5]
+    assert [rows["csm"][name] for name in names] == ["diverged"] * 3 + [0.5]
+    sheet = results_sheet(rows_of(tmp_path))
+    assert [c.text for c in column(sheet, "drift")] == [
+        "0.8000", "0.0100", "– diverged", "0.0200", "0.9000",
+    ]  # fmt: skip
+    assert [c.rank for c in column(sheet, "drift")] == [None, 1, None, 2, None]
+    assert [c.text for c in column(sheet, "ponder")] == ["", *["0.5000"] * 4]
+    titles = list(sheet.columns)
+    assert titles.index("VRMSE ↓") < titles.index("drift ↓") < titles.index("FLOPs")
+
+
 # Grouping
 
 
@@ -432,7 +452,9 @@ def test_a_key_that_older_runs_lack_splits_nothing():
 
 
 def test_what_does_not_make_another_job_makes_no_other_model():
-    assert [key for key in MACHINE if significant({key: 1})] == []
+    same = [key for key in ROLES if not counts(key, NEW_RUN)]
+    assert "data.base" in same
+    assert [key for key in same if significant({key: 1})] == []
 
 
 def test_a_key_that_one_run_of_a_version_lacks_tells_it_apart(tmp_path):
@@ -638,9 +660,18 @@ def test_arguments():
 def test_it_starts_without_lightning_and_hydra(sweep):
     code = (
         "import sys; from adaptok.cli import main; main(sys.argv[1:]); "
-        "bad = {'lightning', 'hydra', 'omegaconf', 'matplotlib', 'pandas'} & set(sys.modules); "
+        "bad = {'lightning', 'hydra', 'omegaconf', 'matplotlib'} & set(sys.modules); "
         "sys.exit(str(bad) if bad else 0)"
     )
     command = [sys.executable, "-c", code, "report", str(sweep), f"out={sweep / 'report'}"]
     done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_commands_start_without_pandas():
+    code = (
+        "import sys; from adaptok.cli import main; main(['list']); "
+        "sys.exit('pandas' in sys.modules or 'jinja2' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -180,15 +180,15 @@ def test_tables_filter(page):
 
 def test_dark_and_light(page):
     plots = drawn(page)
-    colour = "return getComputedStyle(document.body).backgroundColor"
+    color = "return getComputedStyle(document.body).backgroundColor"
     text = "return arguments[0].querySelector('.xtick text').style.fill"
-    before = page.execute_script(colour), page.execute_script(text, plots[0])
+    before = page.execute_script(color), page.execute_script(text, plots[0])
     page.execute_script("document.getElementById('theme').click()")
-    after = page.execute_script(colour), page.execute_script(text, plots[0])
+    after = page.execute_script(color), page.execute_script(text, plots[0])
     assert before[0] != after[0]
     assert before[1] != after[1]
     page.execute_script("document.getElementById('theme').click()")
-    assert (page.execute_script(colour), page.execute_script(text, plots[0])) == before
+    assert (page.execute_script(color), page.execute_script(text, plots[0])) == before
     assert errors(page) == []
 
 
@@ -199,7 +199,7 @@ def test_a_legend_hides_a_model_everywhere(page):
     label = chip.get_attribute("data-label")
     count = (
         "return [...arguments[0].querySelectorAll('.plot')].flatMap((p) => p.data)"
-        ".filter((t) => t.meta === arguments[1] && t.visible !== false).length"
+        ".filter((t) => t.legendgroup === arguments[1] && t.visible !== false).length"
     )
     shown = page.execute_script(count, section, label)
     assert shown > 1

@@ -42,22 +42,22 @@ def test_spectra_of_rollouts_by_hand(parts, results):
     out = surrogate.rollout(batch["input"], 3, patch_size=4, **known)
     std = data.info.std.view(-1, 1, 1)
     spectrum = residual_spectrum(out / std, batch["target"] / std, 2)
-    ours = results["settings"][0]["rollout"]
-    waves, power = ours["residual_spectrum"].values()
+    ours = results.settings[0].rollout
+    waves, power = ours.residual_spectrum.values()
     assert waves == pytest.approx(spectrum.wavenumber.tolist())
     np.testing.assert_allclose(power, spectrum.power.mean((0, 2)), rtol=1e-4, atol=1e-9)
     rises = patch_harmonics(out, batch["target"], 2, 4)
-    assert ours["patch_harmonics"] == pytest.approx(rises.log().mean((0, 2)).exp().tolist(), 1e-3)
-    assert results["patch_size"] == [4, 4]
+    assert ours.patch_harmonics == pytest.approx(rises.log().mean((0, 2)).exp().tolist(), 1e-3)
+    assert results.patch_size == [4, 4]
 
 
 def test_another_period_and_periods_that_do_not_fit(parts):
     given = evaluate(*parts, settings=SETTINGS[:1], steps=1, device="cpu", patch_size=2)
-    row = given["settings"][0]["rollout"]
-    assert given["patch_size"] == [2, 2]
-    assert len(row["patch_harmonics"]) == 1
+    row = given.settings[0].rollout
+    assert given.patch_size == [2, 2]
+    assert len(row.patch_harmonics) == 1
     wide = evaluate(*parts, settings=SETTINGS[:1], steps=1, device="cpu", patch_size=8)
-    assert wide["settings"][0]["rollout"]["patch_harmonics"] is None  # two patches per axis
+    assert wide.settings[0].rollout.patch_harmonics is None  # two patches per axis
     assert "harmonics" not in markdown(wide)
 
 
@@ -65,14 +65,14 @@ def test_tables_have_the_bands_and_the_harmonics(results):
     text = markdown(results)
     assert "| low | middle |" in " ".join(text.split())
     assert "harmonics of patches of 4 x 4" in text
-    for row in results["settings"]:
-        assert f"{row['rollout']['patch_harmonics'][-1]:.4f}" in text
-        assert f"{row['spectral_nmse'][2]:.4f}" in text
-    json.dumps(results, allow_nan=False)
+    for row in results.settings:
+        assert f"{row.rollout.patch_harmonics[-1]:.4f}" in text
+        assert f"{row.spectral_nmse[2]:.4f}" in text
+    json.dumps(results.to_json(), allow_nan=False)
 
 
 def test_the_figure_of_binned_errors_shows_every_band_and_setting(results):
-    rolled = {row["label"]: row["rollout"] for row in results["settings"]}
+    rolled = {row.label: row.rollout.to_json() for row in results.settings}
     figure = binned_errors_figure(rolled)
     assert [ax.get_title().split()[0] for ax in figure.axes] == ["low", "middle", "high"]
     for band, ax in enumerate(figure.axes):
@@ -83,7 +83,7 @@ def test_the_figure_of_binned_errors_shows_every_band_and_setting(results):
 
 
 def test_the_figure_of_residuals_shows_steps_harmonics_and_the_peak(results):
-    rolled = {row["label"]: row["rollout"] for row in results["settings"]}
+    rolled = {row.label: row.rollout.to_json() for row in results.settings}
     figure = residual_spectra_figure(rolled, [4, 4], lines=2)
     for ax, rollout in zip(figure.axes, rolled.values(), strict=True):
         first, last, *marks = ax.lines
@@ -96,7 +96,7 @@ def test_the_figure_of_residuals_shows_steps_harmonics_and_the_peak(results):
 
 
 def test_many_settings_take_several_rows(results):
-    rollout = results["settings"][0]["rollout"]
+    rollout = results.settings[0].rollout.to_json()
     figure = residual_spectra_figure({str(i): rollout for i in range(6)}, [4, 4])
     assert len(figure.axes) == 6
     assert len({round(ax.get_position().y0, 2) for ax in figure.axes}) == 2
@@ -104,7 +104,7 @@ def test_many_settings_take_several_rows(results):
 
 
 def test_diverged_steps_and_missing_harmonics_can_be_drawn(results):
-    rollout = dict(results["settings"][0]["rollout"])
+    rollout = dict(results.settings[0].rollout.to_json())
     rollout["spectral_nmse"] = [*rollout["spectral_nmse"][:2], [None] * 3]
     spectrum = rollout["residual_spectrum"]
     bands = [None] * len(spectrum["wavenumber"])

@@ -108,7 +108,7 @@ def test_ctrl_c_ends_the_sweep(tmp_path, capsys, monkeypatch):
     assert main(["train", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]) == 130
     captured = capsys.readouterr()
     assert f"sweep {tmp_path}: 1 stopped" in captured.out
-    assert "adaptok: interrupted; the same command goes on" in captured.err
+    assert "adaptok: interrupted; the same command resumes it" in captured.err
     assert len(folders(tmp_path)) == 1
 
 
@@ -267,8 +267,8 @@ def test_twelve_jobs_one_fails_and_one_is_killed(tmp_path):
     assert len(after) == 11
     assert {name: after[name] for name in before} == before
     output = (tmp_path / "output.txt").read_text()
-    assert output.count("going on from") == 1
-    assert f"going on from {killed}/checkpoints/last.ckpt" in output
+    assert output.count("resuming from") == 1
+    assert f"resuming from {killed}/checkpoints/last.ckpt" in output
     assert f"sweep {sweep.relative_to(tmp_path)}: 7 finished, 4 skipped, 1 failed" in output
 
     alone = ["tokenizer.budget=16", f"hydra.run.dir={tmp_path / 'alone'}"]

@@ -10,17 +10,21 @@ import signal
 import pytest
 import small_runs
 import torch
+from lightning.pytorch.callbacks import Timer
 
 from adaptok import create_schedule, create_surrogate
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
 from adaptok.models.baselines import create_baseline
+from adaptok.models.compiling import compile_model
+from adaptok.registry import PROCESSORS
 from adaptok.training import SurrogateModule, make_trainer
 from adaptok.training.averaging import Averaging
 from adaptok.training.checkpoints import check_resume, load_surrogate, read_checkpoint
 from adaptok.training.optim import Optim
 from adaptok.training.parallel import checkpoint_activations, repeated_blocks
 from adaptok.utils.atomic import replacing, replacing_folder
+from adaptok.utils.auxiliary import report_figure, report_loss
 from adaptok.utils.tables import read_metrics
 
 
@@ -290,7 +294,10 @@ def test_another_configuration_is_shown(setting, tmp_path):
     config, data = setting
     fit(module_of(config, data), data, tmp_path, 1)
     checkpoint = read_checkpoint(tmp_path)
-    check_resume(checkpoint, config, tmp_path)
+    check_resume(checkpoint, config, tmp_path, data)
+    other_set = build_data(composed("data.generate.seed=5", f"data.base={tmp_path}"))
+    with pytest.raises(ValueError, match="mean and std of pressure"):
+        check_resume(checkpoint, config, tmp_path, other_set)
     free = config | {"trainer": {"max_steps": 9}, "name": "other"}
     check_resume(checkpoint, free | {"data": config["data"] | {"base": "/elsewhere"}}, tmp_path)
     other = composed("seed=4", "optim.lr=0.1", "data.batch_size=1")
@@ -371,3 +378,65 @@ def test_levels_without_a_token_still_have_gradients(tokenizer, decoder):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert any(not p.grad.any() for p in model.parameters())
     assert before.keys() == model.state_dict().keys()
+
+
+class Gated(torch.nn.Module):
+    """Tokens with a learned scale, whose square it reports as a loss."""
+
+    def __init__(self, spec, *, rate=0.5):
+        super().__init__()
+        self.rate, self.gate = rate, torch.nn.Parameter(torch.ones(spec.dim))
+
+    def forward(self, tokens):
+        report_loss("gate", self.gate.square().mean(), weight=self.rate)
+        report_figure("largest", self.gate.max())
+        return tokens.replace(features=tokens.features * self.gate)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_auxiliary_losses_are_trained_on_and_logged(setting, tmp_path, compile):
+    PROCESSORS.register("gated")(Gated)
+    _, data = setting
+    module = module_of(composed("processor=gated"), data)
+    batch = next(iter(data.train_dataloader()))
+    if compile:
+        compile_model(module.surrogate)
+    gate = module.surrogate.processor.gate
+    plain_loss = module.loss(batch, 0)  # nobody collects
+    (expected,) = torch.autograd.grad(plain_loss + 0.5 * gate.square().mean(), gate)
+    module.log_step = lambda loss, size, auxiliary: None
+    objective = module.training_step(batch, 0)
+    torch.testing.assert_close(objective, plain_loss + 0.5 * gate.square().mean())
+    torch.testing.assert_close(torch.autograd.grad(objective, gate)[0], expected)
+    del module.log_step
+    fit(module, data, tmp_path, 2)
+    first = next(row for row in read_metrics(tmp_path) if "train/aux/gate" in row)
+    assert first["train/aux/gate"] == first["train/aux/largest"] == 1.0
+    assert first["train/loss"] == pytest.approx(plain_loss.item(), rel=1)
+
+
+def test_an_optimizer_by_target():
+    model = torch.nn.Linear(2, 2)
+    given = {"_target_": "torch.optim.SGD", "momentum": 0.9}
+    made = Optim(lr=0.1, weight_decay=0.2, optimizer=given).make_optimizer(model)
+    assert isinstance(made, torch.optim.SGD)
+    assert [g["weight_decay"] for g in made.param_groups] == [0.2, 0.0]
+    assert {g["lr"] for g in made.param_groups} == {0.1}
+    assert made.param_groups[0]["momentum"] == 0.9
+    assert isinstance(Optim(optimizer=torch.optim.SGD).make_optimizer(model), torch.optim.SGD)
+    assert isinstance(Optim().make_optimizer(model), torch.optim.AdamW)
+    for wrong in ({"_target_": "torch.optim.SGDD"}, {"momentum": 0.9}):
+        with pytest.raises(ValueError, match=r"optim\.optimizer"):
+            Optim(optimizer=wrong)
+
+
+def test_callbacks_and_loggers_by_target(tmp_path):
+    stopping = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/vrmse"}
+    timer = Timer()
+    more = {"loggers": {"t": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "x"}}}
+    trainer = make_trainer(tmp_path, callbacks={"a": stopping, "b": timer, "c": None}, **more)
+    assert [type(c).__name__ for c in trainer.callbacks].count("EarlyStopping") == 1
+    assert timer in trainer.callbacks
+    assert len(trainer.loggers) == 2
+    with pytest.raises(ValueError, match=r"callbacks\.a"):
+        make_trainer(tmp_path, callbacks={"a": {"_target_": "nowhere.Callback"}})

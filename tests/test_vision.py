@@ -725,3 +725,26 @@ def test_a_wrapped_model_is_saved_and_built_again(name, tmp_path):
     images = torch.randn(2, 3, 112, 112)
     assert type(again) is type(fast)
     assert torch.equal(again(images), fast(images))
+
+
+@pytest.mark.parametrize("trace", ["fake", "export"])
+def test_constants_of_a_trace_do_not_outlive_it(trace):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    class Restored(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            mean = 0.25 if trace == "fake" else 0.375  # no other test has these constants
+            self.tiling = apply_apt(small_vit(), mean=[mean] * 3, std=[0.5] * 3).tiling
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.tiling.restore(x)
+
+    module, x = Restored(), torch.zeros(1, 3, 64, 64)
+    if trace == "fake":
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            module(mode.from_tensor(x))
+    else:
+        program = torch.export.export(module, (x,), strict=False)
+        torch.testing.assert_close(program.module()(x), module(x))
+    assert module(x).unique().item() == round(255 * module.tiling.stats[0][0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,28 +18,32 @@ TRACEBACK = "ADAPTOK_DEBUG"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status.
 
-    A mistake of the user's is one line on stderr and status 2; ``--debug`` (or ``ADAPTOK_DEBUG=1``)
-    shows where it was found.
+    A mistake of the user's is one line on stderr and status 2 (on a terminal, a second line names
+    the function that found it); ``--debug`` (or ``ADAPTOK_DEBUG=1``) shows the traceback.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get(TRACEBACK) == "1"
     args = [arg for arg in args if arg != "--debug"]
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files, also without a display
+    logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # it announces every film
     try:
         return _dispatch(args)
-    except BrokenPipeError:  # the reader of our output went away, as in `adaptok list | head`
+    except BrokenPipeError:  # the reader of our output is gone, as in `adaptok list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         hint = ""
         if args[:1] in (["train"], ["finetune"]):
-            hint = "; resume=auto goes on from its last checkpoint"
+            hint = "; resume=auto resumes from its last checkpoint"
             if _is_sweep(args):
-                hint = "; the same command goes on"
+                hint = "; the same command resumes it"
         print(f"adaptok: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug or not _is_users(error):
             raise
         print(f"adaptok: error: {_one_line(error)}", file=sys.stderr)
+        if sys.stderr.isatty():
+            print(f"(found in {_found_in(error)}; --debug shows the traceback)", file=sys.stderr)
         return 2
     return 0
 
@@ -101,7 +107,7 @@ def _is_sweep(args: list[str]) -> bool:
 
 
 def _check_alone(command: str, args: list[str]) -> None:
-    """Raises ``ValueError`` for what a run that is no sweep would leave unread."""
+    """Raises ``ValueError`` for options of sweeps, which a single run would ignore."""
     shown = any(arg.startswith(("-c", "--cfg")) for arg in args)  # nothing runs
     for arg in args:
         of_sweeps = arg.startswith(("launcher=", "search=")) and not arg.endswith("=null")
@@ -110,7 +116,7 @@ def _check_alone(command: str, args: list[str]) -> None:
 
 
 def _sweep(command: str, args: list[str]) -> int:
-    """Runs the jobs of a sweep and tells what became of them; returns the exit status."""
+    """Runs the jobs of a sweep and summarises them; returns the exit status."""
     from adaptok.cli.sweeps import Job, Watch, summarise
     from adaptok.config.menu import readable_errors
 
@@ -127,7 +133,7 @@ def _sweep(command: str, args: list[str]) -> int:
 
 
 def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
-    """Hands over to Hydra, which composes the configuration and runs the task, or many of them."""
+    """Lets Hydra compose the configuration and run the task, once or per job of a sweep."""
     import hydra
 
     from adaptok.config.menu import config_dir, readable_errors, register_parts, task_of
@@ -153,8 +159,8 @@ def _overrides(args: Sequence[str]) -> list[str]:
 def _as_typed(
     task: Callable[..., Any], program: str, command: str, args: list[str]
 ) -> Callable[..., Any]:
-    """The task with ``sys.argv`` as if this one job had been typed: with it Lightning starts the
-    other processes of a parallel run."""
+    """Wraps a task to set ``sys.argv`` as if this job had been typed: Lightning starts the other
+    processes of a parallel run with it."""
 
     @functools.wraps(task)
     def run(config: Any) -> Any:
@@ -167,7 +173,7 @@ def _as_typed(
 
 
 def typed_folders(args: Sequence[str]) -> list[str]:
-    """The words about ``--config-dir``, as they were typed."""
+    """Finds the words about ``--config-dir``, as typed."""
     flag = "--config-dir"
     at = [i for i, arg in enumerate(args) if arg == flag]
     folders = [word for i in at for word in args[i : i + 2]]
@@ -175,7 +181,7 @@ def typed_folders(args: Sequence[str]) -> list[str]:
 
 
 def _kept(task: Callable[..., Any], failures: list[Exception]) -> Callable[..., Any]:
-    """The task with its error put aside: Hydra prints a line of its own for those that it sees."""
+    """Wraps a task to keep its error from Hydra, which would print another line for it."""
 
     @functools.wraps(task)
     def run(config: Any) -> Any:
@@ -188,10 +194,17 @@ def _kept(task: Callable[..., Any], failures: list[Exception]) -> Callable[..., 
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether the message alone tells what to do; everything else deserves its traceback."""
+    """Tells whether the message suffices; every other error deserves its traceback."""
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, such as no such device
         return True
     return isinstance(error, (ValueError, OSError, ModuleNotFoundError))
+
+
+def _found_in(error: Exception) -> str:
+    """Names the last function of ours in a traceback."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [f for f in frames if f.f_globals.get("__name__", "").startswith("adaptok.")]
+    return f"{ours[-1].f_globals['__name__']}.{ours[-1].f_code.co_qualname}"
 
 
 def _one_line(error: Exception) -> str:

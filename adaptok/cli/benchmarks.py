@@ -7,17 +7,16 @@ import runpy
 import sys
 
 from adaptok.evaluation import bench
-from adaptok.registry import close_matches
+from adaptok.registry import choice
 
 
 def names() -> list[str]:
-    """The benchmarks; the other modules are what they share."""
-    found = [module.name for module in pkgutil.iter_modules(bench.__path__)]
-    return [name for name in found if name not in ("timing", "drawing")]
+    """Lists the benchmarks: all modules but the one that they share."""
+    return [m.name for m in pkgutil.iter_modules(bench.__path__) if m.name != "timing"]
 
 
 def run_benchmark(name: str = "", *args: str) -> None:
-    """As ``python -m adaptok.evaluation.bench.<name> <args>``; without a name, lists them.
+    """Runs ``python -m adaptok.evaluation.bench.<name> <args>``; without a name, lists them.
 
     Raises:
         ValueError: an unknown name.
@@ -25,11 +24,7 @@ def run_benchmark(name: str = "", *args: str) -> None:
     if not name:
         print("\n".join(names()))
         return
-    if name not in names():
-        raise ValueError(
-            f"unknown benchmark {name!r}{close_matches(name, names())}; there are: "
-            f"{', '.join(names())}"
-        )
+    choice("benchmark", name, names())
     before = sys.argv
     sys.argv = [f"adaptok bench {name}", *args]
     try:

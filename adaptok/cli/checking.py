@@ -9,7 +9,7 @@ def print_check(*paths: str) -> int:
     """Prints everything that is wrong, a line each; returns 1 if there is anything, else 0.
 
     Raises:
-        ValueError: without a path, or for one where there is nothing to check.
+        ValueError: no path, or one with nothing to check.
     """
     from adaptok.data.check import check
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
@@ -15,19 +16,29 @@ from adaptok import create_tokenizer
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import check_keys, compose, plain
 from adaptok.data import WellData
-from adaptok.data.files import SPLITS
 from adaptok.data.info import set_statistics
-from adaptok.evaluation.budgets import settings_at_budget
+from adaptok.data.well_format import SPLITS
+from adaptok.evaluation.budgets import resolve_settings
 from adaptok.evaluation.evaluate import evaluate, label_of, persistence
-from adaptok.evaluation.results import markdown, tokens_cell, write_report
-from adaptok.models.multiphysics import System
+from adaptok.evaluation.results import (
+    Errors,
+    FinishedRun,
+    Results,
+    markdown,
+    tokens_cell,
+    write_results,
+)
+from adaptok.models.multiphysics import FieldSystem
+from adaptok.models.one_step import OneStepOptions
 from adaptok.models.surrogate import Surrogate, mode_of_history
 from adaptok.plots import pictures
+from adaptok.registry import choice, split_part
 from adaptok.tasks.fit import GROUPS, config_of_eval, write_config
-from adaptok.tasks.pretrain import data_of_each, finetune_and_test, pretrain_and_test
-from adaptok.tasks.surrogate import Run, fit_and_test
+from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
+from adaptok.tasks.surrogate import fit_and_test
 from adaptok.tasks.tracking import tracked
 from adaptok.training.checkpoints import find_checkpoint, load_weights, read_checkpoint
+from adaptok.utils.keys import flattened
 from adaptok.utils.tables import table
 
 Config = Mapping[str, Any]
@@ -43,16 +54,18 @@ def train(config: DictConfig) -> float | None:
 
 
 def _surrogate(wanted: Config) -> float | None:
-    return _told(fit_and_test(wanted, _run_folder()))
+    return _report_run(fit_and_test(wanted, _run_folder()))
 
 
 def _pretrain(wanted: Config) -> float | None:
-    results = pretrain_and_test({**wanted, "data": data_of_each(wanted)}, _run_folder())
+    results = pretrain_and_test({**wanted, "data": _data_of_each(wanted)}, _run_folder())
     if results is None:
         return None
     print("\n".join(markdown(one) for one in results.values()))
     print(f"run folder: {_run_folder()}")
-    return _mean([one["settings"][0]["vrmse"]["mean"] for one in results.values()])
+    errors = [one.settings[0].vrmse.mean for one in results.values()]
+    known = [error for error in errors if error is not None]
+    return sum(known) / len(known) if len(known) == len(errors) else None
 
 
 def _classify(wanted: Config) -> float | None:
@@ -73,36 +86,29 @@ def finetune(config: DictConfig) -> float | None:
     """Task of ``adaptok finetune``."""
     wanted, folder = _checked(config, "finetune"), _run_folder()
     with tracked(wanted, folder):
-        return _told(finetune_and_test(wanted, folder))
+        return _report_run(finetune_and_test(wanted, folder))
 
 
-def _told(run: Run | None) -> float | None:
+def _report_run(run: FinishedRun | None) -> float | None:
     if run is None:
         return None
     print(markdown(run.results))
     print(f"run folder: {run.folder}")
-    return run.results["settings"][0]["vrmse"]["mean"]
+    return run.results.settings[0].vrmse.mean
 
 
-def _show_classifier(results: Config) -> float:
+def _show_classifier(results: Any) -> float:
     from adaptok.tasks.classify.evaluation import classifier_markdown
 
     print(classifier_markdown(results))
     print(f"run folder: {_run_folder()}")
-    return 1 - results["settings"][0]["accuracy"]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """None where one has diverged."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(values) if len(known) == len(values) else None
+    return 1 - results.settings[0].accuracy
 
 
 def eval(config: DictConfig) -> float | None:
     """Task of ``adaptok eval``."""
     wanted, folder = _checked(config, "eval"), _run_folder()
-    if wanted["video"] not in (None, "gif", "mp4"):
-        raise ValueError(f"video must be null, gif or mp4, got {wanted['video']!r}")
+    choice("video", wanted["video"] or "null", ("null", "gif", "mp4"))
     path = find_checkpoint(wanted["ckpt"])
     checkpoint = read_checkpoint(path)
     trained = _of_checkpoint(checkpoint, config, path)
@@ -112,27 +118,27 @@ def eval(config: DictConfig) -> float | None:
         _refuse_for_classifiers(config)
         return _show_classifier(test_classifier(trained, wanted, path, folder))
     data = build_data(trained, stage="test")
-    surrogate = build_surrogate(trained, data.info)
-    target: nn.Module = surrogate
-    if isinstance(surrogate, System) and trained["task"] == "pretrain":
-        target = surrogate.core
+    model = build_surrogate(trained, data.info)
+    target: nn.Module = model
+    if isinstance(model, FieldSystem) and trained["task"] == "pretrain":
+        target = model.core
     load_weights(target, checkpoint, path=path, config=trained)
     keys = ("split", "settings", "steps", "device", "patch_size")
     options = {key: wanted[key] for key in keys}
     if wanted["save_predictions"]:
         options["predictions"] = folder / "predictions"
-    results = {"checkpoint": str(path), **evaluate(surrogate, data, **options)}
+    results = dataclasses.replace(evaluate(model, data, **options), checkpoint=str(path))
     write_config(config_of_eval(trained, wanted), folder)
-    write_report(results, folder)
+    write_results(results.to_json(), markdown(results), folder)
     more = {"split": wanted["split"], "video": wanted["video"]}
-    pictures.of_run(surrogate, data, results, folder, **more)
+    pictures.of_run(model, data, results, folder, **more)
     print(markdown(results))
     print(f"written to {folder}")
-    return results["settings"][0]["vrmse"]["mean"]
+    return results.settings[0].vrmse.mean
 
 
 def _refuse_for_classifiers(config: DictConfig) -> None:
-    """Raises ``ValueError`` for what only surrogates have, rather than leaving it unread."""
+    """Raises ``ValueError`` for options that only surrogates have, instead of ignoring them."""
     parts = [k for k in ("model", "tokenizer", "processor", "decoder") if config.get(k) is not None]
     if parts or config["save_predictions"] or config["video"] is not None:
         what = parts[0] if parts else "save_predictions" if config["save_predictions"] else "video"
@@ -143,7 +149,7 @@ def _refuse_for_classifiers(config: DictConfig) -> None:
 
 
 def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[str, Any]:
-    """Configuration of the training run, with the groups and keys that the user gave instead."""
+    """Configuration of the training run, with the groups and keys that the user changed."""
     saved = checkpoint.get("adaptok_config")
     if not saved:
         raise ValueError(f"{path} was not written by adaptok train: it holds no configuration")
@@ -165,7 +171,7 @@ def tokenize(config: DictConfig) -> None:
     wanted, folder = _checked(config, "tokenize"), _run_folder()
     data = build_data(wanted, stage="test")
     surrogate = _without_weights(wanted, data)
-    controls = settings_at_budget(surrogate, data, wanted["settings"])
+    controls = resolve_settings(surrogate, data, wanted["settings"])
     labels = [label_of(setting) for setting in wanted["settings"]]
     write_config(wanted, folder)
     for sample in wanted["samples"]:
@@ -183,29 +189,20 @@ def tokenize(config: DictConfig) -> None:
 
 
 def _without_weights(config: Config, data: WellData) -> Surrogate:
-    """A surrogate whose tokenizer and normalisation work; it has no processor and decoder."""
-    info, history = data.info, config["history"]
-    mode = mode_of_history(config["history_mode"], "vit")  # no processor says otherwise
-    channels = len(info.fields) * (history if mode == "fold" else 1)
-    knobs = dict(config["tokenizer"])
-    tokenizer = create_tokenizer(
-        knobs.pop("name"),
-        ndim=info.ndim,
-        in_channels=channels + len(info.constants),
-        dim=8,
-        **knobs,
-    )
-    surrogate = Surrogate(
-        tokenizer,
-        torch.nn.Identity(),
-        torch.nn.Identity(),
+    """A surrogate with tokenizer and normalisation, but neither processor nor decoder."""
+    info = data.info
+    options = OneStepOptions(
         ndim=info.ndim,
         in_channels=len(info.fields),
         out_channels=len(info.fields),
         constant_channels=len(info.constants),
-        history_mode=mode,
+        history_mode=mode_of_history(config["history_mode"], "vit"),  # no processor says otherwise
         **{k: config[k] for k in ("history", "predict", "normalise", "score_on")},
     )
+    name, knobs = split_part(config["tokenizer"], "tokenizer")
+    wired = {"ndim": info.ndim, "in_channels": options.token_channels, "dim": 8}
+    tokenizer = create_tokenizer(name, **wired, **knobs)
+    surrogate = Surrogate(tokenizer, nn.Identity(), nn.Identity(), options)
     set_statistics(surrogate, info)
     return surrogate
 
@@ -214,7 +211,7 @@ def demo(config: DictConfig) -> None:
     """Task of ``adaptok demo``: one run per entry of `compare`, then a table and pictures."""
     base, folder = _checked(config, "demo"), _run_folder()
     given = list(HydraConfig.get().overrides.task)
-    runs: dict[str, Run] = {}
+    runs: dict[str, FinishedRun] = {}
     for name, overrides in base["compare"].items():
         print(f"\n{name}: {' '.join(overrides)}")
         chosen = plain(compose("demo", [*overrides, *given]))
@@ -229,23 +226,20 @@ def demo(config: DictConfig) -> None:
     print("\n".join(f"  {file}" for file in files))
 
 
-def demo_table(runs: Mapping[str, Config]) -> str:
-    """Persistence and every run: tokens, VRMSE, seconds per step."""
-    first = next(iter(runs.values()))
-    blank = first["persistence"]["vrmse"]["mean"]
-    rows = [["persistence", "", f"{blank:.4f}", "", ""]]
+def demo_table(runs: Mapping[str, Results]) -> str:
+    """Markdown table of persistence and every run: tokens, VRMSE, seconds per step."""
+    blank = next(iter(runs.values())).persistence.vrmse
+    rows = [["persistence", "", _error(blank), "", ""]]
     for name, results in runs.items():
-        row = results["settings"][0]
-        rows.append(
-            [
-                name,
-                tokens_cell(row["tokens"]),
-                f"{row['vrmse']['mean']:.4f}",
-                f"{results['seconds_per_training_step']:.3f}",
-                f"{row['seconds_per_step']:.3f}",
-            ]
-        )
+        assert results.training is not None, "it was trained"
+        row, training = results.settings[0], f"{results.training.seconds_per_step:.3f}"
+        inference = f"{row.seconds['total']:.3f}"
+        rows.append([name, tokens_cell(row.tokens), _error(row.vrmse), training, inference])
     return table(["model", "tokens", "VRMSE", "s/step (training)", "s/step (inference)"], rows)
+
+
+def _error(errors: Errors) -> str:
+    return "diverged" if errors.mean is None else f"{errors.mean:.4f}"
 
 
 def data(config: DictConfig) -> None:
@@ -258,12 +252,12 @@ def data(config: DictConfig) -> None:
 
 
 def describe_data(module: WellData) -> str:
-    """Where a set is, what is in it, and the VRMSE of predicting no change."""
+    """Describes a set: its grid, samples and fields, and the VRMSE of predicting no change."""
     info = module.info
     codes = {0: "wall", 1: "open", 2: "periodic"}
     sides = ["/".join(codes[int(c)] for c in axis) for axis in info.boundary]
     splits: list[Any] = [module.loader(split).dataset for split in SPLITS]
-    errors = persistence(module, "test")["vrmse"]
+    errors = persistence(module, "test").vrmse
     lines = [
         f"{info.name}: {info.ndim}D, grid {' x '.join(map(str, info.shape))}",
         f"boundary   {', '.join(f'{a} {s}' for a, s in zip('xyz', sides, strict=False))}",
@@ -276,11 +270,11 @@ def describe_data(module: WellData) -> str:
         [
             name,
             *(f"{float(v[i]):.4g}" for v in (info.mean, info.std, info.delta_std)),
-            f"{errors['fields'][name]['mean']:.4f}",
+            _error(errors.fields[name]),
         ]
         for i, name in enumerate(info.fields)
     ]
-    rows.append(["mean", "", "", "", f"{errors['mean']:.4f}"])
+    rows.append(["mean", "", "", "", _error(errors)])
     header = ["field", "mean", "std", "std of change", "persistence VRMSE"]
     return "\n".join(lines) + table(header, rows)
 
@@ -292,3 +286,26 @@ def _checked(config: DictConfig, command: str) -> dict[str, Any]:
 
 def _run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _data_of_each(config: Config) -> list[dict[str, Any]]:
+    """Configuration of every set of ``data=[a,b]``.
+
+    Hydra merges the sets into one. So each is composed alone, with those overrides of data that it
+    has a key for; the merged configuration has already refused those that no set has.
+    """
+    job = HydraConfig.get()
+    if "data" in job.runtime.choices:
+        return [config["data"]]
+    folders = [s.path for s in job.runtime.config_sources if s.provider == "command-line"]
+    parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    names: Any = [o.value() for o in parsed if o.key_or_group == "data"][-1]
+    given = [str(o.input_line) for o in parsed if o.key_or_group != "data"]
+    return [_data_of(str(name), given, folders) for name in names]
+
+
+def _data_of(name: str, given: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    alone = compose("train", [f"data={name}"], folders)
+    known = {key for key, _ in flattened(OmegaConf.to_container(alone))}
+    kept = [o for o in given if not o.startswith("data.") or o.partition("=")[0] in known]
+    return plain(compose("train", [f"data={name}", *kept], folders))["data"]

@@ -10,7 +10,7 @@ import adaptok
 from adaptok.layers.attention import BACKENDS, usable
 from adaptok.models.baselines import BASELINES
 from adaptok.models.combinations import combinations
-from adaptok.registry import Registry, close_matches
+from adaptok.registry import LOSSES, METRICS, Registry, choice
 from adaptok.vision import IMAGE_TOKENIZERS
 
 KINDS: dict[str, Registry] = {
@@ -22,26 +22,27 @@ KINDS: dict[str, Registry] = {
     "embedding": adaptok.EMBEDDINGS,
     "position": adaptok.POSITIONS,
     "schedule": adaptok.SCHEDULES,
+    "loss": LOSSES,
+    "metric": METRICS,
     "baseline": BASELINES,
     "image_tokenizer": IMAGE_TOKENIZERS,
 }
 
 
 def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
-    """Prints the registered parts of one kind, or of all, with their knobs and defaults.
+    """Prints the registered parts: of one kind with the meaning of each knob, of all in short.
 
     Raises:
         ValueError: an unknown kind, a pattern that nothing matches, or too many arguments.
     """
-    kind = kind.removesuffix("s")
     kinds = _kinds()
+    singular = {_plural(registry): name for name, registry in kinds.items()}
+    kind = singular.get(kind, kind.removesuffix("s"))
     if rest:
         raise ValueError(f"list takes a kind and a pattern, got also {' '.join(rest)}")
     accepted = [*kinds, "backend", "combination", "markdown"]
-    if kind and kind not in accepted:
-        raise ValueError(
-            f"unknown kind {kind!r}{close_matches(kind, accepted)}; {', '.join(accepted)}"
-        )
+    if kind:
+        choice("kind", kind, accepted)
     if kind == "backend":
         return _print_backends(pattern)
     if kind == "combination":
@@ -52,36 +53,50 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
         registry = kinds[name]
         found = registry.names(pattern)
         if kind and not found:
-            raise ValueError(f"no {kind} matches {pattern!r}; there are {registry.names()}")
-        print(f"{name}s")
+            raise ValueError(
+                f"no {kind} matches {pattern!r}; there are {', '.join(registry.names())}"
+            )
+        print(_plural(registry))
         for part in found:
-            head, _, knobs = registry.describe(part).partition("\n  ")
-            print(textwrap.indent(textwrap.fill(head, 96, subsequent_indent="  "), "  "))
-            if knobs:
-                lines = textwrap.fill(knobs, 92, break_on_hyphens=False)
-                print(textwrap.indent(lines, "      "))
+            head, *knobs = registry.describe(part).splitlines()
+            print(textwrap.fill(head, 98, initial_indent="  ", subsequent_indent="    "))
+            if not kind:  # a line or two per part, or the list of everything fills ten screens
+                knobs = [", ".join(f"{k}={v!r}" for k, v in registry.knobs(part).items())]
+            for knob in filter(None, knobs):
+                print(_paragraph(knob.strip()))
         print()
+    if not kind:
+        print("adaptok list KIND says what the knobs mean: adaptok list tokenizer 'i*'")
 
 
 def parts_markdown() -> str:
-    """The page docs/parts.md."""
+    """Returns the page docs/parts.md."""
     lines = [
         "# Parts",
         "",
-        "Everything that is registered, with its knobs and their defaults. This page is what",
-        "`adaptok list markdown` prints; `adaptok list tokenizer 'i*'` shows some of it.",
+        "Everything that is registered, with its knobs, their defaults and what they mean.",
+        "`adaptok list markdown` prints this page; `adaptok list tokenizer 'i*'` shows some of it.",
     ]
-    for kind, registry in _kinds().items():
-        lines += ["", f"## {kind.replace('_', ' ').capitalize()}s", ""]
+    for registry in _kinds().values():
+        lines += ["", f"## {_plural(registry).replace('_', ' ').capitalize()}", ""]
         for name in registry.names():
             about = (inspect.getdoc(registry.get(name)) or "").partition("\n\n")[0]
-            knobs = ", ".join(f"`{k}={v!r}`" for k, v in registry.knobs(name).items())
-            lines.append(f"- **{name}**: {' '.join(about.split())}{'<br>' if knobs else ''}{knobs}")
+            lines.append(f"- **{name}**: {' '.join(about.split())}")
+            meanings = registry.meanings(name)
+            for knob, default in registry.knobs(name).items():
+                lines.append(f"    - `{knob}={default!r}`: {meanings[knob]}")
     return "\n".join([*lines, ""])
 
 
+def _paragraph(text: str) -> str:
+    first, rest = " " * 6, " " * 10
+    return textwrap.fill(
+        text, 98, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )
+
+
 def _print_backends(pattern: str) -> None:
-    """Attention back ends: what each needs, and why it cannot run on this machine."""
+    """Prints what each attention back end needs, and why it cannot run on this machine."""
     found = fnmatch.filter(BACKENDS, pattern)
     if not found:
         raise ValueError(f"no back end matches {pattern!r}; there are {', '.join(BACKENDS)}")
@@ -93,7 +108,7 @@ def _print_backends(pattern: str) -> None:
 
 
 def _print_combinations(pattern: str) -> None:
-    """Parts that go together, as they are typed, and why the others do not; each one is built."""
+    """Builds every combination and prints what is typed for it, or why it is refused."""
     counts = {"valid": 0, "refused": 0}
     for combination in combinations(pattern):
         state = "valid" if combination.reason is None else "refused"
@@ -108,7 +123,14 @@ def _print_combinations(pattern: str) -> None:
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
 
 
+def _plural(registry: Registry) -> str:
+    return registry.group.removeprefix("adaptok.")
+
+
 def _kinds() -> dict[str, Registry]:
+    from adaptok.evaluation import metrics  # noqa: F401  enters the metrics
+    from adaptok.training import optim  # noqa: F401  enters the losses
+
     try:
         from adaptok.data.synthetic import SOLVERS
     except ModuleNotFoundError:  # the core alone has no data

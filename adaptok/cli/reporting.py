@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adaptok.report.markdown import markdown_report
-from adaptok.report.writing import read_contents, write_contents
+from adaptok.report.contents import read_contents
+from adaptok.report.writing import markdown_report, write_contents
 
 OPTIONS = ("out", "by")
 
@@ -28,7 +28,7 @@ def print_report(*args: str) -> None:
 
 
 def parsed(args: tuple[str, ...]) -> tuple[list[Path], Path, list[str]]:
-    """Folders, folder of the report, and keys to group by.
+    """Parses folders, folder of the report, and keys to group by.
 
     Only ``out=`` and ``by=`` are options: sweeps name folders ``tokenizer=iap,seed=0``.
     """
@@ -45,5 +45,5 @@ def parsed(args: tuple[str, ...]) -> tuple[list[Path], Path, list[str]]:
 
 
 def _relative(path: Path) -> Path:
-    """As it would be typed, where it is below the working folder."""
+    """Shortens a path below the working folder to how it would be typed."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

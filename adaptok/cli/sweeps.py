@@ -1,4 +1,4 @@
-"""Sweeps that survive: jobs that are skipped, resumed and recorded, whatever launches them."""
+"""Runs sweeps that survive: jobs are skipped, resumed and recorded, whatever launches them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -24,31 +25,25 @@ from adaptok.config.menu import register_parts, task_of
 from adaptok.config.run_ids import register_run_id, run_id
 from adaptok.utils.atomic import replacing
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, two sweeps of the same jobs are the user's business
-    fcntl = None
-
 RECORD, FAILURE, LOCK = "job.json", "failed.json", ".lock"
 RESTARTED = ("train", "finetune")  # commands whose finished jobs are skipped and others resumed
 
 
 class Watch(Callback):
-    """Hydra's callback: notes in the launching process where the jobs of a sweep are."""
+    """Hydra's callback; records the sweep folder in the launching process."""
 
     folder: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Called before the first job."""
+        """Records the folder before the first job."""
         Watch.folder = Path(config.hydra.sweep.dir).absolute()
 
 
 class Job:
     """The task of every job of a sweep.
 
-    One that is finished is skipped, one that was killed goes on from its checkpoint, and an
-    exception is recorded in the run folder instead of ending the sweep. An instance travels to the
-    processes of the launcher.
+    It skips a finished job, resumes a killed one from its checkpoint, and records an exception in
+    the run folder instead of ending the sweep. The launcher sends an instance to its processes.
 
     Args:
         command: "train", "finetune" ...
@@ -61,13 +56,13 @@ class Job:
         register_run_id(self.swept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In another process: what the composition of its jobs needs."""
+        """Prepares another process to compose the jobs."""
         self.__dict__.update(state)
         register_parts(task_of(self.args))
         register_run_id(self.swept)
 
     def __call__(self, config: DictConfig) -> float | None:
-        """What sweepers minimise; None for a job that failed."""
+        """Returns what sweepers minimise; None for a job that failed."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         with _environment(), _locked(folder) as free:
             if not free:
@@ -102,7 +97,7 @@ class Job:
         return value
 
     def _task(self, config: DictConfig, folder: Path) -> float | None:
-        """The command; other processes that Lightning starts for it type the job as one run."""
+        """Runs the command; the processes that Lightning starts for it run the job alone."""
         from adaptok.cli import commands, typed_folders
 
         job: Any = HydraConfig.get()
@@ -120,21 +115,21 @@ class Job:
 
 
 def swept_keys(args: Sequence[str]) -> list[str]:
-    """Keys that the command line gives several values."""
+    """Lists the keys that the command line gives several values."""
     typed = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(typed)
     return [o.key_or_group for o in parsed if o.is_sweep_override()]
 
 
 def summarise(folder: Path, start: str) -> tuple[str, int]:
-    """What became of the jobs of a sweep.
+    """Summarises the outcome of the jobs of a sweep.
 
     Args:
         folder: of the sweep.
         start: `Job.start`; a folder may hold the runs of several sweeps.
 
     Returns:
-        Lines to print, and the number of jobs that have no result.
+        Lines to print, and the number of jobs without a result.
     """
     records = [(_read(path), path.parent) for path in folder.rglob(RECORD)]
     records = [(record, path) for record, path in records if record.get("start") == start]
@@ -168,7 +163,7 @@ def _keep_failure(folder: Path, reason: str) -> None:
 
 
 def _forget() -> None:
-    """What a failed job leaves behind must not disturb the next one in this process."""
+    """Clears what a failed job leaves behind, which would disturb the next one."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
         wandb.finish(exit_code=1)
@@ -179,7 +174,7 @@ def _forget() -> None:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Environment and arguments are those of before: a parallel run changes both."""
+    """Restores environment and arguments, which a parallel run changes."""
     variables, arguments = dict(os.environ), sys.argv
     try:
         yield
@@ -191,25 +186,27 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Whether no other process runs this job; the system ends the lock when a process is killed.
+    """Yields whether no other process runs this job; the lock ends when its process is killed.
 
-    Several processes that a cluster starts for one job share it.
+    The processes that a cluster starts for one job share it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        free = True
-        try:
-            if fcntl is not None and _rank() == 0:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
-        except OSError:  # a file system without locks
-            pass
+    lock, free = FileLock(folder / LOCK), True
+    try:
+        if _rank() == 0:
+            lock.acquire(blocking=False)
+    except Timeout:
+        free = False
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    try:
         yield free
+    finally:
+        lock.release()
 
 
 def _rank() -> int:
-    """Number of this process among those that a cluster started for one job."""
+    """Returns the rank of this process among those that a cluster started for one job."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 

@@ -1,12 +1,14 @@
-"""What ``--help`` prints."""
+"""Prints the text of ``--help``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import yaml
+
 COMMANDS = {
     "train": "fit a surrogate or an image classifier, test it, keep metrics and checkpoints",
-    "finetune": "go on from a pretrained model on another data set, new fields included",
+    "finetune": "fine-tune a pretrained model on another data set, new fields included",
     "eval": "test a checkpoint for one or several settings: VRMSE, or accuracy",
     "tokenize": "pictures of fields, score maps and cells; needs no trained model",
     "data": "generate or check a data set; shapes, fields, persistence VRMSE",
@@ -92,7 +94,7 @@ MANY = 60  # choices of a group that are not all listed
 
 FLAGS = """\
   -m, --multirun      run every combination of comma-separated values, such as seed=0,1,2;
-                      typed again, it goes on where it stopped
+                      typed again, it resumes where it stopped
   --config-dir DIR    a folder of your own YAML files, such as DIR/tokenizer/mine.yaml
   --cfg job           print the composed configuration and stop
   --debug             show the traceback of an error
@@ -100,46 +102,33 @@ FLAGS = """\
 
 
 def main_help() -> str:
-    """Text of ``adaptok --help``."""
+    """Makes the text of ``adaptok --help``."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "adaptok: adaptive tokenizers for transformers on images and PDE fields",
-            "",
-            "usage: adaptok <command> [key=value ...] [flags]",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`adaptok <command> --help` lists the choices, the keys and examples.",
-        ]
-    )
+    commands = "\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items())
+    return f"""\
+adaptok: adaptive tokenizers for transformers on images and PDE fields
+
+usage: adaptok <command> [key=value ...] [flags]
+
+commands:
+{commands}
+
+`adaptok <command> --help` lists the choices, the keys and examples."""
 
 
 def command_help(command: str, overrides: Sequence[str] = ()) -> str:
-    """Text of ``adaptok <command> --help``; the menu is that of the task among the overrides."""
-    examples = ["examples:", *(f"  {example}" for example in EXAMPLES[command])]
-    if command in PLAIN:
-        usage = f"usage: adaptok {command} {PLAIN[command]}"
-        return "\n".join([f"adaptok {command}: {COMMANDS[command]}", "", usage, "", *examples])
-    return "\n".join(
-        [
-            f"adaptok {command}: {COMMANDS[command]}",
-            "",
-            f"usage: adaptok {command} [group=choice ...] [key=value ...] [flags]",
-            "",
-            *_menu(command, overrides),
-            "flags:",
-            FLAGS,
-            "",
-            *examples,
-        ]
-    )
+    """Makes the text of ``adaptok <command> --help`` for the task among the overrides."""
+    plain = command in PLAIN
+    arguments = PLAIN[command] if plain else "[group=choice ...] [key=value ...] [flags]"
+    lines = [f"adaptok {command}: {COMMANDS[command]}", ""]
+    lines += [f"usage: adaptok {command} {arguments}", ""]
+    if not plain:
+        lines += [*_menu(command, overrides), "flags:", FLAGS, ""]
+    return "\n".join([*lines, "examples:", *(f"  {example}" for example in EXAMPLES[command])])
 
 
 def _menu(command: str, overrides: Sequence[str]) -> list[str]:
-    """Groups with their choices, then the other keys with their defaults."""
+    """Lists groups with their choices, then the other keys with their defaults."""
     from omegaconf import OmegaConf
 
     from adaptok.config.menu import choices, compose, config_dir, default_choices, task_of
@@ -166,11 +155,8 @@ def _menu(command: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_shown, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {_shown(v)}" for k, v in value.items()) + "}"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
+    """Writes a value as it is typed on the command line."""
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -1,1 +1,1 @@
-"""Hydra's menu in Python, and names of runs."""
+"""Hydra's menu in Python, what it builds, and names of runs."""

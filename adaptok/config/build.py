@@ -1,4 +1,4 @@
-"""Builds what a plain configuration describes: data modules and models."""
+"""Builds data modules and models from plain configurations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adaptok.data.synthetic import generate
 from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import Multiphysics, create_multiphysics
 from adaptok.models.one_step import OneStepModel
-from adaptok.registry import close_matches
+from adaptok.registry import choice, close_matches
 
 if TYPE_CHECKING:
     from adaptok.data import Mixture, WellData
@@ -25,21 +25,19 @@ MODEL_KEYS = ("history", "history_mode", "predict", "normalise", "score_on")
 def build_data(
     config: Mapping[str, Any], *, overwrite: bool = False, stage: str | None = None
 ) -> WellData:
-    """The data module of a configuration, set up; a generated set is made first.
+    """Builds the data module of a configuration and sets it up; generates its set first if needed.
 
     Args:
         config: plain, with `data`, `history` and `seed`.
         overwrite: generate again although the set exists.
-        stage: what of it must be there now: None is all, "test" the test split.
+        stage: what is read now: None for everything, "test" for the test split.
     """
-    # they need lightning and the_well, which take seconds to import
+    # these import lightning and the_well, which takes seconds
     from adaptok.data import PDEBench, WellData
 
     data = dict(config["data"])
     formats = {"well": WellData, "pdebench": PDEBench}
-    layout = data.pop("format", "well")
-    if layout not in formats:
-        raise ValueError(f"data.format must be one of {', '.join(formats)}, got {layout!r}")
+    layout = choice("data.format", data.pop("format", "well"), formats)
     knobs = data.pop("generate", None)  # knobs of the solver
     if knobs is not None:
         data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
@@ -53,7 +51,7 @@ def build_data(
 
 
 def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
-    """The model of a plain configuration, for the fields of a data set, statistics set."""
+    """Builds the model of a plain configuration for a data set, with its statistics."""
     if "vocabulary" in config:
         return system_of(build_multiphysics(config), info)
     surrogate = without_statistics(config, info)
@@ -62,7 +60,7 @@ def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
 
 
 def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:
-    """The model of a plain configuration; also on the meta device, where nothing has a value."""
+    """Builds the model of a plain configuration; works on the meta device too."""
     if config["data"].get("max_lead", 1) > 1:
         raise ValueError("data.max_lead is for models that know a lead time: task=pretrain")
     model = config.get("model", {"name": "surrogate"})
@@ -91,7 +89,7 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
 
 
 def build_multiphysics(config: Mapping[str, Any]) -> Multiphysics:
-    """The model of a plain configuration for the fields of its `vocabulary`, fresh."""
+    """Builds a model with fresh weights for the fields of the configuration's `vocabulary`."""
     keys = ("tokenizer", "processor", "decoder", "history", "history_mode", "predict", "score_on")
     return create_multiphysics(
         **config["vocabulary"],
@@ -102,7 +100,7 @@ def build_multiphysics(config: Mapping[str, Any]) -> Multiphysics:
 
 
 def vocabulary_of(infos: Iterable[FieldInfo], max_lead: int) -> dict[str, Any]:
-    """What a model for several sets has to know, as plain values."""
+    """Collects what a model for several sets must know, as plain values."""
     infos = list(infos)
     fields = dict.fromkeys(name for info in infos for name in info.fields)
     constants = dict.fromkeys(name for info in infos for name in info.constants)
@@ -111,10 +109,10 @@ def vocabulary_of(infos: Iterable[FieldInfo], max_lead: int) -> dict[str, Any]:
 
 
 def build_mixture(config: Mapping[str, Any]) -> Mixture:
-    """The data sets of a configuration whose `data` is a list, set up.
+    """Builds the data sets of a configuration whose `data` is a list.
 
     Raises:
-        ValueError: two sets of one name.
+        ValueError: two sets have the same name.
     """
     from adaptok.data import Mixture
 
@@ -125,7 +123,7 @@ def build_mixture(config: Mapping[str, Any]) -> Mixture:
 
 
 def check_knobs(factory: Callable[..., Any], group: str, knobs: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for a key of a group that the object built from it does not take."""
+    """Raises ``ValueError`` for a key of a group that `factory` does not take."""
     known = [k for k in inspect.signature(factory).parameters if k != "self"]
     for key in knobs:
         if key not in known:

@@ -1,16 +1,17 @@
-"""Hydra's menu in Python: find the YAML files, compose them, and build what they describe.
+"""Hydra's menu in Python: finds the YAML files and composes them.
 
-Parts that the registries hold need no YAML of their own: each becomes a choice of its group, with
-its knobs and their defaults, third-party plug-ins included.
+Parts in the registries need no YAML: each becomes a choice of its group, with its knobs and their
+defaults, third-party plug-ins included.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -35,9 +36,6 @@ from adaptok.registry import (
     close_matches,
 )
 
-if TYPE_CHECKING:
-    pass
-
 GROUPS: dict[str, Registry] = {
     "tokenizer": TOKENIZERS,
     "tokenizer/indicator": INDICATORS,
@@ -57,21 +55,11 @@ FOLLOWS = {
 }
 
 
-# Keys of a model of timm: arguments of adaptok.tasks.classify.models.build_timm.
-TIMM = {
-    "pretrained": False,
-    "checkpoint": None,
-    "img_size": None,
-    "drop_path_rate": 0.0,
-    "options": None,
-}
-
-
 _TIMM_MODELS: dict[str, Any] = {}  # hundreds of nodes, made once
 
 
 def config_dir() -> Path:
-    """Folder of the YAML files: inside the installed package, else beside it in the checkout."""
+    """Finds the YAML files: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "conf", here.parent / "conf"):
         if (folder / "train.yaml").is_file():
@@ -80,15 +68,15 @@ def config_dir() -> Path:
 
 
 def label_of_model(model: str, tokenizer: str) -> str:
-    """What a run is called after: the tokenizer, or the baseline."""
+    """Names a run after its tokenizer, or its baseline."""
     return tokenizer if model == "surrogate" else model
 
 
 def task_of(overrides: Sequence[str]) -> str:
-    """The task that overrides choose; what other groups offer depends on it.
+    """Finds the task that overrides choose; the choices of other groups depend on it.
 
     Raises:
-        ValueError: an unknown task, or several.
+        ValueError: an unknown task, or more than one.
     """
     given = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "task"]
     task = given[-1] if given else TASKS[0]
@@ -99,17 +87,17 @@ def task_of(overrides: Sequence[str]) -> str:
 
 
 def register_parts(task: str = TASKS[0]) -> None:
-    """Makes every registry entry a choice of its Hydra group; may be called again.
+    """Makes every registry entry a choice of its Hydra group; may be called repeatedly.
 
     Args:
-        task: whose tokenizers and models are the choices of those groups.
+        task: its tokenizers and models become the choices of those groups.
     """
     OmegaConf.register_new_resolver("adaptok.label", label_of_model, replace=True)
-    if not OmegaConf.has_resolver("adaptok.run_id"):  # a sweep has made one that knows its keys
+    if not OmegaConf.has_resolver("adaptok.run_id"):  # a sweep registers one that knows its keys
         register_run_id()
     store = ConfigStore.instance()
     for group in ("tokenizer", "model"):
-        store.repo.pop(group, None)  # those of another task
+        store.repo.pop(group, None)  # drops those of another task
     if task == "classify":
         _register_image_parts(store)
         return
@@ -130,12 +118,16 @@ def _register(store: ConfigStore, group: str, registry: Registry) -> None:
 
 
 def _register_image_parts(store: ConfigStore) -> None:
-    from adaptok.vision import IMAGE_TOKENIZERS, supported  # the names need timm: seconds
+    # timm takes seconds to import
+    from adaptok.tasks.classify.models import build_timm
+    from adaptok.vision import IMAGE_TOKENIZERS, supported
 
     _register(store, "tokenizer", IMAGE_TOKENIZERS)
     if not _TIMM_MODELS:
+        parameters = inspect.signature(build_timm).parameters.values()
+        knobs = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         for name in supported():
-            store.store(group="model", name=name, node={"name": name, **TIMM}, provider="adaptok")
+            store.store(group="model", name=name, node={"name": name, **knobs}, provider="adaptok")
         _TIMM_MODELS.update(store.repo["model"])
     store.repo["model"] = _TIMM_MODELS
 
@@ -159,7 +151,7 @@ def compose(
         config_dirs: further folders of YAML files.
 
     Raises:
-        ValueError: an unknown group, choice or key, with the valid ones.
+        ValueError: an unknown group, choice or key; names the valid ones.
     """
     folders = [Path(folder).resolve().as_uri() for folder in config_dirs]
     search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
@@ -168,7 +160,7 @@ def compose(
 
 
 def choices(group: str = "", task: str = TASKS[0]) -> list[str]:
-    """Names that a group accepts, from YAML files and registries; without argument, the groups."""
+    """Lists the choices of a group, from YAML files and registries; by default, the groups."""
     with _hydra(task):
         loader = GlobalHydra.instance().config_loader()
         names = loader.get_group_options(group) if group else loader.list_groups("")
@@ -176,7 +168,7 @@ def choices(group: str = "", task: str = TASKS[0]) -> list[str]:
 
 
 def default_choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
-    """The groups of a command and what it chooses of each."""
+    """Maps the groups of a command to what it chooses from each."""
     with _hydra(task_of(overrides)):
         composed = hydra_compose(name, list(overrides), return_hydra_config=True)
     chosen = composed.hydra.runtime.choices
@@ -185,7 +177,7 @@ def default_choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str |
 
 @contextmanager
 def _hydra(task: str = TASKS[0]) -> Iterator[None]:
-    """Hydra with our folder, also from within a running job, which it leaves as it was."""
+    """Initialises Hydra with our folder; restores the state of a running job afterwards."""
     register_parts(task)
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -198,7 +190,7 @@ def _hydra(task: str = TASKS[0]) -> Iterator[None]:
 
 @contextmanager
 def readable_errors(name: str = "", overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Turns Hydra's and OmegaConf's errors into ``ValueError`` with one sentence that helps."""
+    """Turns Hydra's and OmegaConf's errors into a ``ValueError`` of one helpful sentence."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -224,7 +216,7 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
 
 
 def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
-    """The keys beside a wrong one, with the choices of groups that were made."""
+    """Lists the keys beside a wrong one, given the chosen groups."""
     groups = choices()
     chosen = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups]
     parent, _, word = key.partition("@")[0].rpartition(".")
@@ -238,7 +230,7 @@ def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
 
 
 def plain(config: Any) -> Any:
-    """The configuration as dicts, lists and values, interpolations resolved.
+    """Resolves a configuration to dicts, lists and values.
 
     Raises:
         ValueError: a mandatory value (``???``) is missing.

@@ -1,4 +1,4 @@
-"""Names of runs that follow from their configurations: the same job has the same name tomorrow."""
+"""Names runs after their configurations: the same job has the same name tomorrow."""
 
 from __future__ import annotations
 
@@ -10,41 +10,22 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adaptok.utils.keys import flattened
-
-# Where and with what a job runs, not which job it is: left out, unless it is swept over.
-MACHINE = (
-    "name",
-    "sweep",
-    "resume",
-    "resume_anyway",
-    "logger",
-    "data.base",
-    "data.num_workers",
-    "data.cache",
-    "data.cache_limit",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-)
+from adaptok.utils.keys import NEW_RUN, counts, flattened, identifying
 
 
 def run_id(config: DictConfig, overrides: Iterable[str] = (), swept: Sequence[str] = ()) -> str:
-    """A readable label and ten digits of a hash, as ``shear_flow_iap_vit_seed0_3f9ab2c104``.
+    """Makes a readable label with ten digits of a hash: ``shear_flow_iap_vit_seed0_3f9ab2c104``.
 
     Args:
-        config: of the job; Hydra's own part does not count.
-        overrides: of the job. Several lists ``data=[a,b]`` may merge into the same values, so the
-            hash takes the list itself.
-        swept: keys that a sweep varies; these count although they are among `MACHINE`.
+        config: of the job, Hydra's part aside.
+        overrides: of the job. Different lists ``data=[a,b]`` may merge into the same values, so the
+            list itself is hashed.
+        swept: keys that a sweep varies; these count whatever their role.
     """
     values = {
-        key: value
+        key: value if _below(key, swept) else identifying(key, value)
         for key, value in flattened(_resolved(config))
-        if not _below(key, MACHINE) or _below(key, swept)
+        if counts(key, NEW_RUN) or _below(key, swept)
     }
     lists = [override for override in overrides if override.startswith("data=[")]
     text = json.dumps([values, lists], sort_keys=True, default=str)
@@ -52,7 +33,7 @@ def run_id(config: DictConfig, overrides: Iterable[str] = (), swept: Sequence[st
 
 
 def register_run_id(swept: Sequence[str] = ()) -> None:
-    """Makes ``${adaptok.run_id:}`` the name of the job whose configuration it stands in."""
+    """Makes ``${adaptok.run_id:}`` resolve to the name of the job whose configuration uses it."""
 
     def resolve(*, _root_: DictConfig) -> str:
         hydra = _root_.get("hydra")
@@ -65,12 +46,12 @@ def register_run_id(swept: Sequence[str] = ()) -> None:
 
 
 def _resolved(config: DictConfig) -> Any:
-    """Plain values; the logger's stay as they are, for its name may be a run id."""
+    """Resolves to plain values, except the logger, whose name may be a run id."""
     keys = [str(key) for key in config if key not in ("hydra", "logger")]
     kept = OmegaConf.masked_copy(config, keys)
     try:
         plain: Any = OmegaConf.to_container(kept, resolve=True)
-    except OmegaConfBaseException:  # the job itself will say so
+    except OmegaConfBaseException:  # the job will report it
         plain = OmegaConf.to_container(kept)
     if "logger" in config:
         plain["logger"] = OmegaConf.to_container(config["logger"])
@@ -82,7 +63,7 @@ def _below(key: str, parents: Iterable[str]) -> bool:
 
 
 def _label(values: dict[str, Any]) -> list[str]:
-    """Data, model, budget and seed."""
+    """Names data, model, budget and seed."""
     model = values.get("model.name", "surrogate")
     keys = ["data.name"]
     if model != "surrogate":

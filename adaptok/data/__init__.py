@@ -1,7 +1,7 @@
-"""Data sets in the Well's format: reading them, and (in `adaptok.data.synthetic`) making them.
+"""Reads data sets in the Well's format, and (in `adaptok.data.synthetic`) makes them.
 
-`WellData`, `PDEBench` and `Mixture` need lightning and the_well, which are imported when one of
-them is first used.
+Lightning and the_well, which `WellData`, `PDEBench` and `Mixture` need, are imported when one of
+these is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Well's random flips, rotations and rolls, for samples as the data module has them."""
+"""The Well's random flips, rotations and rolls, for samples of the data module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from the_well.data.datasets import WellMetadata
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adaptok.registry import close_matches
+from adaptok.registry import choice
 
 AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
     "flip": RandomAxisFlip,
@@ -34,22 +34,21 @@ Sample = dict[str, Tensor]
 
 
 class Augmented(Dataset):
-    """Samples of another data set, transformed at random.
+    """Transforms the samples of another data set at random.
 
-    Fields, constants and boundary types are transformed alike; vectors and tensors turn with the
-    axes. The random numbers are those of torch's and numpy's global generators, as in the Well:
-    with :class:`adaptok.data.order.Seeded` around it, a sample is a function of (seed, epoch,
-    index).
+    Transforms fields, constants and boundary types alike; vectors and tensors turn with the axes.
+    The random numbers come from torch's and numpy's global generators, as in the Well: inside
+    :class:`adaptok.data.order.Seeded`, a sample is a function of (seed, epoch, index).
 
     Args:
         samples: with "input", "target", "boundary" and perhaps "constants", channels first.
-        names: of "flip" (each axis with probability 1/2), "rotate" (by a random multiple of 90
-            degrees), "permute" (a random order of the axes) and "roll" (a random shift along the
-            periodic axes), applied in this order.
+        names: any of "flip" (each axis with probability 1/2), "rotate" (by a random multiple of
+            90 degrees), "permute" (a random order of the axes) and "roll" (a random shift along
+            the periodic axes), applied in the order given.
         metadata: of the set.
 
     Raises:
-        ValueError: for an unknown name, or a grid that does not allow it.
+        ValueError: for an unknown name, or one that the grid does not allow.
     """
 
     def __init__(self, samples: Dataset, names: Sequence[str], metadata: WellMetadata):
@@ -60,7 +59,7 @@ class Augmented(Dataset):
         self.fields = _Channels(metadata.field_names, ndim)
         self.constants = _Channels(metadata.constant_field_names, ndim)
         dataset = SimpleNamespace(n_spatial_dims=ndim, metadata=metadata)
-        self.about: Any = SimpleNamespace(dataset=dataset)  # all that the transforms ask for
+        self.about: Any = SimpleNamespace(dataset=dataset)  # all that the transforms read
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
@@ -84,7 +83,7 @@ class Augmented(Dataset):
 
 
 class _Channels:
-    """Which channels are the components of which field.
+    """Maps channels to fields and back.
 
     Args:
         names: of the channels by tensor order, as in the Well's metadata.
@@ -97,7 +96,7 @@ class _Channels:
         self.ends = [*accumulate(size for _, size in self.sizes)]
 
     def split(self, values: Tensor) -> dict[int, dict[str, Tensor]]:
-        """Channels (..., c, *space) as fields (..., *space, *(ndim,) * order) by order."""
+        """Splits channels (..., c, *space) into fields (..., *space, *(ndim,) * order) by order."""
         out: dict[int, dict[str, Tensor]] = {}
         axis = values.ndim - 1 - self.ndim
         for (order, size), end in zip(self.sizes, self.ends, strict=True):
@@ -107,7 +106,7 @@ class _Channels:
         return out
 
     def join(self, fields: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
-        """The inverse of :meth:`split`, contiguous."""
+        """Inverts :meth:`split`; contiguous."""
         flat = [
             values.unsqueeze(-1).flatten(-1 - order)
             for order, members in fields.items()
@@ -118,14 +117,10 @@ class _Channels:
 
 
 def check_augmentations(names: Sequence[str], metadata: WellMetadata) -> None:
-    """Raises ``ValueError`` for names that are unknown or that a grid does not allow."""
+    """Raises ``ValueError`` for unknown names, and for those that the grid does not allow."""
     shape = tuple(metadata.spatial_resolution)
     for name in names:
-        if name not in AUGMENTATIONS:
-            raise ValueError(
-                f"unknown augmentation {name!r}{close_matches(name, AUGMENTATIONS)}; "
-                f"there are {', '.join(AUGMENTATIONS)}"
-            )
+        choice("augment", name, AUGMENTATIONS)
         if name in SWAPS and (len(set(shape)) > 1 or len(shape) == 1):
             size = " x ".join(map(str, shape))
             raise ValueError(

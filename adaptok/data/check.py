@@ -10,21 +10,15 @@ import numpy as np
 import torch
 
 from adaptok.data.check_file import check_file
-from adaptok.data.files import (
-    SPLITS,
-    TABLES,
-    WellFile,
-    difference,
-    inspect,
-    read_statistics,
-)
-from adaptok.data.location import HDF5, Location, locate
+from adaptok.data.location import Location, locate
 from adaptok.data.synthetic.store import Statistics
+from adaptok.data.well_files import WellFile, read_statistics
+from adaptok.data.well_format import HDF5, SPLITS, TABLES
 
 TOLERANCE = 0.01  # of the spread, by which statistics may be off
 
 
-class Problem(NamedTuple):
+class Defect(NamedTuple):
     """Something wrong: where (a file or folder), and what, in words."""
 
     where: str
@@ -39,11 +33,11 @@ class Report(NamedTuple):
 
     Attributes:
         files: number of files that were read.
-        problems: all of them; none for a set that can be trained on.
+        problems: every defect; none in a set that can be trained on.
     """
 
     files: int
-    problems: list[Problem]
+    problems: list[Defect]
 
 
 def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
@@ -61,7 +55,7 @@ def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
     if location.name.endswith(HDF5):
         if not location.is_file():
             raise ValueError(f"no such file: {location}")
-        return Report(1, [Problem(str(location), what) for what in check_file(location)])
+        return Report(1, [Defect(str(location), what) for what in check_file(location)])
     if not location.is_folder():
         raise ValueError(f"no such file or folder: {location}")
     if (location / "data").is_folder():
@@ -71,7 +65,7 @@ def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
         raise ValueError(
             f"{location} is no data set: it has neither a folder data nor .hdf5 or .h5 files"
         )
-    return Report(len(files), _check_files(files, None))
+    return Report(len(files), _check_files(files, None)[0])
 
 
 def _check_set(folder: Location) -> Report:
@@ -81,24 +75,19 @@ def _check_set(folder: Location) -> Report:
         files = (folder / "data" / split).hdf5_files()
         count += len(files)
         if not files:
-            problems.append(Problem(str(folder), f"split {split} is missing or empty"))
-        found = _check_files(files, statistics if split == "train" else None)
+            problems.append(Defect(str(folder), f"split {split} is missing or empty"))
+        found, good = _check_files(files, statistics if split == "train" else None)
         problems += found
-        good = [file for file in files if not any(p.where == str(file) for p in found)]
-        described = [inspect(file) for file in good[:1]]
-        first = first or next(iter(described), None)
-        problems += [p for file in described for p in _other_layout(file, first)]
+        if good is not None:  # one file speaks for its split
+            first = first or good
+            problems += _mismatch(good, first)
     return Report(count, problems + _check_statistics(folder, statistics))
 
 
-def _other_layout(file: WellFile, first: WellFile | None) -> list[Problem]:
-    if first is None or file.layout == first.layout:
-        return []
-    return [Problem(str(file.location), difference(file, first))]
-
-
-def _check_files(files: list[Location], statistics: Statistics | None) -> list[Problem]:
-    """The files of one split, which must have the same fields and grid."""
+def _check_files(
+    files: list[Location], statistics: Statistics | None
+) -> tuple[list[Defect], WellFile | None]:
+    """Checks the files of one split, which share their schema; returns also the first good file."""
 
     def on_values(name: str, order: int, varying: bool, values: np.ndarray) -> None:
         if statistics is not None:
@@ -106,22 +95,27 @@ def _check_files(files: list[Location], statistics: Statistics | None) -> list[P
 
     problems, first = [], None
     for file in files:
-        found = [Problem(str(file), what) for what in check_file(file, on_values)]
+        found = [Defect(str(file), what) for what in check_file(file, on_values)]
         if not found:
-            described = inspect(file)
+            described = WellFile.describe(file)
             first = first or described
-            found = _other_layout(described, first)
+            found = _mismatch(described, first)
         problems += found
-    return problems
+    return problems, first
 
 
-def _check_statistics(folder: Location, statistics: Statistics) -> list[Problem]:
+def _mismatch(file: WellFile, first: WellFile) -> list[Defect]:
+    what = file.difference(first)
+    return [Defect(str(file.location), what)] if what else []
+
+
+def _check_statistics(folder: Location, statistics: Statistics) -> list[Defect]:
     """Compares stats.yaml with the values of the training split."""
     where = str(folder / "stats.yaml")
     try:
         stored = read_statistics(folder)
     except ValueError as error:
-        return [Problem(where, str(error).removeprefix(where).lstrip(": "))]
+        return [Defect(where, str(error).removeprefix(where).lstrip(": "))]
     problems = []
     expected = statistics.summary()
     for table in TABLES:
@@ -129,11 +123,12 @@ def _check_statistics(folder: Location, statistics: Statistics) -> list[Problem]
         for name, values in expected.get(table, {}).items():
             what = _disagreement(stored[table].get(name), values, spreads[name])
             if what:
-                problems.append(Problem(where, f"{table} of {name} {what}"))
+                problems.append(Defect(where, f"{table} of {name} {what}"))
     return problems
 
 
 def _disagreement(stored: Any, expected: Any, spread: Any) -> str:
+    """Says how stored statistics differ from the expected ones; empty if they agree."""
     if stored is None:
         return "is missing"
     try:
@@ -146,9 +141,5 @@ def _disagreement(stored: Any, expected: Any, spread: Any) -> str:
     if not np.isfinite(found).all():
         return "is not finite"
     if (np.abs(found - wanted) > TOLERANCE * np.asarray(spread) + 1e-12).any():
-        return f"is {stored}, but the training files have {_short(expected)}"
+        return f"is {stored}, but the training files have {wanted.round(6).tolist()}"
     return ""
-
-
-def _short(values: Any) -> Any:
-    return np.asarray(values).round(6).tolist()

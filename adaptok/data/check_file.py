@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
 import numpy as np
 
 from adaptok.data.location import Location
+from adaptok.data.well_format import ATTRIBUTES, GROUPS, ORDERS
+from adaptok.utils.boundary import BOUNDARIES
 
-GROUPS = ("dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields", "t2_fields")
-ORDERS = (0, 1, 2)
-ATTRIBUTES = ("dataset_name", "grid_type", "n_spatial_dims", "n_trajectories")
-BOUNDARIES = ("WALL", "OPEN", "PERIODIC")
-
-# Is called with field, tensor order, whether it varies with time, and the values of one trajectory.
+# Callback (field, tensor order, varies with time, values of one trajectory).
 OnValues = Callable[[str, int, bool, np.ndarray], None]
 
 
 def check_file(location: Location, on_values: OnValues = lambda *_: None) -> list[str]:
-    """Everything that is wrong with a file; an empty list for a good one.
+    """Lists everything that is wrong with a file; empty for a good one.
 
-    All values are read, one trajectory at a time.
+    Reads all values, one trajectory at a time.
 
     Args:
         location: of the file.
@@ -30,206 +27,175 @@ def check_file(location: Location, on_values: OnValues = lambda *_: None) -> lis
     """
     try:
         with location.hdf5() as file:
-            problems = _structure(file)
-            if problems:  # what follows relies on it
-                return problems
-            axes = _axes(file)
-            problems = _grid(file, axes) + _boundaries(file, axes) + _scalars(file)
-            return problems + _fields(file, axes, on_values)
+            # the other checks rely on the structure
+            return [*_structure(file)] or [*_Content(file, on_values).problems()]
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         return [f"damaged or truncated HDF5 file ({error})"]
 
 
-def _structure(file: h5py.File) -> list[str]:
+def _structure(file: Any) -> Iterator[str]:
     missing = [group for group in GROUPS if not isinstance(file.get(group), h5py.Group)]
-    problems = [f"missing group {', '.join(missing)}"] if missing else []
+    if missing:
+        yield f"missing group {', '.join(missing)}"
     absent = [name for name in ATTRIBUTES if name not in file.attrs]
     if absent:
-        problems.append(f"missing attribute {', '.join(absent)} of the file")
+        yield f"missing attribute {', '.join(absent)} of the file"
     if missing or absent:
-        return problems
-    count: Any = file.attrs["n_trajectories"]
-    ndim: Any = file.attrs["n_spatial_dims"]
+        return
+    count, ndim = file.attrs["n_trajectories"], file.attrs["n_spatial_dims"]
     if not (np.ndim(count) == 0 and np.issubdtype(type(count), np.integer) and count >= 1):
-        problems.append(f"n_trajectories must be a number of at least 1, got {count!r}")
-    dimensions: Any = file["dimensions"]
+        yield f"n_trajectories must be a number of at least 1, got {count!r}"
+    dimensions = file["dimensions"]
     axes = list(dimensions.attrs.get("spatial_dims", ()))
     if len(axes) != ndim:
-        problems.append(f"n_spatial_dims is {ndim}, but dimensions names the axes {axes}")
-    problems += [
-        f"dimensions lacks {name}"
-        for name in ("time", *axes)
-        if not isinstance(dimensions.get(name), h5py.Dataset)
-    ]
+        yield f"n_spatial_dims is {ndim}, but dimensions names the axes {axes}"
+    for name in ("time", *axes):
+        if not isinstance(dimensions.get(name), h5py.Dataset):
+            yield f"dimensions lacks {name}"
     for group in (*(f"t{order}_fields" for order in ORDERS), "scalars"):
         if "field_names" not in file[group].attrs:
-            problems.append(f"{group} lacks the attribute field_names")
-    return problems
+            yield f"{group} lacks the attribute field_names"
 
 
-def _axes(file: h5py.File) -> dict[str, int]:
-    dimensions: Any = file["dimensions"]
-    return {axis: dimensions[axis].shape[-1] for axis in dimensions.attrs["spatial_dims"]}
+class _Content:
+    """Checks of a file whose structure is right; each yields what is wrong."""
 
+    def __init__(self, file: Any, on_values: OnValues):
+        self.file, self.on_values = file, on_values
+        sizes = file["dimensions"]
+        self.axes = {axis: sizes[axis].shape[-1] for axis in sizes.attrs["spatial_dims"]}
+        self.trajectories = int(file.attrs["n_trajectories"])
+        self.steps = sizes["time"].shape[-1]
 
-def _trajectories(file: h5py.File) -> int:
-    count: Any = file.attrs["n_trajectories"]
-    return int(count)
+    def problems(self) -> Iterator[str]:
+        yield from self.grid()
+        for name, condition in self.file["boundary_conditions"].items():
+            yield from self.boundary(name, condition)
+        yield from self.scalars()
+        yield from self.fields()
 
+    def grid(self) -> Iterator[str]:
+        for name in ("time", *self.axes):
+            points = self.file["dimensions"][name]
+            varying = points.attrs.get("sample_varying")
+            if varying is None:
+                yield f"dimensions/{name} lacks the attribute sample_varying"
+                continue
+            expected = (self.trajectories,) * bool(varying) + points.shape[-1:]
+            if points.shape != expected:
+                yield f"dimensions/{name} has shape {points.shape}, expected {expected}"
+            values = np.asarray(points[...], dtype=np.float64)
+            steps = np.diff(values, axis=-1)
+            if not np.isfinite(values).all():
+                yield f"NaN or Inf in dimensions/{name}"
+            elif name == "time" and not (steps > 0).all():
+                yield "the times do not increase"
+            elif not ((steps > 0).all() or (steps < 0).all()):
+                yield f"the coordinates along {name} are not in order"
+        if self.steps < 2:
+            yield "trajectories of one frame: there is nothing to predict"
 
-def _steps(file: h5py.File) -> int:
-    dimensions: Any = file["dimensions"]
-    return dimensions["time"].shape[-1]
-
-
-def _grid(file: h5py.File, axes: dict[str, int]) -> list[str]:
-    dimensions: Any = file["dimensions"]
-    problems = []
-    for name in ("time", *axes):
-        points = dimensions[name]
-        varying = points.attrs.get("sample_varying")
-        if varying is None:
-            problems.append(f"dimensions/{name} lacks the attribute sample_varying")
-            continue
-        lead = (_trajectories(file),) if varying else ()
-        if points.shape[:-1] != lead:
-            problems.append(
-                f"dimensions/{name} has shape {points.shape}, expected {(*lead, points.shape[-1])}"
-            )
-        values = np.asarray(points[...], dtype=np.float64)
-        steps = np.diff(values, axis=-1)
-        if not np.isfinite(values).all():
-            problems.append(f"NaN or Inf in dimensions/{name}")
-        elif name == "time" and not (steps > 0).all():
-            problems.append("the times do not increase")
-        elif not ((steps > 0).all() or (steps < 0).all()):
-            problems.append(f"the coordinates along {name} are not in order")
-    if _steps(file) < 2:
-        problems.append("trajectories of one frame: there is nothing to predict")
-    return problems
-
-
-def _boundaries(file: h5py.File, axes: dict[str, int]) -> list[str]:
-    conditions: Any = file["boundary_conditions"]
-    problems = []
-    for name, condition in conditions.items():
+    def boundary(self, name: str, condition: Any) -> Iterator[str]:
         kind = str(condition.attrs.get("bc_type", "")).upper()
         where = [str(axis) for axis in condition.attrs.get("associated_dims", ())]
+        expected = tuple(self.axes.get(axis) for axis in where)
+        mask = condition.get("mask")
         if kind not in BOUNDARIES:
-            problems.append(
-                f"boundary condition {name} has type {kind or None}, not one of "
-                f"{', '.join(BOUNDARIES)}"
+            accepted = ", ".join(BOUNDARIES)
+            yield f"boundary condition {name} has type {kind or None}, not one of {accepted}"
+        elif not where or None in expected:
+            yield f"boundary condition {name} belongs to the axes {where}"
+        elif not isinstance(mask, h5py.Dataset):
+            yield f"boundary condition {name} has no mask"
+        elif mask.shape != expected:
+            yield (
+                f"the mask of boundary condition {name} has shape {mask.shape}, expected {expected}"
             )
-        elif not where or any(axis not in axes for axis in where):
-            problems.append(f"boundary condition {name} belongs to the axes {where}")
-        elif not isinstance(condition.get("mask"), h5py.Dataset):
-            problems.append(f"boundary condition {name} has no mask")
-        elif condition["mask"].shape != tuple(axes[axis] for axis in where):
-            problems.append(
-                f"the mask of boundary condition {name} has shape {condition['mask'].shape}, "
-                f"expected {tuple(axes[axis] for axis in where)}"
-            )
-        else:
-            problems += _ends(name, kind, condition["mask"][...])
-    return problems
+        else:  # the Well's reader looks at the ends only
+            values = mask[...]
+            ends = [values.take(end, axis).any() for axis in range(values.ndim) for end in (0, -1)]
+            if kind == "PERIODIC" and not all(ends):
+                yield (
+                    f"the mask of the periodic boundary {name} is False at an end, so that it is "
+                    "read as open; it must be True at both"
+                )
+            elif not any(ends):
+                yield f"the mask of boundary condition {name} is False at both ends: acts nowhere"
 
+    def scalars(self) -> Iterator[str]:
+        group = self.file["scalars"]
+        for name in group.attrs["field_names"]:
+            data = group.get(name)
+            if not isinstance(data, h5py.Dataset):
+                yield f"scalar {name} is announced but missing"
+                continue
+            expected, lacks = self.lead(data)
+            if lacks:
+                yield f"scalar {name} lacks the attribute {lacks}"
+            elif data.shape != expected:
+                yield f"scalar {name} has shape {data.shape}, expected {expected}"
+            elif not np.isfinite(data[...]).all():
+                yield f"NaN or Inf in scalar {name}"
 
-def _ends(name: str, kind: str, mask: np.ndarray) -> list[str]:
-    """Whether a boundary condition acts where it should: the reader looks at the ends only."""
-    ends = [mask.take(end, axis).any() for axis in range(mask.ndim) for end in (0, -1)]
-    if kind == "PERIODIC" and not all(ends):
-        return [
-            f"the mask of the periodic boundary {name} is False at an end, so that it is read as "
-            "open; it must be True at both"
-        ]
-    if not any(ends):
-        return [f"the mask of boundary condition {name} is False at both ends: it acts nowhere"]
-    return []
+    def lead(self, data: h5py.Dataset) -> tuple[tuple[int, ...], str]:
+        """The leading shape that the attributes announce, and which attribute is missing."""
+        shape: tuple[int, ...] = ()
+        sizes = {"sample_varying": self.trajectories, "time_varying": self.steps}
+        for attribute, size in sizes.items():
+            if attribute not in data.attrs:
+                return (), attribute
+            shape += (size,) if data.attrs[attribute] else ()
+        return shape, ""
 
+    def fields(self) -> Iterator[str]:
+        varying = wrong = False
+        for order in ORDERS:
+            group = self.file[f"t{order}_fields"]
+            names = [str(name) for name in group.attrs["field_names"]]
+            for name in group:
+                if name not in names:
+                    wrong = True
+                    yield f"field {name} is not among the field_names of t{order}_fields"
+            for name in names:
+                problem = self.field(group.get(name), name, order)
+                if not problem:
+                    varying |= bool(group[name].attrs["time_varying"])
+                    problem = self.values(group[name], name, order)
+                if problem:
+                    wrong = True
+                    yield problem
+        if not varying and not wrong:
+            yield "no field changes with time: there is nothing to predict"
 
-def _scalars(file: h5py.File) -> list[str]:
-    scalars: Any = file["scalars"]
-    problems = []
-    for name in scalars.attrs["field_names"]:
-        if not isinstance(scalars.get(name), h5py.Dataset):
-            problems.append(f"scalar {name} is announced but not there")
-            continue
-        expected, lacks = _lead(file, scalars[name])
-        if lacks:
-            problems.append(f"scalar {name} lacks the attribute {lacks}")
-        elif scalars[name].shape != expected:
-            problems.append(f"scalar {name} has shape {scalars[name].shape}, expected {expected}")
-        elif not np.isfinite(scalars[name][...]).all():
-            problems.append(f"NaN or Inf in scalar {name}")
-    return problems
+    def field(self, data: Any, name: str, order: int) -> str:
+        """What is wrong with a field before its values are read."""
+        if not isinstance(data, h5py.Dataset):
+            return f"field {name} is announced in t{order}_fields but missing"
+        shape, lacks = self.lead(data)
+        kept: Any = data.attrs.get("dim_varying")
+        if lacks or kept is None:
+            return f"field {name} lacks the attribute {lacks or 'dim_varying'}"
+        if len(kept) != len(self.axes):
+            return f"dim_varying of field {name} is {list(kept)}, one per axis is needed"
+        shape += tuple(n for n, keep in zip(self.axes.values(), kept, strict=True) if keep)
+        shape += (len(self.axes),) * order
+        if data.shape != shape:
+            return f"field {name} has shape {data.shape}, expected {shape}"
+        if data.dtype.kind != "f":
+            return f"field {name} has type {data.dtype}, not a floating-point one"
+        return ""
 
-
-def _lead(file: h5py.File, data: h5py.Dataset) -> tuple[tuple[int, ...], str]:
-    """The leading shape that the attributes announce, and which attribute is missing."""
-    shape: tuple[int, ...] = ()
-    sizes = {"sample_varying": _trajectories(file), "time_varying": _steps(file)}
-    for attribute, size in sizes.items():
-        if attribute not in data.attrs:
-            return (), attribute
-        shape += (size,) if data.attrs[attribute] else ()
-    return shape, ""
-
-
-def _fields(file: h5py.File, axes: dict[str, int], on_values: OnValues) -> list[str]:
-    problems, varying = [], 0
-    for order in ORDERS:
-        group: Any = file[f"t{order}_fields"]
-        names = [str(name) for name in group.attrs["field_names"]]
-        for name in group:
-            if name not in names:
-                problems.append(f"field {name} is not among the field_names of t{order}_fields")
-        for name in names:
-            found = _field(file, group, name, order, axes)
-            if not found:
-                varying += bool(group[name].attrs["time_varying"])
-                found = _values(group[name], name, order, on_values)
-            problems += found
-    if not varying and not problems:
-        problems.append("no field changes with time: there is nothing to predict")
-    return problems
-
-
-def _field(
-    file: h5py.File, group: h5py.Group, name: str, order: int, axes: dict[str, int]
-) -> list[str]:
-    """What is wrong with a field before its values are read."""
-    data: Any = group.get(name)
-    if not isinstance(data, h5py.Dataset):
-        return [f"field {name} is announced in t{order}_fields but not there"]
-    shape, lacks = _lead(file, data)
-    kept = data.attrs.get("dim_varying")
-    if lacks or kept is None:
-        return [f"field {name} lacks the attribute {lacks or 'dim_varying'}"]
-    if len(kept) != len(axes):
-        return [f"dim_varying of field {name} is {list(kept)}, one per axis is needed"]
-    shape += tuple(n for n, keep in zip(axes.values(), kept, strict=True) if keep)
-    shape += (len(axes),) * order
-    if data.shape != shape:
-        return [f"field {name} has shape {data.shape}, expected {shape}"]
-    if data.dtype.kind != "f":
-        return [f"field {name} has type {data.dtype}, not a floating-point one"]
-    return []
-
-
-def _values(data: h5py.Dataset, name: str, order: int, on_values: OnValues) -> list[str]:
-    """Where a field is not finite; the good trajectories are passed on."""
-    bad = []
-    attributes = data.attrs
-    timed, sampled = bool(attributes["time_varying"]), bool(attributes["sample_varying"])
-    for number in range(data.shape[0] if sampled else 1):
-        values = np.asarray(data[number] if sampled else data[...])
-        wrong = ~np.isfinite(values)
-        if not wrong.any():
-            on_values(name, order, timed, values)
-            continue
-        frame = f", frame {int(np.argwhere(wrong)[0, 0])}" if timed else ""
-        bad.append(f"trajectory {number}{frame}" if sampled else f"all trajectories{frame}")
-    if not bad:
-        return []
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return [f"NaN or Inf in field {name}: {'; '.join(bad[:3])}{more}"]
+    def values(self, data: h5py.Dataset, name: str, order: int) -> str:
+        """Says where a field is not finite, and passes on its good trajectories."""
+        bad = []
+        timed, sampled = (bool(data.attrs[f"{kind}_varying"]) for kind in ("time", "sample"))
+        for number in range(data.shape[0] if sampled else 1):
+            values = np.asarray(data[number] if sampled else data[...])
+            wrong = ~np.isfinite(values)
+            if not wrong.any():
+                self.on_values(name, order, timed, values)
+                continue
+            frame = f", frame {int(np.argwhere(wrong)[0, 0])}" if timed else ""
+            bad.append(f"trajectory {number}{frame}" if sampled else f"all trajectories{frame}")
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        return f"NaN or Inf in field {name}: {'; '.join(bad[:3])}{more}" if bad else ""

@@ -1,4 +1,4 @@
-"""What a model has to know about a data set."""
+"""What a model has to know about a data set, and how it learns it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FieldInfo:
         constant_std: per constant, (cc,).
         boundary: type at the low and high end of each axis (wall 0, open 1, periodic 2),
             integers (ndim, 2).
-        scalars: names of the physical parameters that a batch has.
+        scalars: names of the physical parameters in a batch.
     """
 
     name: str
@@ -55,11 +55,11 @@ def set_statistics(model: OneStepModel, info: FieldInfo) -> None:
 
 
 def system_of(model: Any, info: FieldInfo) -> Any:
-    """The one-step model of a data set, with its statistics, that shares the weights of a
+    """Returns the one-step model of a data set, with its statistics and the weights of a
     `Multiphysics` model.
 
     Raises:
-        ValueError: fields that the model does not know; says which.
+        ValueError: the model does not know some fields; says which.
     """
     system = model.system(info.fields, info.constants)
     set_statistics(system, info)

@@ -1,4 +1,4 @@
-"""Targets several steps ahead."""
+"""Training targets several steps ahead."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 
 
 class Leads(Dataset):
-    """Windows of which one target frame is kept, 1 to `max_lead` steps ahead (MATEY, Sec. 3).
+    """Keeps one random target frame of each window, 1 to `max_lead` steps ahead (MATEY, Sec. 3).
 
-    Adds "lead_time" (), in steps, and makes "time_step" the time to that frame, for frames at equal
-    distances. The choice is read from torch's global generator, which `Seeded` sets per sample.
+    Adds "lead_time" (), in steps, and makes "time_step" the time to that frame, for equally spaced
+    frames. Draws from torch's global generator, which `Seeded` sets per sample.
 
     Args:
         windows: with at least `max_lead` target frames.

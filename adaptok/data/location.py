@@ -15,20 +15,19 @@ import h5py
 from fsspec.registry import known_implementations
 from fsspec.spec import AbstractFileSystem
 
+from adaptok.data.well_format import HDF5
 from adaptok.registry import close_matches
-
-HDF5 = (".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder.
+    """A file or folder, which need not exist.
 
     Attributes:
         url: as a person would write it.
-        fs: what reads it.
-        path: what `fs` calls it.
-        options: keyword arguments of `fs`, for those who open the URL again.
+        fs: the file system that reads it.
+        path: its name in `fs`.
+        options: keyword arguments of `fs`, for code that opens the URL again.
     """
 
     url: str
@@ -37,7 +36,7 @@ class Location:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __truediv__(self, name: str) -> Location:
-        url = str(Path(self.url) / name) if self.is_local else posixpath.join(self.url, name)
+        url = posixpath.join(self.url, name).removeprefix("./")
         return Location(url, self.fs, posixpath.join(self.path, name), self.options)
 
     def __str__(self) -> str:
@@ -48,62 +47,54 @@ class Location:
         """The last part of the path."""
         return posixpath.basename(self.path)
 
-    @property
-    def is_local(self) -> bool:
-        """Whether it is on this machine's own disks."""
-        protocol = self.fs.protocol  # one name, or several
-        return protocol == "file" or "file" in protocol
-
     def is_folder(self) -> bool:
-        """Whether it is a folder that is there."""
-        with self._reached():
-            return bool(self.fs.isdir(self.path))
+        """Whether a folder exists here."""
+        return bool(self._ask("isdir"))
 
     def is_file(self) -> bool:
-        """Whether it is a file that is there."""
-        with self._reached():
-            return bool(self.fs.isfile(self.path))
+        """Whether a file exists here."""
+        return bool(self._ask("isfile"))
 
     def members(self) -> list[Location]:
-        """What is in the folder, sorted by name; hidden files and folders are left out."""
-        with self._reached():
-            found = self.fs.ls(self.path, detail=False) if self.fs.isdir(self.path) else []
+        """Lists the folder, sorted by name, without hidden files and folders."""
+        found = self._ask("ls", detail=False) if self.is_folder() else []
         names = sorted(posixpath.basename(str(path).rstrip("/")) for path in found)
         return [self / name for name in names if name and not name.startswith(".")]
 
     def hdf5_files(self) -> list[Location]:
-        """The HDF5 files in the folder, sorted by name."""
+        """Lists the HDF5 files in the folder, sorted by name."""
         return [file for file in self.members() if file.name.endswith(HDF5)]
 
     def text(self) -> str:
-        """The content of a text file."""
-        with self._reached():
-            return bytes(self.fs.cat_file(self.path)).decode()  # type: ignore[arg-type]
+        """Returns the content of a text file."""
+        return bytes(self._ask("cat_file")).decode()
 
     @contextmanager
-    def hdf5(self) -> Iterator[h5py.File]:
-        """The file, open for reading; raises ``OSError`` where it is damaged."""
+    def hdf5(self) -> Iterator[Any]:
+        """Opens the file as `h5py.File` for reading; raises ``OSError`` if it is damaged.
+
+        Typed as Any, because h5py's types cannot say which members are groups.
+        """
         with self.fs.open(self.path, "rb") as raw, h5py.File(raw, "r") as file:
             yield file
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """Any error on the way there, whatever its type, says what could not be reached."""
+    def _ask(self, method: str, **options: Any) -> Any:
+        """Calls a method of the file system; any error says what could not be read."""
         try:
-            yield
+            return getattr(self.fs, method)(self.path, **options)
         except Exception as error:  # each file system raises what it likes
             raise ValueError(f"cannot read {self.url}: {type(error).__name__}: {error}") from error
 
 
 def locate(where: str | Path, options: Mapping[str, Any] | None = None) -> Location:
-    """The location of a path or URL; nothing is read yet.
+    """Returns the location of a path or URL without reading anything.
 
     Args:
         where: a path, or ``protocol://...``.
         options: keyword arguments of the file system, such as ``{"anon": True}`` for s3.
 
     Raises:
-        ValueError: for a protocol that nobody knows, or whose package is missing.
+        ValueError: for an unknown protocol, or one whose package is missing.
     """
     text, options = str(where), dict(options or {})
     protocol, separator, _ = text.partition("://")

@@ -17,7 +17,7 @@ Drawn = tuple[int, int]
 
 
 class FromSet(Dataset):
-    """Samples of a set with its name under "set"; a batch has a list of it."""
+    """Adds the name of its set to each sample, under "set"; a batch has a list of names."""
 
     def __init__(self, samples: Any, name: str):
         self.samples, self.name = samples, name
@@ -30,7 +30,7 @@ class FromSet(Dataset):
 
 
 class FromSets(Dataset):
-    """Samples of several sets by (number of the set, what it takes)."""
+    """Reads samples of several sets by (number of the set, index in it)."""
 
     def __init__(self, sets: list[FromSet]):
         self.sets = sets
@@ -43,11 +43,11 @@ class FromSets(Dataset):
 
 
 class MixtureSampler(DistributedSampler):
-    """Batches of the sets in turn: each round has one batch of each set, in random order.
+    """Draws batches of the sets in rounds of one batch per set, in random order.
 
-    Which set a batch is from, and which of its samples, is a function of (seed, number of the
-    batch), the set the same on all ranks. An epoch has as many rounds as the longest set has
-    batches; shorter sets start over, in another order.
+    The set and the samples of a batch are a function of (seed, number of the batch); the set is the
+    same on all ranks. An epoch has as many rounds as the longest set has batches; shorter sets
+    start over, in another order.
 
     Args:
         samplers: one per set.
@@ -86,8 +86,9 @@ class MixtureSampler(DistributedSampler):
 
 
 class Mixture(LightningDataModule):
-    """Data sets with fields, grids and boundaries of their own; batches as of `WellData`, with
-    "set", the name of the set, once per sample.
+    """Mixes data sets of different fields, grids and boundaries.
+
+    Batches are those of `WellData` with "set", the name of the set, once per sample.
 
     Args:
         sets: by name, of one batch size.
@@ -107,7 +108,7 @@ class Mixture(LightningDataModule):
 
     @property
     def infos(self) -> dict[str, FieldInfo]:
-        """What is in each set.
+        """What each set contains.
 
         Raises:
             ValueError: sets of different numbers of dimensions.
@@ -119,12 +120,12 @@ class Mixture(LightningDataModule):
         return infos
 
     def setup(self, stage: str | None = None) -> None:
-        """As of `WellData`, for all sets."""
+        """Sets up all sets, see `WellData.setup`."""
         for data in self.sets.values():
             data.setup(stage)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of the sets in turn, see `MixtureSampler`."""
+        """Loads training batches of the sets in turn, see `MixtureSampler`."""
         members, ranks = self.sets.items(), ranks_of(self.trainer)
         first = next(iter(self.sets.values()))
         samplers = [data.train_sampler(*ranks) for _, data in members]
@@ -133,7 +134,7 @@ class Mixture(LightningDataModule):
         return first.make_loader(FromSets(sets), ResumableLoader, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """One loader per set."""
+        """Makes one validation loader per set."""
         return [
             data.make_loader(FromSet(data.loader("valid").dataset, name))
             for name, data in self.sets.items()

@@ -14,11 +14,10 @@ EPOCHS_APART = 10_007  # the sampler adds the epoch to its seed: keep those of t
 
 
 class Seeded(Dataset):
-    """A data set whose sample `index` of an epoch always draws the same random numbers.
+    """Makes each sample of a data set a function of (seed, epoch, index), augmentation included.
 
-    Whatever augmentation reads from torch's, numpy's or Python's global generators is then a
-    function of (seed, epoch, index), in a worker process too and after a restart; the generators
-    are left as they were.
+    Seeds torch's, numpy's and Python's global generators while it reads a sample, in worker
+    processes too and after a restart, and then restores them.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
@@ -49,7 +48,7 @@ class EpochSampler(DistributedSampler):
         super().__init__(
             dataset, num_replicas=ranks, rank=rank, seed=seed * EPOCHS_APART, drop_last=True
         )
-        self.start = 0  # samples of this rank to leave out of the next pass
+        self.start = 0  # samples of this rank that the next pass skips
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
         order, start = list(super().__iter__()), self.start
@@ -58,7 +57,7 @@ class EpochSampler(DistributedSampler):
 
 
 class ResumableLoader(DataLoader):
-    """A loader over an `EpochSampler` that goes on in mid-epoch where its state was saved."""
+    """Loads from an `EpochSampler`; resumes in mid-epoch, after the batch of the saved state."""
 
     sampler: EpochSampler
     _yielded = 0
@@ -76,11 +75,11 @@ class ResumableLoader(DataLoader):
         return self.batch_size
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it that were handed out."""
+        """Returns the epoch and the number of its batches that were handed out."""
         return {"epoch": self.sampler.epoch, "batches": self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next pass starts after the batches that were handed out."""
+        """Starts the next pass after the batches that were handed out."""
         over = state["batches"] >= len(self)
         self.sampler.set_epoch(state["epoch"] + over)
         self.sampler.start = 0 if over else state["batches"] * self._samples

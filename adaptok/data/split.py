@@ -1,63 +1,133 @@
-"""One split of a data set as windows of frames, read from files or kept in memory."""
+"""One split of a data set, read from its files each time or kept in memory."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from the_well.data.datasets import WellDataset, WellMetadata
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from adaptok.data.files import WellFile, find_files
 from adaptok.data.location import Location
+from adaptok.data.well_files import WellFile, find_well_files
+from adaptok.data.windows import MemoryWindows, Trajectory, Windows, finite_channels, span
 
 FLOAT_BYTES = 4
 
 
-class Trajectory(NamedTuple):
-    """A whole trajectory in memory.
+def component_names(names: Mapping[int, Sequence[str]]) -> list[str]:
+    """Flattens the names of components by tensor order, as the Well's metadata has them."""
+    return [name for members in names.values() for name in members]
+
+
+class Split:
+    """The trajectories of one split of a data set.
 
     Attributes:
-        fields: (t, c, *space).
-        constants: (cc, *space), or None.
-        boundary: (ndim, 2).
-        scalars: at each frame, (t, n), or None.
-        times: of the frames, float64 (t,).
+        steps: frames of the shortest trajectory.
+        channels: names of the fields, one per component.
+        constants: names of the static fields, one per component.
+        scalars: names of the physical parameters.
+        cached: whether it is kept in memory.
+
+    Args:
+        where: the folder or file, for messages.
+        steps: frames of each trajectory.
+        metadata: of the set, as the Well has it.
+        cache_bytes: the split is kept in memory if it needs at most this much.
     """
 
-    fields: Tensor
-    constants: Tensor | None
-    boundary: Tensor
-    scalars: Tensor | None
-    times: Tensor
+    def __init__(
+        self, where: Any, steps: Sequence[int], metadata: WellMetadata, cache_bytes: float
+    ):
+        self.where, self.steps, self.metadata = where, min(steps), metadata
+        self.channels = component_names(metadata.field_names)
+        self.constants = component_names(metadata.constant_field_names)
+        self.scalars = [*metadata.constant_scalar_names, *metadata.scalar_names]
+        points = torch.Size(metadata.spatial_resolution).numel()
+        self.cached = FLOAT_BYTES * sum(steps) * len(self.channels) * points <= cache_bytes
+        self._trajectories: list[Trajectory] | None = None
+
+    @property
+    def boundary(self) -> Tensor:
+        """Types of the ends of each axis, (ndim, 2)."""
+        raise NotImplementedError
+
+    def windows(self, history: int, target_steps: int, stride: int) -> Windows:
+        """Returns all windows of the split, in the order of files, trajectories and time.
+
+        Raises:
+            ValueError: if a trajectory is shorter than one window.
+        """
+        needed = span(history, target_steps, stride)
+        if needed > self.steps:
+            raise ValueError(
+                f"history={history}, target_steps={target_steps}, stride={stride} need {needed} "
+                f"frames; the shortest trajectory of {self.where} has {self.steps}"
+            )
+        if not self.cached:
+            return self._from_files(history, target_steps, stride)
+        if self._trajectories is None:
+            self._trajectories = self._read()
+        return MemoryWindows(self._trajectories, history, target_steps, stride)
+
+    def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
+        raise NotImplementedError
+
+    def _read(self) -> list[Trajectory]:
+        raise NotImplementedError
 
 
-class Windows(Dataset):
-    """Samples of `history` input frames and `target_steps` target frames, `stride` frames apart.
+class WellSplit(Split):
+    """A split in the Well's format.
 
-    A sample is a dict of "input" (t, c, *space), "target" (t_out, c, *space), "boundary"
-    (ndim, 2), "time_step" (), the time from the last input frame to the first target, and, where
-    the set has any, "constants" (cc, *space) and "scalars" (n,), those at the last input frame.
-
-    Attributes:
-        starts: index of the first sample of each trajectory.
+    Args:
+        folder: of the data set.
+        split: "train", "valid" or "test".
+        cache_bytes: the split is kept in memory if it needs at most this much.
+        replace_nan: read NaN as 0 instead of refusing it.
+        skip_bad: leave out files with any defect.
     """
 
-    starts: list[int]
+    def __init__(
+        self,
+        folder: Location,
+        split: str,
+        cache_bytes: float,
+        replace_nan: bool = False,
+        skip_bad: bool = False,
+    ):
+        where = folder / "data" / split
+        self.files = find_well_files(folder, split, skip_bad=skip_bad)
+        self.replace_nan = replace_nan
+        steps = [file.steps for file in self.files for _ in range(file.trajectories)]
+        if min(steps) < 2:
+            raise ValueError(f"trajectories of one frame in split {split!r} of {folder}")
+        self._pairs = WellWindows(where, self.files, 1, 1, 1, replace_nan)
+        self.core_fields = list(self._pairs.dataset.core_field_names)
+        self.core_constants = list(self._pairs.dataset.core_constant_field_names)
+        super().__init__(where, steps, self._pairs.dataset.metadata, cache_bytes)
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @property
+    def boundary(self) -> Tensor:
+        """Types of the ends of each axis, (ndim, 2)."""
+        return self._pairs[0]["boundary"]
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        raise NotImplementedError
+    def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
+        given = (history, target_steps, stride, self.replace_nan)
+        return WellWindows(self.where, self.files, *given)
+
+    def _read(self) -> list[Trajectory]:
+        out = []
+        for file in self.files:  # one window spans a trajectory
+            whole = WellWindows(self.where, [file], 1, file.steps - 1, 1, self.replace_nan)
+            out += [whole.read(row, slice(0, None)) for row in range(len(whole))]
+        return out
 
 
-class FileWindows(Windows):
-    """Windows that are read from the files each time.
+class WellWindows(Windows):
+    """Windows that the Well's own reader reads from the files each time, see :class:`Windows`.
 
     Args:
         where: the folder of the files.
@@ -77,6 +147,8 @@ class FileWindows(Windows):
         stride: int,
         replace_nan: bool = False,
     ):
+        self.members = [(file, row) for file in files for row in range(file.trajectories)]
+        super().__init__([file.steps for file, _ in self.members], history, target_steps, stride)
         paths = [file.location.path for file in files]
         try:
             self.dataset = WellDataset(
@@ -98,66 +170,42 @@ class FileWindows(Windows):
                 f"cannot choose between the files in {where}: one path is part of another, of "
                 f"{', '.join(self.dataset.files_paths)}"
             )
-        self.files, self.replace_nan = files, replace_nan
-        self.history, self.stride = history, stride
-        self.metadata: WellMetadata = self.dataset.metadata
-        self.channels = _flat(self.metadata.field_names)
-        self.constants = _flat(self.metadata.constant_field_names)
-        self.scalars = [*self.metadata.constant_scalar_names, *self.metadata.scalar_names]
-        counts = zip(
-            self.dataset.n_trajectories_per_file,
-            self.dataset.n_windows_per_trajectory,
-            strict=True,
-        )
-        windows = [n for trajectories, n in counts for _ in range(trajectories)]
-        self.starts = [0, *accumulate(windows)][:-1]
+        self.replace_nan = replace_nan
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def read(self, trajectory: int, frames: slice) -> Trajectory:
+        """Reads the frames of one window of a trajectory.
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < len(self):  # also ends plain iteration
-            raise IndexError(index)
-        file, trajectory, first = self._place(index)
-        where = f"{file.location}, trajectory {trajectory}"
+        Raises:
+            ValueError: the file is damaged, or a value is not finite.
+        """
+        file, row = self.members[trajectory]
+        where = f"{file.location}, trajectory {row}"
         try:
-            sample = self.dataset[index]
+            sample = self.dataset[self.starts[trajectory] + frames.start]
         except (OSError, KeyError, RuntimeError, IndexError) as error:
             raise ValueError(
                 f"damaged or truncated HDF5 file, or fields of another shape, {where}: {error}"
             ) from error
-        last = first + self.stride * (self.history - 1)
-        times = file.times[trajectory] if file.times.ndim == 2 else file.times
-        out = {
-            "input": self._checked(sample["input_fields"], self.channels, where),
-            "target": self._checked(sample["output_fields"], self.channels, where),
-            "boundary": sample["boundary_conditions"].long(),
-            "time_step": _time_step(torch.as_tensor(times), last, self.stride),
-        }
+        fields = torch.cat([sample["input_fields"], sample["output_fields"]])
+        times = file.times[row] if file.times.ndim == 2 else file.times
+        metadata, constants = self.dataset.metadata, None
         if "constant_fields" in sample:
-            out["constants"] = self._checked(sample["constant_fields"], self.constants, where)
-        if self.scalars:
-            out["scalars"] = self.scalars_of(sample, where)[self.history - 1]
-        return out
-
-    def trajectory(self, index: int) -> Trajectory:
-        """A sample that spans a whole trajectory."""
-        sample, (file, number, _) = self[index], self._place(index)
-        times = file.times[number] if file.times.ndim == 2 else file.times
-        scalars = None
-        if self.scalars:
-            scalars = self.scalars_of(self.dataset[index], str(file.location))
+            names = component_names(metadata.constant_field_names)
+            constants = self._checked(sample["constant_fields"], names, where)
         return Trajectory(
-            torch.cat([sample["input"], sample["target"]]),
-            sample.get("constants"),
-            sample["boundary"],
-            scalars,
-            torch.as_tensor(times).double(),
+            self._checked(fields, component_names(metadata.field_names), where),
+            constants,
+            sample["boundary_conditions"].long(),
+            self._scalars(sample, len(fields), where),
+            torch.as_tensor(times).double()[frames],
         )
 
-    def scalars_of(self, sample: dict[str, Tensor], where: str) -> Tensor:
+    def _scalars(self, sample: dict[str, Tensor], steps: int, where: str) -> Tensor | None:
         """Constant scalars, then those that vary with time, at each frame of a sample, (t, n)."""
-        steps = len(sample["input_fields"]) + len(sample["output_fields"])
+        metadata = self.dataset.metadata
+        names = [*metadata.constant_scalar_names, *metadata.scalar_names]
+        if not names:
+            return None
         parts = []
         if "constant_scalars" in sample:
             parts.append(sample["constant_scalars"].float().expand(steps, -1))
@@ -165,219 +213,18 @@ class FileWindows(Windows):
             varying = [sample["input_scalars"], sample["output_scalars"]]
             parts.append(torch.cat(varying).float())
         values = torch.cat(parts, -1)
-        if values.shape[-1] != len(self.scalars) or not values.isfinite().all():
+        if values.shape[-1] != len(names) or not values.isfinite().all():
             raise ValueError(
-                f"the scalars of {where} must be finite numbers for {', '.join(self.scalars)}"
+                f"the scalars of {where} must be finite numbers for {', '.join(names)}"
             )
         return values
 
-    def _place(self, index: int) -> tuple[WellFile, int, int]:
-        """File, trajectory in it and first frame of a sample."""
-        trajectory = bisect_right(self.starts, index) - 1
-        first = index - self.starts[trajectory]
-        for file in self.files:
-            if trajectory < file.trajectories:
-                return file, trajectory, first
-            trajectory -= file.trajectories
-        raise AssertionError("a sample belongs to a file")
-
     def _checked(self, value: Tensor, names: list[str], where: str) -> Tensor:
-        """Channels first, as float32; raises where a value is not finite."""
-        axis = value.ndim - 1 - self.metadata.n_spatial_dims
-        if tuple(value.shape[axis:-1]) != tuple(self.metadata.spatial_resolution):
+        """Channels first, as float32; raises if a value is not finite."""
+        grid = tuple(self.dataset.metadata.spatial_resolution)
+        axis = value.ndim - 1 - len(grid)
+        if tuple(value.shape[axis:-1]) != grid:
             raise ValueError(
-                f"fields of shape {tuple(value.shape[axis:-1])} on a grid of "
-                f"{tuple(self.metadata.spatial_resolution)} in {where}"
+                f"fields of shape {tuple(value.shape[axis:-1])} on a grid of {grid} in {where}"
             )
         return finite_channels(value, axis, names, where, self.replace_nan)
-
-
-def finite_channels(
-    value: Tensor, axis: int, names: Sequence[str], where: str, replace_nan: bool
-) -> Tensor:
-    """The channels, which come last, moved to an axis, as float32.
-
-    Raises:
-        ValueError: a value that is not finite, naming its channel.
-    """
-    value = value.movedim(-1, axis).float()
-    if replace_nan:
-        value = torch.where(value.isnan(), 0.0, value)
-    if not value.isfinite().all():
-        broken = (~value.isfinite()).movedim(axis, 0).flatten(1).any(1).tolist()
-        bad = [name for name, is_bad in zip(names, broken, strict=True) if is_bad]
-        raise ValueError(f"NaN or Inf in channel {', '.join(bad)} of {where}")
-    return value.contiguous()
-
-
-class MemoryWindows(Windows):
-    """Windows over trajectories in memory; arguments as of :class:`FileWindows`."""
-
-    def __init__(
-        self, trajectories: list[Trajectory], history: int, target_steps: int, stride: int
-    ):
-        self.trajectories = trajectories
-        self.history, self.stride = history, stride
-        self.span = stride * (history + target_steps - 1) + 1
-        self._ends = [*accumulate(len(t.fields) - self.span + 1 for t in trajectories)]
-        self.starts = [0, *self._ends[:-1]]
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        which = bisect_right(self._ends, index)
-        fields, constants, boundary, scalars, times = self.trajectories[which]
-        first = index - self.starts[which]
-        last = first + self.stride * (self.history - 1)
-        frames = fields[first : first + self.span : self.stride]
-        out = {
-            "input": frames[: self.history],
-            "target": frames[self.history :],
-            "boundary": boundary,
-            "time_step": _time_step(times, last, self.stride),
-        }
-        if constants is not None:
-            out["constants"] = constants
-        if scalars is not None:
-            out["scalars"] = scalars[last]
-        return out
-
-
-class Split:
-    """The trajectories of one split of a data set, read from files each time or kept in memory.
-
-    Attributes:
-        where: the folder or file, for messages.
-        steps: frames of the shortest trajectory.
-        metadata: of the set, as the Well has it.
-        channels: names of the fields, one per component.
-        constants: names of the static fields.
-        scalars: names of the physical parameters.
-        boundary: types of the ends of each axis, (ndim, 2).
-        cached: whether it is kept in memory.
-    """
-
-    where: Any
-    steps: int
-    metadata: Any
-    channels: list[str]
-    constants: list[str]
-    scalars: list[str]
-    cached: bool
-    _trajectories: list[Trajectory] | None = None
-
-    @property
-    def boundary(self) -> Tensor:
-        """Types of the ends of each axis, (ndim, 2)."""
-        raise NotImplementedError
-
-    def windows(self, history: int, target_steps: int, stride: int) -> Windows:
-        """All windows of the split, in the order of files, trajectories and time.
-
-        Raises:
-            ValueError: if a trajectory is shorter than one window.
-        """
-        span = stride * (history + target_steps - 1) + 1
-        if span > self.steps:
-            raise ValueError(
-                f"history={history}, target_steps={target_steps}, stride={stride} need {span} "
-                f"frames; the shortest trajectory of {self.where} has {self.steps}"
-            )
-        if not self.cached:
-            return self._from_files(history, target_steps, stride)
-        if self._trajectories is None:
-            self._trajectories = self._read()
-        return MemoryWindows(self._trajectories, history, target_steps, stride)
-
-    def _bytes(self, frames: int) -> int:
-        """What so many frames need in memory."""
-        per_frame = len(self.channels) * torch.Size(self.metadata.spatial_resolution).numel()
-        return FLOAT_BYTES * frames * per_frame
-
-    def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
-        raise NotImplementedError
-
-    def _read(self) -> list[Trajectory]:
-        raise NotImplementedError
-
-
-class WellSplit(Split):
-    """A split in the Well's format.
-
-    Args:
-        folder: of the data set.
-        split: "train", "valid" or "test".
-        cache_bytes: the split is kept in memory if it needs at most this much.
-        replace_nan: read NaN as 0 instead of refusing it.
-        skip_bad: leave out files that have something wrong.
-    """
-
-    def __init__(
-        self,
-        folder: Location,
-        split: str,
-        cache_bytes: float,
-        replace_nan: bool = False,
-        skip_bad: bool = False,
-    ):
-        self.where = folder / "data" / split
-        self.files = find_files(folder, split, skip_bad=skip_bad)
-        self.replace_nan = replace_nan
-        self.steps = min(file.steps for file in self.files)
-        if self.steps < 2:
-            raise ValueError(f"trajectories of one frame in split {split!r} of {folder}")
-        self._all = FileWindows(self.where, self.files, 1, 1, 1, replace_nan)
-        self.metadata = self._all.metadata
-        self.channels, self.constants = self._all.channels, self._all.constants
-        self.scalars = self._all.scalars
-        self.core_fields = list(self._all.dataset.core_field_names)
-        self.core_constants = list(self._all.dataset.core_constant_field_names)
-        frames = sum(file.trajectories * file.steps for file in self.files)
-        self.cached = self._bytes(frames) <= cache_bytes
-
-    @property
-    def boundary(self) -> Tensor:
-        """Types of the ends of each axis, (ndim, 2)."""
-        return self._all[0]["boundary"]
-
-    def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
-        given = (history, target_steps, stride, self.replace_nan)
-        return FileWindows(self.where, self.files, *given)
-
-    def _read(self) -> list[Trajectory]:
-        out = []
-        for file in self.files:
-            whole = FileWindows(self.where, [file], 1, file.steps - 1, 1, self.replace_nan)
-            out += [whole.trajectory(number) for number in range(len(whole))]
-        return out
-
-
-def _time_step(times: Tensor, last: int, stride: int) -> Tensor:
-    """The time from frame `last` to the next one of a window, ()."""
-    return (times[last + stride].double() - times[last].double()).float()
-
-
-def _flat(names: dict[int, list[str]]) -> list[str]:
-    return [name for members in names.values() for name in members]
-
-
-def component_statistics(table: dict[str, Any], fields: list[str], size: int, where: str) -> Tensor:
-    """Statistics of `fields` as one number per tensor component, (size,).
-
-    Raises:
-        ValueError: if a field is missing, or the numbers do not fit the channels.
-    """
-    missing = [field for field in fields if field not in table]
-    if missing:
-        raise ValueError(f"{where} has no statistics of {', '.join(missing)}")
-    parts = [torch.as_tensor(table[field], dtype=torch.float32).flatten() for field in fields]
-    values = torch.cat([torch.empty(0), *parts])
-    if len(values) != size or not values.isfinite().all():
-        raise ValueError(
-            f"{where} must have {size} finite numbers for the components of {', '.join(fields)}, "
-            f"got {values.tolist()}"
-        )
-    return values

@@ -13,15 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from adaptok.data.augment import Augmented
-from adaptok.data.files import SPLITS, find_folder, read_statistics
 from adaptok.data.info import FieldInfo
+from adaptok.data.knobs import check_integers
 from adaptok.data.leads import Leads
 from adaptok.data.location import Location
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
-from adaptok.data.split import Split, WellSplit, Windows, component_statistics
+from adaptok.data.split import Split, WellSplit
+from adaptok.data.well_files import find_folder, read_statistics
+from adaptok.data.well_format import SPLITS
+from adaptok.data.windows import Windows
 
 STAGES = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), None: SPLITS}
-STATISTICS_SAMPLES = 512  # windows from which statistics are estimated that no file has
+STATISTICS_SAMPLES = 512  # windows that estimate the statistics that no file has
 GIGABYTE = 1e9
 
 
@@ -30,38 +33,39 @@ class WellData(LightningDataModule):
 
     A batch is a dict of "input" (b, t, c, *space), "target" (b, t_out, c, *space), "boundary"
     (b, ndim, 2) with the Well's codes (wall 0, open 1, periodic 2), "time_step" (b,), the time from
-    the last input frame to the first target, and, where the set has any, "constants"
-    (b, cc, *space) and "scalars" (b, n), the physical parameters, named by ``info.scalars``; those
-    that vary with time are the ones at the last input frame.
+    the last input frame to the first target, and, if the set has any, "constants" (b, cc, *space)
+    and "scalars" (b, n), the physical parameters at the last input frame, named by
+    ``info.scalars``.
 
-    The order of training batches is a function of (seed, epoch). Lightning sets the epoch; in a
-    loop of your own, call ``loader.sampler.set_epoch(epoch)``.
+    The order of training batches is a function of (seed, epoch). Lightning sets the epoch; your own
+    loop calls ``loader.sampler.set_epoch(epoch)``.
 
     Args:
         name: one of the Well's names, or any folder below `base`.
         base: folder of all sets, or a URL: ``hf://datasets/polymathic-ai`` is the Well itself.
-        path: folder or URL of one set, in place of name and base.
+        path: folder or URL of one set, instead of name and base.
         history: input frames.
         target_steps: target frames.
         stride: use every stride-th frame.
         batch_size: samples per batch, also of rollouts.
-        max_lead: the target of a training sample is the frame 1 to `max_lead` steps after the last
-            input frame, drawn anew in each epoch; batches then have "lead_time" (b,), in steps.
-        train_fraction: train on this share of the trajectories only (at least one), a random choice
-            that depends on the seed and grows with the share.
-        train_samples: train on this many samples only, a random choice that depends on the seed and
-            grows with the number.
-        num_workers: processes that load data; 0 is fastest where the set is cached.
-        seed: of the order of training samples, and of their choice.
-        cache: keep small splits in memory; files are slow to open for every sample.
-        cache_limit: a split that needs more than this many gigabytes is not kept in memory.
+        max_lead: each training target is drawn 1 to `max_lead` steps ahead, anew in each epoch;
+            if above 1, batches have "lead_time" (b,), in steps.
+        train_fraction: train on only this share of the trajectories (at least one), a random choice
+            that depends on the seed; a larger share contains the smaller.
+        train_samples: train on only this many samples, a random choice that depends on the seed; a
+            larger number contains the smaller.
+        num_workers: processes that load data; 0 is fastest for a cached set.
+        seed: of the order and choice of training samples.
+        cache: keep a split in memory if it fits `cache_limit`; opening a file for every sample is
+            slow.
+        cache_limit: gigabytes per split.
         replace_nan: read NaN as 0 (``helmholtz_staircase`` has some) instead of refusing it.
         storage_options: of the URL's file system, such as ``{"anon": True}`` for s3.
-        augment: random transformations of training samples, of "flip", "rotate", "permute" and
+        augment: random transformations of training samples, any of "flip", "rotate", "permute" and
             "roll", a function of (seed, epoch, sample). Choose those that the physics permits:
             convection has a direction that must not be flipped.
-        skip_bad: read every file once before training, and leave out those that have something
-            wrong, with a warning that names them.
+        skip_bad: read every file once before training, and leave out those with any defect, with a
+            warning that names it.
     """
 
     def __init__(
@@ -87,11 +91,11 @@ class WellData(LightningDataModule):
         skip_bad: bool = False,
     ):
         super().__init__()
-        _at_least(1, history=history, target_steps=target_steps, stride=stride)
-        _at_least(1, batch_size=batch_size, max_lead=max_lead)
-        _at_least(0, num_workers=num_workers, seed=seed)
+        check_integers(1, history=history, target_steps=target_steps, stride=stride)
+        check_integers(1, batch_size=batch_size, max_lead=max_lead)
+        check_integers(0, num_workers=num_workers, seed=seed)
         if train_samples is not None:
-            _at_least(1, train_samples=train_samples)
+            check_integers(1, train_samples=train_samples)
         if not 0 < train_fraction <= 1:
             raise ValueError(f"train_fraction must be in (0, 1], got {train_fraction}")
         if max_lead > 1 and target_steps > 1:
@@ -130,23 +134,23 @@ class WellData(LightningDataModule):
         return self._info
 
     def setup(self, stage: str | None = None) -> None:
-        """Checks and, where they are cached, reads the splits that a stage needs; None is all.
+        """Checks the splits that a stage needs (None: all), and reads those that are cached.
 
         Raises:
-            ValueError: for anything that is missing or damaged, naming it.
+            ValueError: for anything missing or damaged, naming it.
         """
         for split in STAGES.get(stage, ("test",)):
-            _ = self._train_windows() if split == "train" else self._windows(split)
+            _ = self.train_sampler() if split == "train" else self._windows(split)
         _ = self.info
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled; an incomplete last batch is left out."""
+        """Loads shuffled training batches, without an incomplete last one."""
         samples = self.seeded_train_samples()
         sampler = self.train_sampler(*ranks_of(self.trainer))
         return self.make_loader(samples, ResumableLoader, sampler=sampler, drop_last=True)
 
     def train_sampler(self, ranks: int = 1, rank: int = 0) -> EpochSampler:
-        """The order of the training samples of one of several processes.
+        """Returns the order of the training samples of one of several processes.
 
         Raises:
             ValueError: a process has less than a batch.
@@ -163,54 +167,54 @@ class WellData(LightningDataModule):
         return sampler
 
     def seeded_train_samples(self) -> Seeded:
-        """Training samples by (epoch, index), as the sampler draws them."""
+        """Returns the training samples by (epoch, index), as the sampler draws them."""
         return Seeded(self._train_windows(), self.seed)
 
     def val_dataloader(self) -> DataLoader:
-        """All windows of the validation split, in order."""
+        """Loads all windows of the validation split, in order."""
         return self.loader("valid")
 
     def test_dataloader(self) -> DataLoader:
-        """All windows of the test split, in order."""
+        """Loads all windows of the test split, in order."""
         return self.loader("test")
 
     def loader(self, split: str, target_steps: int | None = None) -> DataLoader:
-        """All windows of a split, in order.
+        """Loads all windows of a split, in order.
 
         Args:
             split: "train", "valid" or "test".
-            target_steps: target frames, where another number than in training.
+            target_steps: target frames; None: as many as in training.
         """
         if target_steps is None:
             return self.make_loader(self._windows(split))
-        _at_least(1, target_steps=target_steps)
+        check_integers(1, target_steps=target_steps)
         return self.make_loader(self._split(split).windows(self.history, target_steps, self.stride))
 
     def rollout_loader(self, split: str = "test", n_steps: int | None = None) -> DataLoader:
-        """One window per trajectory, from its first frame, with `n_steps` target frames.
+        """Loads one window per trajectory, from its first frame, with `n_steps` target frames.
 
         Args:
             split: "train", "valid" or "test".
-            n_steps: target frames; None is as many as the shortest trajectory of the split has.
+            n_steps: target frames; None: as many as the shortest trajectory of the split has.
         """
         source = self._split(split)
         if n_steps is None:
             n_steps = max(1, (source.steps - 1) // self.stride - self.history + 1)
-        _at_least(1, n_steps=n_steps)
+        check_integers(1, n_steps=n_steps)
         windows = source.windows(self.history, n_steps, self.stride)
         return self.make_loader(Subset(windows, windows.starts))
 
     def make_loader(
         self, windows: Dataset, kind: type[DataLoader] = DataLoader, **options
     ) -> DataLoader:
-        """A loader of samples with the batch size and workers of this set."""
+        """Makes a loader of samples with the batch size and workers of this set."""
         return kind(
             windows,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # of its own: otherwise every pass over the data moves the global random numbers
+            # a private generator: otherwise every pass advances the global random numbers
             generator=torch.Generator().manual_seed(self.seed),
             **options,
         )
@@ -236,11 +240,6 @@ class WellData(LightningDataModule):
                 raise ValueError(f"train_samples={count}, but there are only {len(windows)}")
             order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(self.seed))
             windows = Subset(windows, order[:count].sort().values.tolist())
-        if self.batch_size > len(windows):
-            raise ValueError(
-                f"batch_size={self.batch_size} is larger than the training set: "
-                f"{len(windows)} samples"
-            )
         if self.max_lead > 1:
             windows = Leads(windows, self.max_lead)
         if self.augment:
@@ -248,52 +247,48 @@ class WellData(LightningDataModule):
         return windows
 
     def _describe(self) -> FieldInfo:
-        tables = read_statistics(self.folder)
         # any split has the same channels: evaluation does without the training files
         split = next(iter(self._splits.values()), None) or self._split("train")
-        assert isinstance(split, WellSplit)
-
-        def fields(table: str) -> Tensor:
-            where = f"{self.folder / 'stats.yaml'} [{table}]"
-            return component_statistics(
-                tables[table], split.core_fields, len(split.channels), where
-            )
-
-        def constants(table: str) -> Tensor:
-            where = f"{self.folder / 'stats.yaml'} [{table}]"
-            names, size = split.core_constants, len(split.constants)
-            return component_statistics(tables[table], names, size, where)
-
-        if self.stride == 1:
-            delta_mean, delta_std = fields("mean_delta"), fields("std_delta")
-        else:  # the file knows the change over one frame only
-            pairs = self._split("train").windows(1, 1, self.stride)
-            moments = pair_statistics(pairs)
-            delta_mean, delta_std = moments["delta_mean"], moments["delta_std"]
         return FieldInfo(
             name=split.metadata.dataset_name,
             ndim=split.metadata.n_spatial_dims,
             shape=tuple(split.metadata.spatial_resolution),
             fields=tuple(split.channels),
             constants=tuple(split.constants),
-            mean=fields("mean"),
-            std=fields("std"),
-            delta_mean=delta_mean,
-            delta_std=delta_std,
-            constant_mean=constants("mean"),
-            constant_std=constants("std"),
             boundary=split.boundary,
             scalars=tuple(split.scalars),
+            **self._statistics(split),
         )
+
+    def _statistics(self, split: Split) -> dict[str, Tensor]:
+        """Mean and std of fields, their changes and constants, as `FieldInfo` names them."""
+        assert isinstance(split, WellSplit)
+        tables, out = read_statistics(self.folder), {}
+        kinds = [
+            ("", "", split.core_fields, split.channels),
+            ("constant_", "", split.core_constants, split.constants),
+        ]
+        if self.stride == 1:
+            kinds.append(("delta_", "_delta", split.core_fields, split.channels))
+        else:  # the file knows the change over one frame only
+            pairs = self._split("train").windows(1, 1, self.stride)
+            out |= pair_statistics(pairs)  # mean and std of the fields are replaced below
+        for prefix, suffix, fields, channels in kinds:
+            for statistic in ("mean", "std"):
+                table = statistic + suffix
+                where = f"{self.folder / 'stats.yaml'} [{table}]"
+                values = component_statistics(tables[table], fields, len(channels), where)
+                out[prefix + statistic] = values
+        return out
 
 
 def ranks_of(trainer: Any) -> tuple[int, int]:
-    """Number of processes of a trainer and which of them this is; (1, 0) without one."""
+    """Returns the number of processes of a trainer and this one's rank; (1, 0) without trainer."""
     return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
 
 
 def _of_trajectories(windows: Windows, fraction: float, seed: int) -> Any:
-    """The windows of a random share of the trajectories; a larger share contains the smaller."""
+    """Chooses the windows of a random share of the trajectories, nested in any larger share."""
     if fraction == 1:
         return windows
     ends = [*windows.starts[1:], len(windows)]
@@ -304,10 +299,10 @@ def _of_trajectories(windows: Windows, fraction: float, seed: int) -> Any:
 
 
 def pair_statistics(pairs: Windows, limit: int = STATISTICS_SAMPLES) -> dict[str, Tensor]:
-    """Mean and std of the fields and of their change from input to target, each (c,), under the
-    names that `FieldInfo` has for them.
+    """Returns mean and std of the fields and of their change from input to target, each (c,), as
+    `FieldInfo` names them.
 
-    From at most `limit` windows of one input and one target frame, evenly spread over the split.
+    Uses at most `limit` windows of one input and one target frame, evenly spread over the split.
     """
     count = min(limit, len(pairs))
     chosen = torch.linspace(0, len(pairs) - 1, count).long().tolist()
@@ -326,7 +321,20 @@ def pair_statistics(pairs: Windows, limit: int = STATISTICS_SAMPLES) -> dict[str
     }
 
 
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+def component_statistics(table: dict[str, Any], fields: list[str], size: int, where: str) -> Tensor:
+    """Returns the statistics of `fields` as one number per tensor component, (size,).
+
+    Raises:
+        ValueError: if a field is missing, or the numbers do not fit the channels.
+    """
+    missing = [field for field in fields if field not in table]
+    if missing:
+        raise ValueError(f"{where} has no statistics of {', '.join(missing)}")
+    parts = [torch.as_tensor(table[field], dtype=torch.float32).flatten() for field in fields]
+    values = torch.cat([torch.empty(0), *parts])
+    if len(values) != size or not values.isfinite().all():
+        raise ValueError(
+            f"{where} must have {size} finite numbers for the components of {', '.join(fields)}, "
+            f"got {values.tolist()}"
+        )
+    return values

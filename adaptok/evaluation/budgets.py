@@ -1,4 +1,4 @@
-"""Budgets of surrogates: what "budget" means for each tokenizer, found on the training split."""
+"""Resolves "budget" for the tokenizer of a model, on the training split."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from adaptok.models.surrogate import Surrogate
 from adaptok.registry import Part
 from adaptok.tokenizers import at_budget, part_at_budget
 
-SAMPLES = 64  # of the training split, evenly spread, that calibration looks at
+SAMPLES = 64  # calibration uses this many evenly spaced training samples
 
 
-def tokenizer_at_budget(
-    part: Part, surrogate: Surrogate, data: WellData, budget: int
-) -> dict[str, Any]:
-    """The description of a surrogate's tokenizer with about `budget` tokens per sample.
+def resolve_tokenizer(part: Part, model: Surrogate, data: WellData, budget: int) -> dict[str, Any]:
+    """Returns the description of a model's tokenizer with about `budget` tokens per sample.
 
     Args:
         part: name and knobs that the tokenizer was built from.
@@ -29,32 +27,32 @@ def tokenizer_at_budget(
     Raises:
         ValueError: a budget that the tokenizer cannot reach.
     """
-    fields = list(scored_fields(surrogate, data))
+    fields = list(scored_fields(model, data))
     boundary = data.info.boundary
-    return part_at_budget(part, surrogate.tokenizer, budget, fields, boundary=boundary)
+    return part_at_budget(part, model.tokenizer, budget, fields, boundary=boundary)
 
 
-def settings_at_budget(
-    surrogate: OneStepModel, data: WellData, settings: Sequence[Mapping[str, Any]]
+def resolve_settings(
+    model: OneStepModel, data: WellData, settings: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Settings in which ``{"budget": n}`` stands for n tokens per sample, whatever the tokenizer.
+    """Replaces ``{"budget": n}`` by the controls that give n tokens per sample with the tokenizer.
 
-    Settings with other controls, and those of models without cells, are left as they are. The
-    settings of a schedule, ``{"name": "cyclic", "settings": [...]}``, are looked into.
+    Settings with other controls, and those of models without cells, stay as they are. The settings
+    inside a schedule, ``{"name": "cyclic", "settings": [...]}``, are replaced too.
     """
     fields: list[Tensor] = []
 
     def resolved(setting: Mapping[str, Any]) -> dict[str, Any]:
         if "settings" in setting:
             return {**setting, "settings": [resolved(one) for one in setting["settings"]]}
-        if set(setting) != {"budget"} or not isinstance(surrogate, Surrogate):
+        if set(setting) != {"budget"} or not isinstance(model, Surrogate):
             return dict(setting)
         if not fields:
-            fields.extend(scored_fields(surrogate, data))
+            fields.extend(scored_fields(model, data))
         found = chosen.get(setting["budget"])
         if found is None:
             boundary = data.info.boundary
-            found = at_budget(surrogate.tokenizer, setting["budget"], fields, boundary=boundary)
+            found = at_budget(model.tokenizer, setting["budget"], fields, boundary=boundary)
             chosen[setting["budget"]] = found
         return found
 
@@ -62,13 +60,13 @@ def settings_at_budget(
     return [resolved(setting) for setting in settings]
 
 
-def scored_fields(surrogate: Surrogate, data: WellData) -> Iterator[Tensor]:
-    """What the indicator sees of the training split, batch by batch."""
+def scored_fields(model: Surrogate, data: WellData) -> Iterator[Tensor]:
+    """Yields what the indicator sees of the training split, batch by batch."""
     windows: Any = data.loader("train", 1).dataset
     count = min(SAMPLES, len(windows))
     places = [i * len(windows) // count for i in range(count)]
-    device = surrogate.mean.device
+    device = model.mean.device
     for batch in data.make_loader(Subset(windows, places)):
         constants = batch.get("constants")
         constants = None if constants is None else constants.to(device)
-        yield surrogate.scored(batch["input"].to(device), constants)
+        yield model.scored(batch["input"].to(device), constants)

@@ -1,4 +1,4 @@
-"""What a forward pass costs, stage by stage: operations, memory, time, weights."""
+"""Measures a forward pass, stage by stage: operations, memory, time, weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adaptok.models.compiling import is_compiled
 
-# All before the processor is the tokenizer's (normalisation too), all after it the decoder's.
+# What runs before the processor counts as tokenizer (normalisation too), what follows as decoder.
 STAGES = ("tokenizer", "processor", "decoder")
 
 
 class Cost(NamedTuple):
-    """What one call does.
+    """Operations and memory of one call.
 
     Attributes:
         flops: floating-point operations of its matrix products, convolutions and attention, by
@@ -46,8 +46,8 @@ def cost_of(model: nn.Module, call: Callable[[], Any], given: Iterable[Any] = ()
         given: tensors that exist beforehand.
 
     Returns:
-        The cost, in "total" alone where the model has no processor; None for a compiled model, into
-        which nothing can look.
+        The cost, only "total" if the model has no processor; None for a compiled model, which
+        cannot be inspected.
     """
     if is_compiled(model):
         return None
@@ -76,7 +76,7 @@ class Stopwatch:
     """Seconds per stage of the calls made inside; waits for the device at each mark.
 
     Attributes:
-        rows: one per call: seconds of the stages, or of the whole where there is no processor.
+        rows: one per call: seconds of the stages, or of the whole without a processor.
     """
 
     def __init__(self, model: nn.Module, device: torch.device):
@@ -93,7 +93,7 @@ class Stopwatch:
         return out
 
     def seconds(self) -> dict[str, float]:
-        """Means over the calls but the first, which also warms up; by stage, and "total"."""
+        """Means over all calls except the first, a warm-up; by stage, and "total"."""
         warm = self.rows[1:] or self.rows
         means = [sum(column) / len(warm) for column in zip(*warm, strict=True)]
         names = STAGES if len(means) == len(STAGES) else ()
@@ -102,8 +102,8 @@ class Stopwatch:
 
 @contextmanager
 def at_processor(model: nn.Module, mark: Callable[[], None]) -> Iterator[None]:
-    """Calls `mark` before and after the processor of a model; never where it has none, or where
-    the model is compiled, since a mark would break its graph.
+    """Calls `mark` before and after the processor of a model, unless it has none or is compiled,
+    since a mark would break the graph.
     """
     processor: Any = getattr(model, "processor", None)
     if processor is None or is_compiled(model):
@@ -121,7 +121,7 @@ def at_processor(model: nn.Module, mark: Callable[[], None]) -> Iterator[None]:
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the tensors that were made inside and are alive."""
+    """Tracks the bytes of the live tensors that were made inside."""
 
     def __init__(self, known: Iterable[Any]):
         super().__init__()
@@ -152,7 +152,7 @@ class _Live(TorchDispatchMode):
 
 
 def parameters_by_stage(model: nn.Module) -> dict[str, int]:
-    """Weights of each stage, and of what belongs to none."""
+    """Counts the weights of each stage, and those outside all stages ("other")."""
     counts = {
         name: sum(p.numel() for p in part.parameters())
         for name in STAGES
@@ -162,7 +162,7 @@ def parameters_by_stage(model: nn.Module) -> dict[str, int]:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What numbers were measured on."""
+    """Describes the machine and versions of a measurement."""
     from adaptok import __version__
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -177,7 +177,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes so far: of tensors on a CUDA device, else of the process (None on Windows)."""
+    """Peak bytes so far, of tensors on a CUDA device, else of the process (None on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

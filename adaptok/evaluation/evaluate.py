@@ -1,7 +1,8 @@
-"""Evaluation: one-step and rollout errors of a surrogate, with persistence beside them."""
+"""Evaluation: one-step and rollout errors of a model and of persistence."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,15 +14,28 @@ import torch
 from torch import Tensor
 
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import settings_at_budget
+from adaptok.evaluation.budgets import resolve_settings
 from adaptok.evaluation.cost import Cost, Stopwatch, cost_of, environment, parameters_by_stage
-from adaptok.evaluation.metrics import binned_spectral_error, nrmse, vrmse
+from adaptok.evaluation.metrics import binned_spectral_error, vrmse
 from adaptok.evaluation.predictions import PredictionWriter, folder_name
+from adaptok.evaluation.results import (
+    PLAIN,
+    RESERVED,
+    Errors,
+    Number,
+    Persistence,
+    Results,
+    Rollout,
+    SettingResult,
+    Tokens,
+)
 from adaptok.evaluation.spectra import patch_harmonics, residual_spectrum, resolves
 from adaptok.models.compiling import eager
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.models.surrogate import Surrogate
+from adaptok.registry import METRICS
+from adaptok.utils.auxiliary import collect_auxiliary
 
 # The Well's rollout tables average the error over these steps.
 WINDOWS = {"6:12": slice(6, 12), "13:30": slice(13, 30)}
@@ -29,7 +43,7 @@ COUNTED = 16  # batches of a split, evenly spread, whose operations and memory a
 
 
 def evaluate(
-    surrogate: OneStepModel,
+    model: OneStepModel,
     data: WellData,
     *,
     split: str = "test",
@@ -38,69 +52,62 @@ def evaluate(
     device: str = "auto",
     predictions: str | Path | None = None,
     patch_size: int | Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """Tests a surrogate, in physical units, with VRMSE as in the Well.
+) -> Results:
+    """Tests a model in physical units, with every metric of `adaptok.registry.METRICS`.
 
     Args:
+        model: a surrogate, a system or a baseline.
         data: set up.
         split: "train", "valid" or "test".
-        settings: controls, one row of results each: ``[{"budget": 256}, {"budget": 512}]``. A
-            "budget" alone means so many tokens per sample for every tokenizer, see
-            `adaptok.at_budget`; what must be calibrated for it is, on the training split. A setting
-            with a "name" is a schedule, ``{"name": "cyclic", "settings": [...]}``, which may change
-            from step to step.
+        settings: controls, one result each: ``[{"budget": 256}, {"budget": 512}]``. A "budget"
+            alone means this many tokens per sample for every tokenizer, see `adaptok.at_budget`,
+            and is calibrated on the training split if need be. A setting with a "name" is a
+            schedule, ``{"name": "cyclic", "settings": [...]}``, which may change from step to step.
         steps: length of the rollouts, 0 for none.
-        device: "auto" (CUDA where there is one, in bf16), "cpu" or "cuda".
+        device: "auto" (CUDA if there is one, in bf16), "cpu" or "cuda".
         predictions: folder for the rollouts in the Well's format, one data set per setting; None
             keeps none.
         patch_size: period of the patch artifacts that rollouts are searched for, see
             `adaptok.evaluation.spectra.patch_harmonics`; None is the tokenizer's coarsest cell.
 
-    Returns:
-        Plain values that JSON can hold: environment, fields, persistence, weights per stage, and
-        per setting the controls that it became, tokens per sample, seconds and FLOPs of a forward
-        pass per stage (FLOPs per sample, see `adaptok.evaluation.cost`), bytes of the tensors of a
-        batch, errors and rollout: VRMSE, spectral errors, spectrum of the residual (in
-        units of each field's std) and patch harmonics of every step. A diverged number is None, and
-        so are the harmonics where no axis holds four patches.
+    Raises:
+        ValueError: no settings, a control that the model does not have or a budget that it cannot
+            reach, predictions without steps, or a metric that breaks its contract.
     """
     if not settings:
         raise ValueError("settings is a list of controls, at least [{}], got an empty one")
     if predictions is not None and steps < 1:
         raise ValueError(f"predictions are those of rollouts: give steps, not {steps}")
     place = device_of(device)
-    surrogate = surrogate.to(place).eval()
-    controls = check_settings(surrogate, data, settings)
-    fields = list(data.info.fields)
-    period = _period(surrogate, patch_size)
-    results = {
-        "environment": environment(place),
-        "data": data.info.name,
-        "split": split,
-        "fields": fields,
-        "patch_size": period,
-        "persistence": persistence(data, split, steps),
-        "parameters": sum(p.numel() for p in surrogate.parameters()),
-        "parameters_by_stage": parameters_by_stage(surrogate),
-        "settings": [],
-    }
-    with eager(surrogate):  # its hooks count tokens, operations and time
+    model = model.to(place).eval()
+    controls = check_settings(model, data, settings)
+    period = _period(model, patch_size)
+    blank, rows = persistence(data, split, steps), []
+    with eager(model):  # its hooks count tokens, operations and time
         for setting, chosen in zip(settings, controls, strict=True):
-            schedule = _schedule(surrogate, chosen)
-            row = {"label": label_of(setting), "setting": dict(setting), "controls": chosen}
-            row |= _one_step(surrogate, data, split, schedule, fields, place)
+            row = _one_step(model, data, split, setting, chosen, place)
             if steps:
-                pairs = rollouts(surrogate, data, split, schedule, steps, place)
+                pairs = rollouts(model, data, split, _schedule(model, chosen), steps, place)
                 if predictions is None:
-                    row["rollout"] = _rollout(pairs, data, period)
+                    rollout, out = _rollout(pairs, data, period), None
                 else:
-                    about = {"setting": dict(setting), "history": surrogate.history}
-                    out = Path(predictions) / folder_name(row["label"])
+                    about = {"setting": dict(setting), "history": model.history}
+                    out = str(Path(predictions) / folder_name(row.label))
                     with PredictionWriter(out, data, split, steps, about) as writer:
-                        row["rollout"] = _rollout(writer.passing(pairs), data, period)
-                    row["predictions"] = str(out)
-            results["settings"].append(row)
-    return results
+                        rollout = _rollout(writer.passing(pairs), data, period)
+                row = dataclasses.replace(row, rollout=rollout, predictions=out)
+            rows.append(row)
+    return Results(
+        environment=environment(place),
+        data=data.info.name,
+        split=split,
+        fields=list(data.info.fields),
+        patch_size=period,
+        persistence=blank,
+        parameters=sum(p.numel() for p in model.parameters()),
+        parameters_by_stage=parameters_by_stage(model),
+        settings=rows,
+    )
 
 
 def label_of(setting: Mapping[str, Any]) -> str:
@@ -111,26 +118,26 @@ def label_of(setting: Mapping[str, Any]) -> str:
 
 
 def check_settings(
-    surrogate: OneStepModel, data: WellData, settings: Sequence[Mapping[str, Any]]
+    model: OneStepModel, data: WellData, settings: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The controls that settings become for a model, as `evaluate` uses them.
+    """Returns the controls that settings become for a model, as `evaluate` uses them.
 
     Raises:
         ValueError: a control that the model does not have, or a budget that it cannot reach.
     """
-    controls = settings_at_budget(surrogate, data, settings)
+    controls = resolve_settings(model, data, settings)
     for chosen in controls:
         for one in [*chosen.get("settings", ()), chosen]:
-            _schedule(surrogate, one)
+            _schedule(model, one)
     return controls
 
 
-def _schedule(surrogate: OneStepModel, setting: Mapping[str, Any]) -> Schedule:
+def _schedule(model: OneStepModel, setting: Mapping[str, Any]) -> Schedule:
     if "name" in setting:
         return create_schedule(setting)
-    unknown = [name for name in setting if name not in surrogate.controls]
+    unknown = [name for name in setting if name not in model.controls]
     if unknown:
-        accepted = ", ".join(surrogate.controls) or "none"
+        accepted = ", ".join(model.controls) or "none"
         raise ValueError(
             f"unknown control {unknown[0]!r} in settings; this model's controls: {accepted}"
         )
@@ -138,7 +145,7 @@ def _schedule(surrogate: OneStepModel, setting: Mapping[str, Any]) -> Schedule:
 
 
 def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Any]:
-    """What a surrogate takes of a batch, beside the field."""
+    """Returns what a model takes from a batch, beside the field."""
     constants = batch.get("constants")
     return {
         "constants": None if constants is None else constants.to(device),
@@ -148,78 +155,95 @@ def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[s
 
 @torch.no_grad()
 def _one_step(
-    surrogate: OneStepModel,
+    model: OneStepModel,
     data: WellData,
     split: str,
-    schedule: Schedule,
-    fields: list[str],
+    setting: Mapping[str, Any],
+    controls: Mapping[str, Any],
     device: torch.device,
-) -> dict[str, Any]:
-    errors, relative, spectral, costs = [], [], [], []
+) -> SettingResult:
+    schedule = _schedule(model, controls)
+    errors, spectral, costs = [], [], []
+    figures: dict[str, Tensor] = {}  # sum over samples, number of samples
     ndim, loader = data.info.ndim, data.loader(split, 1)
     counted = {i * len(loader) // COUNTED for i in range(COUNTED)}
-    watch = Stopwatch(surrogate, device)
-    with count_tokens(surrogate) as counts, _precision(device):
+    watch = Stopwatch(model, device)
+    with count_tokens(model) as counts, _precision(device):
         for number, batch in enumerate(loader):
             field, target = batch["input"].to(device), batch["target"][:, :1]
             given = {**inputs_of(batch, device), **schedule(number)}
-            call = functools.partial(surrogate, field, **given)
-            prediction = watch(call).float().cpu()
-            if number in counted and (cost := cost_of(surrogate, call, [field, given])) is not None:
+            call = functools.partial(model, field, **given)
+            with collect_auxiliary() as reported:
+                prediction = watch(call).float().cpu()
+            for name, value in reported.figures.items():
+                sums = figures.setdefault(name, torch.zeros(2))
+                sums += len(field) * torch.stack([value.float().cpu(), torch.ones(())])
+            if number in counted and (cost := cost_of(model, call, [field, given])) is not None:
                 costs.append((cost, len(field)))
                 if counts:
                     counts.pop()  # seen twice
-            errors.append(vrmse(prediction, target, ndim))
-            relative.append(nrmse(prediction, target, ndim))
+            errors.append(_metrics(prediction, target, ndim))
             spectral.append(binned_spectral_error(prediction, target, ndim).nmse)
     tokens = torch.cat(counts).double() if counts else None
-    seconds = watch.seconds()
-    return {
-        "tokens": None
-        if tokens is None
-        else {k: getattr(tokens, k)().item() for k in ("mean", "min", "max")},
-        "seconds_per_step": seconds["total"],
-        "seconds": seconds,
-        "flops": _flops(costs),
-        "memory": _memory(costs),
-        "peak_memory": max((cost.memory["total"] for cost, _ in costs), default=None),
-        "vrmse": _summary(torch.cat(errors), fields),
-        "nrmse": _number(torch.cat(relative).mean()),
-        "spectral_nmse": [_number(v) for v in torch.cat(spectral).mean((0, 1, 2))],
-    }
-
-
-def _flops(costs: list[tuple[Cost, int]]) -> dict[str, float] | None:
-    """Per sample and stage, the mean over the batches."""
-    if not costs:
-        return None
-    samples = sum(size for _, size in costs)
-    return {k: sum(cost.flops[k] for cost, _ in costs) / samples for k in costs[0][0].flops}
-
-
-def _memory(costs: list[tuple[Cost, int]]) -> dict[str, int] | None:
-    """Per stage, the most of the batches."""
-    if not costs:
-        return None
-    return {k: max(cost.memory[k] for cost, _ in costs) for k in costs[0][0].memory}
-
-
-def device_of(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one."""
-    return torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    flops = memory = None
+    if costs:
+        samples = sum(size for _, size in costs)
+        first: Cost = costs[0][0]
+        flops = {k: sum(cost.flops[k] for cost, _ in costs) / samples for k in first.flops}
+        memory = {k: max(cost.memory[k] for cost, _ in costs) for k in first.memory}
+    spread = (tokens.mean(), tokens.min(), tokens.max()) if tokens is not None else ()
+    return SettingResult(
+        label=label_of(setting),
+        setting=dict(setting),
+        controls=controls,
+        tokens=Tokens(*(value.item() for value in spread)) if spread else None,
+        seconds=watch.seconds(),
+        flops=flops,
+        memory=memory,
+        metrics=_summaries(errors, data.info.fields),
+        spectral_nmse=[_number(v) for v in torch.cat(spectral).mean((0, 1, 2))],
+        auxiliary={k: _number(sums[0] / sums[1]) for k, sums in figures.items()} or None,
     )
 
 
+def _metrics(
+    prediction: Tensor, target: Tensor, ndim: int, leave_out: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Every registered metric, (b, t, c) each; VRMSE first.
+
+    Raises:
+        ValueError: a metric with the name of another result, or with values of another shape.
+    """
+    values = {"vrmse": vrmse(prediction, target, ndim)}
+    for name in METRICS.names():
+        if name in values or name in leave_out:
+            continue
+        if name in RESERVED:
+            raise ValueError(f"metric {name!r} has the name of another result: rename it")
+        values[name] = METRICS.get(name)(prediction, target, ndim)
+        if values[name].shape != values["vrmse"].shape:
+            raise ValueError(
+                f"metric {name!r} must return a value per sample, frame and field, "
+                f"{tuple(values['vrmse'].shape)}, got {tuple(values[name].shape)}"
+            )
+    return values
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA if there is one."""
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if name == "auto" else name)
+
+
 def rollouts(
-    surrogate: OneStepModel,
+    model: OneStepModel,
     data: WellData,
     split: str,
     settings: Schedule,
     steps: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
-    """Every trajectory of a split from its first frames on, batch by batch.
+    """Rolls out every trajectory of a split from its first frames, batch by batch.
 
     Args:
         settings: controls of each step, as `adaptok.create_schedule` makes them.
@@ -230,26 +254,26 @@ def rollouts(
     place = torch.device(device)
     for batch in data.rollout_loader(split, steps):
         with _precision(place):
-            prediction = surrogate.rollout(
+            prediction = model.rollout(
                 batch["input"].to(place), steps, **inputs_of(batch, place), settings=settings
             )
         yield batch, prediction.float().cpu()
 
 
-def _period(surrogate: OneStepModel, patch_size: int | Sequence[int] | None) -> list[int] | None:
-    """Patch size per space axis, as given or the coarsest cell; None of a baseline."""
+def _period(model: OneStepModel, patch_size: int | Sequence[int] | None) -> list[int] | None:
+    """Patch size per space axis: as given, or the coarsest cell; None for a baseline."""
     if isinstance(patch_size, int):
-        return [patch_size] * surrogate.ndim
+        return [patch_size] * model.ndim
     if patch_size is not None:
         return list(patch_size)
-    return list(surrogate.tokenizer.spec.sizes[0][1:]) if isinstance(surrogate, Surrogate) else None
+    return list(model.tokenizer.spec.sizes[0][1:]) if isinstance(model, Surrogate) else None
 
 
 def _rollout(
     pairs: Iterable[tuple[Mapping[str, Tensor], Tensor]],
     data: WellData,
     patch_size: Sequence[int] | None,
-) -> dict[str, Any]:
+) -> Rollout:
     ndim = data.info.ndim
     std = data.info.std.view(-1, *(1,) * ndim)
     errors, binned, spectra, peaks = [], [], [], []
@@ -262,65 +286,65 @@ def _rollout(
             peaks.append(patch_harmonics(prediction, target, ndim, patch_size).log())
     power = torch.cat([spectrum.power for spectrum in spectra])
     rising = torch.cat(peaks).mean((0, 2)).exp() if peaks else None  # geometric means
-    return _curves(torch.cat(errors)) | {
-        "spectral_nmse": _rows(torch.cat(binned)),
-        "residual_spectrum": {
+    return dataclasses.replace(
+        _curves(torch.cat(errors)),
+        spectral_nmse=_rows(torch.cat(binned)),
+        residual_spectrum={
             "wavenumber": spectra[0].wavenumber.tolist(),
             "power": _rows(power),
         },
-        "patch_harmonics": None if rising is None else [_number(v) for v in rising],
-    }
+        patch_harmonics=None if rising is None else [_number(v) for v in rising],
+    )
 
 
-def _rows(values: Tensor) -> list[list[float | None]]:
+def _rows(values: Tensor) -> list[list[Number]]:
     """Means over trajectories and fields of (n, steps, c, m), one row per step."""
     return [[_number(v) for v in step] for step in values.mean((0, 2))]
 
 
-def persistence(data: WellData, split: str = "test", steps: int = 0) -> dict[str, Any]:
+def persistence(data: WellData, split: str = "test", steps: int = 0) -> Persistence:
     """Errors of predicting no change: one step, and `steps` steps."""
-    fields, ndim = list(data.info.fields), data.info.ndim
+    ndim = data.info.ndim
     errors = [
-        vrmse(batch["input"][:, -1:], batch["target"][:, :1], ndim)
+        _metrics(batch["input"][:, -1:], batch["target"][:, :1], ndim, PLAIN)
         for batch in data.loader(split, 1)
     ]
-    result: dict[str, Any] = {"vrmse": _summary(torch.cat(errors), fields)}
+    rollout = None
     if steps:
-        rollouts = [
+        rolled = [
             vrmse(batch["input"][:, -1:].expand_as(batch["target"]), batch["target"], ndim)
             for batch in data.rollout_loader(split, steps)
         ]
-        result["rollout"] = _curves(torch.cat(rollouts))
-    return result
+        rollout = _curves(torch.cat(rolled))
+    return Persistence(_summaries(errors, data.info.fields), rollout)
 
 
-def _summary(errors: Tensor, fields: list[str]) -> dict[str, Any]:
-    """Mean and median over samples (n, 1, c), for each field and for their mean."""
-    per_field = {
-        name: {"mean": _number(e.mean()), "median": _number(e.median())}
-        for name, e in zip(fields, errors.flatten(0, 1).unbind(1), strict=True)
-    }
-    overall = errors.mean(-1)
-    return {
-        "mean": _number(overall.mean()),
-        "median": _number(overall.median()),
-        "fields": per_field,
-    }
+def _summaries(batches: Sequence[Mapping[str, Tensor]], fields: Sequence[str]) -> dict[str, Errors]:
+    """Mean and median over samples of (b, 1, c) each, for each field and for their mean."""
+    summaries = {}
+    for name in batches[0]:
+        errors = torch.cat([batch[name] for batch in batches])
+        columns = zip(fields, errors.flatten(0, 1).unbind(1), strict=True)
+        per_field = {f: Errors(_number(e.mean()), _number(e.median())) for f, e in columns}
+        overall = errors.mean(-1)
+        summaries[name] = Errors(_number(overall.mean()), _number(overall.median()), per_field)
+        if name in PLAIN:
+            summaries[name] = Errors(_number(errors.mean()))
+    return summaries
 
 
-def _curves(errors: Tensor) -> dict[str, Any]:
+def _curves(errors: Tensor) -> Rollout:
     """Error per rollout step (n, steps, c): mean and median over trajectories, mean over fields."""
     per_step = errors.mean(-1)
-    curves: dict[str, Any] = {
-        "mean": [_number(v) for v in per_step.mean(0)],
-        "median": [_number(v) for v in per_step.median(0).values],
-    }
     windows = {k: w for k, w in WINDOWS.items() if per_step.shape[1] >= w.stop}
-    curves["windows"] = {k: _number(per_step[:, w].mean()) for k, w in windows.items()}
-    return curves
+    return Rollout(
+        mean=[_number(v) for v in per_step.mean(0)],
+        median=[_number(v) for v in per_step.median(0).values],
+        windows={k: _number(per_step[:, w].mean()) for k, w in windows.items()},
+    )
 
 
-def _number(value: Tensor) -> float | None:
+def _number(value: Tensor) -> Number:
     number = float(value)
     return number if math.isfinite(number) else None
 
@@ -330,10 +354,10 @@ def _precision(device: torch.device) -> Any:
 
 
 @contextmanager
-def count_tokens(surrogate: OneStepModel) -> Iterator[list[Tensor]]:
-    """Collects the tokens per sample of every call, each (b,); nothing of a baseline."""
+def count_tokens(model: OneStepModel) -> Iterator[list[Tensor]]:
+    """Collects the tokens per sample of every call, each (b,); nothing for a baseline."""
     counts: list[Tensor] = []
-    processor: Any = getattr(surrogate, "processor", None)
+    processor: Any = getattr(model, "processor", None)
     if processor is None:
         yield counts
         return

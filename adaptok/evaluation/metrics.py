@@ -1,9 +1,12 @@
 """Error measures of the Well, for channels-first fields.
 
 Every function takes a prediction and a target ``(..., *space)`` with `ndim` space axes last,
-averages over space only and returns ``(...)``: one number per sample, frame and channel. Averages
-over those are the caller's. Values equal those of the same name in ``the_well.benchmark.metrics``
-(which is channels-last).
+averages over space only and returns ``(...)``: one number per sample, frame and channel, which the
+caller averages. Values equal those of the same name in ``the_well.benchmark.metrics`` (which is
+channels-last).
+
+`adaptok.registry.METRICS` holds what a test computes: functions ``(prediction, target, ndim)`` of
+(b, t, c, *space) fields in physical units on the CPU that return (b, t, c), lower being better.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from adaptok.registry import METRICS
 
 EPS = 1e-7
 
@@ -43,16 +48,25 @@ def nmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Ten
     return mse(prediction, target, ndim) / (scale + eps)
 
 
+@METRICS.register("nrmse")
 def nrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
-    """Root of :func:`nmse`; of MATEY's NRMSE too, which averages the roots."""
+    """Root of `nmse`; its mean is the NRMSE of MATEY.
+
+    Args:
+        eps: added to the mean square of the target, in squared physical units.
+    """
     return nmse(prediction, target, ndim, eps).sqrt()
 
 
+@METRICS.register("vrmse")
 def vrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
     """Root of the mean squared error over the variance of the target (1: as good as its mean).
 
-    The variance is the unbiased one, as in the Well. Where a frame is nearly constant, `eps` (in
-    squared physical units) decides the value.
+    The variance is the unbiased one, as in the Well. For a nearly constant frame, `eps` (in squared
+    physical units) determines the value.
+
+    Args:
+        eps: added to the variance of the target, in squared physical units.
     """
     scale = target.var(_space(ndim))
     return (mse(prediction, target, ndim) / (scale + eps)).sqrt()
@@ -79,7 +93,7 @@ def wavenumber_bins(shape: tuple[int, ...], n_bins: int = 3) -> Tensor:
 def binned_spectral_error(
     prediction: Tensor, target: Tensor, ndim: int, bins: Tensor | None = None
 ) -> SpectralError:
-    """Squared error in each band of isotropic wavenumbers; `mse` sums over the bins to :func:`mse`.
+    """Squared error in each band of isotropic wavenumbers; `mse` sums over the bins to `mse`.
 
     `nmse` is relative to the energy of the target in the same band.
 

@@ -1,4 +1,4 @@
-"""Predicted trajectories in the Well's format, for the_well and for `WellData(path=...)`."""
+"""Writes predicted trajectories in the Well's format, for the_well and `WellData(path=...)`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import yaml
 from torch import Tensor
 
 from adaptok.data import WellData
-from adaptok.data.files import WellFile, find_files, read_statistics
+from adaptok.data.well_files import WellFile, find_well_files, read_statistics
 from adaptok.utils.atomic import replacing_folder
 
 Pair = tuple[Mapping[str, Tensor], Tensor]
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of a folder: ``budget=256``."""
+    """Turns a label into the name of a folder: ``budget=256``."""
     return re.sub(r"[^\w.=-]+", "_", label).strip("_")
 
 
@@ -34,7 +34,7 @@ class PredictionWriter:
     nothing that loads.
 
     Args:
-        folder: of the new set; one that is there is replaced.
+        folder: of the new set; an existing one is replaced.
         data: the set that is predicted.
         split: "train", "valid" or "test".
         steps: predicted frames per trajectory.
@@ -48,7 +48,7 @@ class PredictionWriter:
         self.about = json.dumps({"prediction_of": data.info.name, **about})
         self.frames = data.stride * np.arange(data.history + steps)
         self.statistics = read_statistics(data.folder)
-        self._sources = iter(find_files(data.folder, split))
+        self._sources = iter(find_well_files(data.folder, split))
         self._stack = ExitStack()
         self._file: h5py.File | None = None
         self._row = self._rows = 0
@@ -66,7 +66,7 @@ class PredictionWriter:
         self._stack.__exit__(*error)
 
     def passing(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Writes what it hands on; batches come in the order of ``data.rollout_loader``."""
+        """Writes and yields the pairs, which come in the order of ``data.rollout_loader``."""
         for batch, prediction in pairs:
             whole = np.concatenate([batch["input"].numpy(), prediction.numpy()], 1)
             for trajectory in whole:
@@ -107,7 +107,7 @@ class PredictionWriter:
                 self._copy_fields(original[f"t{order}_fields"], order)
 
     def _cut_in_time(self, group: Any) -> None:
-        """Values at the frames of the prediction; time is the last axis of everything here."""
+        """Keeps the values at the predicted frames; time is the last axis of everything here."""
         for name in list(group):
             if name == "time" or group[name].attrs.get("time_varying", False):
                 values, attributes = group[name][...][..., self.frames], dict(group[name].attrs)

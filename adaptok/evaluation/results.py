@@ -1,82 +1,329 @@
-"""What an evaluation found, as files: metrics.json and its tables."""
+"""What an evaluation found: as types, as metrics.json and as tables."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
+if TYPE_CHECKING:
+    from adaptok.data import WellData
+    from adaptok.models.one_step import OneStepModel
 
-def write_report(
-    results: Mapping[str, Any], folder: str | Path, text: str | None = None
-) -> list[Path]:
-    """Writes metrics.json and metrics.md; the text of the latter is `markdown`'s unless given."""
+Number = float | None  # None is a diverged one, which JSON cannot hold
+PLAIN = ("nrmse",)  # metrics that metrics.json holds as one number, and that no table shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """Statistics of a metric over samples.
+
+    Attributes:
+        mean: of all fields, or of one.
+        median: likewise.
+        fields: the same for each field; empty for one field.
+    """
+
+    mean: Number
+    median: Number = None
+    fields: Mapping[str, Errors] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        fields = {name: errors.to_json() for name, errors in self.fields.items()}
+        return {"mean": self.mean, "median": self.median} | ({"fields": fields} if fields else {})
+
+    @classmethod
+    def from_json(cls, values: Any) -> Errors:
+        """Reads `to_json`, or a mean alone."""
+        if not isinstance(values, Mapping):
+            return cls(values)
+        fields = {name: cls.from_json(errors) for name, errors in values.get("fields", {}).items()}
+        return cls(values["mean"], values.get("median"), fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """VRMSE per step, means over fields and trajectories; more for a model than for persistence.
+
+    Attributes:
+        mean: per step.
+        median: per step.
+        windows: means over the steps of the Well's tables, "6:12" and "13:30".
+        spectral_nmse: per step, in three bands of wavenumbers, low to high.
+        residual_spectrum: "wavenumber", in cycles per grid point, and "power", per step and
+            wavenumber, in units of each field's variance.
+        patch_harmonics: per step; None if no axis holds four patches.
+    """
+
+    mean: Sequence[Number]
+    median: Sequence[Number]
+    windows: Mapping[str, Number]
+    spectral_nmse: Sequence[Sequence[Number]] | None = None
+    residual_spectrum: Mapping[str, Any] | None = None
+    patch_harmonics: Sequence[Number] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        curves = 3 if self.spectral_nmse is None else None
+        return dict(list(vars(self).items())[:curves])
+
+
+@dataclasses.dataclass(frozen=True)
+class Persistence:
+    """Errors of predicting no change."""
+
+    metrics: Mapping[str, Errors]
+    rollout: Rollout | None = None
+
+    @property
+    def vrmse(self) -> Errors:
+        """The metric of the Well."""
+        return self.metrics["vrmse"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rollout = {} if self.rollout is None else {"rollout": self.rollout.to_json()}
+        return _metrics_to_json(self.metrics) | rollout
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Persistence:
+        """Reads `to_json`."""
+        rollout = values.get("rollout")
+        return cls(_metrics_from_json(values), rollout and Rollout(**rollout))
+
+
+class Tokens(NamedTuple):
+    """Tokens per sample."""
+
+    mean: float
+    min: float
+    max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingResult:
+    """A test of a model with one setting.
+
+    Attributes:
+        label: caption.
+        metrics: one-step errors by registered name (`adaptok.registry.METRICS`).
+        seconds: of a forward pass of a batch, by stage and in "total".
+        setting: as given.
+        controls: what the setting became for the model.
+        tokens: None for a baseline.
+        flops: per sample, by stage and in "total"; None for a compiled model.
+        memory: bytes of the tensors of a batch, by stage and in "total"; None likewise.
+        spectral_nmse: in three bands of wavenumbers, low to high.
+        rollout: if the test had one.
+        predictions: folder of the rollouts, if they were kept.
+        auxiliary: means of the figures that parts reported (`adaptok.utils.auxiliary`), if any.
+    """
+
+    label: str
+    metrics: Mapping[str, Errors]
+    seconds: Mapping[str, float]
+    setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    controls: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokens: Tokens | None = None
+    flops: Mapping[str, float] | None = None
+    memory: Mapping[str, int] | None = None
+    spectral_nmse: Sequence[Number] = ()
+    rollout: Rollout | None = None
+    predictions: str | None = None
+    auxiliary: Mapping[str, Number] | None = None
+
+    @property
+    def vrmse(self) -> Errors:
+        """The metric of the Well."""
+        return self.metrics["vrmse"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = {k: v for k, v in vars(self).items() if v is not None or k in SETTING_KEYS}
+        values["seconds_per_step"] = self.seconds["total"]
+        values["peak_memory"] = None if self.memory is None else self.memory["total"]
+        if self.tokens is not None:
+            values["tokens"] = self.tokens._asdict()
+        if self.rollout is not None:
+            values["rollout"] = self.rollout.to_json()
+        del values["metrics"]
+        return values | _metrics_to_json(self.metrics)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SettingResult:
+        """Reads `to_json`, and files of older versions, which lack some costs and spectra."""
+        tokens, rollout = values.get("tokens"), values.get("rollout")
+        made = {"metrics": _metrics_from_json(values), "tokens": tokens and Tokens(**tokens)}
+        made["seconds"] = values.get("seconds") or {"total": values["seconds_per_step"]}
+        return _known(cls, values, **made, rollout=rollout and Rollout(**rollout))
+
+
+SETTING_KEYS = ("tokens", "flops", "memory")  # that metrics.json holds even if there is no value
+RESERVED = ("seconds_per_step", "peak_memory", *(f.name for f in dataclasses.fields(SettingResult)))
+
+
+class Training(NamedTuple):
+    """What the training took: steps, seconds per step, and peak bytes (None if not known)."""
+
+    steps: int
+    seconds_per_step: float
+    peak_memory: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Tests of a model.
+
+    Attributes:
+        data: name of the set.
+        split: "train", "valid" or "test".
+        fields: names, in the order of the channels.
+        persistence: the same test of predicting no change.
+        settings: one test each.
+        patch_size: period of the patch artifacts, per space axis; None if not searched for.
+        environment: versions and device.
+        parameters: number of weights.
+        parameters_by_stage: likewise.
+        checkpoint: path of the weights, of ``adaptok eval``.
+        budget: configured tokens per sample, of a training run.
+        training: of a training run.
+    """
+
+    data: str
+    split: str
+    fields: Sequence[str]
+    persistence: Persistence
+    settings: Sequence[SettingResult]
+    patch_size: Sequence[int] | None = None
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parameters: int = 0
+    parameters_by_stage: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    checkpoint: str | None = None
+    budget: int | None = None
+    training: Training | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What metrics.json holds."""
+        values = dict(vars(self))
+        checkpoint, budget, training = (values.pop(k) for k in ("checkpoint", "budget", "training"))
+        values["persistence"] = self.persistence.to_json()
+        values["settings"] = [setting.to_json() for setting in self.settings]
+        if checkpoint is not None:
+            values["checkpoint"] = checkpoint
+        if training is not None:
+            values |= {"budget": budget, "training": training._asdict()}
+            values["seconds_per_training_step"] = training.seconds_per_step
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Results:
+        """Reads metrics.json, of older versions too; leaves out unknown keys."""
+        made: dict[str, Any] = {"persistence": Persistence.from_json(values["persistence"])}
+        training = values.get("training")
+        made["settings"] = [SettingResult.from_json(setting) for setting in values["settings"]]
+        return _known(cls, values, **made, training=training and Training(**training))
+
+    def card(self) -> str:
+        """Markdown for a model card: the VRMSE of every setting."""
+        errors = {"persistence": self.persistence.vrmse}
+        errors |= {setting.label: setting.vrmse for setting in self.settings}
+        text = f"Fields, in this order: {', '.join(self.fields)}.\n\n"
+        text += f"VRMSE on the {self.split} split of {self.data}, one step, mean:\n\n"
+        return (
+            text
+            + table(["setting", "VRMSE"], [[k, _cell(e.mean)] for k, e in errors.items()]).rstrip()
+        )
+
+
+class FinishedRun(NamedTuple):
+    """A training run: what the test found, and what was trained."""
+
+    results: Results
+    model: OneStepModel
+    data: WellData
+    folder: Path
+
+
+def _metrics_to_json(metrics: Mapping[str, Errors]) -> dict[str, Any]:
+    return {k: e.mean if k in PLAIN else e.to_json() for k, e in metrics.items()}
+
+
+def _metrics_from_json(values: Mapping[str, Any]) -> dict[str, Errors]:
+    known = (*PLAIN, *(k for k, v in values.items() if isinstance(v, Mapping) and "median" in v))
+    return {k: Errors.from_json(values[k]) for k in known if k in values and k not in RESERVED}
+
+
+def _known(cls: Any, values: Mapping[str, Any], **made: Any) -> Any:
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{k: v for k, v in values.items() if k in names} | made)
+
+
+def write_results(values: Mapping[str, Any], text: str, folder: str | Path) -> list[Path]:
+    """Writes plain values to metrics.json and a text to metrics.md; returns the files."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "metrics.json", folder / "metrics.md"]
-    texts = [json.dumps(results, indent=2, allow_nan=False) + "\n", text or markdown(results)]
-    for file, text in zip(files, texts, strict=True):
+    texts = [json.dumps(values, indent=2, allow_nan=False) + "\n", text]
+    for file, content in zip(files, texts, strict=True):
         with replacing(file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(content)
     return files
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Results) -> str:
     """Tables of the one-step and rollout errors."""
-    fields = results["fields"]
-    header = ["setting", "tokens", "s/step", "VRMSE mean", "median", *fields]
-    rows = [["persistence", "", "", *_row(results["persistence"]["vrmse"], fields)]]
-    for row in results["settings"]:
-        seconds = f"{row['seconds_per_step']:.3g}"
-        rows.append(
-            [row["label"], tokens_cell(row["tokens"]), seconds, *_row(row["vrmse"], fields)]
-        )
-    text = f"# {results['data']}, {results['split']} split\n\n"
+    settings, blank = results.settings, results.persistence
+    header = ["setting", "tokens", "s/step", "VRMSE mean", "median", *results.fields]
+    rows = [["persistence", "", "", *_row(blank.vrmse)]]
+    for row in settings:
+        seconds = f"{row.seconds['total']:.3g}"
+        rows.append([row.label, tokens_cell(row.tokens), seconds, *_row(row.vrmse)])
+    text = f"# {results.data}, {results.split} split\n\n"
     text += "One step; per field the mean over samples.\n\n" + table(header, rows)
-    header = ["setting", "low", "middle", "high"]
-    rows = [[row["label"], *map(_cell, row["spectral_nmse"])] for row in results["settings"]]
+    for name in blank.metrics:
+        if name != "vrmse":
+            header = ["setting", f"{name} mean", "median", *results.fields]
+            rows = [[r.label, *_row(r.metrics[name])] for r in settings]
+            rows = [["persistence", *_row(blank.metrics[name])], *rows]
+            text += f"\nOne step, {name}; per field the mean over samples.\n\n"
+            text += table(header, rows)
+    rows = [[row.label, *map(_cell, row.spectral_nmse)] for row in settings]
     text += "\nOne step: squared error over energy in three bands of wavenumbers (BSNMSE).\n\n"
-    text += table(header, rows)
-    return text + _rollout_tables(results) if "rollout" in results["persistence"] else text
-
-
-def _rollout_tables(results: Mapping[str, Any]) -> str:
-    curves = {"persistence": results["persistence"]["rollout"]}
-    curves |= {row["label"]: row["rollout"] for row in results["settings"]}
-    steps = [f"step {i + 1}" for i in range(len(curves["persistence"]["mean"]))]
-    windows = list(curves["persistence"]["windows"])
-    rows = [
-        [k, *map(_cell, c["mean"]), *(_cell(c["windows"][w]) for w in windows)]
-        for k, c in curves.items()
-    ]
-    text = "\nRollout: VRMSE, mean over fields and trajectories.\n\n"
-    text += table(["setting", *steps, *windows], rows)
-    peaks = {k: c["patch_harmonics"] for k, c in curves.items() if c.get("patch_harmonics")}
-    if peaks:
-        size = " x ".join(map(str, results["patch_size"]))
+    text += table(["setting", "low", "middle", "high"], rows)
+    if blank.rollout is None:
+        return text
+    curves = {"persistence": blank.rollout}
+    curves |= {row.label: row.rollout for row in settings if row.rollout is not None}
+    steps = [f"step {i + 1}" for i in range(len(blank.rollout.mean))]
+    rows = [[k, *map(_cell, c.mean), *map(_cell, c.windows.values())] for k, c in curves.items()]
+    text += "\nRollout: VRMSE, mean over fields and trajectories.\n\n"
+    text += table(["setting", *steps, *blank.rollout.windows], rows)
+    rows = [[k, *map(_cell, c.patch_harmonics)] for k, c in curves.items() if c.patch_harmonics]
+    if rows:
+        size = " x ".join(map(str, results.patch_size or ()))
         text += f"\nRollout: power of the residual at the harmonics of patches of {size} over that "
-        text += "beside them; 1 without artifacts.\n\n"
-        text += table(["setting", *steps], [[k, *map(_cell, v)] for k, v in peaks.items()])
+        text += "beside them; 1 without artifacts.\n\n" + table(["setting", *steps], rows)
     return text
 
 
-def _row(summary: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
-    per_field = [summary["fields"][f]["mean"] for f in fields]
-    return [_cell(v) for v in (summary["mean"], summary["median"], *per_field)]
+def _row(errors: Errors) -> list[str]:
+    means = [errors.mean, errors.median, *(field.mean for field in errors.fields.values())]
+    return [_cell(value) for value in means]
 
 
-def _cell(value: float | None) -> str:
+def _cell(value: Number) -> str:
     return "diverged" if value is None else f"{value:.4f}"
 
 
-def tokens_cell(tokens: Mapping[str, float] | None) -> str:
+def tokens_cell(tokens: Tokens | None) -> str:
     """Tokens per sample; empty for a baseline."""
     if tokens is None:
         return ""
-    if tokens["min"] == tokens["max"]:
-        return f"{tokens['mean']:.0f}"
-    return f"{tokens['mean']:.0f} ({tokens['min']:.0f}-{tokens['max']:.0f})"
+    spread = "" if tokens.min == tokens.max else f" ({tokens.min:.0f}-{tokens.max:.0f})"
+    return f"{tokens.mean:.0f}{spread}"

@@ -1,4 +1,4 @@
-"""Spectra of residuals, and how much of them is a pattern with the period of a patch.
+"""Spectra of residuals, and the strength of patterns with the period of a patch.
 
 Functions take ``(..., *space)`` with `ndim` space axes last, as `adaptok.evaluation.metrics`, and
 return one result per leading index: per sample, rollout step and channel.
@@ -69,12 +69,12 @@ def patch_harmonics(
     ndim: int,
     patch_size: int | Sequence[int],
 ) -> Float[Tensor, "*b"]:
-    """How far the residual's spectrum rises above its surroundings at the patch's harmonics.
+    """Measures how far the residual's spectrum rises above its background at patch harmonics.
 
     Along each axis, the power at the wavenumbers m / patch_size up to the Nyquist wavenumber over
     the local background: a power law through the power at the wavenumbers beside it, up to half way
-    to the next harmonic (spectra of turbulence are steep, so that their mean would not do). 1 means
-    no patch artifacts. The ratios of all harmonics and axes are combined by their geometric mean.
+    to the next harmonic (a mean would be biased, as spectra of turbulence are steep). 1 means no
+    patch artifacts. The ratios of all harmonics and axes are combined by their geometric mean.
 
     Args:
         patch_size: period in grid points, one number or one per space axis. An axis that it does
@@ -112,8 +112,13 @@ def _resolved(n: int, patch_size: int) -> bool:
 
 
 def _rises(log_power: Tensor, spacing: int) -> list[Tensor]:
-    """Log power at every multiple of the spacing, minus what the wavenumbers beside it predict: the
-    line through their log powers against the log wavenumber.
+    """Returns the log power at every multiple of the spacing, minus the value that a line through
+    the neighbours predicts there (least squares of log power against log wavenumber).
+
+    The prediction is a weighted sum of the neighbours' log powers. With x the log wavenumber
+    relative to the peak, the line's value at x = 0 is mean(y) - mean(x) * slope, which gives each
+    neighbour the share 1/n - mean(x) (x - mean(x)) / sum((x - mean(x))^2). Example: spacing 4,
+    peak 4, neighbours 2, 3, 5, 6.
     """
     last, reach = log_power.shape[-1] - 1, spacing // 2
     out = []
@@ -122,8 +127,8 @@ def _rises(log_power: Tensor, spacing: int) -> list[Tensor]:
         x = torch.tensor(beside, dtype=torch.float64).log() - math.log(peak)
         share = torch.full_like(x, 1 / len(beside))
         if beside[-1] > peak or len(beside) > 3:  # else too few, on one side, for a slope
-            centred = x - x.mean()
-            share = share - x.mean() * centred / centred.square().sum()
+            centered = x - x.mean()
+            share = share - x.mean() * centered / centered.square().sum()
         share = share.to(log_power)
         out.append(log_power[..., peak] - (log_power[..., beside] * share).sum(-1))
     return out

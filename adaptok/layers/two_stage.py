@@ -11,10 +11,10 @@ from torch import Tensor
 
 from adaptok.cells import Cells, GridLayout, product
 from adaptok.tree import offsets_tensor
+from adaptok.utils.boundary import OPEN, PERIODIC
 
 # Patch size along an axis -> kernel sizes of the two stages, the one at the grid points first.
 KERNELS = {1: (1, 1), 4: (2, 2), 8: (4, 2), 12: (6, 2), 16: (4, 4), 32: (8, 4)}
-OPEN, PERIODIC = 1, 2  # the Well's codes; wall is 0
 Pairs = tuple[tuple[int, int], ...]
 
 

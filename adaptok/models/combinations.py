@@ -1,4 +1,4 @@
-"""Which parts go together: every combination is built, small; nothing here knows the parts."""
+"""Finds which parts go together by building every combination, small."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Combination(NamedTuple):
 
     Attributes:
         parts: name by key of the command line.
-        reason: why they do not go together, or None where they do.
+        reason: why they do not go together, or None if they do.
     """
 
     parts: dict[str, str]
@@ -45,11 +45,11 @@ class Combination(NamedTuple):
 
 
 def combinations(pattern: str = "*") -> Iterator[Combination]:
-    """All tokenizers with all processors, positions, decoders and history modes; and the composed
-    tokenizer with all indicators, markings, embeddings, positions and decoders.
+    """Yields all tokenizers with all processors, positions, decoders and history modes, and the
+    composed tokenizer with all indicators, markings, embeddings, positions and decoders.
 
     Args:
-        pattern: of part of the overrides, such as ``processor=axial`` or ``tokenizer=iap*fold``.
+        pattern: for part of the overrides, such as ``processor=axial`` or ``tokenizer=iap*fold``.
     """
     for parts in candidates():
         if fnmatch.fnmatchcase(" ".join(overrides_of(parts)), f"*{pattern}*"):
@@ -57,7 +57,7 @@ def combinations(pattern: str = "*") -> Iterator[Combination]:
 
 
 def candidates() -> Iterator[dict[str, str]]:
-    """The choices themselves, valid or not."""
+    """Yields the choices, valid or not."""
     processors = [
         {"processor": name, **({"processor.positions": position} if position else {})}
         for name in PROCESSORS.names()
@@ -74,7 +74,7 @@ def candidates() -> Iterator[dict[str, str]]:
 
 
 def reason_against(parts: Mapping[str, str]) -> str | None:
-    """The message of the part that refuses, or None where all go together."""
+    """Returns the message of the part that refuses, or None if all go together."""
     try:
         build(parts)
     except ValueError as error:
@@ -83,7 +83,7 @@ def reason_against(parts: Mapping[str, str]) -> str | None:
 
 
 def build(parts: Mapping[str, str], **changes: Any) -> Surrogate:
-    """A small surrogate of these parts, for two frames of two fields in two dimensions.
+    """Builds a small surrogate of these parts, for two frames of two fields in two dimensions.
 
     Args:
         changes: arguments of `create_surrogate` to use instead.
@@ -114,5 +114,5 @@ def build(parts: Mapping[str, str], **changes: Any) -> Surrogate:
 
 
 def overrides_of(parts: Mapping[str, str]) -> list[str]:
-    """The choices as they are typed; a group inside another one is added with a plus."""
+    """Returns the choices as typed; a group inside another one is added with a plus."""
     return [f"{'+' if '/' in key else ''}{key}={name}" for key, name in parts.items()]

@@ -1,4 +1,4 @@
-"""torch.compile for models: the whole step where shapes are static, buckets where they are not."""
+"""torch.compile for models: the whole step for static shapes, else the processor in buckets."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def is_static(tokenizer: Any) -> bool:
 def compile_model(model: nn.Module, mode: str | None = None) -> None:
     """Compiles a one-step model in place; weights keep their names.
 
-    Where the number of tokens is static the whole step becomes one graph per shape and setting.
-    Where it follows from the content, tokenizer and decoder stay eager and the processor is
-    compiled once per bucket, see `in_bucket`.
+    If the number of tokens is static, the whole step becomes one graph per shape and setting. If
+    it follows from the content, tokenizer and decoder stay eager, and the processor is compiled
+    once per bucket, see `in_bucket`.
 
     Args:
         model: a surrogate or a baseline.
@@ -49,7 +49,7 @@ def compile_model(model: nn.Module, mode: str | None = None) -> None:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model or a part of it runs graphs, into which nothing can look."""
+    """Whether the model or a part of it runs compiled graphs, which cannot be inspected."""
     whole = any(part._compiled_call_impl is not None for part in model.modules())
     return whole or "forward" in vars(getattr(model, "processor", model))
 
@@ -75,11 +75,11 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 
 def in_bucket(tokens: TokenSet, rows: int = BUCKET) -> TokenSet:
-    """Tokens filled up to a multiple of `rows`, so that few different shapes occur.
+    """Pads tokens to a multiple of `rows`, so that few different shapes occur.
 
-    The filler belongs to samples of its own at the end: it attends to nothing else, nothing attends
-    to it, and no kernel meets a row beyond the last offset. Batches whose tokens number between the
-    same two multiples (in all, and in the longest sample) share a graph.
+    The filler is a separate sample at the end, so it attends to nothing else, nothing attends to
+    it, and no kernel meets a row beyond the last offset. Batches that round up to the same multiple
+    (in all, and in the longest sample) share a graph.
     """
     cells, n = tokens.cells, len(tokens.cells)
     more = -n % rows
@@ -100,5 +100,5 @@ def in_bucket(tokens: TokenSet, rows: int = BUCKET) -> TokenSet:
 
 
 def _fill(x: Tensor, more: int) -> Tensor:
-    """Repeats the first row: geometry that is certainly valid."""
+    """Appends copies of the first row, whose geometry is certainly valid."""
     return torch.cat([x, x[:1].expand(more, *x.shape[1:])]) if more and len(x) else x

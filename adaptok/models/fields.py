@@ -1,4 +1,4 @@
-"""Maps between named fields and channels: each field brings weights of its own."""
+"""Maps between named fields and channels; each field has its weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from adaptok.registry import close_matches
 
 
-class Named(nn.Module):
+class NamedWeights(nn.Module):
     """A vector of weights per name; names can be added, the others keep their numbers.
 
-    Weights are stored under their names, so that the order of the names means nothing to a
-    checkpoint, and an optimiser leaves alone what is frozen.
+    Weights are stored under their names, so that a checkpoint does not depend on the order of the
+    names, and frozen weights can be left out of an optimiser.
 
     Args:
         names: distinct.
@@ -38,20 +38,20 @@ class Named(nn.Module):
         """Adds names with fresh weights.
 
         Raises:
-            ValueError: a name that is there already, or no name.
+            ValueError: a known name, or not a name.
         """
         for name in names:
             if not isinstance(name, str) or not name or "." in name:
                 raise ValueError(f"a field is named by a word without dots, got {name!r}")
             if name in self.weight:
-                raise ValueError(f"field {name!r} is there already")
+                raise ValueError(f"field {name!r} is known already")
             self.weight[name] = nn.Parameter(torch.randn(self.width) * self.std)
 
     def numbers(self, names: Sequence[str]) -> list[int]:
-        """Places of the names.
+        """Returns the indices of the names.
 
         Raises:
-            ValueError: an unknown name, or one that comes twice.
+            ValueError: an unknown name, or one given twice.
         """
         known = self.names
         for name in names:
@@ -64,7 +64,7 @@ class Named(nn.Module):
         return [known.index(name) for name in names]
 
     def rows(self, numbers: Int64[Tensor, "b c"]) -> Float[Tensor, "b c w"]:
-        """Weights of numbered names, zero where the number is -1.
+        """Returns the weights of numbered names, zero for -1.
 
         All weights take part, so that all get a gradient on all processes.
         """
@@ -72,13 +72,13 @@ class Named(nn.Module):
         return table[numbers.clamp(min=0)] * (numbers >= 0).unsqueeze(-1)
 
 
-class FieldEmbedding(Named):
-    """At each point a linear map from the fields that a sample has to `width` channels.
+class FieldEmbedding(NamedWeights):
+    """A pointwise linear map from a sample's fields to `width` channels.
 
     ``(b + sum_i w_i u_i) / sqrt(number of fields)``: the columns of one large matrix that belong
-    to the fields at hand, scaled so that the spread does not depend on how many they are (MATEY,
-    after Multiple Physics Pretraining, McCabe et al., 2023, Sec. 4.2; their factor also has the
-    number of all known fields, which would change when a field is added).
+    to the sample's fields, scaled so that the spread does not depend on their number (MATEY, after
+    Multiple Physics Pretraining, McCabe et al., 2023, Sec. 4.2; their factor also has the number of
+    all known fields, which would change when a field is added).
 
     Args:
         names: of the fields.
@@ -92,11 +92,11 @@ class FieldEmbedding(Named):
     def forward(
         self, x: Float[Tensor, "b t c *s"], numbers: Int64[Tensor, "a c"]
     ) -> Float[Tensor, "b t w *s"]:
-        """Channels of each frame.
+        """Returns the channels of each frame.
 
         Args:
-            x: fields; whatever stands where a number is -1 does not matter as long as it is finite.
-            numbers: which field each channel is, for each sample or (a = 1) for all; -1 is none.
+            x: fields; channels numbered -1 are ignored, but must be finite.
+            numbers: which field each channel is, per sample or (a = 1) for all; -1 is none.
         """
         rows = self.rows(numbers).expand(x.shape[0], -1, -1)  # (b, c, w)
         count = (numbers >= 0).sum(1).sqrt().view(-1, 1, *[1] * (x.ndim - 2))
@@ -104,10 +104,10 @@ class FieldEmbedding(Named):
         return (mixed + self.bias.view(-1, *[1] * (x.ndim - 3))) / count
 
 
-class FieldHeads(Named):
-    """At each point a linear map from `width` channels to the fields that a sample has.
+class FieldHeads(NamedWeights):
+    """A pointwise linear map from `width` channels to a sample's fields.
 
-    Fresh weights are zero: a field that is new to a trained model starts from no change (or, where
+    Fresh weights are zero: a field that is new to a trained model starts from no change (or, if
     states are predicted, from the mean of its context), however large the channels have become.
 
     Args:
@@ -121,7 +121,7 @@ class FieldHeads(Named):
     def forward(
         self, x: Float[Tensor, "b t w *s"], numbers: Int64[Tensor, "a c"]
     ) -> Float[Tensor, "b t c *s"]:
-        """Fields, zero where a number is -1; for the arguments see `FieldEmbedding`."""
+        """Returns the fields, zero for -1; for the arguments see `FieldEmbedding`."""
         rows = self.rows(numbers).expand(x.shape[0], -1, -1)  # (b, c, w + 1)
         out = torch.einsum("btwp,bcw->btcp", x.flatten(3), rows[..., :-1])
         return (out + rows[:, None, :, -1:]).unflatten(3, x.shape[3:])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.models.fields import FieldEmbedding, FieldHeads
-from adaptok.models.one_step import OneStepModel, Prepared, check_arguments
-from adaptok.models.surrogate import check_folded, create_tokenizer, mode_of_history, sized_parts
-from adaptok.registry import Part, split_part
+from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one
+from adaptok.models.surrogate import create_parts, mode_of_history
+from adaptok.registry import Part, choice
 from adaptok.tokens import Tokenizer
 
 TRAINED = ("all", "prepost")
@@ -23,7 +23,7 @@ class Multiphysics(nn.Module):
     """A tokenizer, processor and decoder between maps from and to named fields.
 
     Built by `create_multiphysics`, which explains the arguments. It reads and returns normalised
-    values; `system` gives a one-step model of one set of fields, in physical units.
+    values; `system` makes a one-step model of one set of fields, in physical units.
     """
 
     config: dict[str, Any]
@@ -34,21 +34,18 @@ class Multiphysics(nn.Module):
         tokenizer: Tokenizer,
         processor: nn.Module,
         decoder: nn.Module,
+        options: OneStepOptions,
         *,
         fields: Sequence[str],
         constants: Sequence[str],
-        ndim: int,
         width: int,
-        history: int,
-        history_mode: str,
-        score_on: str,
-        predict: str,
         max_lead: int,
     ):
         super().__init__()
         self.tokenizer, self.processor, self.decoder = tokenizer, processor, decoder
-        self.ndim, self.history, self.history_mode = ndim, history, history_mode
-        self.score_on, self.predict, self.max_lead = score_on, predict, max_lead
+        self.options, self.max_lead = options, max_lead
+        self.ndim, self.history = options.ndim, options.history
+        self.history_mode = options.history_mode
         self.embedding = FieldEmbedding(dict.fromkeys([*fields, *constants]), width)
         self.heads = FieldHeads(fields, width)
         dim = tokenizer.spec.dim
@@ -58,12 +55,12 @@ class Multiphysics(nn.Module):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Fields that it reads and predicts."""
+        """Names of the fields that are read and predicted."""
         return self.heads.names
 
     @property
     def constants(self) -> tuple[str, ...]:
-        """Fields that it only reads."""
+        """Names of the fields that are only read."""
         return tuple(name for name in self.embedding.names if name not in self.fields)
 
     def forward(
@@ -77,7 +74,7 @@ class Multiphysics(nn.Module):
         lead_time: int | Int[Tensor, " b"] | None = None,
         **control: Any,
     ) -> Float[Tensor, "b f k *s"]:
-        """What follows each frame (the last one, where the history is folded), normalised.
+        """Predicts what follows each frame (the last one if the history is folded), normalised.
 
         Args:
             x: normalised fields.
@@ -85,7 +82,7 @@ class Multiphysics(nn.Module):
                 -1 is none.
             outputs: which of ``heads.names`` to predict; -1 gives zeros.
             scored: what the indicator sees; default x.
-            boundary: as of `OneStepModel`.
+            boundary: see `OneStepModel.forward`.
             lead_time: in steps, 1 to ``max_lead``; default 1.
             control: settings of the tokenizer.
         """
@@ -103,7 +100,7 @@ class Multiphysics(nn.Module):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """The cells that `forward` would use."""
+        """Returns the cells that `forward` would use."""
         return self.tokenizer.cells(self._folded(scored), boundary=boundary, **control)
 
     def _folded(self, x: Tensor) -> Tensor:
@@ -111,13 +108,13 @@ class Multiphysics(nn.Module):
 
     def _condition(self, lead_time: int | Tensor | None, x: Tensor) -> Tensor | None:
         if self.lead is None:
-            # a tensor on a device is not read: that would wait for it
+            # A tensor may be on a device; reading it would wait for the device.
             if isinstance(lead_time, int) and lead_time != 1:
                 raise ValueError(f"built for a lead time of 1 step (max_lead=1), got {lead_time}")
             return None
         if isinstance(lead_time, Tensor):
             lead = lead_time.to(x.device).expand(x.shape[0])
-        else:  # filled on the device: a copy of a number would wait for it
+        else:  # filled on the device, because copying a number there would wait for it
             steps = 1 if lead_time is None else lead_time
             lead = torch.full((x.shape[0],), steps, device=x.device)
         if lead.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -128,18 +125,18 @@ class Multiphysics(nn.Module):
                 )
         return self.lead(lead[:, None].to(x.dtype) / self.max_lead)
 
-    def mixed(
+    def predict_mixed(
         self,
         samples: Sequence[Float[Tensor, "..."]],
         fields: Sequence[Sequence[str]],
         **given: Any,
     ) -> list[Tensor]:
-        """A batch of samples with different fields, in normalised units.
+        """Predicts a batch of samples with different fields, in normalised units.
 
         Args:
             samples: one (history, fields, *space) per sample, on one grid.
             fields: names of the channels of each sample; constants among them are only read.
-            given: what else `forward` takes: boundary, lead_time, settings of the tokenizer.
+            given: further arguments of `forward`: boundary, lead_time, settings of the tokenizer.
 
         Returns:
             Per sample (t, fields that are not constant, *space).
@@ -151,7 +148,7 @@ class Multiphysics(nn.Module):
         if len(grids) != 1:
             raise ValueError(
                 f"samples of a batch share history and grid, got {sorted(grids)} as (t, *space); "
-                "batch each resolution by itself"
+                "make one batch per resolution"
             )
         for sample, names in zip(samples, fields, strict=True):
             if sample.shape[1] != len(names):
@@ -166,34 +163,33 @@ class Multiphysics(nn.Module):
         out = self(x, inputs, outputs, **given)
         return [out[i, :, : len(names)] for i, names in enumerate(predicted)]
 
-    def system(self, fields: Sequence[str], constants: Sequence[str] = ()) -> System:
-        """A one-step model of some of the fields, which shares the weights.
+    def system(self, fields: Sequence[str], constants: Sequence[str] = ()) -> FieldSystem:
+        """Makes a one-step model of some of the fields, which shares the weights.
 
         Raises:
-            ValueError: fields that it does not know; says which, and which of its own are missing.
+            ValueError: unknown fields; the message names them and the missing known ones.
         """
-        new, _ = self.compared(fields, constants)
+        new, missing = self.compare_fields(fields, constants)
         if new:
             known = ", ".join(self.embedding.names)
-            missing = [name for name in self.embedding.names if name not in (*fields, *constants)]
             raise ValueError(
                 f"fields this model does not predict or read: {', '.join(new)}; it knows {known}, "
                 f"of which {', '.join(missing) or 'none'} are missing here. `add_fields`, or "
                 "adaptok finetune, gives it new ones"
             )
-        return System(self, fields, constants)
+        return FieldSystem(self, fields, constants)
 
-    def compared(
+    def compare_fields(
         self, fields: Sequence[str], constants: Sequence[str] = ()
     ) -> tuple[list[str], list[str]]:
-        """Names that are new to the model, and names of the model that are not given."""
+        """Returns the names that are new to the model, and its names that are not given."""
         new = [name for name in fields if name not in self.fields]
         new += [name for name in constants if name not in self.embedding.names]
         given = {*fields, *constants}
         return new, [name for name in self.embedding.names if name not in given]
 
     def add_fields(self, fields: Sequence[str] = (), constants: Sequence[str] = ()) -> None:
-        """Adds those that are new, with fresh weights; the old weights stay as they are."""
+        """Adds the new names, with fresh weights; the old weights stay as they are."""
         fields = [name for name in fields if name not in self.fields]
         self.heads.add(fields)
         names = dict.fromkeys([*fields, *constants])
@@ -202,15 +198,13 @@ class Multiphysics(nn.Module):
         self.config["constants"] = list(self.constants)
 
     def train_only(self, what: str, fields: Sequence[str], constants: Sequence[str] = ()) -> None:
-        """Freezes the rest: the weights of other fields, and with "prepost" all but the maps from
-        and to fields (MATEY, Sec. 4.3).
+        """Freezes the weights of other fields, and with "prepost" all but the maps from and to
+        fields (MATEY, Sec. 4.3).
 
         Raises:
             ValueError: neither "all" nor "prepost".
         """
-        if what not in TRAINED:
-            raise ValueError(f"mode must be one of {', '.join(TRAINED)}, got {what!r}")
-        self.requires_grad_(what == "all")
+        self.requires_grad_(choice("mode", what, TRAINED) == "all")
         self.embedding.requires_grad_(True)
         self.heads.requires_grad_(True)
         for part in (self.embedding, self.heads):
@@ -224,7 +218,7 @@ def _numbers(rows: Sequence[Sequence[int]], device: torch.device) -> Int64[Tenso
     return torch.tensor(padded, dtype=torch.int64, device=device)
 
 
-class System(OneStepModel):
+class FieldSystem(OneStepModel):
     """A `Multiphysics` model on one set of fields: physical units in and out.
 
     Normalises by mean and std of the context, per sample and field.
@@ -239,17 +233,8 @@ class System(OneStepModel):
     outputs: Tensor
 
     def __init__(self, core: Multiphysics, fields: Sequence[str], constants: Sequence[str] = ()):
-        super().__init__(
-            ndim=core.ndim,
-            in_channels=len(fields),
-            out_channels=len(fields),
-            history=core.history,
-            history_mode=core.history_mode,
-            constant_channels=len(constants),
-            normalise="sample",
-            score_on=core.score_on,
-            predict=core.predict,
-        )
+        channels = {"in_channels": len(fields), "out_channels": len(fields)}
+        super().__init__(core.options, **channels, constant_channels=len(constants))
         self.core, self.fields, self.constants = core, tuple(fields), tuple(constants)
         inputs = torch.tensor([core.embedding.numbers([*fields, *constants])])
         self.register_buffer("inputs", inputs, persistent=False)
@@ -258,32 +243,32 @@ class System(OneStepModel):
 
     @property
     def config(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """How to build it again."""
+        """Plain values that build the model again."""
         model = {k: v for k, v in self.core.config.items() if k != "kind"}
         names = {"fields": list(self.fields), "constants": list(self.constants)}
         return {"kind": "system", **names, "model": model}
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Names that may change from call to call; a rollout goes step by step, hence no lead."""
+        """Names of the settings that may change from call to call (not the lead time)."""
         return self.core.tokenizer.controls
 
     @property
     def processor(self) -> nn.Module:
-        """That of the model."""
+        """The processor that all systems share."""
         return self.core.processor
 
     def _append(self, field: Tensor, constants: Tensor | None) -> Tensor:
-        """Constants in every frame; the model folds the history after mapping the fields."""
+        """Appends constants to every frame; the model folds after mapping the fields."""
         if constants is None:
             return field
         return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
 
-    def _decode(
+    def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
-        given = {"scored": prepared.scored, "boundary": boundary, **control}
-        return self.core(prepared.x, self.inputs, self.outputs, **given)
+        known = {"scored": prepared.scored, "boundary": boundary}
+        return self.core(prepared.x, self.inputs, self.outputs, **known, **control)
 
     def cells(
         self,
@@ -293,7 +278,7 @@ class System(OneStepModel):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """The cells that `forward` would use."""
+        """Returns the cells that `forward` would use."""
         prepared = self._prepare(self._check(field, constants), constants)
         return self.core.cells(prepared.scored, boundary=boundary, **control)
 
@@ -333,7 +318,7 @@ def create_multiphysics(
         depth: of every part that has such a knob and does not set it.
         heads: likewise.
         width: channels per point between fields and tokens.
-        max_lead: longest lead time in steps; above 1 the tokens are told the lead time.
+        max_lead: longest lead time in steps; above 1 the lead time conditions the tokens.
         history_mode: as in `create_surrogate`.
         score_on: what the indicator sees, "normalised" or "raw" fields, constants included.
         predict: "delta" or "state".
@@ -342,31 +327,21 @@ def create_multiphysics(
         ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
     """
     arguments = dict(locals())
-    history_mode = mode_of_history(history_mode, processor)
-    choices = {"history_mode": history_mode, "score_on": score_on, "predict": predict}
-    check_arguments(history, max(len(fields), 1), max(len(fields), 1), 0, choices)
-    for what, value in (("width", width), ("max_lead", max_lead), ("fields", len(fields))):
-        if value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
-    if history > 1 and history_mode == "fold":
-        check_folded(processor)
-    channels = width * (history if history_mode == "fold" else 1)
-    name, knobs = split_part(tokenizer, "tokenizer")
-    tok = create_tokenizer(name, ndim=ndim, in_channels=channels, dim=dim, **knobs)
-    parts = sized_parts(tok.spec, processor, decoder, width, depth=depth, heads=heads)
-    model = Multiphysics(
-        tok,
-        *parts,
-        fields=fields,
-        constants=constants,
+    at_least_one(width=width, max_lead=max_lead, fields=len(fields))
+    options = OneStepOptions(
         ndim=ndim,
-        width=width,
+        in_channels=len(fields),
+        out_channels=len(fields),
         history=history,
-        history_mode=history_mode,
+        history_mode=mode_of_history(history_mode, processor),
         score_on=score_on,
         predict=predict,
-        max_lead=max_lead,
     )
+    channels = width * (history if options.history_mode == "fold" else 1)
+    named, sizes = (tokenizer, processor, decoder), {"dim": dim, "depth": depth, "heads": heads}
+    parts = create_parts(options, channels, width, *named, **sizes)
+    names = {"fields": fields, "constants": constants}
+    model = Multiphysics(*parts, options, **names, width=width, max_lead=max_lead)
     names = {"fields": list(fields), "constants": list(model.constants)}
     model.config = {"kind": "multiphysics", **arguments, **names}
     return model
@@ -374,6 +349,6 @@ def create_multiphysics(
 
 def create_system(
     *, fields: Sequence[str], constants: Sequence[str], model: Mapping[str, Any]
-) -> System:
-    """A system of a fresh model; `model` has the arguments of `create_multiphysics`."""
+) -> FieldSystem:
+    """Builds a system of a fresh model; `model` has the arguments of `create_multiphysics`."""
     return create_multiphysics(**model).system(fields, constants)

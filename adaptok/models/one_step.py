@@ -1,7 +1,8 @@
-"""What every one-step model shares: normalisation, history, change or state, and rollouts."""
+"""What every one-step model shares: options, normalisation, history, change or state, rollouts."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,8 +11,76 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.models.schedules import Schedule, create_schedule
-from adaptok.registry import close_matches
+from adaptok.registry import choice
 from adaptok.tokens import as_field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneStepOptions:
+    """What a one-step model reads and returns; `create_surrogate` explains the choices.
+
+    Attributes:
+        ndim: space axes, 1 to 3.
+        in_channels: fields per frame.
+        out_channels: predicted fields.
+        history: frames of context.
+        history_mode: "fold" or "frames".
+        constant_channels: static input fields.
+        normalise: "sample", "context", "dataset" or "none".
+        score_on: "normalised" or "raw".
+        predict: "delta" or "state".
+
+    Raises:
+        ValueError: values with which no one-step model can be built.
+    """
+
+    ndim: int
+    in_channels: int
+    out_channels: int
+    history: int = 1
+    history_mode: str = "fold"
+    constant_channels: int = 0
+    normalise: str = "sample"
+    score_on: str = "normalised"
+    predict: str = "delta"
+
+    def __post_init__(self) -> None:
+        choice("ndim", self.ndim, (1, 2, 3))
+        choice("history_mode", self.history_mode, ("fold", "frames"))
+        choice("normalise", self.normalise, ("sample", "context", "dataset", "none"))
+        choice("score_on", self.score_on, ("normalised", "raw"))
+        choice("predict", self.predict, ("delta", "state"))
+        at_least_one(
+            history=self.history, in_channels=self.in_channels, out_channels=self.out_channels
+        )
+        if self.history < 2 and self.normalise == "context" and self.predict == "delta":
+            raise ValueError(
+                'normalise="context" takes the scale of a change from the history, which needs at '
+                f"least 2 frames, got {self.history}"
+            )
+        if self.constant_channels < 0:
+            raise ValueError(
+                f"constant_channels must not be negative, got {self.constant_channels}"
+            )
+        same = self.out_channels == self.in_channels
+        if not same and (self.predict == "delta" or self.normalise != "none"):
+            raise ValueError(
+                f"{self.out_channels} output for {self.in_channels} input channels have no "
+                'statistics or last frame to refer to: use predict="state" and normalise="none"'
+            )
+
+    @property
+    def token_channels(self) -> int:
+        """Channels of a frame as the tokenizer gets it: history folded or not, and constants."""
+        frames = self.history if self.history_mode == "fold" else 1
+        return self.in_channels * frames + self.constant_channels
+
+
+def at_least_one(**values: int) -> None:
+    """Raises ``ValueError`` for the first value below 1, with its name."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Prepared(NamedTuple):
@@ -28,11 +97,15 @@ class Prepared(NamedTuple):
 class OneStepModel(nn.Module):
     """Predicts the next frame of a field from its history; physical units in and out.
 
-    A subclass says how: `_decode` maps what `_prepare` makes of the history to values or changes in
-    normalised units. `create_surrogate` explains the arguments.
+    A subclass defines `_predict_normalised`, which maps what `_prepare` makes of the history to
+    values or changes in normalised units.
+
+    Args:
+        options: what it reads and returns.
+        given: fields of `OneStepOptions`, instead of or on top of `options`.
 
     Attributes:
-        config: how to build the model again, plain values; None where it was composed by hand.
+        config: plain values that build the model again; None if it was composed by hand.
     """
 
     config: Mapping[str, Any] | None = None
@@ -42,37 +115,23 @@ class OneStepModel(nn.Module):
     constant_mean: Tensor
     constant_std: Tensor
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        in_channels: int,
-        out_channels: int,
-        history: int,
-        history_mode: str,
-        constant_channels: int,
-        normalise: str,
-        score_on: str,
-        predict: str,
-    ):
+    def __init__(self, options: OneStepOptions | None = None, **given: Any):
         super().__init__()
-        self.ndim, self.in_channels, self.out_channels = ndim, in_channels, out_channels
-        self.history, self.history_mode = history, history_mode
-        self.constant_channels = constant_channels
-        self.normalise, self.score_on, self.predict = normalise, score_on, predict
-        for name, channels in (
-            ("mean", in_channels),
-            ("std", in_channels),
-            ("delta_std", in_channels),
-            ("constant_mean", constant_channels),
-            ("constant_std", constant_channels),
-        ):
-            value = torch.zeros(channels) if name.endswith("mean") else torch.ones(channels)
-            self.register_buffer(name, value)
+        o = dataclasses.replace(options, **given) if options else OneStepOptions(**given)
+        self.options = o
+        self.ndim, self.in_channels, self.out_channels = o.ndim, o.in_channels, o.out_channels
+        self.history, self.history_mode = o.history, o.history_mode
+        self.constant_channels = o.constant_channels
+        self.normalise, self.score_on, self.predict = o.normalise, o.score_on, o.predict
+        sizes = dict.fromkeys(("mean", "std", "delta_std"), o.in_channels)
+        sizes |= dict.fromkeys(("constant_mean", "constant_std"), o.constant_channels)
+        for name, size in sizes.items():
+            start = torch.zeros(size) if name.endswith("mean") else torch.ones(size)
+            self.register_buffer(name, start)
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Names that may change from call to call, such as "budget"."""
+        """Names of the settings that may change from call to call, such as "budget"."""
         return ()
 
     def set_statistics(
@@ -83,10 +142,10 @@ class OneStepModel(nn.Module):
         constant_mean: Float[Tensor, " cc"] | None = None,
         constant_std: Float[Tensor, " cc"] | None = None,
     ) -> None:
-        """Per-channel statistics of the training data, kept in the state dict.
+        """Sets the per-channel statistics of the training data, part of the state dict.
 
         With ``normalise="dataset"`` they normalise inputs and scale predictions; with "sample" they
-        say how large a change is, in units of the context's std.
+        give the size of a change in units of the context's std.
 
         Raises:
             ValueError: another number of channels, or a std that is not positive and finite.
@@ -120,11 +179,11 @@ class OneStepModel(nn.Module):
         all_frames: bool = False,
         **control: Any,
     ) -> Float[Tensor, "b t c *s"]:
-        """The frame after the last one (t = 1), or the one after each.
+        """Predicts the frame after the last one (t = 1), or the one after each.
 
         Args:
-            field: (b, history, in_channels, *space); (b, c, *space) where history is 1.
-            constants: static input channels, where the model was built with some.
+            field: (b, history, in_channels, *space); (b, c, *space) if history is 1.
+            constants: static input channels, if the model was built with some.
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
             all_frames: with ``history_mode="frames"``, return what follows every frame of the
                 history (t = history), for losses over all of them.
@@ -136,21 +195,21 @@ class OneStepModel(nn.Module):
                 'all_frames needs history_mode="frames"; this model folds its history into channels'
             )
         prepared = self._prepare(field, constants)
-        decoded = self._decode(prepared, boundary, control)  # (b, t', out_channels, *space)
         first = 0 if all_frames else -1
+        decoded = self._predict_normalised(prepared, boundary, control)  # (b, t', c, *space)
         if self.predict == "delta":
             change = prepared.delta_mean + prepared.delta_std * decoded[:, first:]
             return field[:, first:] + change
         return prepared.mean + prepared.std * decoded[:, first:]
 
-    def _decode(
+    def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
         raise NotImplementedError
 
     def scale(self, field: Float[Tensor, "b *tcs"]) -> Float[Tensor, "..."]:
-        """What one unit of the model's raw output is in physical units: the std of the change, or
-        of the state; broadcasts against (b, t, c, *space).
+        """Returns the physical size of one unit of the model's raw output: the std of the change,
+        or of the state; broadcasts against (b, t, c, *space).
         """
         field = as_field(field, self.ndim, self.in_channels)
         _, std = self._statistics(field)
@@ -162,7 +221,7 @@ class OneStepModel(nn.Module):
         constants: Float[Tensor, "b cc *s"] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b t c *s"]:
-        """What the tokenizer embeds: normalised, history folded or not, constants appended."""
+        """Returns what the tokenizer embeds: normalised, history folded or not, with constants."""
         return self._prepare(self._check(field, constants), constants).x
 
     @torch.no_grad()
@@ -180,18 +239,17 @@ class OneStepModel(nn.Module):
 
         Args:
             settings: controls of each step (step 0 first), a schedule or what `create_schedule`
-                takes; they win over `control`.
+                takes; they override `control`.
 
         Raises:
-            ValueError: the model does not predict the channels that it reads.
+            ValueError: the model does not predict the channels that it reads, or `n_steps` < 1.
         """
         if self.out_channels != self.in_channels:
             raise ValueError(
                 f"a rollout needs as many output as input channels, got {self.out_channels} and "
                 f"{self.in_channels}"
             )
-        if n_steps < 1:
-            raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+        at_least_one(n_steps=n_steps)
         if isinstance(settings, Mapping):
             settings = create_schedule(settings)
         window, out = self._check(field, constants), []
@@ -218,18 +276,17 @@ class OneStepModel(nn.Module):
     def _prepare(self, field: Tensor, constants: Tensor | None) -> Prepared:
         mean, std = self._statistics(field)
         delta_mean, delta_std = self._delta_statistics(field, std)
-        x, scored = (field - mean) / std, field
+        fixed = normal = None
         if self.constant_channels:
             assert constants is not None
             fixed = constants.unsqueeze(1)
-            x, scored = self._append(x, self._normal_constants(fixed)), self._append(scored, fixed)
-        else:
-            x, scored = self._append(x, None), self._append(scored, None)
-        scored = x if self.score_on == "normalised" else scored
+            normal = self._normal_constants(fixed)
+        x = self._append((field - mean) / std, normal)
+        scored = x if self.score_on == "normalised" else self._append(field, fixed)
         return Prepared(scored, x, mean, std, delta_mean, delta_std)
 
     def _append(self, field: Tensor, constants: Tensor | None) -> Tensor:
-        """Folds the history where asked, then appends the constants to every frame."""
+        """Folds the history if asked, then appends the constants to every frame."""
         if self.history_mode == "fold":
             field = field.flatten(1, 2).unsqueeze(1)
         if constants is None:
@@ -241,23 +298,21 @@ class OneStepModel(nn.Module):
             return field.new_zeros(()), field.new_ones(())
         if self.normalise in ("sample", "context"):
             return self._moments(field, (1, *range(3, field.ndim)))
-        view = (1, 1, -1, *[1] * self.ndim)
-        return self.mean.view(view), self.std.view(view)
+        return self._per_channel(self.mean), self._per_channel(self.std)
 
     def _delta_statistics(self, field: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and scale of the change from frame to frame; the mean is 0 but for "context"."""
+        """Mean and std of the change from frame to frame; the mean is 0 except for "context"."""
         zero = field.new_zeros(())
         if self.normalise == "none" or self.predict != "delta":
             return zero, field.new_ones(())
         if self.normalise == "context":
             return self._moments(field.diff(dim=1), (1, *range(3, field.ndim)))
-        view = (1, 1, -1, *[1] * self.ndim)
         if self.normalise == "sample":
-            return zero, std * (self.delta_std / self.std).view(view)
-        return zero, self.delta_std.view(view)
+            return zero, std * self._per_channel(self.delta_std / self.std)
+        return zero, self._per_channel(self.delta_std)
 
     def _moments(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Mean and std of the sample at hand; of "context" as in the authors' code of CKM."""
+        """Mean and std of each sample; for "context" as in the code of CKM's authors."""
         context = self.normalise == "context"
         std, mean = torch.std_mean(x, dim=axes, correction=int(context), keepdim=True)
         return mean, std + (1e-4 if context else 1e-8)
@@ -268,44 +323,9 @@ class OneStepModel(nn.Module):
             return (constants - mean) / std
         if self.normalise == "none":
             return constants
-        view = (1, 1, -1, *[1] * self.ndim)
-        return (constants - self.constant_mean.view(view)) / self.constant_std.view(view)
+        mean, std = self._per_channel(self.constant_mean), self._per_channel(self.constant_std)
+        return (constants - mean) / std
 
-
-def check_arguments(
-    history: int,
-    in_channels: int,
-    out_channels: int,
-    constant_channels: int,
-    choices: Mapping[str, str],
-) -> None:
-    """Raises ``ValueError`` for what no one-step model can be built with."""
-    accepted = {
-        "history_mode": ("auto", "fold", "frames"),
-        "normalise": ("sample", "context", "dataset", "none"),
-        "score_on": ("normalised", "raw"),
-        "predict": ("delta", "state"),
-    }
-    for name, value in choices.items():
-        if value not in accepted[name]:
-            near = close_matches(value, accepted[name])
-            known = ", ".join(accepted[name])
-            raise ValueError(f"{name} must be one of {known}, got {value!r}{near}")
-    if history < 1:
-        raise ValueError(f"history must be at least 1 frame, got {history}")
-    if history < 2 and choices["normalise"] == "context" and choices["predict"] == "delta":
-        raise ValueError(
-            'normalise="context" takes the scale of a change from the history, which needs at '
-            f"least 2 frames, got {history}"
-        )
-    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if constant_channels < 0:
-        raise ValueError(f"constant_channels must not be negative, got {constant_channels}")
-    same = out_channels == in_channels
-    if not same and (choices["predict"] == "delta" or choices["normalise"] != "none"):
-        raise ValueError(
-            f"{out_channels} output for {in_channels} input channels have no statistics or last "
-            'frame to refer to: use predict="state" and normalise="none"'
-        )
+    def _per_channel(self, values: Tensor) -> Tensor:
+        """A view of (c,) that broadcasts against (b, t, c, *space)."""
+        return values.view(1, 1, -1, *[1] * self.ndim)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import torch
@@ -26,8 +26,14 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
 
 
+class HasCard(Protocol):
+    """Results that a model card can show."""
+
+    def card(self) -> str: ...  # noqa: D102
+
+
 def _vision(**config: Any) -> nn.Module:
-    # by name: this package's core knows no timm
+    # Imported by name, because the core must not import timm.
     return import_module("adaptok.vision.apply").build_vision(**config)
 
 
@@ -46,7 +52,7 @@ def save_pretrained(
     folder: str | Path,
     *,
     description: str = "",
-    results: Mapping[str, Any] | None = None,
+    results: HasCard | None = None,
 ) -> Path:
     """Writes a surrogate, a baseline or a tokenizer, so that `from_pretrained` builds it again.
 
@@ -56,7 +62,7 @@ def save_pretrained(
     Args:
         model: built by `create_surrogate`, `create_multiphysics` (or one of its systems),
             `create_tokenizer` or `adaptok.models.baselines.create_baseline`.
-        folder: made where it does not exist.
+        folder: created if need be.
         description: a paragraph for the model card.
         results: what `adaptok.evaluation.evaluate.evaluate` returned, for the model card.
 
@@ -111,7 +117,7 @@ def from_pretrained(where: str | Path, *, revision: str | None = None) -> Any:
         model that `adaptok.vision.apply_apt` wrapped.
 
     Raises:
-        ValueError: nothing there, a file that is missing, damaged or of another model.
+        ValueError: no such folder or id; a file is missing, damaged or of another model.
     """
     folder = _find(where, revision)
     model = build(_read_config(folder))
@@ -120,7 +126,7 @@ def from_pretrained(where: str | Path, *, revision: str | None = None) -> Any:
 
 
 def build(config: Mapping[str, Any]) -> Any:
-    """A model with fresh weights from the attribute ``config`` of another."""
+    """Builds a model with fresh weights from the attribute ``config`` of another."""
     arguments = {k: v for k, v in config.items() if k != "kind"}
     if config["kind"] == "tokenizer":
         return create_tokenizer(arguments.pop("name"), **arguments)
@@ -196,10 +202,8 @@ def _shape(state: Mapping[str, torch.Tensor], name: str) -> Any:
     return tuple(state[name].shape) if name in state else "absent"
 
 
-def model_card(
-    model: Any, *, description: str = "", results: Mapping[str, Any] | None = None
-) -> str:
-    """Text of the model card: what it is, how it was built and tested, how to load it."""
+def model_card(model: Any, *, description: str = "", results: HasCard | None = None) -> str:
+    """Writes the model card: what the model is, how it was built and tested, how to load it."""
     config = {k: v for k, v in model.config.items() if k != "kind"}
     count = sum(p.numel() for p in model.parameters())
     kind = model.config["kind"]
@@ -219,7 +223,7 @@ def model_card(
         lines += [f"# a field {shape} in physical units -> the next frame", "frame = model(field)"]
     lines += ["```", "", "## Built with", "", "```json", json.dumps(config, indent=2), "```"]
     if results is not None:
-        lines += ["", "## Tested", "", *_results(results)]
+        lines += ["", "## Tested", "", results.card()]
     lines += ["", "## Limits", ""]
     lines += [
         "It knows the data it was trained on: its grid spacing, time step and parameter ranges."
@@ -233,17 +237,3 @@ def _title(model: Any) -> str:
         return config
     part = config.get("tokenizer", config.get("baseline", config.get("name")))
     return part["name"] if isinstance(part, Mapping) else str(part)
-
-
-def _results(results: Mapping[str, Any]) -> list[str]:
-    lines = [f"Fields, in this order: {', '.join(results['fields'])}.", ""]
-    lines += [f"VRMSE on the {results['split']} split of {results['data']}, one step, mean:", ""]
-    rows = [
-        ("persistence", results["persistence"]),
-        *((r["label"], r) for r in results["settings"]),
-    ]
-    lines += ["| setting | VRMSE |", "| ------- | ----: |"]
-    for label, row in rows:
-        value = row["vrmse"]["mean"]
-        lines.append(f"| {label} | {'diverged' if value is None else f'{value:.4f}'} |")
-    return lines

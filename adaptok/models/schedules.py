@@ -16,7 +16,12 @@ SCHEDULES = Registry("schedule")
 
 @SCHEDULES.register("fixed")
 def fixed(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
-    """One setting at every step."""
+    """Uses one setting at every step.
+
+    Args:
+        settings: a list of one mapping from control to value, such as ``[{"budget": 256}]``.
+        seed: unused; accepted so that schedules can be exchanged.
+    """
     choices = _checked(settings)
     if len(choices) > 1:
         raise ValueError(f"a fixed schedule takes one setting, got {len(choices)}: {settings!r}")
@@ -25,14 +30,24 @@ def fixed(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Sc
 
 @SCHEDULES.register("random")
 def uniform_random(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
-    """One setting per step, drawn uniformly from (seed, step) alone: the same on all ranks."""
+    """Draws a setting per step, uniformly, from (seed, step) alone: the same on all ranks.
+
+    Args:
+        settings: mappings from control to value, such as ``[{"budget": 64}, {"budget": 256}]``.
+        seed: another seed, another sequence.
+    """
     choices = _checked(settings)
     return lambda step: dict(random.Random(f"{seed}/{step}").choice(choices))
 
 
 @SCHEDULES.register("cyclic")
 def cyclic(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
-    """The settings in turn; step 0 uses number ``seed % len(settings)``."""
+    """Uses the settings in turn; step 0 uses number ``seed % len(settings)``.
+
+    Args:
+        settings: mappings from control to value, such as ``[{"budget": 64}, {"budget": 256}]``.
+        seed: number of the setting that comes first.
+    """
     choices = _checked(settings)
     return lambda step: dict(choices[(seed + step) % len(choices)])
 

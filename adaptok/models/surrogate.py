@@ -10,15 +10,22 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.layers.two_stage import ConvLayout
-from adaptok.models.one_step import OneStepModel, Prepared, check_arguments
-from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, split_part
+from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one
+from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, split_part
 from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet
 
 
 class Surrogate(OneStepModel):
     """A one-step model on adaptive tokens; physical units in and out.
 
-    Built by `create_surrogate`, which explains the arguments.
+    Usually built by `create_surrogate`.
+
+    Args:
+        tokenizer: from fields to tokens.
+        processor: from tokens to tokens.
+        decoder: from tokens to fields.
+        options: what it reads and returns.
+        given: fields of `OneStepOptions`, instead of or on top of `options`.
     """
 
     tokenizer: Tokenizer
@@ -30,36 +37,18 @@ class Surrogate(OneStepModel):
         tokenizer: Tokenizer,
         processor: Callable[[TokenSet], TokenSet],
         decoder: Callable[[TokenSet], Tensor],
-        *,
-        ndim: int,
-        in_channels: int,
-        out_channels: int,
-        history: int,
-        history_mode: str,
-        constant_channels: int,
-        normalise: str,
-        score_on: str,
-        predict: str,
+        options: OneStepOptions | None = None,
+        **given: Any,
     ):
-        super().__init__(
-            ndim=ndim,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            history=history,
-            history_mode=history_mode,
-            constant_channels=constant_channels,
-            normalise=normalise,
-            score_on=score_on,
-            predict=predict,
-        )
+        super().__init__(options, **given)
         self.tokenizer, self.processor, self.decoder = tokenizer, processor, decoder
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Names that may change from call to call, such as "budget"."""
+        """Names of the settings that may change from call to call, such as "budget"."""
         return self.tokenizer.controls
 
-    def _decode(
+    def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
         cells = self.tokenizer.cells(prepared.scored, boundary=boundary, **control)
@@ -71,7 +60,7 @@ class Surrogate(OneStepModel):
         field: Float[Tensor, "b *tcs"],
         constants: Float[Tensor, "b cc *s"] | None = None,
     ) -> Float[Tensor, "b t c *s"]:
-        """What the indicator sees: as `prepare`, or the raw values with ``score_on="raw"``."""
+        """Returns what the indicator sees: as `prepare`, or raw values with ``score_on="raw"``."""
         return self._prepare(self._check(field, constants), constants).scored
 
     def cells(
@@ -82,7 +71,7 @@ class Surrogate(OneStepModel):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """The cells that `forward` would use."""
+        """Returns the cells that `forward` would use."""
         prepared = self._prepare(self._check(field, constants), constants)
         return self.tokenizer.cells(prepared.scored, boundary=boundary, **control)
 
@@ -103,11 +92,8 @@ def create_tokenizer(
         ValueError: unknown name (with the close matches), unknown knob (with the valid ones), or
             values that make no sense.
     """
-    if ndim not in (1, 2, 3):
-        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim}")
-    for what, value in (("in_channels", in_channels), ("dim", dim)):
-        if value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
+    choice("ndim", ndim, (1, 2, 3))
+    at_least_one(in_channels=in_channels, dim=dim)
     tokenizer = TOKENIZERS.create(name, ndim=ndim, in_channels=in_channels, dim=dim, **knobs)
     tokenizer.config = {"kind": "tokenizer", "name": name, "ndim": ndim}
     tokenizer.config |= {"in_channels": in_channels, "dim": dim, **knobs}
@@ -120,8 +106,8 @@ def create_processor(name: str, spec: TokenizerSpec, **knobs: Any) -> nn.Module:
 
 
 def create_decoder(name: str, spec: TokenizerSpec, out_channels: int, **knobs: Any) -> nn.Module:
-    """Builds a registered decoder for tokens of ``tokenizer.spec``; raises where they do not
-    fit.
+    """Builds a registered decoder for tokens of ``tokenizer.spec``; raises ``ValueError`` if they
+    do not fit.
     """
     return DECODERS.create(name, spec=spec, out_channels=out_channels, **knobs)
 
@@ -156,11 +142,11 @@ def create_surrogate(
         history: frames of context.
         decoder: "auto" is "modulated" for the cells of CKM and CSM, else "linear".
         history_mode: "fold" makes them channels of one frame; "frames" keeps them as frames of
-            tokens; "auto" does so where the processor attends over time, else it folds.
+            tokens; "auto" keeps them if the processor attends over time, else it folds.
         constant_channels: static input fields, given per call as `constants`.
-        normalise: "sample" (mean and std of the context), "context" (also of the changes from frame
-            to frame in it, as CKM and CSM), "dataset" (see `Surrogate.set_statistics`) or "none"
-            (the tokens see physical units; predictions are not scaled).
+        normalise: "sample" (by mean and std of the context), "context" (also by those of its
+            changes from frame to frame, as CKM and CSM), "dataset" (see
+            `Surrogate.set_statistics`) or "none" (physical units in and out).
         score_on: what the indicator sees, "normalised" or "raw".
         predict: "delta" (the change since the last frame) or "state".
 
@@ -168,65 +154,73 @@ def create_surrogate(
         ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
     """
     arguments = dict(locals())  # as given: what a saved model is built from again
-    out_channels = in_channels if out_channels is None else out_channels
-    history_mode = mode_of_history(history_mode, processor)
-    choices = {"history_mode": history_mode, "normalise": normalise}
-    choices |= {"score_on": score_on, "predict": predict}
-    check_arguments(history, in_channels, out_channels, constant_channels, choices)
-    channels = in_channels * (history if history_mode == "fold" else 1) + constant_channels
-    name, knobs = split_part(tokenizer, "tokenizer")
-    tok = create_tokenizer(name, ndim=ndim, in_channels=channels, dim=dim, **knobs)
-    if history > 1 and history_mode == "fold":
-        check_folded(processor)
-    parts = sized_parts(tok.spec, processor, decoder, out_channels, depth=depth, heads=heads)
-    surrogate = Surrogate(
-        tok,
-        *parts,
+    options = OneStepOptions(
         ndim=ndim,
         in_channels=in_channels,
-        out_channels=out_channels,
+        out_channels=in_channels if out_channels is None else out_channels,
         history=history,
-        history_mode=history_mode,
+        history_mode=mode_of_history(history_mode, processor),
         constant_channels=constant_channels,
         normalise=normalise,
         score_on=score_on,
         predict=predict,
     )
+    channels, named = (
+        (options.token_channels, options.out_channels),
+        (tokenizer, processor, decoder),
+    )
+    parts = create_parts(options, *channels, *named, dim=dim, depth=depth, heads=heads)
+    surrogate = Surrogate(*parts, options)
     surrogate.config = {"kind": "surrogate", **arguments}
     return surrogate
 
 
-def sized_parts(
-    spec: TokenizerSpec, processor: Part, decoder: Part, out_channels: int, **shared: int
-) -> tuple[nn.Module, nn.Module]:
-    """Processor and decoder; `shared` knobs go to each that has them and does not set them."""
+def create_parts(
+    options: OneStepOptions,
+    in_channels: int,
+    out_channels: int,
+    tokenizer: Part,
+    processor: Part,
+    decoder: Part,
+    *,
+    dim: int,
+    **shared: int,
+) -> tuple[Tokenizer, nn.Module, nn.Module]:
+    """Builds tokenizer, processor and decoder of a model.
+
+    Args:
+        in_channels: of a frame as the tokenizer gets it.
+        out_channels: of a frame as the decoder returns it.
+        dim: width of the tokens.
+        shared: knobs that go to each processor and decoder that has them and does not set them.
+    """
+    processor_name, _ = split_part(processor, "processor")
+    needs_frames = getattr(PROCESSORS.get(processor_name), "needs_frames", False)
+    name, knobs = split_part(tokenizer, "tokenizer")
+    wired = {"ndim": options.ndim, "in_channels": in_channels, "dim": dim}
+    built = create_tokenizer(name, **wired, **knobs)
+    if needs_frames and options.history > 1 and options.history_mode == "fold":
+        raise ValueError(
+            f"processor {processor_name!r} attends over frames of tokens, but a folded history has "
+            'one: use history_mode="frames"'
+        )
     parts = []
     for registry, part, wired in (
-        (PROCESSORS, processor, {"spec": spec}),
-        (DECODERS, decoder, {"spec": spec, "out_channels": out_channels}),
+        (PROCESSORS, processor, {"spec": built.spec}),
+        (DECODERS, decoder, {"spec": built.spec, "out_channels": out_channels}),
     ):
         name, knobs = split_part(part, registry.kind)
         if name == "auto" and registry is DECODERS:
-            name = "modulated" if spec.layout is ConvLayout else "linear"
+            name = "modulated" if built.spec.layout is ConvLayout else "linear"
         sizes = {k: v for k, v in shared.items() if k in registry.knobs(name)}
         parts.append(registry.create(name, **wired, **(sizes | knobs)))
-    return parts[0], parts[1]
+    return built, parts[0], parts[1]
 
 
 def mode_of_history(history_mode: str, processor: Part) -> str:
-    """What "auto" stands for: "frames" where the processor attends over time, else "fold"."""
-    if history_mode != "auto":
+    """Resolves "auto": "frames" if the processor attends over time, else "fold"."""
+    if choice("history_mode", history_mode, ("auto", "fold", "frames")) != "auto":
         return history_mode
     name, _ = split_part(processor, "processor")
     over_time = getattr(PROCESSORS.get(name), "attends_over_time", False)
     return "frames" if over_time else "fold"
-
-
-def check_folded(processor: Part) -> None:
-    """Raises ``ValueError`` where a processor attends over time but the history has no frames."""
-    name, _ = split_part(processor, "processor")
-    if getattr(PROCESSORS.get(name), "needs_frames", False):
-        raise ValueError(
-            f"processor {name!r} attends over frames of tokens, but a folded history has one: "
-            'use history_mode="frames"'
-        )

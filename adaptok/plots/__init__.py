@@ -3,7 +3,7 @@
 from adaptok.plots.curves import learning_curve_figure, rollout_figure
 from adaptok.plots.fields import (
     cells_figure,
-    colours_of,
+    color_scale,
     draw_cells,
     panels_figure,
     prediction_figure,
@@ -16,7 +16,7 @@ from adaptok.plots.style import save
 __all__ = [
     "binned_errors_figure",
     "cells_figure",
-    "colours_of",
+    "color_scale",
     "draw_cells",
     "error_maps_figure",
     "learning_curve_figure",

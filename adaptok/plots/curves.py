@@ -1,4 +1,4 @@
-"""Learning curves, and errors of rollouts."""
+"""Draws learning curves and errors of rollouts."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adaptok.plots.style import style
+from adaptok.plots.style import style, subplots
 from adaptok.utils.tables import read_metrics
 
-MANY = 6  # curves; the legend of more stands outside
+MANY = 6  # more curves put the legend outside
 
 
 def learning_curve_figure(
     runs: str | Path | Mapping[str, str | Path | Sequence[str | Path]],
     metric: tuple[str, str] = ("val/vrmse", "validation VRMSE"),
 ) -> Figure:
-    """Training loss and a validation metric against the step.
+    """Draws training loss and a validation metric against the step.
 
     Args:
-        runs: a run folder or its ``metrics.csv``, or several of them by their caption; those under
-            one caption (seeds) look alike.
-        metric: its name in the file, and its caption.
+        runs: a run folder or its ``metrics.csv``, or several by caption; runs under one caption
+            (seeds) look alike.
+        metric: name of the validation metric in the file, and its caption.
     """
     named = runs if isinstance(runs, Mapping) else {"": runs}
     with style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.6))
-        looks = itertools.cycle(plt.rcParams["axes.prop_cycle"])
+        figure, ((left, right),) = subplots(1, 2, (6.8, 2.6))
+        looks = itertools.cycle(matplotlib.rcParams["axes.prop_cycle"])
         for (caption, given), look in zip(named.items(), looks, strict=False):
             for i, path in enumerate([given] if isinstance(given, str | Path) else given):
                 rows = read_metrics(path)
@@ -58,9 +58,9 @@ def _draw(ax: Axes, rows: Sequence[Mapping[str, float]], key: str, look: dict[st
 
 
 def rollout_figure(curves: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
-    """VRMSE against the rollout step, one line per setting; "persistence" is grey and dashed."""
+    """Draws VRMSE against the rollout step, a line per setting, "persistence" gray and dashed."""
     with style():
-        figure, ax = plt.subplots(figsize=(4.2, 2.9))
+        figure, ((ax,),) = subplots(1, 1, (4.2, 2.9))
         for label, values in curves.items():
             (line,) = ax.plot(range(1, len(values) + 1), values, label=label)
             if label == "persistence":

@@ -1,7 +1,7 @@
-"""Fields, scores and cells.
+"""Draws fields, scores and cells.
 
-Arrays are drawn like images: first space axis down, second to the right. A field in 1D is a line,
-one in 3D the plane through the middle of an axis.
+Arrays are drawn like images: first space axis down, second to the right. A 1D field is a line, a 3D
+field the plane through the middle of an axis.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from adaptok.cells import Cells
-from adaptok.plots.style import COLOURS, style
+from adaptok.plots.style import COLORS, style, subplots
 
 
 def planes(values: np.ndarray) -> dict[str, tuple[np.ndarray, int | None, int]]:
-    """What can be drawn of an array: title -> (array of 1 or 2 axes, axis and index of the cut)."""
+    """Cuts an array into planes: title -> (array of 1 or 2 axes, axis and index of the cut)."""
     if values.ndim < 3:
         return {"": (values, None, 0)}
     cuts = {}
@@ -31,9 +31,9 @@ def planes(values: np.ndarray) -> dict[str, tuple[np.ndarray, int | None, int]]:
 
 
 def draw_values(ax: Axes, values: np.ndarray, *, limits: tuple[float, float], cmap: str) -> Any:
-    """Draws one plane (or a line in 1D); the image is returned for a colour bar, None in 1D."""
+    """Draws one plane, or a line in 1D; returns the image for a color bar, None in 1D."""
     if values.ndim == 1:
-        ax.plot(np.arange(len(values)) + 0.5, values, color=COLOURS[0], linewidth=1)
+        ax.plot(np.arange(len(values)) + 0.5, values, color=COLORS[0], linewidth=1)
         ax.set(xlim=(0, len(values)), ylim=limits)
         return None
     ax.set(xticks=[], yticks=[])
@@ -54,11 +54,11 @@ def draw_cells(
     color: str = "black",
     linewidth: float | None = None,
 ) -> int:
-    """Outlines the cells of one sample and frame; returns how many were drawn.
+    """Outlines the cells of one sample and frame; returns their number.
 
     Args:
         cut: (space axis, grid index) of the plane through a 3D tiling.
-        linewidth: in points; by default thinner the more cells there are.
+        linewidth: in points; by default it decreases with the number of cells.
     """
     origin, size = _boxes(cells, sample, frame, cut)
     if linewidth is None:
@@ -89,11 +89,11 @@ def _boxes(
     return origin[inside][:, keep], size[inside][:, keep]
 
 
-def colours_of(values: np.ndarray) -> tuple[tuple[float, float], str]:
-    """Limits and colour map: diverging around 0 for fields of both signs, else sequential."""
+def color_scale(values: np.ndarray) -> tuple[tuple[float, float], str]:
+    """Chooses limits and color map: diverging around 0 if the values have both signs."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if low < 0 < high and min(-low, high) > 0.1 * max(-low, high):
-        # Symmetric, and not spoilt by a few extreme points.
+        # Symmetric, and robust to a few extreme points.
         top = max(float(np.nanquantile(np.abs(values), 0.999)), 1e-30)
         return (-top, top), "RdBu_r"
     return (low, high if high > low else low + 1), "viridis"
@@ -102,14 +102,14 @@ def colours_of(values: np.ndarray) -> tuple[tuple[float, float], str]:
 def cells_figure(
     values: np.ndarray, tilings: Mapping[str, Cells], *, title: str = "", sample: int = 0
 ) -> Figure:
-    """Cells over the field they refine: one column per tiling, one row per plane.
+    """Draws cells over the field they refine: a column per tiling, a row per plane.
 
     Args:
         values: ``(*space)``, the field (or one channel of it).
-        tilings: cells by caption ("budget 256"); the number of tokens is added to it.
+        tilings: cells by caption ("budget 256"); the number of tokens is appended.
     """
     cuts = planes(values)
-    limits, cmap = colours_of(values)
+    limits, cmap = color_scale(values)
     with style():
         figure, axes = _grid(len(cuts), len(tilings), next(iter(cuts.values()))[0])
         for row, (where, (plane, axis, index)) in enumerate(cuts.items()):
@@ -133,25 +133,25 @@ def cells_figure(
 def trajectory_figure(
     fields: Mapping[str, np.ndarray], times: Sequence[float], *, title: str = ""
 ) -> Figure:
-    """Fields as they change: one column per field with its own colours, one row per time.
+    """Draws fields over time: a column per field with colors of its own, a row per time.
 
-    Unlike elsewhere the first space axis points right and the second up, as in nature: in a fluid
-    that is heated from below, below is below.
+    Unlike elsewhere the first space axis points right and the second up, so that a fluid heated
+    from below is hot at the bottom.
 
     Args:
-        fields: name -> ``(t, *space)``; of 3D fields the plane through the middle of the last axis.
-        times: of the rows, (t,).
-        title: of the figure.
+        fields: name -> ``(t, *space)``; a 3D field is cut in the middle of its last axis.
+        times: times of the rows, (t,).
+        title: title of the figure.
     """
     flat = {k: v if v.ndim < 4 else v[..., v.shape[-1] // 2] for k, v in fields.items()}
     shape = next(iter(flat.values())).shape[1:]
     panel = min(1.4, 7.5 / len(flat))  # inches
     width, height = (panel * (n / max(shape)) ** 0.5 for n in (shape[0], shape[-1]))
     size = (len(flat) * width * 1.05 + 0.3, len(times) * height * 1.05 + 0.6)
-    with style(), plt.rc_context({"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7}):
-        figure, axes = plt.subplots(len(times), len(flat), figsize=size, squeeze=False)
+    with style(), matplotlib.rc_context({"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7}):
+        figure, axes = subplots(len(times), len(flat), size)
         for column, (name, values) in enumerate(flat.items()):
-            limits, cmap = colours_of(values)
+            limits, cmap = color_scale(values)
             for row, frame in enumerate(values):
                 turned = frame if frame.ndim == 1 else frame.T[::-1]
                 draw_values(axes[row, column], turned, limits=limits, cmap=cmap)
@@ -169,13 +169,13 @@ def panels_figure(
     share: str = "row",
     positive: Sequence[str] = (),
 ) -> Figure:
-    """A grid of fields with a colour bar each: row name -> column name -> ``(*space)``.
+    """Draws a grid of fields with a color bar each: row name -> column name -> ``(*space)``.
 
     Fields in 3D show the plane through the middle of the first axis. A row may lack columns.
 
     Args:
-        share: "row" or "column": which panels have the same colours.
-        positive: columns such as errors and scores, which share other colours that start at 0.
+        share: "row" or "column": which panels share their colors.
+        positive: columns such as errors and scores, which share other colors that start at 0.
     """
     flat = {r: {c: first_plane(v) for c, v in columns.items()} for r, columns in rows.items()}
     names = list(max(flat.values(), key=len))
@@ -195,7 +195,7 @@ def panels_figure(
                     limits = (0.0, float(shared.max()) or 1.0)
                     _panel(figure, ax, columns[name], limits, "magma")
                 else:
-                    _panel(figure, ax, columns[name], *colours_of(shared))
+                    _panel(figure, ax, columns[name], *color_scale(shared))
         for axs, (label, columns) in zip(axes, flat.items(), strict=True):
             axs[next(i for i, name in enumerate(names) if name in columns)].set_ylabel(label)
         for ax, name in zip(axes[0], names, strict=True):
@@ -220,7 +220,7 @@ def _panel(
 def prediction_figure(
     truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """Truth, prediction and absolute error of every field, each ``(c, *space)``."""
+    """Draws truth, prediction and absolute error of every field, each ``(c, *space)``."""
     rows = {
         name: {"truth": t, "prediction": p, "|error|": np.abs(p - t)}
         for name, t, p in zip(fields, truth, prediction, strict=True)
@@ -229,17 +229,16 @@ def prediction_figure(
 
 
 def first_plane(values: np.ndarray) -> np.ndarray:
-    """The first of `planes`."""
+    """Returns the first of `planes`."""
     return next(iter(planes(values).values()))[0]
 
 
 def _grid(
     rows: int, columns: int, like: np.ndarray, *, bars: bool = False
 ) -> tuple[Figure, np.ndarray]:
-    """Axes in a grid whose panels have the aspect of the array that they show."""
+    """Makes a grid of axes whose panels have the aspect of the array that they show."""
     aspect = 0.45 if like.ndim == 1 else like.shape[0] / like.shape[1]
     width = 2.4 if aspect > 0.6 else 3.6
     height = width * aspect + 0.1
     size = ((width + 0.4 * bars) * columns + 0.3, height * rows + 0.4)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    return figure, axes
+    return subplots(rows, columns, size)

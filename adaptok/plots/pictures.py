@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from adaptok import create_schedule, plots
 from adaptok.cells import Cells
 from adaptok.data import FieldInfo, WellData
 from adaptok.evaluation.evaluate import inputs_of, rollouts
-from adaptok.models.multiphysics import System
+from adaptok.evaluation.results import FinishedRun, Results, Rollout
+from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots.residuals import binned_errors_figure, residual_spectra_figure
@@ -39,24 +40,24 @@ def sample_of(data: WellData, split: str, number: int) -> Batch:
 
 @torch.no_grad()
 def of_run(
-    surrogate: OneStepModel,
+    model: OneStepModel,
     data: WellData,
-    results: Mapping[str, Any],
+    results: Results,
     folder: Path,
     *,
     split: str = "test",
     video: str | None = None,
 ) -> list[Path]:
-    """Learning curve (where there is one), prediction, cells and rollout of a run.
+    """Draws a run: learning curve (if there is one), prediction, cells, rollout.
 
     Args:
         video: "gif" or "mp4": also a film of the rollout.
     """
     out = folder / "pictures"
     batch = sample_of(data, split, 0)
-    settings = {row["label"]: row["controls"] for row in results["settings"]}
+    settings = {row.label: row.controls for row in results.settings}
     first = next(iter(settings.values()))
-    prediction = _predict(surrogate, batch, first)
+    prediction = _predict(model, batch, first)
     files = []
     if (folder / "metrics.csv").exists():
         figure = plots.learning_curve_figure(folder)
@@ -64,27 +65,27 @@ def of_run(
     truth = batch["target"][0, 0].numpy()
     figure = plots.prediction_figure(truth, prediction, data.info.fields)
     files.append(plots.save(figure, out / "prediction.png"))
-    if isinstance(surrogate, (Surrogate, System)):
-        tilings = _tilings(surrogate, batch, settings)
+    if isinstance(model, (Surrogate, FieldSystem)):
+        tilings = _tilings(model, batch, settings)
         values = batch["input"][0, -1, 0].numpy()
         figure = plots.cells_figure(values, tilings, title=data.info.fields[0])
         files.append(plots.save(figure, out / "cells.png"))
-    if "rollout" in results["persistence"]:
-        curves = {row["label"]: _curve(row) for row in results["settings"]}
-        curves["persistence"] = _curve(results["persistence"])
-        files.append(plots.save(plots.rollout_figure(curves), out / "rollout.png"))
-        rolled = {row["label"]: row["rollout"] for row in results["settings"]}
-        figure = binned_errors_figure(rolled)
-        files.append(plots.save(figure, out / "spectral_errors.png"))
-        figure = residual_spectra_figure(rolled, results["patch_size"])
+    if results.persistence.rollout is not None:
+        rolled = {row.label: row.rollout for row in results.settings if row.rollout is not None}
+        curves = {**rolled, "persistence": results.persistence.rollout}
+        figure = plots.rollout_figure({label: _curve(r) for label, r in curves.items()})
+        files.append(plots.save(figure, out / "rollout.png"))
+        plain = {label: rollout.to_json() for label, rollout in rolled.items()}
+        files.append(plots.save(binned_errors_figure(plain), out / "spectral_errors.png"))
+        figure = residual_spectra_figure(plain, results.patch_size)
         files.append(plots.save(figure, out / "residual_spectra.png"))
-        steps = len(results["persistence"]["rollout"]["mean"])
-        files += of_rollout(surrogate, data, split, first, steps, out, video)
+        steps = len(results.persistence.rollout.mean)
+        files += of_rollout(model, data, split, first, steps, out, video)
     return files
 
 
 def of_rollout(
-    surrogate: OneStepModel,
+    model: OneStepModel,
     data: WellData,
     split: str,
     setting: Mapping[str, Any],
@@ -92,11 +93,11 @@ def of_rollout(
     folder: Path,
     video: str | None = None,
 ) -> list[Path]:
-    """Error maps and spectra of the first trajectory of a split, and a film where one is wanted."""
+    """Draws error maps and spectra of a split's first trajectory, and a film if `video` is set."""
     schedule = create_schedule(
         setting if "name" in setting else {"name": "fixed", "settings": [setting]}
     )
-    pairs = rollouts(surrogate, data, split, schedule, steps, surrogate.mean.device)
+    pairs = rollouts(model, data, split, schedule, steps, model.mean.device)
     batch, predictions = next(iter(pairs))
     truth, prediction = batch["target"][0].numpy(), predictions[0].numpy()
     if not np.isfinite(prediction).all():
@@ -112,7 +113,7 @@ def of_rollout(
 
 
 def of_data(data: WellData, path: str | Path, *, rows: int = 4) -> Path:
-    """The first test trajectory, t from its first frame; equal components are drawn once."""
+    """Draws the first test trajectory, t from its first frame; equal components are drawn once."""
     dataset: Any = data.rollout_loader("test").dataset
     sample = dataset[0]
     values = torch.cat([sample["input"], sample["target"]])
@@ -126,22 +127,9 @@ def of_data(data: WellData, path: str | Path, *, rows: int = 4) -> Path:
     return plots.save(figure, path, dpi=90, small=True)
 
 
-class HasRun(Protocol):
-    """What `of_comparison` needs of a finished run."""
-
-    @property
-    def results(self) -> dict[str, Any]: ...  # noqa: D102
-    @property
-    def surrogate(self) -> OneStepModel: ...  # noqa: D102
-    @property
-    def data(self) -> WellData: ...  # noqa: D102
-    @property
-    def folder(self) -> Path: ...  # noqa: D102
-
-
 @torch.no_grad()
-def of_comparison(runs: Mapping[str, HasRun], folder: Path) -> list[Path]:
-    """Several runs in one picture each: cells, errors, learning curves, rollouts."""
+def of_comparison(runs: Mapping[str, FinishedRun], folder: Path) -> list[Path]:
+    """Draws cells, errors, learning curves and rollouts, all runs in each picture."""
     first = next(iter(runs.values()))
     fields = first.data.info.fields
     batch = sample_of(first.data, "test", 0)
@@ -149,14 +137,14 @@ def of_comparison(runs: Mapping[str, HasRun], folder: Path) -> list[Path]:
     tilings = {}
     rows = {name: {"truth": values} for name, values in zip(fields, truth, strict=True)}
     for name, run in runs.items():
-        if isinstance(run.surrogate, Surrogate):
-            tilings |= _tilings(run.surrogate, batch, {name: {}})
-        errors = np.abs(_predict(run.surrogate, batch, {}) - truth)
+        if isinstance(run.model, Surrogate):
+            tilings |= _tilings(run.model, batch, {name: {}})
+        errors = np.abs(_predict(run.model, batch, {}) - truth)
         for field, error in zip(fields, errors, strict=True):
             rows[field][f"|error| of {name}"] = error
     names = [f"|error| of {name}" for name in runs]
-    curves = {name: _curve(run.results["settings"][0]) for name, run in runs.items()}
-    curves["persistence"] = _curve(first.results["persistence"])
+    curves = {name: _curve(run.results.settings[0].rollout) for name, run in runs.items()}
+    curves["persistence"] = _curve(first.results.persistence.rollout)
     values = batch["input"][0, -1, 0].numpy()
     cells = {"cells": plots.cells_figure(values, tilings, title=fields[0])} if tilings else {}
     figures = cells | {
@@ -169,13 +157,13 @@ def of_comparison(runs: Mapping[str, HasRun], folder: Path) -> list[Path]:
 
 @torch.no_grad()
 def of_tokens(
-    surrogate: Surrogate,
+    model: Surrogate,
     info: FieldInfo,
     batch: Batch,
     settings: Mapping[str, Mapping[str, Any]],
     folder: Path,
 ) -> tuple[list[Path], dict[str, int]]:
-    """Field, scores and cells of one sample; returns the files and the tokens per setting.
+    """Draws field, scores and cells of one sample; returns the files and the tokens per setting.
 
     Args:
         settings: controls by label.
@@ -184,20 +172,20 @@ def of_tokens(
     if "constants" in batch:
         now |= {n: batch["constants"][0, i].numpy() for i, n in enumerate(info.constants)}
     files = [plots.save(plots.panels_figure({"": now}, share="column"), folder / "field.png")]
-    tilings = _tilings(surrogate, batch, settings)
+    tilings = _tilings(model, batch, settings)
     for name in info.fields:
         figure = plots.cells_figure(now[name], tilings, title=name)
         files.append(plots.save(figure, folder / f"cells_{name}.png"))
-    files += _scores(surrogate, info, batch, folder)
+    files += _scores(model, info, batch, folder)
     return files, {label: len(cells) for label, cells in tilings.items()}
 
 
-def _scores(surrogate: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -> list[Path]:
-    """The aggregate score and that of every channel and frame, where the tokenizer scores."""
-    tokenizer: Any = surrogate.tokenizer
+def _scores(model: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -> list[Path]:
+    """Draws the score, and that of every channel and frame, if the tokenizer scores."""
+    tokenizer: Any = model.tokenizer
     if not hasattr(tokenizer, "score_map"):
         return []
-    field = surrogate.scored(batch["input"], batch.get("constants"))
+    field = model.scored(batch["input"], batch.get("constants"))
     known = batch["boundary"]
     total = tokenizer.score_map(field, boundary=known)[0].numpy()
     rows: dict[str, dict[str, np.ndarray]] = {"now": {"all": total}}
@@ -205,7 +193,7 @@ def _scores(surrogate: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -
     if maps_of is not None:
         maps = maps_of(field, boundary=known)[0].flatten(0, 1).numpy()
         history, fields = batch["input"].shape[1], len(info.fields)
-        stride = fields + (len(info.constants) if surrogate.history_mode == "frames" else 0)
+        stride = fields + (len(info.constants) if model.history_mode == "frames" else 0)
         for age in range(history):
             row = rows.setdefault(f"{age} before" if age else "now", {})
             first = (history - 1 - age) * stride
@@ -216,20 +204,20 @@ def _scores(surrogate: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -
     return [plots.save(figure, folder / "score.png")]
 
 
-def _predict(surrogate: OneStepModel, batch: Batch, setting: Mapping[str, Any]) -> np.ndarray:
+def _predict(model: OneStepModel, batch: Batch, setting: Mapping[str, Any]) -> np.ndarray:
     """The next frame of a single sample, (c, *space)."""
-    device = surrogate.mean.device
+    device = model.mean.device
     field, known = batch["input"].to(device), inputs_of(batch, device)
-    return surrogate(field, **known, **_controls(setting)).float().cpu()[0, 0].numpy()
+    return model(field, **known, **_controls(setting)).float().cpu()[0, 0].numpy()
 
 
 def _tilings(
-    surrogate: Surrogate | System, batch: Batch, settings: Mapping[str, Mapping[str, Any]]
+    model: Surrogate | FieldSystem, batch: Batch, settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Cells]:
-    device = surrogate.mean.device
+    device = model.mean.device
     known = inputs_of(batch, device)
     return {
-        label: surrogate.cells(batch["input"].to(device), **known, **_controls(setting))
+        label: model.cells(batch["input"].to(device), **known, **_controls(setting))
         for label, setting in settings.items()
     }
 
@@ -239,5 +227,5 @@ def _controls(setting: Mapping[str, Any]) -> dict[str, Any]:
     return {} if "name" in setting else dict(setting)
 
 
-def _curve(row: Mapping[str, Any]) -> list[float]:
-    return [float("nan") if v is None else v for v in row["rollout"]["mean"]]
+def _curve(rollout: Rollout | None) -> list[float]:
+    return [float("nan") if v is None else v for v in (rollout.mean if rollout else ())]

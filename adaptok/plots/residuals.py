@@ -1,6 +1,6 @@
-"""Pictures of where in the spectrum the errors of rollouts lie, and of patch artifacts in them.
+"""Draws where in the spectrum the errors of rollouts lie, and patch artifacts.
 
-Both take what `adaptok.evaluation.evaluate.evaluate` returns as the "rollout" of each setting.
+Both figures take the "rollout" that `adaptok.evaluation.evaluate.evaluate` returns per setting.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from adaptok.plots.style import style
+from adaptok.plots.style import style, subplots
 
 BANDS = ("low", "middle", "high")
 
 
 def binned_errors_figure(rollouts: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """BSNMSE against the rollout step: a panel per band of wavenumbers, a line per setting.
+    """Draws BSNMSE against the rollout step: a panel per band of wavenumbers, a line per setting.
 
     CKM and CSM, App. E.
     """
     with style():
-        figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.6), sharey=True)
+        figure, (axes,) = subplots(1, 3, (7.6, 2.6), sharey=True)
         for label, rollout in rollouts.items():
             bands = np.array(rollout["spectral_nmse"], dtype=float)  # (steps, 3); None becomes nan
             for ax, values in zip(axes, bands.T, strict=True):
@@ -43,20 +43,20 @@ def residual_spectra_figure(
     *,
     lines: int = 5,
 ) -> Figure:
-    """Power of the residual against the wavenumber: a panel per setting, later steps darker.
+    """Draws residual power against the wavenumber: a panel per setting, later steps darker.
 
-    Dotted lines mark the harmonics of the patches; the titles give how far the spectrum of the last
-    step rises above its surroundings there. CKM and CSM, Sec. 4.2.
+    Dotted lines mark the harmonics of the patches; titles say how far the spectrum of the last step
+    rises above its surroundings there. CKM and CSM, Sec. 4.2.
 
     Args:
         patch_size: period of the artifacts per space axis, or None.
-        lines: number of steps to show, evenly spaced, the first and the last among them.
+        lines: number of steps to show, evenly spaced, including the first and the last.
     """
     with style():
         columns = min(len(rollouts), 4)
         rows = math.ceil(len(rollouts) / columns)
         size = (3.1 * columns, 2.6 * rows)
-        figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+        figure, axes = subplots(rows, columns, size, sharey=True)
         for unused in axes.flat[len(rollouts) :]:
             unused.remove()
         for ax, (label, rollout) in zip(axes.flat, rollouts.items(), strict=False):
@@ -65,7 +65,9 @@ def residual_spectra_figure(
             shown = slice(1, np.searchsorted(waves, 0.5, side="right"))  # beyond it: corners only
             steps = np.unique(np.linspace(0, len(power) - 1, lines).round().astype(int))
             for number, step in enumerate(steps):
-                shade = plt.get_cmap("viridis_r")(0.15 + 0.85 * number / max(len(steps) - 1, 1))
+                shade = matplotlib.colormaps["viridis_r"](
+                    0.15 + 0.85 * number / max(len(steps) - 1, 1)
+                )
                 ax.plot(waves[shown], power[step, shown], color=shade, label=f"step {step + 1}")
             for period in sorted(set(patch_size or ())):
                 for harmonic in range(1, period // 2 + 1):

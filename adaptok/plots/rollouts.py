@@ -1,21 +1,17 @@
-"""Pictures of a rollout: a film, maps of the error and energy spectra."""
+"""Draws a rollout: a film, maps of the error and energy spectra."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import animation
 from matplotlib.figure import Figure
 
-from adaptok.plots.fields import colours_of, draw_values, first_plane, panels_figure
-from adaptok.plots.style import COLOURS, style
-
-logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # it announces every film
+from adaptok.plots.fields import color_scale, draw_values, first_plane, panels_figure
+from adaptok.plots.style import COLORS, style, subplots
 
 
 def rollout_video(
@@ -28,16 +24,16 @@ def rollout_video(
 ) -> Path:
     """Writes truth, prediction and absolute error of every field, step after step.
 
-    The colours of a field are those of its truth over all steps. It is written under a temporary
-    name first.
+    Colors span the values of the truth over all steps. The file is written under a temporary name
+    first.
 
     Args:
         truth: (t, c, *space); in 3D the plane through the middle of the first axis is shown.
         prediction: of the same shape.
-        path: ends in .gif, or in .mp4 where matplotlib finds ffmpeg.
+        path: ends in .gif, or in .mp4 if matplotlib finds ffmpeg.
 
     Raises:
-        ValueError: another ending, or .mp4 without ffmpeg.
+        ValueError: the path has another ending, or is .mp4 and there is no ffmpeg.
     """
     path = Path(path)
     writer = _writer(path, fps)
@@ -47,7 +43,6 @@ def rollout_video(
         film = animation.FuncAnimation(figure, update, frames=len(truth), blit=False)
         temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
         film.save(temporary, writer=writer, dpi=100)
-        plt.close(figure)
     os.replace(temporary, path)
     return path
 
@@ -67,11 +62,11 @@ def _film(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str]):
     error = np.abs(prediction - truth)
     aspect = 0.45 if truth.ndim == 3 else truth.shape[2] / truth.shape[3]
     size = (7.2, 2.3 * aspect * len(fields) + 0.5)
-    figure, axes = plt.subplots(len(fields), 3, figsize=size, squeeze=False)
+    figure, axes = subplots(len(fields), 3, size)
 
     def update(step: int) -> list:
         for row, name in enumerate(fields):
-            limits, cmap = colours_of(truth[:, row])
+            limits, cmap = color_scale(truth[:, row])
             top = float(np.nanmax(error[:, row])) or 1.0
             for column, (title, values, look) in enumerate(
                 (
@@ -95,12 +90,12 @@ def _film(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str]):
 def error_maps_figure(
     truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str], *, columns: int = 4
 ) -> Figure:
-    """Absolute error of every field at up to `columns` steps, evenly spaced, the last among them.
+    """Draws the absolute error of every field at up to `columns` evenly spaced steps.
 
     Args:
         truth: (t, c, *space).
         prediction: of the same shape.
-        columns: number of steps to show.
+        columns: number of steps to show, including the first and the last.
     """
     steps = np.unique(np.linspace(0, len(truth) - 1, columns).round().astype(int))
     error = np.abs(prediction - truth)
@@ -114,10 +109,10 @@ def error_maps_figure(
 
 
 def isotropic_spectrum(values: np.ndarray) -> np.ndarray:
-    """Energy per whole wavenumber (in waves per domain), (..., k); its sum is the mean square.
+    """Energy per whole wavenumber (waves per domain), (c, k); its sum is the mean square.
 
     Args:
-        values: (..., *space) with the space axes of `values.ndim - 1` leading fields: (c, *space).
+        values: fields, (c, *space).
     """
     space = values.shape[1:]
     axes = tuple(range(1, values.ndim))
@@ -129,30 +124,30 @@ def isotropic_spectrum(values: np.ndarray) -> np.ndarray:
 
 
 def spectra_figure(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str]) -> Figure:
-    """Energy against wavenumber at the first and the last step, truth dashed.
+    """Draws energy against wavenumber at the first and the last step, truth dashed.
 
     Args:
         truth: (t, c, *space).
         prediction: of the same shape.
     """
     with style():
-        figure, axes = plt.subplots(1, len(fields), figsize=(2.8 * len(fields), 2.5), squeeze=False)
+        figure, (axes,) = subplots(1, len(fields), (2.8 * len(fields), 2.5))
         for number, step in enumerate(sorted({0, len(truth) - 1})):
             pair = (isotropic_spectrum(truth[step]), isotropic_spectrum(prediction[step]))
-            for ax, name, true, ours in zip(axes[0], fields, *pair, strict=True):
+            for ax, name, true, ours in zip(axes, fields, *pair, strict=True):
                 shown = slice(1, max(truth.shape[2:]) // 2 + 1)
                 waves = np.arange(len(true))[shown]
-                colour = COLOURS[number]
-                ax.plot(waves, true[shown], color=colour, linestyle="--", linewidth=1)
-                ax.plot(waves, ours[shown], color=colour, label=f"step {step + 1}")
+                color = COLORS[number]
+                ax.plot(waves, true[shown], color=color, linestyle="--", linewidth=1)
+                ax.plot(waves, ours[shown], color=color, label=f"step {step + 1}")
                 ax.set(xscale="log", yscale="log", xlabel="wavenumber", title=name)
-        axes[0, 0].set_ylabel("energy (truth dashed)")
-        axes[0, 0].legend()
+        axes[0].set_ylabel("energy (truth dashed)")
+        axes[0].legend()
     return figure
 
 
 def _planes(values: np.ndarray) -> np.ndarray:
-    """(t, c, *space) with 3D fields cut through the middle of their first axis."""
+    """Cuts 3D fields through the middle of their first axis; (t, c, *space) -> (t, c, *plane)."""
     if values.ndim < 5:
         return values
     return np.stack([np.stack([first_plane(field) for field in frame]) for frame in values])

@@ -1,4 +1,4 @@
-"""How all pictures look, and how they are written."""
+"""Look of all pictures, and writing them. No figure belongs to pyplot, so none has to be closed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 from PIL import Image
 
-# Okabe and Ito's palette: distinguishable with every common colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from adaptok.utils.palette import OKABE_ITO
+
+COLORS = tuple(OKABE_ITO.values())
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -24,7 +22,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLORS),
     "axes.grid": False,
     "lines.linewidth": 1.4,
     "figure.constrained_layout.use": True,
@@ -32,20 +30,27 @@ STYLE: dict[str, Any] = {
 
 
 def style() -> Any:
-    """The look of a figure that is made inside."""
-    return plt.rc_context(STYLE)  # type: ignore[arg-type]
+    """Context in which figures get the look of this package."""
+    return matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def subplots(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Makes a figure of `size` in inches with a grid of axes, (rows, columns)."""
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save(figure: Figure, path: str | Path, *, dpi: int = 200, small: bool = False) -> Path:
-    """Writes the figure, makes its folder and frees its memory.
+    """Writes the figure and makes its folder.
 
     Args:
-        small: keep 256 colours only, which makes a third of the file; for PNG.
+        small: reduce a PNG to 256 colors, a third of the size.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
     if small:
         with Image.open(path) as image:
             reduced = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)

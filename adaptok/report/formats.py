@@ -1,8 +1,8 @@
-"""Numbers as people read them."""
+"""Writes numbers as people read them."""
 
 from __future__ import annotations
 
-from adaptok.report.records import Number
+from adaptok.report.runs import Number
 from adaptok.report.summaries import Spread
 
 SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -11,36 +11,36 @@ MISSING = "–"
 
 
 def error(value: Number) -> str:
-    """An error without unit, or an accuracy."""
+    """Writes an error without unit, or an accuracy."""
     if value is None:
         return MISSING
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.3g}"
 
 
 def error_spread(value: Spread | None) -> str:
-    """``0.0891 ± 0.0007``; the mean alone for one seed."""
+    """Writes ``0.0891 ± 0.0007``; the mean alone for one seed."""
     if value is None:
         return MISSING
     return error(value.mean) + (f" ± {error(value.std)}" if value.std is not None else "")
 
 
 def count(value: Number) -> str:
-    """Tokens, steps and the like."""
+    """Writes a whole number, such as tokens or steps."""
     return MISSING if value is None else f"{value:.0f}"
 
 
 def quantity(value: Number, unit: str = "") -> str:
-    """Three digits with a prefix: ``1.23 GFLOP``."""
+    """Writes three digits with a prefix: ``1.23 GFLOP``."""
     return _scaled(value, SI, unit)
 
 
 def size(value: Number) -> str:
-    """Bytes: ``1.23 GiB``."""
+    """Writes bytes: ``1.23 GiB``."""
     return _scaled(value, BINARY, "B")
 
 
 def seconds(value: Number) -> str:
-    """From microseconds to hours; 0 was not measured."""
+    """Writes a time in microseconds to hours; 0 means not measured."""
     if not value:
         return MISSING
     for limit, factor, unit in ((1e-3, 1e6, "µs"), (1, 1e3, "ms"), (600, 1, "s")):

@@ -1,4 +1,4 @@
-"""Pictures that runs left behind, as they go into a page."""
+"""Pictures that runs saved, as data URIs for the page."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adaptok.report.grouping import Group
-from adaptok.report.records import Problem, Run
+from adaptok.report.runs import LeftOut, RunRecord
 
-# Names that training, evaluation and `adaptok tokenize` write, with what they show.
+# Names that training, evaluation and `adaptok tokenize` write -> what the pictures show.
 CAPTIONS = {
     "cells": "cells over a field of the test split",
     "prediction": "truth, prediction and error one step ahead",
     "error_maps": "error at several rollout steps",
 }
-WIDTH = 1100  # pixels; more is not seen in a page
+WIDTH = 1100  # pixels; a page does not show more
 MOST = 60  # pictures in a page
 
 
 class Picture(NamedTuple):
     """A picture as a data URI."""
 
-    run: Run
+    run: RunRecord
     label: str
     caption: str
     uri: str
@@ -32,49 +32,38 @@ class Picture(NamedTuple):
     height: int
 
 
-def pictures_of(groups: Sequence[Group], problems: list[Problem]) -> list[Picture]:
-    """Pictures of one run of every group, the one with the lowest seed.
+def pictures_of(groups: Sequence[Group], problems: list[LeftOut]) -> list[Picture]:
+    """Collects the pictures of one run per group, the one with the lowest seed.
 
     Args:
-        problems: where pictures that cannot be read are added.
+        problems: list that pictures that cannot be read are added to.
     """
     found = []
     for group in groups:
-        for run in (*group.runs, *group.pending):
-            own = _of_run(run, group.label, problems)
-            if own:
-                found += own
-                break
-    first = list(CAPTIONS)
-    return sorted(found, key=lambda picture: _place(picture, first))[:MOST]
+        each = (_of_run(run, group.label, problems) for run in (*group.runs, *group.pending))
+        found += next(filter(None, each), [])
+    order = list(CAPTIONS.values())
+    return sorted(found, key=lambda p: order.index(p.caption.partition(": ")[0]))[:MOST]
 
 
-def _place(picture: Picture, order: list[str]) -> int:
-    return next((i for i, name in enumerate(order) if CAPTIONS[name] in picture.caption), 99)
-
-
-def _of_run(run: Run, label: str, problems: list[Problem]) -> list[Picture]:
+def _of_run(run: RunRecord, label: str, problems: list[LeftOut]) -> list[Picture]:
     pictures = []
-    for path in _files(run.folder):
-        stem = next(name for name in CAPTIONS if path.stem.startswith(name))
+    files = [*sorted((run.folder / "pictures").glob("*.png")), *sorted(run.folder.glob("*.png"))]
+    for path in files:
+        stem = next((name for name in CAPTIONS if path.stem.startswith(name)), None)
+        if stem is None:
+            continue
         field = path.stem.removeprefix(stem).strip("_")
         caption = CAPTIONS[stem] + (f": {field}" if field else "")
         try:
-            uri, width, height = embedded(path)
+            pictures.append(Picture(run, label, caption, *embedded(path)))
         except (OSError, ValueError) as error:  # half-written, or no picture at all
-            problems.append(Problem(path, f"picture cannot be read: {error}"))
-            continue
-        pictures.append(Picture(run, label, caption, uri, width, height))
+            problems.append(LeftOut(path, f"picture cannot be read: {error}"))
     return pictures
 
 
-def _files(folder: Path) -> list[Path]:
-    files = [*sorted((folder / "pictures").glob("*.png")), *sorted(folder.glob("*.png"))]
-    return [file for file in files if any(file.stem.startswith(name) for name in CAPTIONS)]
-
-
 def embedded(path: Path) -> tuple[str, int, int]:
-    """A picture of at most `WIDTH` pixels: data URI, width and height."""
+    """Shrinks a picture to at most `WIDTH` pixels; returns data URI, width and height."""
     from PIL import Image
 
     with Image.open(path) as image:

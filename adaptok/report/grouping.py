@@ -1,4 +1,4 @@
-"""Runs that are equal up to the seed, and the shortest names that tell the groups apart."""
+"""Groups runs that are equal up to the seed, and finds the shortest names for the groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from adaptok.report.configs import significant
-from adaptok.report.records import Measure, Run
+from adaptok.report.runs import Measure, RunRecord
 
 # Keys that come first in a label.
 FIRST = (
@@ -22,14 +22,14 @@ FIRST = (
     "size.dim",
     "history",
 )
-Settled = Mapping[int, Mapping[str, Any]]  # significant configuration by the id of the run
-# Keys that say how many tokens there are in training.
+Settled = Mapping[int, Mapping[str, Any]]  # id of the run -> significant configuration
+# Keys that set the number of tokens in training.
 BUDGETS = ("budget", "tokenizer.budget", "schedule.name", "schedule.settings")
 NAMES = ("model.name", "tokenizer.name", "processor.name", "decoder.name")
 
 
-class Table(NamedTuple):
-    """What runs have to share to be compared: the test."""
+class Comparison(NamedTuple):
+    """What runs have to share to be compared."""
 
     measure: Measure
     data: str
@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The data set, and the split where it is not "test"."""
+        """The data set, and the split unless it is "test"."""
         return self.data if self.split == "test" else f"{self.data}, {self.split} split"
 
 
@@ -46,23 +46,23 @@ class Group:
     """Runs that differ in their seed only.
 
     Attributes:
-        table: what they are compared in.
-        label: short name, unique in its table.
+        comparison: the test they share with other groups.
+        label: short name, unique in its comparison.
         kind: tokenizer or baseline.
         keys: configuration keys of the label, with their values.
-        runs: tested ones, by seed; evaluations of a run, and repetitions, are runs of their own.
-        identities: of each of these, what a repetition of it shares: the seed and the rest.
-        pending: runs of the group that failed or go on.
-        mixed: other keys in which the runs differ, where the keys were chosen by hand.
+        runs: tested runs, by seed; evaluations and repetitions of a run are listed too.
+        identities: per tested run, the seed and values that a repetition of it shares.
+        pending: runs without results: failed or unfinished.
+        mixed: other keys in which the runs differ, if the keys were chosen by hand.
     """
 
-    table: Table
+    comparison: Comparison
     label: str
     kind: str
     keys: Mapping[str, Any]
-    runs: Sequence[Run]
+    runs: Sequence[RunRecord]
     identities: Sequence[Hashable]
-    pending: Sequence[Run] = ()
+    pending: Sequence[RunRecord] = ()
     mixed: Sequence[str] = ()
 
     @property
@@ -71,76 +71,83 @@ class Group:
         return sorted({run.seed for run in self.runs if run.seed is not None})
 
 
-def table_of(run: Run) -> Table:
-    """The table that a run belongs to."""
-    return Table(run.measure, run.data, run.split)
-
-
-def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
-    """Groups runs by the configuration keys in which they differ, the seed and the like aside.
+def group_runs(runs: Sequence[RunRecord], by: Sequence[str] = ()) -> list[Group]:
+    """Groups runs by the configuration keys in which they differ, except the seed and the like.
 
     Args:
-        by: the keys to group by instead, such as ``["tokenizer.name", "budget"]``; runs that differ
-            in others are then put together.
+        by: the keys to group by instead, such as ``["tokenizer.name", "budget"]``; pools runs that
+            differ in other keys.
 
     Returns:
-        Table by table, in the order of their names; in a table by label.
+        Groups sorted by comparison, then by label.
 
     Raises:
-        ValueError: a key that no run has.
+        ValueError: no run has one of the keys.
     """
     settled = _settled(runs)
     known = sorted({key for config in settled.values() for key in config})
     for key in by:
         if key not in known:
             raise ValueError(f"by={key}: no run has this key; they have {', '.join(known)}")
-    alike: dict[tuple[Table, str], list[Run]] = {}
+    alike: dict[tuple[Comparison, str], list[RunRecord]] = {}
     for run in runs:
-        alike.setdefault((table_of(run), run.kind), []).append(run)
+        comparison = Comparison(run.measure, run.data, run.split)
+        alike.setdefault((comparison, run.kind), []).append(run)
     groups = [
         group
-        for (table, _), own in alike.items()
-        for group in _groups_of_kind(table, own, settled, tuple(by))
+        for (comparison, kind), own in alike.items()
+        for group in _groups_of_kind(comparison, kind, own, settled, tuple(by))
     ]
-    order = {table: i for i, table in enumerate(sorted({g.table for g in groups}, key=str))}
-    return sorted(groups, key=lambda g: (order[g.table], _natural(g.label)))
+    return sorted(groups, key=lambda g: (str(g.comparison), _natural(g.label)))
 
 
 def _groups_of_kind(
-    table: Table, runs: Sequence[Run], settled: Settled, by: tuple[str, ...]
+    comparison: Comparison,
+    kind: str,
+    runs: Sequence[RunRecord],
+    settled: Settled,
+    by: tuple[str, ...],
 ) -> list[Group]:
-    """Groups of the runs of one tokenizer or baseline in a table."""
+    """Groups the runs of one tokenizer or baseline."""
     versions = [run.environment.get("adaptok") for run in runs]
     varying = label_keys([settled[id(run)] for run in runs], versions)
     keys = by or varying
-    members: dict[Hashable, list[Run]] = {}
+
+    def identity(run: RunRecord, keys: Sequence[str]) -> tuple[Hashable, ...]:
+        return tuple(_hashable(settled[id(run)].get(key)) for key in keys)
+
+    members: dict[Hashable, list[RunRecord]] = {}
     for run in runs:
-        identity = _hashable([settled[id(run)].get(key) for key in keys])
-        members.setdefault(identity, []).append(run)
+        members.setdefault(identity(run, keys), []).append(run)
     groups = []
     for own in members.values():
-        configs = [settled[id(run)] for run in own]
-        values = {key: configs[0][key] for key in keys if key in configs[0]}
-        mixed = [key for key in varying if len({_hashable(c.get(key)) for c in configs}) > 1]
-        label, kind = label_of_keys(own[0].kind, with_budget(values, own[0])), own[0].kind
-        tested = sorted((run for run in own if run.results), key=_by_seed)
-        same = [(r.seed, *(_hashable(settled[id(r)].get(key)) for key in varying)) for r in tested]
+        first = settled[id(own[0])]
+        values = {key: first[key] for key in keys if key in first}
+        mixed = [key for key in varying if len({identity(run, [key]) for run in own}) > 1]
+        budget, shown = own[0].budget, values
+        if isinstance(budget, str) and any(key in values for key in BUDGETS):
+            # several budgets in training take the place of the schedule
+            shown = {k: v for k, v in values.items() if k not in BUDGETS} | {"budget": budget}
+        label = label_of_keys(kind, shown)
+        tested = [run for run in own if run.results]
+        tested.sort(key=lambda run: (run.seed is None, run.seed or 0, run.modified))
+        same = [(run.seed, *identity(run, varying)) for run in tested]
         pending = [run for run in own if not run.results]
-        groups.append(Group(table, label, kind, values, tested, same, pending, mixed))
+        groups.append(Group(comparison, label, kind, values, tested, same, pending, mixed))
     return groups
 
 
 def label_keys(
     configs: Sequence[Mapping[str, Any]], versions: Sequence[str | None] = ()
 ) -> tuple[str, ...]:
-    """The fewest keys, the telling ones first, that split flat configurations as all keys do.
+    """Finds the fewest keys, most telling first, that split configurations as all keys do.
 
-    A key is left out if those before it imply its value. Not to have a key is as to have it null,
-    but for configurations of another version than those that have it: older ones lack keys that
-    were added since.
+    A key is left out if the keys before it imply its value. A missing key counts as null, unless
+    the versions differ: older configurations lack keys that were added since.
 
     Args:
-        versions: of adaptok, one per configuration; None is unknown.
+        configs: dotted keys with their values.
+        versions: versions of adaptok, one per configuration; None is unknown.
     """
     seen: dict[str, set[Hashable]] = {}
     for config in configs:
@@ -151,20 +158,20 @@ def label_keys(
         having = {version for config, version in pairs if key in config} - {None}
         if any(version in having for config, version in pairs if key not in config):
             values.add(_hashable(None))
-    keys = sorted((key for key, values in seen.items() if len(values) > 1), key=_priority)
-    parts = [0] * len(configs)
+    first = {key: place for place, key in enumerate(FIRST)}
+    order = {key: (first.get(key, len(FIRST)), not key.endswith(".name"), key) for key in seen}
+    parts: list[tuple[Hashable, ...]] = [()] * len(configs)
     chosen = []
-    for key in keys:
-        refined = [(p, _hashable(c.get(key))) for p, c in zip(parts, configs, strict=True)]
+    for key in sorted((key for key in seen if len(seen[key]) > 1), key=order.__getitem__):
+        refined = [(*p, _hashable(c.get(key))) for p, c in zip(parts, configs, strict=True)]
         if len(set(refined)) > len(set(parts)):
             chosen.append(key)
-            numbers = {part: i for i, part in enumerate(dict.fromkeys(refined))}
-            parts = [numbers[part] for part in refined]
+            parts = refined
     return tuple(chosen)
 
 
 def label_of_keys(kind: str, values: Mapping[str, Any]) -> str:
-    """``iap, vit, budget=256``: names as they are, other keys by their last part."""
+    """Writes ``iap, vit, budget=256``: bare names, and the last part of other keys."""
     parts = [kind]
     for key, value in values.items():
         if value is None or (key, value) == ("schedule.name", "fixed"):
@@ -179,21 +186,18 @@ def label_of_keys(kind: str, values: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def with_budget(values: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """Keys of a label, where several budgets in training take the place of the schedule."""
-    if not isinstance(run.budget, str) or not any(key in values for key in BUDGETS):
-        return dict(values)
-    return {k: v for k, v in values.items() if k not in BUDGETS} | {"budget": run.budget}
-
-
 def _short(key: str) -> str:
-    """The last part that says something: "budget", and "schedule" of "schedule.name"."""
+    """Shortens a key to its telling part: "budget", and "schedule" for "schedule.name"."""
     return key.removesuffix(".name").rpartition(".")[2]
 
 
-def _settled(runs: Sequence[Run]) -> dict[int, dict[str, Any]]:
-    """Significant configurations; a part without knobs is written as one with knobs."""
-    found = {id(run): _of_run(run) for run in runs}
+def _settled(runs: Sequence[RunRecord]) -> dict[int, dict[str, Any]]:
+    """Significant configurations; a part without knobs is written like one with knobs."""
+    found = {}
+    for run in runs:
+        config = significant(run.config, evaluated=run.source is not None)
+        # without config.yaml a run is like no other
+        found[id(run)] = {"task": "surrogate", **config} if config else {"folder": run.name}
     known = {key for config in found.values() for key in config}
     for config in found.values():
         for key in [k for k, v in config.items() if isinstance(v, str) and f"{k}.name" in known]:
@@ -201,23 +205,8 @@ def _settled(runs: Sequence[Run]) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _of_run(run: Run) -> dict[str, Any]:
-    config = significant(run.config, evaluated=run.source is not None)
-    if not config:
-        return {"folder": run.name}  # without config.yaml a run is like no other
-    return {"task": "surrogate", **config}
-
-
-def _by_seed(run: Run) -> tuple[bool, int, float]:
-    return (run.seed is None, run.seed or 0, run.modified)
-
-
-def _priority(key: str) -> tuple[int, bool, str]:
-    return (FIRST.index(key) if key in FIRST else len(FIRST), not key.endswith(".name"), key)
-
-
 def _hashable(value: Any) -> Hashable:
-    """Equal for equal values, different otherwise: 1, 1.0 and True are the same only as in YAML."""
+    """Makes a hashable value, equal for equal values; unlike in Python, 1 and True differ."""
     if isinstance(value, Mapping):
         return tuple(sorted((str(k), _hashable(v)) for k, v in value.items()))
     if isinstance(value, (list, tuple)):

@@ -1,29 +1,43 @@
-"""Run folders as records. A folder that cannot be read is named with the reason, never an error."""
+"""Reads run folders. A folder that cannot be read is named with the reason, never an error."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adaptok.report.configs import flat
-from adaptok.report.files import modified, read_config, read_curve, read_json
-from adaptok.report.parsing import chain, number, numbers, result_of
-from adaptok.report.records import ACCURACY, VRMSE, Measure, Number, Problem, Result, Run, Runs
+from adaptok.report.runs import (
+    ACCURACY,
+    BANDS,
+    VRMSE,
+    LeftOut,
+    Measure,
+    Number,
+    RunRecord,
+    Runs,
+    SettingResult,
+)
+from adaptok.utils.keys import flattened
+from adaptok.utils.tables import read_metrics
 
-# Folders inside a run folder, and beside runs, that hold no run.
-PARTS = {"checkpoints", "pictures", "model", "predictions", "wandb", "report", ".hydra"}
+# Folders inside run folders, and beside them, that hold no run.
+SKIPPED = {"checkpoints", "pictures", "model", "predictions", "wandb", "report", ".hydra"}
+FIRST = ("vrmse", "tokens", "spectral_nmse", "rollout")  # order of the columns
+OTHERS = ("label", "setting", "controls")  # entries of a row that are no numbers
 ABOUT = ("parameters", "seconds_per_training_step")
 
 
 def read_runs(*folders: str | Path) -> Runs:
-    """Reads every run in some folders and below them.
+    """Reads every run in and below the folders.
 
-    A run folder is one with config.yaml, metrics.json or failed.json; the folders below the one of
-    a pretraining run hold its results on each data set. Runs that go on, failed or diverged are
-    there too, see `Run.status`.
+    A run folder has a config.yaml, metrics.json or failed.json; the folders below that of a
+    pretraining run hold its results on each data set. Unfinished, failed and diverged runs are
+    read too, see `RunRecord.status`.
 
     Args:
         folders: run folders, or folders of them at any depth.
@@ -43,15 +57,15 @@ def read_runs(*folders: str | Path) -> Runs:
         for folder in _run_folders(place, found.problems, seen):
             _read(folder, found)
         if len(found.runs) + len(found.problems) == before and not known:
-            found.problems.append(Problem(place, "no run in it"))
+            found.problems.append(LeftOut(place, "no run in it"))
     return Runs(_named(found.runs), found.problems)
 
 
-def _run_folders(place: Path, problems: list[Problem], seen: set[Path]) -> Iterator[Path]:
-    """Folders of runs, in the order of their names; one without anything in it is a problem.
+def _run_folders(place: Path, problems: list[LeftOut], seen: set[Path]) -> Iterator[Path]:
+    """Yields folders of runs, sorted by name; reports empty folders as problems.
 
     Args:
-        seen: folders that are known, by the name without links, which may form circles.
+        seen: resolved paths of the folders visited so far; links may form circles.
     """
     if place.resolve() in seen:
         return
@@ -59,90 +73,89 @@ def _run_folders(place: Path, problems: list[Problem], seen: set[Path]) -> Itera
     try:
         entries = sorted(os.scandir(place), key=lambda entry: entry.name)
     except OSError as error:
-        problems.append(Problem(place, f"cannot be read: {error.strerror}"))
+        problems.append(LeftOut(place, f"cannot be read: {error.strerror}"))
         return
     names = {entry.name for entry in entries}
     if names & {"config.yaml", "metrics.json", "failed.json"}:
         yield place
     elif not names:
-        problems.append(Problem(place, "empty"))
-    elif ".hydra" in names and not _has_runs(place):
-        problems.append(Problem(place, "no config.yaml: it stopped before it began"))
+        problems.append(LeftOut(place, "empty"))
+    elif ".hydra" in names and all(".hydra" in f.parts for f in place.glob("**/config.yaml")):
+        problems.append(LeftOut(place, "no config.yaml: it stopped before it began"))
     for entry in entries:
-        if entry.is_dir() and entry.name not in PARTS and not entry.name.startswith("."):
+        if entry.is_dir() and entry.name not in SKIPPED and not entry.name.startswith("."):
             yield from _run_folders(Path(entry.path), problems, seen)
 
 
-def _has_runs(place: Path) -> bool:
-    return any(".hydra" not in path.parts for path in place.glob("**/config.yaml"))
-
-
 def _read(folder: Path, found: Runs) -> None:
-    """Adds a run, or the problem with its folder."""
+    """Adds the run, or the problem with its folder."""
     try:
-        config = read_config(folder, found.problems)
-        results = read_json(folder / "metrics.json", found.problems)
-        if results is None and config is not None and _children(folder):
-            return  # a pretraining run: its children are the runs
+        config = _read_config(folder, found.problems)
+        results = _read_json(folder / "metrics.json", found.problems)
+        if results is None and config is not None:
+            children = [file.parent for file in folder.glob("*/metrics.json")]
+            if any(not (child / "config.yaml").exists() for child in children):
+                return  # a pretraining run: its children are the runs
         if not (folder / "config.yaml").exists() and results is not None:
-            config = read_config(folder.parent, []) or {}
+            config = _read_config(folder.parent, []) or {}
             if not config:
-                found.problems.append(Problem(folder, "no config.yaml: known by its name only"))
+                found.problems.append(LeftOut(folder, "no config.yaml: known by its name only"))
         config = _as_asked(config or {}, folder)
         found.runs.append(_run(folder, config, results, found.problems))
     except Exception as error:  # whatever is in the files: one bad folder must not hide the others
-        found.problems.append(Problem(folder, f"{type(error).__name__}: {error}"))
+        found.problems.append(LeftOut(folder, f"{type(error).__name__}: {error}"))
 
 
-def _children(folder: Path) -> list[Path]:
-    """Results of a pretraining run."""
-    files = folder.glob("*/metrics.json")
-    return [f.parent for f in files if not (f.parent / "config.yaml").exists()]
-
-
-def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Problem]) -> Run:
+def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[LeftOut]) -> RunRecord:
     results = {} if results is None else results
     measure = ACCURACY if config.get("task") == "classify" or "classes" in results else VRMSE
     rows = [result_of(row) for row in results.get("settings") or () if isinstance(row, Mapping)]
-    source = _source(results)
-    curve = read_curve(folder, config, source, problems)
-    if rows and (failure := read_json(folder / "failed.json", [])) is not None:
+    source = None
+    if isinstance(checkpoint := results.get("checkpoint"), str):
+        parents = Path(checkpoint).parents
+        source = parents[1] if parents[0].name == "checkpoints" else parents[0]
+    curve = _read_curve(folder, config, source, problems)
+    if rows and (failure := _read_json(folder / "failed.json", [])) is not None:
         error = failure.get("error", "unknown error")
-        problems.append(Problem(folder, f"repeated and failed, these are older results: {error}"))
+        problems.append(LeftOut(folder, f"repeated and failed, these are older results: {error}"))
     status, note = _status(folder, config, rows, measure, curve)
-    flattened = flat(_of_set(config, results.get("data")))
-    return Run(
+    if isinstance(data := config.get("data"), list):  # of several sets, the one that was tested
+        named = [d for d in data if chain(d, "name") == results.get("data")]
+        config = config | {"data": named[0] if named else {}}
+    flat = dict(flattened(config))
+    written = [folder / name for name in ("metrics.json", "failed.json", "config.yaml")]
+    return RunRecord(
         folder=folder,
         name=folder.name,
         status=status,
         measure=measure,
-        data=str(results.get("data") or flattened.get("data.name") or "unknown"),
+        data=str(results.get("data") or flat.get("data.name") or "unknown"),
         split=str(results.get("split", "test")),
-        config=flattened,
+        config=flat,
         results=rows,
-        reference=_reference(results, measure),
+        references=_references(results, measure),
         reference_rollout=numbers(chain(results, "persistence", "rollout", "mean")),
         values=_values(results),
-        environment=_environment(results),
+        environment={k: str(v) for k, v in entries(results, "environment").items()},
         curve=curve,
         note=note,
         source=source,
-        modified=modified(folder),
+        modified=max((file.stat().st_mtime for file in written if file.exists()), default=0.0),
     )
 
 
 def _status(
     folder: Path,
     config: Mapping[str, Any],
-    rows: Sequence[Result],
+    rows: Sequence[SettingResult],
     measure: Measure,
     curve: Sequence[Mapping[str, float]],
 ) -> tuple[str, str]:
-    """One of the four, and at which settings it diverged, why it failed or how far it is."""
+    """Returns the status, and where it diverged, why it failed or how far it is."""
     if rows:
         bad = [row.label for row in rows if row.values.get(measure.key, 0.0) is None]
         return ("diverged", ", ".join(bad)) if bad else ("finished", "")
-    failed = read_json(folder / "failed.json", [])
+    failed = _read_json(folder / "failed.json", [])
     if failed is not None:
         return "failed", str(failed.get("error", "unknown error"))
     steps = chain(config, "trainer", "max_steps")
@@ -151,66 +164,171 @@ def _status(
     return "unfinished", f"{done} of {steps}" if curve and known else done
 
 
-def _reference(results: Mapping[str, Any], measure: Measure) -> Number:
+def _references(results: Mapping[str, Any], measure: Measure) -> dict[str, Number]:
+    """Errors of persistence by metric; for classifiers the accuracy of guessing."""
     if measure is ACCURACY:
         classes = results.get("classes")
-        return 1 / len(classes) if isinstance(classes, list) and classes else None
-    return number(chain(results, "persistence", "vrmse", "mean"))
+        return {measure.key: 1 / len(classes)} if isinstance(classes, list) and classes else {}
+    return {
+        name: number(error["mean"])
+        for name, error in entries(results, "persistence").items()
+        if isinstance(error, Mapping) and name != "rollout" and "mean" in error
+    }
 
 
 def _values(results: Mapping[str, Any]) -> dict[str, Number]:
-    """Numbers of the whole run."""
+    """Numbers that belong to the whole run."""
     values = {name: number(results[name]) for name in ABOUT if name in results}
     for group, prefix in (("training", "training_"), ("parameters_by_stage", "parameters_")):
-        for name, value in (chain(results, group) or {}).items():
+        for name, value in entries(results, group).items():
             values[f"{prefix}{name}"] = number(value)
     return values
 
 
-def _environment(results: Mapping[str, Any]) -> dict[str, str]:
-    known = chain(results, "environment")
-    return {str(k): str(v) for k, v in known.items()} if isinstance(known, Mapping) else {}
-
-
-def _of_set(config: Mapping[str, Any], name: Any) -> dict[str, Any]:
-    """The configuration with one of several data sets."""
-    data = config.get("data")
-    if not isinstance(data, list):
-        return dict(config)
-    chosen = [d for d in data if isinstance(d, Mapping) and d.get("name") == name]
-    return {**config, "data": chosen[0] if chosen else {}}
-
-
 def _as_asked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration with the settings of the schedule as they were typed.
+    """Restores the settings of the schedule as the user typed them.
 
-    A run keeps what a budget became for its tokenizer, calibrated thresholds for example.
+    A run stores what a budget became for its tokenizer, for example calibrated thresholds.
     """
-    typed = chain(read_config(folder / ".hydra", []), "schedule", "settings")
+    typed = chain(_read_config(folder / ".hydra", []), "schedule", "settings")
     own = chain(config, "schedule", "settings")
     if not isinstance(typed, list) or not isinstance(own, list) or len(typed) != len(own):
         return config
     return {**config, "schedule": {**config["schedule"], "settings": typed}}
 
 
-def _source(results: Mapping[str, Any]) -> Path | None:
-    """Run folder of the checkpoint that was evaluated."""
-    checkpoint = results.get("checkpoint")
-    if not isinstance(checkpoint, str):
-        return None
-    path = Path(checkpoint)
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
-def _named(runs: Sequence[Run]) -> list[Run]:
-    """The runs with the shortest names that tell them apart: the ends of their paths."""
+def _named(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Gives each run the shortest end of its path that no other run has."""
     paths = [run.folder.resolve().parts for run in runs]
-    named = []
-    for run, parts in zip(runs, paths, strict=True):
-        others = [p for p in paths if p != parts]
-        length = next(
-            (n for n in range(1, len(parts)) if not any(p[-n:] == parts[-n:] for p in others)),
-            len(parts),
-        )
-        named.append(replace(run, name="/".join(parts[-length:])))
-    return named
+    ends = Counter(parts[-n:] for parts in set(paths) for n in range(1, len(parts) + 1))
+    names = [
+        next("/".join(parts[-n:]) for n in range(1, len(parts) + 1) if ends[parts[-n:]] == 1)
+        for parts in paths
+    ]
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _read_curve(
+    folder: Path, config: Mapping[str, Any], source: Path | None, problems: list[LeftOut]
+) -> list[dict[str, float]]:
+    """Rows of metrics.csv by step; an evaluated run takes those of its source."""
+    own_config = (folder / "config.yaml").exists() or not config
+    for place in (folder if own_config else folder.parent, source):
+        if place is None or not place.is_dir():
+            continue
+        try:
+            rows = [row for row in read_metrics(place) if math.isfinite(row.get("step", math.nan))]
+        except (OSError, ValueError) as error:
+            problems.append(LeftOut(place, f"metrics.csv cannot be read: {error}"))
+            continue
+        if rows:
+            return sorted(rows, key=lambda row: row["step"])
+    return []
+
+
+def _read_config(folder: Path, problems: list[LeftOut]) -> dict[str, Any] | None:
+    """Reads config.yaml; None if there is none or it is damaged, which is a problem."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # if present, ten times as fast
+    return _mapping(folder / "config.yaml", lambda text: yaml.load(text, loader), "", problems)
+
+
+def _read_json(path: Path, problems: list[LeftOut]) -> dict[str, Any] | None:
+    """Reads a mapping; None if there is no such file or it is damaged, which is a problem."""
+    return _mapping(path, json.loads, " or only half written", problems)
+
+
+def _mapping(
+    path: Path, parse: Callable[[str], Any], more: str, problems: list[LeftOut]
+) -> dict[str, Any] | None:
+    try:
+        content = parse(path.read_text())
+    except FileNotFoundError:
+        return None
+    except Exception:  # of the file system, of the encoding or of the parser
+        content = None
+    if isinstance(content, dict):
+        return content
+    problems.append(LeftOut(path.parent, f"{path.name} is damaged{more}"))
+    return None
+
+
+def chain(content: Any, *keys: str) -> Any:
+    """Returns a nested entry, None if there is none."""
+    for key in keys:
+        if not isinstance(content, Mapping):
+            return None
+        content = content.get(key)
+    return content
+
+
+def entries(content: Any, *keys: str) -> dict[str, Any]:
+    """Returns a nested mapping, empty for anything else."""
+    found = chain(content, *keys)
+    return {str(k): v for k, v in found.items()} if isinstance(found, Mapping) else {}
+
+
+def number(value: Any) -> Number:
+    """Returns a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def numbers(values: Any) -> list[Number]:
+    """Returns a list of numbers, empty for anything else."""
+    return [number(v) for v in values] if isinstance(values, list) else []
+
+
+def result_of(row: Mapping[str, Any]) -> SettingResult:
+    """Reads a row of ``settings``: every mapping with a "mean" but the tokens is an error metric.
+
+    Names of values: "x" for a number x and for the mean or total of a mapping x, "x_part" for its
+    other numbers (``flops_processor``, ``vrmse_median``, ``auxiliary_drift``).
+    """
+    values: dict[str, Number] = {}
+    fields: dict[str, Number] = {}
+    metrics = [k for k, v in row.items() if isinstance(v, Mapping) and "mean" in v]
+    metrics = [name for name in metrics if name not in ("tokens", "rollout")]
+    for name, value in ({key: row[key] for key in FIRST if key in row} | dict(row)).items():
+        if name in OTHERS or isinstance(value, bool):
+            continue
+        if name == "spectral_nmse":
+            bands = zip(BANDS, numbers(value), strict=False)
+            values |= {f"nmse_{band}": error for band, error in bands}
+        elif name == "rollout":
+            if steps := numbers(chain(value, "mean")):
+                values |= {"rollout_last": steps[-1], "rollout_steps": float(len(steps))}
+            windows = entries(value, "windows")
+            values |= {f"rollout_{window}": number(error) for window, error in windows.items()}
+        elif isinstance(value, Mapping):
+            own = {f"{name}_{k}": number(v) for k, v in value.items()}
+            kept = (f"{name}_mean", f"{name}_median") if name in metrics else ()
+            own = {k: v for k, v in own.items() if v is not None or k in kept}
+            renamed = {f"{name}_mean": name, f"{name}_total": name}
+            values |= {renamed.get(k, k): v for k, v in own.items()}
+            errors = entries(value, "fields") if name in metrics else {}
+            fields |= {f"{name}.{field}": number(chain(v, "mean")) for field, v in errors.items()}
+        elif name == "vrmse" or value is None or isinstance(value, (int, float)):
+            values[name] = number(value)
+    return SettingResult(
+        label=str(row.get("label") or "as built"),
+        setting=entries(row, "setting"),
+        values=values,
+        curves=_curves(row.get("rollout")),
+        fields=fields,
+        metrics=metrics,
+    )
+
+
+def _curves(rollout: Any) -> dict[str, list[Any]]:
+    bands, power = chain(rollout, "spectral_nmse"), chain(rollout, "residual_spectrum", "power")
+    curves: dict[str, list[Any]] = {
+        "rollout": numbers(chain(rollout, "mean")),
+        "harmonics": numbers(chain(rollout, "patch_harmonics")),
+        "wavenumber": numbers(chain(rollout, "residual_spectrum", "wavenumber")),
+        "bands": [numbers(row) for row in bands] if isinstance(bands, list) else [],
+        "power": [numbers(row) for row in power] if isinstance(power, list) else [],
+    }
+    return {name: values for name, values in curves.items() if values}

@@ -1,14 +1,17 @@
-"""Means over seeds, ranks, Pareto fronts, and whether a comparison counts."""
+"""Means over seeds, ranks, Pareto fronts, budget transfer, and whether a comparison counts."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from adaptok.report.grouping import Group
-from adaptok.report.records import Measure, Number, Result, Run
+import pandas as pd
+
+from adaptok.report.grouping import BUDGETS, Group, label_of_keys
+from adaptok.report.runs import Measure, Number, RunRecord, SettingResult
 
 NAMED = 4  # models in a reason; the table says the rest
 
@@ -22,7 +25,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Iterable[Number]) -> Spread | None:
-    """Of those that are numbers; None without any."""
+    """Computes the spread of the values that are numbers; None without any."""
     known = [v for v in values if v is not None]
     if not known:
         return None
@@ -37,19 +40,24 @@ class Summary:
     Attributes:
         group: the runs.
         setting: label of the setting.
-        pairs: a run and its result each.
-        home: whether it is the setting that the runs were trained at.
+        pairs: every run with its result.
+        home: whether the runs were trained at this setting.
     """
 
     group: Group
     setting: str
-    pairs: Sequence[tuple[Run, Result]]
+    pairs: Sequence[tuple[RunRecord, SettingResult]]
     home: bool = field(default=True)
+
+    @property
+    def label(self) -> str:
+        """Label of the group."""
+        return self.group.label
 
     @property
     def measure(self) -> Measure:
         """What models are compared by."""
-        return self.group.table.measure
+        return self.group.comparison.measure
 
     @property
     def diverged(self) -> int:
@@ -57,29 +65,25 @@ class Summary:
         return sum(result.get(self.measure.key) is None for _, result in self.pairs)
 
     def diverged_in(self, name: str) -> int:
-        """Number of runs in which a number was measured and is not finite."""
+        """Counts the runs in which a number was measured and is not finite."""
         return sum(name in r.values and r.get(name) is None for _, r in self.pairs)
 
     @property
     def error(self) -> Spread | None:
-        """The measure, over the runs that did not diverge."""
+        """Spread of the measure over the runs that did not diverge."""
         return self.spread(self.measure.key)
 
     def spread(self, name: str) -> Spread | None:
-        """Of a number over the runs."""
-        return spread(result.get(name) for _, result in self.pairs)
-
-    def of_runs(self, name: str) -> Spread | None:
-        """Of a number of the whole run, such as "parameters"."""
-        return spread(run.values.get(name) for run, _ in self.pairs)
+        """Spread over runs of a number of the setting or of the run, such as "parameters"."""
+        return spread(r.values.get(name, run.values.get(name)) for run, r in self.pairs)
 
     def reference_of(self, name: str) -> Spread | None:
-        """Of a number of persistence."""
+        """Spread over runs of a persistence metric."""
         return spread(run.reference_of(name) for run, _ in self.pairs)
 
     @property
     def counts(self) -> bool:
-        """Whether every run of it beats persistence (or chance); then it may be best."""
+        """Whether every run beats persistence (or chance); only then it can be best."""
         return all(run.beats_reference(result) for run, result in self.pairs)
 
     @property
@@ -87,23 +91,29 @@ class Summary:
         """Whether the model is persistence itself."""
         return self.group.kind == "persistence"
 
+    def lists(self, name: str) -> list[Sequence[Any]]:
+        """Curves of the runs that have one of this name."""
+        return [result.curves[name] for _, result in self.pairs if name in result.curves]
+
     def curve(self, name: str) -> list[Number]:
-        """Mean over the runs of a list of numbers, step by step, as long as all have it."""
-        lists = [result.curves[name] for _, result in self.pairs if name in result.curves]
-        return [
-            None if any(v is None for v in step) else statistics.fmean(step)
-            for step in zip(*lists, strict=False)
-        ]
+        """Mean curve over the runs, as long as the shortest; None where one of them diverged."""
+        return mean_curve(self.lists(name))
+
+
+def mean_curve(lists: Sequence[Sequence[Number]]) -> list[Number]:
+    """Mean of curves step by step, as long as the shortest; None where one of them diverged."""
+    steps = zip(*lists, strict=False)
+    return [None if None in step else statistics.fmean(step) for step in steps]  # type: ignore[arg-type]
 
 
 def summaries(groups: Sequence[Group]) -> list[Summary]:
-    """Every group at every setting that one of its runs was tested at.
+    """Summarizes every group at every setting that one of its runs was tested at.
 
     Of runs that repeat or evaluate the same one, the newest counts at each setting.
     """
     found = []
     for group in groups:
-        rows: dict[str, dict[Hashable, tuple[Run, Result]]] = {}
+        rows: dict[str, dict[Hashable, tuple[RunRecord, SettingResult]]] = {}
         for run, identity in sorted(
             zip(group.runs, group.identities, strict=True), key=lambda pair: pair[0].modified
         ):
@@ -113,51 +123,34 @@ def summaries(groups: Sequence[Group]) -> list[Summary]:
             setting: sorted(newest.values(), key=lambda pair: (pair[0].seed is None, pair[0].seed))
             for setting, newest in rows.items()
         }
-        home = _home(pairs)
+        # The setting that most runs were trained at; the first one if there is none.
+        trained = {s: sum(run.trained_at(r) for run, r in own) for s, own in pairs.items()}
+        home = max(trained, key=trained.__getitem__, default="")
         found += [Summary(group, s, own, s == home) for s, own in pairs.items()]
     return found
 
 
-def _home(rows: Mapping[str, Sequence[tuple[Run, Result]]]) -> str:
-    """The setting that most runs were trained at; where none was, the first one."""
-    trained = {s: sum(run.trained_at(r) for run, r in pairs) for s, pairs in rows.items()}
-    return max(trained, key=lambda setting: trained[setting], default="")
-
-
 def ranks(rows: Sequence[Summary], name: str, *, lower: bool = True) -> list[int | None]:
-    """1 for the best and 2 for the second best of a column, None for the others.
+    """Ranks rows of the same setting: 1 for the best, 2 for the second best, None for the others.
 
-    Rows are ranked among those of the same setting. Those with a diverged run or that do not beat
-    persistence, one step ahead and in this column, have no rank; neither has a row that is compared
-    with nothing.
+    A row has no rank if one of its runs diverged, if it does not beat persistence, one step ahead
+    and in this column, or if there is nothing to compare it with.
     """
-
-    places: list[int | None] = [None] * len(rows)
-    for setting in {row.setting for row in rows}:
-        valued = [
-            (value.mean if lower else -value.mean, i)
-            for i, row in enumerate(rows)
-            if row.setting == setting
-            and row.counts
-            and not row.is_reference
-            and not row.diverged_in(name)
-            and (value := row.spread(name)) is not None
-            and not _beaten(value, row.reference_of(name), lower)
-        ]
-        if len(valued) > 1:
-            for place, (_, i) in enumerate(sorted(valued)[:2], start=1):
-                places[i] = place
-    return places
-
-
-def _beaten(value: Spread, reference: Spread | None, lower: bool) -> bool:
-    if reference is None:
-        return False
-    return value.mean >= reference.mean if lower else value.mean <= reference.mean
+    sign = 1 if lower else -1
+    values = []
+    for row in rows:
+        value, reference = row.spread(name), row.reference_of(name)
+        ranked = value and row.counts and not row.is_reference and not row.diverged_in(name)
+        beaten = value and reference and sign * value.mean >= sign * reference.mean
+        values.append(sign * value.mean if value and ranked and not beaten else math.nan)
+    by_setting = pd.Series(values).groupby([row.setting for row in rows])
+    places, counts = by_setting.rank(method="first"), by_setting.transform("count")
+    pairs = zip(places, counts, strict=True)
+    return [int(place) if place <= 2 and count > 1 else None for place, count in pairs]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other one dominates, by the first coordinate; less is better.
+    """Finds the points that no other one dominates, by the first coordinate; less is better.
 
     A point dominates another if it is as small in both coordinates and smaller in one. Equal points
     do not dominate each other.
@@ -170,7 +163,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 class Verdict(NamedTuple):
-    """Whether the models of a table may be compared at a setting, and why not."""
+    """Whether models may be compared at a setting, and why not."""
 
     setting: str
     models: Sequence[str]
@@ -179,7 +172,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(rows: Sequence[Summary]) -> list[Verdict]:
-    """A verdict per setting of a table.
+    """Judges every setting of a comparison.
 
     A comparison counts if every run of every model in it beats persistence (chance, for accuracy)
     on the test split and has a learning curve.
@@ -188,22 +181,22 @@ def verdicts(rows: Sequence[Summary]) -> list[Verdict]:
     for setting in dict.fromkeys(row.setting for row in rows):
         own = [row for row in rows if row.setting == setting and not row.is_reference]
         reasons = _objections(own)
-        if own and own[0].group.table.split != "test":
-            reasons.append(f"tested on the {own[0].group.table.split} split")
+        if own and own[0].group.comparison.split != "test":
+            reasons.append(f"tested on the {own[0].group.comparison.split} split")
         if len(own) == 1:
             reasons.append("there is nothing to compare it with")
         if own:
-            models = [row.group.label for row in own]
+            models = [row.label for row in own]
             found.append(Verdict(setting, models, not reasons, reasons))
     return found
 
 
 def _objections(rows: Sequence[Summary]) -> list[str]:
-    """What speaks against a comparison, each with the models that it is true of."""
+    """Lists the objections to a comparison, each with the models it holds for."""
     if not rows:
         return []
     measure = rows[0].measure
-    tests: list[tuple[str, Callable[[Run, Result], bool]]] = [
+    tests: list[tuple[str, Callable[[RunRecord, SettingResult], bool]]] = [
         ("diverged", lambda run, result: result.get(measure.key) is None),
         (
             f"not better than {measure.reference}",
@@ -221,8 +214,65 @@ def _objections(rows: Sequence[Summary]) -> list[str]:
             bad = sum(test(run, result) for run, result in row.pairs)
             if bad:
                 part = "" if bad == len(row.pairs) else f" ({bad} of {len(row.pairs)} runs)"
-                models.append(row.group.label + part)
+                models.append(row.label + part)
         more = [f"{len(models) - NAMED} more"] if len(models) > NAMED else []
         if models:
             found.append(f"{what}: {'; '.join([*models[:NAMED], *more])}")
+    return found
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Errors of one model trained at several budgets: Table 7 of the IAP paper.
+
+    Attributes:
+        label: of the model, without what is about budgets.
+        trained: tokens per sample in training, one row each.
+        tested: tokens per sample in the test, one column each.
+        cells: spread over the seeds; None where nothing was measured.
+        diverged: number of diverged runs in each cell.
+        reference: spread of persistence.
+    """
+
+    label: str
+    trained: Sequence[int | str]
+    tested: Sequence[int]
+    cells: Sequence[Sequence[Spread | None]]
+    diverged: Sequence[Sequence[int]]
+    reference: Spread | None
+
+    def beaten(self, value: Spread | None) -> bool:
+        """Whether a cell is not better than persistence."""
+        return bool(value and self.reference and value.mean >= self.reference.mean)
+
+
+def transfers(rows: Sequence[Summary]) -> list[Transfer]:
+    """Collects the models of one comparison that were tested at other budgets than their own."""
+    records = []
+    for row in rows:
+        run, result = row.pairs[0]
+        tested = result.budget
+        if tested is None and not result.setting and isinstance(run.budget, int):
+            tested = run.budget  # as built
+        keys = {key: value for key, value in row.group.keys.items() if key not in BUDGETS}
+        at = (label_of_keys(row.group.kind, keys), run.budget, tested, row.home)
+        for run, result in row.pairs:
+            model = (id(row.group), run.folder if run.seed is None else run.seed)
+            records.append((*at, model, result.get("vrmse"), run.reference))
+    names = ("label", "trained", "tested", "home", "model", "error", "reference")
+    frame = pd.DataFrame(records, columns=list(names), dtype=object)
+    found = []
+    for label, own in frame.dropna(subset=["trained", "tested"]).groupby("label", sort=False):
+        # One error per model: it may be tested as built and at the same budget by number.
+        own = own.sort_values("home", ascending=False, kind="stable")
+        each = own.drop_duplicates(["trained", "tested", "model"], keep="last")
+        errors = {at: list(e) for at, e in each.groupby(["trained", "tested"], sort=False)["error"]}
+        trained = sorted(set(own["trained"]), key=lambda budget: (isinstance(budget, str), budget))
+        tested = sorted(set(own["tested"]))
+        lists = [[errors.get((a, b), []) for b in tested] for a in trained]
+        cells = [[spread(values) for values in row] for row in lists]
+        diverged = [[values.count(None) for values in row] for row in lists]
+        if any(sum(cell is not None for cell in row) > 1 for row in cells):
+            reference = spread(own["reference"])
+            found.append(Transfer(str(label), trained, tested, cells, diverged, reference))
     return found

@@ -13,10 +13,10 @@ from lightning import LightningDataModule
 from torch import nn
 
 from adaptok.models.compiling import compile_model
-from adaptok.tasks.tracking import settings_of
+from adaptok.tasks.tracking import logger_arguments
 from adaptok.training import make_trainer
 from adaptok.training.checkpoints import check_resume, find_resume, read_checkpoint
-from adaptok.training.fitting import FitModule
+from adaptok.training.fit_module import FitModule
 from adaptok.training.parallel import checkpoint_activations, process_group
 
 Config = Mapping[str, Any]
@@ -26,7 +26,7 @@ GROUPS = ("model", "tokenizer", "processor", "decoder", "data")  # that adaptok 
 
 
 def prepare(model: nn.Module, config: Config) -> None:
-    """Activation checkpointing and compilation, where they are wanted."""
+    """Turns on activation checkpointing and compilation, if configured."""
     if config["activation_checkpointing"]:
         checkpoint_activations(model)
     if mode := config["trainer"].get("compile"):
@@ -53,17 +53,18 @@ def fit(
     Returns:
         Seconds per training step; None in all processes but the first.
     """
-    ema, logger = config["optim"]["ema"], settings_of(config)
-    trainer = make_trainer(folder, ema=ema, monitor=monitor, **logger, **trainer_knobs)
+    ema, logger = config["optim"]["ema"], logger_arguments(config)
+    knobs = {**logger, **trainer_knobs, "callbacks": config.get("callbacks")}
+    trainer = make_trainer(folder, ema=ema, monitor=monitor, **knobs)
     checkpoint = find_resume(config["resume"], folder, folder.parent, config)
     if checkpoint is not None:
         saved = read_checkpoint(checkpoint)
         fits(saved, checkpoint)
         if not config["resume_anyway"]:
-            check_resume(saved, config, checkpoint)
+            check_resume(saved, config, checkpoint, data)
     if trainer.is_global_zero:
         if checkpoint is not None:
-            print(f"going on from {checkpoint}")
+            print(f"resuming from {checkpoint}")
             _keep_metrics(folder)
         write_config(config, folder)
     try:
@@ -75,12 +76,12 @@ def fit(
 
 
 def of_lightning(config: Config) -> dict[str, Any]:
-    """The group "trainer" without what is ours."""
+    """Arguments for `lightning.Trainer`: the group "trainer" without ``compile``."""
     return {key: value for key, value in config["trainer"].items() if key != "compile"}
 
 
 def config_of_eval(trained: Config, wanted: Config) -> dict[str, Any]:
-    """What ``adaptok eval`` did: the training run, as the user changed it, and how it was tested.
+    """Merges the configurations of the training run and of ``adaptok eval``.
 
     Args:
         trained: with the groups and keys that the user gave instead.
@@ -90,7 +91,7 @@ def config_of_eval(trained: Config, wanted: Config) -> dict[str, Any]:
 
 
 def write_config(config: Config, folder: Path) -> None:
-    """Keeps the plain configuration of a run in its folder."""
+    """Writes the plain configuration of a run to its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
@@ -107,7 +108,7 @@ def quiet() -> None:
 
 
 def _keep_metrics(folder: Path) -> None:
-    """The logger starts a new metrics.csv; what a resumed run wrote before stays beside it."""
+    """Renames the metrics.csv of a resumed run, because the logger starts a new one."""
     file = folder / "metrics.csv"
     if file.exists():
         number = len(list(folder.glob("metrics*.csv")))

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from adaptok.config.build import (
     MODEL_KEYS,
@@ -17,19 +11,19 @@ from adaptok.config.build import (
     build_multiphysics,
     vocabulary_of,
 )
-from adaptok.config.menu import compose, plain
 from adaptok.data.info import system_of
 from adaptok.evaluation.evaluate import check_settings
+from adaptok.evaluation.results import FinishedRun, Results
 from adaptok.models.pretrained import save_pretrained
 from adaptok.tasks.fit import Config, prepare
-from adaptok.tasks.surrogate import Run, begin, fit_on, fit_surrogate, objectives, test_and_draw
-from adaptok.training.checkpoints import flattened, load_weights, read_checkpoint
+from adaptok.tasks.surrogate import begin, fit_on, fit_surrogate, objectives, test_and_draw
+from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.pretraining import PretrainModule
 
 OF_MODEL = ("tokenizer", "processor", "decoder", "size", "field_width", *MODEL_KEYS)
 
 
-def pretrain_and_test(config: Config, folder: Path) -> dict[str, dict[str, Any]] | None:
+def pretrain_and_test(config: Config, folder: Path) -> dict[str, Results] | None:
     """Trains one model on all sets of ``config["data"]``, a list, and tests it on each.
 
     Returns:
@@ -73,8 +67,8 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, dict[str, Any]]
     }
 
 
-def finetune_and_test(wanted: Config, folder: Path) -> Run | None:
-    """Goes on from a pretrained model on one set, with the fields that are new to it added.
+def finetune_and_test(wanted: Config, folder: Path) -> FinishedRun | None:
+    """Trains a pretrained model on one set, after adding the fields that are new to it.
 
     Raises:
         ValueError: a checkpoint of another task, or a mode that does not exist.
@@ -94,7 +88,7 @@ def finetune_and_test(wanted: Config, folder: Path) -> Run | None:
         )
     if not wanted["from_scratch"]:
         load_weights(model, checkpoint, path=wanted["ckpt"])
-    new, missing = model.compared(info.fields, info.constants)
+    new, missing = model.compare_fields(info.fields, info.constants)
     model.add_fields(info.fields, info.constants)
     model.train_only(wanted["mode"], info.fields, info.constants)
     print(f"new fields: {', '.join(new) or 'none'}")
@@ -102,26 +96,3 @@ def finetune_and_test(wanted: Config, folder: Path) -> Run | None:
     names = {"fields": list(model.fields), "constants": list(model.constants)}
     config["vocabulary"] = {**trained["vocabulary"], **names}
     return fit_on(data, system_of(model, info), config, folder)
-
-
-def data_of_each(config: Config) -> list[dict[str, Any]]:
-    """The configuration of every set of ``data=[a,b]``.
-
-    Hydra merges them into one. So each is composed alone, with those overrides of data that it has
-    a key for; the merged configuration has refused those that no set has.
-    """
-    job = HydraConfig.get()
-    if "data" in job.runtime.choices:
-        return [config["data"]]
-    folders = [s.path for s in job.runtime.config_sources if s.provider == "command-line"]
-    parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
-    names: Any = [o.value() for o in parsed if o.key_or_group == "data"][-1]
-    given = [str(o.input_line) for o in parsed if o.key_or_group != "data"]
-    return [_data_of(str(name), given, folders) for name in names]
-
-
-def _data_of(name: str, given: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
-    alone = compose("train", [f"data={name}"], folders)
-    known = {key for key, _ in flattened(OmegaConf.to_container(alone))}
-    kept = [o for o in given if not o.startswith("data.") or o.partition("=")[0] in known]
-    return plain(compose("train", [f"data={name}", *kept], folders))["data"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,10 +13,16 @@ from lightning import LightningDataModule
 from adaptok import create_schedule
 from adaptok.config.build import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import settings_at_budget, tokenizer_at_budget
+from adaptok.evaluation.budgets import resolve_settings, resolve_tokenizer
 from adaptok.evaluation.cost import peak_memory
 from adaptok.evaluation.evaluate import check_settings, evaluate
-from adaptok.evaluation.results import write_report
+from adaptok.evaluation.results import (
+    FinishedRun,
+    Results,
+    Training,
+    markdown,
+    write_results,
+)
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.pretrained import save_pretrained
 from adaptok.models.schedules import Schedule
@@ -28,16 +35,7 @@ from adaptok.training.optim import Optim
 from adaptok.utils.atomic import replacing
 
 
-class Run(NamedTuple):
-    """A finished training run."""
-
-    results: dict[str, Any]
-    surrogate: OneStepModel
-    data: WellData
-    folder: Path
-
-
-def fit_and_test(config: Config, folder: Path) -> Run | None:
+def fit_and_test(config: Config, folder: Path) -> FinishedRun | None:
     """Trains as configured and tests the averaged weights; everything is kept in `folder`.
 
     Returns:
@@ -46,26 +44,26 @@ def fit_and_test(config: Config, folder: Path) -> Run | None:
     begin(config)
     data = build_data(config)
     if config["budget"] is not None:
-        config = at_budget(config, data)
+        config = config_at_budget(config, data)
     return fit_on(data, build_surrogate(config, data.info), config, folder)
 
 
-def at_budget(config: Config, data: WellData) -> Config:
-    """The configuration with a tokenizer that has the wanted number of tokens per sample.
+def config_at_budget(config: Config, data: WellData) -> Config:
+    """Returns the configuration with a tokenizer of ``config["budget"]`` tokens per sample.
 
     Raises:
         ValueError: a baseline, which has no tokens, or a budget out of the tokenizer's reach.
     """
     with torch.random.fork_rng():  # the weights of the run are those of a run without a budget
-        surrogate = build_surrogate(config, data.info)
-    if not isinstance(surrogate, Surrogate):
+        model = build_surrogate(config, data.info)
+    if not isinstance(model, Surrogate):
         raise ValueError(f"model={config['model']['name']} has no tokens: budget=null")
-    part = tokenizer_at_budget(config["tokenizer"], surrogate, data, config["budget"])
+    part = resolve_tokenizer(config["tokenizer"], model, data, config["budget"])
     return {**config, "tokenizer": part}
 
 
 def begin(config: Config) -> None:
-    """Seeds, and refuses what no run can be made of before anything slow happens."""
+    """Sets the seeds and validates the configuration before any slow work."""
     quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
@@ -74,51 +72,47 @@ def begin(config: Config) -> None:
 
 
 def objectives(config: Config) -> tuple[Optim, Schedule]:
-    """Optimisation, and settings per step."""
+    """Builds the optimisation and the schedule of settings."""
     return Optim(**config["optim"]), create_schedule(config["schedule"])
 
 
-def fit_on(data: WellData, surrogate: OneStepModel, config: Config, folder: Path) -> Run | None:
-    """As `fit_and_test`, for a model and data that are there."""
+def fit_on(data: WellData, model: OneStepModel, config: Config, folder: Path) -> FinishedRun | None:
+    """Like `fit_and_test`, for an existing model and data module."""
     given = config["schedule"]
-    resolved = settings_at_budget(surrogate, data, given["settings"])
+    resolved = resolve_settings(model, data, given["settings"])
     config = {**config, "schedule": {**given, "settings": resolved}}
-    check_settings(surrogate, data, config["test"]["settings"])  # now, not after the training
-    prepare(surrogate, config)
-    module = SurrogateModule(surrogate, *objectives(config), config, seed=config["seed"])
+    check_settings(model, data, config["test"]["settings"])  # now, not after the training
+    prepare(model, config)
+    module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
     seconds = fit_surrogate(module, data, config, folder)
     if seconds is None:
         return None
     if module.device_mesh is not None:  # this process has a shard of it only
-        surrogate = build_surrogate(config, data.info)
-        load_weights(surrogate, read_checkpoint(folder), path=folder, config=config)
-    results = test_and_draw(surrogate, data, config, folder, seconds)
-    save_pretrained(surrogate, folder / "model", results=results)
-    return Run(results, surrogate, data, folder)
+        model = build_surrogate(config, data.info)
+        load_weights(model, read_checkpoint(folder), path=folder, config=config)
+    results = test_and_draw(model, data, config, folder, seconds)
+    save_pretrained(model, folder / "model", results=results)
+    return FinishedRun(results, model, data, folder)
 
 
 def test_and_draw(
-    surrogate: OneStepModel, data: WellData, config: Config, folder: Path, seconds: float
-) -> dict[str, Any]:
-    """Tables and pictures of a trained model on the test split."""
+    model: OneStepModel, data: WellData, config: Config, folder: Path, seconds: float
+) -> Results:
+    """Tests a trained model; writes tables and pictures."""
     test = config["test"]
-    results = evaluate(surrogate, data, **test)
-    results["budget"] = config.get("budget")
-    results["training"] = {
-        "steps": config["trainer"]["max_steps"],
-        "seconds_per_step": seconds,
-        "peak_memory": peak_memory(surrogate.mean.device),
-    }
-    results["seconds_per_training_step"] = seconds
-    write_report(results, folder)
-    pictures.of_run(surrogate, data, results, folder)
+    results = evaluate(model, data, **test)
+    memory = peak_memory(model.mean.device)
+    training = Training(config["trainer"]["max_steps"], seconds, memory)
+    results = dataclasses.replace(results, budget=config.get("budget"), training=training)
+    write_results(results.to_json(), markdown(results), folder)
+    pictures.of_run(model, data, results, folder)
     return results
 
 
 def fit_surrogate(
     module: SurrogateModule, data: LightningDataModule, config: Config, folder: Path
 ) -> float | None:
-    """Seconds per training step; None where another process is the first one."""
+    """Fits the module; returns seconds per training step in the first process, None in others."""
     if not any(p.requires_grad for p in module.parameters()):  # nothing to train: persistence
         write_config(config, folder)
         _save_untrained(module, folder)
@@ -131,7 +125,7 @@ def fit_surrogate(
 
 
 def _save_untrained(module: SurrogateModule, folder: Path) -> None:
-    """A checkpoint that `adaptok eval` takes like any other."""
+    """Writes a checkpoint that `adaptok eval` takes like any other."""
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 0}
     module.on_save_checkpoint(checkpoint)
     path = folder / "checkpoints" / "last.ckpt"

@@ -11,21 +11,21 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
-from adaptok.training.checkpoints import flattened
+from adaptok.utils.keys import flattened
 
 Config = Mapping[str, Any]
 
 
 @contextmanager
 def tracked(config: Config, folder: Path) -> Iterator[None]:
-    """Logs table and pictures of the run that ends here, and closes it; nothing without wandb.
+    """Logs results and pictures when the run ends and closes it; does nothing if wandb is off.
 
     Args:
         config: plain configuration; ``config["logger"]["wandb"]`` is None, or arguments of
             Lightning's WandbLogger.
         folder: of the run.
     """
-    if config["logger"]["wandb"] is None:
+    if config["logger"].get("wandb") is None:
         yield
         return
     import wandb
@@ -40,11 +40,12 @@ def tracked(config: Config, folder: Path) -> Iterator[None]:
     wandb.finish()  # the next run of a sweep is a run of its own
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """Arguments of `make_trainer` about loggers; the run is told its configuration."""
-    chosen = config["logger"]["wandb"]
-    told = None if chosen is None else {**chosen, "config": dict(config)}
-    return {**config["logger"], "wandb": told}
+def logger_arguments(config: Config) -> dict[str, Any]:
+    """Logger arguments of `make_trainer`, with the configuration of the run for wandb."""
+    others = dict(config["logger"])
+    chosen = others.pop("wandb", None)
+    wandb = None if chosen is None else {**chosen, "config": dict(config)}
+    return {"wandb": wandb, "loggers": others}
 
 
 def _log_results(config: Config, folder: Path) -> None:
@@ -52,7 +53,7 @@ def _log_results(config: Config, folder: Path) -> None:
 
     run = wandb.run
     if run is None:  # nothing was trained: no logger has begun one
-        run = WandbLogger(save_dir=folder, **settings_of(config)["wandb"]).experiment
+        run = WandbLogger(save_dir=folder, **logger_arguments(config)["wandb"]).experiment
     files = sorted(folder.rglob("metrics.json"))
     rows = [row for file in files for row in table_rows(json.loads(file.read_text()))]
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))

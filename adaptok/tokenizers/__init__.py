@@ -1,4 +1,4 @@
-"""Tokenizers: fields to packed tokens. One method per file, each a composition of parts."""
+"""Tokenizers: turn fields into packed tokens. One method per file, each composed of parts."""
 
 from adaptok.tokenizers.apt import apt
 from adaptok.tokenizers.at_budget import at_budget, part_at_budget

@@ -42,26 +42,26 @@ def apt(
         thresholds: bits, those of the smallest merged cells first (paper: 5.5 for cells of twice
             min_size, 4.0 for four times). Also per call.
         budget: at most this many tokens per sample over all frames, or None; also per call.
-        color: "gray" (needs 1 or 3 channels) or "channels"; default gray where there are 1 or 3.
+        color: "gray" (needs 1 or 3 channels) or "channels"; default gray if there are 1 or 3.
         bins: of the histogram.
         value_range: values that the histogram spans, (0, 255) for images of bytes. None: the range
-            of each map of each sample, whatever the units.
+            of each map of each sample, in any units.
         resize: "central" (the authors' bilinear samples) or "area" (antialiased).
         branch: False leaves out the zero-initialised branch (the paper's "Resizing" baseline).
         positions: side of a learned table of positions in finest cells, one number or one per axis;
-            None for none (rotary positions are the processor's).
+            None: no table (rotary positions belong to the processor).
         frame_size: extent of every cell in time.
         per_frame: a tiling per frame.
 
     Raises:
-        ValueError: thresholds that do not fit the sizes, or parts that make no sense.
+        ValueError: thresholds that do not fit the sizes, or invalid knobs.
     """
     if max_size is None:
         count = len(thresholds) if isinstance(thresholds, Sequence) else 1
         max_size = [size << count for size in per_axis(min_size, ndim, "min_size")]
-    levels = len(level_sizes(min_size, max_size, ndim))
+    n_levels = len(level_sizes(min_size, max_size, ndim))
     score = {"color": color, "bins": bins, "value_range": value_range}
-    bars = level_thresholds(thresholds, levels - 1)
+    bars = level_thresholds(thresholds, n_levels - 1)
     features = {"resize": resize, "branch": branch, "positions": positions}
     return composed(
         ndim,

@@ -1,4 +1,8 @@
-"""One currency for all tokenizers: tokens per sample."""
+"""One currency for all tokenizers, tokens per sample, translated to the controls of a call
+(`at_budget`) or to the knobs of a tokenizer (`part_at_budget`).
+
+`adaptok.evaluation.budgets` does so for a surrogate, with the training split as the fields.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,17 @@ from adaptok.tree import Tree
 
 
 @runtime_checkable
-class Patched(Protocol):
+class HasPatchSizes(Protocol):
     """A tokenizer with one patch size at a time, which decides the number of tokens."""
 
     size: tuple[int, ...]
 
     def sizes_for(self, space: Sequence[int]) -> list[int]:
-        """Patch sizes to choose from when such a tokenizer is built."""
+        """Lists the patch sizes to choose from when such a tokenizer is built."""
         ...
 
     def tokens_at(self, size: int | Sequence[int], shape: Sequence[int]) -> int:
-        """Tokens per sample of a field of shape (t, *space)."""
+        """Counts the tokens per sample of a field of shape (t, *space)."""
         ...
 
 
@@ -41,15 +45,15 @@ def at_budget(
     *,
     boundary: Int[Tensor, "..."] | None = None,
 ) -> dict[str, Any]:
-    """Controls of a call that give about `budget` tokens per sample, over all its frames.
+    """Finds controls of a call that give about `budget` tokens per sample, over all its frames.
 
-    What has a budget gets it; thresholds, gamma and the like are calibrated so that the mean over
-    the fields is the closest from below; of patch sizes it is the one with the nearest number of
-    tokens (in logarithms; the fewer of two).
+    A tokenizer with a budget gets it; thresholds, gamma and the like are calibrated so that the
+    mean over the fields is the closest from below; of patch sizes, the one with the nearest number
+    of tokens is chosen (in logarithms; the fewer of two).
 
     Args:
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several; only their
-            shape matters where nothing is calibrated.
+            shape matters unless something is calibrated.
         boundary: codes, as in a call of the tokenizer.
 
     Raises:
@@ -70,9 +74,9 @@ def at_budget(
             control = marking.controls[0]
             return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
     if "budget" in tokenizer.controls:
-        tokenizer.cells(batches[0], boundary=boundary, budget=budget)  # raises where it is too low
+        tokenizer.cells(batches[0], boundary=boundary, budget=budget)  # raises if it is too low
         return {"budget": budget}
-    if isinstance(tokenizer, Patched):
+    if isinstance(tokenizer, HasPatchSizes):
         if "patch_size" not in tokenizer.controls:
             return {}  # one size only
         sizes = [size[1:] for size in tokenizer.spec.sizes]
@@ -92,10 +96,10 @@ def part_at_budget(
     *,
     boundary: Int[Tensor, "..."] | None = None,
 ) -> dict[str, Any]:
-    """The description of a tokenizer that has about `budget` tokens per sample by default.
+    """Describes a tokenizer that has about `budget` tokens per sample by default.
 
-    As `at_budget`, but here a fixed patch size may be any that fits the field, unless the part
-    names its ``patch_sizes``.
+    As `at_budget`, but a fixed patch size may be any that fits the field, unless the part names
+    its ``patch_sizes``.
 
     Args:
         part: name, or mapping of "name" and knobs.
@@ -106,12 +110,11 @@ def part_at_budget(
     """
     name, knobs = split_part(part, "tokenizer")
     batches = [fields] if isinstance(fields, Tensor) else list(fields)
-    if isinstance(tokenizer, Patched):
+    if isinstance(tokenizer, HasPatchSizes):
         shape = _shape(batches[0], tokenizer)
         fixed = "patch_size" not in tokenizer.controls or "patch_sizes" not in knobs
-        sizes: list[Any] = [s[1:] for s in tokenizer.spec.sizes]
-        if fixed:
-            sizes = tokenizer.sizes_for(shape[1:])
+        built = [size[1:] for size in tokenizer.spec.sizes]
+        sizes: list[Any] = tokenizer.sizes_for(shape[1:]) if fixed else built
         return {"name": name, **knobs, "size": nearest_size(tokenizer, sizes, budget, shape)}
     found = at_budget(tokenizer, budget, batches, boundary=boundary)
     chosen = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}  # as YAML has it
@@ -127,7 +130,7 @@ def part_at_budget(
 def _scalable(marking: Any) -> bool:
     """Whether a factor on its thresholds changes the number of tokens.
 
-    Thresholds of 0 and below ask for the finest cells everywhere: there the budget caps them.
+    Thresholds of 0 and below ask for the finest cells everywhere: the budget caps those.
     """
     if not isinstance(marking, ThresholdMarking):
         return False
@@ -136,9 +139,9 @@ def _scalable(marking: Any) -> bool:
 
 
 def nearest_size(
-    tokenizer: Patched, sizes: Sequence[Any], budget: int, shape: Sequence[int]
+    tokenizer: HasPatchSizes, sizes: Sequence[Any], budget: int, shape: Sequence[int]
 ) -> Any:
-    """The size with the number of tokens nearest to the budget, the fewer of two."""
+    """Picks the size whose number of tokens is nearest to the budget, the fewer of two."""
     counts = {size: tokenizer.tokens_at(size, shape) for size in sizes}
     return min(counts, key=lambda size: (abs(math.log(counts[size] / budget)), counts[size]))
 
@@ -149,7 +152,7 @@ def _shape(field: Tensor, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _ratio(tokenizer: TreeTokenizer, budget: int, shape: Sequence[int]) -> float:
-    """The largest share of cells to split, to 2^-20, that stays within the budget."""
+    """Finds the largest share of cells to split, to 2^-20, that stays within the budget."""
     frames = frames_of_cells(shape[0], tokenizer.spec.sizes[0][0])
     own, shared = (frames, 1) if tokenizer.per_frame else (1, frames)
     sizes = tuple(size[1:] for size in tokenizer.spec.sizes)
@@ -165,7 +168,7 @@ def _ratio(tokenizer: TreeTokenizer, budget: int, shape: Sequence[int]) -> float
             "asked for; other cell sizes reach more or fewer"
         )
     low, high = 0.0, 1.0
-    if count(high) <= budget:
+    if most <= budget:
         return high
     for _ in range(20):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""What tokenizers share: features of cells, and checks of what they are given."""
+"""Base class of tokenizers, and checks of what they are given."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CellTokenizer(nn.Module):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """Where the tokens are; needs no weights."""
+        """Decides where the tokens are; needs no weights."""
         raise NotImplementedError
 
     @takes_lists
@@ -54,7 +54,7 @@ class CellTokenizer(nn.Module):
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> TokenSet:
-        """Features of cells; `x` may differ from the field that they were made for.
+        """Embeds cells; `x` may differ from the field that they were made for.
 
         Raises:
             ValueError: another number of channels than `spec.in_channels`, or another shape.
@@ -76,8 +76,8 @@ class CellTokenizer(nn.Module):
 
 
 def per_axis(size: int | Sequence[int], ndim: int, name: str = "size") -> tuple[int, ...]:
-    """One positive whole number per space axis."""
-    values: tuple[Any, ...] = (size,) * ndim  # also what is neither: it is named below
+    """Returns one positive whole number per space axis; raises ``ValueError`` for anything else."""
+    values: tuple[Any, ...] = (size,) * ndim  # invalid types fail the check below
     if isinstance(size, Sequence) and not isinstance(size, str):
         values = tuple(size)
     if len(values) != ndim or any(not isinstance(v, int) or v < 1 for v in values):
@@ -96,7 +96,7 @@ def check_controls(control: Mapping[str, Any], accepted: Sequence[str]) -> None:
 
 
 def check_shape(x: Tensor, cells: Cells) -> None:
-    """Raises ``ValueError`` where cells were made for a field of another batch, time or space."""
+    """Raises ``ValueError`` if cells were made for a field of another batch, time or space."""
     given = (x.shape[0], x.shape[1], *x.shape[3:])
     if given != (cells.batch_size, *cells.shape):
         raise ValueError(
@@ -106,7 +106,7 @@ def check_shape(x: Tensor, cells: Cells) -> None:
 
 
 def frames_of_cells(t: int, frame_size: int) -> int:
-    """Number of frames of cells in t field frames."""
+    """Counts the frames of cells in t field frames."""
     if t % frame_size:
         raise ValueError(f"{t} frame(s) do not divide into cells of frame_size {frame_size}")
     return t // frame_size

@@ -1,4 +1,4 @@
-"""Thresholds, or a gamma, that give a wanted mean number of tokens."""
+"""Calibration of thresholds, or of gamma, to a mean number of tokens."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def calibrate(
     *,
     boundary: Int[Tensor, "..."] | None = None,
 ) -> tuple[float, ...] | float:
-    """The tokenizer's thresholds times the one factor that gives a mean number of tokens; the gamma
-    that does so where it marks relative to the maximum.
+    """Scales the tokenizer's thresholds by the one factor that gives a mean number of tokens; of a
+    marking relative to the maximum, finds the gamma that does.
 
-    The scores are computed once. A node splits iff the factor is at most ``score / threshold`` of
-    it and of all its ancestors (gamma: below ``score / max``), so sorting these numbers gives the
-    token count of every factor; no search re-runs the tokenizer, and nothing is trained. A budget
-    of the tokenizer is ignored.
+    Scores are computed once. A node splits iff the factor is at most ``score / threshold`` of
+    the node and of all its ancestors (gamma: below ``score / max``), so sorting these numbers gives
+    the token count of every factor; no search re-runs the tokenizer, and nothing is trained. A
+    budget of the tokenizer is ignored.
 
     Args:
-        tokenizer: one that marks by thresholds, all positive, which say how levels relate; or by
-            the maximum.
+        tokenizer: one that marks by the maximum, or by thresholds, all positive, whose ratios are
+            kept.
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several.
         tokens: mean number per sample over all its frames; the result is the closest from below.
         boundary: codes, as in a call of the tokenizer.
@@ -43,8 +43,8 @@ def calibrate(
         thresholds (in the order of the tokenizer's) or gamma, for a call or for a new tokenizer.
 
     Raises:
-        ValueError: another marking, thresholds that are not positive, or a number of tokens that
-            nothing reaches.
+        ValueError: another marking, thresholds that are not positive, or a number of tokens out of
+            reach.
     """
     bars = _bars(tokenizer)
     parts, coarsest, samples = [], 0, 0
@@ -53,21 +53,23 @@ def calibrate(
         b, f, _ = scores.shape
         t = as_field(field, tokenizer.spec.ndim).shape[1]
         shared = frames_of_cells(t, tokenizer.spec.sizes[0][0]) // f
-        own = _over_maximum(scores, tree) if bars is None else _over(scores, tree, bars[::-1])
+        if bars is None:
+            own = _over_maximum(scores, tree)
+        else:  # per level, coarse to fine, the largest factor at which a node alone splits
+            levels = zip(tree.per_level(scores.double()), bars[::-1], strict=True)
+            own = [(s / bar).nan_to_num(math.inf, math.inf, -math.inf) for s, bar in levels]
         parts.append(_splits(own, tree, shared, kept=not tokenizer.spec.tiling))
         roots = int(tree.per_level(tree.nodes(scores.device).inside)[0].sum())
         samples, coarsest = samples + b, coarsest + b * f * shared * roots
     if not parts:
         raise ValueError("calibrate needs at least one field")
     factors, gains = (torch.cat(part) for part in zip(*parts, strict=True))
-    if bars is None:
-        return _factor(factors, gains, coarsest, tokens, samples, relative=True)
-    factor = _factor(factors, gains, coarsest, tokens, samples)
-    return tuple(factor * bar for bar in bars)
+    factor = _factor(factors, gains, coarsest, tokens, samples, relative=bars is None)
+    return factor if bars is None else tuple(factor * bar for bar in bars)
 
 
 def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
-    """Positive thresholds, fine to coarse; None of a marking relative to the maximum."""
+    """Returns positive thresholds, fine to coarse; None for a marking relative to the maximum."""
     marking = tokenizer.marking
     if isinstance(marking, MaximumMarking) and len(tokenizer.spec.sizes) > 1:
         return None
@@ -85,16 +87,8 @@ def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
     return bars
 
 
-def _over(
-    scores: Float[Tensor, "b f inner"], tree: Tree, bars: tuple[float, ...]
-) -> list[Float[Tensor, "b f _"]]:
-    """Per level, coarse to fine, the largest factor at which a node alone splits; NaN splits."""
-    levels = zip(tree.per_level(scores), bars, strict=True)
-    return [(s.double() / bar).nan_to_num(math.inf, math.inf, -math.inf) for s, bar in levels]
-
-
 def _over_maximum(scores: Float[Tensor, "b f inner"], tree: Tree) -> list[Float[Tensor, "b f _"]]:
-    """Per level the gamma below which a node alone splits; NaN and a field of zeros do not."""
+    """Computes per level the gamma below which a node alone splits; NaN and zeros never do."""
     outside = tree.nodes(scores.device).outside
     coarsest = tree.per_level(scores.masked_fill(outside, -torch.inf))[0]
     shares = scores.double() / coarsest.double().amax((1, 2), keepdim=True)
@@ -105,10 +99,11 @@ def _over_maximum(scores: Float[Tensor, "b f inner"], tree: Tree) -> list[Float[
 def _splits(
     own: list[Float[Tensor, "b f _"]], tree: Tree, shared: int, kept: bool
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """Per node inside the domain the largest factor at which it splits, and the cells this adds.
+    """Computes, per node inside the domain, the largest factor at which it splits, and how many
+    cells this adds.
 
     Args:
-        kept: cells that split stay beside their children.
+        kept: whether cells that split stay beside their children.
     """
     nodes = tree.nodes(own[0].device)
     forced, inside = tree.per_level(nodes.forced), tree.per_level(nodes.inside)
@@ -128,22 +123,23 @@ def _splits(
 
 
 def _factor(
-    factors: Tensor,
-    gains: Tensor,
-    coarsest: int,
-    tokens: float,
-    samples: int,
-    relative: bool = False,
+    factors: Tensor, gains: Tensor, coarsest: int, tokens: float, samples: int, relative: bool
 ) -> float:
-    """The factor whose splits give the most cells that are not above the wanted number.
+    """Finds the factor whose splits give the most cells that do not exceed the wanted number.
+
+    One sample as an example: 4 coarsest cells, and nodes that split up to the factors 5, 2 and 2,
+    each for 3 more cells. The totals are 4 (no split), 7, 10 and 13; the edges of their intervals
+    are 11, 5, 2, 2 and -1 (the outer two are arbitrary). A factor in (5, 11] gives 4 cells, one in
+    (2, 5] gives 7, one in (-1, 2] gives 13; no factor gives 10. For 12 tokens the last possible
+    total is 7, and the result is the middle of its interval, 3.5, away from both scores.
 
     Args:
-        relative: the factor is a gamma, in (0, 1].
+        relative: whether the factor is a gamma, in (0, 1].
     """
     coarsest += int(gains[factors == math.inf].sum())
     values, order = factors[factors.isfinite()].sort(descending=True)
     added = gains[factors.isfinite()][order].cumsum(0)
-    totals = coarsest + torch.cat([added.new_zeros(1), added])  # with the first 0, 1, ... splits
+    totals = coarsest + torch.cat([added.new_zeros(1), added])  # after 0, 1, ... splits
     if not coarsest <= tokens * samples <= int(totals[-1]):
         least, most = coarsest / samples, int(totals[-1]) / samples
         raise ValueError(
@@ -159,7 +155,7 @@ def _factor(
         ends = first + first.abs() + 1, last - last.abs() - 1
     edges = torch.cat([ends[0], values, ends[1]])
     above, below = edges[:-1], edges[1:]
-    # Only between values that stay apart in single precision, in which the marking compares.
+    # The marking compares in single precision, in which both ends have to differ.
     possible = (above - below > 1e-6 * above.abs()) & (totals <= tokens * samples)
     if relative:
         possible[0] = True  # nothing is above the maximum, however close it comes

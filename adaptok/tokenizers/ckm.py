@@ -14,13 +14,13 @@ from adaptok.tokenizers.modulated import ModulatedTokenizer, stages
 class CkmTokenizer(ModulatedTokenizer):
     """Uniform patches of any size of the table, by PI-resized kernels of a two-stage stem.
 
-    CKM, Sec. 3 and Algorithm 1. With a single patch size it is the fixed-patch baseline. On a
-    domain that does not divide, the last cells are clipped and their patches padded: around a
-    periodic axis, elsewhere with the learned token of the boundary type.
+    CKM, Sec. 3 and Algorithm 1. With a single patch size it is the fixed-patch baseline. If the
+    domain does not divide, the last cells are clipped and their patches padded: around a periodic
+    axis, elsewhere with the learned token of the boundary type.
 
     Args:
         patch_sizes: sizes that the model is meant for, one number or one per space axis, nested;
-            any other of 1, 4, 8, 12, 16 and 32 may be asked for too.
+            calls may ask for any other of 1, 4, 8, 12, 16 and 32 too.
         size: patch size of calls without ``patch_size=``; default the coarsest of patch_sizes.
         norm: "group" (paper; over all of a frame), or "layer" or "rms" (over the channels).
         groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
@@ -47,6 +47,6 @@ class CkmTokenizer(ModulatedTokenizer):
         super().__init__(ndim, in_channels, dim, patch_sizes, size, stem)
 
     def layout(self, size: tuple[int, ...], shape: tuple[int, ...]) -> ConvLayout:
-        """Strides equal kernels; padding at the far ends only."""
+        """Lays patches side by side: strides equal kernels, padding at the far ends only."""
         pairs = stages(size, tuple(KERNELS))
         return make_layout(shape, pairs, pairs, centered=False)

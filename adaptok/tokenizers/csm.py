@@ -20,12 +20,12 @@ class CsmTokenizer(ModulatedTokenizer):
 
     Args:
         patch_sizes: distances of neighbouring patches that the model is meant for, one number or
-            one per space axis, nested; the coarsest decides the kernels. Any other of the table may
-            be asked for whose strides do not exceed the kernels.
+            one per space axis, nested; the coarsest decides the kernels. Calls may ask for any
+            other size of the table whose strides do not exceed the kernels.
         size: patch size of calls without ``patch_size=``; default the coarsest of patch_sizes.
         norm: "group" (paper; over all of a frame), or "layer" or "rms" (over the channels).
         groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
-        whole_field_tokens: as the authors' code, add the token of the far end to every grid point
+        whole_field_tokens: like the authors' code, add the token of the far end to every grid point
             along an axis that needs no padding.
     """
 
@@ -48,7 +48,7 @@ class CsmTokenizer(ModulatedTokenizer):
         super().__init__(ndim, in_channels, dim, patch_sizes, size, stem)
 
     def layout(self, size: tuple[int, ...], shape: tuple[int, ...]) -> ConvLayout:
-        """The kernels stay; the strides are the table's, and may not leave gaps."""
+        """Keeps the kernels and takes the strides of the table, which may not leave gaps."""
         for p, (k1, k2) in zip(size, self.base, strict=True):
             stages([p], [q for q, (s1, s2) in KERNELS.items() if s1 <= k1 and s2 <= k2])
         return make_layout(shape, self.base, stages(size, tuple(KERNELS)), centered=True)

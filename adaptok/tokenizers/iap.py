@@ -45,10 +45,10 @@ def iap(
         k: half-width of the Sobel stencil.
         padding: "replicate", "circular" or "reflect"; periodic axes are always circular.
         weights: weight per channel.
-        ignore: channels that do not count, such as a static mask.
+        ignore: channels left out, such as a static mask.
         power: exponent of the per-point score.
         channels: "mean" (paper) or "max" over channels.
-        frames: "mean" or "max" over frames, where frames are not folded into channels.
+        frames: "mean" or "max" over frames, if these are not folded into channels.
         frame_size: extent of every cell in time.
         per_frame: a tiling per frame.
     """

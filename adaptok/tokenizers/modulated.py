@@ -1,4 +1,4 @@
-"""What CKM and CSM share: cells on one regular grid whose pitch is chosen per call."""
+"""Base class of CKM and CSM: cells on one regular grid whose pitch is chosen per call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModulatedTokenizer(CellTokenizer):
 
     Args:
         patch_sizes: sizes that the model is meant for, each one number or one per space axis; the
-            largest along each axis decides the size of the kernels that are learned.
+            largest along each axis decides the size of the learned kernels.
         size: patch size of calls that name none; default the coarsest.
         stem: options of `ConvStem`.
     """
@@ -55,10 +55,10 @@ class ModulatedTokenizer(CellTokenizer):
         super().__init__(spec, ConvStem(in_channels, dim, base, **stem))
         self.base = base
         self.size = sizes[0][1:] if size is None else per_axis(size, ndim)
-        self.layout(self.size, (1, *self.size))  # raises here where the size makes no sense
+        self.layout(self.size, (1, *self.size))  # raises here if the size makes no sense
 
     def layout(self, size: tuple[int, ...], shape: tuple[int, ...]) -> ConvLayout:
-        """Kernels, strides and padding of a patch size, for a field of shape (t, *space)."""
+        """Picks kernels, strides and padding of a patch size, for a field of shape (t, *space)."""
         raise NotImplementedError
 
     @takes_lists
@@ -70,7 +70,7 @@ class ModulatedTokenizer(CellTokenizer):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """Cells of one patch size; the values of the field do not matter.
+        """Makes cells of one patch size; the values of the field do not matter.
 
         Raises:
             ValueError: a wrong field, an unknown control, or a patch size without kernels or larger
@@ -93,18 +93,21 @@ class ModulatedTokenizer(CellTokenizer):
         return cells_of_layout(field, layout, sizes, level, tiling=self.tiling)
 
     def sizes_for(self, space: Sequence[int]) -> list[int]:
-        """Patch sizes of the table, the same on every axis, that a field can be cut into."""
-        return [p for p in KERNELS if p <= min(space) and self._has(p)]
+        """Lists the patch sizes of the table, the same on every axis, that a field can be cut
+        into.
+        """
 
-    def _has(self, size: int) -> bool:
-        try:
-            self.layout((size,) * self.spec.ndim, (1, *[size] * self.spec.ndim))
-        except ValueError:
-            return False
-        return True
+        def valid(size: int) -> bool:
+            try:
+                self.layout((size,) * self.spec.ndim, (1, *[size] * self.spec.ndim))
+            except ValueError:
+                return False
+            return True
+
+        return [p for p in KERNELS if p <= min(space) and valid(p)]
 
     def tokens_at(self, size: int | Sequence[int], shape: Sequence[int]) -> int:
-        """Tokens per sample of a field of shape (t, *space)."""
+        """Counts the tokens per sample of a field of shape (t, *space)."""
         sizes = per_axis(size, self.spec.ndim, "patch_size")
         return product(self.layout(sizes, tuple(shape)).grid)
 
@@ -116,7 +119,7 @@ class ModulatedTokenizer(CellTokenizer):
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> TokenSet:
-        """Features of the cells; without boundary codes all ends are open."""
+        """Embeds the cells; without boundary codes all ends are open."""
         x = as_field(x, self.spec.ndim, self.spec.in_channels)
         check_shape(x, cells)
         assert isinstance(cells.layout, ConvLayout)
@@ -124,7 +127,7 @@ class ModulatedTokenizer(CellTokenizer):
 
 
 def stages(size: Sequence[int], valid: Sequence[int]) -> Pairs:
-    """The table's pair for each axis, where the size is among the valid ones."""
+    """Looks up the table's pair for each axis; raises ``ValueError`` for a size not in `valid`."""
     _check_table(set(size), valid, "patch_size")
     return tuple(KERNELS[p] for p in size)
 

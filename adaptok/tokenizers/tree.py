@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -30,16 +31,17 @@ from adaptok.tree import (
 class TreeTokenizer(CellTokenizer):
     """Scores the nodes of a tree, marks which ones split, and embeds the leaves.
 
-    Where ``spec.tiling`` is False, cells that split stay beside their children.
+    If ``spec.tiling`` is False, cells that split stay beside their children.
 
     Args:
         spec: sizes with the extent in time first.
         indicator: node scores.
         marking: which nodes split.
         embedding: patches to features, called as ``embedding(x, cells)``.
-        order: order of the cells of a sample; "depth_first" in every tokenizer of this package:
-            root tiles in raster order, each followed by its subtree (frame after frame).
-        per_frame: give each frame a tiling of its own instead of one for all frames.
+        order: order of the cells of a frame; frames follow one another. "depth_first": root tiles
+            in raster order, each followed by its subtree. "level": coarse cells first, each level
+            in raster order.
+        per_frame: a tiling per frame instead of one for all frames.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class TreeTokenizer(CellTokenizer):
         self.marking = marking
         self.order = order
         self.per_frame = per_frame
-        Tree((1,) * spec.ndim, self._space_sizes, order)  # raises here where the sizes are wrong
+        Tree((1,) * spec.ndim, self._space_sizes, order)  # raises here if the sizes are wrong
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -100,7 +102,7 @@ class TreeTokenizer(CellTokenizer):
             return cells_from_splits(
                 marks.split, tree, frames=frames, frame_size=frame_size, **known
             )
-        node = existing(marks.split, tree)  # more than the leaves, so their number does not help
+        node = existing(marks.split, tree)  # more than the leaves, whose number does not help
         return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, tiling=False)
 
     @torch.no_grad()
@@ -110,8 +112,8 @@ class TreeTokenizer(CellTokenizer):
         *,
         boundary: Int[Tensor, "..."] | None = None,
     ) -> tuple[Float[Tensor, "b f inner"], Tree]:
-        """Score of every inner node and the tree that numbers them; f is 1, or the number of frames
-        of cells where each has its own tiling.
+        """Scores every inner node, and returns the tree that numbers them; f is 1, or with a tiling
+        per frame the number of frames of cells.
         """
         return self._scores(as_field(field, self.spec.ndim), boundary)
 
@@ -119,43 +121,35 @@ class TreeTokenizer(CellTokenizer):
         b, t = field.shape[:2]
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(t, frame_size)
-        if self.per_frame:  # every frame of cells is scored as a sample of its own
-            field = field.unflatten(1, (frames, frame_size)).flatten(0, 1)
-            boundary = repeat_boundary(boundary, frames)
+        if self.per_frame:  # scores every frame of cells as a sample
+            field = rearrange(field, "b (f fs) ... -> (b f) fs ...", fs=frame_size)
+            if boundary is not None and boundary.ndim == 3 and len(boundary) > 1:
+                boundary = repeat(boundary, "b ... -> (b f) ...", f=frames)
         tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
         return self.indicator(field, tree, boundary=boundary).unflatten(0, (b, -1)), tree
 
     def score_map(
         self, field: Float[Tensor, "b *tcs"], *, boundary: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b *s"]:
-        """What the indicator sees per grid point (on the finest inner nodes where it has no
-        points).
+        """Scores each grid point: by the indicator's own map, else by the score of the finest inner
+        node around it.
         """
         field = as_field(field, self.spec.ndim, self.spec.in_channels)
-        return score_map(self.indicator, field, self._space_sizes, boundary)
-
-
-def score_map(
-    indicator: Indicator, field: Tensor, sizes: Sizes, boundary: Tensor | None
-) -> Float[Tensor, "b *s"]:
-    """Score per grid point: the indicator's own, or its density on the finest nodes that it
-    scores.
-    """
-    points = getattr(indicator, "score_map", None)
-    if points is not None:
-        return points(field, boundary=boundary)
-    tree = Tree(tuple(field.shape[3:]), sizes)
-    finest = tree.per_level(indicator(field, tree, boundary=boundary))[-1]
-    x = finest.unflatten(1, tree.grids[-2])
-    for axis, (size, n) in enumerate(zip(sizes[-2], tree.shape, strict=True)):
-        x = x.repeat_interleave(size, dim=axis + 1).narrow(axis + 1, 0, n)
-    return x
+        points = getattr(self.indicator, "score_map", None)
+        if points is not None:
+            return points(field, boundary=boundary)
+        tree = Tree(tuple(field.shape[3:]), self._space_sizes)
+        finest = tree.per_level(self.indicator(field, tree, boundary=boundary))[-1]
+        x = finest.unflatten(1, tree.grids[-2])
+        for axis, (size, n) in enumerate(zip(tree.sizes[-2], tree.shape, strict=True)):
+            x = x.repeat_interleave(size, dim=axis + 1).narrow(axis + 1, 0, n)
+        return x
 
 
 def level_sizes(
     min_size: int | Sequence[int], max_size: int | Sequence[int], ndim: int, frame_size: int = 1
 ) -> Sizes:
-    """Cell sizes from coarse to fine by halving, time first.
+    """Lists cell sizes from coarse to fine by halving, time first.
 
     Raises:
         ValueError: max_size is not min_size times one power of two on all axes.
@@ -170,13 +164,6 @@ def level_sizes(
         )
     levels = [factor >> i for i in range(factor.bit_length())]
     return tuple((frame_size, *(f * level for f in fine)) for level in levels)
-
-
-def repeat_boundary(boundary: Tensor | None, frames: int) -> Tensor | None:
-    """Codes per (sample, frame) where they are given per sample."""
-    if boundary is None or boundary.ndim == 2 or boundary.shape[0] == 1:
-        return boundary
-    return boundary.repeat_interleave(frames, dim=0)
 
 
 @TOKENIZERS.register("composed")
@@ -194,9 +181,13 @@ def composed(
     frame_size: int = 1,
     per_frame: bool = False,
 ) -> TreeTokenizer:
-    """Any indicator × marking × embedding × order; each part a name, or a name with its knobs.
+    """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs.
 
     Args:
+        indicator: scores the nodes of the tree; the names are those of `adaptok list indicators`.
+        marking: decides which nodes split, see `adaptok list markings`.
+        embedding: turns patches into features, see `adaptok list embeddings`.
+        order: order of the cells of a sample: "depth_first" or "level" (coarse cells first).
         min_size: finest cell in grid points, one number or one per axis.
         max_size: coarsest cell, min_size times a power of two.
         frame_size: extent of every cell in time, in frames.
@@ -221,10 +212,10 @@ def cells_from_score(
     budget: Any,
     splits_per_step: int = 1,
 ) -> Cells:
-    """Best-first refinement of a score map to a token budget; cells of one frame.
+    """Refines a score map best-first to a token budget; returns cells of one frame.
 
-    The score of a node is the sum of its points; negative values are allowed. Ties split the
-    coarser node first, then in raster order.
+    The score of a node is the sum of its points, which may be negative. Ties split the coarser node
+    first, then in raster order.
 
     Args:
         score: one floating-point map per sample, 1 to 3 space dimensions.

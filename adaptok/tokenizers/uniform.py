@@ -63,45 +63,38 @@ class UniformTokenizer(CellTokenizer):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """Cells of one size; the values of the field do not matter.
+        """Makes cells of one size; the values of the field do not matter.
 
         Raises:
             ValueError: a wrong field, an unknown control, or a patch size that was not built.
         """
         check_controls(control, self.controls)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
-        frame_size, *_ = self.spec.sizes[0]
+        b, t, _, *space = field.shape
+        frame_size = self.spec.sizes[0][0]
+        frames = frames_of_cells(t, frame_size)
         size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
         if (frame_size, *size) not in self.spec.sizes:
             built = [s[1:] for s in self.spec.sizes]
             raise ValueError(f"patch_size {size} was not built; patch_sizes: {built}")
-        level = self.spec.sizes.index((frame_size, *size))
-        return uniform_cells(field, size, frame_size, self.spec, level)
+        tree = Tree(tuple(space), (size,))
+        split = torch.zeros(b, 1, 0, dtype=torch.bool, device=field.device)
+        known = {"frame_size": frame_size, "lengths": (frames * tree.counts().leaves,) * b}
+        cells = cells_from_splits(split, tree, frames=frames, **known)
+        level = torch.full_like(cells.level, self.spec.sizes.index((frame_size, *size)))
+        return dataclasses.replace(cells, level=level, sizes=self.spec.sizes)
 
     @staticmethod
     def sizes_for(space: Sequence[int]) -> list[int]:
-        """Sizes, the same on every axis, to choose from for such a field: what divides it, or any
-        where almost nothing does."""
+        """Lists sizes, the same on every axis, to choose from for a field: those that divide it, or
+        all if almost none do.
+        """
         every = range(1, min(space) + 1)
         dividing = [p for p in every if all(n % p == 0 for n in space)]
         return dividing if len(dividing) > 2 else list(every)
 
     def tokens_at(self, size: int | Sequence[int], shape: Sequence[int]) -> int:
-        """Tokens per sample of a field of shape (t, *space)."""
+        """Counts the tokens per sample of a field of shape (t, *space)."""
         size = per_axis(size, self.spec.ndim, "patch_size")
         frames = frames_of_cells(shape[0], self.spec.sizes[0][0])
-        return frames * product(-(-n // p) for n, p in zip(shape[1:], size, strict=True))
-
-
-def uniform_cells(
-    field: Tensor, size: tuple[int, ...], frame_size: int, spec: TokenizerSpec, level: int
-) -> Cells:
-    """Raster tiling of one size, labelled with its level among the sizes of `spec`."""
-    b, t, _, *space = field.shape
-    tree = Tree(tuple(space), (size,))
-    frames = frames_of_cells(t, frame_size)
-    split = torch.zeros(b, 1, 0, dtype=torch.bool, device=field.device)
-    lengths = (frames * tree.counts().leaves,) * b
-    cells = cells_from_splits(split, tree, frames=frames, frame_size=frame_size, lengths=lengths)
-    level_of = torch.full_like(cells.level, level)
-    return cells.replace(level=level_of, sizes=spec.sizes)
+        return frames * Tree(tuple(shape[1:]), (size,)).counts().leaves

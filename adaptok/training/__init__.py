@@ -1,6 +1,6 @@
-"""Training: Lightning modules around models, their trainer, optimisation and checkpoints.
+"""Training: Lightning modules around models, their trainer, optimization and checkpoints.
 
-Lightning is imported when one of these is first used.
+Imports Lightning when one of these is first used.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adaptok.training.module import SurrogateModule
     from adaptok.training.optim import Optim
     from adaptok.training.pretraining import PretrainModule
+    from adaptok.training.surrogate_module import SurrogateModule
     from adaptok.training.trainer import make_trainer
 
 __all__ = ["Optim", "PretrainModule", "SurrogateModule", "make_trainer"]
 MODULES = {
     "Optim": "optim",
     "PretrainModule": "pretraining",
-    "SurrogateModule": "module",
+    "SurrogateModule": "surrogate_module",
     "make_trainer": "trainer",
 }
 

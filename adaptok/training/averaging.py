@@ -17,8 +17,8 @@ AVERAGED = "averaged_state_dict"
 class Averaging(Callback):
     """Keeps ``average = decay * average + (1 - decay) * weights``, starting from the first step.
 
-    Validation sees the average, and the fit ends with it. A checkpoint holds the current weights as
-    Lightning keeps them, and the average beside them under ``averaged_state_dict``.
+    Validation uses the average, and the fit ends with it. A checkpoint holds the current weights,
+    as Lightning saves them, and the average under ``averaged_state_dict``.
 
     Args:
         decay: in [0, 1); 0 makes the average the current weights.
@@ -32,7 +32,7 @@ class Averaging(Callback):
         self._loaded: Mapping[str, Tensor] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Copies the weights, or what a checkpoint holds of their average."""
+        """Copies the weights, or loads the average of a checkpoint."""
         self._average = {k: p.detach().clone() for k, p in pl_module.named_parameters()}
         self._step = trainer.global_step
         for name, value in (self._loaded or {}).items():
@@ -42,7 +42,7 @@ class Averaging(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Takes in the weights once per optimiser step."""
+        """Averages in the weights once per optimizer step."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -59,14 +59,11 @@ class Averaging(Callback):
             average.copy_(current)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validates the average."""
+        """Swaps the average in for the validation, and out after it."""
         if self._average:
             self._swap(pl_module)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Goes back to the weights of the optimiser."""
-        if self._average:
-            self._swap(pl_module)
+    on_validation_epoch_end = on_validation_epoch_start
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leaves the average in the model."""
@@ -74,7 +71,7 @@ class Averaging(Callback):
 
     @torch.no_grad()
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Also leaves it there where nothing was left to train: a finished run that is resumed."""
+        """Loads the average when a finished run is resumed and no step runs."""
         for name, value in (self._loaded or {}).items():
             parameter = dict(pl_module.named_parameters()).get(name)
             if parameter is not None:
@@ -84,7 +81,7 @@ class Averaging(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds the average; on all ranks, because sharded weights are gathered."""
+        """Adds the average; runs on all ranks, because sharded weights are gathered."""
         if not self._average:
             return
         self._swap(pl_module)
@@ -100,7 +97,7 @@ class Averaging(Callback):
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The shard of this process; it shares memory with the tensor."""
+    """Returns the shard of this process, which shares memory with the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints: reading without running code, loading into a model that fits, resuming."""
+"""Reads checkpoints without running code, loads them into models that fit, resumes from them."""
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,31 +13,14 @@ import yaml
 from torch import nn
 
 from adaptok.models.pretrained import build
-from adaptok.utils.keys import differences, flattened  # noqa: F401
-
-# What weights depend on; the rest of a configuration may differ between training and evaluation.
-ARCHITECTURE = (
-    "model",
-    "tokenizer",
-    "processor",
-    "decoder",
-    "size",
-    "history",
-    "history_mode",
-    "field_width",
-    "data",
-)
-# What may change when a run goes on.
-FREE_ON_RESUME = ("name", "sweep", "resume", "resume_anyway", "trainer", "logger", "test", "hydra")
-# Where the data is and how it is read do not change what is trained.
-PLACES = ("data.base", "data.path", "data.num_workers", "data.cache", "data.cache_limit")
+from adaptok.utils.keys import FIXED, WEIGHTS, differences
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file itself, or ``checkpoints/last.ckpt`` of a run folder.
+    """Finds a checkpoint: the file itself, or ``checkpoints/last.ckpt`` of a run folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no such file.
     """
     path = Path(path)
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
@@ -46,7 +30,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Tensors and plain values of a checkpoint (a file or a run folder), on the CPU.
+    """Reads tensors and plain values of a checkpoint (a file or a run folder), on the CPU.
 
     Raises:
         ValueError: no such file, a damaged one, or a pickle that would have to run code.
@@ -67,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_surrogate(path: str | Path) -> Any:
-    """The model of a checkpoint (a file or a run folder) with its averaged weights; needs no data.
+    """Loads the model of a checkpoint (a file or a run folder), averaged weights; needs no data.
 
     Raises:
         ValueError: no such file, or one that `adaptok train` did not write.
@@ -82,7 +66,7 @@ def load_surrogate(path: str | Path) -> Any:
 
 
 def load_weights(
-    surrogate: nn.Module,
+    model: nn.Module,
     checkpoint: Mapping[str, Any],
     *,
     path: str | Path = "the checkpoint",
@@ -91,22 +75,22 @@ def load_weights(
     """Loads the (averaged) weights and statistics of a checkpoint of `adaptok train`.
 
     Args:
-        config: plain configuration of the surrogate, for the message where it does not fit.
+        config: plain configuration of the model, for the message if it does not fit.
 
     Raises:
-        ValueError: the checkpoint is of another architecture; says what differs.
+        ValueError: the checkpoint has another architecture; says what differs.
     """
     prefix = "surrogate."
     state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
     there = {k.removeprefix(prefix): v for k, v in state.items()}
-    here = surrogate.state_dict()
+    here = model.state_dict()
     wrong = list(_wrong_tensors(there, here))
     if wrong:
-        reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, ARCHITECTURE)]
+        reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, WEIGHTS)]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         reasons.append(f"tensors: {'; '.join(wrong[:3])}{more}")
         raise ValueError(f"{path} is of another architecture: {'; '.join(reasons)}")
-    surrogate.load_state_dict(there)
+    model.load_state_dict(there)
 
 
 def _wrong_tensors(
@@ -118,36 +102,91 @@ def _wrong_tensors(
             yield f"{name} is {shapes[0]} in the checkpoint, {shapes[1]} here"
 
 
-def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
-    """Raises ``ValueError`` with what differs where a run would go on with another configuration.
+def fingerprint(data: Any) -> dict[str, Any]:
+    """Describes the contents of a data module, wherever they are, in plain values by set.
 
-    What only one of the two knows (of another version) is left out, and so are `FREE_ON_RESUME` and
-    `PLACES`.
+    Fields, grid, boundary and statistics of the training split; for labelled images, the classes
+    and the number of images per split. Empty for modules of other kinds.
     """
-    there = checkpoint.get("adaptok_config", {})
-    keys = tuple(k for k in there if k in config and k not in FREE_ON_RESUME)
-    other = [
-        line
-        for line in differences(there, config, keys)
-        if "absent" not in line.split() and not line.startswith(PLACES)
-    ]
+    if hasattr(data, "classes"):
+        counts = {split: len(images) for split, images in data.sets.splits.items()}
+        return {str(data.name): {"classes": list(data.classes), "images": counts}}
+    if hasattr(data, "info"):
+        return {data.info.name: _fingerprint_of_fields(data.info)}
+    infos = getattr(data, "infos", {})  # of a mixture
+    return {name: _fingerprint_of_fields(info) for name, info in infos.items()}
+
+
+def _fingerprint_of_fields(info: Any) -> dict[str, Any]:
+    means, stds = ([*info.mean, *info.constant_mean], [*info.std, *info.constant_std])
+    pairs = [[float(mean), float(std)] for mean, std in zip(means, stds, strict=True)]
+    return {
+        "fields": list(info.fields),
+        "constants": list(info.constants),
+        "shape": list(info.shape),
+        "boundary": info.boundary.tolist(),
+        "statistics": dict(zip([*info.fields, *info.constants], pairs, strict=True)),
+    }
+
+
+def _other_data(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a sentence per difference of two fingerprints, rounding of statistics aside."""
+    if list(there) != list(here):
+        yield f"the data is {', '.join(there)} in the checkpoint, {', '.join(here)} here"
+        return
+    for name, was in there.items():
+        now = here[name]
+        for key in was:
+            if key != "statistics" and was[key] != now.get(key):
+                yield f"{key} of {name} are {was[key]} in the checkpoint, {now.get(key)} here"
+        for field, (mean, std) in was.get("statistics", {}).items():
+            other = now.get("statistics", {}).get(field)
+            if other and not (
+                math.isclose(mean, other[0], rel_tol=1e-4, abs_tol=1e-4 * std)
+                and math.isclose(std, other[1], rel_tol=1e-4)
+            ):
+                yield (
+                    f"mean and std of {field} of {name} are {mean:.6g} and {std:.6g} in the "
+                    f"checkpoint, {other[0]:.6g} and {other[1]:.6g} here"
+                )
+
+
+def check_resume(
+    checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path, data: Any = None
+) -> None:
+    """Refuses to resume a run with another configuration or on other data.
+
+    Compares the keys of the roles `FIXED` that both configurations have; another version may have
+    others.
+
+    Args:
+        data: module whose `fingerprint` is compared with that of the checkpoint, if it has one.
+
+    Raises:
+        ValueError: says what differs.
+    """
+    lines = differences(checkpoint.get("adaptok_config", {}), config, FIXED)
+    other = [line for line in lines if "absent" not in line.split()]
+    there, here = checkpoint.get("adaptok_data"), fingerprint(data)
+    if there and here:
+        other += _other_data(there, here)
     if other:
         raise ValueError(
-            f"{path} is of a run with another configuration: {'; '.join(other)}. To go on all the "
-            "same: resume_anyway=true"
+            f"{path} is of a run with another configuration or other data: {'; '.join(other)}. To "
+            "resume all the same: resume_anyway=true"
         )
 
 
 def find_resume(
     resume: str | None, folder: Path, runs: Path, config: Mapping[str, Any]
 ) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start.
+    """Finds the checkpoint to resume from; None for a fresh start.
 
     Args:
         resume: None; a checkpoint or run folder; or "auto": this run's own checkpoint, else that of
-            the newest run in `runs` whose configuration is the same but for `FREE_ON_RESUME`.
+            the newest run in `runs` with the same keys of the roles `FIXED`.
         folder: of this run.
-        runs: where the run folders are.
+        runs: parent of the run folders.
         config: plain configuration of this run.
     """
     if resume is None:
@@ -160,7 +199,6 @@ def find_resume(
         saved = file.parents[1] / "config.yaml"
         if file.is_file() and saved.is_file():
             there = yaml.safe_load(saved.read_text())
-            keys = tuple(k for k in {**there, **config} if k not in FREE_ON_RESUME)
-            if not list(differences(there, config, keys)):
+            if not list(differences(there, config, FIXED)):
                 return file
     return None

@@ -1,30 +1,51 @@
-"""Loss, optimiser and learning rate of a training run."""
+"""Losses, optimizer and learning rate of a training run."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adaptok.evaluation.metrics import EPS
+from adaptok.registry import LOSSES, choice
+from adaptok.training.targets import instantiate
+
+# A loss takes error and target, (b, t, c, *space) in units of the training split's std, and returns
+# a scalar. Two attributes of the function change that:
+#   physical = True: error and target come in physical units;
+#   error_only = True: the target is not used, so that the error may come in any unit.
 
 
+def _with(**attributes: bool) -> Callable[[Any], Any]:
+    def mark(loss: Any) -> Any:
+        vars(loss).update(attributes)
+        return loss
+
+    return mark
+
+
+@LOSSES.register("mse")
+@_with(error_only=True)
 def mse_loss(error: Tensor, target: Tensor) -> Tensor:
     """Mean square of the error."""
     return error.square().mean()
 
 
+@LOSSES.register("nmse")
 def nmse_loss(error: Tensor, target: Tensor) -> Tensor:
-    """Mean square over that of the target, per sample and channel; quiet fields count no more
-    than ones with a thousandth of the usual variance."""
+    """Mean square over that of the target, per sample and channel; the 1e-3 floor limits the weight
+    of nearly constant fields."""
     axes = tuple(range(3, error.ndim))
     return (error.square().mean(axes) / (target.square().mean(axes) + 1e-3)).mean()
 
 
+@LOSSES.register("matey_nmse")
+@_with(physical=True)
 def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
     """Mean square over that of the target in physical units, 0 being the reference: the training
     loss of MATEY's code."""
@@ -32,23 +53,21 @@ def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
     return (error.square().mean(axes) / (target.square().mean(axes) + EPS)).mean()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": mse_loss,
-    "nmse": nmse_loss,
-    "matey_nmse": matey_nmse_loss,
-}
-PHYSICAL = ("matey_nmse",)  # losses that see fields as they are
-
-
 @dataclass(frozen=True)
-class Rate:
-    """Optimiser and learning rate; the defaults are those of IAP, App. E.
+class OptimBase:
+    """Optimizer and learning rate; the defaults are those of IAP, App. E.
 
     Attributes:
         lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`.
-        weight_decay: of AdamW; norms, biases and other vectors are left out.
+        weight_decay: not applied to norms, biases and other vectors.
+        betas: of AdamW.
         decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
         ema: decay of the averaged weights.
+        optimizer: None for AdamW; else ``{"_target_": "torch.optim.SGD", "momentum": 0.9}``, or a
+            callable: it gets the groups of weights and `lr`.
+
+    Raises:
+        ValueError: a value that is not accepted, or an optimizer that cannot be imported.
     """
 
     lr: float = 5e-4
@@ -61,12 +80,17 @@ class Rate:
     gamma: float = 0.95
     gamma_steps: int = 5000
     ema: float = 0.99
+    optimizer: Mapping[str, Any] | Callable[..., torch.optim.Optimizer] | None = field(
+        default=None, kw_only=True
+    )
 
     def __post_init__(self) -> None:
-        check_choice("decay", self.decay, ("exponential", "cosine"))
+        choice("optim.decay", self.decay, ("exponential", "cosine"))
+        if isinstance(self.optimizer, Mapping):  # now, not after the data is read
+            instantiate("optim.optimizer", self.optimizer, _partial_=True)
 
     def learning_rate(self, step: int, max_steps: int) -> float:
-        """Learning rate of a step; only the cosine depends on `max_steps`."""
+        """Computes the learning rate of a step; only the cosine depends on `max_steps`."""
         if step < self.warmup_steps:
             return self.lr_start + (self.lr - self.lr_start) * step / self.warmup_steps
         after = step - self.warmup_steps
@@ -75,14 +99,17 @@ class Rate:
         progress = min(after / max(max_steps - self.warmup_steps, 1), 1.0)
         return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
 
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """AdamW over the weights of a module."""
-        return torch.optim.AdamW(
-            self.groups(module), lr=self.lr, betas=(self.betas[0], self.betas[1])
-        )
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Makes the optimizer of the trainable weights of a module."""
+        make: Any = self.optimizer
+        if make is None:
+            make = functools.partial(torch.optim.AdamW, betas=(self.betas[0], self.betas[1]))
+        elif isinstance(make, Mapping):
+            make = instantiate("optim.optimizer", make, _partial_=True)
+        return make(self.groups(module), lr=self.lr)
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """The trainable weights, by weight decay."""
+        """Groups the trainable weights by weight decay."""
         weights = [p for p in module.parameters() if p.requires_grad]
         return [
             {"params": [p for p in weights if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -91,18 +118,18 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Optim(Rate):
-    """Loss, optimiser and learning rate of a surrogate; the rest is described in `Rate`.
+class Optim(OptimBase):
+    """Loss, optimizer and learning rate of a surrogate; see `OptimBase` for the rest.
 
     Attributes:
-        loss: "mse" or "nmse", on fields in units of the training split's std; "matey_nmse", on
-            fields in physical units.
+        loss: a name in `adaptok.registry.LOSSES`: "mse" or "nmse", on fields in units of the
+            training split's std; "matey_nmse", on fields in physical units.
         loss_frames: "last", or "all": also on what follows the earlier frames of the history
             (needs ``history_mode="frames"``).
         loss_unit: "std" (of the training split), or "prediction": of the change (or state) that the
             model predicts, as in the code of CKM and CSM. With ``normalise="context"`` that is the
             sample's own, so that quiet samples and fields count as much as others.
-        unroll: steps that are predicted in a row, each from the last prediction; the loss is the
+        unroll: number of steps predicted in a row, each from the last prediction; the loss is the
             mean over them.
         through_time: let gradients flow through the predictions that are fed back. Without, each
             step learns to undo the errors of the ones before it: the pushforward trick
@@ -117,22 +144,21 @@ class Optim(Rate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("loss", self.loss, tuple(LOSSES))
-        check_choice("loss_frames", self.loss_frames, ("last", "all"))
-        check_choice("loss_unit", self.loss_unit, ("std", "prediction"))
-        if self.loss_unit != "std" and self.loss != "mse":
-            raise ValueError(f"optim.loss_unit={self.loss_unit} goes with optim.loss=mse only")
+        choice("optim.loss", self.loss, LOSSES.names())
+        choice("optim.loss_frames", self.loss_frames, ("last", "all"))
+        choice("optim.loss_unit", self.loss_unit, ("std", "prediction"))
+        if self.loss_unit != "std" and not getattr(LOSSES.get(self.loss), "error_only", False):
+            raise ValueError(
+                f"optim.loss_unit={self.loss_unit} goes with losses of the error alone, such as "
+                f"optim.loss=mse, not {self.loss}"
+            )
         if self.unroll < 1:
             raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
 
     def loss_of(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Loss of fields in physical units, given the mean and std of the training split."""
-        if self.loss in PHYSICAL:
-            return LOSSES[self.loss](prediction - target, target)
-        return LOSSES[self.loss]((prediction - target) / std, (target - mean) / std)
-
-
-def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    """Raises ``ValueError`` for a value that is not accepted."""
-    if value not in accepted:
-        raise ValueError(f"optim.{name} must be one of {', '.join(accepted)}, got {value!r}")
+        """Computes the loss of fields in physical units, given the mean and std of the training
+        split."""
+        loss = LOSSES.get(self.loss)
+        if getattr(loss, "physical", False):
+            return loss(prediction - target, target)
+        return loss((prediction - target) / std, (target - mean) / std)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of every outermost ``nn.ModuleList``: the layers that a model repeats."""
+    """Yields the members of every outermost ``nn.ModuleList``: the layers that a model repeats."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -26,19 +26,19 @@ def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def checkpoint_activations(module: nn.Module) -> None:
-    """Makes every repeated block forget its activations and compute them again for the gradient.
+    """Makes every repeated block drop its activations and recompute them for the gradient.
 
-    The random numbers of the second time are those of the first; weights keep their names.
+    The recomputation draws the same random numbers; weights keep their names.
     """
     for block in repeated_blocks(module):
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """FSDP2: shards a one-step model over the data-parallel processes, block by block.
+    """Shards a one-step model over the data-parallel processes by FSDP2.
 
-    Only blocks of the processor (of a baseline: of the network) are units of their own. Embeddings
-    and decoders belong to the root unit.
+    Each block of the processor (of a baseline: of the network) is a unit; embeddings and decoders
+    belong to the root unit.
     """
     middle = getattr(model, "processor", getattr(model, "network", None))
     for block in repeated_blocks(middle) if isinstance(middle, nn.Module) else ():
@@ -49,7 +49,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Ends the process group that a fit in here started, so that the next fit can start its own."""
+    """Ends the process group that a fit inside started, so that the next fit can start another."""
     names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     before = {name: os.environ.get(name) for name in names}
     try:
@@ -66,13 +66,11 @@ def process_group() -> Iterator[None]:
 def make_strategy(
     name: str, accelerator: str, devices: int | str | Sequence[int], num_nodes: int
 ) -> str | Strategy:
-    """Lightning's strategy of a name; "fsdp" is FSDP2 with one complete checkpoint file.
+    """Makes Lightning's strategy of a name; "fsdp" is FSDP2 with one complete checkpoint file.
 
     Args:
         name: "auto", "ddp", "fsdp" or another name that Lightning knows.
-        accelerator: as of the trainer.
-        devices: as of the trainer.
-        num_nodes: as of the trainer.
+        accelerator: see ``lightning.Trainer``, like the rest.
     """
     if name not in ("fsdp", "fsdp2"):
         return name

@@ -1,4 +1,4 @@
-"""Training of one model on several data sets."""
+"""Trains one model on several data sets."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from typing import Any
 
 from adaptok.data import FieldInfo
 from adaptok.data.info import system_of
-from adaptok.models.multiphysics import Multiphysics, System
+from adaptok.models.multiphysics import FieldSystem, Multiphysics
 from adaptok.models.schedules import Schedule
-from adaptok.training.module import Batch, SurrogateModule
 from adaptok.training.optim import Optim
+from adaptok.training.surrogate_module import Batch, SurrogateModule
 
 
 class PretrainModule(SurrogateModule):
-    """Trains a model on batches of several sets; each set has its normalisation and its share of
-    the validation.
+    """Trains a model on batches of several sets, each normalised and validated separately.
 
     Args:
-        model: that knows all fields of all sets.
+        model: knows the fields of all sets.
         infos: of the sets, by the names that batches have under "set".
-        optim: as of `SurrogateModule`.
-        schedule: likewise.
-        config: likewise.
-        seed: likewise.
+        optim: see `SurrogateModule`, like the rest.
     """
 
     def __init__(
@@ -37,14 +33,14 @@ class PretrainModule(SurrogateModule):
         seed: int = 0,
     ):
         super().__init__(model, optim, schedule, config, seed=seed)
-        # in a dict, where torch does not look: their weights are those of the model
+        # a dict hides them from torch, which has their weights through the model
         self.systems = {name: system_of(model, info) for name, info in infos.items()}
 
-    def model_of(self, batch: Batch) -> System:
-        """The system that a batch is from."""
+    def model_of(self, batch: Batch) -> FieldSystem:
+        """Returns the system of a batch."""
         return self.systems[batch["set"][0]]
 
     def on_fit_start(self) -> None:
-        """Moves the statistics of the systems, which no one else knows of."""
+        """Moves the statistics of the systems, which Lightning does not see."""
         for system in self.systems.values():
             system.to(self.device)

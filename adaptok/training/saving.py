@@ -1,4 +1,4 @@
-"""Checkpoints that are either complete or absent."""
+"""Writes checkpoints that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from adaptok.utils.atomic import replacing
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` and ``best.ckpt`` (lowest value of a metric).
 
-    The last one is written every `every` optimiser steps and at the end, the best one after a
-    validation; with :class:`AtomicIO`, a full disk or a kill at any moment leaves the one before.
+    The last one is written every `every` optimizer steps and at the end, the best one after a
+    validation; with :class:`AtomicIO`, a full disk or a kill at any moment leaves the previous one.
 
     Args:
-        folder: where they are kept.
-        every: optimiser steps from one last.ckpt to the next.
+        folder: of the checkpoints.
+        every: optimizer steps from one last.ckpt to the next.
         monitor: name of the metric.
     """
 
@@ -31,15 +31,15 @@ class Checkpoints(Checkpoint):
         self.saved, self.best = -1, math.inf
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
+        """Keeps the best value so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with it."""
+        """Restores the best value."""
         self.best = state_dict["best"]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Saves once per step, also where a step takes several batches."""
+        """Saves once per step, even if a step takes several batches."""
         step = trainer.global_step
         due = step % self.every == 0 or step == trainer.max_steps
         if due and step != self.saved:
@@ -47,7 +47,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "last")
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Saves where the validation was the best one."""
+        """Saves if the validation is the best so far."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and float(value) < self.best:
             self.best = float(value)

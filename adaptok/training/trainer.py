@@ -1,4 +1,4 @@
-"""The trainer: what it prints, and what it keeps in the run folder."""
+"""Makes the trainer: what it prints, and what it keeps in the run folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from adaptok.training.averaging import Averaging
 from adaptok.training.parallel import make_strategy
 from adaptok.training.saving import AtomicIO, Checkpoints
+from adaptok.training.targets import instantiate_each
 
 
 class LineProgress(Callback):
-    """Progress for logs and pipes: about twenty lines instead of a bar."""
+    """Prints progress for logs and pipes: about twenty lines instead of a bar."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Prints loss, tokens per sample, samples per second."""
@@ -34,16 +35,20 @@ def make_trainer(
     *,
     ema: float = 0.99,
     wandb: Mapping[str, Any] | None = None,
+    loggers: Mapping[str, Any] | None = None,
+    callbacks: Mapping[str, Any] | None = None,
     precision: str = "auto",
     strategy: str = "auto",
     monitor: str = "val/vrmse",
     **knobs: Any,
 ) -> L.Trainer:
-    """A trainer that keeps metrics.csv and checkpoints/{best,last}.ckpt in `folder`.
+    """Makes a trainer that keeps metrics.csv and checkpoints/{best,last}.ckpt in `folder`.
 
     Args:
-        ema: decay of the averaged weights, which validation uses and which the fit ends with.
+        ema: decay of the averaged weights, which validation uses and the fit ends with.
         wandb: arguments of Lightning's WandbLogger, or None.
+        loggers: further ones by any name, each an object or ``{"_target_": ..., **arguments}``.
+        callbacks: further ones, given in the same way.
         strategy: "fsdp" shards weights over the processes (FSDP2); else one of Lightning's, such as
             "ddp".
         monitor: metric whose lowest value makes best.ckpt.
@@ -55,21 +60,22 @@ def make_trainer(
         cuda = knobs.get("accelerator", "auto") != "cpu" and torch.cuda.is_available()
         precision = "bf16-mixed" if cuda else "32-true"
     every = knobs.pop("val_check_interval", 1000)
-    callbacks: list[Callback] = [Averaging(ema)]
+    used: list[Callback] = [Averaging(ema), *instantiate_each("callbacks", callbacks)]
     if knobs.get("enable_progress_bar", True):
         knobs["enable_progress_bar"] = sys.stderr.isatty()
-        callbacks.append(TQDMProgressBar(refresh_rate=5) if sys.stderr.isatty() else LineProgress())
-    callbacks.append(Checkpoints(folder / "checkpoints", every, monitor))
-    loggers: list[Any] = [CSVLogger(folder, name="", version="")]
+        used.append(TQDMProgressBar(refresh_rate=5) if sys.stderr.isatty() else LineProgress())
+    used.append(Checkpoints(folder / "checkpoints", every, monitor))
+    logging: list[Any] = [CSVLogger(folder, name="", version="")]
     if wandb is not None:
-        loggers.append(WandbLogger(save_dir=folder, **wandb))
+        logging.append(WandbLogger(save_dir=folder, **wandb))
+    logging += instantiate_each("logger", loggers)
     places = (knobs.get("accelerator", "auto"), knobs.get("devices", 1), knobs.get("num_nodes", 1))
     return L.Trainer(
         default_root_dir=folder,
         strategy=make_strategy(strategy, *places),
         plugins=[AtomicIO()],
-        callbacks=callbacks,
-        logger=loggers,
+        callbacks=used,
+        logger=logging,
         precision=precision,  # type: ignore[arg-type]
         check_val_every_n_epoch=None,
         val_check_interval=every * knobs.get("accumulate_grad_batches", 1),

@@ -1,1 +1,1 @@
-"""Files, tables and keys: what knows nothing of the rest."""
+"""Helpers that know nothing of the rest: files, tables, keys, constants."""

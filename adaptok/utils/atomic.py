@@ -1,4 +1,4 @@
-"""Files and folders that are either complete or absent, whenever a process is killed."""
+"""Writes files and folders that are complete or absent, whenever a process is killed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place once everything is on the disk.
+    """Yields a temporary name beside `path`; it replaces `path` once everything is on the disk.
 
-    The temporary name ends in ``.tmp``, so that nothing that looks for checkpoints, data or models
-    finds it. Where writing fails, it is removed and `path` is as it was.
+    The name ends in ``.tmp``, so that no search for checkpoints, data or models finds it. If
+    writing fails, it is removed and `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where the system can."""
+    """Makes a rename survive a power failure, if the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders
@@ -42,9 +42,9 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place once everything is on the disk.
+    """Yields a temporary folder beside `path`; it replaces `path` once everything is on the disk.
 
-    What a killed process left there before is removed first.
+    First removes what a killed process left there.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

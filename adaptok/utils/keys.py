@@ -1,19 +1,97 @@
-"""Dotted keys of configurations, and what two of them differ in."""
+"""What each key of a configuration decides: run ids, resuming and the report ask this table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 
+class Role(Enum):
+    """What a key decides."""
+
+    MODEL = "the weights and what the model computes"
+    DATA = "what is in the data"
+    FILE = "name of a set or file; the folder in front of it is a place"
+    TRAINING = "objective, optimizer and settings per step"
+    FIT = "length and numerics of the fit, which may be extended"
+    SEED = "random numbers"
+    TEST = "what is measured after the fit"
+    PLACE = "where data is"
+    MACHINE = "hardware, memory and speed"
+    DISPLAY = "names, logs and progress"
+    START = "whether a run starts anew or resumes"
+    NEUTRAL = "how often validation looks, which trains nothing"
+    DERIVED = "follows from the data"
+
+
+# A key that is not listed has the role of its nearest parent.
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("model", "tokenizer", "processor", "decoder", "size"), Role.MODEL),
+    **dict.fromkeys(("history", "history_mode", "predict", "normalise", "score_on"), Role.MODEL),
+    **dict.fromkeys(("field_width", "budget", "ckpt"), Role.MODEL),
+    "data": Role.DATA,
+    "data.path": Role.FILE,
+    **dict.fromkeys(("data.base", "data.storage_options"), Role.PLACE),
+    **dict.fromkeys(("data.num_workers", "data.cache", "data.cache_limit"), Role.MACHINE),
+    **dict.fromkeys(("task", "optim", "schedule", "train", "compare"), Role.TRAINING),
+    **dict.fromkeys(("mode", "data_fraction", "from_scratch"), Role.TRAINING),
+    **dict.fromkeys(("trainer", "callbacks"), Role.FIT),
+    **dict.fromkeys(("trainer.accelerator", "trainer.devices"), Role.MACHINE),
+    **dict.fromkeys(("trainer.num_nodes", "trainer.strategy", "trainer.compile"), Role.MACHINE),
+    **dict.fromkeys(("trainer.enable_progress_bar", "trainer.log_every_n_steps"), Role.DISPLAY),
+    **dict.fromkeys(("trainer.val_check_interval", "trainer.limit_val_batches"), Role.NEUTRAL),
+    **dict.fromkeys(("activation_checkpointing", "device", "hydra"), Role.MACHINE),
+    "seed": Role.SEED,
+    **dict.fromkeys(("test", "split", "settings", "steps", "patch_size", "samples"), Role.TEST),
+    **dict.fromkeys(("save_predictions", "video"), Role.TEST),
+    **dict.fromkeys(("name", "sweep", "logger", "picture"), Role.DISPLAY),
+    **dict.fromkeys(("resume", "resume_anyway", "overwrite"), Role.START),
+    "vocabulary": Role.DERIVED,
+}
+
+# Roles of keys that ...
+WEIGHTS = frozenset({Role.MODEL, Role.DATA, Role.FILE})  # ... the shapes of weights depend on
+FIXED = WEIGHTS | {Role.TRAINING, Role.SEED}  # ... must not change when a run resumes
+NEW_RUN = FIXED | {Role.FIT, Role.TEST}  # ... make another run
+NEW_MODEL = WEIGHTS | {Role.TRAINING, Role.FIT}  # ... tell models apart in the report
+
+
+def role_of(key: str) -> Role | None:
+    """Finds the role of a dotted key, None if unknown; skips numbers in it (``data.0.base``)."""
+    parts = [part for part in key.split(".") if not part.isdigit()]
+    parents = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((ROLES[parent] for parent in parents if parent in ROLES), None)
+
+
+def counts(key: str, roles: Collection[Role]) -> bool:
+    """Tells whether a key has one of the roles; an unknown key always counts."""
+    role = role_of(key)
+    return role is None or role in roles
+
+
+def identity(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]:
+    """Maps the dotted keys that count to their values; of a path, to its last part."""
+    data = config.get("data")
+    if isinstance(data, list):  # of several sets
+        config = {**config, "data": {str(number): one for number, one in enumerate(data)}}
+    return {k: identifying(k, v) for k, v in flattened(config) if counts(k, roles)}
+
+
+def identifying(key: str, value: Any) -> Any:
+    """Strips from the value of a key what merely says where a set is."""
+    if role_of(key) is Role.FILE and value is not None:
+        return str(value).rstrip("/").rpartition("/")[2]
+    return value
+
+
 def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], keys: tuple[str, ...]
+    there: Mapping[str, Any], here: Mapping[str, Any], roles: Collection[Role]
 ) -> Iterator[str]:
-    """What two configurations differ in, one sentence per dotted key; silent where one is empty."""
+    """Yields a sentence per dotted key in which two configurations differ; none if one is empty."""
     if not there or not here:
         return
-    flat_there = dict(flattened({k: there.get(k) for k in keys}))
-    flat_here = dict(flattened({k: here.get(k) for k in keys}))
+    flat_there, flat_here = identity(there, roles), identity(here, roles)
     for key in {**flat_there, **flat_here}:
         a, b = flat_there.get(key, "absent"), flat_here.get(key, "absent")
         if a != b:
@@ -21,7 +99,7 @@ def differences(
 
 
 def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values."""
+    """Yields dotted keys with their values."""
     if not isinstance(config, Mapping):
         yield prefix, config
         return

@@ -1,4 +1,4 @@
-"""Tables as text: Markdown, and what Lightning's CSV logger writes."""
+"""Writes tables as Markdown, and reads those of Lightning's CSV logger."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table, first column left, the others right."""
+    """Makes an aligned Markdown table: the first column left, the others right."""
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
@@ -20,9 +20,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Rows of the CSV logger; a folder stands for its ``metrics*.csv``.
+    """Reads the rows of the CSV logger; a folder stands for its ``metrics*.csv``.
 
-    Entries that are empty or no number, as in a line that is being written, are left out.
+    Skips entries that are empty or no number, as in a line that is being written.
     """
     path = Path(path)
     files = sorted(path.glob("metrics*.csv")) if path.is_dir() else [path]

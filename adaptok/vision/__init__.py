@@ -1,10 +1,10 @@
 """timm's vision transformers on adaptive patches (APT). Importing this does not import timm."""
 
 from adaptok.vision.apply import apply_apt, freeze_all_but_new, supported
-from adaptok.vision.dense import FeaturePyramid
 from adaptok.vision.features import VisionTokens, dense_map
+from adaptok.vision.pyramid import FeaturePyramid
 from adaptok.vision.tokenizers import IMAGE_TOKENIZERS
-from adaptok.vision.tower import TowerTokens, VisionTower
+from adaptok.vision.vision_tower import TowerTokens, VisionTower
 
 __all__ = [
     "IMAGE_TOKENIZERS",

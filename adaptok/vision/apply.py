@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from adaptok.registry import Part, choice
 from adaptok.tokens import TokenizerSpec
 from adaptok.vision.embedding import CellPositions, cell_embedding
-from adaptok.vision.tiling import ImageCells, Part
+from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_window
 
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
+
+POOLINGS = ("area", "plain")
 
 
 def apply_apt(
@@ -31,11 +35,11 @@ def apply_apt(
     window: int | None = None,
     global_blocks: Iterable[int] = (),
 ) -> AptMixin:
-    """The model on adaptive patches (APT: Choudhury et al., "Accelerating Vision Transformers with
-    Adaptive Patch Sizes", arXiv 2510.18091).
+    """Puts a model on adaptive patches (APT: Choudhury et al., "Accelerating Vision Transformers
+    with Adaptive Patch Sizes", arXiv 2510.18091).
 
-    The result is a new module of a subclass of the model's class that shares its parameters; the
-    given model stays usable. Thresholds below zero give the model's own logits.
+    The result is a new module that shares the model's parameters; its class derives from the
+    model's. The given model stays usable. Thresholds below zero give its logits.
 
     Args:
         model: one of `supported`, or another instance of their classes.
@@ -44,38 +48,44 @@ def apply_apt(
         indicator: score of a cell of 0..255 values; a name, or a mapping with its knobs.
         marking: rule in place of the thresholds, whose number still sets the levels:
             ``{"name": "budget", "budget": 128}`` gives every image 128 tokens.
-        mean, std: normalisation of the input; default that of the model's configuration.
+        mean: mean of the input's normalisation; by default the model's, from its configuration.
+        std: its standard deviation, likewise.
         pooling: "area" or "plain" mean over tokens, see `adaptok.vision.pooling.pool`.
         resize: "central" or "area", see `ResizeZeroEmbedding`.
-        branch: with the zero-initialised convolution, see `ResizeZeroEmbedding`.
-        window: side in pixels of the attention windows of all blocks but `global_blocks` (ViTDet),
-            a multiple of the coarsest cell. None: every block attends to the whole image.
-        global_blocks: numbers of the blocks without windows.
+        branch: add the zero-initialised convolution, see `ResizeZeroEmbedding`.
+        window: side in pixels of attention windows in all blocks but `global_blocks` (ViTDet), a
+            multiple of the coarsest cell. None: every block attends to the whole image.
+        global_blocks: indices of the blocks without windows.
 
     Raises:
-        ValueError: the model is not supported (with the reason), or an argument makes no sense.
+        ValueError: the model is not supported (with the reason), or an argument is invalid.
     """
     from adaptok.vision.models import CLASSES
     from adaptok.vision.support import unsupported_reason
 
-    reason = unsupported_reason(model)
-    if reason is not None:
-        name = type(model).__name__
-        raise ValueError(f"{name} cannot run on cells: {reason}. adaptok.vision.supported() lists "
-                         "the models that can")  # fmt: skip
+    if reason := unsupported_reason(model):
+        raise ValueError(
+            f"{type(model).__name__} cannot run on cells: {reason}. adaptok.vision.supported() "
+            "lists the models that can"
+        )
     source: Any = model
     bars = _thresholds(thresholds)
-    if pooling not in ("area", "plain"):
-        raise ValueError(f"pooling is 'area' or 'plain', got {pooling!r}")
+    choice("pooling", pooling, POOLINGS)
     patch = tuple(source.patch_embed.patch_size)
     sizes = tuple((1, *(p << level for p in patch)) for level in range(len(bars), -1, -1))
     check_window(window, sizes)
-    blocks = _block_numbers(global_blocks, len(source.blocks))
-    spec = TokenizerSpec(
-        2, source.patch_embed.proj.in_channels, source.embed_dim, sizes, on_grid=True
-    )
+    depth, given = len(source.blocks), tuple(global_blocks)
+    if any(not -depth <= i < depth for i in given):
+        raise ValueError(f"the model has {depth} blocks, got global_blocks {given}")
+    blocks = tuple(i % depth for i in given)
+    channels = source.patch_embed.proj.in_channels
+    spec = TokenizerSpec(2, channels, source.embed_dim, sizes, on_grid=True)
     mean, std = _normalisation(source, mean, std, spec.in_channels)
-    fast: Any = _shared_copy(model)
+    # A deep copy that keeps the tensors: new modules around the same parameters and buffers.
+    tensors = [*model.parameters(), *model.buffers()]
+    fast: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    # The constructor would need timm's arguments, which a model does not keep; a subclass that only
+    # adds methods may take over a finished instance.
     fast.__class__ = CLASSES[type(model)]
     fast.tiling = ImageCells(spec, bars, indicator, marking, mean, std)
     weight = source.patch_embed.proj.weight
@@ -84,54 +94,41 @@ def apply_apt(
     fast.cell_positions = CellPositions()
     fast.pooling, fast.window, fast.global_blocks = pooling, window, blocks
     fast.last_cells = None
-    fast.options = {
-        "thresholds": list(bars),
-        "indicator": indicator,
-        "marking": marking,
-        "mean": list(mean),
-        "std": list(std),
-        "pooling": pooling,
-        "resize": resize,
-        "branch": branch,
-        "window": window,
-        "global_blocks": list(blocks),
-    }
+    fast.options = {"thresholds": list(bars), "indicator": indicator, "marking": marking}
+    fast.options |= {"mean": list(mean), "std": list(std), "pooling": pooling, "resize": resize}
+    fast.options |= {"branch": branch, "window": window, "global_blocks": list(blocks)}
     return fast.train(model.training)
 
 
 def supported(pattern: str = "*") -> list[str]:
-    """Names of timm models that `apply_apt` takes, by a shell-style pattern."""
-    from adaptok.vision import support
+    """Lists the timm models that `apply_apt` takes and whose names match a shell-style pattern."""
+    from timm.models import list_models, model_entrypoint
 
-    return support.supported(pattern)
+    families = ("vision_transformer", "deit", "eva")  # modules of timm that define the models
+    names = fnmatch.filter(list_models(), pattern)
+    return [n for n in names if model_entrypoint(n).__module__.rpartition(".")[2] in families]
 
 
 def freeze_all_but_new(model: AptMixin, also: Iterable[str] = ()) -> list[nn.Parameter]:
-    """Leaves only what APT added trainable (the paper's recipe for dense tasks and VQA).
+    """Freezes all but what APT added (the paper's recipe for dense tasks and VQA).
 
     Args:
         also: prefixes of further parameters to train, such as "head".
 
     Returns:
-        The trainable parameters, for the optimiser.
+        The trainable parameters, for the optimizer.
 
     Raises:
-        ValueError: a prefix that no parameter has.
+        ValueError: no parameter has one of the prefixes.
     """
-    named = dict(model.named_parameters())
-    prefixes = ["cell_embed.", *(f"{name}." for name in also)]
-    for prefix in prefixes[1:]:
-        if not any(f"{name}.".startswith(prefix) for name in named):
-            raise ValueError(f"no parameter of the model starts with {prefix[:-1]!r}")
+    named, also = dict(model.named_parameters()), tuple(also)
+    for prefix in also:
+        if not any(f"{name}.".startswith(f"{prefix}.") for name in named):
+            raise ValueError(f"no parameter of the model starts with {prefix!r}")
+    trained = tuple(f"{prefix}." for prefix in ("cell_embed", *also))
     for name, parameter in named.items():
-        parameter.requires_grad_(f"{name}.".startswith(tuple(prefixes)))
+        parameter.requires_grad_(f"{name}.".startswith(trained))
     return [parameter for parameter in named.values() if parameter.requires_grad]
-
-
-def _shared_copy(model: nn.Module) -> nn.Module:
-    """New modules around the same parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _thresholds(thresholds: Any) -> tuple[float, ...]:
@@ -141,16 +138,9 @@ def _thresholds(thresholds: Any) -> tuple[float, ...]:
     )
     if not numbers or not thresholds:
         raise ValueError(
-            f"thresholds are one number per merged level, at least one of them, got {thresholds!r}"
+            f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
         )
     return tuple(float(v) for v in thresholds)
-
-
-def _block_numbers(blocks: Iterable[int], depth: int) -> tuple[int, ...]:
-    numbers = tuple(blocks)
-    if any(not -depth <= i < depth for i in numbers):
-        raise ValueError(f"the model has {depth} blocks, got global_blocks {numbers}")
-    return tuple(i % depth for i in numbers)
 
 
 def _normalisation(
@@ -163,7 +153,7 @@ def _normalisation(
         if value is None or len(value) != channels:
             raise ValueError(
                 f"{name} of the normalisation is needed, one number for each of {channels} "
-                f"channel(s); the model says {config.get(name)}, given was {given}"
+                f"channel(s); got {given}, and {config.get(name)} from the model"
             )
         out.append(tuple(float(v) for v in value))
     if min(out[1]) <= 0:
@@ -172,7 +162,7 @@ def _normalisation(
 
 
 def build_vision(model: str, made: dict[str, Any], options: dict[str, Any]) -> AptMixin:
-    """The model that a `config` describes, with fresh weights."""
+    """Builds the model that a `config` describes, with fresh weights."""
     import timm
 
     return apply_apt(timm.create_model(model, pretrained=False, **made), **options)

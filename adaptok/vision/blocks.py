@@ -25,10 +25,10 @@ from adaptok.vision.rope import Rope
 
 
 class Packing(NamedTuple):
-    """What the rows of one block share.
+    """Holds what the rows of one block share.
 
     Attributes:
-        groups: rows that attend among themselves.
+        groups: rows that attend to each other.
         sample: image of each row, for stochastic depth.
         samples: number of images.
         rope: rotation of queries and keys, or None.
@@ -41,12 +41,12 @@ class Packing(NamedTuple):
 
 
 def run_block(block: nn.Module, x: Float[Tensor, "n d"], packing: Packing) -> Float[Tensor, "n d"]:
-    """One block; its type is a key of `BLOCKS`."""
+    """Runs one block, whose type is a key of `BLOCKS`."""
     return BLOCKS[type(block)](block, x, packing)
 
 
 def drop_path(module: nn.Module, x: Tensor, packing: Packing) -> Tensor:
-    """timm's stochastic depth, drawn per image rather than for the whole packed batch."""
+    """Applies timm's stochastic depth, drawn per image rather than for the whole packed batch."""
     rate = getattr(module, "drop_prob", 0.0)
     if not (module.training and rate):
         return x
@@ -57,7 +57,7 @@ def drop_path(module: nn.Module, x: Tensor, packing: Packing) -> Tensor:
 
 
 def attention(attn: Any, x: Tensor, packing: Packing) -> Tensor:
-    """Self-attention of `Attention`, `AttentionRope`, `EvaAttention` and `DiffAttention`."""
+    """Runs the self-attention of `Attention`, `AttentionRope`, `EvaAttention`, `DiffAttention`."""
     if isinstance(attn, DiffAttention):
         q, k, v = attn.qkv(x).chunk(3, dim=-1)
         return attn.proj_drop(attn.proj(attn.norm(_differential(attn, q, k, v, packing))))
@@ -75,27 +75,26 @@ def attention(attn: Any, x: Tensor, packing: Packing) -> Tensor:
 
 
 def _qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (n, heads, head_dim)."""
+    """Returns queries, keys and values (n, heads, head_dim)."""
     if getattr(attn, "q_proj", None) is not None:
         parts = attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
         q, k, v = (part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
         return q, k, v
     bias = getattr(attn, "q_bias", None)
-    if bias is None:
-        fused = attn.qkv(x)
-    else:
+    if bias is not None:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        if attn.qkv_bias_separate:
-            fused = attn.qkv(x) + bias
-        else:
-            fused = nn.functional.linear(x, attn.qkv.weight, bias)
+    if bias is None or attn.qkv_bias_separate:
+        fused = attn.qkv(x) if bias is None else attn.qkv(x) + bias
+    else:
+        fused = nn.functional.linear(x, attn.qkv.weight, bias)
     q, k, v = fused.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(1)
     return q, k, v
 
 
 def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    """Differential attention: two softmax maps with the same values, one subtracted."""
+    """Runs differential attention: the difference of two softmax maps, applied to the values."""
     heads, width = attn.num_heads, attn.head_dim  # values are twice as wide as queries
+    # Two maps times two halves of the values make four heads of one width for the same kernels.
     q = attn.q_norm(q.unflatten(-1, (heads, 2, 1, width))).type_as(v)
     k = attn.k_norm(k.unflatten(-1, (heads, 2, 1, width))).type_as(v)
     v = v.unflatten(-1, (heads, 1, 2, width))
@@ -128,7 +127,7 @@ def _eva(block: Any, x: Tensor, packing: Packing) -> Tensor:
 
 
 def _parallel_scaling(block: Any, x: Tensor, packing: Packing) -> Tensor:
-    """Attention and MLP side by side (ViT-22B), plain or differential."""
+    """Runs attention and MLP side by side (ViT-22B), plain or differential."""
     hidden, q, k, v = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
     if block.mlp_bias is not None:
         hidden = hidden + block.mlp_bias
@@ -147,7 +146,7 @@ def _parallel_scaling(block: Any, x: Tensor, packing: Packing) -> Tensor:
 
 
 def _parallel_things(block: Any, x: Tensor, packing: Packing) -> Tensor:
-    """Several attentions, then several MLPs, side by side."""
+    """Runs several attentions side by side, then several MLPs."""
     total = x
     for part in block.attns:
         y = part.ls(attention(part.attn, part.norm(x), packing))

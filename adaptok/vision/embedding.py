@@ -18,14 +18,14 @@ from adaptok.tokens import TokenizerSpec
 class PatchProjection:
     """timm's ``PatchEmbed`` on flattened patches.
 
-    No module: the parameters belong to the model and stay under its names.
+    Not a module: the parameters belong to the model and keep their names there.
     """
 
     def __init__(self, embed: Any):
         self.embed = embed
 
     def __call__(self, patches: Float[Tensor, "m k"]) -> Float[Tensor, "m d"]:
-        """Features of patches; the convolution sees each once, so it is a linear map."""
+        """Embeds patches; the convolution sees each patch once, so it is a linear map."""
         proj = self.embed.proj
         return self.embed.norm(F.linear(patches, proj.weight.flatten(1), proj.bias))
 
@@ -33,7 +33,7 @@ class PatchProjection:
 def cell_embedding(
     embed: nn.Module, spec: TokenizerSpec, resize: str, branch: bool
 ) -> ResizeZeroEmbedding:
-    """APT's embedding (Eq. 2) around a trained patch embedding; only the branch is new."""
+    """Builds APT's embedding (Eq. 2) around a trained patch embedding; only the branch is new."""
     out = ResizeZeroEmbedding(spec.in_channels, spec.dim, spec.sizes, resize=resize, branch=branch)
     del out.patch
     out.patch = PatchProjection(embed)  # pyright: ignore[reportAttributeAccessIssue]
@@ -41,10 +41,10 @@ def cell_embedding(
 
 
 class CellPositions:
-    """Learned positions of cells, resampled from a model's table (APT, Sec. 3.2).
+    """Resamples learned positions of cells from a model's table (APT, Sec. 3.2).
 
-    Bicubic with antialiasing, as timm resamples between image sizes and APT between levels. The
-    tables are kept between calls while there is nothing to differentiate.
+    Uses bicubic interpolation with antialiasing, as timm does between image sizes and APT between
+    levels. Keeps the tables between calls while there is nothing to differentiate.
     """
 
     def __init__(self):
@@ -53,11 +53,11 @@ class CellPositions:
     def __call__(
         self, table: Float[Tensor, "1 g d"], grid: tuple[int, int], cells: Cells, training: bool
     ) -> Float[Tensor, "n d"]:
-        """Position of each cell.
+        """Returns the position of each cell.
 
         Args:
             table: of patches only, without rows for special tokens.
-            grid: patches per axis that the table is for.
+            grid: patches per axis of the table.
         """
         return self._tables(table, grid, cells, training).index_select(0, position_rows(cells))
 
@@ -66,10 +66,11 @@ class CellPositions:
         if torch.compiler.is_compiling() or table.is_inference():
             return self._make(table, grid, cells)
         if not fixed:
-            self._kept = None  # some optimisers write where `_version` does not count it
+            self._kept = None  # some optimizers write without raising `_version`
             return self._make(table, grid, cells)
-        where = table.data_ptr(), table.dtype, table._version, table.shape
-        key = (cells.shape[1:], cells.sizes, grid, *where)
+        # A table at the same address may hold other values: `_version` counts writes in place.
+        state = table.data_ptr(), table.dtype, table._version, table.shape
+        key = (cells.shape[1:], cells.sizes, grid, *state)
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():  # may serve autograd later
                 self._kept = key, self._make(table, grid, cells)

@@ -1,4 +1,4 @@
-"""What a wrapped model's feature layers return: special tokens and cell tokens."""
+"""Features of a wrapped model: special tokens and cell tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptok.vision.constants import constant
 
 
 class VisionTokens(NamedTuple):
-    """Features of a batch of images: what timm gives as (b, tokens, dim), without padding.
+    """Holds the features of a batch of images, (b, tokens, dim) in timm, without padding.
 
     Attributes:
         prefix: class and register tokens, in timm's order.
@@ -27,33 +27,32 @@ class VisionTokens(NamedTuple):
 
     @property
     def cells(self) -> Cells:
-        """The tiling of each image."""
+        """Cells of all images."""
         return self.tokens.cells
 
     def padded(self) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
-        """timm's layout, prefix first, zero rows up to the longest image; and the real rows' mask.
+        """Returns timm's layout (prefix first, zero rows up to the longest image) and a mask of
+        the real rows.
 
-        With finest cells only this equals the model's own ``forward_features``, order included.
+        With finest cells only, it equals timm's ``forward_features``, order included.
         """
         dense, mask = self.tokens.padded()
         real = mask.new_ones(self.prefix.shape[:2])
         return torch.cat([self.prefix, dense], 1), torch.cat([real, mask], 1)
 
     def dense(self) -> Float[Tensor, "b d gh gw"]:
-        """Each token replicated over the finest cells that its cell covers; differentiable.
+        """Replicates each token over the finest cells that its cell covers; differentiable.
 
-        The map has one point per finest cell, ``(ceil(H / p), ceil(W / p))`` of them.
+        The map has ``(ceil(H / p), ceil(W / p))`` points, one per finest cell.
         """
         return dense_map(self.tokens)
 
 
 def dense_map(tokens: TokenSet) -> Float[Tensor, "b d gh gw"]:
-    """Features of cells on the grid of the finest cells (APT, Sec. 3: dense tasks).
-
-    A gather, so that its gradient sums over the points of each cell.
+    """Gathers features of cells on the grid of the finest cells (APT, Sec. 3: dense tasks).
 
     Raises:
-        ValueError: the cells leave holes, such as patches that were dropped.
+        ValueError: the cells leave holes, for example where patches were dropped.
     """
     cells = tokens.cells
     if not cells.tiling:
@@ -64,7 +63,7 @@ def dense_map(tokens: TokenSet) -> Float[Tensor, "b d gh gw"]:
 
 
 def patches_per_cell(cells: Cells) -> Float[Tensor, " n"]:
-    """Finest cells that each cell stands for; one that the border clips counts as a whole one."""
+    """Counts the finest cells in each cell; the border clips nothing from the count."""
     finest = product(cells.sizes[-1])
     counts = tuple(product(size) / finest for size in cells.sizes)
     return constant(counts, cells.device)[cells.level.long()]

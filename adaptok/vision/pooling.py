@@ -14,15 +14,13 @@ from adaptok.layers.attention import attend
 from adaptok.tree import offsets_tensor
 from adaptok.vision.features import VisionTokens, patches_per_cell
 
-POOLINGS = ("area", "plain")
-
 
 def pool(model: Any, x: VisionTokens, pooling: str) -> Float[Tensor, "b d"]:
-    """What ``model.pool`` gives, of tokens that stand for different areas.
+    """Pools as ``model.pool`` does, for tokens that stand for different areas.
 
     Args:
-        pooling: "area" weighs each token in a mean by the number of patches that it stands for, so
-            that merging equal patches changes nothing; "plain" counts tokens (the authors' code).
+        pooling: "area" weighs each token in a mean by its number of patches, so that merging equal
+            patches changes nothing; "plain" counts tokens (the authors' code).
     """
     if model.attn_pool is not None:
         with_prefix = getattr(model, "pool_include_prefix", True)  # Eva has no such choice

@@ -1,6 +1,6 @@
 """timm's rotary positions at the centres of cells of any size.
 
-All of timm's variants turn by angles that are linear in the position, so a coarse cell takes the
+All of timm's variants rotate by angles that are linear in the position, so a coarse cell uses the
 formula at its centre, half-way between the patches it merges (APT, Sec. 3: positions of merged
 patches); for finest cells that is timm's table.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 
 class Rope(NamedTuple):
-    """Rotation per row; rows of special tokens turn by nothing."""
+    """Rotates each row by its position; rows of special tokens stay as they are."""
 
     sin: Float[Tensor, "n #h e"]
     cos: Float[Tensor, "n #h e"]
@@ -42,13 +42,13 @@ class Rope(NamedTuple):
 def rotations(
     rope: Any, index: Float[Tensor, "n 2"], real: Tensor, grid: tuple[int, int], depth: int
 ) -> list[Rope]:
-    """One rotation per block (the same object where the blocks share it).
+    """Returns one rotation per block, the same object for blocks that share it.
 
     Args:
         rope: timm's module.
         index: row and column of each packed row in units of patches, patch (0, 0) at 0.
         real: bool (n, 1), False for special tokens.
-        grid: patches per axis of this image size.
+        grid: patches per axis at this image size.
     """
     if isinstance(rope, RotaryEmbeddingMixed):
         index = _augmented(rope, index)  # once: blocks share the transform
@@ -61,12 +61,10 @@ def rotations(
 
 
 def unsupported_rope(rope: nn.Module | None) -> str | None:
-    """Why these positions cannot be taken at the centres of cells, or None."""
-    if rope is None:
+    """Says why these positions cannot be taken at the centres of cells, or returns None."""
+    if rope is None or isinstance(rope, (RotaryEmbeddingMixed, *_ANGLES)):
         return None
-    if not isinstance(rope, (RotaryEmbeddingMixed, *_ANGLES)):
-        return f"rotary positions of type {type(rope).__name__}"
-    return None
+    return f"rotary positions of type {type(rope).__name__}"
 
 
 def _turn(angles: Float[Tensor, "n h pairs"], real: Tensor, half: bool) -> Rope:
@@ -82,10 +80,8 @@ def _ordered(rope: Any, pair: Any) -> Any:
 def _coordinates(
     rope: Any, index: Tensor, grid: tuple[int, int], kind: str
 ) -> Float[Tensor, "n 2"]:
-    """timm's `_build_grid` at any position; columns in the order that the indexing asks for."""
-    offset = rope.grid_offset
-    columns = []
-    extents = [float(n) for n in grid]
+    """Extends timm's `_build_grid` to any position; columns in the order of the indexing."""
+    offset, columns, extents = rope.grid_offset, [], [float(n) for n in grid]
     for axis, n in enumerate(extents):
         x = index[:, axis]
         if kind == "pixel":
@@ -102,7 +98,7 @@ def _coordinates(
 
 
 def _augmented(rope: Any, position: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """timm's random shift, stretch per axis and rescaling of all positions while training."""
+    """Shifts, stretches per axis and rescales positions at random in training, as timm does."""
     if not (rope.training and rope.aug_active):
         return position
 

@@ -1,53 +1,42 @@
-"""Which timm models can run on cells, and why others cannot."""
+"""Why some timm models cannot run on cells."""
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
 from timm.layers.attention_pool import AttentionPoolLatent, AttentionPoolPrr
 from timm.layers.patch_embed import PatchEmbed
-from timm.models import list_models, model_entrypoint
 from torch import nn
 
 from adaptok.vision.blocks import ATTENTIONS, BLOCKS
 from adaptok.vision.models import CLASSES
 from adaptok.vision.rope import unsupported_rope
 
-FAMILIES = ("vision_transformer", "deit", "eva")  # the modules of timm they are defined in
+_BIASED = (
+    "its attention has relative position biases, which packed attention over cells of several "
+    "sizes does not define"
+)
 _KNOWN = {
-    "VisionTransformerRelPos": "its attention has relative position biases, which packed attention "
-    "over cells of several sizes does not define",
-    "Beit": "its attention has relative position biases, which packed attention over cells of "
-    "several sizes does not define",
+    "VisionTransformerRelPos": _BIASED,
+    "Beit": _BIASED,
     "VisionTransformerSAM": "it alternates windowed blocks with relative position biases on a "
     "dense map",
     "NaFlexVit": "it packs patches itself; wrap the vit_* model of the same weights",
 }
 
 
-def supported(pattern: str = "*") -> list[str]:
-    """Names of timm models that `apply_apt` takes, by a shell-style pattern."""
-    names = fnmatch.filter(list_models(), pattern)
-    return [n for n in names if model_entrypoint(n).__module__.rpartition(".")[2] in FAMILIES]
-
-
 def unsupported_reason(model: nn.Module) -> str | None:
-    """Why a model cannot run on cells, or None."""
+    """Says why a model cannot run on cells, or returns None."""
     kind = type(model)
     if kind not in CLASSES:
         known = "not a plain vision transformer of timm (VisionTransformer or Eva)"
         return _KNOWN.get(kind.__name__, known)
-    return _of_embedding(model) or _of_blocks(model) or _of_rest(model)
-
-
-def _of_embedding(model: Any) -> str | None:
-    embed = model.patch_embed
+    embed: Any = model.patch_embed
     if type(embed) is not PatchEmbed:
         return f"its patches come from a {type(embed).__name__}, not from one convolution"
     if embed.grid_size is None:
         return "its patch embedding has no image size, so its positions have no grid"
-    return None
+    return _of_blocks(model) or _of_rest(model)
 
 
 def _of_blocks(model: Any) -> str | None:
@@ -65,10 +54,10 @@ def _of_blocks(model: Any) -> str | None:
 
 def _of_rest(model: Any) -> str | None:
     if getattr(getattr(model, "patch_drop", None), "prob", 0) > 0:
-        return "it drops patches in training (patch_drop_rate); cells do that job"
+        return "it drops patches in training (patch_drop_rate), as cells do already"
     pool = model.attn_pool
     if pool is not None and type(pool) not in (AttentionPoolLatent, AttentionPoolPrr):
         return f"its pooling is of type {type(pool).__name__}"
     if getattr(pool, "pos_embed", None) is not None:
-        return "its attention pooling has positions of its own"
+        return "its attention pooling has position embeddings"
     return unsupported_rope(getattr(model, "rope", None))

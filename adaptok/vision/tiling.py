@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,23 +10,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.registry import INDICATORS, MARKINGS
+from adaptok.registry import INDICATORS, MARKINGS, Part
 from adaptok.tokenizers.base import check_controls, check_shape
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
 from adaptok.vision.constants import constant
 
-Part = str | Mapping[str, Any]
-
 
 class ImageCells(nn.Module):
-    """Scores images in the 0..255 values that they had before normalisation, and refines.
+    """Undoes the normalisation of images, scores their 0..255 values, and refines.
 
     Args:
-        spec: sizes are those of the patches times powers of two.
-        thresholds: one per merged level, those of the smallest cells first.
-        mean, std: of the normalisation that the images went through, per channel, for values 0..1.
+        spec: its sizes are the patch size times powers of two.
+        thresholds: one per merged level, the smallest cells first.
+        mean, std: normalisation that the images have gone through, per channel, of values 0..1.
     """
 
     def __init__(
@@ -39,7 +37,7 @@ class ImageCells(nn.Module):
         std: Sequence[float],
     ):
         super().__init__()
-        self.spec, self.mean, self.std = spec, tuple(mean), tuple(std)
+        self.spec, self.stats = spec, (tuple(mean), tuple(std))
         rule = {"name": "threshold", "thresholds": thresholds} if marking is None else marking
         self.trees = TreeTokenizer(
             spec, INDICATORS.build(indicator), MARKINGS.build(rule), nn.Identity(), order="level"
@@ -48,11 +46,11 @@ class ImageCells(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "b c h w"], **control: Any) -> Cells:
-        """Cells in the order of their level, each level in raster order.
+        """Returns cells in the order of their level, each level in raster order.
 
         Raises:
-            ValueError: not a batch of images, an image smaller than the coarsest cell, or an
-                unknown control.
+            ValueError: the input is no batch of images, an image is smaller than the coarsest
+                cell, or a control is unknown.
         """
         self.check_image(x)
         check_controls(control, self.trees.controls)
@@ -61,23 +59,18 @@ class ImageCells(nn.Module):
         return self.trees.cells(self.restore(x), **control)
 
     def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Undoes the normalisation: whole numbers 0..255, as 8-bit images had them.
+        """Undoes the normalisation: whole numbers 0..255, as in 8-bit images.
 
-        Values beyond are clamped: augmentation may produce them.
+        Values outside, which augmentation may produce, are clamped.
         """
         mean, std = (constant(v, x.device)[:, None, None] for v in self.stats)
         return ((x.float() * std + mean) * 255).round_().clamp_(0, 255)
 
-    @property
-    def stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel."""
-        return self.mean, self.std
-
     def check_image(self, x: Tensor) -> None:
-        """Raises ``ValueError`` for what is no batch of images of a usable size."""
+        """Raises ``ValueError`` unless `x` is a batch of images of a usable size."""
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
             given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"images are floating point (b, c, height, width), got {given}")
+            raise ValueError(f"images must be floating point (b, c, height, width), got {given}")
         if x.shape[1] != self.spec.in_channels:
             raise ValueError(f"built for {self.spec.in_channels} channel(s), got {x.shape[1]}")
         coarsest = self.spec.sizes[0][1:]
@@ -88,14 +81,14 @@ class ImageCells(nn.Module):
             )
 
     def check(self, x: Tensor, cells: Cells) -> None:
-        """Raises ``ValueError`` for cells that are not of these images and this model."""
+        """Raises ``ValueError`` unless the cells fit these images and this model."""
         self.check_image(x)
         check_shape(as_field(x, 2), cells)
         if cells.sizes != self.spec.sizes[-len(cells.sizes) :]:
             raise ValueError(f"cells have sizes {cells.sizes}, the model {self.spec.sizes}")
 
     def _merges_nothing(self, **control: Any) -> bool:
-        """Whether the host can tell: no image scores below zero, so such thresholds never pass."""
+        """Whether all thresholds are known on the host and <= 0: scores are not below zero."""
         given = control.get("thresholds", self.thresholds)
         capped = control.get("budget") is not None
         if given is None or capped or isinstance(given, Tensor):
@@ -105,7 +98,7 @@ class ImageCells(nn.Module):
 
 
 def finest_cells(x: Float[Tensor, "b c h w"], spec: TokenizerSpec) -> Cells:
-    """Every patch of every image, without a look at the values: static shapes, no sync."""
+    """Returns every patch of every image without reading values: static shapes, no sync."""
     tree = Tree(tuple(x.shape[2:]), (spec.sizes[-1][1:],), "level")
     split = torch.zeros(x.shape[0], 1, 0, dtype=torch.bool, device=x.device)
     lengths = (tree.counts().leaves,) * x.shape[0]

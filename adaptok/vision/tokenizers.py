@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from adaptok.registry import Registry
+from adaptok.registry import Part, Registry, choice
 from adaptok.vision.apply import apply_apt
-from adaptok.vision.dropped import RandomCells
-from adaptok.vision.tiling import Part
+from adaptok.vision.random_cells import RandomCells
 
 IMAGE_TOKENIZERS = Registry("image_tokenizer")
 
 
 @IMAGE_TOKENIZERS.register("uniform")
 def uniform(model: nn.Module) -> nn.Module:
-    """timm's model as it is: every patch is a token."""
+    """timm's model unchanged: every patch is a token."""
     return model
 
 
@@ -41,20 +41,16 @@ def apt(
         indicator: score in place of the entropy.
         pooling: "area" or "plain" mean over tokens.
         resize: "central" or "area" (antialiased).
-        branch: where the last layer of the branch starts: "zero" (the paper's choice), "random" or
+        branch: initial last layer of the branch: "zero" (the paper's choice), "random" or
             "identity" (its ablation, Table 7).
     """
-    fast = apply_apt(
-        model,
-        thresholds,
-        indicator=indicator,
-        marking=_capped(thresholds, budget),
-        mean=mean,
-        std=std,
-        pooling=pooling,
-        resize=resize,
-    )
-    _start(fast.cell_embed.zero, branch)
+    choice("branch", branch, ("zero", "random", "identity"))
+    parts = {"indicator": indicator, "pooling": pooling, "resize": resize}
+    fast = _capped(model, thresholds, budget, mean=mean, std=std, **parts)
+    if branch == "random":
+        fast.cell_embed.zero.reset_parameters()
+    elif branch == "identity":
+        nn.init.eye_(fast.cell_embed.zero.weight)
     return fast
 
 
@@ -72,19 +68,15 @@ def resize(
 ) -> nn.Module:
     """APT's cells without its branch: a large cell is only its shrunk pixels (a baseline).
 
-    The knobs are those of "apt".
+    Args:
+        thresholds: bits, the smallest merged cells first: (2p, 4p) for patches of p pixels.
+        budget: at most this many tokens per image, or None.
+        indicator: score in place of the entropy.
+        pooling: "area" or "plain" mean over tokens.
+        resize: "central" or "area" (antialiased).
     """
-    return apply_apt(
-        model,
-        thresholds,
-        indicator=indicator,
-        marking=_capped(thresholds, budget),
-        mean=mean,
-        std=std,
-        pooling=pooling,
-        resize=resize,
-        branch=False,
-    )
+    parts = {"indicator": indicator, "pooling": pooling, "resize": resize}
+    return _capped(model, thresholds, budget, mean=mean, std=std, branch=False, **parts)
 
 
 @IMAGE_TOKENIZERS.register("random")
@@ -99,7 +91,7 @@ def random(
     """As many patches as APT has cells, kept at random; the rest is dropped (a baseline).
 
     Args:
-        thresholds: those of the APT that it is compared with.
+        thresholds: those of the APT to compare with.
         indicator: the score of that APT.
     """
     fast = apply_apt(model, thresholds, indicator=indicator, mean=mean, std=std, branch=False)
@@ -107,17 +99,9 @@ def random(
     return fast.train(model.training)
 
 
-def _start(last: nn.Linear | None, branch: str) -> None:
-    assert last is not None, "the model has merged levels, so the branch is there"
-    if branch == "random":
-        last.reset_parameters()
-    elif branch == "identity":
-        nn.init.eye_(last.weight)
-    elif branch != "zero":
-        raise ValueError(f"branch is zero, random or identity, got {branch!r}")
-
-
-def _capped(thresholds: Sequence[float], budget: int | None) -> Part | None:
-    if budget is None:
-        return None
-    return {"name": "threshold", "thresholds": tuple(thresholds), "budget": budget}
+def _capped(
+    model: nn.Module, thresholds: Sequence[float], budget: int | None, **options: Any
+) -> Any:
+    """`apply_apt` with at most `budget` tokens per image."""
+    marking = {"name": "threshold", "thresholds": tuple(thresholds), "budget": budget}
+    return apply_apt(model, thresholds, marking=None if budget is None else marking, **options)

@@ -10,7 +10,7 @@ from adaptok.cells import Cells, Groups
 def check_window(window: int | None, sizes: tuple[tuple[int, ...], ...]) -> None:
     """Raises ``ValueError`` unless windows are whole multiples of the coarsest cell.
 
-    A cell then lies in one window, and a window is the same region whatever its cells.
+    Then each cell lies in one window, and windows are the same regions for all tilings.
     """
     if window is None:
         return
@@ -22,9 +22,9 @@ def check_window(window: int | None, sizes: tuple[tuple[int, ...], ...]) -> None
 
 
 def window_groups(cells: Cells, packed: Groups, prefix: int, window: int) -> Groups:
-    """Groups of the rows that lie as `packed` gathers them: each window, and each image's prefix.
+    """Groups rows in the order of `packed`: one group per window and one per image's prefix.
 
-    Special tokens belong to no window: inside windowed blocks they attend among themselves.
+    Special tokens belong to no window: in windowed blocks they attend among themselves.
     """
     own = cells.groups(fixed=(1, 2), pitch=(window, window))
     assert own.order is not None

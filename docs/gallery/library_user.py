@@ -20,8 +20,8 @@ from adaptok.plots.rollouts import rollout_video
 
 
 def main(folder: Path) -> None:
-    """Everything is written below `folder`."""
-    # 1. Data in the Well's format: generated here; any other folder of the Well does as well.
+    """Trains, tests, saves and reloads two models; writes below `folder`."""
+    # 1. Data in the Well's format: generated here; any other folder of the Well works too.
     knobs = {"resolution": 16, "frames": 6, "nodes": 4, "train": 2, "valid": 1, "test": 2}
     path = generate("acoustic_scattering_maze", folder / "data", progress=False, **knobs)
     data = WellData(path=path, batch_size=4)
@@ -62,7 +62,7 @@ def main(folder: Path) -> None:
         print(f"\n{name}\n{markdown(results)}")
         adaptok.save_pretrained(model, folder / name, results=results)
 
-    # 5. Anywhere else: the saved folder is all there is to know. On the hub, its id does.
+    # 5. Anywhere else: the saved folder is enough, or the id of a model on the hub.
     model = adaptok.from_pretrained(folder / "iap")
     schedule = adaptok.create_schedule({"name": "fixed", "settings": [{"budget": 22}]})
     batch, prediction = next(iter(rollouts(model, data, "test", schedule, steps=4)))

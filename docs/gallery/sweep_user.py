@@ -2,8 +2,8 @@
 
     python docs/gallery/sweep_user.py [FOLDER]
 
-Every `adaptok` line below can be typed as it stands. Sizes are those of a minute on one core; leave
-out the overrides under SMALL for real ones.
+Every `adaptok` line below can be typed unchanged. With the sizes under SMALL it takes a minute on
+one core; leave them out for real runs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SMALL = [
 
 
 def adaptok(*words: str) -> None:
-    """Types a command."""
+    """Prints and runs a command."""
     print("\n$ adaptok", " ".join(words))
     subprocess.run([sys.executable, "-m", "adaptok", *words], check=True)
 
 
 def main(folder: Path) -> None:
-    """A sweep and an evaluation, everything below `folder`."""
+    """Runs a sweep and an evaluation; writes below `folder`."""
     data = f"data.base={folder / 'data'}"
 
     # 1. One run per model, same data, same training. `-m` runs every combination; typed again, it

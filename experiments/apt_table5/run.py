@@ -23,7 +23,7 @@ THRESHOLDS = {"fixed": (-1.0, -1.0), "apt": (1.0, 1.0)}
 
 
 def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Shapes of tinted random texture on a flat background: 8-bit images over 255, and labels."""
+    """Makes shapes of tinted random texture on a flat background: 8-bit images over 255, labels."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
@@ -63,7 +63,7 @@ class Segmenter(nn.Module):
 
 
 def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Mean over classes of intersection over union."""
+    """Returns the mean over classes of intersection over union."""
     with torch.no_grad():
         found = torch.cat([model(part).argmax(1) for part in images.split(32)])
     scores = []
@@ -74,20 +74,20 @@ def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def run(name: str, seed: int, steps: int = 200) -> list[dict[str, object]]:
-    """One row per 50 steps, each measured on the same 128 scenes; the last one has no words."""
+    """Trains; returns a row per 50 steps on the same 128 scenes, the last one without words."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = Segmenter(THRESHOLDS[name])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     images, labels = scenes(128, torch.Generator().manual_seed(10_000))
     rows = []
     for step in range(1, steps + 1):
         x, y = scenes(16, generator)
         loss = cross_entropy(model(x), y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step % 50 == 0:
             model.eval()

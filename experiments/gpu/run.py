@@ -2,8 +2,8 @@
 
 python experiments/gpu/run.py OUT
 
-Each part is a process of its own with a limit, so that one that fails or hangs costs only itself.
-Results lie in OUT as they come: a log per part, the benchmarks' .json and .md, and summary.md.
+Each part is a process with a time limit, so that a part that fails or hangs stops no other one.
+Results appear in OUT as they come: a log per part, the benchmarks' .json and .md, and summary.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALL = ["--device", "cuda", "--precision", "bf16"]
 
 
 def parts(out: Path) -> dict[str, tuple[list[str], int]]:
-    """Command and limit in seconds of each part, the important ones first."""
+    """Returns command and limit in seconds of each part, the important ones first."""
     found: dict[str, tuple[list[str], int]] = {
         "tests": (["pytest", *TESTS], 110),
         "attention": (["benchmarks.attention", str(out)], 40),

@@ -1,7 +1,7 @@
-"""Pictures of the headline study: `python experiments/headline/draw.py OUT`, as of reproduce.py.
+"""Pictures of the headline study: `python experiments/headline/draw.py OUT`.
 
-Into docs/images. Means over seeds, bars are the sample standard deviation; seeds that are not there
-are not drawn.
+OUT is that of reproduce.py. Writes to docs/images. Points are means over finished seeds, bars
+the sample standard deviation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from adaptok.evaluation.bench.drawing import COLOURS
+from adaptok.plots.style import COLOURS
 from adaptok.utils.tables import read_metrics
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ Study = dict[str, list[tuple[Path, dict[str, Any]]]]
 
 
 def read(out: Path) -> Study:
-    """Finished seeds of each run."""
+    """Reads the finished seeds of each run."""
     listed = yaml.safe_load((HERE / "experiment.yaml").read_text())["scales"]["small"]["runs"]
     found: Study = {}
     for name in listed:
@@ -40,7 +40,7 @@ def read(out: Path) -> Study:
 
 
 def main_runs(study: Study, data: str) -> dict[str, tuple[str, int]]:
-    """Tokenizer and budget of the runs of the comparison itself."""
+    """Returns tokenizer and budget of the runs of the main comparison."""
     names = {}
     for name in study:
         words = name.split("_")
@@ -50,7 +50,7 @@ def main_runs(study: Study, data: str) -> dict[str, tuple[str, int]]:
 
 
 def plain_ticks(*axes: Axis) -> None:
-    """1, 2, 5, 10 ... as plain numbers on a logarithmic axis."""
+    """Labels logarithmic axes with plain numbers: 1, 2, 5, 10 ..."""
     for axis in axes:
         axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
@@ -58,12 +58,12 @@ def plain_ticks(*axes: Axis) -> None:
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation."""
+    """Returns mean and sample standard deviation."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def error_against_cost(study: Study, path: Path) -> None:
-    """VRMSE against tokens and FLOPs, a row per data set."""
+    """Draws VRMSE against tokens and FLOPs, a row per data set."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 7), layout="constrained", sharey="row")
     for row, data in zip(axes, TITLES, strict=True):
         for name, (tokenizer, _) in main_runs(study, data).items():
@@ -91,7 +91,7 @@ def error_against_cost(study: Study, path: Path) -> None:
 
 
 def learning_curves(study: Study, path: Path) -> None:
-    """Validation VRMSE against steps: a panel per data set and budget, a line per tokenizer."""
+    """Draws validation VRMSE against steps: a panel per set and budget, a line per tokenizer."""
     panels = sorted({(d, b) for d in TITLES for _, b in main_runs(study, d).values()}, reverse=True)
     figure, axes = plt.subplots(
         1, len(panels), figsize=(3.4 * len(panels), 3.4), layout="constrained", squeeze=False
@@ -114,7 +114,7 @@ def learning_curves(study: Study, path: Path) -> None:
 
 
 def rollouts(study: Study, path: Path) -> None:
-    """VRMSE against the rollout step at the larger budget, beside persistence."""
+    """Draws VRMSE against the rollout step at the larger budget, beside persistence."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, data in zip(axes, TITLES, strict=True):
         runs = main_runs(study, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 
 MODULUS = 4.0  # bulk modulus K; the speed of sound is sqrt(K / density)
 PATH_DENSITY, WALL_DENSITY = 3.0, 1.0e6
 LOW, HIGH = -1.0, 1.0  # the domain along each axis
-OPEN = "OPEN"
 
 
 @SOLVERS.register("acoustic_scattering_maze")
@@ -24,28 +23,21 @@ OPEN = "OPEN"
 class AcousticScatteringMaze(Solver):
     """Pressure pulses that travel, split and reflect in the corridors of a random maze (2D).
 
-    Same equations, domain and materials as the Well's set of this name, on a coarser grid:
-    x ends reflect, y ends are open.
+    Has the equations, domain and materials of the Well's set of this name, on a coarser grid: x
+    ends reflect, y ends are open.
 
     Args:
         nodes: corridors of the maze along each axis.
         pulses: pressure pulses of the initial state.
     """
 
-    resolution: int = 64
     frames: int = 32
     start: float = 0.1
     frame_dt: float = 0.02
-    train: int = 24
-    valid: int = 4
-    test: int = 4
     nodes: int = 8
     pulses: int = 4
 
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("WALL", "OPEN")
-    batch: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,16 +49,21 @@ class AcousticScatteringMaze(Solver):
         if not 1 <= self.pulses <= self.nodes**2:
             raise ValueError(f"pulses must be between 1 and nodes**2, got {self.pulses!r}")
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Density and initial pressure, each (x, y)."""
+    def initial(self, generator: torch.Generator) -> State:
+        """Draws density and initial pressure, each (x, y)."""
         walls = random_maze(self.resolution, self.nodes, generator)
         density = torch.where(walls, WALL_DENSITY, PATH_DENSITY)
         return {"density": density, "pressure": self._pulses(walls, generator)}
 
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return ((LOW, HIGH),) * 2
+
     def _pulses(self, walls: Tensor, generator: torch.Generator) -> Tensor:
-        """Gaussian pulses in the middle of random corridors, of random size and sign."""
+        """Draws Gaussian pulses of random size and sign in the middle of random corridors."""
         pitch = (HIGH - LOW) / self.nodes
-        x = cell_centres(self.resolution, LOW, HIGH)
+        x = cell_centers(self.resolution, LOW, HIGH)
         pressure = torch.zeros(walls.shape)
         for node in torch.randperm(self.nodes**2, generator=generator)[: self.pulses].tolist():
             cx, cy = (LOW + (i + 0.5) * pitch for i in divmod(node, self.nodes))
@@ -77,45 +74,32 @@ class AcousticScatteringMaze(Solver):
             pressure += amplitude * (-squared / (2 * sigma**2)).exp()
         return pressure.masked_fill(walls, 0.0)
 
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates `density` and `pressure`, each (b, x, y), from rest."""
         density, pressure = state["density"], state["pressure"]
         dx = (HIGH - LOW) / self.resolution
         limit = 0.9 * stable_step(density, dx)
         velocity = [torch.zeros_like(pressure.narrow(a, 1, self.resolution - 1)) for a in (1, 2)]
-        pressures, velocities, now = [], [], 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            steps = math.ceil((time - now) / limit)
+        for duration in self.durations:
+            steps = math.ceil(duration / limit)
             if steps:
-                scheme = Leapfrog(density, dx, (time - now) / steps, self.boundary)
+                scheme = Leapfrog(density, dx, duration / steps, self.boundary)
                 pressure, velocity = scheme.run(pressure, velocity, steps)
-            now = time
-            pressures.append(pressure)
-            velocities.append(centred(velocity, pressure, density, self.boundary))
-            on_frame()
-        x = cell_centres(self.resolution, LOW, HIGH)
-        return Trajectories(
-            time=self.times,
-            coordinates={"x": x, "y": x},
-            fields={
-                0: {"pressure": torch.stack(pressures, 1)},
-                1: {"velocity": torch.stack(velocities, 1)},
-            },
-            constants={0: {"density": density, "speed_of_sound": (MODULUS / density).sqrt()}},
-        )
+            centers = centered(velocity, pressure, density, self.boundary)
+            yield {0: {"pressure": pressure}, 1: {"velocity": centers}}
+
+    def constants(self, state: State) -> Fields:
+        """Returns density and speed of sound, each (b, x, y)."""
+        density = state["density"]
+        return {0: {"density": density, "speed_of_sound": (MODULUS / density).sqrt()}}
 
 
 class Leapfrog:
-    """Leapfrog on a staggered grid for ``p_t = -K div u``, ``rho u_t = -grad p``.
+    """Integrates ``p_t = -K div u``, ``rho u_t = -grad p`` by leapfrog on a staggered grid.
 
     Pressure lives in cells, the normal velocity on the faces between them; a face carries the mean
     density of its two cells, so that a jump in density reflects as it should. A wall end is a face
-    at rest; at an open end the face moves as a plane wave that leaves would move it, u = p / Z.
+    at rest; a face at an open end moves as an outgoing plane wave would move it, u = p / Z.
     Energy is conserved exactly in a closed box and never grows with open ends.
 
     Args:
@@ -130,7 +114,7 @@ class Leapfrog:
         self.kicks = [dt / (dx * face_density(density, a)) for a in range(1, density.ndim)]
         leak = torch.zeros_like(density)
         for axis, kind in enumerate(boundary, start=1):
-            if kind == OPEN:
+            if kind == "OPEN":
                 for end in (0, density.shape[axis] - 1):
                     here = density.narrow(axis, end, 1)
                     leak.narrow(axis, end, 1).add_(0.5 * self.gain / (MODULUS * here).sqrt())
@@ -152,7 +136,7 @@ class Leapfrog:
     def run(
         self, pressure: Tensor, velocity: list[Tensor], steps: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advances both, known at the same time, by `steps` steps."""
+        """Advances both by `steps` steps; they are known at the same time before and after."""
         velocity = self.kick(pressure, velocity, 0.5)
         for step in range(steps):
             pressure = self.drift(pressure, velocity)
@@ -161,31 +145,31 @@ class Leapfrog:
 
 
 def stable_step(density: Tensor, dx: float) -> float:
-    """Largest stable time step of the leapfrog scheme."""
+    """Returns the largest stable time step of the leapfrog scheme."""
     fastest = math.sqrt(MODULUS / density.min().item())
     return dx / (fastest * math.sqrt(density.ndim - 1))
 
 
 def face_density(density: Tensor, axis: int) -> Tensor:
-    """Density on the n - 1 faces between the cells along `axis`."""
+    """Returns the density on the n - 1 faces between the cells along `axis`."""
     n = density.shape[axis] - 1
     return (density.narrow(axis, 0, n) + density.narrow(axis, 1, n)) / 2
 
 
 def with_ends(velocity: Tensor, axis: int) -> Tensor:
-    """The face velocities with a face at rest at both ends of `axis`."""
+    """Pads the face velocities with a face at rest at both ends of `axis`."""
     pad = [0, 0] * (velocity.ndim - 1 - axis) + [1, 1]
     return F.pad(velocity, pad)
 
 
-def centred(
+def centered(
     velocity: list[Tensor], pressure: Tensor, density: Tensor, boundary: tuple[str, ...]
 ) -> Tensor:
-    """Velocity in the cell centres, (b, *space, ndim)."""
+    """Returns the velocity in the cell centers, (b, *space, ndim)."""
     components = []
     for axis, (u, kind) in enumerate(zip(velocity, boundary, strict=True), start=1):
         faces = with_ends(u, axis)
-        if kind == OPEN:
+        if kind == "OPEN":
             for sign, cell, face in ((-1, 0, 0), (1, -1, faces.shape[axis] - 1)):
                 p, rho = pressure.select(axis, cell), density.select(axis, cell)
                 faces.select(axis, face).copy_(sign * p / (MODULUS * rho).sqrt())
@@ -195,10 +179,10 @@ def centred(
 
 
 def random_maze(resolution: int, nodes: int, generator: torch.Generator) -> Tensor:
-    """A random maze; True in walls, (x, y).
+    """Draws a random maze, True in walls, (x, y).
 
-    Kruskal's algorithm on a `nodes` x `nodes` lattice: doors open in random order where they join
-    two parts that are not connected yet. A few more doors open afterwards, so that there are loops.
+    Kruskal's algorithm on a `nodes` x `nodes` lattice: in random order, a door opens if it joins
+    two parts that are not connected yet. One door in ten opens in any case, which makes loops.
     """
     wall = max(1, resolution // (4 * nodes))
     starts = [round(k * (resolution + wall) / nodes) for k in range(nodes + 1)]
@@ -214,7 +198,7 @@ def random_maze(resolution: int, nodes: int, generator: torch.Generator) -> Tens
 
 
 def _open_doors(nodes: int, generator: torch.Generator) -> list[tuple[int, int, int]]:
-    """Doors (axis, i, j): between nodes i and i + 1 along `axis`, at j along the other axis."""
+    """Draws doors (axis, i, j): between nodes i and i + 1 along `axis`, at j along the other."""
     doors = [(a, i, j) for a in (0, 1) for i in range(nodes - 1) for j in range(nodes)]
     parent = list(range(nodes**2))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from typing import ClassVar
 
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor
 
 from adaptok.data.synthetic.noise import smooth_noise
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
+from adaptok.utils.constants import cached_constant
 
 TRANSLATION, ROTATION = 0.05, 0.05  # diffusion of the rods, the Well's
-FASTEST = 0.14  # flow per dipole strength and side of the domain; the time step rests on it
+FASTEST = 0.14  # flow per dipole strength and side of the domain; sets the time step
 TABLE = 1024
 
 
@@ -26,30 +26,25 @@ TABLE = 1024
 class ActiveMatter(Solver):
     """Rods that align, push the fluid around them and are stirred by it, periodic (2D).
 
-    The moment equations of the Well's set of this name (Maddu, Weady and Shelley 2024, eqs. 1 to
-    5) with its closure and in its domain, but dilute (beta = 0: the rods do not stiffen the fluid),
-    with an uneven concentration at the start (theirs starts at 1), on a coarser grid, and so with
-    weak dipoles and alignment only.
+    Has the moment equations (Maddu, Weady and Shelley 2024, eqs. 1 to 5), closure and domain of the
+    Well's set of this name, but is dilute (beta = 0: the rods do not stiffen the fluid), starts
+    with an uneven concentration (theirs starts at 1), and has a coarser grid, hence only weak
+    dipoles and alignment.
 
     Args:
-        alpha: strength of the dipoles, negative for pushers; all combinations with
-        zeta: strength of the alignment.
-        side: of the domain (L).
+        alpha: strengths of the dipoles, negative for pushers; simulated in every combination with
+            `zeta`.
+        zeta: strengths of the alignment.
+        side: length L of the domain.
     """
 
-    resolution: int = 64
-    frames: int = 16
     start: float = 4.0
     frame_dt: float = 0.3
     train: int = 12
-    valid: int = 4
-    test: int = 4
     alpha: Sequence[float] = (-1.0, -2.0)
     zeta: Sequence[float] = (1.0, 2.0)
     side: float = 10.0
 
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
     batch: ClassVar[int] = 4
 
@@ -57,7 +52,7 @@ class ActiveMatter(Solver):
         super().__post_init__()
         if not self.alpha or not self.zeta:
             raise ValueError(
-                f"alpha and zeta are lists of numbers, got {self.alpha!r} and {self.zeta!r}"
+                f"alpha and zeta must be lists of numbers, got {self.alpha!r} and {self.zeta!r}"
             )
         if not 0 < self.side < math.inf:
             raise ValueError(f"side must be a positive number, got {self.side!r}")
@@ -68,48 +63,37 @@ class ActiveMatter(Solver):
         pairs = product(self.alpha, self.zeta)
         return [{"L": float(self.side), "zeta": float(z), "alpha": float(a)} for a, z in pairs]
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Concentration and the two components of the order, (3, x, y)."""
-        shape = (self.resolution, self.resolution)
-        uneven, *order = (smooth_noise(shape, length, generator) for length in (0.08, 0.06, 0.06))
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return ((0.0, self.side),) * 2
+
+    def initial(self, generator: torch.Generator) -> State:
+        """Draws concentration and the two components of the order, (3, x, y)."""
+        uneven, *order = (
+            smooth_noise(self.shape, length, generator) for length in (0.08, 0.06, 0.06)
+        )
         concentration = (0.3 * uneven).exp()
         # a moderate order everywhere, |Q| < c
         direction = torch.stack(order)
         direction = 0.6 * direction / (1 + direction.square().sum(0)).sqrt()
         return {"moments": torch.cat([concentration[None], concentration * direction])}
 
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates `moments`, (b, 3, x, y)."""
         rods = Rods(state["moments"], setting["L"], setting["alpha"], setting["zeta"])
-        recorded: list[list[Tensor]] = [[], [], [], []]
-        now = 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            rods.advance(time - now)
-            now = time
-            for values, value in zip(recorded, rods.fields(), strict=True):
-                values.append(value)
-            on_frame()
-        concentration, velocity, order, strain = (torch.stack(values, 1) for values in recorded)
-        x = cell_centres(self.resolution, 0.0, self.side)
-        return Trajectories(
-            time=self.times,
-            coordinates={"x": x, "y": x},
-            fields={
+        for duration in self.durations:
+            rods.advance(duration)
+            concentration, velocity, order, strain = rods.fields()
+            yield {
                 0: {"concentration": concentration},
                 1: {"velocity": velocity},
                 2: {"D": order, "E": strain},
-            },
-            scalars=setting,
-        )
+            }
 
 
 class Rods:
-    """Concentration c and order Q of rods in a Stokes flow that they drive; pseudo-spectral.
+    """Integrates concentration c and order Q of rods in a Stokes flow they drive; pseudo-spectral.
 
     A rod at angle t turns by the flow and by its neighbours. The moments c = <1>, Q = <exp(2it)>
     obey, with the vorticity w and the strain e = E_xx + i E_xy of the flow,
@@ -117,8 +101,8 @@ class Rods:
         c_t + u . grad c = d_T Laplace c
         Q_t + u . grad Q = i w Q + c (f - conj(f) <exp(4it)> / c) - 4 d_R Q + d_T Laplace Q
 
-    where f = e + zeta Q. The fourth moment closes as if angles were distributed like
-    exp(k cos 2(t - t0)) (Bingham), which is what the Well's set does. The flow solves
+    with f = e + zeta Q. The fourth moment closes as if angles were distributed like
+    exp(k cos 2(t - t0)) (Bingham), as in the Well's set. The flow solves
     -Laplace u + grad q = alpha div D, with the tensor D = <p p> = (c + Q) / 2 in matrix form.
 
     Args:
@@ -139,13 +123,13 @@ class Rods:
         self.closure = fourth_moments().to(moments)
 
     def vorticity(self, state: Tensor) -> Tensor:
-        """Modes of the vorticity that the dipoles drive."""
+        """Returns the modes of the vorticity that the dipoles drive."""
         dx, dy = self.modes.dx, self.modes.dy
         twist = 0.5 * (dx * dx - dy * dy) * state[:, 2] - dx * dy * state[:, 1]
         return self.alpha * twist * self.modes.inverse
 
     def flow(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocity (b, 2, x, y), vorticity (b, x, y) and strain, complex (b, x, y)."""
+        """Returns velocity (b, 2, x, y), vorticity (b, x, y) and strain, complex (b, x, y)."""
         vorticity = self.vorticity(state)
         u, v = (flow := self.modes.flow(vorticity)).unbind(1)
         dx, dy = self.modes.dx, self.modes.dy
@@ -154,7 +138,7 @@ class Rods:
         return self.modes.grid(flow), turn, torch.complex(stretch, shear)
 
     def rate(self, state: Tensor) -> Tensor:
-        """Change of the modes by advection, rotation, strain and alignment."""
+        """Returns the change of the modes by advection, rotation, strain and alignment."""
         velocity, turn, strain = self.flow(state)
         moments = self.modes.grid(state)
         concentration, order = moments[:, 0], torch.complex(moments[:, 1], moments[:, 2])
@@ -180,7 +164,7 @@ class Rods:
         self.state = runge_kutta(self.state, self.rate, self.decay, dt, steps)
 
     def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Concentration (b, x, y), velocity (..., 2), and D and E (..., 2, 2)."""
+        """Returns concentration (b, x, y), velocity (..., 2), and D and E (..., 2, 2)."""
         velocity, _, strain = self.flow(self.state)
         concentration, one, two = self.modes.grid(self.state).unbind(1)
         identity = torch.eye(2, device=one.device)
@@ -189,13 +173,13 @@ class Rods:
 
 
 def traceless(one: Tensor, two: Tensor) -> Tensor:
-    """The symmetric matrices ((one, two), (two, -one)), (..., 2, 2)."""
+    """Returns the symmetric matrices ((one, two), (two, -one)), (..., 2, 2)."""
     return torch.stack([torch.stack([one, two], -1), torch.stack([two, -one], -1)], -2)
 
 
-@cache
+@cached_constant(1)
 def fourth_moments() -> Tensor:
-    """<exp(4it)> / s² of Bingham's distribution for s² = 0, 1/TABLE, ..., 1; (TABLE + 1,).
+    """Tabulates <exp(4it)> / s² of Bingham's distribution at s² = 0, 1/TABLE, ..., 1, (TABLE + 1,).
 
     With angles distributed like exp(k cos 2t), s = I1(k) / I0(k) and <cos 4t> = I2(k) / I0(k),
     which is 1 - 2 s / k; k is found by bisection.

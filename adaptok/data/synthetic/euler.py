@@ -15,14 +15,14 @@ TINY = 1e-30
 
 
 def to_conserved(primitive: Tensor, gamma: float) -> Tensor:
-    """Conserved from primitive variables."""
+    """Converts primitive to conserved variables."""
     density, velocity, pressure = primitive[:, :1], primitive[:, 1:-1], primitive[:, -1:]
     kinetic = 0.5 * density * velocity.square().sum(1, keepdim=True)
     return torch.cat([density, density * velocity, pressure / (gamma - 1) + kinetic], 1)
 
 
 def to_primitive(conserved: Tensor, gamma: float) -> Tensor:
-    """Primitive from conserved variables."""
+    """Converts conserved to primitive variables."""
     density = conserved[:, :1].clamp_min(FLOOR)
     velocity = conserved[:, 1:-1] / density
     kinetic = 0.5 * density * velocity.square().sum(1, keepdim=True)
@@ -31,7 +31,7 @@ def to_primitive(conserved: Tensor, gamma: float) -> Tensor:
 
 
 def stable_step(state: Tensor, dx: float, gamma: float, cfl: float = 0.8) -> Tensor:
-    """Time step of each sample for a Courant number of `cfl` (below 1 is stable), (b,)."""
+    """Returns each sample's time step for a Courant number of `cfl` (stable below 1), (b,)."""
     primitive = to_primitive(state, gamma)
     sound = (gamma * primitive[:, -1] / primitive[:, 0]).sqrt()
     speed = (primitive[:, 1:-1].abs() + sound[:, None]).sum(1)  # unsplit: the axes add up
@@ -39,7 +39,7 @@ def stable_step(state: Tensor, dx: float, gamma: float, cfl: float = 0.8) -> Ten
 
 
 def step(state: Tensor, dt: Tensor, dx: float, gamma: float, boundary: tuple[str, ...]) -> Tensor:
-    """One time step of strong-stability-preserving Runge-Kutta of second order.
+    """Takes one time step of strong-stability-preserving Runge-Kutta of second order.
 
     Args:
         state: conserved, (b, 2 + ndim, *space).
@@ -56,7 +56,7 @@ def step(state: Tensor, dt: Tensor, dx: float, gamma: float, boundary: tuple[str
 def advance(
     gas: Tensor, duration: float, dx: float, gamma: float, boundary: tuple[str, ...]
 ) -> Tensor:
-    """Advances conserved variables by `duration`; each sample takes time steps of its own.
+    """Advances conserved variables by `duration`, each sample with its own time steps.
 
     A sample that has arrived waits with steps of length 0, which change nothing.
     """
@@ -70,7 +70,7 @@ def advance(
 
 
 def _change(state: Tensor, gamma: float, boundary: tuple[str, ...]) -> Tensor:
-    """Minus the sum over the axes of the differences of the face fluxes."""
+    """Returns minus the sum over the axes of the differences of the face fluxes."""
     primitive = to_primitive(state, gamma)
     change = torch.zeros_like(state)
     for axis, kind in enumerate(boundary):
@@ -82,17 +82,17 @@ def _change(state: Tensor, gamma: float, boundary: tuple[str, ...]) -> Tensor:
 
 
 def _with_ghosts(w: Tensor, kind: str) -> Tensor:
-    """Two ghost cells at both ends of the last axis."""
+    """Adds two ghost cells at both ends of the last axis."""
     if kind == "PERIODIC":
         return torch.cat([w[..., -2:], w, w[..., :2]], -1)
     if kind == "OPEN":
         shape = (*w.shape[:-1], 2)
         return torch.cat([w[..., :1].expand(shape), w, w[..., -1:].expand(shape)], -1)
-    raise ValueError(f"a boundary is 'OPEN' or 'PERIODIC' here, got {kind!r}")
+    raise ValueError(f"a boundary must be 'OPEN' or 'PERIODIC' here, got {kind!r}")
 
 
 def _faces(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Primitive states on the left and right side of each face, from van Leer's limited slopes."""
+    """Returns primitive states left and right of each face, from van Leer's limited slopes."""
     jump = w.diff(dim=-1)
     left, right = jump[..., :-1], jump[..., 1:]
     # Half of van Leer's slope 2 l r / (l + r), zero where l and r disagree. The fraction is
@@ -104,7 +104,7 @@ def _faces(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hll(left: Tensor, right: Tensor, normal: int, gamma: float) -> Tensor:
-    """HLL flux through the faces, with Davis' estimates of the fastest waves.
+    """Returns the HLL flux through the faces, with Davis' estimates of the fastest waves.
 
     Written as two streams of mass that each carry their own velocity and energy, plus the forces:
     the same numbers as ``(fast F_l - slow F_r + fast slow (U_r - U_l)) / (fast - slow)``, in a

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from adaptok.data.synthetic import euler
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,22 +18,13 @@ class EulerMultiQuadrants(Solver):
 
     Args:
         gamma: ratios of specific heats.
-        pieces: the most pieces along an axis of the initial state; at least 2.
+        pieces: largest number of pieces along an axis of the initial state; at least 2.
     """
 
-    resolution: int = 64
-    frames: int = 16
     start: float = 0.02
     frame_dt: float = 0.02
-    train: int = 24
-    valid: int = 4
-    test: int = 4
     gamma: Sequence[float] = (1.22, 1.4, 1.597, 1.76)
     pieces: int = 4
-
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
-    batch: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,12 +41,12 @@ class EulerMultiQuadrants(Solver):
         """The ratio of specific heats."""
         return [{"gamma": float(gamma)} for gamma in self.gamma]
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Primitive variables, (4, x, y): constant in each of the pieces.
+    def initial(self, generator: torch.Generator) -> State:
+        """Draws primitive variables, (4, x, y), constant in each of the pieces.
 
         Density and pressure are far enough from vacuum that no time step collapses.
         """
-        x = cell_centres(self.resolution, 0.0, 1.0)
+        x = cell_centers(self.resolution, 0.0, 1.0)
         count = [int(torch.randint(2, self.pieces + 1, (), generator=generator)) for _ in "xy"]
         where = []
         for n in count:
@@ -67,33 +57,17 @@ class EulerMultiQuadrants(Solver):
         values[1:3] -= 0.5
         return {"primitive": values[:, where[0]][:, :, where[1]]}
 
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates `primitive`, (b, 4, x, y)."""
         gamma = setting["gamma"]
         gas = euler.to_conserved(state["primitive"], gamma)
-        recorded, now = [], 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            gas = euler.advance(gas, time - now, 1 / self.resolution, gamma, self.boundary)
-            now = time
-            recorded.append(torch.cat([gas, euler.to_primitive(gas, gamma)[:, -1:]], 1))
-            on_frame()
-        frames = torch.stack(recorded, 1)  # (b, t, density momentum energy pressure, x, y)
-        energy, density, pressure = frames[:, :, [3, 0, 4]].unbind(2)
-        x = cell_centres(self.resolution, 0.0, 1.0)
-        return Trajectories(
-            time=self.times,
-            coordinates={"x": x, "y": x},
-            fields={
-                0: {"energy": energy, "density": density, "pressure": pressure},
-                1: {"momentum": frames[:, :, 1:3].movedim(2, -1)},
-            },
-            scalars=setting,
-        )
+        for duration in self.durations:
+            gas = euler.advance(gas, duration, 1 / self.resolution, gamma, self.boundary)
+            pressure = euler.to_primitive(gas, gamma)[:, -1]
+            yield {
+                0: {"energy": gas[:, 3], "density": gas[:, 0], "pressure": pressure},
+                1: {"momentum": gas[:, 1:3].movedim(1, -1)},
+            }
 
 
 @SOLVERS.register("euler_multi_quadrants_periodicBC")
@@ -101,8 +75,8 @@ class EulerMultiQuadrants(Solver):
 class EulerMultiQuadrantsPeriodic(EulerMultiQuadrants):
     """Gas in random rectangles that expand, collide and shock, periodic (2D).
 
-    Same equations, domain and fields as the Well's set of this name, on a coarser grid, with frames
-    further apart and milder jumps.
+    Has the equations, domain and fields of the Well's set of this name, on a coarser grid, with
+    frames further apart and milder jumps.
     """
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
@@ -113,7 +87,7 @@ class EulerMultiQuadrantsPeriodic(EulerMultiQuadrants):
 class EulerMultiQuadrantsOpen(EulerMultiQuadrants):
     """Gas in random rectangles that expand, collide and shock, open ends (2D).
 
-    As ``euler_multi_quadrants_periodicBC``; the gas leaves through all ends.
+    Like ``euler_multi_quadrants_periodicBC``, but the gas leaves through all ends.
     """
 
     boundary: ClassVar[tuple[str, ...]] = ("OPEN", "OPEN")

@@ -7,25 +7,24 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import torch
+from filelock import FileLock
 
+from adaptok.data.knobs import check_integers
 from adaptok.data.synthetic.progress import progress_bar
-from adaptok.data.synthetic.solver import SOLVERS, SPLITS, OnFrame, Solver, Trajectories
+from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories
 from adaptok.data.synthetic.store import Statistics, write_file
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, two generators at a time are the user's business
-    fcntl = None
+from adaptok.data.well_format import SPLITS
 
 MAX_WORKERS = 4
+LOCK = ".adaptok.lock"  # stays in the folder of all sets
 
 
 def generate(
@@ -41,15 +40,15 @@ def generate(
     """Generates a data set in the Well's format, or finds it already there.
 
     The set is written beside its place and moved there when it is complete, so an interrupted run
-    leaves nothing that loads; what it leaves is removed by the next call.
+    leaves nothing that loads; the next call removes what it left.
 
     Args:
         name: solver, which is also the name of the set ("acoustic_scattering_maze").
         root: folder of all sets; the set becomes ``<root>/<name>``.
-        seed: a non-negative integer; decides every initial state.
+        seed: an integer of at least 0 that decides every initial state.
         overwrite: replace a generated set that differs in solver version, seed or knobs.
         progress: show a progress bar on stderr.
-        device: where to simulate.
+        device: that simulates.
         knobs: of the solver, see ``SOLVERS.describe(name)``.
 
     Returns:
@@ -59,13 +58,14 @@ def generate(
         ValueError: for an unknown solver or knob, or a different set in the same place.
     """
     solver = SOLVERS.create(name, **knobs)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
+    check_integers(0, seed=seed)
     wanted = _identity(name, solver, seed)
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     folder = root / name
-    with _alone_in(root):
+    # waits for other generators; where nothing can be written, there is none to wait for
+    lock = FileLock(root / LOCK, mode=0o666) if os.access(root, os.W_OK) else nullcontext()
+    with lock:
         for leftover in root.glob(f".{name}.partial-*"):
             shutil.rmtree(leftover)
         if folder.exists() and any(folder.iterdir()):
@@ -79,7 +79,7 @@ def generate(
                 )
         partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
         try:
-            _write_set(partial / "new", name, solver, seed, wanted, progress, device)
+            _write_set(partial / "new", solver, wanted, progress, device)
             if folder.exists():
                 os.replace(folder, partial / "old")
             os.replace(partial / "new", folder)
@@ -89,7 +89,7 @@ def generate(
 
 
 def _identity(name: str, solver: Solver, seed: int) -> dict[str, Any]:
-    """What decides the content of a set; written into every file."""
+    """Returns what decides the content of a set; written into every file."""
     return {
         "adaptok_generated": True,
         "adaptok_solver": name,
@@ -101,7 +101,7 @@ def _identity(name: str, solver: Solver, seed: int) -> dict[str, Any]:
 
 
 def _difference(folder: Path, wanted: dict[str, Any], files: list[Path]) -> str:
-    """What distinguishes the set in `folder` from the wanted one; empty if nothing does.
+    """Says how the set in `folder` differs from the wanted one; empty if it does not.
 
     Raises:
         ValueError: if the folder holds something that was not generated; it is never replaced.
@@ -111,16 +111,17 @@ def _difference(folder: Path, wanted: dict[str, Any], files: list[Path]) -> str:
     for file in present:
         try:
             with h5py.File(file, "r") as content:
-                found = {k: _plain(content.attrs[k]) for k in wanted if k in content.attrs}
+                found = {k: content.attrs[k] for k in wanted if k in content.attrs}
         except OSError:
             damaged.append(f"{file.relative_to(folder)} is damaged")
             continue
         if not found.get("adaptok_generated"):
             raise ValueError(f"{folder} holds a set that adaptok did not generate: {file}")
         generated = True
-        difference = _differing_items(found, wanted)
-        if difference:
-            return difference
+        there, here = _flat(found), _flat(wanted)
+        keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+        if keys:
+            return ", ".join(f"{k} is {there.get(k)} there, {here.get(k)} wanted" for k in keys)
     if not generated:
         raise ValueError(f"{folder} is not empty, and holds no readable generated set")
     expected = [Path("stats.yaml"), *files]
@@ -128,96 +129,63 @@ def _difference(folder: Path, wanted: dict[str, Any], files: list[Path]) -> str:
     return ", ".join(damaged + missing)
 
 
-def _differing_items(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    def flat(identity: dict[str, Any]) -> dict[str, Any]:
-        knobs = json.loads(identity.get("adaptok_knobs", "{}"))
-        own = {k.removeprefix("adaptok_"): v for k, v in identity.items() if k != "adaptok_knobs"}
-        return own | knobs
-
-    there, here = flat(found), flat(wanted)
-    keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
-    return ", ".join(f"{k} is {there.get(k)!r} there, {here.get(k)!r} wanted" for k in keys)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Flattens the knobs of what :func:`_identity` returns."""
+    knobs = json.loads(identity.get("adaptok_knobs", "{}"))
+    rest = {k.removeprefix("adaptok_"): v for k, v in identity.items() if k != "adaptok_knobs"}
+    return rest | knobs
 
 
 class _Chunk(NamedTuple):
-    split: str
-    number: int
-    indices: range
+    """A file of a set, relative to its folder, and which trajectories of the split it holds."""
 
-    @property
-    def file(self) -> Path:
-        return Path("data", self.split, f"{self.split}_{self.number:03d}.hdf5")
+    file: Path
+    split: str
+    indices: range
 
 
 def _chunks(solver: Solver) -> list[_Chunk]:
-    """The files of a set: at most `solver.batch` trajectories each, of one setting."""
-    count = len(solver.settings)
-    chunks = []
+    """Plans the files of a set: at most `solver.batch` trajectories each, of one setting."""
+    chunks, count, batch = [], len(solver.settings), solver.batch
     for split in SPLITS:
         members = [range(first, getattr(solver, split), count) for first in range(count)]
-        parts = [m[low : low + solver.batch] for m in members for low in _starts(m, solver.batch)]
-        chunks += [_Chunk(split, number, part) for number, part in enumerate(parts)]
+        parts = [m[low : low + batch] for m in members for low in range(0, len(m), batch)]
+        for number, part in enumerate(parts):
+            chunks.append(_Chunk(Path("data", split, f"{split}_{number:03d}.hdf5"), split, part))
     return chunks
 
 
-def _starts(members: range, step: int) -> range:
-    return range(0, len(members), step)
-
-
 def _write_set(
-    folder: Path,
-    name: str,
-    solver: Solver,
-    seed: int,
-    identity: dict[str, Any],
-    progress: bool,
-    device: str,
+    folder: Path, solver: Solver, identity: dict[str, Any], progress: bool, device: str
 ) -> None:
+    """Simulates a set and writes its files and statistics; `folder` is new."""
+    name, seed = identity["adaptok_solver"], identity["adaptok_seed"]
     chunks, statistics = _chunks(solver), Statistics()
+    attributes = {"name": name, "boundary": solver.boundary, "attributes": identity}
     for split in SPLITS:
         (folder / "data" / split).mkdir(parents=True)
     with progress_bar(name, len(chunks) * solver.frames, enabled=progress) as advance:
-
-        def simulate(chunk: _Chunk, on_frame: OnFrame) -> Trajectories:
-            return solver.run(seed, chunk.split, chunk.indices, device=device, on_frame=on_frame)
-
-        workers = _workers(device, len(chunks))
-        results = _in_parallel(simulate, chunks, workers, advance)
+        results = _simulate(solver, seed, chunks, device, advance)
         for chunk, data in zip(chunks, results, strict=True):
-            write_file(
-                folder / chunk.file,
-                data,
-                name=name,
-                boundary=solver.boundary,
-                attributes=identity,
-            )
+            write_file(folder / chunk.file, data, **attributes)
             if chunk.split == "train":
                 statistics.add(data)
     statistics.write(folder / "stats.yaml")
 
 
-def _workers(device: str, chunks: int) -> int:
-    if torch.device(device).type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MAX_WORKERS, cores or 1, chunks)
-
-
-def _in_parallel(
-    simulate: Callable[[_Chunk, OnFrame], Trajectories],
-    chunks: list[_Chunk],
-    workers: int,
-    advance: OnFrame,
+def _simulate(
+    solver: Solver, seed: int, chunks: list[_Chunk], device: str, advance: OnFrame
 ) -> Iterator[Trajectories]:
-    """Simulates the chunks, `workers` at a time with one torch thread each, and yields in order.
+    """Simulates the chunks, several at a time with one torch thread each, and yields in order.
 
-    Arrays this small gain little from several threads in one operation, and lose much where the
-    machine is busy.
+    Arrays this small gain little from several threads in one operation, and lose much on a busy
+    machine.
     """
+    workers = 1
+    if torch.device(device).type == "cpu":
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        workers = min(MAX_WORKERS, cores, len(chunks))
     stop = threading.Event()
 
     def on_frame() -> None:
@@ -225,11 +193,14 @@ def _in_parallel(
             raise InterruptedError("generation was stopped")
         advance()
 
+    def run(chunk: _Chunk) -> Trajectories:
+        return solver.run(seed, chunk.split, chunk.indices, device=device, on_frame=on_frame)
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(workers, initializer=_prepare_worker)
     try:
-        yield from pool.map(lambda chunk: simulate(chunk, on_frame), chunks)
+        yield from pool.map(run, chunks)
     finally:
         stop.set()  # after an error or Ctrl-C: do not wait for whole trajectories
         pool.shutdown(wait=True, cancel_futures=True)
@@ -240,17 +211,3 @@ def _prepare_worker() -> None:
     torch.set_num_threads(1)
     # Ahead of a front, fields fade through the numbers below 1e-38, which are many times slower.
     torch.set_flush_denormal(True)
-
-
-@contextmanager
-def _alone_in(root: Path) -> Iterator[None]:
-    """Waits until no other process generates in `root`; the lock ends with the process."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

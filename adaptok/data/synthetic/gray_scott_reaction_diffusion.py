@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.knobs import check_integers
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 from adaptok.data.synthetic.spectral import Modes
 
 DIFFUSION = (2e-5, 1e-5)  # of A and B
@@ -31,46 +32,40 @@ PATTERNS = {
 class GrayScott(Solver):
     """Two chemicals, one of which feeds on the other: spots, worms, spirals, periodic (2D).
 
-    Same equations, diffusion, grid spacing and patterns as the Well's set of this name; a smaller
-    domain (64 of its 128 points along an axis) and frames further apart.
+    Has the equations, diffusion, grid spacing and patterns of the Well's set of this name, on a
+    smaller domain (64 of its 128 points along an axis), with frames further apart.
 
     Args:
         patterns: names of pairs (F, k): gliders, bubbles, maze, worms, spirals, spots.
         clusters: blobs of B in the initial state.
     """
 
-    resolution: int = 64
     frames: int = 24
     start: float = 200.0
     frame_dt: float = 40.0
-    train: int = 24
     valid: int = 6
     test: int = 6
     patterns: Sequence[str] = tuple(PATTERNS)
     clusters: int = 12
 
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
-    batch: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = [name for name in self.patterns if name not in PATTERNS]
         if unknown or not self.patterns:
             raise ValueError(f"patterns are of {', '.join(PATTERNS)}; got {list(self.patterns)!r}")
-        if isinstance(self.clusters, bool) or self.clusters < 1:
-            raise ValueError(f"clusters must be at least 1, got {self.clusters!r}")
+        check_integers(1, clusters=self.clusters)
 
     @property
     def settings(self) -> list[dict[str, float]]:
         """Feed rate F and kill rate k."""
         return [dict(zip(("F", "k"), PATTERNS[name], strict=True)) for name in self.patterns]
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Concentrations, (2, x, y): A is 1 and B is 0 but for Gaussian blobs."""
-        x = cell_centres(self.resolution, 0.0, self._side)
-        blobs = torch.zeros(self.resolution, self.resolution)
+    def initial(self, generator: torch.Generator) -> State:
+        """Draws concentrations, (2, x, y): A is 1 and B is 0 outside Gaussian blobs."""
+        x = cell_centers(self.resolution, 0.0, self._side)
+        blobs = torch.zeros(self.shape)
         for _ in range(self.clusters):
             cx, cy, width, height = torch.rand(4, generator=generator).tolist()
             far = [_wrapped(x - c * self._side, self._side) for c in (cx, cy)]
@@ -83,34 +78,24 @@ class GrayScott(Solver):
     def _side(self) -> float:
         return SPACING * self.resolution
 
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return ((-self._side / 2, self._side / 2),) * 2
+
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates `concentration`, (b, 2, x, y)."""
-        both, recorded, now = state["concentration"], [], 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            both = advance(both, time - now, self._side, setting["F"], setting["k"])
-            now = time
-            recorded.append(both)
-            on_frame()
-        frames = torch.stack(recorded, 1)
-        x = cell_centres(self.resolution, -self._side / 2, self._side / 2)
-        return Trajectories(
-            time=self.times,
-            coordinates={"x": x, "y": x},
-            fields={0: {"A": frames[:, :, 0], "B": frames[:, :, 1]}},
-            scalars=setting,
-        )
+        both = state["concentration"]
+        for duration in self.durations:
+            both = advance(both, duration, self._side, setting["F"], setting["k"])
+            yield {0: {"A": both[:, 0], "B": both[:, 1]}}
 
 
 def advance(both: Tensor, duration: float, side: float, feed: float, kill: float) -> Tensor:
     """Advances A and B, (b, 2, x, y), by `duration` in a periodic square.
 
-    Strang splitting: half a time step of diffusion, exact in Fourier modes; a step of the reaction
-    by Runge-Kutta of fourth order; and again half a step of diffusion. Second order in time.
+    Strang splitting, of second order in time: half a time step of diffusion, exact in Fourier
+    modes; a step of the reaction by Runge-Kutta of fourth order; half a step of diffusion.
     """
     if duration == 0:
         return both
@@ -127,7 +112,7 @@ def advance(both: Tensor, duration: float, side: float, feed: float, kill: float
 
 
 def react(both: Tensor, dt: float, feed: float, kill: float) -> Tensor:
-    """One time step of ``A_t = -A B² + F (1 - A)``, ``B_t = A B² - (F + k) B``; (b, 2, ...)."""
+    """Takes a time step of ``A_t = -A B² + F (1 - A)``, ``B_t = A B² - (F + k) B``; (b, 2, ...)."""
 
     def rate(both: Tensor) -> Tensor:
         a, b = both.unbind(1)
@@ -142,5 +127,5 @@ def react(both: Tensor, dt: float, feed: float, kill: float) -> Tensor:
 
 
 def _wrapped(distance: Tensor, side: float) -> Tensor:
-    """The distance to the nearest periodic image."""
+    """Returns the distance to the nearest periodic image."""
     return distance - side * (distance / side).round()

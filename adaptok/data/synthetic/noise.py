@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from adaptok.data.synthetic.solver import cell_centres
+from adaptok.data.synthetic.solver import cell_centers
 
 
 def smooth_noise(shape: tuple[int, ...], length: float, generator: torch.Generator) -> Tensor:
-    """Gaussian random field of variance 1 on the unit cube, periodic.
+    """Draws a periodic Gaussian random field of variance 1 on the unit cube.
 
     Args:
         shape: grid points per axis.
@@ -28,6 +28,6 @@ def smooth_noise(shape: tuple[int, ...], length: float, generator: torch.Generat
     noise = torch.randn(2, *weight.shape, generator=generator)
     field = torch.complex(*(noise * weight / weight.square().sum().sqrt()))
     for n in shape:  # one axis at a time: the first axis is summed and comes back as the last
-        wave = torch.exp(2j * math.pi * k[:, None] * cell_centres(n, 0.0, 1.0))
+        wave = torch.exp(2j * math.pi * k[:, None] * cell_centers(n, 0.0, 1.0))
         field = torch.einsum("k...,kn->...n", field, wave)
     return field.real

@@ -1,4 +1,4 @@
-"""A progress bar that needs nothing: rich where it is installed, plain lines otherwise."""
+"""A progress bar without requirements: rich if it is installed, else plain lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(label: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[], None]]:
-    """Shows on stderr how far a job is; yields what to call after each of its `total` steps."""
+    """Shows progress on stderr; yields a function to call after each of the `total` steps."""
     if not enabled:
         yield lambda: None
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -10,12 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adaptok.data.knobs import check_positive
 from adaptok.data.synthetic.noise import smooth_noise
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 
 LENGTH, HEIGHT = 4.0, 1.0
-FASTEST = 1.4  # no flow of this set is faster; the time step rests on it
+FASTEST = 1.4  # speed of the fastest flow of this set; sets the time step
 
 
 @SOLVERS.register("rayleigh_benard")
@@ -23,37 +24,28 @@ FASTEST = 1.4  # no flow of this set is faster; the time step rests on it
 class RayleighBenard(Solver):
     """Convection of a layer of fluid that is heated from below (2D; x periodic, y walls).
 
-    Same equations, domain and units (free fall) as the Well's set of this name, but free-slip walls
-    in place of no-slip ones, a uniform grid of 4 `resolution` x `resolution` points, and Rayleigh
-    numbers that it resolves.
+    Has the equations, domain and units (free fall) of the Well's set of this name, but free-slip
+    instead of no-slip walls, a uniform grid of 4 `resolution` x `resolution` points, and Rayleigh
+    numbers that this grid resolves.
 
     Args:
-        rayleigh: strength of the buoyancy; all combinations with
-        prandtl: viscosity / thermal diffusivity.
+        rayleigh: Rayleigh numbers, strength of the buoyancy; simulated in every combination with
+            `prandtl`.
+        prandtl: Prandtl numbers, viscosity / thermal diffusivity.
     """
 
     resolution: int = 32
-    frames: int = 16
     start: float = 8.0
     frame_dt: float = 0.3
     train: int = 12
-    valid: int = 4
-    test: int = 4
     rayleigh: Sequence[float] = (1e5, 3e5)
     prandtl: Sequence[float] = (0.5, 1.0)
 
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "WALL")
-    batch: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rayleigh or not self.prandtl or min(*self.rayleigh, *self.prandtl) <= 0:
-            raise ValueError(
-                "rayleigh and prandtl are lists of positive numbers, "
-                f"got {self.rayleigh!r} and {self.prandtl!r}"
-            )
+        check_positive(rayleigh=self.rayleigh, prandtl=self.prandtl)
 
     @property
     def settings(self) -> list[dict[str, float]]:
@@ -61,43 +53,38 @@ class RayleighBenard(Solver):
         pairs = product(self.rayleigh, self.prandtl)
         return [{"Rayleigh": float(ra), "Prandtl": float(pr)} for ra, pr in pairs]
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Deviation of the buoyancy from its profile at rest, (x, y)."""
-        shape = (4 * self.resolution, self.resolution)
-        y = cell_centres(self.resolution, 0.0, HEIGHT)
-        return {"deviation": 0.4 * smooth_noise(shape, 0.06, generator) * y * (1 - y)}
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Grid points per axis."""
+        return 4 * self.resolution, self.resolution
 
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return (0.0, LENGTH), (0.0, HEIGHT)
+
+    def initial(self, generator: torch.Generator) -> State:
+        """Draws the deviation of the buoyancy from its profile at rest, (x, y)."""
+        y = self.coordinates["y"]
+        return {"deviation": 0.4 * smooth_noise(self.shape, 0.06, generator) * y * (1 - y)}
+
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates from rest; `deviation` is (b, x, y)."""
         deviation = state["deviation"]
         fields = torch.stack([torch.zeros_like(deviation), deviation], 1)
         scheme = Convection(fields, LENGTH, setting["Rayleigh"], setting["Prandtl"])
-        y = cell_centres(self.resolution, 0.0, HEIGHT).to(deviation)
-        recorded: list[list[Tensor]] = [[], [], []]
-        now = 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            scheme.advance(time - now, FASTEST)
-            now = time
-            frame = (1 - y + scheme.fields()[:, 1], scheme.pressure(), scheme.velocity())
-            for values, value in zip(recorded, frame, strict=True):
-                values.append(value)
-            on_frame()
-        buoyancy, pressure, velocity = (torch.stack(values, 1) for values in recorded)
-        return Trajectories(
-            time=self.times,
-            coordinates={"x": cell_centres(4 * self.resolution, 0.0, LENGTH), "y": y},
-            fields={0: {"buoyancy": buoyancy, "pressure": pressure}, 1: {"velocity": velocity}},
-            scalars=setting,
-        )
+        y = self.coordinates["y"].to(deviation)
+        for duration in self.durations:
+            scheme.advance(duration, FASTEST)
+            buoyancy = 1 - y + scheme.fields()[:, 1]
+            yield {
+                0: {"buoyancy": buoyancy, "pressure": scheme.pressure()},
+                1: {"velocity": scheme.velocity()},
+            }
 
 
 class Convection:
-    """Vorticity w and deviation b of the buoyancy between free-slip walls of fixed temperature.
+    """Integrates vorticity w and deviation b of the buoyancy between free-slip, isothermal walls.
 
     ``w_t + u . grad w = b_x + nu Laplace w`` and ``b_t + u . grad b = v + kappa Laplace b`` with
     nu = sqrt(Pr / Ra), kappa = 1 / sqrt(Ra Pr), and w = b = v = 0 on the walls y = 0 and y = 1.
@@ -121,7 +108,7 @@ class Convection:
         return self.modes.of(torch.cat([fields, -fields.flip(-1)], -1)) * self.modes.keep
 
     def rate(self, state: Tensor) -> Tensor:
-        """Change of the modes by advection and buoyancy."""
+        """Returns the change of the modes by advection and buoyancy."""
         flow = self.modes.flow(state[:, 0])
         carried = self.modes.grid(state)[:, :, None] * self.modes.grid(flow)[:, None]
         source = torch.stack([self.modes.dx * state[:, 1], flow[:, 1]], 1)
@@ -134,19 +121,19 @@ class Convection:
         self.state = self._continued(self.fields())  # rounding must not break the symmetry
 
     def fields(self) -> Tensor:
-        """Vorticity and deviation, (b, 2, x, y)."""
+        """Returns vorticity and deviation, (b, 2, x, y)."""
         return self.modes.grid(self.state)[..., : self.n]
 
     def velocity(self) -> Tensor:
-        """Velocity, (b, x, y, 2)."""
+        """Returns the velocity, (b, x, y, 2)."""
         flow = self.modes.grid(self.modes.flow(self.state[:, 0]))
         return flow[..., : self.n].movedim(1, -1)
 
     def pressure(self) -> Tensor:
-        """Pressure with mean 0, (b, x, y), including what carries the profile at rest."""
+        """Returns the pressure, mean 0, (b, x, y), with the part that balances the rest profile."""
         flow = self.modes.flow(self.state[:, 0])
         lift = self.modes.dy * self.state[:, 1] * self.modes.inverse
         moving = self.modes.grid(self.modes.pressure(flow) - lift)[..., : self.n]
-        y = cell_centres(self.n, 0.0, HEIGHT).to(moving)
+        y = cell_centers(self.n, 0.0, HEIGHT).to(moving)
         at_rest = y - y.square() / 2
         return moving - moving.mean((-2, -1), keepdim=True) + at_rest - at_rest.mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -11,13 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories, cell_centres
+from adaptok.data.knobs import check_positive
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 
 LENGTHS = (1.0, 2.0)
 SPEED = 0.5  # of the layers
 SMOOTHING = 20.0  # decay of the finest waves, per time
-FASTEST = 0.9  # no flow of this set comes near it; the time step rests on it
+FASTEST = 0.9  # speed that no flow of this set comes near; sets the time step
 
 
 @SOLVERS.register("shear_flow")
@@ -25,37 +26,26 @@ FASTEST = 0.9  # no flow of this set comes near it; the time step rests on it
 class ShearFlow(Solver):
     """Shear layers with a tracer that roll up into vortices, periodic (2D).
 
-    Same equations, domain and parameters as the Well's set of this name; random layers of our own,
-    a coarser grid of `resolution` x 2 `resolution` points, and frames further apart. Its files call
-    the Reynolds number "Rayleigh", so ours do.
+    Has the equations, domain and parameters of the Well's set of this name, but other random
+    layers, a coarser grid of `resolution` x 2 `resolution` points, and frames further apart. Calls
+    the Reynolds number "Rayleigh", as the Well's files do.
 
     Args:
-        reynolds: 1 / viscosity; all combinations with
-        schmidt: viscosity / diffusivity of the tracer.
+        reynolds: Reynolds numbers, 1 / viscosity; simulated in every combination with `schmidt`.
+        schmidt: Schmidt numbers, viscosity / diffusivity of the tracer.
     """
 
-    resolution: int = 64
-    frames: int = 16
     start: float = 1.0
     frame_dt: float = 0.25
     train: int = 16
-    valid: int = 4
-    test: int = 4
     reynolds: Sequence[float] = (1e4, 5e4)
     schmidt: Sequence[float] = (0.1, 1.0)
 
-    ndim: ClassVar[int] = 2
-    version: ClassVar[int] = 1
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
-    batch: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.reynolds or not self.schmidt or min(*self.reynolds, *self.schmidt) <= 0:
-            raise ValueError(
-                "reynolds and schmidt are lists of positive numbers, "
-                f"got {self.reynolds!r} and {self.schmidt!r}"
-            )
+        check_positive(reynolds=self.reynolds, schmidt=self.schmidt)
 
     @property
     def settings(self) -> list[dict[str, float]]:
@@ -63,65 +53,54 @@ class ShearFlow(Solver):
         pairs = product(self.reynolds, self.schmidt)
         return [{"Rayleigh": float(re), "Schmidt": float(sc)} for re, sc in pairs]
 
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Vorticity and tracer, each (x, y)."""
-        x, y = (cell_centres(n, 0.0, s)[:, None] for n, s in zip(self._shape, LENGTHS, strict=True))
-        y = y.T
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Grid points per axis."""
+        return self.resolution, 2 * self.resolution
+
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return [(0.0, length) for length in LENGTHS]
+
+    def initial(self, generator: torch.Generator) -> State:
+        """Draws vorticity and tracer, each (x, y)."""
+        x, y = self.coordinates["x"][:, None], self.coordinates["y"][None, :]
         layers = 2 * int(torch.randint(1, 3, (), generator=generator))  # 2 or 4 of them
         sharpness, strength, shift, tilt = torch.rand(4, generator=generator).tolist()
-        wave = math.pi * layers / 2  # of the profile: it changes its sign in every layer
+        wave = math.pi * layers / 2  # of the profile, which changes its sign in every layer
         steepness = (20 + 10 * sharpness) / wave
         angle = wave * y + 2 * math.pi * shift
         profile = SPEED * (steepness * angle.sin()).tanh()
         shear = SPEED * steepness * wave * angle.cos() / (steepness * angle.sin()).cosh().square()
         near = (-100 * (angle.sin() / wave).square()).exp()
         near = (0.05 + 0.1 * strength) * near * (1 + 0.5 * (math.pi * (y + 2 * tilt)).cos())
-        stir = torch.zeros(self._shape)
+        stir = torch.zeros(self.shape)
         for waves, (size, phase) in enumerate(torch.rand(3, 2, generator=generator).tolist(), 1):
             k = 2 * math.pi * waves
             stir += size * k * near * (k * x + 2 * math.pi * phase).cos()
         vorticity = stir - shear
-        return {"vorticity": vorticity, "tracer": profile.expand(self._shape).clone()}
+        return {"vorticity": vorticity, "tracer": profile.expand(self.shape).clone()}
 
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return self.resolution, 2 * self.resolution
-
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates `vorticity` and `tracer`, each (b, x, y)."""
         start = torch.stack([state["vorticity"], state["tracer"]], 1)
-        scheme = Advection(self._shape, LENGTHS, setting["Rayleigh"], setting["Schmidt"], start)
-        tracers, pressures, velocities, now = [], [], [], 0.0
-        for time in (self.start + self.frame_dt * k for k in range(self.frames)):
-            scheme.advance(time - now, FASTEST)
-            now = time
-            tracers.append(scheme.modes.grid(scheme.state[:, 1]))
-            flow = scheme.modes.flow(scheme.state[:, 0])
-            velocities.append(scheme.modes.grid(flow).movedim(1, -1))
-            pressures.append(scheme.modes.grid(scheme.modes.pressure(flow)))
-            on_frame()
-        axes = zip("xy", self._shape, LENGTHS, strict=True)
-        return Trajectories(
-            time=self.times,
-            coordinates={a: cell_centres(n, 0.0, length) for a, n, length in axes},
-            fields={
-                0: {"tracer": torch.stack(tracers, 1), "pressure": torch.stack(pressures, 1)},
-                1: {"velocity": torch.stack(velocities, 1)},
-            },
-            scalars=setting,
-        )
+        scheme = Advection(self.shape, LENGTHS, setting["Rayleigh"], setting["Schmidt"], start)
+        modes = scheme.modes
+        for duration in self.durations:
+            scheme.advance(duration, FASTEST)
+            tracer, flow = modes.grid(scheme.state[:, 1]), modes.flow(scheme.state[:, 0])
+            yield {
+                0: {"tracer": tracer, "pressure": modes.grid(modes.pressure(flow))},
+                1: {"velocity": modes.grid(flow).movedim(1, -1)},
+            }
 
 
 class Advection:
-    """Vorticity, which carries itself, and a tracer in a periodic box; pseudo-spectral.
+    """Integrates vorticity, which carries itself, and a tracer in a periodic box; pseudo-spectral.
 
     ``w_t + u . grad w = Laplace w / Re``, ``s_t + u . grad s = Laplace s / (Re Sc)``. The finest
-    waves decay in addition (hyperviscosity, in proportion to k^8): without it coarse grids ring.
+    waves also decay by hyperviscosity, in proportion to k^8: without it coarse grids ring.
 
     Attributes:
         state: modes of vorticity and tracer, (b, 2, x, y / 2 + 1).
@@ -149,7 +128,7 @@ class Advection:
         self.state = self.modes.of(fields) * self.modes.keep
 
     def rate(self, state: Tensor) -> Tensor:
-        """Change by advection, in conservation form: the means stay."""
+        """Returns the change by advection, in conservation form, which keeps the means."""
         velocity = self.modes.grid(self.modes.flow(state[:, 0]))  # (b, 2, x, y)
         carried = self.modes.grid(state)
         flux = self.modes.of(carried[:, :, None] * velocity[:, None])

@@ -1,33 +1,37 @@
-"""What every solver provides: knobs, a seeded initial state, and a batched simulation."""
+"""What every solver provides: knobs, a seeded initial state, and its evolution in time."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adaptok.data.knobs import check_integers
+from adaptok.data.well_format import SPLITS
 from adaptok.registry import Registry
 
 SOLVERS = Registry("solver")
 
-SPLITS = ("train", "valid", "test")
-
 OnFrame = Callable[[], None]
+State = dict[str, Tensor]
+Setting = Mapping[str, float]
+Fields = Mapping[int, Mapping[str, Tensor]]  # tensor order -> name -> values
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Simulated trajectories, in the layout of the Well: channels last, split by tensor order.
+    """Simulated trajectories, arranged as in the Well: channels last, split by tensor order.
 
     Attributes:
         time: recorded times, (t,).
-        coordinates: cell centres per axis, each (n,).
+        coordinates: cell centers per axis, each (n,).
         fields: order -> name -> (b, t, *space) + (ndim,) * order.
         constants: order -> name -> (b, *space) + (ndim,) * order.
         scalars: physical parameters shared by all trajectories.
@@ -35,9 +39,9 @@ class Trajectories:
 
     time: Tensor
     coordinates: Mapping[str, Tensor]
-    fields: Mapping[int, Mapping[str, Tensor]]
-    constants: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
-    scalars: Mapping[str, float] = field(default_factory=dict)
+    fields: Fields
+    constants: Fields = field(default_factory=dict)
+    scalars: Setting = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,33 +51,30 @@ class Solver(ABC):
     Args:
         resolution: grid points along each space axis.
         frames: recorded frames per trajectory.
-        start: time of the first recorded frame; the initial state itself is at rest, where some
-            fields have no variance and VRMSE means nothing.
+        start: time of the first recorded frame; the initial state itself is at rest, so that some
+            fields have no variance there and VRMSE means nothing.
         frame_dt: time between recorded frames.
         train: trajectories of the training split.
         valid: trajectories of the validation split.
         test: trajectories of the test split.
     """
 
-    resolution: int
-    frames: int
+    resolution: int = 64
+    frames: int = 16
     start: float
     frame_dt: float
-    train: int
-    valid: int
-    test: int
+    train: int = 24
+    valid: int = 4
+    test: int = 4
 
-    ndim: ClassVar[int]
-    version: ClassVar[int]  # raise it whenever the numbers change: sets in a cache are compared
-    boundary: ClassVar[tuple[str, ...]]  # one of the Well's types per axis
-    batch: ClassVar[int]  # trajectories simulated together, and stored in one file
+    boundary: ClassVar[tuple[str, ...]]  # "WALL", "OPEN" or "PERIODIC" per axis
+    version: ClassVar[int] = 1  # raise it whenever the numbers change: sets in a cache are compared
+    batch: ClassVar[int] = 8  # trajectories simulated together, and stored in one file
 
     def __post_init__(self) -> None:
-        low = {"resolution": 8, "frames": 2, "train": 1, "valid": 1, "test": 1}
-        for knob, least in low.items():
-            value = getattr(self, knob)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{knob} must be an integer of at least {least}, got {value!r}")
+        check_integers(8, resolution=self.resolution)
+        check_integers(2, frames=self.frames)
+        check_integers(1, train=self.train, valid=self.valid, test=self.test)
         real = all(isinstance(v, (int, float)) for v in (self.start, self.frame_dt))
         if not real or not 0 < self.frame_dt < math.inf or not 0 <= self.start < math.inf:
             raise ValueError(
@@ -92,7 +93,29 @@ class Solver(ABC):
         return self.start + self.frame_dt * torch.arange(self.frames, dtype=torch.float32)
 
     @property
-    def settings(self) -> Sequence[Mapping[str, float]]:
+    def durations(self) -> list[float]:
+        """Time from the initial state to the first frame, then from each frame to the next."""
+        times = [0.0, *(self.start + self.frame_dt * k for k in range(self.frames))]
+        return [later - earlier for earlier, later in pairwise(times)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Grid points per axis."""
+        return (self.resolution,) * len(self.boundary)
+
+    @property
+    def box(self) -> Sequence[tuple[float, float]]:
+        """Low and high end of each axis."""
+        return ((0.0, 1.0),) * len(self.boundary)
+
+    @property
+    def coordinates(self) -> dict[str, Tensor]:
+        """Cell centers per axis, each (n,)."""
+        axes = zip("xyz", self.shape, self.box, strict=False)
+        return {axis: cell_centers(n, *ends) for axis, n, ends in axes}
+
+    @property
+    def settings(self) -> Sequence[Setting]:
         """Physical parameters; trajectory i of a split has entry ``i % len(settings)``.
 
         As in the Well, the trajectories of one file share theirs.
@@ -100,23 +123,41 @@ class Solver(ABC):
         return ({},)
 
     @abstractmethod
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """The random initial state of one trajectory, on the CPU."""
+    def initial(self, generator: torch.Generator) -> State:
+        """Draws the initial state of one trajectory, on the CPU."""
 
     @abstractmethod
-    def simulate(
-        self,
-        state: dict[str, Tensor],
-        setting: Mapping[str, float],
-        on_frame: OnFrame = lambda: None,
-    ) -> Trajectories:
-        """Integrates a batch of initial states (b, ...) on the device where they are.
+    def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
+        """Yields the fields (b, *space) + (ndim,) * order of a batch after each of `durations`.
 
         Args:
-            state: what :meth:`initial` returns, stacked.
+            state: what :meth:`initial` returns, stacked: (b, ...).
+            setting: the entry of :attr:`settings` that all of them have.
+        """
+
+    def constants(self, state: State) -> Fields:
+        """Returns the fields that do not change with time, (b, *space) + (ndim,) * order."""
+        return {}
+
+    def simulate(
+        self, state: State, setting: Setting, on_frame: OnFrame = lambda: None
+    ) -> Trajectories:
+        """Integrates a batch of initial states on their device, see `evolve`.
+
+        Args:
+            state: what :meth:`initial` returns, stacked: (b, ...).
             setting: the entry of :attr:`settings` that all of them have.
             on_frame: called once per recorded frame.
         """
+        frames: list[Fields] = []
+        for frame in self.evolve(state, setting):
+            frames.append(frame)
+            on_frame()
+        fields = {
+            order: {name: torch.stack([f[order][name] for f in frames], 1) for name in members}
+            for order, members in frames[0].items()
+        }
+        return Trajectories(self.times, self.coordinates, fields, self.constants(state), setting)
 
     def run(
         self,
@@ -154,6 +195,6 @@ def _generator(seed: int, split: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
 
-def cell_centres(n: int, low: float, high: float) -> Tensor:
-    """Centres of `n` equal cells on [low, high], (n,)."""
+def cell_centers(n: int, low: float, high: float) -> Tensor:
+    """Returns the centers of `n` equal cells on [low, high], (n,)."""
     return low + (high - low) * (torch.arange(n, dtype=torch.float32) + 0.5) / n

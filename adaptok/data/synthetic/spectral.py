@@ -24,7 +24,7 @@ class Modes:
     Args:
         shape: grid points per axis, even.
         lengths: size of the box per axis.
-        device: where the tables live.
+        device: of the tables.
     """
 
     def __init__(
@@ -36,10 +36,8 @@ class Modes:
         if any(n % 2 for n in shape):
             raise ValueError(f"a spectral grid has an even number of points per axis, got {shape}")
         self.shape = shape
-        n_x, n_y = (
-            (torch.fft.fftfreq(shape[0], device=device) * shape[0]).round(),
-            torch.arange(shape[1] // 2 + 1, device=device),
-        )
+        n_x = (torch.fft.fftfreq(shape[0], device=device) * shape[0]).round()
+        n_y = torch.arange(shape[1] // 2 + 1, device=device)
         unit_x, unit_y = (2 * math.pi / length for length in lengths)
         k_x, k_y = n_x[:, None] * unit_x, n_y[None, :] * unit_y
         self.dx = 1j * torch.where(n_x[:, None].abs() == shape[0] // 2, 0.0, k_x)
@@ -52,15 +50,15 @@ class Modes:
         self.inverse = torch.where(self.squared > 0, 1 / safe, 0.0)  # of -Laplace, mean 0
 
     def of(self, field: Tensor) -> Tensor:
-        """Modes of fields (..., x, y)."""
+        """Returns the modes of fields (..., x, y)."""
         return torch.fft.rfft2(field)
 
     def grid(self, modes: Tensor) -> Tensor:
-        """Fields (..., x, y) of modes."""
+        """Returns the fields (..., x, y) of modes."""
         return torch.fft.irfft2(modes, s=self.shape)
 
     def flow(self, vorticity: Tensor) -> Tensor:
-        """Modes of the velocity (..., 2, x, y) of modes of a vorticity (..., x, y).
+        """Returns the modes of the velocity (..., 2, x, y) from those of a vorticity (..., x, y).
 
         Incompressible, with mean 0: u = d psi / dy, v = -d psi / dx, -Laplace psi = vorticity.
         """
@@ -68,13 +66,13 @@ class Modes:
         return torch.stack([self.dy * stream, -self.dx * stream], -3)
 
     def divergence(self, flux: Tensor) -> Tensor:
-        """Modes of the divergence of a flux with modes (..., 2, x, y)."""
+        """Returns the modes of the divergence of a flux with modes (..., 2, x, y)."""
         return self.dx * flux[..., 0, :, :] + self.dy * flux[..., 1, :, :]
 
     def pressure(self, velocity: Tensor) -> Tensor:
-        """Modes of the pressure, mean 0, of an inviscid flow with modes (..., 2, x, y).
+        """Returns the modes of the pressure, mean 0, of an inviscid flow with modes (..., 2, x, y).
 
-        -Laplace p = div((u . grad) u), density 1; forces are the caller's.
+        -Laplace p = div((u . grad) u), density 1, without forces, which the caller adds.
         """
         grid = self.grid(velocity)
         along_x = [self.grid(self.dx * velocity[..., i, :, :]) for i in (0, 1)]
@@ -85,7 +83,7 @@ class Modes:
 
 
 def steps_for(duration: float, speed: float, highest: float) -> tuple[int, float]:
-    """Number and size of the time steps that carry modes up to `highest` at `speed` stably."""
+    """Returns number and size of time steps that stably carry modes up to `highest` at `speed`."""
     steps = max(1, math.ceil(duration * speed * highest / COURANT))
     return steps, duration / steps
 
@@ -93,7 +91,7 @@ def steps_for(duration: float, speed: float, highest: float) -> tuple[int, float
 def runge_kutta(
     modes: Tensor, rate: Callable[[Tensor], Tensor], decay: Tensor, dt: float, steps: int
 ) -> Tensor:
-    """Classical Runge-Kutta of fourth order with an integrating factor.
+    """Integrates by classical Runge-Kutta of fourth order with an integrating factor.
 
     Args:
         modes: complex, any shape.

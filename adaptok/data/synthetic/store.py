@@ -12,8 +12,7 @@ import yaml
 from torch import Tensor
 
 from adaptok.data.synthetic.solver import Trajectories
-
-ORDERS = (0, 1, 2)  # of the tensors: scalar, vector, matrix
+from adaptok.data.well_format import ORDERS
 
 
 def write_file(
@@ -29,7 +28,7 @@ def write_file(
     Args:
         path: the new file.
         data: what to write, stored as float32.
-        name: value of the attribute ``dataset_name``.
+        name: of the set, the attribute ``dataset_name``.
         boundary: "WALL", "OPEN" or "PERIODIC" per axis.
         attributes: further attributes of the root; readers of the format ignore them.
     """
@@ -45,7 +44,11 @@ def write_file(
             **data.scalars,
             **attributes,
         )
-        _write_dimensions(file.create_group("dimensions"), data)
+        dimensions = file.create_group("dimensions")
+        dimensions.attrs["spatial_dims"] = axes
+        _dataset(dimensions, "time", data.time, time=True, sample=False)
+        for axis, points in data.coordinates.items():
+            _dataset(dimensions, axis, points, time=False, sample=False)
         _write_boundary(file.create_group("boundary_conditions"), data, boundary)
         scalars = file.create_group("scalars")
         scalars.attrs["field_names"] = list(data.scalars)
@@ -53,13 +56,6 @@ def write_file(
             _dataset(scalars, key, np.float32(value), time=False, sample=False)
         for order in ORDERS:
             _write_fields(file.create_group(f"t{order}_fields"), data, order)
-
-
-def _write_dimensions(group: h5py.Group, data: Trajectories) -> None:
-    group.attrs["spatial_dims"] = list(data.coordinates)
-    _dataset(group, "time", data.time, time=True, sample=False)
-    for axis, points in data.coordinates.items():
-        _dataset(group, axis, points, time=False, sample=False)
 
 
 def _write_boundary(group: h5py.Group, data: Trajectories, boundary: tuple[str, ...]) -> None:
@@ -72,7 +68,7 @@ def _write_boundary(group: h5py.Group, data: Trajectories, boundary: tuple[str, 
             sample_varying=False,
             time_varying=False,
         )
-        # True at both ends also for PERIODIC: otherwise the Well's reader takes the ends for OPEN
+        # True at both ends, also if PERIODIC: otherwise the Well's reader takes the ends for OPEN
         mask = np.zeros(len(points), dtype=bool)
         mask[[0, -1]] = True
         condition.create_dataset("mask", data=mask)
@@ -103,10 +99,10 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, dict[str, Any]] = {}
+        self._sums: dict[str, tuple[Any, ...]] = {}  # count, sum and sum of squares
 
     def add(self, data: Trajectories) -> None:
-        """Takes in the trajectories of one training file."""
+        """Adds the trajectories of one training file."""
         for varying, orders in ((True, data.fields), (False, data.constants)):
             for order, members in orders.items():
                 for key, value in members.items():
@@ -114,26 +110,21 @@ class Statistics:
                         self.accumulate(key, trajectory, order, varying=varying)
 
     def accumulate(self, key: str, value: Tensor, order: int, *, varying: bool) -> None:
-        """Takes in one trajectory of a field of a tensor order; the first axis of a varying one is
-        time.
-        """
-        self._accumulate(key, value, order)
-        if varying:
-            self._accumulate(f"{key} delta", value.diff(dim=0), order)
-
-    def _accumulate(self, key: str, value: Tensor, order: int) -> None:
-        flat = value.double().flatten(0, value.ndim - order - 1)
-        sums = {"count": np.float64(len(flat)), "first": flat.sum(0), "second": (flat**2).sum(0)}
-        seen: dict[str, Any] = self._sums.setdefault(key, dict.fromkeys(sums, 0.0))
-        for part, new in sums.items():
-            seen[part] = seen[part] + np.asarray(new.cpu() if isinstance(new, Tensor) else new)
+        """Adds one trajectory of a field of a tensor order; time is axis 0 of a varying one."""
+        parts = {key: value} | ({f"{key} delta": value.diff(dim=0)} if varying else {})
+        for name, part in parts.items():
+            flat = part.double().flatten(0, part.ndim - order - 1)
+            first, second = (sums.cpu().numpy() for sums in (flat.sum(0), (flat**2).sum(0)))
+            sums = (np.float64(len(flat)), first, second)
+            seen = self._sums.get(name, (0.0, 0.0, 0.0))
+            self._sums[name] = tuple(old + new for old, new in zip(seen, sums, strict=True))
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """The content of stats.yaml."""
+        """Returns the content of stats.yaml."""
         out: dict[str, dict[str, Any]] = {}
-        for key, sums in self._sums.items():
+        for key, (count, first, second) in self._sums.items():
             field, _, delta = key.partition(" ")
-            mean, square = sums["first"] / sums["count"], sums["second"] / sums["count"]
+            mean, square = first / count, second / count
             values = {
                 "mean": mean,
                 "std": np.sqrt(np.maximum(square - mean**2, 0)),

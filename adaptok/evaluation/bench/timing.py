@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from adaptok.evaluation.bench.drawing import Draw
+from adaptok.evaluation.cost import environment
+from adaptok.utils.tables import table
 
 CLOCK = " On one thread of a CPU times are processor time."
 
 
 def clock_of(device: str | torch.device) -> Callable[[], float]:
-    """Processor time where one thread of the CPU does all the work, so that other programs do not
-    count; else the time on the wall.
+    """Returns a clock of processor time if one thread of the CPU does all the work, so that other
+    programs do not count; else of wall time.
     """
     alone = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
@@ -33,7 +35,7 @@ def paired(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each function, run A B C A B C ...; CUDA work is waited for."""
+    """Measures the seconds of each function, run A B C A B C ...; waits for CUDA work."""
     for _ in range(warmup):
         for function in functions.values():
             function()
@@ -49,7 +51,7 @@ def paired(
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """Operations per second of a large matrix product, the roof that a step can reach."""
+    """Measures operations per second of a large matrix product: a bound on the speed of a step."""
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.randn(size, size, device=device, dtype=dtype)
@@ -58,31 +60,27 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     return 2 * size**3 / statistics.median(times)
 
 
+def flops_of(function: Callable[[], Any]) -> int:
+    """Counts the floating-point operations of one call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
 def median_ratio(over: list[float], under: list[float]) -> float:
-    """Median of the pairwise ratios."""
+    """Returns the median of the pairwise ratios."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str:
-    """Short name of the commit that was measured, with a plus where files had changed."""
+    """Says what was measured, and on what; the commit has a plus if files had changed."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
-        call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        commit = "unknown"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {**environment(device), "python": platform.python_version(), "commit": commit}
 
 
 def write_results(
@@ -90,29 +88,27 @@ def write_results(
     name: str,
     rows: list[dict[str, Any]],
     note: str,
-    draw: Draw | None = None,
+    draw: Callable[[list[dict[str, Any]], Path], None] | None = None,
     command: str = "",
 ) -> Path:
-    """Writes `<name>.json` and `<name>.md` into a folder; returns the path of the latter.
+    """Writes `<name>.json` and `<name>.md` into a folder; returns the path of the Markdown file.
 
     Args:
-        draw: makes a picture of the rows, `<name>.png`.
-        command: that measured it; default the module of `benchmarks` of this name.
+        draw: draws the rows into `<name>.png`.
+        command: that measured the rows; by default the module of this name in `benchmarks`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = machine()
     (folder / f"{name}.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
-    head = list(rows[0])
     lines = [f"# {name.replace('_', ' ').capitalize()}", "", note, ""]
     lines += [f"`{command or f'python -m benchmarks.{name}'}`", ""]
     lines += [", ".join(f"{k} {v}" for k, v in about.items()), ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(str(row[key]) for key in head) + " |" for row in rows]
+    lines += [table(list(rows[0]), [[str(row[key]) for key in rows[0]] for row in rows])]
     if draw is not None:
         draw(rows, folder / f"{name}.png")
-        lines += ["", f"![{name}]({name}.png)"]
+        lines += [f"![{name}]({name}.png)", ""]
     path = folder / f"{name}.md"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines))
     return path
 
 

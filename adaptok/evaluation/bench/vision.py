@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 import adaptok
-from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
+from adaptok.evaluation.bench.timing import (
+    clock_of,
+    flops_of,
+    median_ratio,
+    paired,
+    write_results,
+)
 from adaptok.vision import apply_apt
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "ihc")
@@ -34,10 +40,10 @@ NOTE = (
 
 
 def photographs(count: int, size: int) -> tuple[Tensor, str]:
-    """Real photographs where scikit-image is installed, else synthetic ones; values 0..1.
+    """Loads photographs of scikit-image, or makes synthetic images if it is not installed.
 
     Returns:
-        images: (count, 3, size, size), 8-bit values over 255.
+        images: (count, 3, size, size), 8-bit values over 255, so 0..1.
         what: what they are.
     """
     try:
@@ -62,17 +68,8 @@ def _square(image: Tensor, size: int) -> Tensor:
     return x[0].round().clamp(0, 255) / 255
 
 
-def flops(function: Callable[[], Any]) -> int:
-    """Floating-point operations of one call."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
-
-
 def rules(fast: Any, x: Tensor, shares: Sequence[float]) -> list[tuple[float, ...]]:
-    """Thresholds to measure: nothing merged, the paper's, and one per share of tokens."""
+    """Returns thresholds to measure: no merging, the paper's, and one per share of tokens."""
     patches = x.shape[2] * x.shape[3] / fast.tiling.spec.sizes[-1][1] ** 2
     field = fast.tiling.restore(x)
     calibrated: list[Any] = [
@@ -91,7 +88,7 @@ def measure(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[list[dict[str, Any]], str]:
-    """One row per set of thresholds, and what the images are."""
+    """Returns one row per set of thresholds, and what the images are."""
     import timm
 
     torch.manual_seed(0)
@@ -116,14 +113,14 @@ def _measure_rule(
     cells = fast.tiling(x, thresholds=thresholds)
     if thresholds[0] < 0 and x.dtype == torch.float32:
         torch.testing.assert_close(end_to_end(), model(x), rtol=1e-4, atol=1e-4)
-    plain = flops(lambda: model(x))
-    work = flops(end_to_end) / plain
+    plain = flops_of(lambda: model(x))
+    work = flops_of(end_to_end) / plain
     functions = {
         "timm": lambda: model(x),
         "end to end": end_to_end,
         "model only": lambda: fast(x, cells=cells),
     }
-    seconds = paired(functions, repeats=repeats, clock=_clock(x)[1])
+    seconds = paired(functions, repeats=repeats, clock=clock_of(x.device))
     finest = x.shape[0] * model.patch_embed.num_patches
     whole = int((cells.level == len(cells.sizes) - 1).sum())
     row: dict[str, Any] = {
@@ -140,15 +137,8 @@ def _measure_rule(
     return row
 
 
-def _clock(x: Tensor) -> tuple[str, Callable[[], float]]:
-    """On a CPU with one thread the processor's time, so that other programs do not count."""
-    if x.device.type == "cpu" and torch.get_num_threads() == 1:
-        return "processor time of one thread", time.process_time
-    return "wall time", time.perf_counter
-
-
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Speed-up against kept tokens."""
+    """Draws the speed-up against kept tokens."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -178,7 +168,7 @@ def _inference(threads: int | None) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measures, writes JSON, Markdown and a plot, and prints the table."""
+    """Measures, writes JSON, Markdown and a picture, and prints the table."""
     parser = argparse.ArgumentParser(prog="adaptok bench vision")
     parser.add_argument("folder", nargs="?", default="docs/benchmarks", type=Path)
     parser.add_argument("--models", nargs="+", default=["vit_base_patch16_384"])
@@ -199,13 +189,13 @@ def main() -> None:
                         model, size, batch, shares=options.shares, repeats=options.repeats, **kind
                     )
                     rows += more
-        clock = _clock(torch.empty(0, device=kind.get("device", "cpu")))[0]
+        alone = clock_of("cuda" if cuda else "cpu") is time.process_time
     lists = {"models": options.models, "sizes": options.sizes, "batches": options.batches}
     words = [f"--{k} {' '.join(map(str, v))}" for k, v in lists.items()]
     command = " ".join(["adaptok bench vision", *words])
+    clock = "processor time of one thread" if alone else "wall time"
     note = NOTE.format(what=what, repeats=options.repeats, clock=clock)
-    print(write_results(options.folder, "vision", rows, note, command=command).read_text())
-    plot(rows, options.folder / "vision.png")
+    print(write_results(options.folder, "vision", rows, note, plot, command).read_text())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class FNO(nn.Module):
         modes: wavenumbers kept per axis; fewer where the grid has fewer.
         width: channels of the layers.
         depth: number of Fourier layers.
-        padding: added to axes that are not periodic, in parts of their extent.
+        padding: added to axes that are not periodic, as a fraction of their extent.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class FNO(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s"]:
-        """The field of the same grid."""
+        """Returns the output fields on the same grid."""
         space = x.shape[2:]
         x = self.lift(torch.cat([x, *self._coordinates(x)], 1))
         extra = [
@@ -96,7 +96,7 @@ class FourierLayer(nn.Module):
         self.pointwise = Pointwise(width, width)
 
     def forward(self, x: Float[Tensor, "b w *s"]) -> Float[Tensor, "b w *s"]:
-        """Same shape."""
+        """Returns values of the same shape."""
         axes, space = tuple(range(-self.ndim, 0)), x.shape[2:]
         with torch.autocast(x.device.type, enabled=False):  # there is no FFT in half precision
             spectrum = torch.fft.rfftn(x.float(), dim=axes, norm="ortho")

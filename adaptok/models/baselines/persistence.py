@@ -19,5 +19,5 @@ class Persistence(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s"]:
-        """Zeros."""
+        """Returns zeros, (b, out_channels, *space)."""
         return x.new_zeros(x.shape[0], self.out_channels, *x.shape[2:])

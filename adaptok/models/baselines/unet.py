@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from adaptok.layers.convolution import conv_class
 from adaptok.models.baselines.base import BASELINES
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (nn.functional.max_pool1d, nn.functional.max_pool2d, nn.functional.max_pool3d)
 
 
@@ -19,7 +19,7 @@ class UNet(nn.Module):
 
     Not as in the paper: group norm and GELU; convolutions keep the grid, padding periodic axes
     circularly and the others with their edge value; doubling repeats values before a convolution.
-    Any grid goes: odd extents are rounded up when halved.
+    Any grid works: odd extents are rounded up when halved.
 
     Args:
         width: channels at full resolution, doubled per level.
@@ -48,10 +48,10 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             Convolutions(ndim, 3 * w, w, periodic) for w in reversed(widths[:-1])
         )
-        self.head = CONVOLUTIONS[ndim - 1](width, out_channels, 1)
+        self.head = conv_class(ndim)(width, out_channels, 1)
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s"]:
-        """The field of the same grid."""
+        """Returns the output fields on the same grid."""
         skips = []
         for number, block in enumerate(self.down):
             x = POOLS[self.ndim - 1](x, 2, ceil_mode=True) if number else x
@@ -69,20 +69,20 @@ class Convolutions(nn.Module):
     def __init__(self, ndim: int, in_channels: int, channels: int, periodic: tuple[bool, ...]):
         super().__init__()
         self.periodic = periodic
-        convolution = CONVOLUTIONS[ndim - 1]
+        convolution = conv_class(ndim)
         self.first = convolution(in_channels, channels, 3)
         self.second = convolution(channels, channels, 3)
         groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
         self.norms = nn.ModuleList(nn.GroupNorm(groups, channels) for _ in range(2))
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s"]:
-        """Same grid."""
+        """Maps fields to `channels` on the same grid."""
         for convolution, norm in zip((self.first, self.second), self.norms, strict=True):
             x = nn.functional.gelu(norm(convolution(self._padded(x))))
         return x
 
     def _padded(self, x: Tensor) -> Tensor:
-        """One more point at every end: the opposite one of periodic axes, else the last one."""
+        """Adds a point at every end: the opposite one on periodic axes, else the last one."""
         for mode, wanted in (("circular", True), ("replicate", False)):
             pad = [int(p == wanted) for p in reversed(self.periodic) for _ in range(2)]
             x = nn.functional.pad(x, pad, mode=mode)

@@ -1,4 +1,4 @@
-"""The Well's own baselines, where they are installed."""
+"""The Well's baselines, if they are installed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.models.baselines.base import BASELINES
+from adaptok.registry import choice
 
 PACKAGE = "the_well.benchmark.models"
 MODELS = {
@@ -47,8 +48,7 @@ def well(
             afno; "fno" and "tfno" need neuraloperator 0.3, the last two and "unet_convnext" timm.
         width: its first number of channels; None is its default.
     """
-    if architecture not in MODELS:
-        raise ValueError(f"architecture must be one of {', '.join(MODELS)}, got {architecture!r}")
+    choice("architecture", architecture, MODELS)
     if shape is None:
         raise ValueError("the Well's models are built for one grid: give create_baseline a shape")
     build = getattr(_load(architecture), MODELS[architecture])
@@ -88,8 +88,8 @@ def _load(architecture: str) -> ModuleType:
 
 @contextmanager
 def _without_siblings() -> Iterator[None]:
-    """The package imports all eight models, and with them what only some need: a bare module takes
-    its place meanwhile."""
+    """Replaces the package by a bare module meanwhile, because it imports all eight models and the
+    dependencies of each."""
     parent = find_spec("the_well.benchmark")
     if parent is None or not parent.submodule_search_locations:
         raise ImportError("no module the_well.benchmark")

@@ -4,7 +4,7 @@
   const plots = [...document.querySelectorAll(".plot")];
   const hidden = new Map(); // section id -> labels that are switched off
 
-  // Colours
+  // Colors
 
   const dark = () => root.dataset.theme === "dark";
   const byRgb = Object.fromEntries(
@@ -14,7 +14,7 @@
     return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",");
   }
 
-  function shade(value) { // a colour of the light theme in the present one
+  function shade(value) { // a color of the light theme in the current one
     if (!dark()) return value;
     if (value in window.adaptokDark) return window.adaptokDark[value];
     const faint = /^rgba\((\d+,\d+,\d+),([\d.]+)\)$/.exec(value);
@@ -30,25 +30,23 @@
     return node;
   }
 
-  function themed(layout) {
+  function template() { // plotly's template of all figures in the colors of the page
     const style = getComputedStyle(root);
     const get = (name) => style.getPropertyValue(name).trim();
     const axis = {
-      color: get("--soft"), gridcolor: get("--line"), linecolor: get("--soft"), tickcolor: get("--soft"),
+      color: get("--soft"), gridcolor: get("--line"), linecolor: get("--soft"), tickcolor: get("--soft"), showline: true,
+      ticks: "outside", ticklen: 4, zeroline: false, automargin: true,
+      title: { standoff: 8, font: { color: get("--text"), size: 13 } },
     };
-    const result = { ...layout };
-    for (const key of Object.keys(layout)) {
-      if (/^[xy]axis\d*$/.test(key)) {
-        const title = { ...layout[key].title, font: { color: get("--text"), size: 13 } };
-        result[key] = { ...axis, ...layout[key], title };
-      }
-    }
-    result.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: get("--text") };
-    result.hoverlabel = {
+    const hoverlabel = {
       bgcolor: get("--ground"), bordercolor: get("--soft"), font: { color: get("--text") }, align: "left", namelength: -1,
     };
-    result.modebar = { bgcolor: "rgba(0,0,0,0)", color: get("--soft"), activecolor: get("--accent") };
-    return result;
+    return { layout: {
+      xaxis: axis, yaxis: axis, hoverlabel, showlegend: false, hovermode: "closest",
+      margin: { l: 62, r: 14, t: 22, b: 50 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: get("--text") },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: get("--soft"), activecolor: get("--accent") },
+    } };
   }
 
   // Plots
@@ -62,9 +60,9 @@
     const stored = document.querySelector(`script[data-for="${div.id}"]`);
     const figure = shaded(JSON.parse(stored.textContent));
     const off = hidden.get(div.closest(".set").id) || new Set();
-    for (const trace of figure.data) trace.visible = !off.has(trace.meta);
+    for (const trace of figure.data) trace.visible = !off.has(trace.legendgroup);
     div.dataset.drawn = "true";
-    return Plotly.react(div, figure.data, themed(figure.layout), config);
+    return Plotly.react(div, figure.data, { ...figure.layout, template: template() }, config);
   }
 
   const redraw = (within) => plots.filter((p) => p.dataset.drawn && within.contains(p)).forEach(draw);

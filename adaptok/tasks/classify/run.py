@@ -1,7 +1,8 @@
-"""A run of ``adaptok train task=classify``: fit, test, keep everything in one folder."""
+"""Runs of ``adaptok train task=classify``: fit and test, with all files in one folder."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,7 @@ import torch
 
 from adaptok import plots
 from adaptok.config.build import check_knobs
-from adaptok.evaluation.evaluate import label_of
-from adaptok.evaluation.results import write_report
+from adaptok.evaluation.results import write_results
 from adaptok.tasks.classify import (
     ClassifierModule,
     ClassifierOptim,
@@ -22,26 +22,30 @@ from adaptok.tasks.classify import (
     evaluate_classifier,
     load_classifier,
 )
-from adaptok.tasks.classify.evaluation import classifier_markdown
+from adaptok.tasks.classify.evaluation import ClassifierResults, classifier_markdown
 from adaptok.tasks.classify.models import build_timm
+from adaptok.tasks.classify.sets import find_images
 from adaptok.tasks.fit import config_of_eval, fit, of_lightning, quiet, write_config
 
 Config = Mapping[str, Any]
 
 
-def fit_and_test_classifier(config: Config, folder: Path) -> dict[str, Any] | None:
+def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults | None:
     """Trains as configured and tests the averaged weights.
 
     Returns:
-        The results; None in all processes of a parallel run but the first, which tests alone.
+        The results; None in all processes of a parallel run but the first, the only one to test.
     """
     quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)
     if config["trainer"]["strategy"].startswith("fsdp"):
         raise ValueError("classifiers are not sharded: trainer.strategy=ddp")
     check_knobs(ClassifierOptim, "optim", config["optim"])
-    node = dict(config["model"])
-    classes, timm_model, data = _model_and_data(config, node)
+    node, images = dict(config["model"]), config["data"]
+    # The images need the model's size, and the model the number of classes.
+    classes = find_images(images["name"], images.get("path")).classes
+    timm_model = build_timm(classes=len(classes), **node)
+    data = image_data(config, timm_model)
     model = build_classifier(timm_model, config["tokenizer"], node["checkpoint"])
     if mode := config["trainer"]["compile"]:
         model.compile(mode=mode if isinstance(mode, str) else None)
@@ -54,53 +58,37 @@ def fit_and_test_classifier(config: Config, folder: Path) -> dict[str, Any] | No
     if seconds is None:
         return None
     results = evaluate_classifier(model, data, settings=config["test"]["settings"])
-    results["parameters"] = sum(p.numel() for p in model.parameters())
-    results["seconds_per_training_step"] = seconds
-    write_report(results, folder, classifier_markdown(results))
-    _pictures(model, data, results, folder)
-    return results
+    parameters = sum(p.numel() for p in model.parameters())
+    results = dataclasses.replace(results, parameters=parameters, seconds_per_training_step=seconds)
+    return _keep(results, model, data, folder)
 
 
-def test_classifier(config: Config, wanted: Config, path: Path, folder: Path) -> dict[str, Any]:
-    """Task of ``adaptok eval`` for the checkpoint of a classifier.
+def test_classifier(config: Config, wanted: Config, path: Path, folder: Path) -> ClassifierResults:
+    """Runs ``adaptok eval`` for the checkpoint of a classifier.
 
     Args:
-        config: of the training run, with what the user changed of its data.
+        config: of the training run, with the user's changes to its data.
         wanted: configuration of ``adaptok eval``.
         path: of the checkpoint.
     """
     model = load_classifier(path)
     data = image_data(config, model)
-    results = {"checkpoint": str(path)}
-    results |= evaluate_classifier(
-        model, data, **{key: wanted[key] for key in ("split", "settings", "device")}
-    )
+    options = {key: wanted[key] for key in ("split", "settings", "device")}
+    results = evaluate_classifier(model, data, **options)
     write_config(config_of_eval(config, wanted), folder)
-    write_report(results, folder, classifier_markdown(results))
-    _pictures(model, data, results, folder)
-    return results
+    return _keep(dataclasses.replace(results, checkpoint=str(path)), model, data, folder)
 
 
 def image_data(config: Config, model: Any) -> ImageData:
-    """The images of a plain configuration, of the size and normalisation that a model wants."""
+    """Loads the images of a plain configuration, in the size and normalisation of a model."""
     check_knobs(ImageData, "data", config["data"])
     stats = {key: model.pretrained_cfg[key] for key in ("mean", "std")}
     size = model.patch_embed.img_size
     return ImageData(image_size=size, seed=config["seed"], **stats, **config["data"])
 
 
-def _model_and_data(config: Config, node: Config) -> tuple[tuple[str, ...], Any, ImageData]:
-    """Classes, model and images: the size of the images is the model's, the classes are theirs."""
-    from adaptok.tasks.classify.sets import find_images
-
-    given = config["data"]
-    classes = find_images(given["name"], given.get("path")).classes
-    model = build_timm(classes=len(classes), **node)
-    return classes, model, image_data(config, model)
-
-
 def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOptim]:
-    """Knobs of the trainer in steps, and the learning rates of this batch size."""
+    """Returns the knobs of the trainer in steps, and the learning rates for the batch size."""
     knobs = of_lightning(config)
     accumulate = knobs.get("accumulate_grad_batches", 1)
     processes = _devices(knobs.get("devices", 1)) * knobs.get("num_nodes", 1)
@@ -118,7 +106,7 @@ def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOpti
 
 
 def _devices(devices: Any) -> int:
-    """How many devices one machine uses: a number, a list of them, or "auto" and -1 for all."""
+    """Counts the devices of one machine, given as a number, a list, or "auto" or -1 for all."""
     if isinstance(devices, list):
         return len(devices)
     if devices in ("auto", -1, "-1"):
@@ -127,17 +115,20 @@ def _devices(devices: Any) -> int:
 
 
 @torch.no_grad()
-def _pictures(model: Any, data: ImageData, results: Config, folder: Path) -> None:
-    """Learning curve, and the cells of the first image, where there are any."""
+def _keep(
+    results: ClassifierResults, model: Any, data: ImageData, folder: Path
+) -> ClassifierResults:
+    """Writes metrics, the learning curve, and the cells of the first image if there are any."""
+    write_results(results.to_json(), classifier_markdown(results), folder)
     out = folder / "pictures"
     if (folder / "metrics.csv").exists():
         figure = plots.learning_curve_figure(folder, ("val/error", "validation error"))
         plots.save(figure, out / "learning_curve.png")
     if not hasattr(model, "tiling"):
-        return
+        return results
     image = next(iter(data.loader("test")))[0][:1]
-    settings = [row["setting"] for row in results["settings"]]
     place = next(model.parameters()).device
-    tilings = {label_of(s): model.tiling(image.to(place), **s) for s in settings}
+    tilings = {s.label: model.tiling(image.to(place), **s.setting) for s in results.settings}
     gray = model.tiling.restore(image)[0].mean(0).numpy()
     plots.save(plots.cells_figure(gray, tilings, title=str(data.name)), out / "cells.png")
+    return results

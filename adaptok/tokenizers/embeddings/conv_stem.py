@@ -7,6 +7,7 @@ registered embedding.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ class ConvStem(nn.Module):
         kernels: base kernel sizes of the two stages, one pair per space axis.
         norm: "group", "layer" or "rms".
         groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
-        mode, antialias: of the resize to other kernels, see `pi_resize`.
+        mode: interpolation of the resize to other kernels, see `pi_resize`.
+        antialias: whether that interpolation is filtered.
         final_gelu: GELU after the last norm.
         whole_field: see `pad_and_mark`.
 
@@ -67,7 +69,7 @@ class ConvStem(nn.Module):
             raise ValueError(f"a two-stage stem needs a dim divisible by 4, got {dim}")
         hidden = dim // 4
         groups = math.gcd(12, hidden) if groups is None else groups
-        conv = conv_class(len(kernels))
+        conv: Any = conv_class(len(kernels))
         self._conv = (F.conv1d, F.conv2d, F.conv3d)[len(kernels) - 1]
         first, second = (tuple(pair[stage] for pair in kernels) for stage in (0, 1))
         self.lift = nn.Linear(in_channels, hidden)

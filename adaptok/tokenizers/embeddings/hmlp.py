@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -145,7 +146,7 @@ class ImageNorm(nn.Module):
 
 
 def _stem(dim: int, size: Sequence[int], version: str) -> nn.Sequential:
-    conv = conv_class(len(size))
+    conv: Any = conv_class(len(size))
     widths = itertools.pairwise((dim // 4, dim // 4, dim // 4, dim))
     layers: list[nn.Module] = []
     for kernel, (c_in, c_out) in zip(kernels(size, version), widths, strict=True):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from adaptok.registry import choice
 from adaptok.tree import Tree
+from adaptok.utils.boundary import PERIODIC
 
-PERIODIC = 2  # the Well's code; wall is 0, open is 1
 LUMA = (0.2989, 0.5870, 0.1140)  # the sum of 0.9999 is the reference's
 COLORS = ("gray", "channels")
 

@@ -1,0 +1,124 @@
+"""Samples of a few frames each, cut out of trajectories."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class Trajectory(NamedTuple):
+    """A trajectory, or some of its frames, in memory.
+
+    Attributes:
+        fields: (t, c, *space).
+        constants: (cc, *space), or None.
+        boundary: (ndim, 2).
+        scalars: at each frame, (t, n), or None.
+        times: of the frames, float64 (t,).
+    """
+
+    fields: Tensor
+    constants: Tensor | None
+    boundary: Tensor
+    scalars: Tensor | None
+    times: Tensor
+
+
+class Windows(Dataset):
+    """Samples of `history` input frames and `target_steps` target frames, `stride` frames apart.
+
+    A sample is a dict of "input" (t, c, *space), "target" (t_out, c, *space), "boundary"
+    (ndim, 2), "time_step" (), the time from the last input frame to the first target, and, if the
+    set has any, "constants" (cc, *space) and "scalars" (n,), those at the last input frame.
+
+    Attributes:
+        starts: index of the first sample of each trajectory.
+
+    Args:
+        steps: frames of each trajectory.
+        history: input frames.
+        target_steps: target frames.
+        stride: frames between two frames of a sample.
+    """
+
+    def __init__(self, steps: Iterable[int], history: int, target_steps: int, stride: int):
+        self.history, self.stride = history, stride
+        self.span = span(history, target_steps, stride)
+        # Trajectories of 5 and 4 frames in windows of 3 have 3 + 2 samples: _ends is [3, 5],
+        # starts is [0, 3], and sample 4 is the window from frame 1 of the second trajectory.
+        self._ends = [*accumulate(frames - self.span + 1 for frames in steps)]
+        self.starts = [0, *self._ends[:-1]]
+
+    def read(self, trajectory: int, frames: slice) -> Trajectory:
+        """Returns the frames of one window of a trajectory."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):  # also ends plain iteration
+            raise IndexError(index)
+        trajectory = bisect_right(self._ends, index)
+        first = index - self.starts[trajectory]
+        window = self.read(trajectory, slice(first, first + self.span, self.stride))
+        last = self.history - 1  # input frame
+        out = {
+            "input": window.fields[: self.history],
+            "target": window.fields[self.history :],
+            "boundary": window.boundary,
+            "time_step": (window.times[last + 1] - window.times[last]).float(),
+        }
+        if window.constants is not None:
+            out["constants"] = window.constants
+        if window.scalars is not None:
+            out["scalars"] = window.scalars[last]
+        return out
+
+
+class MemoryWindows(Windows):
+    """Windows over trajectories in memory, see :class:`Windows`."""
+
+    def __init__(
+        self, trajectories: list[Trajectory], history: int, target_steps: int, stride: int
+    ):
+        super().__init__([len(t.fields) for t in trajectories], history, target_steps, stride)
+        self.trajectories = trajectories
+
+    def read(self, trajectory: int, frames: slice) -> Trajectory:
+        """Returns the frames of one window of a trajectory, as views."""
+        whole = self.trajectories[trajectory]
+        return whole._replace(
+            fields=whole.fields[frames],
+            scalars=None if whole.scalars is None else whole.scalars[frames],
+            times=whole.times[frames],
+        )
+
+
+def span(history: int, target_steps: int, stride: int) -> int:
+    """Returns the number of frames from the first to the last one of a window."""
+    return stride * (history + target_steps - 1) + 1
+
+
+def finite_channels(
+    value: Tensor, axis: int, names: Sequence[str], where: str, replace_nan: bool
+) -> Tensor:
+    """Moves the channels, which come last, to an axis, as float32.
+
+    Raises:
+        ValueError: a value that is not finite, naming its channel.
+    """
+    value = value.movedim(-1, axis).float()
+    if replace_nan:
+        value = torch.where(value.isnan(), 0.0, value)
+    if not value.isfinite().all():
+        broken = (~value.isfinite()).movedim(axis, 0).flatten(1).any(1).tolist()
+        bad = [name for name, is_bad in zip(names, broken, strict=True) if is_bad]
+        raise ValueError(f"NaN or Inf in channel {', '.join(bad)} of {where}")
+    return value.contiguous()

@@ -1,0 +1,134 @@
+"""A Lightning module around a one-step model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptok.evaluation.metrics import vrmse
+from adaptok.models.multiphysics import Multiphysics
+from adaptok.models.one_step import OneStepModel
+from adaptok.models.schedules import Schedule
+from adaptok.training.fit_module import FitModule
+from adaptok.training.optim import Optim
+from adaptok.training.parallel import shard
+from adaptok.utils.auxiliary import collect_auxiliary
+
+Batch = Mapping[str, Any]  # tensors, and names of sets
+
+
+class SurrogateModule(FitModule):
+    """Trains a surrogate, or a baseline, on the next frames.
+
+    Args:
+        surrogate: a one-step model that has the statistics of the training split.
+        optim: loss and optimizer.
+        schedule: settings of each step; a function of the global step, so the same on all ranks.
+        config: plain configuration to keep in checkpoints.
+        seed: of the random numbers of training, such as those of drop path.
+    """
+
+    optim: Optim
+
+    def __init__(
+        self,
+        surrogate: OneStepModel | Multiphysics,
+        optim: Optim,
+        schedule: Schedule,
+        config: Mapping[str, Any] | None = None,
+        *,
+        seed: int = 0,
+    ):
+        super().__init__(optim, config, seed=seed)
+        self.surrogate: Any = surrogate
+        self.schedule = schedule
+        self._errors: dict[str, list[Tensor]] = {}
+        processor = getattr(surrogate, "processor", None)
+        if isinstance(processor, nn.Module):
+            processor.register_forward_pre_hook(self._count_tokens)
+
+    def _count_tokens(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        tokens = args[0]  # shapes only: asking for values would wait for the device
+        self.tokens_per_sample = len(tokens.cells) / tokens.cells.batch_size
+
+    def configure_model(self) -> None:
+        """Shards the weights if the strategy is FSDP2."""
+        if self.device_mesh is not None:
+            shard(self.surrogate, self.device_mesh["data_parallel"])
+
+    def model_of(self, batch: Batch) -> OneStepModel:
+        """Returns the model for the fields of a batch."""
+        return self.surrogate
+
+    def predict(self, batch: Batch, step: int, *, all_frames: bool = False) -> Tensor:
+        """Predicts the next frame in physical units (or the one after each frame) with the settings
+        of a step; the frame at "lead_time" if the batch has one."""
+        lead = {"lead_time": batch["lead_time"]} if "lead_time" in batch else {}
+        return self.model_of(batch)(
+            batch["input"],
+            constants=batch.get("constants"),
+            boundary=batch["boundary"],
+            all_frames=all_frames,
+            **self.schedule(step),
+            **lead,
+        )
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        """Computes the mean loss over `optim.unroll` steps in units of `optim.loss_unit`."""
+        optim, model = self.optim, self.model_of(batch)
+        history, view = model.history, (-1, *[1] * model.ndim)
+        mean, std = model.mean.view(view), model.std.view(view)
+        frames, window = torch.cat([batch["input"], batch["target"]], 1), batch["input"]
+        if frames.shape[1] < history + optim.unroll:
+            raise ValueError(
+                f"optim.unroll={optim.unroll} needs as many target frames, the data has "
+                f"{frames.shape[1] - history}: target_steps={optim.unroll}"
+            )
+        every, total = optim.loss_frames == "all", mean.new_zeros(())
+        if every and "lead_time" in batch:
+            raise ValueError("optim.loss_frames=all has targets one step ahead: data.max_lead=1")
+        for ahead in range(1, optim.unroll + 1):
+            prediction = self.predict({**batch, "input": window}, step, all_frames=every)
+            target = frames[:, ahead if every else ahead + history - 1 : ahead + history]
+            unit = std if optim.loss_unit == "std" else model.scale(window)
+            total = total + optim.loss_of(prediction, target, mean, unit) / optim.unroll
+            last = prediction[:, -1:]
+            window = torch.cat([window[:, 1:], last if optim.through_time else last.detach()], 1)
+        return total
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Computes the loss of one batch plus the auxiliary losses that parts report."""
+        with collect_auxiliary() as auxiliary:
+            loss = self.loss(batch, self.global_step)
+        self.log_step(loss, len(batch["target"]), auxiliary)
+        return loss + auxiliary.total()
+
+    def on_validation_epoch_start(self) -> None:
+        """Drops the errors of the last validation."""
+        self._errors = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collects VRMSE, the mean over samples and fields; batch i uses the settings of step i."""
+        target = batch["target"][:, :1]
+        error = vrmse(self.predict(batch, batch_idx).float(), target, self.surrogate.ndim)
+        real = self.real_samples(batch_idx, len(target), dataloader_idx)
+        sums = torch.stack([(error.flatten(1).mean(1) * real).sum(), real.sum()])
+        self._errors.setdefault(batch.get("set", [""])[0], []).append(sums)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean over the samples of all ranks, then over the sets."""
+        sums = torch.stack([torch.stack(errors).sum(0) for errors in self._errors.values()])
+        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        means = total[:, 0] / total[:, 1]
+        self.log("val/vrmse", means.mean(), prog_bar=True)
+        if len(means) > 1:
+            names = (f"val/vrmse/{name}" for name in self._errors)
+            self.log_dict(dict(zip(names, means.unbind(), strict=True)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds how the model is built, so that a checkpoint suffices to load it."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["adaptok_model"] = dict(self.surrogate.config or {})

@@ -1,0 +1,59 @@
+"""A vision tower for vision-language models: cell tokens and their boxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from adaptok.tokens import TokenSet
+from adaptok.vision.constants import constant
+
+if TYPE_CHECKING:
+    from adaptok.vision.models import AptMixin
+
+
+class TowerTokens(NamedTuple):
+    """Holds what a projector takes: padded tokens, which of them are real, and their boxes.
+
+    Attributes:
+        features: zero rows up to the longest image.
+        mask: True for real tokens.
+        boxes: centre y, centre x, height and width in units of the image; zero for padding.
+    """
+
+    features: Float[Tensor, "b m d"]
+    mask: Bool[Tensor, "b m"]
+    boxes: Float[Tensor, "b m 4"]
+
+
+class VisionTower(nn.Module):
+    """Gives a projector the cell tokens of a wrapped model, without class and register tokens.
+
+    Args:
+        model: made by `apply_apt`.
+        layer: block whose output is taken; by default the last but one, as in LLaVA.
+    """
+
+    def __init__(self, model: AptMixin, layer: int = -2):
+        super().__init__()
+        depth = len(model.blocks)
+        if not -depth <= layer < depth:
+            raise ValueError(f"the model has {depth} blocks, got layer {layer}")
+        self.model, self.layer = model, layer % depth
+
+    def forward(self, x: Float[Tensor, "b c h w"], **control: Any) -> TowerTokens:
+        """Returns the tokens of a batch of images, ``mask.sum(1)`` of each image real."""
+        tokens = self.model.tokens_after(x, self.layer, **control)
+        features, mask = tokens.padded()
+        boxes, _ = tokens.replace(features=cell_boxes(tokens)).padded()
+        return TowerTokens(features, mask, boxes)
+
+
+def cell_boxes(tokens: TokenSet) -> Float[Tensor, "n 4"]:
+    """Returns centre y, centre x, height and width of each cell in units of the image."""
+    cells = tokens.cells
+    extent = constant(tuple(map(float, cells.shape[1:])), cells.device)
+    return torch.cat([cells.center[:, 1:] / extent, cells.size[:, 1:] / extent], 1)

@@ -141,7 +141,7 @@ def test_validate_finds_what_does_not_hold(message):
 
 def test_overlap_is_allowed_where_it_is_no_tiling():
     cells = refined()
-    shifted = changed(cells, origin=(cells.origin - 1).int(), tiling=False)
+    shifted = changed(cells, origin=(cells.origin - 1).int(), tiling=False, on_grid=False)
     assert shifted.validate() is shifted
 
 

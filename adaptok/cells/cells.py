@@ -159,16 +159,18 @@ class Cells:
                     "parts must share sizes and layout, got "
                     f"{first.sizes}, {first.layout} and {part.sizes}, {part.layout}"
                 )
-        lengths = [part.lengths for part in parts]
+        known = [part.lengths for part in parts if part.lengths is not None]
         starts, before = [first.cu_seqlens[:1]], 0
         for part in parts:
             starts.append(part.cu_seqlens[1:] + before)
             before += len(part)
         return Cells(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS[:3]),
+            torch.cat([part.origin for part in parts]),
+            torch.cat([part.size for part in parts]),
+            torch.cat([part.level for part in parts]),
             torch.cat(starts),
             max(part.max_seqlen for part in parts),
-            None if None in lengths else tuple(itertools.chain(*lengths)),  # type: ignore[arg-type]
+            tuple(itertools.chain(*known)) if len(known) == len(parts) else None,
             (),
             first.sizes,
             all(part.tiling for part in parts),

@@ -82,7 +82,7 @@ class UniformTokenizer(CellTokenizer):
         known = {"frame_size": frame_size, "lengths": (frames * tree.counts().leaves,) * b}
         cells = cells_from_splits(split, tree, frames=frames, **known)
         level = torch.full_like(cells.level, self.spec.sizes.index((frame_size, *size)))
-        return dataclasses.replace(cells, level=level, sizes=self.spec.sizes)
+        return cells.replace(level=level, sizes=self.spec.sizes)
 
     @staticmethod
     def sizes_for(space: Sequence[int]) -> list[int]:

@@ -147,8 +147,8 @@ def _check(
         counts = groups_q.cu_seqlens.shape[0] - 1, groups_k.cu_seqlens.shape[0] - 1
         raise ValueError(f"queries have {counts[0]} groups and keys have {counts[1]}")
     for rows, groups in ((len(q), groups_q), (len(k), groups_k)):
-        known = groups.lengths is not None  # else asking would sync
-        covered = sum(groups.lengths) if known else rows
+        # Without host lengths asking would sync.
+        covered = rows if groups.lengths is None else sum(groups.lengths)
         if covered != rows or (groups.order is not None and len(groups.order) != rows):
             raise ValueError(f"the groups do not cover the {rows} rows given, each exactly once")
     if options.causal and cross:

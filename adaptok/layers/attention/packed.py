@@ -30,8 +30,8 @@ def run_varlen(q, k, v, groups_q, groups_k, options) -> Tensor:
     longest = groups_q.max_seqlen, groups_k.max_seqlen
     width = v.shape[2]
     q, k, v, scale = fold_key_bias(q, k, v, options)
-    more = {"window_size": (-1, 0)} if options.causal else {}
-    out = varlen_attn(q, k, v, *offsets, *longest, scale=scale, **more)
+    window = (-1, 0) if options.causal else (-1, -1)
+    out = varlen_attn(q, k, v, *offsets, *longest, scale=scale, window_size=window)
     assert isinstance(out, Tensor)
     return out[..., :width]
 

@@ -23,7 +23,7 @@ def run_loop(q, k, v, groups_q, groups_k, options) -> Tensor:
     own = [None] * len(lengths_k)
     if options.key_bias is not None:
         own = [part[None, None, None] for part in options.key_bias.split(lengths_k)]
-    out = [_sdpa(*qkv, one, options) for *qkv, one in zip(*parts, own, strict=True)]
+    out = [_sdpa(*part, options) for part in zip(*parts, own, strict=True)]
     return torch.cat(out, 2)[0].transpose(0, 1) if out else q.new_zeros(*q.shape[:2], v.shape[2])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -81,7 +82,7 @@ class FourierPositions(nn.Module):
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Fourier features of frame, centre and volume before the linear maps, in float64."""
         dim, extents = self.time.in_features, cells.extents
-        space = extents[1:] if isinstance(extents, tuple) else extents[:, 1:].unbind(1)
+        space: Any = extents[1:] if isinstance(extents, tuple) else extents[:, 1:].unbind(1)
         frame_size = cells.sizes[0][0]
         frame = center[:, 0] / frame_size - 0.5
         places = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,7 @@ def resolve_tokenizer(part: Part, model: Surrogate, data: WellData, budget: int)
     Raises:
         ValueError: a budget that the tokenizer cannot reach.
     """
-    fields = list(scored_fields(model, data))
-    boundary = data.info.boundary
+    fields, boundary = list(scored_fields(model, data)), data.info.boundary
     return part_at_budget(part, model.tokenizer, budget, fields, boundary=boundary)
 
 
@@ -40,23 +40,22 @@ def resolve_settings(
     Settings with other controls, and those of models without cells, stay as they are. The settings
     inside a schedule, ``{"name": "cyclic", "settings": [...]}``, are replaced too.
     """
-    fields: list[Tensor] = []
+
+    @functools.cache
+    def fields() -> list[Tensor]:
+        return list(scored_fields(model, data))
+
+    @functools.cache
+    def found(budget: int) -> dict[str, Any]:
+        return at_budget(model.tokenizer, budget, fields(), boundary=data.info.boundary)
 
     def resolved(setting: Mapping[str, Any]) -> dict[str, Any]:
         if "settings" in setting:
             return {**setting, "settings": [resolved(one) for one in setting["settings"]]}
         if set(setting) != {"budget"} or not isinstance(model, Surrogate):
             return dict(setting)
-        if not fields:
-            fields.extend(scored_fields(model, data))
-        found = chosen.get(setting["budget"])
-        if found is None:
-            boundary = data.info.boundary
-            found = at_budget(model.tokenizer, setting["budget"], fields, boundary=boundary)
-            chosen[setting["budget"]] = found
-        return found
+        return found(setting["budget"])
 
-    chosen: dict[int, dict[str, Any]] = {}
     return [resolved(setting) for setting in settings]
 
 

@@ -12,6 +12,8 @@ from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adaptok.data import WellData
     from adaptok.models.one_step import OneStepModel
 
@@ -104,6 +106,12 @@ class Tokens(NamedTuple):
     mean: float
     min: float
     max: float
+
+    @classmethod
+    def of(cls, counts: Tensor) -> Tokens:
+        """Summarises the counts of some samples, (n,)."""
+        counts = counts.double()
+        return cls(counts.mean().item(), counts.min().item(), counts.max().item())
 
 
 @dataclasses.dataclass(frozen=True)

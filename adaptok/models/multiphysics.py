@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from adaptok.cells import Cells
 from adaptok.models.fields import FieldEmbedding, FieldHeads
-from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one
+from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one, fold
 from adaptok.models.surrogate import create_parts, mode_of_history
 from adaptok.registry import Part, choice
 from adaptok.tokens import Tokenizer
@@ -104,7 +105,7 @@ class Multiphysics(nn.Module):
         return self.tokenizer.cells(self._folded(scored), boundary=boundary, **control)
 
     def _folded(self, x: Tensor) -> Tensor:
-        return x.flatten(1, 2).unsqueeze(1) if self.history_mode == "fold" else x
+        return fold(x) if self.history_mode == "fold" else x
 
     def _condition(self, lead_time: int | Tensor | None, x: Tensor) -> Tensor | None:
         if self.lead is None:
@@ -154,12 +155,12 @@ class Multiphysics(nn.Module):
             if sample.shape[1] != len(names):
                 raise ValueError(f"{sample.shape[1]} channels are named {', '.join(names)}")
         predicted = [[name for name in names if name in self.fields] for names in fields]
-        most = max(len(names) for names in fields)
-        x = samples[0].new_zeros(len(samples), samples[0].shape[0], most, *samples[0].shape[2:])
-        for i, sample in enumerate(samples):
-            x[i, :, : sample.shape[1]] = sample
-        inputs = _numbers([self.embedding.numbers(names) for names in fields], x.device)
-        outputs = _numbers([self.heads.numbers(names) for names in predicted], x.device)
+        x = pad_sequence([sample.transpose(0, 1) for sample in samples], True).transpose(1, 2)
+        numbers = ((self.embedding, fields), (self.heads, predicted))
+        inputs, outputs = (
+            pad_sequence([torch.tensor(part.numbers(n)) for n in names], True, -1).to(x.device)
+            for part, names in numbers
+        )
         out = self(x, inputs, outputs, **given)
         return [out[i, :, : len(names)] for i, names in enumerate(predicted)]
 
@@ -212,12 +213,6 @@ class Multiphysics(nn.Module):
                 weight.requires_grad_(name in fields or name in constants)
 
 
-def _numbers(rows: Sequence[Sequence[int]], device: torch.device) -> Int64[Tensor, "b c"]:
-    most = max(map(len, rows))
-    padded = [[*row, *[-1] * (most - len(row))] for row in rows]
-    return torch.tensor(padded, dtype=torch.int64, device=device)
-
-
 class FieldSystem(OneStepModel):
     """A `Multiphysics` model on one set of fields: physical units in and out.
 
@@ -236,10 +231,9 @@ class FieldSystem(OneStepModel):
         channels = {"in_channels": len(fields), "out_channels": len(fields)}
         super().__init__(core.options, **channels, constant_channels=len(constants))
         self.core, self.fields, self.constants = core, tuple(fields), tuple(constants)
-        inputs = torch.tensor([core.embedding.numbers([*fields, *constants])])
-        self.register_buffer("inputs", inputs, persistent=False)
-        outputs = torch.tensor([core.heads.numbers(fields)])
-        self.register_buffer("outputs", outputs, persistent=False)
+        inputs, outputs = core.embedding.numbers([*fields, *constants]), core.heads.numbers(fields)
+        self.register_buffer("inputs", torch.tensor([inputs]), persistent=False)
+        self.register_buffer("outputs", torch.tensor([outputs]), persistent=False)
 
     @property
     def config(self) -> Mapping[str, Any]:  # type: ignore[override]
@@ -258,11 +252,8 @@ class FieldSystem(OneStepModel):
         """The processor that all systems share."""
         return self.core.processor
 
-    def _append(self, field: Tensor, constants: Tensor | None) -> Tensor:
-        """Appends constants to every frame; the model folds after mapping the fields."""
-        if constants is None:
-            return field
-        return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
+    def _folded(self, field: Tensor) -> Tensor:
+        return field  # the model folds after mapping the fields
 
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]

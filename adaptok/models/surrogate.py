@@ -94,9 +94,9 @@ def create_tokenizer(
     """
     choice("ndim", ndim, (1, 2, 3))
     at_least_one(in_channels=in_channels, dim=dim)
-    tokenizer = TOKENIZERS.create(name, ndim=ndim, in_channels=in_channels, dim=dim, **knobs)
-    tokenizer.config = {"kind": "tokenizer", "name": name, "ndim": ndim}
-    tokenizer.config |= {"in_channels": in_channels, "dim": dim, **knobs}
+    arguments = {"ndim": ndim, "in_channels": in_channels, "dim": dim, **knobs}
+    tokenizer = TOKENIZERS.create(name, **arguments)
+    tokenizer.config = {"kind": "tokenizer", "name": name, **arguments}
     return tokenizer
 
 
@@ -165,10 +165,8 @@ def create_surrogate(
         score_on=score_on,
         predict=predict,
     )
-    channels, named = (
-        (options.token_channels, options.out_channels),
-        (tokenizer, processor, decoder),
-    )
+    channels = (options.token_channels, options.out_channels)
+    named = (tokenizer, processor, decoder)
     parts = create_parts(options, *channels, *named, dim=dim, depth=depth, heads=heads)
     surrogate = Surrogate(*parts, options)
     surrogate.config = {"kind": "surrogate", **arguments}

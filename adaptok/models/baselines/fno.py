@@ -63,14 +63,9 @@ class FNO(nn.Module):
         return self.project(x[(..., *(slice(n) for n in space))])
 
     def _coordinates(self, x: Tensor) -> list[Tensor]:
-        out = []
-        for axis, periodic in enumerate(self.periodic):
-            if not periodic:
-                n = x.shape[2 + axis]
-                points = (torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n
-                view = [n if a == axis else 1 for a in range(len(self.periodic))]
-                out.append(points.view(1, 1, *view).expand(len(x), 1, *x.shape[2:]))
-        return out
+        points = [(torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n for n in x.shape[2:]]
+        grids = zip(torch.meshgrid(*points, indexing="ij"), self.periodic, strict=True)
+        return [grid.expand(len(x), 1, *grid.shape) for grid, periodic in grids if not periodic]
 
 
 class Pointwise(nn.Conv1d):
@@ -119,6 +114,4 @@ class FourierLayer(nn.Module):
                 kept = torch.cat([kept, -1 - kept.flip(0)])
             there.append(kept % (n // 2 + 1 if last else n))
             here.append(kept % (self.modes if last else 2 * self.modes))
-        ones = [[-1 if a == axis else 1 for a in range(self.ndim)] for axis in range(self.ndim)]
-        reshape = [tuple(k.view(v) for k, v in zip(ks, ones, strict=True)) for ks in (there, here)]
-        return reshape[0], reshape[1]
+        return torch.meshgrid(*there, indexing="ij"), torch.meshgrid(*here, indexing="ij")

@@ -276,12 +276,12 @@ def write_results(values: Mapping[str, Any], text: str, folder: str | Path) -> l
     """Writes plain values to metrics.json and a text to metrics.md; returns the files."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "metrics.json", folder / "metrics.md"]
-    texts = [json.dumps(values, indent=2, allow_nan=False) + "\n", text]
-    for file, content in zip(files, texts, strict=True):
+    numbers = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    files = {folder / "metrics.json": numbers, folder / "metrics.md": text}
+    for file, content in files.items():
         with replacing(file) as temporary:
             temporary.write_text(content)
-    return files
+    return list(files)
 
 
 def markdown(results: Results) -> str:

@@ -28,7 +28,6 @@ class Multiphysics(nn.Module):
     """
 
     config: dict[str, Any]
-    processor: nn.Module
 
     def __init__(
         self,
@@ -258,8 +257,8 @@ class FieldSystem(OneStepModel):
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
-        known = {"scored": prepared.scored, "boundary": boundary}
-        return self.core(prepared.x, self.inputs, self.outputs, **known, **control)
+        control = {"scored": prepared.scored, "boundary": boundary, **control}
+        return self.core(prepared.x, self.inputs, self.outputs, **control)
 
     def cells(
         self,
@@ -270,8 +269,7 @@ class FieldSystem(OneStepModel):
         **control: Any,
     ) -> Cells:
         """Returns the cells that `forward` would use."""
-        prepared = self._prepare(self._check(field, constants), constants)
-        return self.core.cells(prepared.scored, boundary=boundary, **control)
+        return self.core.cells(self.scored(field, constants), boundary=boundary, **control)
 
 
 def create_multiphysics(
@@ -319,20 +317,17 @@ def create_multiphysics(
     """
     arguments = dict(locals())
     at_least_one(width=width, max_lead=max_lead, fields=len(fields))
-    options = OneStepOptions(
-        ndim=ndim,
+    options = OneStepOptions.of(
+        arguments,
         in_channels=len(fields),
         out_channels=len(fields),
-        history=history,
         history_mode=mode_of_history(history_mode, processor),
-        score_on=score_on,
-        predict=predict,
     )
     channels = width * (history if options.history_mode == "fold" else 1)
     named, sizes = (tokenizer, processor, decoder), {"dim": dim, "depth": depth, "heads": heads}
     parts = create_parts(options, channels, width, *named, **sizes)
-    names = {"fields": fields, "constants": constants}
-    model = Multiphysics(*parts, options, **names, width=width, max_lead=max_lead)
+    made = {"fields": fields, "constants": constants, "width": width, "max_lead": max_lead}
+    model = Multiphysics(*parts, options, **made)
     names = {"fields": list(fields), "constants": list(model.constants)}
     model.config = {"kind": "multiphysics", **arguments, **names}
     return model

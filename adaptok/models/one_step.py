@@ -69,6 +69,12 @@ class OneStepOptions:
                 'statistics or last frame to refer to: use predict="state" and normalise="none"'
             )
 
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], **changes: Any) -> OneStepOptions:
+        """Picks the options among the arguments of a function that builds a model."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in arguments.items() if k in names} | changes)
+
     @property
     def token_channels(self) -> int:
         """Channels of a frame as the tokenizer gets it: history folded or not, and constants."""
@@ -228,6 +234,14 @@ class OneStepModel(nn.Module):
     ) -> Float[Tensor, "b t c *s"]:
         """Returns what the tokenizer embeds: normalised, history folded or not, with constants."""
         return self._prepare(self._check(field, constants), constants).x
+
+    def scored(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        constants: Float[Tensor, "b cc *s"] | None = None,
+    ) -> Float[Tensor, "b t c *s"]:
+        """Returns what the indicator sees: as `prepare`, or raw values with ``score_on="raw"``."""
+        return self._prepare(self._check(field, constants), constants).scored
 
     @torch.no_grad()
     def rollout(

@@ -127,8 +127,6 @@ def from_pretrained(where: str | Path, *, revision: str | None = None) -> Any:
 def build(config: Mapping[str, Any]) -> Any:
     """Builds a model with fresh weights from the attribute ``config`` of another."""
     arguments = {k: v for k, v in config.items() if k != "kind"}
-    if config["kind"] == "tokenizer":
-        return create_tokenizer(arguments.pop("name"), **arguments)
     return BUILDERS[config["kind"]](**arguments)
 
 

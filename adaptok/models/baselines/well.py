@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -76,30 +74,22 @@ class ChannelsLast(nn.Module):
 
 
 def _load(architecture: str) -> ModuleType:
+    """Imports a model; replaces the package by a bare module meanwhile, because it imports all
+    eight models and the dependencies of each."""
+    before = sys.modules.pop(PACKAGE, None)
     try:
-        with _without_siblings():
-            return importlib.import_module(f"{PACKAGE}.{architecture}")
+        parent = find_spec("the_well.benchmark")
+        if parent is None or not parent.submodule_search_locations:
+            raise ImportError("no module the_well.benchmark")
+        bare = sys.modules[PACKAGE] = ModuleType(PACKAGE)
+        bare.__path__ = [str(Path(next(iter(parent.submodule_search_locations))) / "models")]
+        return importlib.import_module(f"{PACKAGE}.{architecture}")
     except ImportError as error:
         raise ValueError(
             f"the Well's {architecture} is not installed here ({error}); "
             "pip install 'the_well[benchmark]', or use the baselines fno and unet"
         ) from error
-
-
-@contextmanager
-def _without_siblings() -> Iterator[None]:
-    """Replaces the package by a bare module meanwhile, because it imports all eight models and the
-    dependencies of each."""
-    parent = find_spec("the_well.benchmark")
-    if parent is None or not parent.submodule_search_locations:
-        raise ImportError("no module the_well.benchmark")
-    bare = ModuleType(PACKAGE)
-    bare.__path__ = [str(Path(next(iter(parent.submodule_search_locations))) / "models")]
-    before = sys.modules.get(PACKAGE)
-    sys.modules[PACKAGE] = bare
-    try:
-        yield
     finally:
-        del sys.modules[PACKAGE]
+        sys.modules.pop(PACKAGE, None)
         if before is not None:
             sys.modules[PACKAGE] = before

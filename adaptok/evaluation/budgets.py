@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -66,6 +67,13 @@ def scored_fields(model: Surrogate, data: WellData) -> Iterator[Tensor]:
     places = [i * len(windows) // count for i in range(count)]
     device = model.mean.device
     for batch in data.make_loader(Subset(windows, places)):
-        constants = batch.get("constants")
-        constants = None if constants is None else constants.to(device)
-        yield model.scored(batch["input"].to(device), constants)
+        yield model.scored(batch["input"].to(device), inputs_of(batch, device)["constants"])
+
+
+def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Any]:
+    """Returns what a model takes from a batch, beside the field."""
+    constants = batch.get("constants")
+    return {
+        "constants": None if constants is None else constants.to(device),
+        "boundary": batch["boundary"].to(device),
+    }

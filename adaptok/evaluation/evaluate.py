@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import resolve_settings
+from adaptok.evaluation.budgets import inputs_of, resolve_settings
 from adaptok.evaluation.cost import Stopwatch, cost_of, environment, parameters_by_stage
 from adaptok.evaluation.metrics import binned_spectral_error, vrmse
 from adaptok.evaluation.predictions import PredictionWriter, folder_name
@@ -140,15 +140,6 @@ def _schedule(model: OneStepModel, setting: Mapping[str, Any]) -> Schedule:
             f"unknown control {unknown[0]!r} in settings; this model's controls: {accepted}"
         )
     return lambda step: dict(setting)
-
-
-def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Any]:
-    """Returns what a model takes from a batch, beside the field."""
-    constants = batch.get("constants")
-    return {
-        "constants": None if constants is None else constants.to(device),
-        "boundary": batch["boundary"].to(device),
-    }
 
 
 @torch.no_grad()
@@ -348,10 +339,7 @@ def precision(device: torch.device) -> torch.autocast:
 def count_tokens(model: OneStepModel) -> Iterator[list[Tensor]]:
     """Collects the tokens per sample of every call, each (b,); nothing for a baseline."""
     counts: list[Tensor] = []
-    processor: Any = getattr(model, "processor", None)
-    if processor is None:
-        yield counts
-        return
+    processor: Any = getattr(model, "processor", nn.Identity())  # which a baseline never calls
     with processor.register_forward_pre_hook(
         lambda _, args: counts.append(args[0].cells.cu_seqlens.diff().cpu())
     ):

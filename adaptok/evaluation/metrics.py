@@ -106,8 +106,9 @@ def binned_spectral_error(
     edges = (wavenumber_bins(shape) if bins is None else bins).to(target.device)
     length = 2 * math.pi * wavenumbers(shape, device=target.device)
     index = torch.bucketize(length, edges, right=True) - 1
-    error = _energy_per_bin(prediction - target, ndim, index, len(edges))
-    energy = _energy_per_bin(target, ndim, index, len(edges))
+    n_bins = len(edges) - 1  # what lies beyond the last edge is left out
+    error = energy_per_bin(prediction - target, ndim, index, n_bins + 1)[..., :n_bins]
+    energy = energy_per_bin(target, ndim, index, n_bins + 1)[..., :n_bins]
     return SpectralError(error, error / (energy + EPS))
 
 
@@ -127,8 +128,11 @@ def power_spectrum(x: Tensor, ndim: int) -> Tensor:
     return torch.fft.fftn(x, dim=_space(ndim), norm="forward").abs().square()
 
 
-def _energy_per_bin(x: Tensor, ndim: int, index: Tensor, n_edges: int) -> Tensor:
-    """Sum of |x_k|^2 over each bin in units of a mean square: ``(..., n_edges - 1)``."""
+def energy_per_bin(x: Tensor, ndim: int, index: Tensor, n_bins: int) -> Tensor:
+    """Sum of |x_k|^2 over each bin in units of a mean square: ``(..., n_bins)``.
+
+    Args:
+        index: bin of each Fourier mode, flat.
+    """
     power = power_spectrum(x, ndim).flatten(-ndim)
-    sums = power.new_zeros(*power.shape[:-1], n_edges).index_add_(-1, index, power)
-    return sums[..., :-1]  # the last edge has no upper limit
+    return power.new_zeros(*power.shape[:-1], n_bins).index_add_(-1, index, power)

@@ -243,10 +243,8 @@ class Results:
         errors |= {setting.label: setting.vrmse for setting in self.settings}
         text = f"Fields, in this order: {', '.join(self.fields)}.\n\n"
         text += f"VRMSE on the {self.split} split of {self.data}, one step, mean:\n\n"
-        return (
-            text
-            + table(["setting", "VRMSE"], [[k, _cell(e.mean)] for k, e in errors.items()]).rstrip()
-        )
+        rows = [[label, _cell(error.mean)] for label, error in errors.items()]
+        return text + table(["setting", "VRMSE"], rows).rstrip()
 
 
 class FinishedRun(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.evaluation.metrics import mse, power_spectrum, wavenumbers
+from adaptok.evaluation.metrics import energy_per_bin, mse, power_spectrum, wavenumbers
 
 
 class Spectrum(NamedTuple):
@@ -40,15 +40,12 @@ def residual_spectrum(
         ValueError: the two differ in shape, or `ndim` does not fit them.
     """
     mse(prediction, target, ndim)  # checks shapes and ndim
-    power = power_spectrum(prediction - target, ndim)
-    shape = power.shape[-ndim:]
+    shape = target.shape[-ndim:]
     longest = max(shape)
-    length = wavenumbers(shape, dtype=torch.float64, device=power.device)
-    band = (length * longest).round().long()
+    length = wavenumbers(shape, dtype=torch.float64, device=target.device)
     bands = round(longest * math.sqrt(ndim) / 2) + 2
-    sums = power.new_zeros(*power.shape[:-ndim], bands)
-    sums = sums.index_add(-1, band, power.flatten(-ndim))
-    return Spectrum(torch.arange(bands, device=power.device) / longest, sums)
+    power = energy_per_bin(prediction - target, ndim, (length * longest).round().long(), bands)
+    return Spectrum(torch.arange(bands, device=target.device) / longest, power)
 
 
 def axis_spectrum(x: Float[Tensor, "*bs"], ndim: int, axis: int) -> Spectrum:

@@ -141,13 +141,13 @@ def _find(where: str | Path, revision: str | None) -> Path:
         raise ValueError(f"no folder {where}, and that is no id on the hub (group/model) either")
     try:
         from huggingface_hub import snapshot_download
+
+        files = [CONFIG, WEIGHTS]
+        return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
     except ModuleNotFoundError as error:
         raise ValueError(
             f"no folder {where}; to load it from the hub: pip install huggingface_hub"
         ) from error
-    try:
-        files = [CONFIG, WEIGHTS]
-        return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
     except Exception as error:  # many kinds: offline, not found, gated ... each says what it is
         at = f" at revision {revision}" if revision else ""
         raise ValueError(

@@ -52,7 +52,10 @@ class FNO(nn.Module):
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s"]:
         """Returns the output fields on the same grid."""
         space = x.shape[2:]
-        x = self.lift(torch.cat([x, *self._coordinates(x)], 1))
+        points = [(torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n for n in space]
+        grids = zip(torch.meshgrid(*points, indexing="ij"), self.periodic, strict=True)
+        ramps = [grid.expand(len(x), 1, *space) for grid, periodic in grids if not periodic]
+        x = self.lift(torch.cat([x, *ramps], 1))
         extra = [
             0 if p else int(n * self.padding) for n, p in zip(space, self.periodic, strict=True)
         ]
@@ -61,11 +64,6 @@ class FNO(nn.Module):
             x = block(x)
             x = nn.functional.gelu(x) if number < len(self.blocks) - 1 else x
         return self.project(x[(..., *(slice(n) for n in space))])
-
-    def _coordinates(self, x: Tensor) -> list[Tensor]:
-        points = [(torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n for n in x.shape[2:]]
-        grids = zip(torch.meshgrid(*points, indexing="ij"), self.periodic, strict=True)
-        return [grid.expand(len(x), 1, *grid.shape) for grid, periodic in grids if not periodic]
 
 
 class Pointwise(nn.Conv1d):

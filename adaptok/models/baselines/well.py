@@ -53,10 +53,8 @@ def well(
     knobs = inspect.signature(build).parameters
     name = next(k for k in ("init_features", "hidden_channels", "hidden_dim") if k in knobs)
     chosen = {} if width is None else {name: width}
-    modes = {
-        k: min(16, n // 2) for k, n in zip(("modes1", "modes2", "modes3"), shape, strict=False)
-    }
-    chosen |= {k: v for k, v in modes.items() if k in knobs}
+    modes = zip(("modes1", "modes2", "modes3"), shape, strict=False)
+    chosen |= {k: min(16, n // 2) for k, n in modes if k in knobs}
     network = build(in_channels, out_channels, ndim, shape, **chosen)
     return ChannelsLast(network) if architecture in CHANNELS_LAST else network
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from adaptok.tasks.classify.module import tokens_per_image
 from adaptok.utils.tables import table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierSetting:
     """Holds the test of one setting.
 
@@ -41,7 +40,7 @@ class ClassifierSetting:
     images_per_second: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierResults:
     """Holds the test of a classifier, as in metrics.json.
 

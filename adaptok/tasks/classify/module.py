@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from adaptok.training.optim import OptimBase
 from adaptok.vision import freeze_all_but_new
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ClassifierOptim(OptimBase):
     """Optimizer of a classifier; see `adaptok.training.optim.OptimBase` for the rest.
 

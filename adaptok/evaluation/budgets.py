@@ -43,19 +43,20 @@ def resolve_settings(
     """
 
     @functools.cache
-    def fields() -> list[Tensor]:
-        return list(scored_fields(model, data))
+    def fields(surrogate: Surrogate) -> list[Tensor]:
+        return list(scored_fields(surrogate, data))
 
     @functools.cache
-    def found(budget: int) -> dict[str, Any]:
-        return at_budget(model.tokenizer, budget, fields(), boundary=data.info.boundary)
+    def found(surrogate: Surrogate, budget: int) -> dict[str, Any]:
+        boundary = data.info.boundary
+        return at_budget(surrogate.tokenizer, budget, fields(surrogate), boundary=boundary)
 
     def resolved(setting: Mapping[str, Any]) -> dict[str, Any]:
         if "settings" in setting:
             return {**setting, "settings": [resolved(one) for one in setting["settings"]]}
         if set(setting) != {"budget"} or not isinstance(model, Surrogate):
             return dict(setting)
-        return found(setting["budget"])
+        return found(model, setting["budget"])
 
     return [resolved(setting) for setting in settings]
 

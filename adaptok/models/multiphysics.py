@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adaptok.cells import Cells
 from adaptok.models.fields import FieldEmbedding, FieldHeads
-from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one, fold
+from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one
 from adaptok.models.surrogate import create_parts, mode_of_history
 from adaptok.registry import Part, choice
 from adaptok.tokens import Tokenizer
@@ -71,7 +71,7 @@ class Multiphysics(nn.Module):
         *,
         scored: Float[Tensor, "b t c *s"] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
-        lead_time: int | Int[Tensor, " b"] | None = None,
+        lead_time: int | Int[Tensor, " b"] = 1,
         **control: Any,
     ) -> Float[Tensor, "b f k *s"]:
         """Predicts what follows each frame (the last one if the history is folded), normalised.
@@ -83,11 +83,11 @@ class Multiphysics(nn.Module):
             outputs: which of ``heads.names`` to predict; -1 gives zeros.
             scored: what the indicator sees; default x.
             boundary: see `OneStepModel.forward`.
-            lead_time: in steps, 1 to ``max_lead``; default 1.
+            lead_time: in steps, 1 to ``max_lead``.
             control: settings of the tokenizer.
         """
         cells = self.cells(x if scored is None else scored, boundary=boundary, **control)
-        lifted = self._folded(self.embedding(x, inputs))
+        lifted = self.options.folded(self.embedding(x, inputs))
         tokens = self.tokenizer.embed(lifted, cells, boundary=boundary)
         tokens = tokens.replace(cond=self._condition(lead_time, x))
         painted = self.decoder(self.processor(tokens))  # (b, t', width, *space)
@@ -101,12 +101,9 @@ class Multiphysics(nn.Module):
         **control: Any,
     ) -> Cells:
         """Returns the cells that `forward` would use."""
-        return self.tokenizer.cells(self._folded(scored), boundary=boundary, **control)
+        return self.tokenizer.cells(self.options.folded(scored), boundary=boundary, **control)
 
-    def _folded(self, x: Tensor) -> Tensor:
-        return fold(x) if self.history_mode == "fold" else x
-
-    def _condition(self, lead_time: int | Tensor | None, x: Tensor) -> Tensor | None:
+    def _condition(self, lead_time: int | Tensor, x: Tensor) -> Tensor | None:
         if self.lead is None:
             # A tensor may be on a device; reading it would wait for the device.
             if isinstance(lead_time, int) and lead_time != 1:
@@ -115,8 +112,7 @@ class Multiphysics(nn.Module):
         if isinstance(lead_time, Tensor):
             lead = lead_time.to(x.device).expand(x.shape[0])
         else:  # filled on the device, because copying a number there would wait for it
-            steps = 1 if lead_time is None else lead_time
-            lead = torch.full((x.shape[0],), steps, device=x.device)
+            lead = torch.full((x.shape[0],), lead_time, device=x.device)
         if lead.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(lead.min()), int(lead.max())
             if low < 1 or high > self.max_lead:

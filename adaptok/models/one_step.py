@@ -81,17 +81,16 @@ class OneStepOptions:
         frames = self.history if self.history_mode == "fold" else 1
         return self.in_channels * frames + self.constant_channels
 
+    def folded(self, field: Float[Tensor, "b t c *s"]) -> Float[Tensor, "b f k *s"]:
+        """Makes the frames of the history channels of one frame, if it is folded."""
+        return field.flatten(1, 2).unsqueeze(1) if self.history_mode == "fold" else field
+
 
 def at_least_one(**values: int) -> None:
     """Raises ``ValueError`` for the first value below 1, with its name."""
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def fold(field: Float[Tensor, "b t c *s"]) -> Float[Tensor, "b 1 tc *s"]:
-    """Makes the frames of the history channels of one frame."""
-    return field.flatten(1, 2).unsqueeze(1)
 
 
 class Prepared(NamedTuple):
@@ -314,7 +313,7 @@ class OneStepModel(nn.Module):
         return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
 
     def _folded(self, field: Tensor) -> Tensor:
-        return fold(field) if self.history_mode == "fold" else field
+        return self.options.folded(field)
 
     def _statistics(self, x: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std that normalise x: (c,) of the training data as given, or the sample's."""

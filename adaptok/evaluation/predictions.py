@@ -72,7 +72,7 @@ class PredictionWriter:
                 _write(np.moveaxis(trajectory, 1, -1), *next(self._free_rows))  # (t, *space, c)
             yield batch, prediction
 
-    def _rows(self, folder: Path) -> Generator[tuple[h5py.File, int]]:
+    def _rows(self, folder: Path) -> Generator[tuple[h5py.File, int], None, None]:
         """Makes one file after the other and yields the place of each trajectory."""
         for source in self._sources:
             path = folder / Path(source.location.name).with_suffix(".hdf5").name

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
+
 from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adaptok.data import WellData
     from adaptok.models.one_step import OneStepModel
 

@@ -87,7 +87,7 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
         if name not in measured:
             continue
         ranked = name != "vrmse_median"
-        known = [run.reference_of(name) for run in runs]
+        known = [run.references.get(name) for run in runs]
         columns[title] = [_reference_cell(known), *_error_cells(rows, name, ranked=ranked)]
         if name == measure.key:
             columns[f"/ {reference}"] = [Cell(formats.MISSING), *map(_ratio_cell, rows)]

@@ -19,8 +19,6 @@ from adaptok.evaluation.results import FinishedRun, Results, Rollout
 from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
-from adaptok.plots.residuals import binned_errors_figure, residual_spectra_figure
-from adaptok.plots.rollouts import error_maps_figure, rollout_video, spectra_figure
 
 Batch = dict[str, Tensor]
 
@@ -74,8 +72,8 @@ def of_run(
     plain = {label: rollout.to_json() for label, rollout in rolled.items()}
     figures |= {
         "rollout": plots.rollout_figure({label: _curve(r) for label, r in curves.items()}),
-        "spectral_errors": binned_errors_figure(plain),
-        "residual_spectra": residual_spectra_figure(plain, results.patch_size),
+        "spectral_errors": plots.binned_errors_figure(plain),
+        "residual_spectra": plots.residual_spectra_figure(plain, results.patch_size),
     }
     steps = len(results.persistence.rollout.mean)
     return _save(figures, out) + of_rollout(model, data, split, first, steps, out, video)
@@ -103,12 +101,12 @@ def of_rollout(
         return []  # the curves say where it diverged
     fields = data.info.fields
     figures = {
-        "error_maps": error_maps_figure(truth, prediction, fields),
-        "spectra": spectra_figure(truth, prediction, fields),
+        "error_maps": plots.error_maps_figure(truth, prediction, fields),
+        "spectra": plots.spectra_figure(truth, prediction, fields),
     }
     files = _save(figures, folder)
     if video is not None:
-        files.append(rollout_video(truth, prediction, fields, folder / f"rollout.{video}"))
+        files.append(plots.rollout_video(truth, prediction, fields, folder / f"rollout.{video}"))
     return files
 
 

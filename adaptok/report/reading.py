@@ -37,6 +37,7 @@ CURVES = {
     "bands": ("spectral_nmse",),
     "power": ("residual_spectrum", "power"),
 }
+Curve = Sequence[Mapping[str, float]]  # rows of metrics.csv
 ABOUT = ("parameters", "seconds_per_training_step")
 
 
@@ -127,7 +128,8 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Left
     error = None if failure is None else str(failure.get("error", "unknown error"))
     if rows and error is not None:
         problems.append(LeftOut(folder, f"repeated and failed, these are older results: {error}"))
-    status, note = _status(error, config, rows, measure, curve)
+    steps = chain(config, "trainer", "max_steps")
+    status, note = _status(rows, measure, error, curve, steps)
     if isinstance(data := config.get("data"), list):  # of several sets, the one that was tested
         named = [d for d in data if chain(d, "name") == results.get("data")]
         config = config | {"data": named[0] if named else {}}
@@ -165,11 +167,7 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Left
 
 
 def _status(
-    error: str | None,
-    config: Mapping[str, Any],
-    rows: Sequence[SettingResult],
-    measure: Measure,
-    curve: Sequence[Mapping[str, float]],
+    rows: Sequence[SettingResult], measure: Measure, error: str | None, curve: Curve, steps: Any
 ) -> tuple[str, str]:
     """Returns the status, and where it diverged, why it failed or how far it is."""
     if rows:
@@ -177,7 +175,6 @@ def _status(
         return ("diverged", ", ".join(bad)) if bad else ("finished", "")
     if error is not None:
         return "failed", error
-    steps = chain(config, "trainer", "max_steps")
     done = f"step {curve[-1]['step'] + 1:.0f}" if curve else "nothing logged yet"
     known = isinstance(steps, int) and steps > 0  # -1 is without end
     return "unfinished", f"{done} of {steps}" if curve and known else done

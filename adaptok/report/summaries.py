@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -47,7 +47,7 @@ class Summary:
     group: Group
     setting: str
     pairs: Sequence[tuple[RunRecord, SettingResult]]
-    home: bool = field(default=True)
+    home: bool
 
     @property
     def label(self) -> str:
@@ -128,6 +128,12 @@ def summaries(groups: Sequence[Group]) -> list[Summary]:
         home = max(trained, key=trained.__getitem__, default="")
         found += [Summary(group, s, own, s == home) for s, own in pairs.items()]
     return found
+
+
+def rollouts(rows: Sequence[Summary]) -> tuple[list[Summary], Sequence[Number]]:
+    """Finds the models with a rollout, at the settings of training, and that of persistence."""
+    home = [row for row in rows if row.home and any(row.curve("rollout"))]
+    return home, next((run.reference_rollout for row in home for run, _ in row.pairs), ())
 
 
 def ranks(rows: Sequence[Summary], name: str, *, lower: bool = True) -> list[int | None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptok.plots.style import COLOURS
+from adaptok.plots.style import COLORS
 
 Row = Mapping[str, Any]
 Draw = Callable[[Sequence[Row], Path], None]
@@ -35,7 +35,7 @@ def bars(group: str | None, label: str, value: str, reference: float | None = 1.
         )
         for axis, panel in zip(axes[:, 0], panels, strict=True):
             own = [row for row in shown if of(row) == panel]
-            axis.barh([str(r[label]) for r in own], [r[value] for r in own], color=COLOURS[0])
+            axis.barh([str(r[label]) for r in own], [r[value] for r in own], color=COLORS[0])
             axis.invert_yaxis()
             if group is not None:
                 axis.set_title(f"{group} {panel}", fontsize=9)
@@ -65,7 +65,7 @@ def curves(panel: str, x: str, series: str, value: str) -> Draw:
             sharey=True,
         )
         for axis, one in zip(axes[0], panels, strict=True):
-            for color, name in zip(COLOURS, names, strict=False):
+            for color, name in zip(COLORS, names, strict=False):
                 own = [r for r in rows if r[panel] == one and r[series] == name]
                 points = [r[x] for r in own], [r[value] for r in own]
                 axis.loglog(*points, marker="o", ms=3.5, color=color, label=name)

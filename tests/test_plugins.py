@@ -34,6 +34,9 @@ magnitude = "adaptok_mine:Magnitude"
 
 [project.entry-points."adaptok.losses"]
 mine_l1 = "adaptok_mine.training:l1"
+
+[project.entry-points."adaptok.metrics"]
+mine_worst = "adaptok_mine.training:worst"
 """
 
 MODULE = '''
@@ -70,6 +73,11 @@ def l1(error, target):
 
 
 l1.error_only = True
+
+
+def worst(prediction, target, ndim):
+    """Largest absolute error in space."""
+    return (prediction - target).abs().flatten(-ndim).amax(-1)
 
 
 class Signs(torch.optim.SGD):
@@ -193,7 +201,8 @@ def test_parts_of_an_installed_package_are_choices_in_hydra(site, tmp_path):
 def installed(site, monkeypatch):
     """The package is found by this process, and loaded for its entry points."""
     monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setattr(registry.LOSSES, "_plugins_loaded", False)
+    for kind in (registry.LOSSES, registry.METRICS):
+        monkeypatch.setattr(kind, "_plugins_loaded", False)
 
 
 def trained(folder: Path, *overrides: str) -> dict:
@@ -217,3 +226,18 @@ def test_an_optimizer_of_an_installed_package_trains_on_the_command_line(tmp_pat
     file = tmp_path / "checkpoints" / "last.ckpt"
     state = torch.load(file, weights_only=True)["optimizer_states"][0]
     assert {group["momentum"] for group in state["param_groups"]} == {0.5}
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_metric_of_an_installed_package_is_measured_and_reported(tmp_path, capsys):
+    trained(tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    measured = metrics["settings"][0]["mine_worst"]
+    assert measured["mean"] > 0
+    assert set(measured["fields"]) == set(metrics["settings"][0]["vrmse"]["fields"])
+    assert metrics["persistence"]["mine_worst"]["mean"] > 0
+    assert "mine_worst" in capsys.readouterr().out  # the table of the run
+    assert main(["report", str(tmp_path / "run"), f"out={tmp_path / 'report'}"]) == 0
+    pages = [f for f in (tmp_path / "report").rglob("*") if f.suffix in (".csv", ".md", ".html")]
+    assert pages
+    assert all("mine_worst" in page.read_text() for page in pages)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -27,8 +29,7 @@ def resolve_tokenizer(part: Part, model: Surrogate, data: WellData, budget: int)
     Raises:
         ValueError: a budget that the tokenizer cannot reach.
     """
-    fields = list(scored_fields(model, data))
-    boundary = data.info.boundary
+    fields, boundary = list(scored_fields(model, data)), data.info.boundary
     return part_at_budget(part, model.tokenizer, budget, fields, boundary=boundary)
 
 
@@ -40,23 +41,23 @@ def resolve_settings(
     Settings with other controls, and those of models without cells, stay as they are. The settings
     inside a schedule, ``{"name": "cyclic", "settings": [...]}``, are replaced too.
     """
-    fields: list[Tensor] = []
+
+    @functools.cache
+    def fields(surrogate: Surrogate) -> list[Tensor]:
+        return list(scored_fields(surrogate, data))
+
+    @functools.cache
+    def found(surrogate: Surrogate, budget: int) -> dict[str, Any]:
+        boundary = data.info.boundary
+        return at_budget(surrogate.tokenizer, budget, fields(surrogate), boundary=boundary)
 
     def resolved(setting: Mapping[str, Any]) -> dict[str, Any]:
         if "settings" in setting:
             return {**setting, "settings": [resolved(one) for one in setting["settings"]]}
         if set(setting) != {"budget"} or not isinstance(model, Surrogate):
             return dict(setting)
-        if not fields:
-            fields.extend(scored_fields(model, data))
-        found = chosen.get(setting["budget"])
-        if found is None:
-            boundary = data.info.boundary
-            found = at_budget(model.tokenizer, setting["budget"], fields, boundary=boundary)
-            chosen[setting["budget"]] = found
-        return found
+        return found(model, setting["budget"])
 
-    chosen: dict[int, dict[str, Any]] = {}
     return [resolved(setting) for setting in settings]
 
 
@@ -67,6 +68,13 @@ def scored_fields(model: Surrogate, data: WellData) -> Iterator[Tensor]:
     places = [i * len(windows) // count for i in range(count)]
     device = model.mean.device
     for batch in data.make_loader(Subset(windows, places)):
-        constants = batch.get("constants")
-        constants = None if constants is None else constants.to(device)
-        yield model.scored(batch["input"].to(device), constants)
+        yield model.scored(batch["input"].to(device), inputs_of(batch, device)["constants"])
+
+
+def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Any]:
+    """Returns what a model takes from a batch, beside the field."""
+    constants = batch.get("constants")
+    return {
+        "constants": None if constants is None else constants.to(device),
+        "boundary": batch["boundary"].to(device),
+    }

@@ -7,10 +7,10 @@ import itertools
 import platform
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from adaptok.models.compiling import is_compiled
 
 # What runs before the processor counts as tokenizer (normalisation too), what follows as decoder.
 STAGES = ("tokenizer", "processor", "decoder")
+Number = TypeVar("Number", int, float)
 
 
 class Cost(NamedTuple):
@@ -63,13 +64,8 @@ def cost_of(model: nn.Module, call: Callable[[], Any], given: Iterable[Any] = ()
         with at_processor(model, mark):
             call()
         mark()
-    done = [after - before for before, after in zip([0, *flops], flops, strict=False)]
-    if len(flops) == 1:  # without a processor
-        return Cost({"total": flops[0]}, {"total": memory[0]})
-    return Cost(
-        {**dict(zip(STAGES, done, strict=True)), "total": flops[-1]},
-        {**dict(zip(STAGES, memory, strict=True)), "total": max(memory)},
-    )
+    done = [after - before for before, after in itertools.pairwise([0, *flops])]
+    return Cost(_by_stage(done, sum(done)), _by_stage(memory, max(memory)))
 
 
 class Stopwatch:
@@ -96,8 +92,13 @@ class Stopwatch:
         """Means over all calls except the first, a warm-up; by stage, and "total"."""
         warm = self.rows[1:] or self.rows
         means = [sum(column) / len(warm) for column in zip(*warm, strict=True)]
-        names = STAGES if len(means) == len(STAGES) else ()
-        return {**dict(zip(names, means, strict=False)), "total": sum(means)}
+        return _by_stage(means, sum(means))
+
+
+def _by_stage(values: Sequence[Number], total: Number) -> dict[str, Number]:
+    """Names values of the stages, and their total; one value is that of a model without stages."""
+    stages = STAGES if len(values) == len(STAGES) else ()
+    return {**dict(zip(stages, values, strict=False)), "total": total}
 
 
 @contextmanager
@@ -109,15 +110,10 @@ def at_processor(model: nn.Module, mark: Callable[[], None]) -> Iterator[None]:
     if processor is None or is_compiled(model):
         yield
         return
-    handles = [
-        processor.register_forward_pre_hook(lambda *_: mark()),
-        processor.register_forward_hook(lambda *_: mark()),
-    ]
-    try:
+    before = processor.register_forward_pre_hook(lambda *_: mark())
+    after = processor.register_forward_hook(lambda *_: mark())
+    with before, after:
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Live(TorchDispatchMode):

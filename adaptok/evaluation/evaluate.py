@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import resolve_settings
-from adaptok.evaluation.cost import Cost, Stopwatch, cost_of, environment, parameters_by_stage
+from adaptok.evaluation.budgets import inputs_of, resolve_settings
+from adaptok.evaluation.cost import Stopwatch, cost_of, environment, parameters_by_stage
 from adaptok.evaluation.metrics import binned_spectral_error, vrmse
 from adaptok.evaluation.predictions import PredictionWriter, folder_name
 from adaptok.evaluation.results import (
     PLAIN,
     RESERVED,
     Errors,
-    Number,
     Persistence,
     Results,
     Rollout,
@@ -144,15 +142,6 @@ def _schedule(model: OneStepModel, setting: Mapping[str, Any]) -> Schedule:
     return lambda step: dict(setting)
 
 
-def inputs_of(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Any]:
-    """Returns what a model takes from a batch, beside the field."""
-    constants = batch.get("constants")
-    return {
-        "constants": None if constants is None else constants.to(device),
-        "boundary": batch["boundary"].to(device),
-    }
-
-
 @torch.no_grad()
 def _one_step(
     model: OneStepModel,
@@ -168,7 +157,7 @@ def _one_step(
     ndim, loader = data.info.ndim, data.loader(split, 1)
     counted = {i * len(loader) // COUNTED for i in range(COUNTED)}
     watch = Stopwatch(model, device)
-    with count_tokens(model) as counts, _precision(device):
+    with count_tokens(model) as counts, precision(device):
         for number, batch in enumerate(loader):
             field, target = batch["input"].to(device), batch["target"][:, :1]
             given = {**inputs_of(batch, device), **schedule(number)}
@@ -184,25 +173,23 @@ def _one_step(
                     counts.pop()  # seen twice
             errors.append(_metrics(prediction, target, ndim))
             spectral.append(binned_spectral_error(prediction, target, ndim).nmse)
-    tokens = torch.cat(counts).double() if counts else None
     flops = memory = None
     if costs:
         samples = sum(size for _, size in costs)
-        first: Cost = costs[0][0]
-        flops = {k: sum(cost.flops[k] for cost, _ in costs) / samples for k in first.flops}
-        memory = {k: max(cost.memory[k] for cost, _ in costs) for k in first.memory}
-    spread = (tokens.mean(), tokens.min(), tokens.max()) if tokens is not None else ()
+        stages = costs[0][0].flops
+        flops = {k: sum(cost.flops[k] for cost, _ in costs) / samples for k in stages}
+        memory = {k: max(cost.memory[k] for cost, _ in costs) for k in stages}
     return SettingResult(
         label=label_of(setting),
         setting=dict(setting),
         controls=controls,
-        tokens=Tokens(*(value.item() for value in spread)) if spread else None,
+        tokens=Tokens.of(torch.cat(counts)) if counts else None,
         seconds=watch.seconds(),
         flops=flops,
         memory=memory,
         metrics=_summaries(errors, data.info.fields),
-        spectral_nmse=[_number(v) for v in torch.cat(spectral).mean((0, 1, 2))],
-        auxiliary={k: _number(sums[0] / sums[1]) for k, sums in figures.items()} or None,
+        spectral_nmse=_plain(torch.cat(spectral).mean((0, 1, 2))),
+        auxiliary={k: _plain(sums[0] / sums[1]) for k, sums in figures.items()} or None,
     )
 
 
@@ -253,7 +240,7 @@ def rollouts(
     """
     place = torch.device(device)
     for batch in data.rollout_loader(split, steps):
-        with _precision(place):
+        with precision(place):
             prediction = model.rollout(
                 batch["input"].to(place), steps, **inputs_of(batch, place), settings=settings
             )
@@ -284,22 +271,14 @@ def _rollout(
         spectra.append(residual_spectrum(prediction / std, target / std, ndim))
         if patch_size is not None and resolves(target.shape[-ndim:], patch_size):
             peaks.append(patch_harmonics(prediction, target, ndim, patch_size).log())
-    power = torch.cat([spectrum.power for spectrum in spectra])
-    rising = torch.cat(peaks).mean((0, 2)).exp() if peaks else None  # geometric means
+    power = torch.cat([spectrum.power for spectrum in spectra]).mean((0, 2))
     return dataclasses.replace(
         _curves(torch.cat(errors)),
-        spectral_nmse=_rows(torch.cat(binned)),
-        residual_spectrum={
-            "wavenumber": spectra[0].wavenumber.tolist(),
-            "power": _rows(power),
-        },
-        patch_harmonics=None if rising is None else [_number(v) for v in rising],
+        spectral_nmse=_plain(torch.cat(binned).mean((0, 2))),
+        residual_spectrum={"wavenumber": _plain(spectra[0].wavenumber), "power": _plain(power)},
+        # geometric means
+        patch_harmonics=_plain(torch.cat(peaks).mean((0, 2)).exp()) if peaks else None,
     )
-
-
-def _rows(values: Tensor) -> list[list[Number]]:
-    """Means over trajectories and fields of (n, steps, c, m), one row per step."""
-    return [[_number(v) for v in step] for step in values.mean((0, 2))]
 
 
 def persistence(data: WellData, split: str = "test", steps: int = 0) -> Persistence:
@@ -325,11 +304,11 @@ def _summaries(batches: Sequence[Mapping[str, Tensor]], fields: Sequence[str]) -
     for name in batches[0]:
         errors = torch.cat([batch[name] for batch in batches])
         columns = zip(fields, errors.flatten(0, 1).unbind(1), strict=True)
-        per_field = {f: Errors(_number(e.mean()), _number(e.median())) for f, e in columns}
+        per_field = {f: Errors(_plain(e.mean()), _plain(e.median())) for f, e in columns}
         overall = errors.mean(-1)
-        summaries[name] = Errors(_number(overall.mean()), _number(overall.median()), per_field)
+        summaries[name] = Errors(_plain(overall.mean()), _plain(overall.median()), per_field)
         if name in PLAIN:
-            summaries[name] = Errors(_number(errors.mean()))
+            summaries[name] = Errors(_plain(errors.mean()))
     return summaries
 
 
@@ -338,18 +317,21 @@ def _curves(errors: Tensor) -> Rollout:
     per_step = errors.mean(-1)
     windows = {k: w for k, w in WINDOWS.items() if per_step.shape[1] >= w.stop}
     return Rollout(
-        mean=[_number(v) for v in per_step.mean(0)],
-        median=[_number(v) for v in per_step.median(0).values],
-        windows={k: _number(per_step[:, w].mean()) for k, w in windows.items()},
+        mean=_plain(per_step.mean(0)),
+        median=_plain(per_step.median(0).values),
+        windows={k: _plain(per_step[:, w].mean()) for k, w in windows.items()},
     )
 
 
-def _number(value: Tensor) -> Number:
-    number = float(value)
-    return number if math.isfinite(number) else None
+def _plain(values: Tensor) -> Any:
+    """A number, or nested lists of numbers; None for those that are not finite."""
+    if values.ndim:
+        return [_plain(value) for value in values]
+    return float(values) if values.isfinite() else None
 
 
-def _precision(device: torch.device) -> Any:
+def precision(device: torch.device) -> torch.autocast:
+    """Runs a model as evaluations do: in bf16 on CUDA."""
     return torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
 
 
@@ -357,14 +339,8 @@ def _precision(device: torch.device) -> Any:
 def count_tokens(model: OneStepModel) -> Iterator[list[Tensor]]:
     """Collects the tokens per sample of every call, each (b,); nothing for a baseline."""
     counts: list[Tensor] = []
-    processor: Any = getattr(model, "processor", None)
-    if processor is None:
-        yield counts
-        return
-    handle = processor.register_forward_pre_hook(
+    processor: Any = getattr(model, "processor", nn.Identity())  # which a baseline never calls
+    with processor.register_forward_pre_hook(
         lambda _, args: counts.append(args[0].cells.cu_seqlens.diff().cpu())
-    )
-    try:
+    ):
         yield counts
-    finally:
-        handle.remove()

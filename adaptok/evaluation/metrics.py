@@ -12,7 +12,8 @@ channels-last).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,20 +104,35 @@ def binned_spectral_error(
     _check(prediction, target, ndim)
     shape = tuple(target.shape[-ndim:])
     edges = (wavenumber_bins(shape) if bins is None else bins).to(target.device)
-    index = torch.bucketize(_wavenumbers(shape, target.device), edges, right=True) - 1
-    error = _energy_per_bin(prediction - target, ndim, index, len(edges))
-    energy = _energy_per_bin(target, ndim, index, len(edges))
+    length = 2 * math.pi * wavenumbers(shape, device=target.device)
+    index = torch.bucketize(length, edges, right=True) - 1
+    n_bins = len(edges) - 1  # what lies beyond the last edge is left out
+    error = energy_per_bin(prediction - target, ndim, index, n_bins + 1)[..., :n_bins]
+    energy = energy_per_bin(target, ndim, index, n_bins + 1)[..., :n_bins]
     return SpectralError(error, error / (energy + EPS))
 
 
-def _wavenumbers(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Length of the wave vector of each Fourier mode, flat: ``(points,)``."""
-    axes = [2 * math.pi * torch.fft.fftfreq(n, device=device) for n in shape]
-    return sum(k.square() for k in torch.meshgrid(*axes, indexing="ij")).sqrt().flatten()  # type: ignore[union-attr]
+def wavenumbers(shape: Sequence[int], **of_tensor: Any) -> Tensor:
+    """Length of the wave vector of each Fourier mode, flat, in cycles per grid point: (points,).
+
+    Args:
+        of_tensor: device and type.
+    """
+    axes = [torch.fft.fftfreq(n, **of_tensor) for n in shape]
+    grids = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack(grids).square().sum(0).sqrt().flatten()
 
 
-def _energy_per_bin(x: Tensor, ndim: int, index: Tensor, n_edges: int) -> Tensor:
-    """Sum of |x_k|^2 over each bin in units of a mean square: ``(..., n_edges - 1)``."""
-    power = torch.fft.fftn(x, dim=_space(ndim)).abs().square().flatten(-ndim)
-    sums = power.new_zeros(*power.shape[:-1], n_edges).index_add_(-1, index, power)
-    return sums[..., :-1] / power.shape[-1] ** 2  # the last edge has no upper limit
+def power_spectrum(x: Tensor, ndim: int) -> Tensor:
+    """Squared amplitude of each Fourier mode; sums to the mean square."""
+    return torch.fft.fftn(x, dim=_space(ndim), norm="forward").abs().square()
+
+
+def energy_per_bin(x: Tensor, ndim: int, index: Tensor, n_bins: int) -> Tensor:
+    """Sum of |x_k|^2 over each bin in units of a mean square: ``(..., n_bins)``.
+
+    Args:
+        index: bin of each Fourier mode, flat.
+    """
+    power = power_spectrum(x, ndim).flatten(-ndim)
+    return power.new_zeros(*power.shape[:-1], n_bins).index_add_(-1, index, power)

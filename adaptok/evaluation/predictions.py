@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,20 @@ class PredictionWriter:
         self.about = json.dumps({"prediction_of": data.info.name, **about})
         self.frames = data.stride * np.arange(data.history + steps)
         self.statistics = read_statistics(data.folder)
-        self._sources = iter(find_well_files(data.folder, split))
+        self._sources = find_well_files(data.folder, split)
         self._stack = ExitStack()
-        self._file: h5py.File | None = None
-        self._row = self._rows = 0
 
     def __enter__(self) -> PredictionWriter:
-        self._place = self._stack.enter_context(replacing_folder(self.folder))
-        (self._place / "data" / self.split).mkdir(parents=True)
+        place = self._stack.enter_context(replacing_folder(self.folder))
+        (place / "data" / self.split).mkdir(parents=True)
         text = yaml.safe_dump(self.statistics, sort_keys=False)
-        (self._place / "stats.yaml").write_text(text)
+        (place / "stats.yaml").write_text(text)
+        # closes the last file before the folder gets its name
+        rows = self._rows(place / "data" / self.split)
+        self._free_rows = self._stack.enter_context(closing(rows))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._file is not None:
-            self._file.close()
         self._stack.__exit__(*error)
 
     def passing(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
@@ -70,41 +69,24 @@ class PredictionWriter:
         for batch, prediction in pairs:
             whole = np.concatenate([batch["input"].numpy(), prediction.numpy()], 1)
             for trajectory in whole:
-                self._write(np.moveaxis(trajectory, 1, -1))  # (t, *space, c)
+                _write(np.moveaxis(trajectory, 1, -1), *next(self._free_rows))  # (t, *space, c)
             yield batch, prediction
 
-    def _write(self, trajectory: np.ndarray) -> None:
-        if self._row == self._rows:
-            self._next_file(next(self._sources))
-        assert self._file is not None
-        first, ndim = 0, trajectory.ndim - 2
-        for order in range(3):
-            group: Any = self._file[f"t{order}_fields"]
-            for name in group.attrs["field_names"]:
-                if not group[name].attrs["time_varying"]:
-                    continue
-                parts = trajectory[..., first : first + ndim**order]
-                first += ndim**order
-                group[name][self._row] = parts.reshape(group[name].shape[1:])
-        self._row += 1
-
-    def _next_file(self, source: WellFile) -> None:
-        if self._file is not None:
-            self._file.close()
-        path = (
-            self._place / "data" / self.split / Path(source.location.name).with_suffix(".hdf5").name
-        )
-        self._file = h5py.File(path, "w")
-        self._row, self._rows = 0, source.trajectories
-        with source.location.hdf5() as original:
-            self._file.attrs.update(original.attrs)
-            self._file.attrs["adaptok"] = self.about
-            for name in ("dimensions", "boundary_conditions", "scalars"):
-                original.copy(name, self._file)
-            for name in ("dimensions", "scalars"):
-                self._cut_in_time(self._file[name])
-            for order in range(3):
-                self._copy_fields(original[f"t{order}_fields"], order)
+    def _rows(self, folder: Path) -> Generator[tuple[h5py.File, int], None, None]:
+        """Makes one file after the other and yields the place of each trajectory."""
+        for source in self._sources:
+            path = folder / Path(source.location.name).with_suffix(".hdf5").name
+            with h5py.File(path, "w") as file:
+                with source.location.hdf5() as original:
+                    file.attrs.update(original.attrs)
+                    file.attrs["adaptok"] = self.about
+                    for name in ("dimensions", "boundary_conditions", "scalars"):
+                        original.copy(name, file)
+                    for name in ("dimensions", "scalars"):
+                        self._cut_in_time(file[name])
+                    for order in range(3):
+                        self._copy_fields(original[f"t{order}_fields"], order, file, source)
+                yield from ((file, row) for row in range(source.trajectories))
 
     def _cut_in_time(self, group: Any) -> None:
         """Keeps the values at the predicted frames; time is the last axis of everything here."""
@@ -114,18 +96,28 @@ class PredictionWriter:
                 del group[name]
                 group.create_dataset(name, data=values).attrs.update(attributes)
 
-    def _copy_fields(self, original: Any, order: int) -> None:
-        assert self._file is not None
-        group = self._file.create_group(f"t{order}_fields")
+    def _copy_fields(self, original: Any, order: int, file: h5py.File, source: WellFile) -> None:
+        group = file.create_group(f"t{order}_fields")
         group.attrs.update(original.attrs)
-        dimensions: Any = self._file["dimensions"]
+        dimensions: Any = file["dimensions"]
         space = [len(dimensions[axis]) for axis in dimensions.attrs["spatial_dims"]]
         for name in original.attrs["field_names"]:
             if not original[name].attrs["time_varying"]:
                 original.copy(name, group)
                 continue
-            shape = (self._rows, len(self.frames), *space, *[len(space)] * order)
+            shape = (source.trajectories, len(self.frames), *space, *[len(space)] * order)
             dataset = group.create_dataset(name, shape, dtype=np.float32)
             dataset.attrs.update(original[name].attrs)
             dataset.attrs["sample_varying"] = True
             dataset.attrs["dim_varying"] = [True] * len(space)
+
+
+def _write(trajectory: np.ndarray, file: h5py.File, row: int) -> None:
+    first, ndim = 0, trajectory.ndim - 2
+    for order in range(3):
+        group: Any = file[f"t{order}_fields"]
+        for name in group.attrs["field_names"]:
+            if group[name].attrs["time_varying"]:
+                parts = trajectory[..., first : first + ndim**order]
+                first += ndim**order
+                group[name][row] = parts.reshape(group[name].shape[1:])

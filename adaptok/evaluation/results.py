@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
+
 from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
@@ -104,6 +106,12 @@ class Tokens(NamedTuple):
     mean: float
     min: float
     max: float
+
+    @classmethod
+    def of(cls, counts: Tensor) -> Tokens:
+        """Summarises the counts of some samples, (n,)."""
+        counts = counts.double()
+        return cls(counts.mean().item(), counts.min().item(), counts.max().item())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,10 +243,8 @@ class Results:
         errors |= {setting.label: setting.vrmse for setting in self.settings}
         text = f"Fields, in this order: {', '.join(self.fields)}.\n\n"
         text += f"VRMSE on the {self.split} split of {self.data}, one step, mean:\n\n"
-        return (
-            text
-            + table(["setting", "VRMSE"], [[k, _cell(e.mean)] for k, e in errors.items()]).rstrip()
-        )
+        rows = [[label, _cell(error.mean)] for label, error in errors.items()]
+        return text + table(["setting", "VRMSE"], rows).rstrip()
 
 
 class FinishedRun(NamedTuple):
@@ -268,12 +274,12 @@ def write_results(values: Mapping[str, Any], text: str, folder: str | Path) -> l
     """Writes plain values to metrics.json and a text to metrics.md; returns the files."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "metrics.json", folder / "metrics.md"]
-    texts = [json.dumps(values, indent=2, allow_nan=False) + "\n", text]
-    for file, content in zip(files, texts, strict=True):
+    numbers = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    files = {folder / "metrics.json": numbers, folder / "metrics.md": text}
+    for file, content in files.items():
         with replacing(file) as temporary:
             temporary.write_text(content)
-    return files
+    return list(files)
 
 
 def markdown(results: Results) -> str:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.evaluation.metrics import mse
+from adaptok.evaluation.metrics import energy_per_bin, mse, power_spectrum, wavenumbers
 
 
 class Spectrum(NamedTuple):
@@ -40,21 +40,17 @@ def residual_spectrum(
         ValueError: the two differ in shape, or `ndim` does not fit them.
     """
     mse(prediction, target, ndim)  # checks shapes and ndim
-    power = _power(prediction - target, ndim)
-    shape = power.shape[-ndim:]
-    axes = [torch.fft.fftfreq(n, dtype=torch.float64, device=power.device) for n in shape]
-    grids = torch.meshgrid(*axes, indexing="ij")
+    shape = target.shape[-ndim:]
     longest = max(shape)
-    band = (torch.stack(grids).square().sum(0).sqrt() * longest).round().long().flatten()
+    length = wavenumbers(shape, dtype=torch.float64, device=target.device)
     bands = round(longest * math.sqrt(ndim) / 2) + 2
-    sums = power.new_zeros(*power.shape[:-ndim], bands)
-    sums = sums.index_add(-1, band, power.flatten(-ndim))
-    return Spectrum(torch.arange(bands, device=power.device) / longest, sums)
+    power = energy_per_bin(prediction - target, ndim, (length * longest).round().long(), bands)
+    return Spectrum(torch.arange(bands, device=target.device) / longest, power)
 
 
 def axis_spectrum(x: Float[Tensor, "*bs"], ndim: int, axis: int) -> Spectrum:
     """Power per wavenumber along one space axis (0 is the first), summed over the others."""
-    power = _power(x, ndim)
+    power = power_spectrum(x, ndim)
     n = power.shape[axis - ndim]
     others = [i for i in range(-ndim, 0) if i != axis - ndim]
     power = power.sum(others) if others else power
@@ -132,9 +128,3 @@ def _rises(log_power: Tensor, spacing: int) -> list[Tensor]:
         share = share.to(log_power)
         out.append(log_power[..., peak] - (log_power[..., beside] * share).sum(-1))
     return out
-
-
-def _power(x: Tensor, ndim: int) -> Tensor:
-    """Squared amplitude of each Fourier mode; sums to the mean square."""
-    dims = tuple(range(-ndim, 0))
-    return torch.fft.fftn(x, dim=dims, norm="forward").abs().square()

@@ -96,14 +96,8 @@ def build(parts: Mapping[str, str], **changes: Any) -> Surrogate:
     processor = {"name": parts["processor"]}
     if "processor.positions" in parts:
         processor["positions"] = parts["processor.positions"]
-    small: dict[str, Any] = {
-        "ndim": 2,
-        "in_channels": 2,
-        "history": 2,
-        "dim": 16,
-        "depth": 1,
-        "heads": 1,
-    }
+    small: dict[str, Any] = {"ndim": 2, "in_channels": 2, "history": 2}
+    small |= {"dim": 16, "depth": 1, "heads": 1}
     return create_surrogate(
         tokenizer=tokenizer,
         processor=processor,

@@ -86,9 +86,7 @@ def in_bucket(tokens: TokenSet, rows: int = BUCKET) -> TokenSet:
     ends = cells.cu_seqlens.new_tensor([n + more])
     filled = dataclasses.replace(
         cells,
-        origin=_fill(cells.origin, more),
-        size=_fill(cells.size, more),
-        level=_fill(cells.level, more),
+        **{name: _fill(getattr(cells, name), more) for name in ("origin", "size", "level")},
         cu_seqlens=torch.cat([cells.cu_seqlens, ends]),
         max_seqlen=-(-max(cells.max_seqlen, more, 1) // rows) * rows,
         lengths=None,  # these would be constants of the graph

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from adaptok.cells import Cells
 from adaptok.models.fields import FieldEmbedding, FieldHeads
@@ -27,7 +28,6 @@ class Multiphysics(nn.Module):
     """
 
     config: dict[str, Any]
-    processor: nn.Module
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Multiphysics(nn.Module):
         *,
         scored: Float[Tensor, "b t c *s"] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
-        lead_time: int | Int[Tensor, " b"] | None = None,
+        lead_time: int | Int[Tensor, " b"] = 1,
         **control: Any,
     ) -> Float[Tensor, "b f k *s"]:
         """Predicts what follows each frame (the last one if the history is folded), normalised.
@@ -83,11 +83,11 @@ class Multiphysics(nn.Module):
             outputs: which of ``heads.names`` to predict; -1 gives zeros.
             scored: what the indicator sees; default x.
             boundary: see `OneStepModel.forward`.
-            lead_time: in steps, 1 to ``max_lead``; default 1.
+            lead_time: in steps, 1 to ``max_lead``.
             control: settings of the tokenizer.
         """
         cells = self.cells(x if scored is None else scored, boundary=boundary, **control)
-        lifted = self._folded(self.embedding(x, inputs))
+        lifted = self.options.folded(self.embedding(x, inputs))
         tokens = self.tokenizer.embed(lifted, cells, boundary=boundary)
         tokens = tokens.replace(cond=self._condition(lead_time, x))
         painted = self.decoder(self.processor(tokens))  # (b, t', width, *space)
@@ -101,12 +101,9 @@ class Multiphysics(nn.Module):
         **control: Any,
     ) -> Cells:
         """Returns the cells that `forward` would use."""
-        return self.tokenizer.cells(self._folded(scored), boundary=boundary, **control)
+        return self.tokenizer.cells(self.options.folded(scored), boundary=boundary, **control)
 
-    def _folded(self, x: Tensor) -> Tensor:
-        return x.flatten(1, 2).unsqueeze(1) if self.history_mode == "fold" else x
-
-    def _condition(self, lead_time: int | Tensor | None, x: Tensor) -> Tensor | None:
+    def _condition(self, lead_time: int | Tensor, x: Tensor) -> Tensor | None:
         if self.lead is None:
             # A tensor may be on a device; reading it would wait for the device.
             if isinstance(lead_time, int) and lead_time != 1:
@@ -115,8 +112,7 @@ class Multiphysics(nn.Module):
         if isinstance(lead_time, Tensor):
             lead = lead_time.to(x.device).expand(x.shape[0])
         else:  # filled on the device, because copying a number there would wait for it
-            steps = 1 if lead_time is None else lead_time
-            lead = torch.full((x.shape[0],), steps, device=x.device)
+            lead = torch.full((x.shape[0],), lead_time, device=x.device)
         if lead.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(lead.min()), int(lead.max())
             if low < 1 or high > self.max_lead:
@@ -154,12 +150,12 @@ class Multiphysics(nn.Module):
             if sample.shape[1] != len(names):
                 raise ValueError(f"{sample.shape[1]} channels are named {', '.join(names)}")
         predicted = [[name for name in names if name in self.fields] for names in fields]
-        most = max(len(names) for names in fields)
-        x = samples[0].new_zeros(len(samples), samples[0].shape[0], most, *samples[0].shape[2:])
-        for i, sample in enumerate(samples):
-            x[i, :, : sample.shape[1]] = sample
-        inputs = _numbers([self.embedding.numbers(names) for names in fields], x.device)
-        outputs = _numbers([self.heads.numbers(names) for names in predicted], x.device)
+        x = pad_sequence([sample.transpose(0, 1) for sample in samples], True).transpose(1, 2)
+        numbers = ((self.embedding, fields), (self.heads, predicted))
+        inputs, outputs = (
+            pad_sequence([torch.tensor(part.numbers(n)) for n in names], True, -1).to(x.device)
+            for part, names in numbers
+        )
         out = self(x, inputs, outputs, **given)
         return [out[i, :, : len(names)] for i, names in enumerate(predicted)]
 
@@ -212,12 +208,6 @@ class Multiphysics(nn.Module):
                 weight.requires_grad_(name in fields or name in constants)
 
 
-def _numbers(rows: Sequence[Sequence[int]], device: torch.device) -> Int64[Tensor, "b c"]:
-    most = max(map(len, rows))
-    padded = [[*row, *[-1] * (most - len(row))] for row in rows]
-    return torch.tensor(padded, dtype=torch.int64, device=device)
-
-
 class FieldSystem(OneStepModel):
     """A `Multiphysics` model on one set of fields: physical units in and out.
 
@@ -236,10 +226,9 @@ class FieldSystem(OneStepModel):
         channels = {"in_channels": len(fields), "out_channels": len(fields)}
         super().__init__(core.options, **channels, constant_channels=len(constants))
         self.core, self.fields, self.constants = core, tuple(fields), tuple(constants)
-        inputs = torch.tensor([core.embedding.numbers([*fields, *constants])])
-        self.register_buffer("inputs", inputs, persistent=False)
-        outputs = torch.tensor([core.heads.numbers(fields)])
-        self.register_buffer("outputs", outputs, persistent=False)
+        inputs, outputs = core.embedding.numbers([*fields, *constants]), core.heads.numbers(fields)
+        self.register_buffer("inputs", torch.tensor([inputs]), persistent=False)
+        self.register_buffer("outputs", torch.tensor([outputs]), persistent=False)
 
     @property
     def config(self) -> Mapping[str, Any]:  # type: ignore[override]
@@ -258,17 +247,14 @@ class FieldSystem(OneStepModel):
         """The processor that all systems share."""
         return self.core.processor
 
-    def _append(self, field: Tensor, constants: Tensor | None) -> Tensor:
-        """Appends constants to every frame; the model folds after mapping the fields."""
-        if constants is None:
-            return field
-        return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
+    def _folded(self, field: Tensor) -> Tensor:
+        return field  # the model folds after mapping the fields
 
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
-        known = {"scored": prepared.scored, "boundary": boundary}
-        return self.core(prepared.x, self.inputs, self.outputs, **known, **control)
+        control = {"scored": prepared.scored, "boundary": boundary, **control}
+        return self.core(prepared.x, self.inputs, self.outputs, **control)
 
     def cells(
         self,
@@ -279,8 +265,7 @@ class FieldSystem(OneStepModel):
         **control: Any,
     ) -> Cells:
         """Returns the cells that `forward` would use."""
-        prepared = self._prepare(self._check(field, constants), constants)
-        return self.core.cells(prepared.scored, boundary=boundary, **control)
+        return self.core.cells(self.scored(field, constants), boundary=boundary, **control)
 
 
 def create_multiphysics(
@@ -328,20 +313,17 @@ def create_multiphysics(
     """
     arguments = dict(locals())
     at_least_one(width=width, max_lead=max_lead, fields=len(fields))
-    options = OneStepOptions(
-        ndim=ndim,
+    options = OneStepOptions.of(
+        arguments,
         in_channels=len(fields),
         out_channels=len(fields),
-        history=history,
         history_mode=mode_of_history(history_mode, processor),
-        score_on=score_on,
-        predict=predict,
     )
     channels = width * (history if options.history_mode == "fold" else 1)
     named, sizes = (tokenizer, processor, decoder), {"dim": dim, "depth": depth, "heads": heads}
     parts = create_parts(options, channels, width, *named, **sizes)
-    names = {"fields": fields, "constants": constants}
-    model = Multiphysics(*parts, options, **names, width=width, max_lead=max_lead)
+    made = {"fields": fields, "constants": constants, "width": width, "max_lead": max_lead}
+    model = Multiphysics(*parts, options, **made)
     names = {"fields": list(fields), "constants": list(model.constants)}
     model.config = {"kind": "multiphysics", **arguments, **names}
     return model

@@ -69,11 +69,21 @@ class OneStepOptions:
                 'statistics or last frame to refer to: use predict="state" and normalise="none"'
             )
 
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], **changes: Any) -> OneStepOptions:
+        """Picks the options among the arguments of a function that builds a model."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in arguments.items() if k in names} | changes)
+
     @property
     def token_channels(self) -> int:
         """Channels of a frame as the tokenizer gets it: history folded or not, and constants."""
         frames = self.history if self.history_mode == "fold" else 1
         return self.in_channels * frames + self.constant_channels
+
+    def folded(self, field: Float[Tensor, "b t c *s"]) -> Float[Tensor, "b f k *s"]:
+        """Makes the frames of the history channels of one frame, if it is folded."""
+        return field.flatten(1, 2).unsqueeze(1) if self.history_mode == "fold" else field
 
 
 def at_least_one(**values: int) -> None:
@@ -212,7 +222,7 @@ class OneStepModel(nn.Module):
         or of the state; broadcasts against (b, t, c, *space).
         """
         field = as_field(field, self.ndim, self.in_channels)
-        _, std = self._statistics(field)
+        _, std = self._statistics(field, self.mean, self.std)
         return self._delta_statistics(field, std)[1] if self.predict == "delta" else std
 
     def prepare(
@@ -223,6 +233,14 @@ class OneStepModel(nn.Module):
     ) -> Float[Tensor, "b t c *s"]:
         """Returns what the tokenizer embeds: normalised, history folded or not, with constants."""
         return self._prepare(self._check(field, constants), constants).x
+
+    def scored(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        constants: Float[Tensor, "b cc *s"] | None = None,
+    ) -> Float[Tensor, "b t c *s"]:
+        """Returns what the indicator sees: as `prepare`, or raw values with ``score_on="raw"``."""
+        return self._prepare(self._check(field, constants), constants).scored
 
     @torch.no_grad()
     def rollout(
@@ -264,41 +282,46 @@ class OneStepModel(nn.Module):
         if field.shape[1] != self.history:
             raise ValueError(f"built for a history of {self.history} frames, got {field.shape[1]}")
         b, space = field.shape[0], tuple(field.shape[3:])
-        given = None if constants is None else tuple(constants.shape)
         wanted = (b, self.constant_channels, *space) if self.constant_channels else None
-        none_wanted = wanted is None and constants is not None and constants.numel() == 0
-        if given != wanted and not none_wanted:
+        if wanted is None and constants is not None and constants.numel() == 0:
+            return field
+        given = None if constants is None else tuple(constants.shape)
+        if given != wanted:
             raise ValueError(f"constants must have shape {wanted}, got {given}")
-        if constants is not None and not none_wanted:
+        if constants is not None:
             as_field(constants, self.ndim, what="constant field")
         return field
 
     def _prepare(self, field: Tensor, constants: Tensor | None) -> Prepared:
-        mean, std = self._statistics(field)
+        mean, std = self._statistics(field, self.mean, self.std)
         delta_mean, delta_std = self._delta_statistics(field, std)
         fixed = normal = None
         if self.constant_channels:
             assert constants is not None
             fixed = constants.unsqueeze(1)
-            normal = self._normal_constants(fixed)
+            center, spread = self._statistics(fixed, self.constant_mean, self.constant_std)
+            normal = (fixed - center) / spread
         x = self._append((field - mean) / std, normal)
         scored = x if self.score_on == "normalised" else self._append(field, fixed)
         return Prepared(scored, x, mean, std, delta_mean, delta_std)
 
     def _append(self, field: Tensor, constants: Tensor | None) -> Tensor:
         """Folds the history if asked, then appends the constants to every frame."""
-        if self.history_mode == "fold":
-            field = field.flatten(1, 2).unsqueeze(1)
+        field = self._folded(field)
         if constants is None:
             return field
         return torch.cat([field, constants.expand(-1, field.shape[1], *constants.shape[2:])], 2)
 
-    def _statistics(self, field: Tensor) -> tuple[Tensor, Tensor]:
+    def _folded(self, field: Tensor) -> Tensor:
+        return self.options.folded(field)
+
+    def _statistics(self, x: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std that normalise x: (c,) of the training data as given, or the sample's."""
         if self.normalise == "none":
-            return field.new_zeros(()), field.new_ones(())
-        if self.normalise in ("sample", "context"):
-            return self._moments(field, (1, *range(3, field.ndim)))
-        return self._per_channel(self.mean), self._per_channel(self.std)
+            return x.new_zeros(()), x.new_ones(())
+        if self.normalise == "dataset":
+            return self._per_channel(mean), self._per_channel(std)
+        return self._moments(x)
 
     def _delta_statistics(self, field: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of the change from frame to frame; the mean is 0 except for "context"."""
@@ -306,25 +329,16 @@ class OneStepModel(nn.Module):
         if self.normalise == "none" or self.predict != "delta":
             return zero, field.new_ones(())
         if self.normalise == "context":
-            return self._moments(field.diff(dim=1), (1, *range(3, field.ndim)))
+            return self._moments(field.diff(dim=1))
         if self.normalise == "sample":
             return zero, std * self._per_channel(self.delta_std / self.std)
         return zero, self._per_channel(self.delta_std)
 
-    def _moments(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of each sample; for "context" as in the code of CKM's authors."""
-        context = self.normalise == "context"
+        context, axes = self.normalise == "context", (1, *range(3, x.ndim))
         std, mean = torch.std_mean(x, dim=axes, correction=int(context), keepdim=True)
         return mean, std + (1e-4 if context else 1e-8)
-
-    def _normal_constants(self, constants: Tensor) -> Tensor:
-        if self.normalise in ("sample", "context"):
-            mean, std = self._moments(constants, tuple(range(3, constants.ndim)))
-            return (constants - mean) / std
-        if self.normalise == "none":
-            return constants
-        mean, std = self._per_channel(self.constant_mean), self._per_channel(self.constant_std)
-        return (constants - mean) / std
 
     def _per_channel(self, values: Tensor) -> Tensor:
         """A view of (c,) that broadcasts against (b, t, c, *space)."""

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import safetensors
-import torch
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import create_multiphysics, create_system
@@ -128,8 +127,6 @@ def from_pretrained(where: str | Path, *, revision: str | None = None) -> Any:
 def build(config: Mapping[str, Any]) -> Any:
     """Builds a model with fresh weights from the attribute ``config`` of another."""
     arguments = {k: v for k, v in config.items() if k != "kind"}
-    if config["kind"] == "tokenizer":
-        return create_tokenizer(arguments.pop("name"), **arguments)
     return BUILDERS[config["kind"]](**arguments)
 
 
@@ -144,13 +141,13 @@ def _find(where: str | Path, revision: str | None) -> Path:
         raise ValueError(f"no folder {where}, and that is no id on the hub (group/model) either")
     try:
         from huggingface_hub import snapshot_download
+
+        files = [CONFIG, WEIGHTS]
+        return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
     except ModuleNotFoundError as error:
         raise ValueError(
             f"no folder {where}; to load it from the hub: pip install huggingface_hub"
         ) from error
-    try:
-        files = [CONFIG, WEIGHTS]
-        return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
     except Exception as error:  # many kinds: offline, not found, gated ... each says what it is
         at = f" at revision {revision}" if revision else ""
         raise ValueError(
@@ -186,20 +183,26 @@ def _load(model: nn.Module, path: Path) -> None:
         there = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-    here = model.state_dict()
-    wrong = [
-        f"{name} is {_shape(there, name)} in the file, {_shape(here, name)} in the model"
-        for name in dict.fromkeys([*here, *there])
-        if _shape(there, name) != _shape(here, name)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{path} does not fit its {CONFIG}: {'; '.join(wrong[:3])}{more}")
+    if wrong := wrong_tensors(there, model.state_dict(), "in the file", "in the model"):
+        raise ValueError(f"{path} does not fit its {CONFIG}: {wrong}")
     model.load_state_dict(there)
 
 
-def _shape(state: Mapping[str, torch.Tensor], name: str) -> Any:
-    return tuple(state[name].shape) if name in state else "absent"
+def wrong_tensors(
+    there: Mapping[str, Tensor], here: Mapping[str, Tensor], of_file: str, of_model: str
+) -> str:
+    """Says in which shapes two states differ, three of them at most; empty if they fit."""
+
+    def shape(state: Mapping[str, Tensor], name: str) -> Any:
+        return tuple(state[name].shape) if name in state else "absent"
+
+    wrong = [
+        f"{name} is {shape(there, name)} {of_file}, {shape(here, name)} {of_model}"
+        for name in dict.fromkeys([*here, *there])
+        if shape(there, name) != shape(here, name)
+    ]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return "; ".join(wrong[:3]) + more
 
 
 def model_card(model: Any, *, description: str = "", results: HasCard | None = None) -> str:
@@ -207,14 +210,8 @@ def model_card(model: Any, *, description: str = "", results: HasCard | None = N
     config = {k: v for k, v in model.config.items() if k != "kind"}
     count = sum(p.numel() for p in model.parameters())
     kind = model.config["kind"]
-    lines = [
-        "---",
-        "library_name: adaptok",
-        f"tags: [adaptok, {kind}]",
-        "---",
-        "",
-        f"# {_title(model)}",
-    ]
+    lines = ["---", "library_name: adaptok", f"tags: [adaptok, {kind}]", "---", ""]
+    lines += [f"# {_title(model)}"]
     lines += ["", description] if description else []
     lines += ["", f"A {kind} for adaptok with {count:,} parameters.", "", "## Use", "", "```python"]
     lines += ["import adaptok", "", 'model = adaptok.from_pretrained("path/to/this/folder")']
@@ -224,11 +221,8 @@ def model_card(model: Any, *, description: str = "", results: HasCard | None = N
     lines += ["```", "", "## Built with", "", "```json", json.dumps(config, indent=2), "```"]
     if results is not None:
         lines += ["", "## Tested", "", results.card()]
-    lines += ["", "## Limits", ""]
-    lines += [
-        "It knows the data it was trained on: its grid spacing, time step and parameter ranges."
-    ]
-    return "\n".join([*lines, ""])
+    known = "It knows the data it was trained on: its grid spacing, time step and parameter ranges."
+    return "\n".join([*lines, "", "## Limits", "", known, ""])
 
 
 def _title(model: Any) -> str:

@@ -28,10 +28,6 @@ class Surrogate(OneStepModel):
         given: fields of `OneStepOptions`, instead of or on top of `options`.
     """
 
-    tokenizer: Tokenizer
-    processor: Callable[[TokenSet], TokenSet]
-    decoder: Callable[[TokenSet], Tensor]
-
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -55,14 +51,6 @@ class Surrogate(OneStepModel):
         tokens = self.tokenizer.embed(prepared.x, cells, boundary=boundary)
         return self.decoder(self.processor(tokens))
 
-    def scored(
-        self,
-        field: Float[Tensor, "b *tcs"],
-        constants: Float[Tensor, "b cc *s"] | None = None,
-    ) -> Float[Tensor, "b t c *s"]:
-        """Returns what the indicator sees: as `prepare`, or raw values with ``score_on="raw"``."""
-        return self._prepare(self._check(field, constants), constants).scored
-
     def cells(
         self,
         field: Float[Tensor, "b *tcs"],
@@ -72,8 +60,7 @@ class Surrogate(OneStepModel):
         **control: Any,
     ) -> Cells:
         """Returns the cells that `forward` would use."""
-        prepared = self._prepare(self._check(field, constants), constants)
-        return self.tokenizer.cells(prepared.scored, boundary=boundary, **control)
+        return self.tokenizer.cells(self.scored(field, constants), boundary=boundary, **control)
 
 
 def create_tokenizer(
@@ -94,9 +81,9 @@ def create_tokenizer(
     """
     choice("ndim", ndim, (1, 2, 3))
     at_least_one(in_channels=in_channels, dim=dim)
-    tokenizer = TOKENIZERS.create(name, ndim=ndim, in_channels=in_channels, dim=dim, **knobs)
-    tokenizer.config = {"kind": "tokenizer", "name": name, "ndim": ndim}
-    tokenizer.config |= {"in_channels": in_channels, "dim": dim, **knobs}
+    arguments = {"ndim": ndim, "in_channels": in_channels, "dim": dim, **knobs}
+    tokenizer = TOKENIZERS.create(name, **arguments)
+    tokenizer.config = {"kind": "tokenizer", "name": name, **arguments}
     return tokenizer
 
 
@@ -154,21 +141,13 @@ def create_surrogate(
         ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
     """
     arguments = dict(locals())  # as given: what a saved model is built from again
-    options = OneStepOptions(
-        ndim=ndim,
-        in_channels=in_channels,
+    options = OneStepOptions.of(
+        arguments,
         out_channels=in_channels if out_channels is None else out_channels,
-        history=history,
         history_mode=mode_of_history(history_mode, processor),
-        constant_channels=constant_channels,
-        normalise=normalise,
-        score_on=score_on,
-        predict=predict,
     )
-    channels, named = (
-        (options.token_channels, options.out_channels),
-        (tokenizer, processor, decoder),
-    )
+    channels = (options.token_channels, options.out_channels)
+    named = (tokenizer, processor, decoder)
     parts = create_parts(options, *channels, *named, dim=dim, depth=depth, heads=heads)
     surrogate = Surrogate(*parts, options)
     surrogate.config = {"kind": "surrogate", **arguments}

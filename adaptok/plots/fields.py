@@ -60,7 +60,16 @@ def draw_cells(
         cut: (space axis, grid index) of the plane through a 3D tiling.
         linewidth: in points; by default it decreases with the number of cells.
     """
-    origin, size = _boxes(cells, sample, frame, cut)
+    start, end = cells.cu_seqlens[sample].item(), cells.cu_seqlens[sample + 1].item()
+    origin = cells.origin[start:end].cpu().numpy()
+    size = cells.size[start:end].cpu().numpy()
+    axes = list(range(1, origin.shape[1]))
+    inside = (origin[:, 0] <= frame) & (frame < origin[:, 0] + size[:, 0])
+    if cut is not None:
+        axis, index = cut[0] + 1, cut[1]
+        inside &= (origin[:, axis] <= index) & (index < origin[:, axis] + size[:, axis])
+        axes.remove(axis)
+    origin, size = origin[inside][:, axes], size[inside][:, axes]
     if linewidth is None:
         linewidth = float(np.clip(8 / np.sqrt(len(origin) + 1), 0.15, 0.6))
     if origin.shape[1] == 1:
@@ -72,21 +81,6 @@ def draw_cells(
     # The first space axis points down: it is the second coordinate of the picture.
     ax.add_collection(LineCollection(list(outlines[..., ::-1]), colors=color, linewidths=linewidth))
     return len(origin)
-
-
-def _boxes(
-    cells: Cells, sample: int, frame: int, cut: tuple[int, int] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    start, end = cells.cu_seqlens[sample].item(), cells.cu_seqlens[sample + 1].item()
-    origin = cells.origin[start:end].cpu().numpy()
-    size = cells.size[start:end].cpu().numpy()
-    inside = (origin[:, 0] <= frame) & (frame < origin[:, 0] + size[:, 0])
-    keep = list(range(1, origin.shape[1]))
-    if cut is not None:
-        axis, index = cut[0] + 1, cut[1]
-        inside &= (origin[:, axis] <= index) & (index < origin[:, axis] + size[:, axis])
-        keep.remove(axis)
-    return origin[inside][:, keep], size[inside][:, keep]
 
 
 def color_scale(values: np.ndarray) -> tuple[tuple[float, float], str]:
@@ -117,10 +111,9 @@ def cells_figure(
                 ax = axes[row, column]
                 draw_values(ax, plane, limits=limits, cmap=cmap)
                 cut = None if axis is None else (axis, index)
-                dark = cmap == "viridis" and plane.ndim == 2
-                color = "white" if dark else "black"
-                frame = cells.shape[0] - 1
-                draw_cells(ax, cells, sample=sample, frame=frame, cut=cut, color=color)
+                color = "white" if cmap == "viridis" and plane.ndim == 2 else "black"
+                last = cells.shape[0] - 1
+                draw_cells(ax, cells, sample=sample, frame=last, cut=cut, color=color)
                 if row == 0:
                     count = int(cells.cu_seqlens[sample + 1] - cells.cu_seqlens[sample])
                     ax.set_title(f"{caption}\n{count} tokens" if caption else f"{count} tokens")
@@ -182,7 +175,7 @@ def panels_figure(
     like = next(iter(next(iter(flat.values())).values()))
     with style():
         figure, axes = _grid(len(flat), len(names), like, bars=True)
-        for axs, columns in zip(axes, flat.values(), strict=True):
+        for axs, (label, columns) in zip(axes, flat.items(), strict=True):
             for ax, name in zip(axs, names, strict=True):
                 if name not in columns:
                     ax.set_axis_off()
@@ -191,30 +184,21 @@ def panels_figure(
                 row = [columns[c] for c in alike]
                 column = [other[name] for other in flat.values() if name in other]
                 shared = np.stack(row if share == "row" else column)
+                limits, cmap = color_scale(shared)
                 if name in positive:
-                    limits = (0.0, float(shared.max()) or 1.0)
-                    _panel(figure, ax, columns[name], limits, "magma")
-                else:
-                    _panel(figure, ax, columns[name], *color_scale(shared))
-        for axs, (label, columns) in zip(axes, flat.items(), strict=True):
+                    limits, cmap = (0.0, float(shared.max()) or 1.0), "magma"
+                image = draw_values(ax, columns[name], limits=limits, cmap=cmap)
+                if image is not None:
+                    bar = figure.colorbar(image, ax=ax, shrink=0.85, aspect=25, pad=0.02)
+                    bar.outline.set_visible(False)  # type: ignore[operator]
+                    bar.ax.tick_params(labelsize=7, length=2)
+                    bar.formatter.set_powerlimits((-2, 3))  # type: ignore[attr-defined]
             axs[next(i for i, name in enumerate(names) if name in columns)].set_ylabel(label)
         for ax, name in zip(axes[0], names, strict=True):
             ax.set_title(name)
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _panel(
-    figure: Figure, ax: Axes, values: np.ndarray, limits: tuple[float, float], cmap: str
-) -> None:
-    image = draw_values(ax, values, limits=limits, cmap=cmap)
-    if image is None:
-        return
-    bar = figure.colorbar(image, ax=ax, shrink=0.85, aspect=25, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.ax.tick_params(labelsize=7, length=2)
-    bar.formatter.set_powerlimits((-2, 3))  # type: ignore[attr-defined]
 
 
 def prediction_figure(

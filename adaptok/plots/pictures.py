@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from adaptok import create_schedule, plots
@@ -18,8 +19,6 @@ from adaptok.evaluation.results import FinishedRun, Results, Rollout
 from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
-from adaptok.plots.residuals import binned_errors_figure, residual_spectra_figure
-from adaptok.plots.rollouts import error_maps_figure, rollout_video, spectra_figure
 
 Batch = dict[str, Tensor]
 
@@ -57,31 +56,31 @@ def of_run(
     batch = sample_of(data, split, 0)
     settings = {row.label: row.controls for row in results.settings}
     first = next(iter(settings.values()))
-    prediction = _predict(model, batch, first)
-    files = []
+    figures = {}
     if (folder / "metrics.csv").exists():
-        figure = plots.learning_curve_figure(folder)
-        files.append(plots.save(figure, out / "learning_curve.png"))
-    truth = batch["target"][0, 0].numpy()
-    figure = plots.prediction_figure(truth, prediction, data.info.fields)
-    files.append(plots.save(figure, out / "prediction.png"))
+        figures["learning_curve"] = plots.learning_curve_figure(folder)
+    truth, prediction = batch["target"][0, 0].numpy(), _predict(model, batch, first)
+    figures["prediction"] = plots.prediction_figure(truth, prediction, data.info.fields)
     if isinstance(model, (Surrogate, FieldSystem)):
         tilings = _tilings(model, batch, settings)
         values = batch["input"][0, -1, 0].numpy()
-        figure = plots.cells_figure(values, tilings, title=data.info.fields[0])
-        files.append(plots.save(figure, out / "cells.png"))
-    if results.persistence.rollout is not None:
-        rolled = {row.label: row.rollout for row in results.settings if row.rollout is not None}
-        curves = {**rolled, "persistence": results.persistence.rollout}
-        figure = plots.rollout_figure({label: _curve(r) for label, r in curves.items()})
-        files.append(plots.save(figure, out / "rollout.png"))
-        plain = {label: rollout.to_json() for label, rollout in rolled.items()}
-        files.append(plots.save(binned_errors_figure(plain), out / "spectral_errors.png"))
-        figure = residual_spectra_figure(plain, results.patch_size)
-        files.append(plots.save(figure, out / "residual_spectra.png"))
-        steps = len(results.persistence.rollout.mean)
-        files += of_rollout(model, data, split, first, steps, out, video)
-    return files
+        figures["cells"] = plots.cells_figure(values, tilings, title=data.info.fields[0])
+    if results.persistence.rollout is None:
+        return _save(figures, out)
+    rolled = {row.label: row.rollout for row in results.settings if row.rollout is not None}
+    curves = {**rolled, "persistence": results.persistence.rollout}
+    plain = {label: rollout.to_json() for label, rollout in rolled.items()}
+    figures |= {
+        "rollout": plots.rollout_figure({label: _curve(r) for label, r in curves.items()}),
+        "spectral_errors": plots.binned_errors_figure(plain),
+        "residual_spectra": plots.residual_spectra_figure(plain, results.patch_size),
+    }
+    steps = len(results.persistence.rollout.mean)
+    return _save(figures, out) + of_rollout(model, data, split, first, steps, out, video)
+
+
+def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 def of_rollout(
@@ -94,21 +93,20 @@ def of_rollout(
     video: str | None = None,
 ) -> list[Path]:
     """Draws error maps and spectra of a split's first trajectory, and a film if `video` is set."""
-    schedule = create_schedule(
-        setting if "name" in setting else {"name": "fixed", "settings": [setting]}
-    )
-    pairs = rollouts(model, data, split, schedule, steps, model.mean.device)
+    config = setting if "name" in setting else {"name": "fixed", "settings": [setting]}
+    pairs = rollouts(model, data, split, create_schedule(config), steps, model.mean.device)
     batch, predictions = next(iter(pairs))
     truth, prediction = batch["target"][0].numpy(), predictions[0].numpy()
     if not np.isfinite(prediction).all():
         return []  # the curves say where it diverged
     fields = data.info.fields
-    files = [
-        plots.save(error_maps_figure(truth, prediction, fields), folder / "error_maps.png"),
-        plots.save(spectra_figure(truth, prediction, fields), folder / "spectra.png"),
-    ]
+    figures = {
+        "error_maps": plots.error_maps_figure(truth, prediction, fields),
+        "spectra": plots.spectra_figure(truth, prediction, fields),
+    }
+    files = _save(figures, folder)
     if video is not None:
-        files.append(rollout_video(truth, prediction, fields, folder / f"rollout.{video}"))
+        files.append(plots.rollout_video(truth, prediction, fields, folder / f"rollout.{video}"))
     return files
 
 
@@ -152,7 +150,7 @@ def of_comparison(runs: Mapping[str, FinishedRun], folder: Path) -> list[Path]:
         "learning_curves": plots.learning_curve_figure({n: r.folder for n, r in runs.items()}),
         "rollouts": plots.rollout_figure(curves),
     }
-    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return _save(figures, folder)
 
 
 @torch.no_grad()
@@ -171,20 +169,18 @@ def of_tokens(
     now = {name: batch["input"][0, -1, i].numpy() for i, name in enumerate(info.fields)}
     if "constants" in batch:
         now |= {n: batch["constants"][0, i].numpy() for i, n in enumerate(info.constants)}
-    files = [plots.save(plots.panels_figure({"": now}, share="column"), folder / "field.png")]
     tilings = _tilings(model, batch, settings)
+    figures = {"field": plots.panels_figure({"": now}, share="column")}
     for name in info.fields:
-        figure = plots.cells_figure(now[name], tilings, title=name)
-        files.append(plots.save(figure, folder / f"cells_{name}.png"))
-    files += _scores(model, info, batch, folder)
-    return files, {label: len(cells) for label, cells in tilings.items()}
+        figures[f"cells_{name}"] = plots.cells_figure(now[name], tilings, title=name)
+    if hasattr(model.tokenizer, "score_map"):
+        figures["score"] = _scores(model, info, batch)
+    return _save(figures, folder), {label: len(cells) for label, cells in tilings.items()}
 
 
-def _scores(model: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -> list[Path]:
-    """Draws the score, and that of every channel and frame, if the tokenizer scores."""
+def _scores(model: Surrogate, info: FieldInfo, batch: Batch) -> Figure:
+    """Draws the score, and that of every channel and frame."""
     tokenizer: Any = model.tokenizer
-    if not hasattr(tokenizer, "score_map"):
-        return []
     field = model.scored(batch["input"], batch.get("constants"))
     known = batch["boundary"]
     total = tokenizer.score_map(field, boundary=known)[0].numpy()
@@ -200,8 +196,7 @@ def _scores(model: Surrogate, info: FieldInfo, batch: Batch, folder: Path) -> li
             row |= {name: maps[first + i] for i, name in enumerate(info.fields)}
         first = len(maps) - len(info.constants)
         rows["now"] |= {name: maps[first + i] for i, name in enumerate(info.constants)}
-    figure = plots.panels_figure(rows, title="score", share="column", positive=[*rows["now"]])
-    return [plots.save(figure, folder / "score.png")]
+    return plots.panels_figure(rows, title="score", share="column", positive=[*rows["now"]])
 
 
 def _predict(model: OneStepModel, batch: Batch, setting: Mapping[str, Any]) -> np.ndarray:

@@ -55,8 +55,7 @@ def residual_spectra_figure(
     with style():
         columns = min(len(rollouts), 4)
         rows = math.ceil(len(rollouts) / columns)
-        size = (3.1 * columns, 2.6 * rows)
-        figure, axes = subplots(rows, columns, size, sharey=True)
+        figure, axes = subplots(rows, columns, (3.1 * columns, 2.6 * rows), sharey=True)
         for unused in axes.flat[len(rollouts) :]:
             unused.remove()
         for ax, (label, rollout) in zip(axes.flat, rollouts.items(), strict=False):
@@ -64,10 +63,8 @@ def residual_spectra_figure(
             power = np.array(rollout["residual_spectrum"]["power"], dtype=float)  # (steps, bands)
             shown = slice(1, np.searchsorted(waves, 0.5, side="right"))  # beyond it: corners only
             steps = np.unique(np.linspace(0, len(power) - 1, lines).round().astype(int))
-            for number, step in enumerate(steps):
-                shade = matplotlib.colormaps["viridis_r"](
-                    0.15 + 0.85 * number / max(len(steps) - 1, 1)
-                )
+            amounts = np.linspace(0.15, 1, len(steps))
+            for step, shade in zip(steps, matplotlib.colormaps["viridis_r"](amounts), strict=True):
                 ax.plot(waves[shown], power[step, shown], color=shade, label=f"step {step + 1}")
             for period in sorted(set(patch_size or ())):
                 for harmonic in range(1, period // 2 + 1):

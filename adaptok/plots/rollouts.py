@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import animation
 from matplotlib.figure import Figure
 
-from adaptok.plots.fields import color_scale, draw_values, first_plane, panels_figure
+from adaptok.plots.fields import color_scale, draw_values, panels_figure
 from adaptok.plots.style import COLORS, style, subplots
 
 
@@ -38,8 +38,31 @@ def rollout_video(
     path = Path(path)
     writer = _writer(path, fps)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if truth.ndim == 5:
+        middle = truth.shape[2] // 2
+        truth, prediction = truth[:, :, middle], prediction[:, :, middle]
+    error = np.abs(prediction - truth)
+    aspect = 0.45 if truth.ndim == 3 else truth.shape[2] / truth.shape[3]
+
+    def update(step: int) -> list:
+        for row, name in enumerate(fields):
+            look = color_scale(truth[:, row])
+            top = float(np.nanmax(error[:, row])) or 1.0
+            panels = {
+                "truth": (truth, *look),
+                "prediction": (prediction, *look),
+                "|error|": (error, (0.0, top), "magma"),
+            }
+            for ax, (title, (values, limits, cmap)) in zip(axes[row], panels.items(), strict=True):
+                ax.clear()
+                draw_values(ax, values[step, row], limits=limits, cmap=cmap)
+                ax.set_title("" if row else title)
+            axes[row, 0].set_ylabel(name)
+        figure.suptitle(f"step {step + 1}", fontsize=10)
+        return []
+
     with style():
-        figure, update = _film(_planes(truth), _planes(prediction), fields)
+        figure, axes = subplots(len(fields), 3, (7.2, 2.3 * aspect * len(fields) + 0.5))
         film = animation.FuncAnimation(figure, update, frames=len(truth), blit=False)
         temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
         film.save(temporary, writer=writer, dpi=100)
@@ -57,36 +80,6 @@ def _writer(path: Path, fps: int) -> animation.AbstractMovieWriter:
     return animation.FFMpegWriter(fps=fps)
 
 
-def _film(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str]):
-    """The figure, and a function that draws step i in it; arrays (t, c, *plane)."""
-    error = np.abs(prediction - truth)
-    aspect = 0.45 if truth.ndim == 3 else truth.shape[2] / truth.shape[3]
-    size = (7.2, 2.3 * aspect * len(fields) + 0.5)
-    figure, axes = subplots(len(fields), 3, size)
-
-    def update(step: int) -> list:
-        for row, name in enumerate(fields):
-            limits, cmap = color_scale(truth[:, row])
-            top = float(np.nanmax(error[:, row])) or 1.0
-            for column, (title, values, look) in enumerate(
-                (
-                    ("truth", truth, (limits, cmap)),
-                    ("prediction", prediction, (limits, cmap)),
-                    ("|error|", error, ((0.0, top), "magma")),
-                )
-            ):
-                ax = axes[row, column]
-                ax.clear()
-                draw_values(ax, values[step, row], limits=look[0], cmap=look[1])
-                if row == 0:
-                    ax.set_title(title)
-            axes[row, 0].set_ylabel(name)
-        figure.suptitle(f"step {step + 1}", fontsize=10)
-        return []
-
-    return figure, update
-
-
 def error_maps_figure(
     truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str], *, columns: int = 4
 ) -> Figure:
@@ -99,13 +92,11 @@ def error_maps_figure(
     """
     steps = np.unique(np.linspace(0, len(truth) - 1, columns).round().astype(int))
     error = np.abs(prediction - truth)
-    captions = {int(step): f"step {step + 1}" for step in steps}
+    captions = [f"step {step + 1}" for step in steps]
     rows = {
-        name: {caption: error[step, i] for step, caption in captions.items()}
-        for i, name in enumerate(fields)
+        name: dict(zip(captions, error[steps, i], strict=True)) for i, name in enumerate(fields)
     }
-    positive = tuple(captions.values())
-    return panels_figure(rows, title="absolute error", positive=positive)
+    return panels_figure(rows, title="absolute error", positive=captions)
 
 
 def isotropic_spectrum(values: np.ndarray) -> np.ndarray:
@@ -137,17 +128,9 @@ def spectra_figure(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[s
             for ax, name, true, ours in zip(axes, fields, *pair, strict=True):
                 shown = slice(1, max(truth.shape[2:]) // 2 + 1)
                 waves = np.arange(len(true))[shown]
-                color = COLORS[number]
-                ax.plot(waves, true[shown], color=color, linestyle="--", linewidth=1)
-                ax.plot(waves, ours[shown], color=color, label=f"step {step + 1}")
+                ax.plot(waves, true[shown], color=COLORS[number], linestyle="--", linewidth=1)
+                ax.plot(waves, ours[shown], color=COLORS[number], label=f"step {step + 1}")
                 ax.set(xscale="log", yscale="log", xlabel="wavenumber", title=name)
         axes[0].set_ylabel("energy (truth dashed)")
         axes[0].legend()
     return figure
-
-
-def _planes(values: np.ndarray) -> np.ndarray:
-    """Cuts 3D fields through the middle of their first axis; (t, c, *space) -> (t, c, *plane)."""
-    if values.ndim < 5:
-        return values
-    return np.stack([np.stack([first_plane(field) for field in frame]) for frame in values])

@@ -5,33 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.style import context
 from PIL import Image
 
 from adaptok.utils.palette import OKABE_ITO
 
 COLORS = tuple(OKABE_ITO.values())
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLORS),
-    "axes.grid": False,
-    "lines.linewidth": 1.4,
-    "figure.constrained_layout.use": True,
-}
+STYLE = Path(__file__).with_name("adaptok.mplstyle")
+CYCLE = cycler(linestyle=("-", "--", ":")) * cycler(color=COLORS)
 
 
 def style() -> Any:
     """Context in which figures get the look of this package."""
-    return matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
+    return context([STYLE, {"axes.prop_cycle": CYCLE}])
 
 
 def subplots(

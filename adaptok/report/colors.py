@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from plotly.colors import hex_to_rgb
+
 from adaptok.report.grouping import Group
 from adaptok.utils.palette import OKABE_ITO
 
@@ -76,7 +78,7 @@ def _shades(color: str, count: int) -> list[str]:
     """Makes darker to lighter shades of a color; light colors leave more room for darker ones."""
     if count == 1:
         return [color]
-    rgb = _rgb(color)
+    rgb = hex_to_rgb(color)
     luminance = sum(w * c / 255 for w, c in zip((0.3, 0.59, 0.11), rgb, strict=True))
     low, high = (-0.5, 0.1) if luminance > 0.55 else (-0.3, 0.45)
     shades = []
@@ -88,10 +90,6 @@ def _shades(color: str, count: int) -> list[str]:
     return shades
 
 
-def _rgb(color: str) -> tuple[int, ...]:
-    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
-
-
 def faint(color: str, alpha: float) -> str:
     """Adds transparency to a hexadecimal color, in plotly's notation."""
-    return f"rgba({','.join(map(str, _rgb(color)))},{alpha})"
+    return f"rgba({','.join(map(str, hex_to_rgb(color)))},{alpha})"

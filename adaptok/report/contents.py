@@ -64,10 +64,7 @@ class ReportContents:
     @property
     def environment_lines(self) -> list[str]:
         """Lines such as ``torch: 2.15.0``, with the number of runs if they differ."""
-        lines = []
-        for name, counts in self.environment.items():
-            lines.append(f"{name}: {next(iter(counts)) if len(counts) == 1 else _listed(counts)}")
-        return lines
+        return [f"{name}: {_listed(counts)}" for name, counts in self.environment.items()]
 
 
 def read_contents(folders: Sequence[str | Path], *, by: Sequence[str] = ()) -> ReportContents:
@@ -117,6 +114,9 @@ def not_finished(read: Runs) -> list[LeftOut]:
 
 
 def _listed(counts: Counter[str]) -> str:
+    """Lists values with the number of runs, one value without."""
+    if len(counts) == 1:
+        return next(iter(counts))
     return ", ".join(f"{value} ({n} runs)" for value, n in counts.most_common())
 
 
@@ -154,9 +154,8 @@ def _data_warnings(groups: Sequence[Group]) -> list[str]:
         if not under(key, OF_TRAINING_DATA)
         and len({str(config[key]) for config in kept if key in config}) > 1
     ]
-    warnings = []
-    if differing:
-        warnings.append(f"runs differ in the data that they are tested on: {', '.join(differing)}")
+    listed = ", ".join(differing)
+    warnings = [f"runs differ in the data that they are tested on: {listed}"] if listed else []
     known = [run.reference for run in runs if run.reference is not None]
     if known and max(known) - min(known) > 1e-3 * max(known):
         warnings.append(

@@ -7,29 +7,16 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from adaptok.report import figures
 from adaptok.report.colors import REFERENCE, Look, faint
-from adaptok.report.figures import (
-    MARKED,
-    Axis,
-    Panel,
-    add_lines,
-    drawn,
-    log_ticks,
-    new_figure,
-    points,
-    power_of_ten,
-    reference_line,
-    span,
-    traces,
-)
 from adaptok.report.grouping import Group
 from adaptok.report.runs import BANDS, Number
-from adaptok.report.summaries import Summary, mean_curve, spread
+from adaptok.report.summaries import Summary, mean_curve, rollouts, spread
 
 LONGEST = 300  # points of a learning curve
 
 
-def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list[Panel]:
+def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list[figures.Panel]:
     """Draws training loss and validation metric of every run, unfinished ones included."""
     measure = groups[0].comparison.measure
     validated = ("val/vrmse", "validation VRMSE") if measure.lower else ("val/error", "error rate")
@@ -39,23 +26,23 @@ def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list
         frame = _learning_frame(groups, key)
         if frame.empty:
             continue
-        figure = new_figure(Axis("training step"), Axis(f"{title} (lower is better)", log=True))
+        figure = figures.new_figure("training step", f"{title} (lower is better)", log="y")
         hover = "<b>%{fullData.name}</b><br>%{text}<br>step %{x}: %{y:.4g}"
-        add_lines(
+        figures.add_lines(
             figure, frame, looked, hover, width=1.3, line_group="run", custom_data=["text", "done"]
         )
-        for trace in traces(figure):
+        for trace in figures.traces(figure):
             text, done = trace.customdata[0]
             trace.update(text=text, customdata=None, line={} if done else {"dash": "dot"})
-            if len(trace.x) > MARKED:
+            if len(trace.x) > figures.MARKED:
                 trace.update(opacity=0.75)
         known = reference.mean if reference and key == "val/vrmse" else None
-        if span(frame["y"]) < 1.5:
+        if figures.span(frame["y"]) < 1.5:
             figure.update_yaxes(type="linear")
         else:
-            figure.update_yaxes(**log_ticks([*frame["y"], known]))
-        reference_line(figure, known, "persistence (test)")
-        panels.append(Panel(title[0].upper() + title[1:], figure))
+            figure.update_yaxes(**figures.log_ticks([*frame["y"], known]))
+        figures.reference_line(figure, known, "persistence (test)")
+        panels.append(figures.Panel(title[0].upper() + title[1:], figure))
     return panels
 
 
@@ -77,23 +64,22 @@ def _learning_frame(groups: Sequence[Group], key: str) -> pd.DataFrame:
     return pd.concat(found) if found else frames[0]
 
 
-def rollout_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Panel]:
+def rollout_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[figures.Panel]:
     """Draws VRMSE against the rollout step, with persistence."""
-    home = [row for row in rows if row.home and any(row.curve("rollout"))]
+    home, reference = rollouts(rows)
     if not home:
         return []
-    figure = new_figure(Axis("rollout step"), Axis("VRMSE (lower is better)"))
+    figure = figures.new_figure("rollout step", "VRMSE (lower is better)")
     hover = "<b>%{fullData.name}</b><br>step %{x}: VRMSE %{y:.4g}"
-    reference = next((r.reference_rollout for row in home for r, _ in row.pairs), ())
     own = [row for row in home if not row.is_reference]
     for row in own:
         _draw_band(figure, row, looked[row.label])
-    lines = [points("persistence", reference), *(points(r.label, r.curve("rollout")) for r in own)]
-    frame = pd.concat(lines)
-    add_lines(figure, frame, {**looked, "persistence": REFERENCE}, hover)
-    if span(frame["y"]) > 20:
-        figure.update_yaxes(type="log", **log_ticks(drawn(figure, "y")))
-    return [Panel("Error against the rollout step", figure)]
+    curves = {"persistence": reference, **{row.label: row.curve("rollout") for row in own}}
+    frame = pd.concat([figures.points(label, curve) for label, curve in curves.items()])
+    figures.add_lines(figure, frame, {**looked, "persistence": REFERENCE}, hover)
+    if figures.span(frame["y"]) > 20:
+        figure.update_yaxes(type="log", **figures.log_ticks(figures.drawn(figure, "y")))
+    return [figures.Panel("Error against the rollout step", figure)]
 
 
 def _draw_band(figure: go.Figure, row: Summary, look: Look) -> None:
@@ -118,48 +104,50 @@ def _draw_band(figure: go.Figure, row: Summary, look: Look) -> None:
     )
 
 
-def spectrum_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Panel]:
+def spectrum_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[figures.Panel]:
     """Draws where in the spectrum the errors are, and patch artifacts."""
     home = [row for row in rows if row.home and not row.is_reference]
-    step = Axis("rollout step")
-    error = Axis("squared error / energy (lower is better)", log=True)
-    wave = Axis("wavenumber (cycles per grid point)", log=True)
-    power = Axis("power of the residual (lower is better)", log=True)
+    step, wave = "rollout step", "wavenumber (cycles per grid point)"
+    error = "squared error / energy (lower is better)"
+    power = "power of the residual (lower is better)"
     at_wave = "%{x:.3g} cycles per grid point:"
     panels = {}
     for i, band in enumerate(BANDS):
-        frames = [
-            points(r.label, mean_curve([[s[i] for s in b] for b in r.lists("bands")])) for r in home
-        ]
-        panels[f"{band.capitalize()} wavenumbers"] = _figure(
-            frames, looked, step, error, "step %{x}: error"
-        )
+        curves = [mean_curve([[s[i] for s in b] for b in row.lists("bands")]) for row in home]
+        frames = [figures.points(r.label, c) for r, c in zip(home, curves, strict=True)]
+        title = f"{band.capitalize()} wavenumbers"
+        panels[title] = _figure(frames, looked, step, error, "step %{x}: error", log="y")
     frames = [_residual_power(row) for row in home]
-    panels["Spectrum of the residual"] = _figure(frames, looked, wave, power, at_wave)
-    frames = [points(row.label, row.curve("harmonics")) for row in home]
-    rise = Axis("rise at the harmonics (1 is best)")
-    artifacts = _figure(frames, looked, step, rise, "step %{x}: ratio")
-    if artifacts is not None:
-        reference_line(artifacts, 1.0, "no artifacts")
-    panels["Patch artifacts"] = artifacts
-    return [Panel(title, figure) for title, figure in panels.items() if figure is not None]
+    panels["Spectrum of the residual"] = _figure(frames, looked, wave, power, at_wave, log="xy")
+    frames = [figures.points(row.label, row.curve("harmonics")) for row in home]
+    rise = "rise at the harmonics (1 is best)"
+    panels["Patch artifacts"] = _figure(frames, looked, step, rise, "step %{x}: ratio")
+    if (artifacts := panels["Patch artifacts"]) is not None:
+        figures.reference_line(artifacts, 1.0, "no artifacts")
+    return [figures.Panel(title, figure) for title, figure in panels.items() if figure is not None]
 
 
 def _figure(
-    frames: Sequence[pd.DataFrame], looked: Mapping[str, Look], x: Axis, y: Axis, hover: str
+    frames: Sequence[pd.DataFrame],
+    looked: Mapping[str, Look],
+    x: str,
+    y: str,
+    hover: str,
+    *,
+    log: str = "",
 ) -> go.Figure | None:
     """Draws a line per model; None if nothing was measured."""
     frames = [frame for frame in frames if len(frame.dropna())]
     if not frames:
         return None
-    figure, frame = new_figure(x, y), pd.concat(frames)
-    mode = "lines" if x.log else ""
+    figure, frame = figures.new_figure(x, y, log=log), pd.concat(frames)
     hover = f"<b>%{{fullData.name}}</b><br>{hover} %{{y:.4g}}"
-    add_lines(figure, frame, looked, hover, mode=mode)
-    if x.log:
-        figure.update_xaxes(**log_ticks(frame["x"]))
-    if y.log:
-        figure.update_yaxes(**log_ticks(frame["y"], power_of_ten if x.log else "{:g}".format))
+    figures.add_lines(figure, frame, looked, hover, mode="lines" if "x" in log else "")
+    if "x" in log:
+        figure.update_xaxes(**figures.log_ticks(frame["x"]))
+    if "y" in log:
+        text = figures.power_of_ten if "x" in log else "{:g}".format
+        figure.update_yaxes(**figures.log_ticks(frame["y"], text))
     return figure
 
 
@@ -168,5 +156,5 @@ def _residual_power(row: Summary) -> pd.DataFrame:
     pairs = [(r.curves.get("wavenumber"), r.curves.get("power")) for _, r in row.pairs]
     known = [(waves, power[-1]) for waves, power in pairs if waves and power]
     power: list[Number] = mean_curve([power for _, power in known])
-    frame = points(row.label, power, known[0][0][: len(power)] if known else ())
+    frame = figures.points(row.label, power, known[0][0][: len(power)] if known else ())
     return frame.query("0 < x <= 0.5")

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from adaptok.report import formats
+from adaptok.report import figures, formats
 from adaptok.report.colors import GRAY, Look, faint
-from adaptok.report.figures import (
-    Axis,
-    Panel,
-    add_lines,
-    drawn,
-    log_ticks,
-    new_figure,
-    powers_of_two,
-    reference_line,
-    span,
-)
 from adaptok.report.runs import Measure, Number
-from adaptok.report.summaries import Summary, Transfer, pareto_front
+from adaptok.report.summaries import Spread, Summary, Transfer, pareto_front
 from adaptok.utils.palette import OKABE_ITO
 
 
@@ -44,7 +33,7 @@ COSTS = (
 SPEED = CostAxis("images_per_second", "speed", "images per second", formats.quantity)
 
 
-def cost_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Panel]:
+def cost_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[figures.Panel]:
     """Draws a panel per measured cost, each with the Pareto front of all models."""
     if not rows:
         return []
@@ -54,7 +43,7 @@ def cost_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[Pan
         frame = _cost_frame(rows, cost)
         if len(frame):
             title = f"{'Error' if measure.lower else 'Accuracy'} against {cost.against}"
-            panels.append(Panel(title, _cost_figure(frame, rows, cost, measure, looked)))
+            panels.append(figures.Panel(title, _cost_figure(frame, rows, cost, looked)))
     return panels
 
 
@@ -76,19 +65,15 @@ def _cost_frame(rows: Sequence[Summary], cost: CostAxis) -> pd.DataFrame:
 
 
 def _cost_figure(
-    frame: pd.DataFrame,
-    rows: Sequence[Summary],
-    cost: CostAxis,
-    measure: Measure,
-    looked: Mapping[str, Look],
+    frame: pd.DataFrame, rows: Sequence[Summary], cost: CostAxis, looked: Mapping[str, Look]
 ) -> go.Figure:
-    mean = rows[frame["place"].iloc[0]].reference_of(measure.key)
-    reference = mean.mean if mean and measure.lower else None
-    log = measure.lower and span([*frame["y"], reference]) > 2
-    title = f"{measure.title} ({measure.direction})"
-    figure = new_figure(Axis(cost.axis, log=True), Axis(title, log))
-    _draw_front(figure, frame, measure, cost)
     shown = [rows[place] for place in frame["place"]]
+    measure, mean = shown[0].measure, shown[0].reference_of(shown[0].measure.key)
+    reference = mean.mean if mean and measure.lower else None
+    log = measure.lower and figures.span([*frame["y"], reference]) > 2
+    title = f"{measure.title} ({measure.direction})"
+    figure = figures.new_figure(cost.axis, title, log="xy" if log else "x")
+    _draw_front(figure, frame, measure, cost)
     several = {row.label for row in shown if (error := row.error) and error.n > 1}
     singles = [
         (row.label, x, y, f"{run.name}<br>seed {run.seed}, {result.label}")
@@ -101,20 +86,19 @@ def _cost_figure(
     if len(each):
         hover = "%{customdata[0]}<br><b>%{y:.4f}</b>"
         faded = {k: look._replace(color=faint(look.color, 0.35)) for k, look in looked.items()}
-        add_lines(figure, each, faded, hover, size=6, mode="markers", custom_data=["text"])
+        figures.add_lines(figure, each, faded, hover, size=6, mode="markers", custom_data=["text"])
     hover = "<b>%{fullData.name}</b><br>%{customdata[0]}"
-    options = {"error_y": "std", "custom_data": ["text"]}
-    by_cost = frame.sort_values("x", kind="stable")
-    order = {"model": list(dict.fromkeys(frame["model"]))}
-    add_lines(figure, by_cost, looked, hover, width=1.2, size=11, category_orders=order, **options)
+    options: dict[str, Any] = {"width": 1.2, "size": 11, "error_y": "std", "custom_data": ["text"]}
+    options["category_orders"] = {"model": list(dict.fromkeys(frame["model"]))}
+    figures.add_lines(figure, frame.sort_values("x", kind="stable"), looked, hover, **options)
     figure.update_traces(error_y={"thickness": 1.2, "width": 3})
-    reference_line(figure, reference, measure.reference)
+    figures.reference_line(figure, reference, measure.reference)
     if cost.key == "tokens":
-        figure.update_xaxes(**powers_of_two(frame["x"]))
+        figure.update_xaxes(**figures.powers_of_two(frame["x"]))
     else:
-        figure.update_xaxes(**log_ticks(drawn(figure, "x"), cost.text))
+        figure.update_xaxes(**figures.log_ticks(figures.drawn(figure, "x"), cost.text))
     if log:
-        figure.update_yaxes(**log_ticks([*drawn(figure, "y"), reference]))
+        figure.update_yaxes(**figures.log_ticks([*figures.drawn(figure, "y"), reference]))
     return figure
 
 
@@ -135,17 +119,17 @@ def _draw_front(figure: go.Figure, frame: pd.DataFrame, measure: Measure, cost: 
         )
 
 
-def transfer_panels(matrices: Sequence[Transfer]) -> list[Panel]:
+def transfer_panels(matrices: Sequence[Transfer]) -> list[figures.Panel]:
     """Draws budget in training by budget in the test, with the error in each cell."""
     errors = [v.mean for m in matrices for row in m.cells for v in row if v and v.mean > 0]
     return [_transfer_panel(m, min(errors), max(errors)) for m in matrices if errors]
 
 
-def _transfer_panel(matrix: Transfer, lowest: float, highest: float) -> Panel:
+def _transfer_panel(matrix: Transfer, lowest: float, highest: float) -> figures.Panel:
     """Colors follow the logarithm of the error; ticks of the color bar are errors."""
     height = max(220, 46 * len(matrix.trained) + 120)
-    axes = Axis("tokens per sample in the test"), Axis("tokens per sample in training")
-    figure = new_figure(*axes, height=height)
+    axes = "tokens per sample in the test", "tokens per sample in training"
+    figure = figures.new_figure(*axes, height=height)
     low, high = math.log10(lowest), math.log10(highest)
     ticks = [low + (high - low) * i / 4 for i in range(5)] if high > low else [low]
     figure.add_heatmap(
@@ -153,8 +137,8 @@ def _transfer_panel(matrix: Transfer, lowest: float, highest: float) -> Panel:
         x=[str(b) for b in matrix.tested],
         y=[str(b).replace(", ", "<br>") for b in matrix.trained],
         text=[
-            [_transfer_text(matrix, i, j) for j in range(len(matrix.tested))]
-            for i in range(len(matrix.trained))
+            [_transfer_text(matrix, value, bad) for value, bad in zip(*pair, strict=True)]
+            for pair in zip(matrix.cells, matrix.diverged, strict=True)
         ],
         texttemplate="%{text}",
         customdata=[[formats.error_spread(v) for v in row] for row in matrix.cells],
@@ -181,11 +165,10 @@ def _transfer_panel(matrix: Transfer, lowest: float, highest: float) -> Panel:
             line = {"color": OKABE_ITO["vermilion"], "width": 2.5}
             figure.add_shape(type="rect", **box, line=line)
     reference = formats.error(matrix.reference.mean if matrix.reference else None)
-    return Panel(f"Budget transfer of {matrix.label}", figure, f"Persistence: {reference}.")
+    return figures.Panel(f"Budget transfer of {matrix.label}", figure, f"Persistence: {reference}.")
 
 
-def _transfer_text(matrix: Transfer, row: int, column: int) -> str:
-    value, bad = matrix.cells[row][column], matrix.diverged[row][column]
+def _transfer_text(matrix: Transfer, value: Spread | None, bad: int) -> str:
     if value is None:
         return "diverged" if bad else ""
     more = " †" if matrix.beaten(value) else ""

@@ -27,20 +27,20 @@ class Panel(NamedTuple):
     caption: str = ""
 
 
-class Axis(NamedTuple):
-    """Title with unit, and whether it is logarithmic."""
+def new_figure(x: str, y: str, *, log: str = "", height: int = HEIGHT) -> go.Figure:
+    """Makes an empty figure; the page's template, which knows light from dark, adds the look.
 
-    title: str
-    log: bool = False
-
-
-def new_figure(x: Axis, y: Axis, *, height: int = HEIGHT) -> go.Figure:
-    """Makes an empty figure; the page's template, which knows light from dark, adds the look."""
-    layout: dict[str, Any] = {"height": height}
-    for name, axis in (("xaxis", x), ("yaxis", y)):
-        kind = "log" if axis.log else "linear"
-        layout[name] = {"title": {"text": axis.title}, "type": kind}
-    return go.Figure(layout={"template": "none", **layout})
+    Args:
+        x: title of the axis, with unit.
+        y: likewise.
+        log: the logarithmic axes: "x", "y" or "xy".
+        height: in pixels.
+    """
+    axes = {
+        f"{name}axis": {"title": {"text": title}, "type": "log" if name in log else "linear"}
+        for name, title in (("x", x), ("y", y))
+    }
+    return go.Figure(layout={"template": "none", "height": height, **axes})
 
 
 def add_lines(

@@ -68,9 +68,7 @@ def embedded(path: Path) -> tuple[str, int, int]:
 
     with Image.open(path) as image:
         picture = image.convert("RGB")
-    if picture.width > WIDTH:
-        height = round(picture.height * WIDTH / picture.width)
-        picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    picture.thumbnail((WIDTH, picture.height), Image.Resampling.LANCZOS, reducing_gap=None)
     stream = io.BytesIO()
     picture.save(stream, "webp", quality=85)  # a quarter of a PNG
     text = base64.b64encode(stream.getvalue()).decode()

@@ -89,26 +89,17 @@ def group_runs(runs: Sequence[RunRecord], by: Sequence[str] = ()) -> list[Group]
     for key in by:
         if key not in known:
             raise ValueError(f"by={key}: no run has this key; they have {', '.join(known)}")
-    alike: dict[tuple[Comparison, str], list[RunRecord]] = {}
+    alike: dict[Hashable, list[RunRecord]] = {}
     for run in runs:
-        comparison = Comparison(run.measure, run.data, run.split)
-        alike.setdefault((comparison, run.kind), []).append(run)
-    groups = [
-        group
-        for (comparison, kind), own in alike.items()
-        for group in _groups_of_kind(comparison, kind, own, settled, tuple(by))
-    ]
+        alike.setdefault((run.measure, run.data, run.split, run.kind), []).append(run)
+    groups = [group for own in alike.values() for group in _groups_of_kind(own, settled, by)]
     return sorted(groups, key=lambda g: (str(g.comparison), _natural(g.label)))
 
 
-def _groups_of_kind(
-    comparison: Comparison,
-    kind: str,
-    runs: Sequence[RunRecord],
-    settled: Settled,
-    by: tuple[str, ...],
-) -> list[Group]:
-    """Groups the runs of one tokenizer or baseline."""
+def _groups_of_kind(runs: Sequence[RunRecord], settled: Settled, by: Sequence[str]) -> list[Group]:
+    """Groups the runs of one tokenizer or baseline in one comparison."""
+    one = runs[0]
+    comparison, kind = Comparison(one.measure, one.data, one.split), one.kind
     versions = [run.environment.get("adaptok") for run in runs]
     varying = label_keys([settled[id(run)] for run in runs], versions)
     keys = by or varying
@@ -129,8 +120,8 @@ def _groups_of_kind(
             # several budgets in training take the place of the schedule
             shown = {k: v for k, v in values.items() if k not in BUDGETS} | {"budget": budget}
         label = label_of_keys(kind, shown)
-        tested = [run for run in own if run.results]
-        tested.sort(key=lambda run: (run.seed is None, run.seed or 0, run.modified))
+        done = [run for run in own if run.results]
+        tested = sorted(done, key=lambda run: (run.seed is None, run.seed or 0, run.modified))
         same = [(run.seed, *identity(run, varying)) for run in tested]
         pending = [run for run in own if not run.results]
         groups.append(Group(comparison, label, kind, values, tested, same, pending, mixed))

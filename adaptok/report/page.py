@@ -21,7 +21,7 @@ from adaptok.report.gallery import pictures_of
 from adaptok.report.runs import LeftOut
 from adaptok.report.summaries import transfers
 
-ASSETS = Path(__file__).with_name("assets")
+TEMPLATES = FileSystemLoader(Path(__file__).with_name("assets"))
 
 
 def page(contents: ReportContents, out: str | Path, csv: str = "") -> str:
@@ -39,12 +39,13 @@ def page(contents: ReportContents, out: str | Path, csv: str = "") -> str:
     used = [look for section in sections for look in section["looks"].values()]
     left = [*not_finished(contents.read), *problems]
     environment = Environment(
-        loader=FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=TEMPLATES, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"figure": _figure_json, "breakable": _breakable}
-    environment.globals["link"] = lambda run: tables.link_to(run, Path(out))
     return environment.get_template("page.html").render(
         contents=contents,
+        link=lambda run: tables.link_to(run, Path(out)),
+        verdicts=tables.verdict_sheet(contents.verdicts),
         sections=sections,
         cards={
             "runs tested": f"{len(contents.tested)} of {len(contents.read.runs)}",
@@ -52,12 +53,8 @@ def page(contents: ReportContents, out: str | Path, csv: str = "") -> str:
             "data sets": len({run.data for run in contents.tested}),
             "seeds": contents.seeds,
         },
-        verdicts=tables.verdict_sheet(contents.verdicts) if contents.verdicts else None,
         runs=tables.runs_sheet(contents.read.runs, labels, Path(out)),
-        left=tables.left_out_sheet(left) if left else None,
-        style=_asset("page.css"),
-        script=_asset("page.js"),
-        reading=_asset("reading.html"),
+        left=tables.left_out_sheet(left),
         plotly=Markup(get_plotlyjs()),
         dark=dark_colors(used),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -88,10 +85,6 @@ def _section(section: Section, name: str, problems: list[LeftOut]) -> dict[str, 
         parts.append({"name": "cells", "pictures": pictures})
     about = {"name": name, "title": section.comparison.title, "measure": measure}
     return about | {"warnings": section.warnings, "looks": looked, "parts": parts}
-
-
-def _asset(name: str) -> Markup:
-    return Markup((ASSETS / name).read_text(encoding="utf-8"))
 
 
 def _figure_json(panel: Panel) -> Markup:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,15 @@ from adaptok.utils.tables import read_metrics
 SKIPPED = {"checkpoints", "pictures", "model", "predictions", "wandb", "report", ".hydra"}
 FIRST = ("vrmse", "tokens", "spectral_nmse", "rollout")  # order of the columns
 OTHERS = ("label", "setting", "controls")  # entries of a row that are no numbers
+# Curves of a result -> where they are in the "rollout" of a row.
+CURVES = {
+    "rollout": ("mean",),
+    "harmonics": ("patch_harmonics",),
+    "wavenumber": ("residual_spectrum", "wavenumber"),
+    "bands": ("spectral_nmse",),
+    "power": ("residual_spectrum", "power"),
+}
+Curve = Sequence[Mapping[str, float]]  # rows of metrics.csv
 ABOUT = ("parameters", "seconds_per_training_step")
 
 
@@ -67,37 +76,37 @@ def _run_folders(place: Path, problems: list[LeftOut], seen: set[Path]) -> Itera
     Args:
         seen: resolved paths of the folders visited so far; links may form circles.
     """
-    if place.resolve() in seen:
-        return
-    seen.add(place.resolve())
-    try:
-        entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-    except OSError as error:
-        problems.append(LeftOut(place, f"cannot be read: {error.strerror}"))
-        return
-    names = {entry.name for entry in entries}
-    if names & {"config.yaml", "metrics.json", "failed.json"}:
-        yield place
-    elif not names:
-        problems.append(LeftOut(place, "empty"))
-    elif ".hydra" in names and all(".hydra" in f.parts for f in place.glob("**/config.yaml")):
-        problems.append(LeftOut(place, "no config.yaml: it stopped before it began"))
-    for entry in entries:
-        if entry.is_dir() and entry.name not in SKIPPED and not entry.name.startswith("."):
-            yield from _run_folders(Path(entry.path), problems, seen)
+
+    def unreadable(error: OSError) -> None:
+        problems.append(LeftOut(Path(error.filename), f"cannot be read: {error.strerror}"))
+
+    for path, children, files in os.walk(place, onerror=unreadable, followlinks=True):
+        folder, names = Path(path), {*children, *files}
+        within = [name for name in children if name not in SKIPPED and not name.startswith(".")]
+        children[:] = sorted(within)
+        if folder.resolve() in seen:
+            children.clear()
+            continue
+        seen.add(folder.resolve())
+        if names & {"config.yaml", "metrics.json", "failed.json"}:
+            yield folder
+        elif not names:
+            problems.append(LeftOut(folder, "empty"))
+        elif ".hydra" in names and all(".hydra" in f.parts for f in folder.glob("**/config.yaml")):
+            problems.append(LeftOut(folder, "no config.yaml: it stopped before it began"))
 
 
 def _read(folder: Path, found: Runs) -> None:
     """Adds the run, or the problem with its folder."""
     try:
-        config = _read_config(folder, found.problems)
-        results = _read_json(folder / "metrics.json", found.problems)
+        config = _mapping(folder / "config.yaml", found.problems)
+        results = _mapping(folder / "metrics.json", found.problems)
         if results is None and config is not None:
             children = [file.parent for file in folder.glob("*/metrics.json")]
             if any(not (child / "config.yaml").exists() for child in children):
                 return  # a pretraining run: its children are the runs
         if not (folder / "config.yaml").exists() and results is not None:
-            config = _read_config(folder.parent, []) or {}
+            config = _mapping(folder.parent / "config.yaml") or {}
             if not config:
                 found.problems.append(LeftOut(folder, "no config.yaml: known by its name only"))
         config = _as_asked(config or {}, folder)
@@ -115,14 +124,27 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Left
         parents = Path(checkpoint).parents
         source = parents[1] if parents[0].name == "checkpoints" else parents[0]
     curve = _read_curve(folder, config, source, problems)
-    if rows and (failure := _read_json(folder / "failed.json", [])) is not None:
-        error = failure.get("error", "unknown error")
+    failure = _mapping(folder / "failed.json")
+    error = None if failure is None else str(failure.get("error", "unknown error"))
+    if rows and error is not None:
         problems.append(LeftOut(folder, f"repeated and failed, these are older results: {error}"))
-    status, note = _status(folder, config, rows, measure, curve)
+    steps = chain(config, "trainer", "max_steps")
+    status, note = _status(rows, measure, error, curve, steps)
     if isinstance(data := config.get("data"), list):  # of several sets, the one that was tested
         named = [d for d in data if chain(d, "name") == results.get("data")]
         config = config | {"data": named[0] if named else {}}
     flat = dict(flattened(config))
+    persistence = result_of(entries(results, "persistence"))
+    references = {
+        name: value
+        for name, value in persistence.values.items()
+        if name in persistence.metrics or name.startswith("rollout_")
+    }
+    if isinstance(classes := results.get("classes"), list) and classes:
+        references = {ACCURACY.key: 1 / len(classes)}
+    values = {name: number(results[name]) for name in ABOUT if name in results}
+    for group, prefix in (("training", "training_"), ("parameters_by_stage", "parameters_")):
+        values |= {f"{prefix}{k}": number(v) for k, v in entries(results, group).items()}
     written = [folder / name for name in ("metrics.json", "failed.json", "config.yaml")]
     return RunRecord(
         folder=folder,
@@ -133,9 +155,9 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Left
         split=str(results.get("split", "test")),
         config=flat,
         results=rows,
-        references=_references(results, measure),
-        reference_rollout=numbers(chain(results, "persistence", "rollout", "mean")),
-        values=_values(results),
+        references=references,
+        reference_rollout=persistence.curves.get("rollout", ()),
+        values=values,
         environment={k: str(v) for k, v in entries(results, "environment").items()},
         curve=curve,
         note=note,
@@ -145,44 +167,17 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Left
 
 
 def _status(
-    folder: Path,
-    config: Mapping[str, Any],
-    rows: Sequence[SettingResult],
-    measure: Measure,
-    curve: Sequence[Mapping[str, float]],
+    rows: Sequence[SettingResult], measure: Measure, error: str | None, curve: Curve, steps: Any
 ) -> tuple[str, str]:
     """Returns the status, and where it diverged, why it failed or how far it is."""
     if rows:
         bad = [row.label for row in rows if row.values.get(measure.key, 0.0) is None]
         return ("diverged", ", ".join(bad)) if bad else ("finished", "")
-    failed = _read_json(folder / "failed.json", [])
-    if failed is not None:
-        return "failed", str(failed.get("error", "unknown error"))
-    steps = chain(config, "trainer", "max_steps")
+    if error is not None:
+        return "failed", error
     done = f"step {curve[-1]['step'] + 1:.0f}" if curve else "nothing logged yet"
     known = isinstance(steps, int) and steps > 0  # -1 is without end
     return "unfinished", f"{done} of {steps}" if curve and known else done
-
-
-def _references(results: Mapping[str, Any], measure: Measure) -> dict[str, Number]:
-    """Errors of persistence by metric; for classifiers the accuracy of guessing."""
-    if measure is ACCURACY:
-        classes = results.get("classes")
-        return {measure.key: 1 / len(classes)} if isinstance(classes, list) and classes else {}
-    return {
-        name: number(error["mean"])
-        for name, error in entries(results, "persistence").items()
-        if isinstance(error, Mapping) and name != "rollout" and "mean" in error
-    }
-
-
-def _values(results: Mapping[str, Any]) -> dict[str, Number]:
-    """Numbers that belong to the whole run."""
-    values = {name: number(results[name]) for name in ABOUT if name in results}
-    for group, prefix in (("training", "training_"), ("parameters_by_stage", "parameters_")):
-        for name, value in entries(results, group).items():
-            values[f"{prefix}{name}"] = number(value)
-    return values
 
 
 def _as_asked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -190,7 +185,7 @@ def _as_asked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     A run stores what a budget became for its tokenizer, for example calibrated thresholds.
     """
-    typed = chain(_read_config(folder / ".hydra", []), "schedule", "settings")
+    typed = chain(_mapping(folder / ".hydra" / "config.yaml"), "schedule", "settings")
     own = chain(config, "schedule", "settings")
     if not isinstance(typed, list) or not isinstance(own, list) or len(typed) != len(own):
         return config
@@ -226,31 +221,24 @@ def _read_curve(
     return []
 
 
-def _read_config(folder: Path, problems: list[LeftOut]) -> dict[str, Any] | None:
-    """Reads config.yaml; None if there is none or it is damaged, which is a problem."""
+def _mapping(path: Path, problems: list[LeftOut] | None = None) -> dict[str, Any] | None:
+    """Reads a mapping; None if there is no such file or it is damaged, which is a problem."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # if present, ten times as fast
-    return _mapping(folder / "config.yaml", lambda text: yaml.load(text, loader), "", problems)
-
-
-def _read_json(path: Path, problems: list[LeftOut]) -> dict[str, Any] | None:
-    """Reads a mapping; None if there is no such file or it is damaged, which is a problem."""
-    return _mapping(path, json.loads, " or only half written", problems)
-
-
-def _mapping(
-    path: Path, parse: Callable[[str], Any], more: str, problems: list[LeftOut]
-) -> dict[str, Any] | None:
+    is_json = path.suffix == ".json"
     try:
-        content = parse(path.read_text())
+        text = path.read_text()
+        content = json.loads(text) if is_json else yaml.load(text, loader)
     except FileNotFoundError:
         return None
     except Exception:  # of the file system, of the encoding or of the parser
         content = None
     if isinstance(content, dict):
         return content
-    problems.append(LeftOut(path.parent, f"{path.name} is damaged{more}"))
+    if problems is not None:
+        more = " or only half written" if is_json else ""
+        problems.append(LeftOut(path.parent, f"{path.name} is damaged{more}"))
     return None
 
 
@@ -276,9 +264,11 @@ def number(value: Any) -> Number:
     return float(value)
 
 
-def numbers(values: Any) -> list[Number]:
-    """Returns a list of numbers, empty for anything else."""
-    return [number(v) for v in values] if isinstance(values, list) else []
+def numbers(values: Any) -> list[Any]:
+    """Returns a list of numbers, or of lists of them, empty for anything else."""
+    if not isinstance(values, list):
+        return []
+    return [numbers(v) if isinstance(v, list) else number(v) for v in values]
 
 
 def result_of(row: Mapping[str, Any]) -> SettingResult:
@@ -312,23 +302,12 @@ def result_of(row: Mapping[str, Any]) -> SettingResult:
             fields |= {f"{name}.{field}": number(chain(v, "mean")) for field, v in errors.items()}
         elif name == "vrmse" or value is None or isinstance(value, (int, float)):
             values[name] = number(value)
+    curves = {name: numbers(chain(row, "rollout", *keys)) for name, keys in CURVES.items()}
     return SettingResult(
         label=str(row.get("label") or "as built"),
         setting=entries(row, "setting"),
         values=values,
-        curves=_curves(row.get("rollout")),
+        curves={name: curve for name, curve in curves.items() if curve},
         fields=fields,
         metrics=metrics,
     )
-
-
-def _curves(rollout: Any) -> dict[str, list[Any]]:
-    bands, power = chain(rollout, "spectral_nmse"), chain(rollout, "residual_spectrum", "power")
-    curves: dict[str, list[Any]] = {
-        "rollout": numbers(chain(rollout, "mean")),
-        "harmonics": numbers(chain(rollout, "patch_harmonics")),
-        "wavenumber": numbers(chain(rollout, "residual_spectrum", "wavenumber")),
-        "bands": [numbers(row) for row in bands] if isinstance(bands, list) else [],
-        "power": [numbers(row) for row in power] if isinstance(power, list) else [],
-    }
-    return {name: values for name, values in curves.items() if values}

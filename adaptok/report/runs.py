@@ -85,7 +85,8 @@ class RunRecord:
         split: tested split.
         config: dotted keys, such as ``tokenizer.budget``, with their values.
         results: one per setting; empty unless the run is finished or diverged.
-        references: errors of persistence by metric, or the accuracy of guessing.
+        references: errors of persistence by metric, and of its rollout ("rollout_last",
+            "rollout_6:12"), or the accuracy of guessing.
         reference_rollout: VRMSE of persistence at every rollout step.
         values: numbers of the whole run: parameters, seconds per training step ...
         environment: adaptok, torch, device, hardware, when.
@@ -154,16 +155,6 @@ class RunRecord:
     def trained_at(self, result: SettingResult) -> bool:
         """Whether the result belongs to the setting that the model was trained at."""
         return not result.setting or result.budget == self.budget is not None
-
-    def reference_of(self, name: str) -> Number:
-        """Persistence's value of a metric, "rollout_last" or a window such as "rollout_6:12"."""
-        if name in self.references or not name.startswith("rollout_"):
-            return self.references.get(name)
-        first, is_window, stop = name.removeprefix("rollout_").partition(":")
-        chosen = slice(int(first), int(stop)) if is_window else slice(-1, None)
-        steps = list(self.reference_rollout[chosen])
-        known = [step for step in steps if step is not None]
-        return sum(known) / len(known) if known and len(known) == len(steps) else None
 
     def beats_reference(self, result: SettingResult) -> bool | None:
         """Whether a result is better than persistence (or chance); None if that is unknown."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -47,7 +47,7 @@ class Summary:
     group: Group
     setting: str
     pairs: Sequence[tuple[RunRecord, SettingResult]]
-    home: bool = field(default=True)
+    home: bool
 
     @property
     def label(self) -> str:
@@ -79,7 +79,7 @@ class Summary:
 
     def reference_of(self, name: str) -> Spread | None:
         """Spread over runs of a persistence metric."""
-        return spread(run.reference_of(name) for run, _ in self.pairs)
+        return spread(run.references.get(name) for run, _ in self.pairs)
 
     @property
     def counts(self) -> bool:
@@ -128,6 +128,12 @@ def summaries(groups: Sequence[Group]) -> list[Summary]:
         home = max(trained, key=trained.__getitem__, default="")
         found += [Summary(group, s, own, s == home) for s, own in pairs.items()]
     return found
+
+
+def rollouts(rows: Sequence[Summary]) -> tuple[list[Summary], Sequence[Number]]:
+    """Finds the models with a rollout, at the settings of training, and that of persistence."""
+    home = [row for row in rows if row.home and any(row.curve("rollout"))]
+    return home, next((run.reference_rollout for row in home for run, _ in row.pairs), ())
 
 
 def ranks(rows: Sequence[Summary], name: str, *, lower: bool = True) -> list[int | None]:
@@ -193,32 +199,29 @@ def verdicts(rows: Sequence[Summary]) -> list[Verdict]:
 
 def _objections(rows: Sequence[Summary]) -> list[str]:
     """Lists the objections to a comparison, each with the models it holds for."""
-    if not rows:
-        return []
-    measure = rows[0].measure
-    tests: list[tuple[str, Callable[[RunRecord, SettingResult], bool]]] = [
-        ("diverged", lambda run, result: result.get(measure.key) is None),
-        (
-            f"not better than {measure.reference}",
-            lambda run, result: (
-                run.beats_reference(result) is False and result.get(measure.key) is not None
-            ),
-        ),
-        (f"{measure.reference} unknown", lambda run, result: run.beats_reference(result) is None),
-        ("no learning curve", lambda run, result: len(run.curve) < 2),
-    ]
+    models: dict[str, list[str]] = {}
+    for row in rows:
+        objections = [_objections_to(run, result) for run, result in row.pairs]
+        for what in objections[0]:
+            bad, count = sum(found[what] for found in objections), len(objections)
+            part = f" ({bad} of {count} runs)" if bad < count else ""
+            models.setdefault(what, []).extend([row.label + part] if bad else [])
     found = []
-    for what, test in tests:
-        models = []
-        for row in rows:
-            bad = sum(test(run, result) for run, result in row.pairs)
-            if bad:
-                part = "" if bad == len(row.pairs) else f" ({bad} of {len(row.pairs)} runs)"
-                models.append(row.label + part)
-        more = [f"{len(models) - NAMED} more"] if len(models) > NAMED else []
-        if models:
-            found.append(f"{what}: {'; '.join([*models[:NAMED], *more])}")
+    for what, named in models.items():
+        more = [f"{len(named) - NAMED} more"] if len(named) > NAMED else []
+        found += [f"{what}: {'; '.join([*named[:NAMED], *more])}"] if named else []
     return found
+
+
+def _objections_to(run: RunRecord, result: SettingResult) -> dict[str, bool]:
+    """Maps every possible objection to a result to whether it holds."""
+    better, diverged = run.beats_reference(result), result.get(run.measure.key) is None
+    return {
+        "diverged": diverged,
+        f"not better than {run.measure.reference}": better is False and not diverged,
+        f"{run.measure.reference} unknown": better is None,
+        "no learning curve": len(run.curve) < 2,
+    }
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from adaptok.report import formats
 from adaptok.report.reading import number
 from adaptok.report.runs import LeftOut, Number, RunRecord
-from adaptok.report.summaries import Spread, Summary, Transfer, Verdict, ranks, spread
+from adaptok.report.summaries import Spread, Summary, Transfer, Verdict, ranks, rollouts, spread
 
 ARROWS = {True: " ↓", False: " ↑"}
 COSTS: dict[str, tuple[str, Callable[[Number], str]]] = {
@@ -56,14 +56,14 @@ def _mean(value: Spread | None, text: Callable[[Number], str]) -> Cell:
     return Cell(text(mean), mean)
 
 
+def _spread(value: Spread | None) -> Cell:
+    return Cell(formats.error_spread(value), value.mean if value else None)
+
+
 def _models(rows: Sequence[Summary], first: Sequence[str] = ()) -> list[Cell]:
     """Makes the first column: names of references, then the models."""
     given = [Cell(label, label, weak=True) for label in first]
     return given + [Cell(row.label, row.label, weak=not row.counts) for row in rows]
-
-
-def _by_row(caption: str, rows: Sequence[Mapping[str, Cell]]) -> Sheet:
-    return Sheet(caption, {title: [row[title] for row in rows] for title in (rows or [{}])[0]})
 
 
 def results_sheet(rows: Sequence[Summary]) -> Sheet:
@@ -87,7 +87,7 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
         if name not in measured:
             continue
         ranked = name != "vrmse_median"
-        known = [run.reference_of(name) for run in runs]
+        known = [run.references.get(name) for run in runs]
         columns[title] = [_reference_cell(known), *_error_cells(rows, name, ranked=ranked)]
         if name == measure.key:
             columns[f"/ {reference}"] = [Cell(formats.MISSING), *map(_ratio_cell, rows)]
@@ -112,12 +112,12 @@ def _error_cells(rows: Sequence[Summary], name: str, *, ranked: bool) -> list[Ce
     cells = []
     for row, place in zip(rows, places, strict=True):
         value, bad = row.spread(name), row.diverged_in(name) if ranked else 0
-        text = formats.error_spread(value)
+        cell = _spread(value)
         if bad:
-            text += f" ({bad} of {len(row.pairs)} diverged)" if value else " diverged"
+            part = f" ({bad} of {len(row.pairs)} diverged)" if value else " diverged"
+            cell = cell._replace(text=cell.text + part)
         each = [f"seed {run.seed}: {formats.error(r.get(name))}" for run, r in row.pairs]
-        hint = "\n".join(each) if ranked else ""
-        cells.append(Cell(text, value.mean if value else None, place, hint))
+        cells.append(cell._replace(rank=place, hint="\n".join(each) if ranked else ""))
     return cells
 
 
@@ -129,15 +129,14 @@ def _ratio_cell(row: Summary) -> Cell:
 
 def _reference_cell(values: Sequence[Number]) -> Cell:
     """Shows a number of persistence, or its range if the runs do not agree."""
-    known = [v for v in values if v is not None]
-    if not known:
+    mean, known = spread(values), [v for v in values if v is not None]
+    if mean is None:
         return Cell(formats.MISSING)
     low, high = min(known), max(known)
     text = formats.error(known[0])
     if high - low > 1e-3 * abs(high):
         text = f"{formats.error(low)} to {formats.error(high)}"
-    mean = spread(known)
-    return Cell(text, mean.mean if mean else None)
+    return Cell(text, mean.mean)
 
 
 def seeds_cell(row: Summary, rows: Sequence[Summary]) -> Cell:
@@ -172,17 +171,15 @@ def fields_sheet(rows: Sequence[Summary]) -> Sheet | None:
     columns = {"model": _models(home)}
     for field in fields:
         values = [spread(r.fields.get(field) for _, r in row.pairs) for row in home]
-        cells = [Cell(formats.error_spread(v), v.mean if v else None) for v in values]
-        columns[f"{field.removeprefix(prefix)} ↓"] = cells
+        columns[f"{field.removeprefix(prefix)} ↓"] = [_spread(value) for value in values]
     return Sheet("VRMSE of every field, one step ahead; lower is better.", columns)
 
 
 def rollout_sheet(rows: Sequence[Summary], *, columns: int = 8) -> Sheet | None:
     """Lists VRMSE at some rollout steps, at the settings of training; persistence first."""
-    home = [row for row in rows if row.home and any(row.curve("rollout"))]
+    home, reference = rollouts(rows)
     if not home:
         return None
-    reference = next((r.reference_rollout for row in home for r, _ in row.pairs), ())
     curves = [reference, *(row.curve("rollout") for row in home)]
     length = max(map(len, curves[1:]))
     chosen = sorted({round(i * (length - 1) / max(columns - 1, 1)) for i in range(columns)})
@@ -226,23 +223,20 @@ def transfer_sheet(matrix: Transfer) -> Sheet:
 
 def verdict_sheet(found: Sequence[tuple[str, Verdict]]) -> Sheet:
     """Lists which comparisons count, from pairs of data set and verdict."""
-    rows = [
-        {
-            "data": _plain(title),
-            "setting": _plain(verdict.setting),
-            "models": Cell(
-                str(len(verdict.models)), len(verdict.models), hint="\n".join(verdict.models)
-            ),
-            "verdict": Cell("counts" if verdict.counts else "no result", str(verdict.counts)),
-            "why": Cell(". ".join(verdict.reasons), ""),
-        }
-        for title, verdict in found
-    ]
+    columns = {
+        "data": [_plain(title) for title, _ in found],
+        "setting": [_plain(v.setting) for _, v in found],
+        "models": [
+            Cell(str(len(v.models)), len(v.models), hint="\n".join(v.models)) for _, v in found
+        ],
+        "verdict": [Cell("counts" if v.counts else "no result", str(v.counts)) for _, v in found],
+        "why": [Cell(". ".join(v.reasons), "") for _, v in found],
+    }
     caption = (
         "A comparison counts if every run of every model in it beats persistence (chance, for "
         "classifiers) on the test split and its learning curve is there."
     )
-    return _by_row(caption, rows)
+    return Sheet(caption, columns)
 
 
 def runs_sheet(runs: Sequence[RunRecord], labels: Mapping[int, str], out: Path) -> Sheet:
@@ -253,7 +247,8 @@ def runs_sheet(runs: Sequence[RunRecord], labels: Mapping[int, str], out: Path) 
         out: folder of the page.
     """
     rows = [_run_row(run, labels[id(run)], out) for run in runs]
-    return _by_row("Links open the run folders, where they are still at their place.", rows)
+    columns = {title: [row[title] for row in rows] for title in rows[0]}
+    return Sheet("Links open the run folders, where they are still at their place.", columns)
 
 
 def _run_row(run: RunRecord, label: str, out: Path) -> dict[str, Cell]:
@@ -282,8 +277,11 @@ def _run_row(run: RunRecord, label: str, out: Path) -> dict[str, Cell]:
 
 def left_out_sheet(problems: Sequence[LeftOut]) -> Sheet:
     """Lists folders with the reason why they are left out."""
-    rows = [{"folder": _plain(str(folder)), "why": _plain(what)} for folder, what in problems]
-    return _by_row("What is not in the means above, or only in part.", rows)
+    columns = {
+        "folder": [_plain(str(folder)) for folder, _ in problems],
+        "why": [_plain(what) for _, what in problems],
+    }
+    return Sheet("What is not in the means above, or only in part.", columns)
 
 
 def link_to(run: RunRecord, out: Path) -> str:

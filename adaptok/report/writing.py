@@ -8,19 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from adaptok.report import tables
 from adaptok.report.contents import ReportContents, Section, not_finished, read_contents
 from adaptok.report.grouping import Group, group_runs
 from adaptok.report.runs import RunRecord, SettingResult
 from adaptok.report.summaries import transfers
-from adaptok.report.tables import (
-    Cell,
-    Sheet,
-    fields_sheet,
-    results_sheet,
-    rollout_sheet,
-    transfer_sheet,
-    verdict_sheet,
-)
 from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
@@ -81,7 +73,7 @@ def markdown_report(contents: ReportContents) -> str:
     ]
     parts = ["# Report", "\n".join(f"- {_plain(line)}" for line in head)]
     if contents.verdicts:
-        parts += ["## Which comparisons count", _markdown(verdict_sheet(contents.verdicts))]
+        parts += ["## Which comparisons count", _markdown(tables.verdict_sheet(contents.verdicts))]
     for section in contents.sections:
         parts.append(f"## {section.comparison.title}")
         parts += [f"**Careful**: {_plain(warning)}" for warning in section.warnings]
@@ -93,22 +85,22 @@ def markdown_report(contents: ReportContents) -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def section_sheets(section: Section) -> list[Sheet]:
+def section_sheets(section: Section) -> list[tables.Sheet]:
     """Makes the tables of a comparison."""
     rows = section.rows
     if not rows:
         return []
-    optional = (fields_sheet(rows), rollout_sheet(rows))
-    matrices = map(transfer_sheet, transfers(rows))
-    return [results_sheet(rows), *matrices, *(sheet for sheet in optional if sheet is not None)]
+    sheets = [tables.results_sheet(rows), *map(tables.transfer_sheet, transfers(rows))]
+    sheets += filter(None, (tables.fields_sheet(rows), tables.rollout_sheet(rows)))
+    return sheets
 
 
-def _markdown(sheet: Sheet) -> str:
+def _markdown(sheet: tables.Sheet) -> str:
     rows = [[_cell(cell) for cell in row] for row in sheet.rows]
     return f"{sheet.caption}\n\n" + table([_plain(title) for title in sheet.columns], rows)
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: tables.Cell) -> str:
     mark = {None: "", 1: "**", 2: "*"}[cell.rank]
     return f"{mark}{_plain(cell.text)}{mark}"
 

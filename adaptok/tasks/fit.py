@@ -99,12 +99,8 @@ def write_config(config: Config, folder: Path) -> None:
 def quiet() -> None:
     """Keeps Lightning's advertisements and advice that does not apply out of the output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*is deprecated, use `isinstance",
-        ".*exists and is not empty",
-        ".*num_workers",
-    ):
-        warnings.filterwarnings("ignore", message)
+    advice = "is deprecated, use `isinstance", "exists and is not empty", "num_workers"
+    warnings.filterwarnings("ignore", f".*({'|'.join(advice)})")
 
 
 def _keep_metrics(folder: Path) -> None:

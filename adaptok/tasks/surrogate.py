@@ -16,13 +16,7 @@ from adaptok.data import WellData
 from adaptok.evaluation.budgets import resolve_settings, resolve_tokenizer
 from adaptok.evaluation.cost import peak_memory
 from adaptok.evaluation.evaluate import check_settings, evaluate
-from adaptok.evaluation.results import (
-    FinishedRun,
-    Results,
-    Training,
-    markdown,
-    write_results,
-)
+from adaptok.evaluation.results import FinishedRun, Results, Training, markdown, write_results
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.pretrained import save_pretrained
 from adaptok.models.schedules import Schedule
@@ -115,20 +109,15 @@ def fit_surrogate(
     """Fits the module; returns seconds per training step in the first process, None in others."""
     if not any(p.requires_grad for p in module.parameters()):  # nothing to train: persistence
         write_config(config, folder)
-        _save_untrained(module, folder)
+        checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 0}
+        module.on_save_checkpoint(checkpoint)  # now adaptok eval takes it like any other
+        path = folder / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
         return 0.0
 
     def fits(saved: Config, path: Path) -> None:
         load_weights(module.surrogate, saved, path=path, config=config)
 
     return fit(module, data, config, folder, of_lightning(config), fits)
-
-
-def _save_untrained(module: SurrogateModule, folder: Path) -> None:
-    """Writes a checkpoint that `adaptok eval` takes like any other."""
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 0}
-    module.on_save_checkpoint(checkpoint)
-    path = folder / "checkpoints" / "last.ckpt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)

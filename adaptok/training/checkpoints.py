@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import nn
 
-from adaptok.models.pretrained import build
+from adaptok.models.pretrained import build, wrong_tensors
 from adaptok.utils.keys import FIXED, WEIGHTS, differences
 
 
@@ -83,23 +83,11 @@ def load_weights(
     prefix = "surrogate."
     state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
     there = {k.removeprefix(prefix): v for k, v in state.items()}
-    here = model.state_dict()
-    wrong = list(_wrong_tensors(there, here))
-    if wrong:
+    if wrong := wrong_tensors(there, model.state_dict(), "in the checkpoint", "here"):
         reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, WEIGHTS)]
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        reasons.append(f"tensors: {'; '.join(wrong[:3])}{more}")
+        reasons.append(f"tensors: {wrong}")
         raise ValueError(f"{path} is of another architecture: {'; '.join(reasons)}")
     model.load_state_dict(there)
-
-
-def _wrong_tensors(
-    there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]
-) -> Iterator[str]:
-    for name in [*here, *(n for n in there if n not in here)]:
-        shapes = [tuple(s[name].shape) if name in s else "absent" for s in (there, here)]
-        if shapes[0] != shapes[1]:
-            yield f"{name} is {shapes[0]} in the checkpoint, {shapes[1]} here"
 
 
 def fingerprint(data: Any) -> dict[str, Any]:

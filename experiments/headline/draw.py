@@ -17,13 +17,13 @@ import yaml
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from adaptok.plots.style import COLOURS
+from adaptok.plots.style import COLORS
 from adaptok.utils.tables import read_metrics
 
 HERE = Path(__file__).parent
 TOKENIZERS = ("uniform", "iap", "apt", "matey", "ckm", "csm")
 MARKS = dict(zip(TOKENIZERS, "osD^vX", strict=True))
-COLOUR = dict(zip(TOKENIZERS, COLOURS, strict=False))
+COLOUR = dict(zip(TOKENIZERS, COLORS, strict=False))
 TITLES = {"maze": "acoustic maze, 64², 2D", "blast": "blast wave, 32³, 3D"}
 COSTS = ("tokens per sample (mean over the test split)", "GFLOP per sample and forward pass")
 Study = dict[str, list[tuple[Path, dict[str, Any]]]]

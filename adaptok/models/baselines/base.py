@@ -70,15 +70,7 @@ def create_baseline(
         ValueError: unknown name or knob, or arguments that make no sense.
     """
     arguments = dict(locals())
-    options = OneStepOptions(
-        ndim=ndim,
-        in_channels=in_channels,
-        out_channels=in_channels,
-        history=history,
-        constant_channels=constant_channels,
-        normalise=normalise,
-        predict=predict,
-    )
+    options = OneStepOptions.of(arguments, out_channels=in_channels)
     codes = torch.ones(ndim, 2) if boundary is None else torch.as_tensor(boundary)
     if tuple(codes.shape) != (ndim, 2):
         raise ValueError(f"boundary must be ({ndim}, 2), got {tuple(codes.shape)}")

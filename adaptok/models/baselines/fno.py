@@ -52,7 +52,10 @@ class FNO(nn.Module):
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s"]:
         """Returns the output fields on the same grid."""
         space = x.shape[2:]
-        x = self.lift(torch.cat([x, *self._coordinates(x)], 1))
+        points = [(torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n for n in space]
+        grids = zip(torch.meshgrid(*points, indexing="ij"), self.periodic, strict=True)
+        ramps = [grid.expand(len(x), 1, *space) for grid, periodic in grids if not periodic]
+        x = self.lift(torch.cat([x, *ramps], 1))
         extra = [
             0 if p else int(n * self.padding) for n, p in zip(space, self.periodic, strict=True)
         ]
@@ -61,16 +64,6 @@ class FNO(nn.Module):
             x = block(x)
             x = nn.functional.gelu(x) if number < len(self.blocks) - 1 else x
         return self.project(x[(..., *(slice(n) for n in space))])
-
-    def _coordinates(self, x: Tensor) -> list[Tensor]:
-        out = []
-        for axis, periodic in enumerate(self.periodic):
-            if not periodic:
-                n = x.shape[2 + axis]
-                points = (torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n
-                view = [n if a == axis else 1 for a in range(len(self.periodic))]
-                out.append(points.view(1, 1, *view).expand(len(x), 1, *x.shape[2:]))
-        return out
 
 
 class Pointwise(nn.Conv1d):
@@ -119,6 +112,4 @@ class FourierLayer(nn.Module):
                 kept = torch.cat([kept, -1 - kept.flip(0)])
             there.append(kept % (n // 2 + 1 if last else n))
             here.append(kept % (self.modes if last else 2 * self.modes))
-        ones = [[-1 if a == axis else 1 for a in range(self.ndim)] for axis in range(self.ndim)]
-        reshape = [tuple(k.view(v) for k, v in zip(ks, ones, strict=True)) for ks in (there, here)]
-        return reshape[0], reshape[1]
+        return torch.meshgrid(*there, indexing="ij"), torch.meshgrid(*here, indexing="ij")

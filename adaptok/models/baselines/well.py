@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -55,10 +53,8 @@ def well(
     knobs = inspect.signature(build).parameters
     name = next(k for k in ("init_features", "hidden_channels", "hidden_dim") if k in knobs)
     chosen = {} if width is None else {name: width}
-    modes = {
-        k: min(16, n // 2) for k, n in zip(("modes1", "modes2", "modes3"), shape, strict=False)
-    }
-    chosen |= {k: v for k, v in modes.items() if k in knobs}
+    modes = zip(("modes1", "modes2", "modes3"), shape, strict=False)
+    chosen |= {k: min(16, n // 2) for k, n in modes if k in knobs}
     network = build(in_channels, out_channels, ndim, shape, **chosen)
     return ChannelsLast(network) if architecture in CHANNELS_LAST else network
 
@@ -76,30 +72,22 @@ class ChannelsLast(nn.Module):
 
 
 def _load(architecture: str) -> ModuleType:
+    """Imports a model; replaces the package by a bare module meanwhile, because it imports all
+    eight models and the dependencies of each."""
+    before = sys.modules.pop(PACKAGE, None)
     try:
-        with _without_siblings():
-            return importlib.import_module(f"{PACKAGE}.{architecture}")
+        parent = find_spec("the_well.benchmark")
+        if parent is None or not parent.submodule_search_locations:
+            raise ImportError("no module the_well.benchmark")
+        bare = sys.modules[PACKAGE] = ModuleType(PACKAGE)
+        bare.__path__ = [str(Path(next(iter(parent.submodule_search_locations))) / "models")]
+        return importlib.import_module(f"{PACKAGE}.{architecture}")
     except ImportError as error:
         raise ValueError(
             f"the Well's {architecture} is not installed here ({error}); "
             "pip install 'the_well[benchmark]', or use the baselines fno and unet"
         ) from error
-
-
-@contextmanager
-def _without_siblings() -> Iterator[None]:
-    """Replaces the package by a bare module meanwhile, because it imports all eight models and the
-    dependencies of each."""
-    parent = find_spec("the_well.benchmark")
-    if parent is None or not parent.submodule_search_locations:
-        raise ImportError("no module the_well.benchmark")
-    bare = ModuleType(PACKAGE)
-    bare.__path__ = [str(Path(next(iter(parent.submodule_search_locations))) / "models")]
-    before = sys.modules.get(PACKAGE)
-    sys.modules[PACKAGE] = bare
-    try:
-        yield
     finally:
-        del sys.modules[PACKAGE]
+        sys.modules.pop(PACKAGE, None)
         if before is not None:
             sys.modules[PACKAGE] = before

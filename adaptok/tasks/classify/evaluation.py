@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from adaptok.evaluation.cost import Stopwatch
-from adaptok.evaluation.evaluate import device_of, label_of
+from adaptok.evaluation.evaluate import device_of, label_of, precision
 from adaptok.evaluation.results import Tokens, tokens_cell
 from adaptok.tasks.classify.data import ImageData
 from adaptok.tasks.classify.module import tokens_per_image
 from adaptok.utils.tables import table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierSetting:
     """Holds the test of one setting.
 
@@ -41,7 +40,7 @@ class ClassifierSetting:
     images_per_second: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierResults:
     """Holds the test of a classifier, as in metrics.json.
 
@@ -112,7 +111,7 @@ def _test(
     right, losses, counts, watch = [], [], [], Stopwatch(model, device)
     for images, labels in data.loader(split):
         call = functools.partial(model, images.to(device), **setting)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+        with precision(device):
             logits = watch(call).float().cpu()
         right.append(logits.argmax(1) == labels)
         losses.append(cross_entropy(logits, labels, reduction="none"))
@@ -121,13 +120,12 @@ def _test(
         counts.append(fixed if cells is None else cells.cu_seqlens.diff().cpu())
     seconds = [sum(row) for row in watch.rows]
     warm = slice(len(seconds) > 1, None)
-    tokens = torch.cat(counts).double()
     return ClassifierSetting(
         label=label_of(setting),
         setting=dict(setting),
         accuracy=torch.cat(right).double().mean().item(),
         loss=torch.cat(losses).double().mean().item(),
-        tokens={k: getattr(tokens, k)().item() for k in ("mean", "min", "max")},
+        tokens=Tokens.of(torch.cat(counts))._asdict(),
         images_per_second=sum(map(len, right[warm])) / sum(seconds[warm]),
     )
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from adaptok.registry import choice
 from adaptok.training.fit_module import FitModule
@@ -16,7 +15,7 @@ from adaptok.training.optim import OptimBase
 from adaptok.vision import freeze_all_but_new
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ClassifierOptim(OptimBase):
     """Optimizer of a classifier; see `adaptok.training.optim.OptimBase` for the rest.
 
@@ -59,9 +58,7 @@ class ClassifierOptim(OptimBase):
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """Groups the trainable weights by layer and weight decay, as timm does."""
-        from timm.optim import (
-            param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
-        )
+        from timm.optim import param_groups_layer_decay  # pyright: ignore
 
         model: Any = module.model
         groups = param_groups_layer_decay(
@@ -108,7 +105,7 @@ class ClassifierModule(FitModule):
             if not list(getattr(model, "new_parameters", list)()):
                 raise ValueError("train.only=new: this tokenizer adds no parameters to the model")
             freeze_all_but_new(model, also=("head",))
-        self._totals: list[Tensor] = []
+        self.wrong = MeanMetric()
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Returns the cross-entropy of one batch."""
@@ -120,21 +117,12 @@ class ClassifierModule(FitModule):
         self.log_step(loss, len(labels))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """Forgets the last validation."""
-        self._totals = []
-
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Counts wrong answers."""
+        """Counts wrong answers; logs their share over all batches and ranks."""
         images, labels = batch
         wrong = self.model(images).argmax(1) != labels
-        real = self.real_samples(batch_idx, len(labels))
-        self._totals.append(torch.stack([(wrong & real).sum(), real.sum()]).float())
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the share of wrong answers over all ranks."""
-        total = self.trainer.strategy.reduce(torch.stack(self._totals).sum(0), reduce_op="sum")
-        self.log("val/error", total[0] / total[1], prog_bar=True)
+        self.wrong.update(wrong, self.real_samples(batch_idx, len(labels)))
+        self.log("val/error", self.wrong, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, and what `load_classifier` needs."""

@@ -14,16 +14,9 @@ import torch
 from adaptok import plots
 from adaptok.config.build import check_knobs
 from adaptok.evaluation.results import write_results
-from adaptok.tasks.classify import (
-    ClassifierModule,
-    ClassifierOptim,
-    ImageData,
-    build_classifier,
-    evaluate_classifier,
-    load_classifier,
-)
+from adaptok.tasks.classify import ClassifierModule, ClassifierOptim, ImageData, evaluate_classifier
 from adaptok.tasks.classify.evaluation import ClassifierResults, classifier_markdown
-from adaptok.tasks.classify.models import build_timm
+from adaptok.tasks.classify.models import build_classifier, build_timm, load_classifier
 from adaptok.tasks.classify.sets import find_images
 from adaptok.tasks.fit import config_of_eval, fit, of_lightning, quiet, write_config
 

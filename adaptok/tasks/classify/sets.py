@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
 FOLDERS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -20,24 +19,6 @@ class ImageSets(NamedTuple):
 
     splits: dict[str, Any]
     classes: tuple[str, ...]
-
-
-class ArrayImages(Dataset):
-    """Images in memory.
-
-    Args:
-        images: uint8 (n, height, width), gray.
-        labels: (n,).
-    """
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
 
 
 def folder(path: Path) -> ImageSets:
@@ -99,7 +80,7 @@ def _by_class(images: np.ndarray, labels: np.ndarray, counts: tuple[int, ...]) -
     splits = {}
     for split, end, count in zip(FOLDERS, np.cumsum(counts), counts, strict=True):
         rows = np.sort(np.concatenate([own[end - count : end] for own in of_class]))
-        splits[split] = ArrayImages(images[rows], labels[rows])
+        splits[split] = [(Image.fromarray(images[i]).convert("RGB"), int(labels[i])) for i in rows]
     return splits
 
 

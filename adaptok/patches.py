@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from adaptok.cells import Cells, box_points, product
+from adaptok.utils.reading import reads_are_free
 
 
 def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ def rows_of_levels(cells: Cells) -> list[Int64[Tensor, " m"]]:
     levels = range(len(cells.sizes))
     if len(cells.sizes) == 1:
         return [torch.arange(len(cells), device=cells.device)]
-    if cells.device.type == "cpu" and not torch.compiler.is_compiling():
+    if reads_are_free(cells.level):
         return [(cells.level == level).nonzero().squeeze(1) for level in levels]
     return [_bounded_rows(cells, level) for level in levels]
 
@@ -118,7 +119,7 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
     member = cells.level == level
     slots = torch.where(member, member.cumsum(0) - 1, bound)
     rows = torch.full((bound + 1,), n, dtype=torch.int64, device=cells.device)
-    return rows.scatter_(0, slots, torch.arange(n, device=cells.device))[:bound]
+    return rows.scatter(0, slots, torch.arange(n, device=cells.device))[:bound]
 
 
 def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
@@ -133,7 +134,7 @@ def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
         count = b * product(grid)
         slots = torch.where(cells.level == level, grid_index(cells, level), count)
         own = torch.full((count + 1,), -1, dtype=torch.int64, device=cells.device)
-        own = own.scatter_(0, slots, rows)[:count].view(b, *grid)
+        own = own.scatter(0, slots, rows)[:count].view(b, *grid)
         if owner is not None:
             coarser = cells.sizes[level - 1]
             for axis, (c, f, g) in enumerate(zip(coarser, size, grid, strict=True)):

@@ -14,6 +14,7 @@ from torch import Tensor
 from adaptok.cells import Cells, owners, register_pytree
 from adaptok.patches import finest_owner, rows_of_levels
 from adaptok.registry import choice
+from adaptok.utils.reading import reads_are_free
 
 
 def cell_center(cells: Cells) -> Float[Tensor, "n a"]:
@@ -309,7 +310,7 @@ def as_field(
     if torch.compiler.is_compiling():
         for extent in field.shape:
             operator.index(extent)  # trees and groups are constants of a graph: one per shape
-    elif field.device.type == "cpu":
+    elif reads_are_free(field):
         _check_finite(field, what)
     return field
 

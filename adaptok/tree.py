@@ -19,6 +19,7 @@ from adaptok.cells import Cells, nested, product
 from adaptok.patches import level_grid, pad_end
 from adaptok.registry import choice
 from adaptok.utils.constants import cached_constant
+from adaptok.utils.reading import reads_are_free
 
 Sizes = tuple[tuple[int, ...], ...]
 
@@ -333,11 +334,6 @@ def cells_from_nodes(
     )
 
 
-def reads_are_free(values: Tensor) -> bool:
-    """Whether the host may look at values: on the CPU, and not while a graph is traced."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def _compact(
     chosen: Bool[Tensor, "b f k"], total: int
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
@@ -350,7 +346,7 @@ def _compact(
         rank = mask.cumsum(0) - 1
         slots = torch.where(mask, rank, total)
         rows = torch.arange(len(mask), device=chosen.device)
-        index = rows.new_zeros(total + 1).scatter_(0, slots, rows)[:total]
+        index = rows.new_zeros(total + 1).scatter(0, slots, rows)[:total]
     return index % count, index // count % frames if frames > 1 else None
 
 

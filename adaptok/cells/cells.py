@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from adaptok.cells.groups import GridLayout, Groups, inverse_permutation, product, sorted_groups
+from adaptok.utils.reading import reads_are_free
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -214,7 +215,7 @@ class Cells:
         counts = torch.zeros_like(self.cu_seqlens[1:])
         counts = counts.index_add_(0, sample, torch.ones_like(sample, dtype=counts.dtype))
         lengths, longest = None, min(self.max_seqlen, len(rows))
-        if self.device.type == "cpu" and not torch.compiler.is_compiling():
+        if reads_are_free(sample):
             if bool((sample.diff() < 0).any()):
                 raise ValueError("rows must keep the order of the samples")
             lengths = tuple(counts.tolist())

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
+from adaptok.utils.reading import reads_are_free
+
 
 class Groups(NamedTuple):
     """A partition of token rows into groups that attend among themselves, in flash-attn's layout.
@@ -77,7 +79,7 @@ class GridLayout:
 
 def inverse_permutation(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """Where each index stands in `order`."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
 def product(values: Iterable[int]) -> int:
@@ -95,11 +97,11 @@ def sorted_groups(
     order = key.argsort(stable=True)
     inverse = inverse_permutation(order)
     sizes = torch.zeros(count, dtype=torch.int32, device=key.device)
-    sizes = sizes.scatter_add_(0, key, torch.ones_like(key, dtype=torch.int32))
+    sizes = sizes.scatter_add(0, key, torch.ones_like(key, dtype=torch.int32))
     cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
     if lengths is not None:
         return Groups(order, inverse, cu_seqlens, max(lengths, default=0), lengths)
-    if key.device.type != "cpu" or torch.compiler.is_compiling():
+    if not reads_are_free(key):
         return Groups(order, inverse, cu_seqlens, bound, None)  # asking would sync
     lengths = tuple(sizes.tolist())
     return Groups(order, inverse, cu_seqlens, max(lengths, default=0), lengths)

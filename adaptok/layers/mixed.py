@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,21 +46,26 @@ def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
             raise ValueError("the list of fields is empty")
         for start, stop in runs([x.shape for x in fields]):
             own = [x.samples(start, stop) if isinstance(x, Cells) else x for x in args]
-            more = {k: _of_run(k, v, start, stop, batch) for k, v in kwargs.items()}
+            more = of_run(kwargs, start, stop, batch)
             parts.append(method(self, torch.stack(list(fields[start:stop])), *own, **more))
         return type(parts[0]).cat(parts)
 
     return call
 
 
-def _of_run(name: str, value: Any, start: int, stop: int, batch: int) -> Any:
-    if isinstance(value, Cells):
-        return value.samples(start, stop)
-    if name == "boundary":
-        per_sample = isinstance(value, Tensor) and value.ndim == 3 and len(value) == batch
-        return value[start:stop] if per_sample else value
-    per_sample = isinstance(value, (list, tuple, Tensor)) and name == "budget"
-    return value[start:stop] if per_sample and len(value) == batch else value
+def of_run(given: Mapping[str, Any], start: int, stop: int, batch: int) -> dict[str, Any]:
+    """The part of the arguments of a call that belongs to some of its samples: of cells, and of
+    budgets and boundary codes that are given per sample.
+    """
+    own = dict(given)
+    for name, value in given.items():
+        if isinstance(value, Cells):
+            own[name] = value.samples(start, stop)
+        per_sample = isinstance(value, Tensor) and value.ndim == (3 if name == "boundary" else 1)
+        per_sample = per_sample or (isinstance(value, (list, tuple)) and name == "budget")
+        if per_sample and name in ("boundary", "budget") and len(value) == batch:
+            own[name] = value[start:stop]
+    return own
 
 
 def gives_lists(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -97,7 +97,8 @@ def apply_along_axes(
     weight: Float[Tensor, "c_out c_in *kernel"], matrices: Sequence[Tensor]
 ) -> Float[Tensor, "c_out c_in *new_kernel"]:
     """Multiplies each kernel axis by its (new, old) matrix, in the matrices' dtype."""
-    with torch.autocast(weight.device.type, enabled=False):  # half precision is too coarse
+    kind = "cpu" if weight.is_meta else weight.device.type  # "meta" knows no autocast
+    with torch.autocast(kind, enabled=False):  # half precision is too coarse
         for axis, matrix in enumerate(matrices):
             if matrix.shape[0] != matrix.shape[1]:
                 turned = weight.to(matrix.dtype).movedim(2 + axis, -1) @ matrix.mT

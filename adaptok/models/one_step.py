@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -200,13 +200,18 @@ class OneStepModel(nn.Module):
             control: settings of the tokenizer for this call, such as ``budget=512``.
         """
         field = self._check(field, constants)
+        prepared = self._prepare(field, constants)
+        decoded = self._predict_normalised(prepared, boundary, control)  # (b, t', c, *space)
+        return self._in_physical_units(field, prepared, decoded, all_frames)
+
+    def _in_physical_units(
+        self, field: Tensor, prepared: Prepared, decoded: Tensor, all_frames: bool
+    ) -> Float[Tensor, "b t c *s"]:
         if all_frames and self.history_mode != "frames":
             raise ValueError(
                 'all_frames needs history_mode="frames"; this model folds its history into channels'
             )
-        prepared = self._prepare(field, constants)
         first = 0 if all_frames else -1
-        decoded = self._predict_normalised(prepared, boundary, control)  # (b, t', c, *space)
         if self.predict == "delta":
             change = prepared.delta_mean + prepared.delta_std * decoded[:, first:]
             return field[:, first:] + change
@@ -242,20 +247,23 @@ class OneStepModel(nn.Module):
         """Returns what the indicator sees: as `prepare`, or raw values with ``score_on="raw"``."""
         return self._prepare(self._check(field, constants), constants).scored
 
-    @torch.no_grad()
     def rollout(
         self,
-        field: Float[Tensor, "b *tcs"],
+        field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
         n_steps: int,
         *,
         constants: Float[Tensor, "b cc *s"] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
         settings: Schedule | Mapping[str, Any] | None = None,
+        grad: bool = False,
         **control: Any,
-    ) -> Float[Tensor, "b n c *s"]:
-        """Feeds predictions back for `n_steps` steps.
+    ) -> Any:
+        """Feeds predictions back for `n_steps` steps; (b, n_steps, c, *space).
 
         Args:
+            field: as in `forward`; for a list the result is a list of (n_steps, c, *space).
+            grad: keep the graph of all steps, for gradients through the rollout. The choice of
+                cells is piecewise constant, so no gradient goes through it.
             settings: controls of each step (step 0 first), a schedule or what `create_schedule`
                 takes; they override `control`.
 
@@ -270,12 +278,20 @@ class OneStepModel(nn.Module):
         at_least_one(n_steps=n_steps)
         if isinstance(settings, Mapping):
             settings = create_schedule(settings)
-        window, out = self._check(field, constants), []
-        for step in range(n_steps):
-            chosen = control | (settings(step) if settings else {})
-            out.append(self(window, constants=constants, boundary=boundary, **chosen))
-            window = torch.cat([window[:, 1:], out[-1]], 1)
-        return torch.cat(out, 1)
+        many = isinstance(field, (list, tuple))
+        window: Any = [x if x.ndim > self.ndim + 1 else x[None] for x in field] if many else None
+        if window is None:
+            window = self._check(field, constants)
+        out: list[Any] = []
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            for step in range(n_steps):
+                chosen = control | (settings(step) if settings else {})
+                out.append(self(window, constants=constants, boundary=boundary, **chosen))
+                if many:
+                    window = [torch.cat([w[1:], x]) for w, x in zip(window, out[-1], strict=True)]
+                else:
+                    window = torch.cat([window[:, 1:], out[-1]], 1)
+        return [torch.cat(steps) for steps in zip(*out, strict=True)] if many else torch.cat(out, 1)
 
     def _check(self, field: Tensor, constants: Tensor | None) -> Tensor:
         field = as_field(field, self.ndim, self.in_channels)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
+from adaptok.layers.mixed import by_shape, of_run, runs
 from adaptok.layers.two_stage import ConvLayout
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, split_part
@@ -43,6 +45,46 @@ class Surrogate(OneStepModel):
     def controls(self) -> tuple[str, ...]:
         """Names of the settings that may change from call to call, such as "budget"."""
         return self.tokenizer.controls
+
+    def forward(
+        self,
+        field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
+        *,
+        constants: Float[Tensor, "b cc *s"] | Sequence[Tensor] | None = None,
+        boundary: Int[Tensor, "..."] | None = None,
+        all_frames: bool = False,
+        **control: Any,
+    ) -> Any:
+        """Predicts as every `OneStepModel`; also samples of different size in one batch.
+
+        Args:
+            field: (b, history, in_channels, *space), or a list of (history, in_channels, *space)
+                of any sizes, whose tokens are processed as one packed batch; then the result is a
+                list, too. (history, in_channels) may be (in_channels,) if history is 1.
+            constants: static input channels, a list if the fields are one.
+            boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
+            all_frames: with ``history_mode="frames"``, return what follows every frame.
+            control: settings of the tokenizer for this call, such as ``budget=512``.
+        """
+        if not isinstance(field, (list, tuple)):
+            options: dict[str, Any] = {"constants": constants, "boundary": boundary}
+            return super().forward(field, **options, all_frames=all_frames, **control)
+        if constants is not None and not isinstance(constants, (list, tuple)):
+            raise ValueError("the constants of a list of fields are a list of (cc, *space)")
+        parts = []
+        for start, stop in runs([x.shape for x in field]):
+            fixed = None if constants is None else torch.stack(list(constants[start:stop]))
+            x = self._check(torch.stack(list(field[start:stop])), fixed)
+            prepared = self._prepare(x, fixed)
+            own = of_run({"boundary": boundary, **control}, start, stop, len(field))
+            cells = self.tokenizer.cells(prepared.scored, **own)
+            tokens = self.tokenizer.embed(prepared.x, cells, boundary=own["boundary"])
+            parts.append((x, prepared, tokens))
+        processed = by_shape(self.processor(TokenSet.cat([tokens for *_, tokens in parts])))
+        out: list[Tensor] = []
+        for (x, prepared, _), tokens in zip(parts, processed, strict=True):
+            out += self._in_physical_units(x, prepared, self.decoder(tokens), all_frames)
+        return out
 
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]

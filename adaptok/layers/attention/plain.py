@@ -20,10 +20,11 @@ def run_loop(q, k, v, groups_q, groups_k, options) -> Tensor:
         x.transpose(0, 1)[None].split(each, dim=2)  # (1, h, n, e)
         for x, each in zip((q, k, v), lengths, strict=True)
     ]
-    own = [None] * len(lengths_k)
+    own: list[Tensor | None] = [None] * len(lengths_k)
     if options.key_bias is not None:
         own = [part[None, None, None] for part in options.key_bias.split(lengths_k)]
-    out = [_sdpa(*part, options) for part in zip(*parts, own, strict=True)]
+    rows = zip(*parts, own, strict=True)
+    out = [_sdpa(q, k, v, one, options) for q, k, v, one in rows]
     return torch.cat(out, 2)[0].transpose(0, 1) if out else q.new_zeros(*q.shape[:2], v.shape[2])
 
 

@@ -46,5 +46,5 @@ def restore_rows(parts: Float[Tensor, "m d"], rows: torch.Tensor, n: int) -> Flo
     filler.
     """
     position = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
-    position = position.scatter_(0, rows, torch.arange(len(rows), device=rows.device))
+    position = position.scatter(0, rows, torch.arange(len(rows), device=rows.device))
     return parts[position[:n]]

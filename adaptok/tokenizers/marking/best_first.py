@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from adaptok.tree import Tree, reads_are_free
+from adaptok.tree import Tree
+from adaptok.utils.reading import reads_are_free
 
 
 def top_mask(scores: Float[Tensor, "b k"], counts: tuple[int, ...]) -> Bool[Tensor, "b k"]:
@@ -166,7 +167,7 @@ def split_stepwise(
         masked = scores.masked_fill(~candidates, -torch.inf).flatten(1)
         order = masked.argsort(dim=1, descending=True, stable=True)[:, :step]
         room = torch.arange(order.shape[1], device=scores.device) < left[:, None]
-        take = torch.zeros_like(masked, dtype=torch.bool).scatter_(1, order, room)
+        take = torch.zeros_like(masked, dtype=torch.bool).scatter(1, order, room)
         take = take.view_as(split) & candidates
         split = split | take
         left = left - take.flatten(1).sum(1)

@@ -5,7 +5,7 @@ chosen by name, `create_surrogate` joins them, and `vision.apply_apt` puts timm'
 """
 
 from adaptok import decoders, processors, tokenizers, vision
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, Groups, cells_from_boxes
 from adaptok.layers import positions
 from adaptok.layers.attention import attend, attention_backend
 from adaptok.layers.pi_resize import pi_resize
@@ -58,6 +58,7 @@ __all__ = [
     "attend",
     "attention_backend",
     "calibrate",
+    "cells_from_boxes",
     "cells_from_score",
     "create_decoder",
     "create_multiphysics",

@@ -1,5 +1,6 @@
 """Decoders: tokens to a field."""
 
+from adaptok.decoders.boxes import BoxDecoder
 from adaptok.decoders.cross_attention import CrossAttentionDecoder
 from adaptok.decoders.hmlp import HmlpDecoder
 from adaptok.decoders.linear import LinearDecoder
@@ -7,6 +8,7 @@ from adaptok.decoders.local import LocalDecoder
 from adaptok.decoders.modulated import ModulatedDecoder
 
 __all__ = [
+    "BoxDecoder",
     "CrossAttentionDecoder",
     "HmlpDecoder",
     "LinearDecoder",

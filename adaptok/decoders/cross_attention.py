@@ -154,7 +154,7 @@ class CrossAttentionDecoder(nn.Module):
         for number, counts in enumerate(self.offsets):
             index = torch.zeros_like(owner)
             for axis, (count, p) in enumerate(zip(counts, self.latent_size, strict=True)):
-                index = index * count + inside[:, axis].clamp(max=count * p - 1) // p
+                index = index * count + inside[:, axis].clamp(0, count * p - 1) // p
             entry = torch.where(level == number, first + index, entry)
             first += product(counts)
         return self.gate[entry].sigmoid() * x + self.shift[entry]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptok.registry import choice
 from adaptok.utils.constants import cached_constant
+from adaptok.utils.precision import without_autocast
 
 INTERPOLATIONS = {  # accepted name -> interpolation along one axis, as torch spells its 2D form
     "nearest": "nearest",
@@ -97,8 +98,7 @@ def apply_along_axes(
     weight: Float[Tensor, "c_out c_in *kernel"], matrices: Sequence[Tensor]
 ) -> Float[Tensor, "c_out c_in *new_kernel"]:
     """Multiplies each kernel axis by its (new, old) matrix, in the matrices' dtype."""
-    kind = "cpu" if weight.is_meta else weight.device.type  # "meta" knows no autocast
-    with torch.autocast(kind, enabled=False):  # half precision is too coarse
+    with without_autocast(weight):  # half precision is too coarse
         for axis, matrix in enumerate(matrices):
             if matrix.shape[0] != matrix.shape[1]:
                 turned = weight.to(matrix.dtype).movedim(2 + axis, -1) @ matrix.mT

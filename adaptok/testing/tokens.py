@@ -38,9 +38,9 @@ def check_tokenizer(tokenizer: Tokenizer, *, frames: int = 1, space: tuple[int, 
         max(n, 2 * s) for n, s in zip(SPACE[spec.ndim], spec.sizes[0][1:], strict=True)
     )
     for what, field in random_fields(spec.ndim, spec.in_channels, frames=frames, space=space):
-        tokens = attempt(tokenizer, f"tokenizing {what}", lambda f=field: tokenizer(f))
-        cells = tokens.cells
+        cells = attempt(tokenizer, f"cells() of {what}", lambda f=field: tokenizer.cells(f))
         attempt(tokenizer, f"validate() of its cells on {what}", cells.validate)
+        tokens = attempt(tokenizer, f"tokenizing {what}", lambda f=field: tokenizer(f))
         for name, given, wanted in (
             ("sizes", cells.sizes, spec.sizes),
             ("tiling", cells.tiling, spec.tiling),
@@ -53,9 +53,9 @@ def check_tokenizer(tokenizer: Tokenizer, *, frames: int = 1, space: tuple[int, 
             f"features are (n, dim) = {(len(cells), spec.dim)}, got {tuple(tokens.features.shape)}",
         )
         require(tokens.features.isfinite().all(), tokenizer, f"features are finite on {what}")
-        again = tokenizer.embed(field, tokenizer.cells(field))
+        again = tokenizer.embed(field, cells)
         require(
-            _same_cells(again.cells, cells) and torch.equal(again.features, tokens.features),
+            _same_cells(tokens.cells, cells) and torch.equal(again.features, tokens.features),
             tokenizer,
             "a call is embed(field, cells(field))",
         )

@@ -65,7 +65,7 @@ class CellTokenizer(nn.Module):
 
     def forward(
         self,
-        field: Float[Tensor, "b *tcs"],
+        field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
         *,
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,

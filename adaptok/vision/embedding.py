@@ -13,6 +13,7 @@ from adaptok.cells import Cells
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokenizers.embeddings.learned_table import position_rows, resample_positions
 from adaptok.tokens import TokenizerSpec
+from adaptok.utils.precision import without_autocast
 
 
 class PatchProjection:
@@ -78,5 +79,5 @@ class CellPositions:
 
     @staticmethod
     def _make(table: Tensor, grid: tuple[int, int], cells: Cells) -> Tensor:
-        with torch.autocast(table.device.type, enabled=False):
+        with without_autocast(table):
             return resample_positions(table[0].unflatten(0, grid), cells.shape[1:], cells.sizes)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.models.baselines.base import BASELINES
+from adaptok.utils.precision import without_autocast
 
 
 @BASELINES.register("fno")
@@ -91,7 +92,7 @@ class FourierLayer(nn.Module):
     def forward(self, x: Float[Tensor, "b w *s"]) -> Float[Tensor, "b w *s"]:
         """Returns values of the same shape."""
         axes, space = tuple(range(-self.ndim, 0)), x.shape[2:]
-        with torch.autocast(x.device.type, enabled=False):  # there is no FFT in half precision
+        with without_autocast(x):  # there is no FFT in half precision
             spectrum = torch.fft.rfftn(x.float(), dim=axes, norm="ortho")
             out = torch.zeros_like(spectrum)
             there, here = self._kept(space, x.device)

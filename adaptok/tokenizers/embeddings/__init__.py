@@ -1,5 +1,6 @@
 """Embeddings: maps from the patches of mixed-size cells to features."""
 
+from adaptok.tokenizers.embeddings.boxes import BoxEmbedding
 from adaptok.tokenizers.embeddings.conv_stem import ConvStem
 from adaptok.tokenizers.embeddings.hmlp import HmlpEmbedding
 from adaptok.tokenizers.embeddings.learned_table import LearnedPositions, resample_positions
@@ -7,6 +8,7 @@ from adaptok.tokenizers.embeddings.linear import LinearEmbedding, restore_rows
 from adaptok.tokenizers.embeddings.resize_zero import ResizeZeroEmbedding
 
 __all__ = [
+    "BoxEmbedding",
     "ConvStem",
     "HmlpEmbedding",
     "LearnedPositions",

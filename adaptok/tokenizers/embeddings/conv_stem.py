@@ -25,6 +25,7 @@ from adaptok.layers.two_stage import (
     boundary_codes,
     pad_and_mark,
 )
+from adaptok.utils.precision import without_autocast
 
 
 class ConvStem(nn.Module):
@@ -105,6 +106,6 @@ class ConvStem(nn.Module):
         """Composes the first kernel at a size with the lift and the padding tokens."""
         weight = self.resize1(self.conv1.weight, size)
         lift = torch.cat([self.lift.weight, self.lift.bias[:, None], self.padding.mT], 1)
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight):
             composed = torch.einsum("oh...,hc->oc...", weight, lift.to(weight.dtype))
         return composed.to(self.conv1.weight.dtype)

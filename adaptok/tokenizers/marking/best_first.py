@@ -82,7 +82,7 @@ def _nth_highest(
     are in least..most.
     """
     if most == 0:
-        return torch.full_like(values[:, :1], torch.inf)
+        return values.new_full((len(values), 1), torch.inf)
     if least == most:  # the values above it need no order
         return values.topk(most, 1, sorted=False).values.amin(1, keepdim=True)
     nth = values.topk(most, 1).values.gather(1, (rank - 1).clamp(min=0))

@@ -114,7 +114,7 @@ class Rods:
 
     def __init__(self, moments: Tensor, side: float, alpha: float, zeta: float):
         self.alpha, self.zeta = alpha, zeta
-        self.modes = Modes((moments.shape[-2], moments.shape[-1]), (side, side), moments.device)
+        self.modes = Modes(moments.shape[-2:], (side, side), moments.device)
         turning = torch.tensor([0.0, 4 * ROTATION, 4 * ROTATION]).to(moments)[:, None, None]
         self.decay = TRANSLATION * self.modes.squared + turning
         self.state = self.modes.of(moments) * self.modes.keep

@@ -29,12 +29,14 @@ class Modes:
 
     def __init__(
         self,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         lengths: tuple[float, float],
         device: torch.device | str = "cpu",
     ):
         if any(n % 2 for n in shape):
-            raise ValueError(f"a spectral grid has an even number of points per axis, got {shape}")
+            raise ValueError(
+                f"a spectral grid has an even number of points per axis, got {tuple(shape)}"
+            )
         self.shape = shape
         n_x = (torch.fft.fftfreq(shape[0], device=device) * shape[0]).round()
         n_y = torch.arange(shape[1] // 2 + 1, device=device)

@@ -39,7 +39,7 @@ class AcousticScatteringMaze(Solver):
     pulses: int = 4
 
     boundary: ClassVar[tuple[str, ...]] = ("WALL", "OPEN")
-    ends: ClassVar[Sequence[tuple[float, float]]] = ((LOW, HIGH),) * 2
+    box: ClassVar[Sequence[tuple[float, float]]] = ((LOW, HIGH),) * 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -144,19 +144,16 @@ class Rods:
         concentration, order = moments[:, 0], torch.complex(moments[:, 1], moments[:, 2])
         force = strain + self.zeta * order
         mean = order / concentration
-        share = self._fourth(mean)  # <exp(4it)> / c
+        # <exp(4it)> / c from <exp(2it)> / c by the table
+        place = (mean.abs().square() * TABLE).clamp_max(TABLE - 1e-3)
+        low = place.long()
+        ratio = torch.lerp(self.closure[low], self.closure[low + 1], place - low)
+        share = ratio * mean.square()
         change = 1j * turn * order + concentration * (force - force.conj() * share)
         source = torch.stack([torch.zeros_like(turn), change.real, change.imag], 1)
         flux = moments[:, :, None] * velocity[:, None]
         modes = self.modes.of(source) - self.modes.divergence(self.modes.of(flux))
         return modes * self.modes.keep
-
-    def _fourth(self, mean: Tensor) -> Tensor:
-        """<exp(4it)> / c from <exp(2it)> / c, both complex."""
-        place = (mean.abs().square() * TABLE).clamp_max(TABLE - 1e-3)
-        low = place.long()
-        ratio = torch.lerp(self.closure[low], self.closure[low + 1], place - low)
-        return ratio * mean.square()
 
     def advance(self, duration: float) -> None:
         """Advances the state."""

@@ -41,7 +41,7 @@ class RayleighBenard(Solver):
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "WALL")
     aspect: ClassVar[tuple[int, ...]] = (4, 1)
-    ends: ClassVar[Sequence[tuple[float, float]]] = ((0.0, LENGTH), (0.0, HEIGHT))
+    box: ClassVar[Sequence[tuple[float, float]]] = ((0.0, LENGTH), (0.0, HEIGHT))
     lists: ClassVar[Mapping[str, str]] = {"Rayleigh": "rayleigh", "Prandtl": "prandtl"}
 
     def initial(self, generator: torch.Generator) -> State:

@@ -41,7 +41,7 @@ class ShearFlow(Solver):
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
     aspect: ClassVar[tuple[int, ...]] = (1, 2)
-    ends: ClassVar[Sequence[tuple[float, float]]] = [(0.0, length) for length in LENGTHS]
+    box: ClassVar[Sequence[tuple[float, float]]] = [(0.0, length) for length in LENGTHS]
     lists: ClassVar[Mapping[str, str]] = {"Rayleigh": "reynolds", "Schmidt": "schmidt"}
 
     def initial(self, generator: torch.Generator) -> State:

@@ -69,7 +69,7 @@ class Solver(ABC):
 
     boundary: ClassVar[tuple[str, ...]]  # "WALL", "OPEN" or "PERIODIC" per axis
     aspect: ClassVar[tuple[int, ...]] = (1, 1)  # grid points per axis, in multiples of `resolution`
-    ends: ClassVar[Sequence[tuple[float, float]]] = ((0.0, 1.0),) * 3  # of up to three axes
+    box: ClassVar[Sequence[tuple[float, float]]] = ((0.0, 1.0),) * 3  # low and high end per axis
     lists: ClassVar[Mapping[str, str]] = {}  # parameter in the files -> knob that lists its values
     version: ClassVar[int] = 1  # raise it whenever the numbers change: sets in a cache are compared
     batch: ClassVar[int] = 8  # trajectories simulated together, and stored in one file
@@ -106,11 +106,6 @@ class Solver(ABC):
     def shape(self) -> tuple[int, ...]:
         """Grid points per axis."""
         return tuple(self.resolution * factor for factor in self.aspect)
-
-    @property
-    def box(self) -> Sequence[tuple[float, float]]:
-        """Low and high end of each axis."""
-        return self.ends
 
     @property
     def coordinates(self) -> dict[str, Tensor]:

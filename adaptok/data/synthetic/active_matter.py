@@ -122,17 +122,12 @@ class Rods:
         self.speed = max(FASTEST * abs(alpha) * side, 8 * abs(zeta) / self.modes.highest)
         self.closure = fourth_moments().to(moments)
 
-    def vorticity(self, state: Tensor) -> Tensor:
-        """Returns the modes of the vorticity that the dipoles drive."""
-        dx, dy = self.modes.dx, self.modes.dy
-        twist = 0.5 * (dx * dx - dy * dy) * state[:, 2] - dx * dy * state[:, 1]
-        return self.alpha * twist * self.modes.inverse
-
     def flow(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns velocity (b, 2, x, y), vorticity (b, x, y) and strain, complex (b, x, y)."""
-        vorticity = self.vorticity(state)
-        u, v = (flow := self.modes.flow(vorticity)).unbind(1)
         dx, dy = self.modes.dx, self.modes.dy
+        twist = 0.5 * (dx * dx - dy * dy) * state[:, 2] - dx * dy * state[:, 1]
+        vorticity = self.alpha * twist * self.modes.inverse  # that the dipoles drive
+        u, v = (flow := self.modes.flow(vorticity)).unbind(1)
         rates = torch.stack([vorticity, dx * u, 0.5 * (dy * u + dx * v)], 1)
         turn, stretch, shear = self.modes.grid(rates).unbind(1)
         return self.modes.grid(flow), turn, torch.complex(stretch, shear)

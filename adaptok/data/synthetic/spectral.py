@@ -48,8 +48,7 @@ class Modes:
         inside = (3 * n_x[:, None].abs() < shape[0]) & (3 * n_y[None, :] < shape[1])
         self.keep = inside.float()
         self.highest = max(unit_x * shape[0], unit_y * shape[1]) / 3
-        safe = torch.where(self.squared > 0, self.squared, 1.0)
-        self.inverse = torch.where(self.squared > 0, 1 / safe, 0.0)  # of -Laplace, mean 0
+        self.inverse = torch.where(self.squared > 0, 1 / self.squared, 0.0)  # of -Laplace, mean 0
 
     def of(self, field: Tensor) -> Tensor:
         """Returns the modes of fields (..., x, y)."""

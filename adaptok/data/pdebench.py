@@ -40,11 +40,6 @@ class Family(NamedTuple):
     vectors: tuple[str, ...]
     boundary: int
 
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Names of all channels."""
-        return self.scalars + self.vectors
-
 
 VELOCITY = ("velocity_x", "velocity_y")
 COMPRESSIBLE = Family(
@@ -97,7 +92,7 @@ class PDEBenchFile(NamedTuple):
             if groups:
                 steps, *grid = file[groups[0]]["data"].shape
                 for family in (SHALLOW_WATER, DIFFUSION_REACTION):
-                    if len(grid) == 3 and grid[-1] == len(family.channels):
+                    if len(grid) == 3 and grid[-1] == len(family.scalars):
                         return cls(location, family, groups, len(groups), steps, tuple(grid[:2]))
             raise ValueError(
                 f"{location} is none of PDEBench's 2D files of incompressible or compressible "

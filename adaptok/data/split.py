@@ -68,7 +68,7 @@ class Split:
             )
         if not self.cached:
             return self._from_files(history, target_steps, stride)
-        assert self._trajectories  # reads them
+        _ = self._trajectories  # reads them now, so that anything damaged is named here
         return ReadWindows(self._from_memory, self.all_steps, history, target_steps, stride)
 
     def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from adaptok.cli import main
-from adaptok.cli.usage import COMMANDS, EXAMPLES
+from adaptok.cli.usage import COMMANDS, USAGE
 from adaptok.registry import TOKENIZERS
 
 
@@ -250,7 +250,7 @@ def test_help(capsys, command):
     assert command in run(capsys, "--help")
     out = run(capsys, command, "--help")
     assert COMMANDS[command] in out
-    assert all(example in out for example in EXAMPLES[command])
+    assert all(example in out for example in USAGE[command]["examples"].splitlines())
     if command in ("train", "tokenize", "demo"):
         assert re.search(r"\[iap\].* uniform", out)
 

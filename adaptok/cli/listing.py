@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import inspect
 import textwrap
@@ -13,20 +14,11 @@ from adaptok.models.combinations import combinations
 from adaptok.registry import LOSSES, METRICS, Registry, choice
 from adaptok.vision import IMAGE_TOKENIZERS
 
-KINDS: dict[str, Registry] = {
-    "tokenizer": adaptok.TOKENIZERS,
-    "processor": adaptok.PROCESSORS,
-    "decoder": adaptok.DECODERS,
-    "indicator": adaptok.INDICATORS,
-    "marking": adaptok.MARKINGS,
-    "embedding": adaptok.EMBEDDINGS,
-    "position": adaptok.POSITIONS,
-    "schedule": adaptok.SCHEDULES,
-    "loss": LOSSES,
-    "metric": METRICS,
-    "baseline": BASELINES,
-    "image_tokenizer": IMAGE_TOKENIZERS,
-}
+REGISTRIES = (
+    *(adaptok.TOKENIZERS, adaptok.PROCESSORS, adaptok.DECODERS),
+    *(adaptok.INDICATORS, adaptok.MARKINGS, adaptok.EMBEDDINGS),
+    *(adaptok.POSITIONS, adaptok.SCHEDULES, LOSSES, METRICS, BASELINES, IMAGE_TOKENIZERS),
+)
 
 
 def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
@@ -131,8 +123,9 @@ def _kinds() -> dict[str, Registry]:
     from adaptok.evaluation import metrics  # noqa: F401  enters the metrics
     from adaptok.training import optim  # noqa: F401  enters the losses
 
-    try:
+    registries = [*REGISTRIES]
+    with contextlib.suppress(ModuleNotFoundError):  # the core alone has no data
         from adaptok.data.synthetic import SOLVERS
-    except ModuleNotFoundError:  # the core alone has no data
-        return KINDS
-    return KINDS | {"solver": SOLVERS}
+
+        registries.append(SOLVERS)
+    return {registry.kind: registry for registry in registries}

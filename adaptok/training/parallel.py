@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
@@ -63,26 +62,18 @@ def process_group() -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def make_strategy(
-    name: str, accelerator: str, devices: int | str | Sequence[int], num_nodes: int
-) -> str | Strategy:
-    """Makes Lightning's strategy of a name; "fsdp" is FSDP2 with one complete checkpoint file.
+class FullySharded(ModelParallelStrategy):
+    """FSDP2 over all processes, with one complete checkpoint file."""
 
-    Args:
-        name: "auto", "ddp", "fsdp" or another name that Lightning knows.
-        accelerator: see ``lightning.Trainer``, like the rest.
-    """
-    if name not in ("fsdp", "fsdp2"):
-        return name
-    if isinstance(devices, str):
-        cuda = accelerator != "cpu" and torch.cuda.is_available()
-        every = torch.cuda.device_count() if cuda else 1
-        count = int(devices) if devices.isdigit() else every
-    else:
-        count = devices if isinstance(devices, int) else len(devices)
-        count = torch.cuda.device_count() if count == -1 else count
-    return ModelParallelStrategy(
-        data_parallel_size=count * num_nodes,
-        tensor_parallel_size=1,
-        save_distributed_checkpoint=False,
-    )
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Shards over all processes, whose number Lightning knows by now."""
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
+
+
+def make_strategy(name: str) -> str | Strategy:
+    """Makes Lightning's strategy of a name: "auto", "ddp", "fsdp" (FSDP2) or another."""
+    return FullySharded() if name in ("fsdp", "fsdp2") else name

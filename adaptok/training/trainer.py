@@ -69,10 +69,9 @@ def make_trainer(
     if wandb is not None:
         logging.append(WandbLogger(save_dir=folder, **wandb))
     logging += instantiate_each("logger", loggers)
-    places = (knobs.get("accelerator", "auto"), knobs.get("devices", 1), knobs.get("num_nodes", 1))
     return L.Trainer(
         default_root_dir=folder,
-        strategy=make_strategy(strategy, *places),
+        strategy=make_strategy(strategy),
         plugins=[AtomicIO()],
         callbacks=used,
         logger=logging,

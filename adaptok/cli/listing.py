@@ -55,7 +55,8 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
             if not kind:  # a line or two per part, or the list of everything fills ten screens
                 knobs = [", ".join(f"{k}={v!r}" for k, v in registry.knobs(part).items())]
             for knob in filter(None, knobs):
-                print(_paragraph(knob.strip()))
+                indents = {"initial_indent": " " * 6, "subsequent_indent": " " * 10}
+                print(textwrap.fill(knob.strip(), 98, break_on_hyphens=False, **indents))
         print()
     if not kind:
         print("adaptok list KIND says what the knobs mean: adaptok list tokenizer 'i*'")
@@ -78,13 +79,6 @@ def parts_markdown() -> str:
             for knob, default in registry.knobs(name).items():
                 lines.append(f"    - `{knob}={default!r}`: {meanings[knob]}")
     return "\n".join([*lines, ""])
-
-
-def _paragraph(text: str) -> str:
-    first, rest = " " * 6, " " * 10
-    return textwrap.fill(
-        text, 98, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
-    )
 
 
 def _print_backends(pattern: str) -> None:

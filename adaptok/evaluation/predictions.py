@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaptok.data import WellData
 from adaptok.data.well_files import WellFile, find_well_files, read_statistics
-from adaptok.utils.atomic import replacing_folder
+from adaptok.utils.atomic import replacing
 
 Pair = tuple[Mapping[str, Tensor], Tensor]
 
@@ -54,7 +54,7 @@ class PredictionWriter:
         self._row = self._rows = 0
 
     def __enter__(self) -> PredictionWriter:
-        self._place = self._stack.enter_context(replacing_folder(self.folder))
+        self._place = self._stack.enter_context(replacing(self.folder))
         (self._place / "data" / self.split).mkdir(parents=True)
         text = yaml.safe_dump(self.statistics, sort_keys=False)
         (self._place / "stats.yaml").write_text(text)

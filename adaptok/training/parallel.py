@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -50,15 +50,14 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 def process_group() -> Iterator[None]:
     """Ends the process group that a fit inside started, so that the next fit can start another."""
     names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    before = {name: os.environ.get(name) for name in names}
+    before = [name for name in names if name in os.environ]
     try:
         yield
     finally:
-        started_here = before["LOCAL_RANK"] is None and "LOCAL_RANK" in os.environ
-        if started_here and dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-        for name in names:  # Lightning's launcher leaves them behind
-            if started_here and before[name] is None:
+        if "LOCAL_RANK" not in before and "LOCAL_RANK" in os.environ:  # started here
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
+            for name in {*names}.difference(before):  # Lightning's launcher leaves them behind
                 os.environ.pop(name, None)
 
 
@@ -72,8 +71,3 @@ class FullySharded(ModelParallelStrategy):
         """Shards over all processes, whose number Lightning knows by now."""
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
-
-
-def make_strategy(name: str) -> str | Strategy:
-    """Makes Lightning's strategy of a name: "auto", "ddp", "fsdp" (FSDP2) or another."""
-    return FullySharded() if name in ("fsdp", "fsdp2") else name

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from adaptok.training.averaging import Averaging
-from adaptok.training.parallel import make_strategy
+from adaptok.training.parallel import FullySharded
 from adaptok.training.saving import AtomicIO, Checkpoints
 from adaptok.training.targets import instantiate_each
 
@@ -71,7 +71,7 @@ def make_trainer(
     logging += instantiate_each("logger", loggers)
     return L.Trainer(
         default_root_dir=folder,
-        strategy=make_strategy(strategy),
+        strategy=FullySharded() if strategy in ("fsdp", "fsdp2") else strategy,
         plugins=[AtomicIO()],
         callbacks=used,
         logger=logging,

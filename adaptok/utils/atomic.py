@@ -34,14 +34,6 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Is `replacing` with a new, empty folder at the temporary name."""
-    with replacing(path) as temporary:
-        temporary.mkdir(parents=True)
-        yield temporary
-
-
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)

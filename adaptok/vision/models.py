@@ -17,8 +17,8 @@ from adaptok.cells import Cells, Groups
 from adaptok.patches import level_grid
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
+from adaptok.utils.constants import constant
 from adaptok.vision.blocks import Packing, run_block
-from adaptok.vision.constants import constant
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens
 from adaptok.vision.pooling import pool

@@ -117,15 +117,13 @@ def eval(config: DictConfig) -> float | None:
     if isinstance(model, FieldSystem) and trained["task"] == "pretrain":
         target = model.core
     load_weights(target, checkpoint, path=path, config=trained)
-    keys = ("split", "settings", "steps", "device", "patch_size")
-    options = {key: wanted[key] for key in keys}
+    options = {k: wanted[k] for k in ("split", "settings", "steps", "device", "patch_size")}
     if wanted["save_predictions"]:
         options["predictions"] = folder / "predictions"
     results = dataclasses.replace(evaluate(model, data, **options), checkpoint=str(path))
     write_config(config_of_eval(trained, wanted), folder)
     write_results(results.to_json(), markdown(results), folder)
-    more = {"split": wanted["split"], "video": wanted["video"]}
-    pictures.of_run(model, data, results, folder, **more)
+    pictures.of_run(model, data, results, folder, split=wanted["split"], video=wanted["video"])
     print(markdown(results))
     print(f"written to {folder}")
     return results.settings[0].vrmse.mean

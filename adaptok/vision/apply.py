@@ -19,8 +19,6 @@ from adaptok.vision.windows import check_window
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
 
-POOLINGS = ("area", "plain")
-
 
 def apply_apt(
     model: nn.Module,
@@ -75,7 +73,7 @@ def apply_apt(
         raise ValueError(
             f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
         )
-    choice("pooling", pooling, POOLINGS)
+    choice("pooling", pooling, ("area", "plain"))
     patch = tuple(source.patch_embed.patch_size)
     sizes = tuple((1, *(p << level for p in patch)) for level in range(len(bars), -1, -1))
     check_window(window, sizes)

@@ -19,6 +19,7 @@ REGISTRIES = (
     *(adaptok.INDICATORS, adaptok.MARKINGS, adaptok.EMBEDDINGS),
     *(adaptok.POSITIONS, adaptok.SCHEDULES, LOSSES, METRICS, BASELINES, IMAGE_TOKENIZERS),
 )
+KNOB = textwrap.TextWrapper(98, " " * 6, " " * 10, break_on_hyphens=False)  # its paragraph
 
 
 def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
@@ -55,8 +56,7 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
             if not kind:  # a line or two per part, or the list of everything fills ten screens
                 knobs = [", ".join(f"{k}={v!r}" for k, v in registry.knobs(part).items())]
             for knob in filter(None, knobs):
-                indents = {"initial_indent": " " * 6, "subsequent_indent": " " * 10}
-                print(textwrap.fill(knob.strip(), 98, break_on_hyphens=False, **indents))
+                print(KNOB.fill(knob.strip()))
         print()
     if not kind:
         print("adaptok list KIND says what the knobs mean: adaptok list tokenizer 'i*'")

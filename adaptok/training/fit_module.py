@@ -53,7 +53,8 @@ class FitModule(L.LightningModule):
             figures = {f"train/aux/{name}": value for name, value in auxiliary.figures.items()}
             self.log_dict(figures, batch_size=size)
         self._samples += size * self.trainer.world_size
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step % every == 0:
             speed = self._samples / self._seconds if self._seconds else 0.0
             self._seconds, self._samples = 0.0, 0
             facts = {"samples/s": speed}

@@ -316,7 +316,7 @@ def test_debug_shows_where_it_happened():
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("adaptok.cli.usage.COMMANDS", {})
+    monkeypatch.setattr("adaptok.cli.usage.USAGE", {})
     with pytest.raises(KeyError):
         main(["train", "--help"])
 

@@ -7,6 +7,7 @@ defaults, third-party plug-ins included.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -133,11 +134,11 @@ def _register_image_parts(store: ConfigStore) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def compose(

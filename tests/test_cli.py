@@ -171,9 +171,18 @@ def test_multirun(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_learns_what_the_eager_one_does(trained, tmp_path, capsys):
+def test_a_compiled_run_learns_what_the_eager_one_does(trained, tmp_path, capsys, monkeypatch):
+    """Without code generation, which is tested for one step and takes minutes for a run."""
+    calls, compile_module = [], torch.nn.Module.compile
+
+    def without_inductor(module, mode=None, **options):
+        calls.append(module)
+        compile_module(module, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_inductor)
     options = ["trainer.compile=true", "test.steps=0", f"hydra.run.dir={tmp_path}"]
     run(capsys, "train", *small_runs.train(), *options)
+    assert len(calls) == 1
     weights = [
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for folder in (trained, tmp_path)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +243,16 @@ def plain(config: Any) -> Any:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
+@cache
+def _known_keys(name: str, task: str | None) -> list[str]:
+    """Lists the top-level keys of a command; jobs of a sweep ask again and again."""
+    given = [f"task={task}"] if task else []
+    return list(dict.fromkeys([*map(str, compose(name, given)), *default_choices(name, given)]))
+
+
 def check_keys(config: Mapping[str, Any], name: str) -> None:
     """Raises ``ValueError`` for a top-level key that nothing reads (added with a plus)."""
-    task = [f"task={config['task']}"] if config.get("task") in TASKS else []
-    known = list(dict.fromkeys([*map(str, compose(name, task)), *default_choices(name, task)]))
+    known = _known_keys(name, config["task"] if config.get("task") in TASKS else None)
     for key in config:
         if key not in known:
             raise ValueError(

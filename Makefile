@@ -7,6 +7,9 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 BENCH ?= $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
+# The extras that are installed and tested; CI installs the same.
+EXTRAS := train,vision,sweeps,onnx,hf,dev
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.adaptok-installed
 DOCS_STAMP := $(VENV)/.adaptok-docs-installed
@@ -14,6 +17,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--qui
 
 # One thread per process: small tensors gain nothing from more, and busy machines lose a lot.
 export OMP_NUM_THREADS ?= 1
+# Compiling every test and module anew in each of the many processes takes minutes.
+unexport PYTHONDONTWRITEBYTECODE
 
 # JOBS processes test side by side, by default one per core; JOBS=0 tests in one.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
@@ -74,7 +79,7 @@ $(BIN)/python:
 # Order-only: the interpreter's own time stamp says nothing about what is installed.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing adaptok and what it needs into $(VENV) (once; PyTorch is a large download)"
-	$(PIP) -e '.[train,vision,sweeps,dev]'
+	$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP)

@@ -31,6 +31,13 @@ if find_spec("hypothesis"):
     )
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+if find_spec("hydra"):
+    from hydra.core.config_store import ConfigStore
+
+    # Hydra copies its whole store for every composition, with a thousand models of timm in it where
+    # images are classified; the copy of what is loaded is enough.
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # pyright: ignore
+
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"

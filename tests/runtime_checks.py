@@ -28,10 +28,18 @@ def after_the_call(function: Callable) -> Callable:
     result_is_known = any(name.startswith("ret") and name[3:].isdigit() for name in names)
     if not result_is_known:
         return function
-    try:
-        return beartype(conf=CONF)(function)
-    except BeartypeDecorHintPep3119Exception:  # a Protocol without @runtime_checkable
-        return function
+    checked: Callable | None = None
+
+    def check(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
+        if checked is None:  # made when first called: most of adaptok is not, in most processes
+            try:
+                checked = beartype(conf=CONF)(function)
+            except BeartypeDecorHintPep3119Exception:  # a Protocol without @runtime_checkable
+                checked = function
+        return checked(*args, **kwargs)
+
+    return check
 
 
 def unchecked(attribute: Any) -> Any:

@@ -187,10 +187,12 @@ def small(name: str) -> list[str]:
     return [*without, f"tokenizer={name}", *SIZES.get(name, [])]
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "iap", "ckm")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "iap", "ckm", "csm", "matey")
+]
 
 
-@pytest.mark.parametrize("name", ["apt", "matey", "csm", *SLOW])
+@pytest.mark.parametrize("name", ["apt", *SLOW])
 def test_a_run_at_a_budget(name, tmp_path):
     rows = "test.settings=[{}, {budget: 8}]"
     assert main(["train", *small(name), "budget=16", rows, f"hydra.run.dir={tmp_path}"]) == 0

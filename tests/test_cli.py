@@ -14,8 +14,10 @@ import torch
 import yaml
 
 from adaptok.cli import main
-from adaptok.cli.usage import COMMANDS, EXAMPLES
+from adaptok.cli.usage import COMMANDS, USAGE
 from adaptok.registry import TOKENIZERS
+from adaptok.training.checkpoints import load_surrogate, read_checkpoint
+from adaptok.training.targets import instantiate
 
 
 def run(capsys, *args: str) -> str:
@@ -134,6 +136,28 @@ def test_resuming_another_configuration_is_refused_with_the_differences(trained,
     assert not (tmp_path / "config.yaml").exists()
 
 
+def test_the_configuration_of_a_checkpoint_never_makes_an_object(trained, tmp_path, capsys):
+    """A ``_target_`` is for the command's own configuration: a checkpoint may be a stranger's."""
+    made, folder = tmp_path / "made", f"hydra.run.dir={tmp_path / 'run'}"
+    hostile = {"_target_": "logging.FileHandler", "filename": str(made)}
+    instantiate("callbacks.evil", hostile).close()
+    assert made.exists(), "whoever instantiates it leaves a file"
+    made.unlink()
+    checkpoint = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    config = checkpoint["adaptok_config"]
+    config |= {key: {"evil": hostile} for key in ("callbacks", "logger", "loggers", "evil")}
+    config["optim"]["optimizer"] = hostile
+    path = tmp_path / "last.ckpt"
+    torch.save(checkpoint, path)
+    options = [f"resume={path}", "resume_anyway=true", "trainer.max_steps=4", "test.steps=0"]
+    out = run(capsys, "train", *small_runs.train(), *options, folder)
+    assert f"resuming from {path}" in out
+    assert read_checkpoint(tmp_path / "run")["global_step"] == 4
+    run(capsys, "eval", f"ckpt={path}", "steps=0", "device=cpu", folder)
+    load_surrogate(path)
+    assert not made.exists()
+
+
 @pytest.mark.slow
 def test_multirun(tmp_path, capsys):
     options = ["tokenizer=uniform,iap", "test.steps=0", f"hydra.sweep.dir={tmp_path}"]
@@ -147,9 +171,18 @@ def test_multirun(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_learns_what_the_eager_one_does(trained, tmp_path, capsys):
+def test_a_compiled_run_learns_what_the_eager_one_does(trained, tmp_path, capsys, monkeypatch):
+    """Without code generation, which is tested for one step and takes minutes for a run."""
+    calls, compile_module = [], torch.nn.Module.compile
+
+    def without_inductor(module, mode=None, **options):
+        calls.append(module)
+        compile_module(module, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_inductor)
     options = ["trainer.compile=true", "test.steps=0", f"hydra.run.dir={tmp_path}"]
     run(capsys, "train", *small_runs.train(), *options)
+    assert len(calls) == 1
     weights = [
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for folder in (trained, tmp_path)
@@ -250,7 +283,7 @@ def test_help(capsys, command):
     assert command in run(capsys, "--help")
     out = run(capsys, command, "--help")
     assert COMMANDS[command] in out
-    assert all(example in out for example in EXAMPLES[command])
+    assert all(example in out for example in USAGE[command]["examples"].splitlines())
     if command in ("train", "tokenize", "demo"):
         assert re.search(r"\[iap\].* uniform", out)
 
@@ -292,7 +325,7 @@ def test_debug_shows_where_it_happened():
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("adaptok.cli.usage.COMMANDS", {})
+    monkeypatch.setattr("adaptok.cli.usage.USAGE", {})
     with pytest.raises(KeyError):
         main(["train", "--help"])
 

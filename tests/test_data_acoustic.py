@@ -12,8 +12,8 @@ from adaptok.data.synthetic.acoustic_scattering_maze import (
     PATH_DENSITY,
     WALL_DENSITY,
     Leapfrog,
+    between,
     centered,
-    face_density,
     random_maze,
     stable_step,
 )
@@ -48,7 +48,7 @@ def energy(scheme: Leapfrog, pressure: Tensor, velocity: list[Tensor], density: 
     after = scheme.kick(pressure, velocity, 0.5)
     total = pressure.double().square().sum() / (2 * MODULUS)
     for axis, (one, other) in enumerate(zip(before, after, strict=True), start=1):
-        total += (face_density(density, axis).double() * one * other).sum() / 2
+        total += (between(density, axis).double() * one * other).sum() / 2
     return total.item()
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -415,24 +414,20 @@ def test_a_simulation_that_blows_up_is_not_stored(tmp_path):
     assert visible(tmp_path) == []
 
 
-def test_progress_is_shown_on_stderr(tmp_path, capfd, monkeypatch):
+def test_progress_is_shown_on_stderr(tmp_path, capfd):
     generate(MAZE, tmp_path, **TINY[MAZE], progress=False)
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setitem(sys.modules, "rich.progress", None)  # as if rich were not installed
     generate(MAZE, tmp_path, **TINY[MAZE], seed=2, overwrite=True)
     out, err = capfd.readouterr()
     assert out == ""
-    assert f"{MAZE}: 100%" in err
-    monkeypatch.undo()
-    if find_spec("rich"):
-        generate(MAZE, tmp_path, **TINY[MAZE], seed=3, overwrite=True)
-        assert MAZE in capfd.readouterr().err
+    assert MAZE in err
+    assert "100%" in err
 
 
 def test_generating_needs_neither_lightning_nor_the_well(tmp_path):
     code = (
         "import sys\n"
-        "for name in ('lightning', 'the_well', 'hydra', 'rich'): sys.modules[name] = None\n"
+        "for name in ('lightning', 'the_well', 'hydra'): sys.modules[name] = None\n"
         "from adaptok.data import FieldInfo\n"
         "assert 'h5py' not in sys.modules\n"
         "from adaptok.data.synthetic import generate\n"

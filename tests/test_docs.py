@@ -75,12 +75,12 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", commands())
 def test_commands_exist_and_compose(command):
     from adaptok import cli
-    from adaptok.cli.usage import PLAIN
+    from adaptok.cli.usage import USAGE
     from adaptok.config import menu as config
 
     _, subcommand, *arguments = shlex.split(command, comments=True)
     assert subcommand in cli.COMMANDS
-    if subcommand in PLAIN or [subcommand, *arguments[:1]] == ["data", "check"]:
+    if "arguments" in USAGE[subcommand] or [subcommand, *arguments[:1]] == ["data", "check"]:
         return  # these take no overrides
     overrides, folders = split_arguments(arguments)
     if (config.config_dir() / f"{subcommand}.yaml").is_file() and not folders:

@@ -122,7 +122,7 @@ def test_mixtures_that_make_no_sense():
         Mixture(different)
     mixture = Mixture(sets())
     for ndim, data in enumerate(mixture.sets.values()):
-        data._info = dataclasses.replace(data.info, ndim=ndim + 1)
+        data.info = dataclasses.replace(data.info, ndim=ndim + 1)
     with pytest.raises(ValueError, match="one number of dimensions"):
         _ = mixture.infos
 

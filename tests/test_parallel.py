@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import small_runs
 import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from adaptok.config.build import build_data
 from adaptok.config.menu import compose, plain
+from adaptok.training import make_trainer
 from adaptok.training.checkpoints import read_checkpoint
-from adaptok.training.parallel import make_strategy
+from adaptok.training.parallel import FullySharded
 from adaptok.utils.tables import read_metrics
 
 SCRIPT = Path(__file__).parent / "parallel_run.py"
@@ -163,9 +165,16 @@ def test_the_command_starts_its_processes_also_in_a_sweep(strategy, tmp_path):
     assert values[0] != values[1]
 
 
-def test_names_of_strategies():
-    assert make_strategy("ddp", "cpu", 2, 1) == "ddp"
-    strategy = make_strategy("fsdp", "cpu", 2, 3)
-    assert strategy._data_parallel_size == 6
-    assert make_strategy("fsdp", "cpu", "auto", 1)._data_parallel_size == 1
-    assert make_strategy("fsdp", "cpu", [0, 1], 1)._data_parallel_size == 2
+def test_names_of_strategies(tmp_path):
+    knobs = {"accelerator": "cpu", "devices": 2}
+    assert isinstance(make_trainer(tmp_path, strategy="ddp", **knobs).strategy, DDPStrategy)
+    assert isinstance(make_trainer(tmp_path, strategy="fsdp", **knobs).strategy, FullySharded)
+
+
+@pytest.mark.parametrize(("devices", "nodes", "size"), [(2, 3, 6), ("auto", 1, 1), (2, 1, 2)])
+def test_fsdp_shards_over_all_processes(tmp_path, monkeypatch, devices, nodes, size):
+    monkeypatch.setattr(ModelParallelStrategy, "setup_environment", lambda strategy: None)
+    knobs = {"accelerator": "cpu", "devices": devices, "num_nodes": nodes}
+    strategy = make_trainer(tmp_path, strategy="fsdp", **knobs).strategy
+    strategy.setup_environment()
+    assert strategy._data_parallel_size == size

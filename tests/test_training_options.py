@@ -23,7 +23,7 @@ from adaptok.training.averaging import Averaging
 from adaptok.training.checkpoints import check_resume, load_surrogate, read_checkpoint
 from adaptok.training.optim import Optim
 from adaptok.training.parallel import checkpoint_activations, repeated_blocks
-from adaptok.utils.atomic import replacing, replacing_folder
+from adaptok.utils.atomic import replacing
 from adaptok.utils.auxiliary import report_figure, report_loss
 from adaptok.utils.tables import read_metrics
 
@@ -351,7 +351,8 @@ def test_folders_are_complete_or_absent(tmp_path):
     place = tmp_path / "set"
 
     def fail():
-        with replacing_folder(place) as temporary:
+        with replacing(place) as temporary:
+            temporary.mkdir()
             (temporary / "half").write_text("x")
             raise RuntimeError
 
@@ -359,7 +360,8 @@ def test_folders_are_complete_or_absent(tmp_path):
         fail()
     assert not list(tmp_path.iterdir())
     for text in ("old", "new"):
-        with replacing_folder(place) as temporary:
+        with replacing(place) as temporary:
+            temporary.mkdir()
             (temporary / "file").write_text(text)
             assert not place.exists() or (place / "file").read_text() == "old"
     assert (place / "file").read_text() == "new"

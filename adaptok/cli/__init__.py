@@ -7,7 +7,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from adaptok.cli.usage import COMMANDS, command_help, main_help
@@ -66,12 +68,9 @@ def _dispatch(args: list[str]) -> int:
         raise ValueError(
             f"unknown command {command!r}{close_matches(command, COMMANDS)}; commands: {known}"
         )
-    if command == "bench" and rest and not rest[0].startswith("-"):
-        from adaptok.cli.benchmarks import run_benchmark
-
-        run_benchmark(*rest)  # --help is the benchmark's own
-    elif any(arg in ("-h", "--help") for arg in rest):
-        print(command_help(command, [arg for arg in rest if "=" in arg]))
+    asked = rest[:1] if command == "bench" else rest  # a benchmark has its own --help
+    if {"-h", "--help"} & set(asked):
+        print(command_help(command, overrides_in(rest)))
     elif command == "list":
         from adaptok.cli.listing import print_parts
 
@@ -83,7 +82,7 @@ def _dispatch(args: list[str]) -> int:
     elif command == "bench":
         from adaptok.cli.benchmarks import run_benchmark
 
-        run_benchmark()
+        run_benchmark(*rest)
     elif command == "data" and rest[:1] == ["check"]:
         from adaptok.cli.checking import print_check
 
@@ -95,8 +94,7 @@ def _dispatch(args: list[str]) -> int:
 
         _check_alone(command, rest)
         failures: list[Exception] = []
-        task = _kept(getattr(commands, command), failures)
-        _launch(_as_typed(task, sys.argv[0], command, rest), command, rest)
+        _launch(_alone(getattr(commands, command), command, rest, failures), command, rest)
         if failures:
             raise failures[0]
     return 0
@@ -120,7 +118,7 @@ def _sweep(command: str, args: list[str]) -> int:
     from adaptok.cli.sweeps import Job, Watch, summarise
     from adaptok.config.menu import readable_errors
 
-    with readable_errors(command, _overrides(args)):
+    with readable_errors(command, overrides_in(args)):
         job, failed = Job(command, args), 0
     Watch.folder = None
     try:
@@ -140,34 +138,51 @@ def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
 
     register_parts(task_of(args))
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
-    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"adaptok {command}", *args], "1"  # it re-raises
+    with restored(), readable_errors(command, overrides_in(args)):
+        sys.argv = [f"adaptok {command}", *args]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # it re-raises
+        run()
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Restores environment and arguments, which a run inside may change."""
+    variables, arguments = dict(os.environ), sys.argv
     try:
-        with readable_errors(command, _overrides(args)):
-            run()
+        yield
     finally:
-        sys.argv = before[0]
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if before[1] is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before[1]
+        sys.argv = arguments
+        os.environ.clear()
+        os.environ.update(variables)
 
 
-def _overrides(args: Sequence[str]) -> list[str]:
+def overrides_in(args: Sequence[str]) -> list[str]:
+    """Finds the overrides among what was typed."""
     return [arg for arg in args if "=" in arg and not arg.startswith("-")]
 
 
-def _as_typed(
-    task: Callable[..., Any], program: str, command: str, args: list[str]
+def as_typed(path: Path) -> Path:
+    """Shortens a path below the working folder to how it would be typed."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _alone(
+    task: Callable[..., Any], command: str, args: list[str], failures: list[Exception]
 ) -> Callable[..., Any]:
-    """Wraps a task to set ``sys.argv`` as if this job had been typed: Lightning starts the other
-    processes of a parallel run with it."""
+    """Wraps the task of a single run: sets ``sys.argv`` as if this job had been typed (Lightning
+    starts the other processes of a parallel run with it), and keeps its error from Hydra, which
+    would print another line for it."""
+    program = sys.argv[0]
 
     @functools.wraps(task)
     def run(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
         sys.argv = [program, command, *typed_folders(args), *HydraConfig.get().overrides.task]
-        return task(config)
+        try:
+            return task(config)
+        except Exception as error:
+            failures.append(error)
 
     return run
 
@@ -178,19 +193,6 @@ def typed_folders(args: Sequence[str]) -> list[str]:
     at = [i for i, arg in enumerate(args) if arg == flag]
     folders = [word for i in at for word in args[i : i + 2]]
     return folders + [arg for arg in args if arg.startswith(f"{flag}=")]
-
-
-def _kept(task: Callable[..., Any], failures: list[Exception]) -> Callable[..., Any]:
-    """Wraps a task to keep its error from Hydra, which would print another line for it."""
-
-    @functools.wraps(task)
-    def run(config: Any) -> Any:
-        try:
-            return task(config)
-        except Exception as error:
-            failures.append(error)
-
-    return run
 
 
 def _is_users(error: Exception) -> bool:

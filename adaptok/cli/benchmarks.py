@@ -6,6 +6,7 @@ import pkgutil
 import runpy
 import sys
 
+from adaptok.cli import restored
 from adaptok.evaluation import bench
 from adaptok.registry import choice
 
@@ -25,9 +26,6 @@ def run_benchmark(name: str = "", *args: str) -> None:
         print("\n".join(names()))
         return
     choice("benchmark", name, names())
-    before = sys.argv
-    sys.argv = [f"adaptok bench {name}", *args]
-    try:
+    with restored():
+        sys.argv = [f"adaptok bench {name}", *args]
         runpy.run_module(f"adaptok.evaluation.bench.{name}", run_name="__main__")
-    finally:
-        sys.argv = before

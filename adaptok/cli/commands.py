@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
 from adaptok.tasks.surrogate import fit_and_test
 from adaptok.tasks.tracking import tracked
 from adaptok.training.checkpoints import find_checkpoint, load_weights, read_checkpoint
+from adaptok.utils.boundary import BOUNDARIES
 from adaptok.utils.keys import flattened
 from adaptok.utils.tables import table
 
@@ -48,38 +49,31 @@ def train(config: DictConfig) -> float | None:
     """Task of ``adaptok train``; returns the test VRMSE (of a classifier the share of wrong
     answers), for sweepers that minimise it.
     """
-    wanted = _checked(config, "train")
-    with tracked(wanted, _run_folder()):
-        return TASKS[wanted["task"]](wanted)
+    wanted, folder = _checked(config, "train"), _run_folder()
+    with tracked(wanted, folder):
+        if wanted["task"] == "pretrain":
+            return _pretrain(wanted, folder)
+        if wanted["task"] == "classify":
+            return _classify(wanted, folder)
+        return _report_run(fit_and_test(wanted, folder))
 
 
-def _surrogate(wanted: Config) -> float | None:
-    return _report_run(fit_and_test(wanted, _run_folder()))
-
-
-def _pretrain(wanted: Config) -> float | None:
-    results = pretrain_and_test({**wanted, "data": _data_of_each(wanted)}, _run_folder())
+def _pretrain(wanted: Config, folder: Path) -> float | None:
+    results = pretrain_and_test({**wanted, "data": _data_of_each(wanted)}, folder)
     if results is None:
         return None
     print("\n".join(markdown(one) for one in results.values()))
-    print(f"run folder: {_run_folder()}")
+    print(f"run folder: {folder}")
     errors = [one.settings[0].vrmse.mean for one in results.values()]
     known = [error for error in errors if error is not None]
     return sum(known) / len(known) if len(known) == len(errors) else None
 
 
-def _classify(wanted: Config) -> float | None:
+def _classify(wanted: Config, folder: Path) -> float | None:
     from adaptok.tasks.classify.run import fit_and_test_classifier  # needs timm
 
-    results = fit_and_test_classifier(wanted, _run_folder())
+    results = fit_and_test_classifier(wanted, folder)
     return None if results is None else _show_classifier(results)
-
-
-TASKS: dict[str, Callable[[Config], float | None]] = {
-    "surrogate": _surrogate,
-    "pretrain": _pretrain,
-    "classify": _classify,
-}
 
 
 def finetune(config: DictConfig) -> float | None:
@@ -123,15 +117,13 @@ def eval(config: DictConfig) -> float | None:
     if isinstance(model, FieldSystem) and trained["task"] == "pretrain":
         target = model.core
     load_weights(target, checkpoint, path=path, config=trained)
-    keys = ("split", "settings", "steps", "device", "patch_size")
-    options = {key: wanted[key] for key in keys}
+    options = {k: wanted[k] for k in ("split", "settings", "steps", "device", "patch_size")}
     if wanted["save_predictions"]:
         options["predictions"] = folder / "predictions"
     results = dataclasses.replace(evaluate(model, data, **options), checkpoint=str(path))
     write_config(config_of_eval(trained, wanted), folder)
     write_results(results.to_json(), markdown(results), folder)
-    more = {"split": wanted["split"], "video": wanted["video"]}
-    pictures.of_run(model, data, results, folder, **more)
+    pictures.of_run(model, data, results, folder, split=wanted["split"], video=wanted["video"])
     print(markdown(results))
     print(f"written to {folder}")
     return results.settings[0].vrmse.mean
@@ -139,12 +131,12 @@ def eval(config: DictConfig) -> float | None:
 
 def _refuse_for_classifiers(config: DictConfig) -> None:
     """Raises ``ValueError`` for options that only surrogates have, instead of ignoring them."""
-    parts = [k for k in ("model", "tokenizer", "processor", "decoder") if config.get(k) is not None]
-    if parts or config["save_predictions"] or config["video"] is not None:
-        what = parts[0] if parts else "save_predictions" if config["save_predictions"] else "video"
+    options = ("model", "tokenizer", "processor", "decoder", "save_predictions", "video")
+    given = [key for key in options if config.get(key) not in (None, False)]
+    if given:
         raise ValueError(
-            f"{what} cannot be given for the checkpoint of a classifier: it is tested as it was "
-            "trained; thresholds and budget go into settings=[{thresholds: [5.5, 4]}]"
+            f"{given[0]} cannot be given for the checkpoint of a classifier: it is tested as it "
+            "was trained; thresholds and budget go into settings=[{thresholds: [5.5, 4]}]"
         )
 
 
@@ -254,8 +246,7 @@ def data(config: DictConfig) -> None:
 def describe_data(module: WellData) -> str:
     """Describes a set: its grid, samples and fields, and the VRMSE of predicting no change."""
     info = module.info
-    codes = {0: "wall", 1: "open", 2: "periodic"}
-    sides = ["/".join(codes[int(c)] for c in axis) for axis in info.boundary]
+    sides = ["/".join(BOUNDARIES[int(c)].lower() for c in axis) for axis in info.boundary]
     splits: list[Any] = [module.loader(split).dataset for split in SPLITS]
     errors = persistence(module, "test").vrmse
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import inspect
 import textwrap
@@ -13,20 +14,12 @@ from adaptok.models.combinations import combinations
 from adaptok.registry import LOSSES, METRICS, Registry, choice
 from adaptok.vision import IMAGE_TOKENIZERS
 
-KINDS: dict[str, Registry] = {
-    "tokenizer": adaptok.TOKENIZERS,
-    "processor": adaptok.PROCESSORS,
-    "decoder": adaptok.DECODERS,
-    "indicator": adaptok.INDICATORS,
-    "marking": adaptok.MARKINGS,
-    "embedding": adaptok.EMBEDDINGS,
-    "position": adaptok.POSITIONS,
-    "schedule": adaptok.SCHEDULES,
-    "loss": LOSSES,
-    "metric": METRICS,
-    "baseline": BASELINES,
-    "image_tokenizer": IMAGE_TOKENIZERS,
-}
+REGISTRIES = (
+    *(adaptok.TOKENIZERS, adaptok.PROCESSORS, adaptok.DECODERS),
+    *(adaptok.INDICATORS, adaptok.MARKINGS, adaptok.EMBEDDINGS),
+    *(adaptok.POSITIONS, adaptok.SCHEDULES, LOSSES, METRICS, BASELINES, IMAGE_TOKENIZERS),
+)
+KNOB = textwrap.TextWrapper(98, " " * 6, " " * 10, break_on_hyphens=False)  # its paragraph
 
 
 def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
@@ -63,7 +56,7 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
             if not kind:  # a line or two per part, or the list of everything fills ten screens
                 knobs = [", ".join(f"{k}={v!r}" for k, v in registry.knobs(part).items())]
             for knob in filter(None, knobs):
-                print(_paragraph(knob.strip()))
+                print(KNOB.fill(knob.strip()))
         print()
     if not kind:
         print("adaptok list KIND says what the knobs mean: adaptok list tokenizer 'i*'")
@@ -86,13 +79,6 @@ def parts_markdown() -> str:
             for knob, default in registry.knobs(name).items():
                 lines.append(f"    - `{knob}={default!r}`: {meanings[knob]}")
     return "\n".join([*lines, ""])
-
-
-def _paragraph(text: str) -> str:
-    first, rest = " " * 6, " " * 10
-    return textwrap.fill(
-        text, 98, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
-    )
 
 
 def _print_backends(pattern: str) -> None:
@@ -131,8 +117,9 @@ def _kinds() -> dict[str, Registry]:
     from adaptok.evaluation import metrics  # noqa: F401  enters the metrics
     from adaptok.training import optim  # noqa: F401  enters the losses
 
-    try:
+    registries = [*REGISTRIES]
+    with contextlib.suppress(ModuleNotFoundError):  # the core alone has no data
         from adaptok.data.synthetic import SOLVERS
-    except ModuleNotFoundError:  # the core alone has no data
-        return KINDS
-    return KINDS | {"solver": SOLVERS}
+
+        registries.append(SOLVERS)
+    return {registry.kind: registry for registry in registries}

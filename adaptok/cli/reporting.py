@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from adaptok.cli import as_typed
 from adaptok.report.contents import read_contents
 from adaptok.report.writing import markdown_report, write_contents
 
@@ -41,9 +42,4 @@ def parsed(args: tuple[str, ...]) -> tuple[list[Path], Path, list[str]]:
         raise ValueError("give folders of runs, such as: adaptok report outputs")
     default = Path(os.path.commonpath([f.absolute() for f in folders])) / "report"
     by = [key.strip() for key in options.get("by", "").split(",") if key.strip()]
-    return folders, Path(options.get("out") or _relative(default)), by
-
-
-def _relative(path: Path) -> Path:
-    """Shortens a path below the working folder to how it would be typed."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return folders, Path(options.get("out") or as_typed(default)), by

@@ -21,8 +21,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from adaptok.cli import as_typed, overrides_in, restored, typed_folders
 from adaptok.config.menu import register_parts, task_of
-from adaptok.config.run_ids import register_run_id, run_id
+from adaptok.config.run_ids import id_of_job, register_run_id
 from adaptok.utils.atomic import replacing
 
 RECORD, FAILURE, LOCK = "job.json", "failed.json", ".lock"
@@ -64,14 +65,16 @@ class Job:
     def __call__(self, config: DictConfig) -> float | None:
         """Returns what sweepers minimise; None for a job that failed."""
         folder = Path(HydraConfig.get().runtime.output_dir)
-        with _environment(), _locked(folder) as free:
+        with restored(), _locked(folder) as free:
             if not free:
                 print(f"runs elsewhere, left alone: {folder}")
                 return None
             return self._run(config, folder)
 
     def _run(self, config: DictConfig, folder: Path) -> float | None:
-        record = {"id": self._id(config), "start": self.start, "number": HydraConfig.get().job.num}
+        job = HydraConfig.get()
+        name = id_of_job(config, job, self.swept)
+        record = {"id": name, "start": self.start, "number": job.job.num}
         before = _read(folder / RECORD)
         if before.get("id") == record["id"] and self.command in RESTARTED:
             if before["state"] == "finished" and any(folder.rglob("metrics.json")):
@@ -98,7 +101,7 @@ class Job:
 
     def _task(self, config: DictConfig, folder: Path) -> float | None:
         """Runs the command; the processes that Lightning starts for it run the job alone."""
-        from adaptok.cli import commands, typed_folders
+        from adaptok.cli import commands
 
         job: Any = HydraConfig.get()
         with read_write(job), open_dict(job):
@@ -108,16 +111,10 @@ class Job:
         sys.argv = [self.program, self.command, *typed_folders(self.args), *given, *resume]
         return getattr(commands, self.command)(config)
 
-    def _id(self, config: DictConfig) -> str:
-        job = HydraConfig.get()
-        of_sweeper = job.sweeper.get("params") or {}
-        return run_id(config, job.overrides.task, [*self.swept, *of_sweeper])
-
 
 def swept_keys(args: Sequence[str]) -> list[str]:
     """Lists the keys that the command line gives several values."""
-    typed = [arg for arg in args if "=" in arg and not arg.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(typed)
+    parsed = OverridesParser.create().parse_overrides(overrides_in(args))
     return [o.key_or_group for o in parsed if o.is_sweep_override()]
 
 
@@ -141,15 +138,10 @@ def summarise(folder: Path, start: str) -> tuple[str, int]:
         counts[state] += 1
         value = record.get("value")
         about = record.get("error", "" if value is None else f"{value:.4g}")
-        lines.append(f"  {state:<9} {_shown(path)}  {about}".rstrip())
+        lines.append(f"  {state:<9} {as_typed(path)}  {about}".rstrip())
     head = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    text = "\n".join([f"sweep {_shown(folder)}: {head or 'no job was started'}", *lines])
+    text = "\n".join([f"sweep {as_typed(folder)}: {head or 'no job was started'}", *lines])
     return text, counts["failed"] + counts["stopped"]
-
-
-def _shown(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _keep_failure(folder: Path, reason: str) -> None:
@@ -170,18 +162,6 @@ def _forget() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Restores environment and arguments, which a parallel run changes."""
-    variables, arguments = dict(os.environ), sys.argv
-    try:
-        yield
-    finally:
-        sys.argv = arguments
-        os.environ.clear()
-        os.environ.update(variables)
 
 
 @contextmanager

@@ -64,11 +64,11 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
     if config["data"].get("max_lead", 1) > 1:
         raise ValueError("data.max_lead is for models that know a lead time: task=pretrain")
     model = config.get("model", {"name": "surrogate"})
+    channels = {"in_channels": len(info.fields), "constant_channels": len(info.constants)}
     if model["name"] == "surrogate":
         return create_surrogate(
+            **channels,
             ndim=info.ndim,
-            in_channels=len(info.fields),
-            constant_channels=len(info.constants),
             dim=config["size"]["dim"],
             **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
         )
@@ -79,9 +79,8 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
         )
     return create_baseline(
         model,
+        **channels,
         ndim=info.ndim,
-        in_channels=len(info.fields),
-        constant_channels=len(info.constants),
         boundary=info.boundary,
         shape=info.shape,
         **{key: config[key] for key in ("history", "normalise", "predict")},

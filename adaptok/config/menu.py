@@ -7,9 +7,11 @@ defaults, third-party plug-ins included.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +135,11 @@ def _register_image_parts(store: ConfigStore) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def compose(
@@ -241,10 +243,16 @@ def plain(config: Any) -> Any:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
+@cache
+def _known_keys(name: str, task: str | None) -> list[str]:
+    """Lists the top-level keys of a command; jobs of a sweep ask again and again."""
+    given = [f"task={task}"] if task else []
+    return list(dict.fromkeys([*map(str, compose(name, given)), *default_choices(name, given)]))
+
+
 def check_keys(config: Mapping[str, Any], name: str) -> None:
     """Raises ``ValueError`` for a top-level key that nothing reads (added with a plus)."""
-    task = [f"task={config['task']}"] if config.get("task") in TASKS else []
-    known = list(dict.fromkeys([*map(str, compose(name, task)), *default_choices(name, task)]))
+    known = _known_keys(name, config["task"] if config.get("task") in TASKS else None)
     for key in config:
         if key not in known:
             raise ValueError(

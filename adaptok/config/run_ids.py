@@ -36,13 +36,17 @@ def register_run_id(swept: Sequence[str] = ()) -> None:
     """Makes ``${adaptok.run_id:}`` resolve to the name of the job whose configuration uses it."""
 
     def resolve(*, _root_: DictConfig) -> str:
-        hydra = _root_.get("hydra")
-        if hydra is None:
-            return run_id(_root_, (), swept)
-        of_sweeper = hydra.get("sweeper", {}).get("params") or {}
-        return run_id(_root_, hydra.overrides.task, [*swept, *of_sweeper])
+        return id_of_job(_root_, _root_.get("hydra"), swept)
 
     OmegaConf.register_new_resolver("adaptok.run_id", resolve, replace=True)
+
+
+def id_of_job(config: DictConfig, hydra: Any, swept: Sequence[str]) -> str:
+    """Makes the `run_id` of a job, given Hydra's part of its configuration, if any."""
+    if hydra is None:
+        return run_id(config, (), swept)
+    of_sweeper = hydra.get("sweeper", {}).get("params") or {}
+    return run_id(config, hydra.overrides.task, [*swept, *of_sweeper])
 
 
 def _resolved(config: DictConfig) -> Any:

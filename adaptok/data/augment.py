@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,18 +65,16 @@ class Augmented(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index]
-        history = len(sample["input"])
+        history, constants = len(sample["input"]), sample.get("constants")
         data: Any = {
             "variable_fields": self.fields.split(torch.cat([sample["input"], sample["target"]])),
-            "constant_fields": {},
+            "constant_fields": {} if constants is None else self.constants.split(constants),
             "boundary_conditions": sample["boundary"],
         }
-        if "constants" in sample:
-            data["constant_fields"] = self.constants.split(sample["constants"])
         data = self.transform(data, self.about)
         frames = self.fields.join(data["variable_fields"])
         out = {"input": frames[:history], "target": frames[history:]}
-        if "constants" in sample:
+        if constants is not None:
             out["constants"] = self.constants.join(data["constant_fields"])
         return {**sample, **out, "boundary": data["boundary_conditions"]}
 
@@ -92,17 +89,17 @@ class _Channels:
 
     def __init__(self, names: Mapping[int, Sequence[str]], ndim: int):
         self.ndim = ndim
-        self.sizes = [(order, ndim**order) for order in names for _ in names[order][:: ndim**order]]
-        self.ends = [*accumulate(size for _, size in self.sizes)]
+        self.orders = [order for order in names for _ in names[order][:: ndim**order]]  # per field
 
     def split(self, values: Tensor) -> dict[int, dict[str, Tensor]]:
         """Splits channels (..., c, *space) into fields (..., *space, *(ndim,) * order) by order."""
         out: dict[int, dict[str, Tensor]] = {}
         axis = values.ndim - 1 - self.ndim
-        for (order, size), end in zip(self.sizes, self.ends, strict=True):
-            part = values.narrow(axis, end - size, size).movedim(axis, -1)
+        parts = values.split([self.ndim**order for order in self.orders], axis)
+        for number, (order, part) in enumerate(zip(self.orders, parts, strict=True)):
+            part = part.movedim(axis, -1)
             shape = (*part.shape[:-1], *(self.ndim,) * order)
-            out.setdefault(order, {})[str(end)] = part.reshape(shape)
+            out.setdefault(order, {})[str(number)] = part.reshape(shape)
         return out
 
     def join(self, fields: Mapping[int, Mapping[str, Tensor]]) -> Tensor:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from adaptok.data.check_file import check_file
+from adaptok.data.check_file import OnValues, check_file
 from adaptok.data.location import Location, locate
 from adaptok.data.synthetic.store import Statistics
 from adaptok.data.well_files import WellFile, read_statistics
@@ -65,7 +64,7 @@ def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
         raise ValueError(
             f"{location} is no data set: it has neither a folder data nor .hdf5 or .h5 files"
         )
-    return Report(len(files), _check_files(files, None)[0])
+    return Report(len(files), _check_files(files)[0])
 
 
 def _check_set(folder: Location) -> Report:
@@ -76,7 +75,7 @@ def _check_set(folder: Location) -> Report:
         count += len(files)
         if not files:
             problems.append(Defect(str(folder), f"split {split} is missing or empty"))
-        found, good = _check_files(files, statistics if split == "train" else None)
+        found, good = _check_files(files, statistics.accumulate if split == "train" else None)
         problems += found
         if good is not None:  # one file speaks for its split
             first = first or good
@@ -85,14 +84,9 @@ def _check_set(folder: Location) -> Report:
 
 
 def _check_files(
-    files: list[Location], statistics: Statistics | None
+    files: list[Location], on_values: OnValues | None = None
 ) -> tuple[list[Defect], WellFile | None]:
     """Checks the files of one split, which share their schema; returns also the first good file."""
-
-    def on_values(name: str, order: int, varying: bool, values: np.ndarray) -> None:
-        if statistics is not None:
-            statistics.accumulate(name, torch.from_numpy(values), order, varying=varying)
-
     problems, first = [], None
     for file in files:
         found = [Defect(str(file), what) for what in check_file(file, on_values)]

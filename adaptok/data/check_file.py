@@ -16,7 +16,7 @@ from adaptok.utils.boundary import BOUNDARIES
 OnValues = Callable[[str, int, bool, np.ndarray], None]
 
 
-def check_file(location: Location, on_values: OnValues = lambda *_: None) -> list[str]:
+def check_file(location: Location, on_values: OnValues | None = None) -> list[str]:
     """Lists everything that is wrong with a file; empty for a good one.
 
     Reads all values, one trajectory at a time.
@@ -29,8 +29,8 @@ def check_file(location: Location, on_values: OnValues = lambda *_: None) -> lis
         with location.hdf5() as file:
             # the other checks rely on the structure
             return [*_structure(file)] or [*_Content(file, on_values).problems()]
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        return [f"damaged or truncated HDF5 file ({error})"]
+    except ValueError as error:
+        return [f"damaged or truncated HDF5 file ({error.__cause__ or error})"]
 
 
 def _structure(file: Any) -> Iterator[str]:
@@ -60,7 +60,7 @@ def _structure(file: Any) -> Iterator[str]:
 class _Content:
     """Checks of a file whose structure is right; each yields what is wrong."""
 
-    def __init__(self, file: Any, on_values: OnValues):
+    def __init__(self, file: Any, on_values: OnValues | None):
         self.file, self.on_values = file, on_values
         sizes = file["dimensions"]
         self.axes = {axis: sizes[axis].shape[-1] for axis in sizes.attrs["spatial_dims"]}
@@ -125,27 +125,11 @@ class _Content:
     def scalars(self) -> Iterator[str]:
         group = self.file["scalars"]
         for name in group.attrs["field_names"]:
-            data = group.get(name)
-            if not isinstance(data, h5py.Dataset):
-                yield f"scalar {name} is announced but missing"
-                continue
-            expected, lacks = self.lead(data)
-            if lacks:
-                yield f"scalar {name} lacks the attribute {lacks}"
-            elif data.shape != expected:
-                yield f"scalar {name} has shape {data.shape}, expected {expected}"
-            elif not np.isfinite(data[...]).all():
-                yield f"NaN or Inf in scalar {name}"
-
-    def lead(self, data: h5py.Dataset) -> tuple[tuple[int, ...], str]:
-        """The leading shape that the attributes announce, and which attribute is missing."""
-        shape: tuple[int, ...] = ()
-        sizes = {"sample_varying": self.trajectories, "time_varying": self.steps}
-        for attribute, size in sizes.items():
-            if attribute not in data.attrs:
-                return (), attribute
-            shape += (size,) if data.attrs[attribute] else ()
-        return shape, ""
+            problem = self.announced(group.get(name), f"scalar {name}", "")
+            if not problem and not np.isfinite(group[name][...]).all():
+                problem = f"NaN or Inf in scalar {name}"
+            if problem:
+                yield problem
 
     def fields(self) -> Iterator[str]:
         varying = wrong = False
@@ -157,7 +141,10 @@ class _Content:
                     wrong = True
                     yield f"field {name} is not among the field_names of t{order}_fields"
             for name in names:
-                problem = self.field(group.get(name), name, order)
+                what, data = f"field {name}", group.get(name)
+                problem = self.announced(data, what, f" in t{order}_fields", order)
+                if not problem and data.dtype.kind != "f":
+                    problem = f"{what} has type {data.dtype}, not a floating-point one"
                 if not problem:
                     varying |= bool(group[name].attrs["time_varying"])
                     problem = self.values(group[name], name, order)
@@ -167,23 +154,23 @@ class _Content:
         if not varying and not wrong:
             yield "no field changes with time: there is nothing to predict"
 
-    def field(self, data: Any, name: str, order: int) -> str:
-        """What is wrong with a field before its values are read."""
+    def announced(self, data: Any, what: str, where: str, order: int | None = None) -> str:
+        """What is wrong with a scalar, or a field of an order, before its values are read."""
         if not isinstance(data, h5py.Dataset):
-            return f"field {name} is announced in t{order}_fields but missing"
-        shape, lacks = self.lead(data)
-        kept: Any = data.attrs.get("dim_varying")
-        if lacks or kept is None:
-            return f"field {name} lacks the attribute {lacks or 'dim_varying'}"
-        if len(kept) != len(self.axes):
-            return f"dim_varying of field {name} is {list(kept)}, one per axis is needed"
-        shape += tuple(n for n, keep in zip(self.axes.values(), kept, strict=True) if keep)
-        shape += (len(self.axes),) * order
-        if data.shape != shape:
-            return f"field {name} has shape {data.shape}, expected {shape}"
-        if data.dtype.kind != "f":
-            return f"field {name} has type {data.dtype}, not a floating-point one"
-        return ""
+            return f"{what} is announced{where} but missing"
+        sizes = {"sample_varying": self.trajectories, "time_varying": self.steps}
+        needed = [*sizes] if order is None else [*sizes, "dim_varying"]
+        lacks = [attribute for attribute in needed if attribute not in data.attrs]
+        if lacks:
+            return f"{what} lacks the attribute {lacks[0]}"
+        shape = tuple(size for attribute, size in sizes.items() if data.attrs[attribute])
+        if order is not None:
+            kept: Any = data.attrs["dim_varying"]
+            if len(kept) != len(self.axes):
+                return f"dim_varying of {what} is {list(kept)}, one per axis is needed"
+            shape += tuple(n for n, keep in zip(self.axes.values(), kept, strict=True) if keep)
+            shape += (len(self.axes),) * order
+        return "" if data.shape == shape else f"{what} has shape {data.shape}, expected {shape}"
 
     def values(self, data: h5py.Dataset, name: str, order: int) -> str:
         """Says where a field is not finite, and passes on its good trajectories."""
@@ -193,7 +180,8 @@ class _Content:
             values = np.asarray(data[number] if sampled else data[...])
             wrong = ~np.isfinite(values)
             if not wrong.any():
-                self.on_values(name, order, timed, values)
+                if self.on_values:
+                    self.on_values(name, order, timed, values)
                 continue
             frame = f", frame {int(np.argwhere(wrong)[0, 0])}" if timed else ""
             bad.append(f"trajectory {number}{frame}" if sampled else f"all trajectories{frame}")

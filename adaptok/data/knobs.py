@@ -12,6 +12,13 @@ def check_integers(least: int, **values: int) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
+def check_between(least: int, most: int, meaning: str, **values: int) -> None:
+    """Raises ``ValueError`` for a value not in `least` to `most`, which means `meaning`."""
+    for name, value in values.items():
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be between {least} and {meaning}, got {value!r}")
+
+
 def check_positive(**lists: Sequence[float]) -> None:
     """Raises ``ValueError`` for a list that is empty or has a number that is not positive."""
     for name, values in lists.items():

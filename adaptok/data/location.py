@@ -18,6 +18,8 @@ from fsspec.spec import AbstractFileSystem
 from adaptok.data.well_format import HDF5
 from adaptok.registry import close_matches
 
+DAMAGE = (OSError, KeyError, RuntimeError, IndexError)  # what h5py raises for a damaged file
+
 
 @dataclass(frozen=True)
 class Location:
@@ -70,13 +72,22 @@ class Location:
         return bytes(self._ask("cat_file")).decode()
 
     @contextmanager
-    def hdf5(self) -> Iterator[Any]:
-        """Opens the file as `h5py.File` for reading; raises ``OSError`` if it is damaged.
+    def hdf5(self, more: str = "") -> Iterator[Any]:
+        """Opens the file as `h5py.File` for reading.
 
         Typed as Any, because h5py's types cannot say which members are groups.
+
+        Args:
+            more: what is read, for messages.
+
+        Raises:
+            ValueError: if it is damaged, also while the caller reads from it.
         """
-        with self.fs.open(self.path, "rb") as raw, h5py.File(raw, "r") as file:
-            yield file
+        try:
+            with self.fs.open(self.path, "rb") as raw, h5py.File(raw, "r") as file:
+                yield file
+        except DAMAGE as error:
+            raise ValueError(f"damaged or truncated HDF5 file {self}{more}: {error}") from error
 
     def _ask(self, method: str, **options: Any) -> Any:
         """Calls a method of the file system; any error says what could not be read."""

@@ -35,9 +35,6 @@ class FromSets(Dataset):
     def __init__(self, sets: list[FromSet]):
         self.sets = sets
 
-    def __len__(self) -> int:
-        return sum(map(len, self.sets))
-
     def __getitem__(self, drawn: tuple[int, Any]) -> dict[str, Any]:
         return self.sets[drawn[0]][drawn[1]]
 

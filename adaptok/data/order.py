@@ -60,19 +60,15 @@ class ResumableLoader(DataLoader):
     """Loads from an `EpochSampler`; resumes in mid-epoch, after the batch of the saved state."""
 
     sampler: EpochSampler
+    batch_size: int
     _yielded = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: worker processes ask for the first batches only after the epoch is set.
-        self._yielded = self.sampler.start // self._samples
+        self._yielded = self.sampler.start // self.batch_size
         for batch in super().__iter__():
             self._yielded += 1
             yield batch
-
-    @property
-    def _samples(self) -> int:
-        assert self.batch_size is not None
-        return self.batch_size
 
     def state_dict(self) -> dict[str, int]:
         """Returns the epoch and the number of its batches that were handed out."""
@@ -82,4 +78,4 @@ class ResumableLoader(DataLoader):
         """Starts the next pass after the batches that were handed out."""
         over = state["batches"] >= len(self)
         self.sampler.set_epoch(state["epoch"] + over)
-        self.sampler.start = 0 if over else state["batches"] * self._samples
+        self.sampler.start = 0 if over else state["batches"] * self.batch_size

@@ -15,7 +15,7 @@ from adaptok.data.location import Location, locate
 from adaptok.data.split import Split
 from adaptok.data.well import WellData, pair_statistics
 from adaptok.data.well_format import HDF5, SPLITS
-from adaptok.data.windows import Trajectory, Windows, finite_channels
+from adaptok.data.windows import ReadWindows, Trajectory, Windows, finite_channels
 from adaptok.registry import choice
 from adaptok.utils.boundary import OPEN, PERIODIC, WALL
 
@@ -39,11 +39,6 @@ class Family(NamedTuple):
     scalars: tuple[str, ...]
     vectors: tuple[str, ...]
     boundary: int
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Names of all channels."""
-        return self.scalars + self.vectors
 
 
 VELOCITY = ("velocity_x", "velocity_y")
@@ -87,29 +82,23 @@ class PDEBenchFile(NamedTuple):
         Raises:
             ValueError: it is damaged, or no 2D file of a known family.
         """
-        try:
-            with location.hdf5() as file:
-                return cls._described(location, file)
-        except (OSError, KeyError, RuntimeError) as error:
-            raise ValueError(f"damaged or truncated HDF5 file {location}: {error}") from error
-
-    @classmethod
-    def _described(cls, location: Location, file: Any) -> PDEBenchFile:
-        for family in (COMPRESSIBLE, INCOMPRESSIBLE):
-            if all(name in file for name in family.arrays):
-                shape = file[family.arrays[0]].shape
-                if len(shape) - (family is INCOMPRESSIBLE) == 4:
-                    return cls(location, family, (), shape[0], shape[1], tuple(shape[2:4]))
-        groups = tuple(name for name in sorted(file) if name.isdigit() and "data" in file[name])
-        if groups:
-            steps, *grid = file[groups[0]]["data"].shape
-            for family in (SHALLOW_WATER, DIFFUSION_REACTION):
-                if len(grid) == 3 and grid[-1] == len(family.channels):
-                    return cls(location, family, groups, len(groups), steps, tuple(grid[:2]))
-        raise ValueError(
-            f"{location} is none of PDEBench's 2D files of incompressible or compressible flow, "
-            f"shallow water or diffusion and reaction; it holds {', '.join(sorted(file)[:6])}"
-        )
+        with location.hdf5() as file:
+            for family in (COMPRESSIBLE, INCOMPRESSIBLE):
+                if all(name in file for name in family.arrays):
+                    shape = file[family.arrays[0]].shape
+                    if len(shape) - (family is INCOMPRESSIBLE) == 4:
+                        return cls(location, family, (), shape[0], shape[1], tuple(shape[2:4]))
+            groups = tuple(name for name in sorted(file) if name.isdigit() and "data" in file[name])
+            if groups:
+                steps, *grid = file[groups[0]]["data"].shape
+                for family in (SHALLOW_WATER, DIFFUSION_REACTION):
+                    if len(grid) == 3 and grid[-1] == len(family.scalars):
+                        return cls(location, family, groups, len(groups), steps, tuple(grid[:2]))
+            raise ValueError(
+                f"{location} is none of PDEBench's 2D files of incompressible or compressible "
+                "flow, shallow water or diffusion and reaction; "
+                f"it holds {', '.join(sorted(file)[:6])}"
+            )
 
     def frames(self, file: Any, number: int, chosen: slice) -> np.ndarray:
         """Reads frames of a trajectory, channels last."""
@@ -158,6 +147,7 @@ class PDEBenchSplit(Split):
     ):
         self.members = [(f, n) for f in files for n in split_range(f.trajectories, split)]
         self.family, self.replace_nan = files[0].family, replace_nan
+        self.boundary = torch.full((len(files[0].shape), 2), self.family.boundary)
         metadata = WellMetadata(
             dataset_name=self.family.name,
             n_spatial_dims=len(files[0].shape),
@@ -174,15 +164,11 @@ class PDEBenchSplit(Split):
         where = ", ".join(str(file.location) for file in files)
         super().__init__(where, [file.steps for file, _ in self.members], metadata, cache_bytes)
 
-    @property
-    def boundary(self) -> Tensor:
-        """Types of the ends of each axis, (ndim, 2)."""
-        return torch.full((self.metadata.n_spatial_dims, 2), self.family.boundary)
-
     def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
-        return PDEBenchWindows(self, history, target_steps, stride)
+        return ReadWindows(self.read, self.all_steps, history, target_steps, stride)
 
-    def _read(self) -> list[Trajectory]:
+    @cached_property
+    def _trajectories(self) -> list[Trajectory]:
         return [self.read(i, slice(None)) for i in range(len(self.members))]
 
     def read(self, index: int, chosen: slice) -> Trajectory:
@@ -192,27 +178,12 @@ class PDEBenchSplit(Split):
             ValueError: the file is damaged, or a value is not finite.
         """
         source, number = self.members[index]
-        where = f"{source.location}, trajectory {number}"
-        try:
-            with source.location.hdf5() as file:
-                frames, times = source.frames(file, number, chosen), source.times(file, number)
-        except (OSError, KeyError, RuntimeError, IndexError) as error:
-            raise ValueError(f"damaged or truncated HDF5 file, {where}: {error}") from error
-        values = torch.as_tensor(frames)
+        more = f", trajectory {number}"
+        with source.location.hdf5(more) as file:
+            frames, times = source.frames(file, number, chosen), source.times(file, number)
+        values, where = torch.as_tensor(frames), f"{source.location}{more}"
         fields = finite_channels(values, 1, self.channels, where, self.replace_nan)
         return Trajectory(fields, None, self.boundary, None, times[chosen])
-
-
-class PDEBenchWindows(Windows):
-    """Windows that are read from the files each time; arguments: see `PDEBenchSplit.windows`."""
-
-    def __init__(self, split: PDEBenchSplit, history: int, target_steps: int, stride: int):
-        super().__init__([file.steps for file, _ in split.members], history, target_steps, stride)
-        self.split = split
-
-    def read(self, trajectory: int, frames: slice) -> Trajectory:
-        """Reads the frames of one window of a trajectory."""
-        return self.split.read(trajectory, frames)
 
 
 class PDEBench(WellData):
@@ -226,7 +197,9 @@ class PDEBench(WellData):
     Args: see `WellData`; the set is given by `path`, a file, folder or URL.
     """
 
-    def _find(self) -> Location:
+    @cached_property
+    def folder(self) -> Location:
+        """The file or folder."""
         if self.path is None or self.skip_bad:
             raise ValueError("files of PDEBench are given by path=..., and none can be skipped")
         return locate(self.path, self.storage_options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from adaptok.data.location import Location
 from adaptok.data.well_files import WellFile, find_well_files
-from adaptok.data.windows import MemoryWindows, Trajectory, Windows, finite_channels, span
+from adaptok.data.windows import ReadWindows, Trajectory, Windows, finite_channels, span
 
 FLOAT_BYTES = 4
 
@@ -26,9 +27,11 @@ class Split:
 
     Attributes:
         steps: frames of the shortest trajectory.
+        all_steps: frames of each trajectory.
         channels: names of the fields, one per component.
         constants: names of the static fields, one per component.
         scalars: names of the physical parameters.
+        boundary: types of the ends of each axis, (ndim, 2).
         cached: whether it is kept in memory.
 
     Args:
@@ -38,21 +41,18 @@ class Split:
         cache_bytes: the split is kept in memory if it needs at most this much.
     """
 
+    boundary: Tensor
+
     def __init__(
         self, where: Any, steps: Sequence[int], metadata: WellMetadata, cache_bytes: float
     ):
-        self.where, self.steps, self.metadata = where, min(steps), metadata
+        self.where, self.all_steps, self.metadata = where, list(steps), metadata
+        self.steps = min(steps)
         self.channels = component_names(metadata.field_names)
         self.constants = component_names(metadata.constant_field_names)
         self.scalars = [*metadata.constant_scalar_names, *metadata.scalar_names]
         points = torch.Size(metadata.spatial_resolution).numel()
         self.cached = FLOAT_BYTES * sum(steps) * len(self.channels) * points <= cache_bytes
-        self._trajectories: list[Trajectory] | None = None
-
-    @property
-    def boundary(self) -> Tensor:
-        """Types of the ends of each axis, (ndim, 2)."""
-        raise NotImplementedError
 
     def windows(self, history: int, target_steps: int, stride: int) -> Windows:
         """Returns all windows of the split, in the order of files, trajectories and time.
@@ -68,14 +68,17 @@ class Split:
             )
         if not self.cached:
             return self._from_files(history, target_steps, stride)
-        if self._trajectories is None:
-            self._trajectories = self._read()
-        return MemoryWindows(self._trajectories, history, target_steps, stride)
+        _ = self._trajectories  # reads them now, so that anything damaged is named here
+        return ReadWindows(self._from_memory, self.all_steps, history, target_steps, stride)
 
     def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
         raise NotImplementedError
 
-    def _read(self) -> list[Trajectory]:
+    def _from_memory(self, trajectory: int, frames: slice) -> Trajectory:
+        return self._trajectories[trajectory].cut(frames)
+
+    @cached_property
+    def _trajectories(self) -> list[Trajectory]:
         raise NotImplementedError
 
 
@@ -91,37 +94,32 @@ class WellSplit(Split):
     """
 
     def __init__(
-        self,
-        folder: Location,
-        split: str,
-        cache_bytes: float,
-        replace_nan: bool = False,
-        skip_bad: bool = False,
+        self, folder: Location, split: str, cache_bytes: float, replace_nan: bool, skip_bad: bool
     ):
-        where = folder / "data" / split
+        where = self.where = folder / "data" / split
         self.files = find_well_files(folder, split, skip_bad=skip_bad)
         self.replace_nan = replace_nan
         steps = [file.steps for file in self.files for _ in range(file.trajectories)]
         if min(steps) < 2:
             raise ValueError(f"trajectories of one frame in split {split!r} of {folder}")
-        self._pairs = WellWindows(where, self.files, 1, 1, 1, replace_nan)
+        self._pairs = WellWindows(self, self.files, 1, 1, 1)
         self.core_fields = list(self._pairs.dataset.core_field_names)
         self.core_constants = list(self._pairs.dataset.core_constant_field_names)
         super().__init__(where, steps, self._pairs.dataset.metadata, cache_bytes)
 
-    @property
+    @cached_property
     def boundary(self) -> Tensor:
         """Types of the ends of each axis, (ndim, 2)."""
         return self._pairs[0]["boundary"]
 
     def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
-        given = (history, target_steps, stride, self.replace_nan)
-        return WellWindows(self.where, self.files, *given)
+        return WellWindows(self, self.files, history, target_steps, stride)
 
-    def _read(self) -> list[Trajectory]:
+    @cached_property
+    def _trajectories(self) -> list[Trajectory]:
         out = []
         for file in self.files:  # one window spans a trajectory
-            whole = WellWindows(self.where, [file], 1, file.steps - 1, 1, self.replace_nan)
+            whole = WellWindows(self, [file], 1, file.steps - 1, 1)
             out += [whole.read(row, slice(0, None)) for row in range(len(whole))]
         return out
 
@@ -130,25 +128,19 @@ class WellWindows(Windows):
     """Windows that the Well's own reader reads from the files each time, see :class:`Windows`.
 
     Args:
-        where: the folder of the files.
-        files: files of one split; some or all of those in the folder.
+        split: whose folder and `replace_nan` are used.
+        files: some or all of its files.
         history: input frames.
         target_steps: target frames.
         stride: frames between two frames of a sample.
-        replace_nan: read NaN as 0 instead of refusing it.
     """
 
     def __init__(
-        self,
-        where: Location,
-        files: list[WellFile],
-        history: int,
-        target_steps: int,
-        stride: int,
-        replace_nan: bool = False,
+        self, split: WellSplit, files: list[WellFile], history: int, target_steps: int, stride: int
     ):
         self.members = [(file, row) for file in files for row in range(file.trajectories)]
         super().__init__([file.steps for file, _ in self.members], history, target_steps, stride)
+        self.replace_nan, where = split.replace_nan, split.where
         paths = [file.location.path for file in files]
         try:
             self.dataset = WellDataset(
@@ -170,7 +162,6 @@ class WellWindows(Windows):
                 f"cannot choose between the files in {where}: one path is part of another, of "
                 f"{', '.join(self.dataset.files_paths)}"
             )
-        self.replace_nan = replace_nan
 
     def read(self, trajectory: int, frames: slice) -> Trajectory:
         """Reads the frames of one window of a trajectory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from adaptok.data.leads import Leads
 from adaptok.data.location import Location
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
 from adaptok.data.split import Split, WellSplit
+from adaptok.data.synthetic.store import Statistics
 from adaptok.data.well_files import find_folder, read_statistics
 from adaptok.data.well_format import SPLITS
 from adaptok.data.windows import Windows
@@ -112,26 +114,28 @@ class WellData(LightningDataModule):
         self.storage_options = dict(storage_options or {})
         self.augment = [augment] if isinstance(augment, str) else list(augment)
         self._cache_bytes = cache_limit * GIGABYTE if cache else 0
-        self._folder: Location | None = None
         self._splits: dict[str, Split] = {}
-        self._info: FieldInfo | None = None
 
-    @property
+    @cached_property
     def folder(self) -> Location:
         """The folder of the set."""
-        if self._folder is None:
-            self._folder = self._find()
-        return self._folder
-
-    def _find(self) -> Location:
         return find_folder(self.name, self.base, self.path, WELL_DATASETS, self.storage_options)
 
-    @property
+    @cached_property
     def info(self) -> FieldInfo:
         """Names, shapes and statistics of the set."""
-        if self._info is None:
-            self._info = self._describe()
-        return self._info
+        # any split has the same channels: evaluation does without the training files
+        split = next(iter(self._splits.values()), None) or self._split("train")
+        return FieldInfo(
+            name=split.metadata.dataset_name,
+            ndim=split.metadata.n_spatial_dims,
+            shape=tuple(split.metadata.spatial_resolution),
+            fields=tuple(split.channels),
+            constants=tuple(split.constants),
+            boundary=split.boundary,
+            scalars=tuple(split.scalars),
+            **self._statistics(split),
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Checks the splits that a stage needs (None: all), and reads those that are cached.
@@ -185,10 +189,9 @@ class WellData(LightningDataModule):
             split: "train", "valid" or "test".
             target_steps: target frames; None: as many as in training.
         """
-        if target_steps is None:
-            return self.make_loader(self._windows(split))
-        check_integers(1, target_steps=target_steps)
-        return self.make_loader(self._split(split).windows(self.history, target_steps, self.stride))
+        steps = self.target_steps if target_steps is None else target_steps
+        check_integers(1, target_steps=steps)
+        return self.make_loader(self._split(split).windows(self.history, steps, self.stride))
 
     def rollout_loader(self, split: str = "test", n_steps: int | None = None) -> DataLoader:
         """Loads one window per trajectory, from its first frame, with `n_steps` target frames.
@@ -233,32 +236,23 @@ class WellData(LightningDataModule):
     def _train_windows(self) -> Dataset:
         steps = max(self.target_steps, self.max_lead)
         windows = self._split("train").windows(self.history, steps, self.stride)
-        windows = _of_trajectories(windows, self.train_fraction, self.seed)
+        if self.train_fraction < 1:
+            ends = [*windows.starts[1:], len(windows)]
+            count = max(1, round(self.train_fraction * len(ends)))
+            chosen = _drawn(count, len(ends), self.seed)
+            windows = Subset(
+                windows, [i for k in chosen for i in range(windows.starts[k], ends[k])]
+            )
         count = self.train_samples
         if count is not None:
             if count > len(windows):
                 raise ValueError(f"train_samples={count}, but there are only {len(windows)}")
-            order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(self.seed))
-            windows = Subset(windows, order[:count].sort().values.tolist())
+            windows = Subset(windows, _drawn(count, len(windows), self.seed))
         if self.max_lead > 1:
             windows = Leads(windows, self.max_lead)
         if self.augment:
             windows = Augmented(windows, self.augment, self._split("train").metadata)
         return windows
-
-    def _describe(self) -> FieldInfo:
-        # any split has the same channels: evaluation does without the training files
-        split = next(iter(self._splits.values()), None) or self._split("train")
-        return FieldInfo(
-            name=split.metadata.dataset_name,
-            ndim=split.metadata.n_spatial_dims,
-            shape=tuple(split.metadata.spatial_resolution),
-            fields=tuple(split.channels),
-            constants=tuple(split.constants),
-            boundary=split.boundary,
-            scalars=tuple(split.scalars),
-            **self._statistics(split),
-        )
 
     def _statistics(self, split: Split) -> dict[str, Tensor]:
         """Mean and std of fields, their changes and constants, as `FieldInfo` names them."""
@@ -287,15 +281,10 @@ def ranks_of(trainer: Any) -> tuple[int, int]:
     return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
 
 
-def _of_trajectories(windows: Windows, fraction: float, seed: int) -> Any:
-    """Chooses the windows of a random share of the trajectories, nested in any larger share."""
-    if fraction == 1:
-        return windows
-    ends = [*windows.starts[1:], len(windows)]
-    count = max(1, round(fraction * len(ends)))
-    order = torch.randperm(len(ends), generator=torch.Generator().manual_seed(seed))
-    chosen = order[:count].sort().values.tolist()
-    return Subset(windows, [i for k in chosen for i in range(windows.starts[k], ends[k])])
+def _drawn(count: int, total: int, seed: int) -> list[int]:
+    """Draws `count` of the numbers below `total`, in order; a larger count contains a smaller."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values.tolist()
 
 
 def pair_statistics(pairs: Windows, limit: int = STATISTICS_SAMPLES) -> dict[str, Tensor]:
@@ -304,20 +293,17 @@ def pair_statistics(pairs: Windows, limit: int = STATISTICS_SAMPLES) -> dict[str
 
     Uses at most `limit` windows of one input and one target frame, evenly spread over the split.
     """
-    count = min(limit, len(pairs))
-    chosen = torch.linspace(0, len(pairs) - 1, count).long().tolist()
-    sums = torch.zeros((), dtype=torch.float64)
+    chosen = torch.linspace(0, len(pairs) - 1, min(limit, len(pairs))).long().tolist()
+    statistics = Statistics()
     for sample in (pairs[i] for i in chosen):
-        value = sample["input"][0].double().flatten(1)  # (c, points)
-        delta = sample["target"][0].double().flatten(1) - value
-        moments = [m for v in (value, delta) for m in (v.mean(1), v.square().mean(1))]
-        sums = sums + torch.stack(moments) / count
-    mean, square, delta_mean, delta_square = sums
+        value, target = (sample[k][0].double().movedim(0, -1) for k in ("input", "target"))
+        statistics.accumulate("", 1, False, value)
+        statistics.accumulate("delta_", 1, False, target - value)
+    tables = statistics.summary()
     return {
-        "mean": mean.float(),
-        "std": (square - mean.square()).clamp_min(0).sqrt().float(),
-        "delta_mean": delta_mean.float(),
-        "delta_std": (delta_square - delta_mean.square()).clamp_min(0).sqrt().float(),
+        field + kind: torch.tensor(tables[kind][field], dtype=torch.float32)
+        for field in ("", "delta_")
+        for kind in ("mean", "std")
     }
 
 

@@ -45,20 +45,17 @@ class WellFile(NamedTuple):
         Raises:
             ValueError: if it is damaged or not in the Well's format.
         """
-        try:
-            with location.hdf5() as file:
-                missing = [group for group in GROUPS if group not in file]
-                if missing:
-                    lacks = ", ".join(missing)
-                    raise ValueError(f"not in the Well's format, {location} lacks {lacks}")
-                sizes = file["dimensions"]
-                shape = tuple(int(sizes[a].shape[-1]) for a in sizes.attrs["spatial_dims"])
-                groups = [file[f"t{order}_fields"] for order in ORDERS] + [file["scalars"]]
-                names = [tuple(map(str, group.attrs["field_names"])) for group in groups]
-                schema = (str(file.attrs["dataset_name"]), shape, *names)
-                return cls(location, int(file.attrs["n_trajectories"]), sizes["time"][...], schema)
-        except (OSError, KeyError, RuntimeError) as error:
-            raise ValueError(f"damaged or truncated HDF5 file {location}: {error}") from error
+        with location.hdf5() as file:
+            missing = [group for group in GROUPS if group not in file]
+            if missing:
+                lacks = ", ".join(missing)
+                raise ValueError(f"not in the Well's format, {location} lacks {lacks}")
+            sizes = file["dimensions"]
+            shape = tuple(int(sizes[a].shape[-1]) for a in sizes.attrs["spatial_dims"])
+            groups = [file[f"t{order}_fields"] for order in ORDERS] + [file["scalars"]]
+            names = [tuple(map(str, group.attrs["field_names"])) for group in groups]
+            schema = (str(file.attrs["dataset_name"]), shape, *names)
+            return cls(location, int(file.attrs["n_trajectories"]), sizes["time"][...], schema)
 
     def difference(self, first: WellFile) -> str:
         """Says how the schema differs from that of another file of the set; empty if equal."""
@@ -133,10 +130,9 @@ def find_well_files(folder: Location, split: str, *, skip_bad: bool = False) -> 
         if not problems:
             file = WellFile.describe(location)
             problems = file.difference(files[0]) if files else ""
-            if not problems:
-                files.append(file)
-            elif not skip_bad:
-                raise ValueError(f"{location}: {problems}")
+            files += [] if problems else [file]
+        if problems and not skip_bad:
+            raise ValueError(f"{location}: {problems}")
         if problems:
             warnings.warn(f"left out {location}: {problems}", stacklevel=2)
     if not files:

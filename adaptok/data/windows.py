@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,12 @@ class Trajectory(NamedTuple):
     boundary: Tensor
     scalars: Tensor | None
     times: Tensor
+
+    def cut(self, frames: slice) -> Trajectory:
+        """Returns some of the frames, as views."""
+        scalars = None if self.scalars is None else self.scalars[frames]
+        fields, times = self.fields[frames], self.times[frames]
+        return self._replace(fields=fields, scalars=scalars, times=times)
 
 
 class Windows(Dataset):
@@ -82,23 +88,16 @@ class Windows(Dataset):
         return out
 
 
-class MemoryWindows(Windows):
-    """Windows over trajectories in memory, see :class:`Windows`."""
+class ReadWindows(Windows):
+    """Windows that a function (trajectory, frames) reads; other arguments: see :class:`Windows`."""
 
-    def __init__(
-        self, trajectories: list[Trajectory], history: int, target_steps: int, stride: int
-    ):
-        super().__init__([len(t.fields) for t in trajectories], history, target_steps, stride)
-        self.trajectories = trajectories
+    def __init__(self, reader: Callable[[int, slice], Trajectory], *args: Any):
+        super().__init__(*args)
+        self.reader = reader
 
     def read(self, trajectory: int, frames: slice) -> Trajectory:
-        """Returns the frames of one window of a trajectory, as views."""
-        whole = self.trajectories[trajectory]
-        return whole._replace(
-            fields=whole.fields[frames],
-            scalars=None if whole.scalars is None else whole.scalars[frames],
-            times=whole.times[frames],
-        )
+        """Returns the frames of one window of a trajectory."""
+        return self.reader(trajectory, frames)
 
 
 def span(history: int, target_steps: int, stride: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaptok.data import WellData
 from adaptok.data.well_files import WellFile, find_well_files, read_statistics
-from adaptok.utils.atomic import replacing_folder
+from adaptok.utils.atomic import replacing
 
 Pair = tuple[Mapping[str, Tensor], Tensor]
 
@@ -52,7 +52,7 @@ class PredictionWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> PredictionWriter:
-        place = self._stack.enter_context(replacing_folder(self.folder))
+        place = self._stack.enter_context(replacing(self.folder))
         (place / "data" / self.split).mkdir(parents=True)
         text = yaml.safe_dump(self.statistics, sort_keys=False)
         (place / "stats.yaml").write_text(text)

@@ -35,10 +35,7 @@ class Averaging(Callback):
         """Copies the weights, or loads the average of a checkpoint."""
         self._average = {k: p.detach().clone() for k, p in pl_module.named_parameters()}
         self._step = trainer.global_step
-        for name, value in (self._loaded or {}).items():
-            if name in self._average:
-                _assign(self._average[name], value)
-        self._loaded = None
+        self._load_into(self._average)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -72,11 +69,7 @@ class Averaging(Callback):
     @torch.no_grad()
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Loads the average when a finished run is resumed and no step runs."""
-        for name, value in (self._loaded or {}).items():
-            parameter = dict(pl_module.named_parameters()).get(name)
-            if parameter is not None:
-                _assign(parameter.detach(), value)
-        self._loaded = None
+        self._load_into({k: p.detach() for k, p in pl_module.named_parameters()})
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -95,13 +88,18 @@ class Averaging(Callback):
         """Keeps the average until the weights are on their devices."""
         self._loaded = checkpoint.get(AVERAGED)
 
+    def _load_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies the average of a checkpoint, if there is one, in place."""
+        for name, value in (self._loaded or {}).items():
+            if name in tensors:
+                tensor = tensors[name]
+                if isinstance(tensor, DTensor):
+                    mesh, places = tensor.device_mesh, tensor.placements
+                    value = distribute_tensor(value.to(tensor.device), mesh, places)
+                _local(tensor).copy_(_local(value))
+        self._loaded = None
+
 
 def _local(tensor: Tensor) -> Tensor:
     """Returns the shard of this process, which shares memory with the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _assign(tensor: Tensor, value: Tensor) -> None:
-    if isinstance(tensor, DTensor):
-        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
-    _local(tensor).copy_(_local(value))

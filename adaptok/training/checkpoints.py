@@ -80,9 +80,8 @@ def load_weights(
     Raises:
         ValueError: the checkpoint has another architecture; says what differs.
     """
-    prefix = "surrogate."
     state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
-    there = {k.removeprefix(prefix): v for k, v in state.items()}
+    there = {k.removeprefix("surrogate."): v for k, v in state.items()}
     if wrong := wrong_tensors(there, model.state_dict(), "in the checkpoint", "here"):
         reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, WEIGHTS)]
         reasons.append(f"tensors: {wrong}")

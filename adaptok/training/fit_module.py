@@ -32,10 +32,9 @@ class FitModule(L.LightningModule):
         super().__init__()
         self.optim, self.config, self.seed = optim, dict(config or {}), seed
         self.tokens_per_sample: float | None = None
-        self.log_every = 50
         self.data_fingerprint: dict[str, Any] = {}
         self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
-        self._total_seconds, self._total_batches, self._batches_per_step = 0.0, 0, 1
+        self._total_seconds, self._total_batches = 0.0, 0
 
     def setup(self, stage: str) -> None:
         """Remembers what the data is, for checkpoints."""
@@ -47,14 +46,15 @@ class FitModule(L.LightningModule):
         torch.manual_seed(random.Random(place).getrandbits(63))
 
     def log_step(self, loss: Tensor, size: int, auxiliary: Auxiliary | None = None) -> None:
-        """Logs the loss of a batch of `size` samples and what parts report, every `log_every` steps
-        also speed and learning rate."""
+        """Logs the loss of a batch of `size` samples and what parts report, every
+        `log_every_n_steps` also speed and learning rate."""
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         if auxiliary is not None and auxiliary.figures:
             figures = {f"train/aux/{name}": value for name, value in auxiliary.figures.items()}
             self.log_dict(figures, batch_size=size)
         self._samples += size * self.trainer.world_size
-        if self.global_step % self.log_every == 0:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step % every == 0:
             speed = self._samples / self._seconds if self._seconds else 0.0
             self._seconds, self._samples = 0.0, 0
             facts = {"samples/s": speed}
@@ -77,7 +77,7 @@ class FitModule(L.LightningModule):
         """Mean time of an optimizer step with all its batches, validation and the first batch
         excluded."""
         per_batch = self._total_seconds / max(self._total_batches - 1, 1)
-        return per_batch * self._batches_per_step
+        return per_batch * self.trainer.accumulate_grad_batches
 
     def real_samples(self, batch_idx: int, size: int, dataloader_idx: int = 0) -> Tensor:
         """Mask (size,) of samples that are not padding added by the distributed sampler.
@@ -93,8 +93,6 @@ class FitModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Excludes the set-up from the training time."""
-        self.log_every = getattr(self.trainer, "log_every_n_steps", self.log_every)
-        self._batches_per_step = getattr(self.trainer, "accumulate_grad_batches", 1)
         self._last = time.perf_counter()
 
     def on_validation_end(self) -> None:

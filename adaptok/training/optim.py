@@ -21,19 +21,13 @@ from adaptok.training.targets import instantiate
 #   error_only = True: the target is not used, so that the error may come in any unit.
 
 
-def _with(**attributes: bool) -> Callable[[Any], Any]:
-    def mark(loss: Any) -> Any:
-        vars(loss).update(attributes)
-        return loss
-
-    return mark
-
-
 @LOSSES.register("mse")
-@_with(error_only=True)
 def mse_loss(error: Tensor, target: Tensor) -> Tensor:
     """Mean square of the error."""
     return error.square().mean()
+
+
+mse_loss.error_only = True  # type: ignore[attr-defined]
 
 
 @LOSSES.register("nmse")
@@ -45,12 +39,14 @@ def nmse_loss(error: Tensor, target: Tensor) -> Tensor:
 
 
 @LOSSES.register("matey_nmse")
-@_with(physical=True)
 def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
     """Mean square over that of the target in physical units, 0 being the reference: the training
     loss of MATEY's code."""
     axes = tuple(range(3, error.ndim))
     return (error.square().mean(axes) / (target.square().mean(axes) + EPS)).mean()
+
+
+matey_nmse_loss.physical = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

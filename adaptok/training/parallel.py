@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -51,38 +50,24 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 def process_group() -> Iterator[None]:
     """Ends the process group that a fit inside started, so that the next fit can start another."""
     names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    before = {name: os.environ.get(name) for name in names}
+    before = [name for name in names if name in os.environ]
     try:
         yield
     finally:
-        started_here = before["LOCAL_RANK"] is None and "LOCAL_RANK" in os.environ
-        if started_here and dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-        for name in names:  # Lightning's launcher leaves them behind
-            if started_here and before[name] is None:
+        if "LOCAL_RANK" not in before and "LOCAL_RANK" in os.environ:  # started here
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
+            for name in {*names}.difference(before):  # Lightning's launcher leaves them behind
                 os.environ.pop(name, None)
 
 
-def make_strategy(
-    name: str, accelerator: str, devices: int | str | Sequence[int], num_nodes: int
-) -> str | Strategy:
-    """Makes Lightning's strategy of a name; "fsdp" is FSDP2 with one complete checkpoint file.
+class FullySharded(ModelParallelStrategy):
+    """FSDP2 over all processes, with one complete checkpoint file."""
 
-    Args:
-        name: "auto", "ddp", "fsdp" or another name that Lightning knows.
-        accelerator: see ``lightning.Trainer``, like the rest.
-    """
-    if name not in ("fsdp", "fsdp2"):
-        return name
-    if isinstance(devices, str):
-        cuda = accelerator != "cpu" and torch.cuda.is_available()
-        every = torch.cuda.device_count() if cuda else 1
-        count = int(devices) if devices.isdigit() else every
-    else:
-        count = devices if isinstance(devices, int) else len(devices)
-        count = torch.cuda.device_count() if count == -1 else count
-    return ModelParallelStrategy(
-        data_parallel_size=count * num_nodes,
-        tensor_parallel_size=1,
-        save_distributed_checkpoint=False,
-    )
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Shards over all processes, whose number Lightning knows by now."""
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from adaptok.training.averaging import Averaging
-from adaptok.training.parallel import make_strategy
+from adaptok.training.parallel import FullySharded
 from adaptok.training.saving import AtomicIO, Checkpoints
 from adaptok.training.targets import instantiate_each
 
@@ -69,10 +69,9 @@ def make_trainer(
     if wandb is not None:
         logging.append(WandbLogger(save_dir=folder, **wandb))
     logging += instantiate_each("logger", loggers)
-    places = (knobs.get("accelerator", "auto"), knobs.get("devices", 1), knobs.get("num_nodes", 1))
     return L.Trainer(
         default_root_dir=folder,
-        strategy=make_strategy(strategy, *places),
+        strategy=FullySharded() if strategy in ("fsdp", "fsdp2") else strategy,
         plugins=[AtomicIO()],
         callbacks=used,
         logger=logging,

@@ -13,19 +13,32 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; it replaces `path` once everything is on the disk.
 
-    The name ends in ``.tmp``, so that no search for checkpoints, data or models finds it. If
-    writing fails, it is removed and `path` is unchanged.
+    The name ends in ``.tmp``, so that no search for checkpoints, data or models finds it. What is
+    made there may be a file or a folder. If writing fails, it is removed and `path` is unchanged;
+    what a killed process left there is removed first.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    _remove(temporary)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        for file in [temporary, *temporary.rglob("*")]:
+            if file.is_file():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        if temporary.is_dir():  # only files are replaced in one step
+            _remove(path)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -38,26 +51,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; it replaces `path` once everything is on the disk.
-
-    First removes what a killed process left there.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

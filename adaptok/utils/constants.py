@@ -44,3 +44,11 @@ def cached_constant(maxsize: int = 256) -> Callable[[Callable[..., Result]], Cal
         return constant
 
     return wrap
+
+
+@cached_constant()
+def constant(
+    values: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device
+) -> torch.Tensor:
+    """A float32 tensor of these numbers; no copy to the device after the first call."""
+    return torch.tensor(values, dtype=torch.float32, device=device)

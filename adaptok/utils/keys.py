@@ -25,30 +25,25 @@ class Role(Enum):
     DERIVED = "follows from the data"
 
 
-# A key that is not listed has the role of its nearest parent.
-ROLES: dict[str, Role] = {
-    **dict.fromkeys(("model", "tokenizer", "processor", "decoder", "size"), Role.MODEL),
-    **dict.fromkeys(("history", "history_mode", "predict", "normalise", "score_on"), Role.MODEL),
-    **dict.fromkeys(("field_width", "budget", "ckpt"), Role.MODEL),
-    "data": Role.DATA,
-    "data.path": Role.FILE,
-    **dict.fromkeys(("data.base", "data.storage_options"), Role.PLACE),
-    **dict.fromkeys(("data.num_workers", "data.cache", "data.cache_limit"), Role.MACHINE),
-    **dict.fromkeys(("task", "optim", "schedule", "train", "compare"), Role.TRAINING),
-    **dict.fromkeys(("mode", "data_fraction", "from_scratch"), Role.TRAINING),
-    **dict.fromkeys(("trainer", "callbacks"), Role.FIT),
-    **dict.fromkeys(("trainer.accelerator", "trainer.devices"), Role.MACHINE),
-    **dict.fromkeys(("trainer.num_nodes", "trainer.strategy", "trainer.compile"), Role.MACHINE),
-    **dict.fromkeys(("trainer.enable_progress_bar", "trainer.log_every_n_steps"), Role.DISPLAY),
-    **dict.fromkeys(("trainer.val_check_interval", "trainer.limit_val_batches"), Role.NEUTRAL),
-    **dict.fromkeys(("activation_checkpointing", "device", "hydra"), Role.MACHINE),
-    "seed": Role.SEED,
-    **dict.fromkeys(("test", "split", "settings", "steps", "patch_size", "samples"), Role.TEST),
-    **dict.fromkeys(("save_predictions", "video"), Role.TEST),
-    **dict.fromkeys(("name", "sweep", "logger", "picture"), Role.DISPLAY),
-    **dict.fromkeys(("resume", "resume_anyway", "overwrite"), Role.START),
-    "vocabulary": Role.DERIVED,
+KEYS: dict[Role, str] = {
+    Role.MODEL: "model tokenizer processor decoder size history history_mode predict normalise"
+    " score_on field_width budget ckpt",
+    Role.DATA: "data",
+    Role.FILE: "data.path",
+    Role.TRAINING: "task optim schedule train compare mode data_fraction from_scratch",
+    Role.FIT: "trainer callbacks",
+    Role.SEED: "seed",
+    Role.TEST: "test split settings steps patch_size samples save_predictions video",
+    Role.PLACE: "data.base data.storage_options",
+    Role.MACHINE: "data.num_workers data.cache data.cache_limit trainer.accelerator trainer.devices"
+    " trainer.num_nodes trainer.strategy trainer.compile activation_checkpointing device hydra",
+    Role.DISPLAY: "name sweep logger picture trainer.enable_progress_bar trainer.log_every_n_steps",
+    Role.START: "resume resume_anyway overwrite",
+    Role.NEUTRAL: "trainer.val_check_interval trainer.limit_val_batches",
+    Role.DERIVED: "vocabulary",
 }
+# A key that is not listed has the role of its nearest parent.
+ROLES = {key: role for role, keys in KEYS.items() for key in keys.split()}
 
 # Roles of keys that ...
 WEIGHTS = frozenset({Role.MODEL, Role.DATA, Role.FILE})  # ... the shapes of weights depend on

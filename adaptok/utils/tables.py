@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,8 +37,6 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 def _numbers(row: Mapping[str, str | None]) -> dict[str, float]:
     numbers = {}
     for name, text in row.items():
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             numbers[name] = float(text)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            continue
     return numbers

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from adaptok.registry import Part, choice
+from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
 from adaptok.vision.embedding import CellPositions, cell_embedding
 from adaptok.vision.tiling import ImageCells
@@ -17,8 +18,6 @@ from adaptok.vision.windows import check_window
 
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
-
-POOLINGS = ("area", "plain")
 
 
 def apply_apt(
@@ -69,8 +68,12 @@ def apply_apt(
             "lists the models that can"
         )
     source: Any = model
-    bars = _thresholds(thresholds)
-    choice("pooling", pooling, POOLINGS)
+    bars = as_thresholds(thresholds)
+    if not isinstance(bars, tuple) or not bars:
+        raise ValueError(
+            f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
+        )
+    choice("pooling", pooling, ("area", "plain"))
     patch = tuple(source.patch_embed.patch_size)
     sizes = tuple((1, *(p << level for p in patch)) for level in range(len(bars), -1, -1))
     check_window(window, sizes)
@@ -129,18 +132,6 @@ def freeze_all_but_new(model: AptMixin, also: Iterable[str] = ()) -> list[nn.Par
     for name, parameter in named.items():
         parameter.requires_grad_(f"{name}.".startswith(trained))
     return [parameter for parameter in named.values() if parameter.requires_grad]
-
-
-def _thresholds(thresholds: Any) -> tuple[float, ...]:
-    listed = isinstance(thresholds, Sequence) and not isinstance(thresholds, str)
-    numbers = listed and all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in thresholds
-    )
-    if not numbers or not thresholds:
-        raise ValueError(
-            f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
-        )
-    return tuple(float(v) for v in thresholds)
 
 
 def _normalisation(

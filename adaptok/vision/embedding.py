@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -16,19 +17,10 @@ from adaptok.tokens import TokenizerSpec
 from adaptok.utils.precision import without_autocast
 
 
-class PatchProjection:
-    """timm's ``PatchEmbed`` on flattened patches.
-
-    Not a module: the parameters belong to the model and keep their names there.
-    """
-
-    def __init__(self, embed: Any):
-        self.embed = embed
-
-    def __call__(self, patches: Float[Tensor, "m k"]) -> Float[Tensor, "m d"]:
-        """Embeds patches; the convolution sees each patch once, so it is a linear map."""
-        proj = self.embed.proj
-        return self.embed.norm(F.linear(patches, proj.weight.flatten(1), proj.bias))
+def _project(embed: Any, patches: Float[Tensor, "m k"]) -> Float[Tensor, "m d"]:
+    """Runs timm's ``PatchEmbed`` on flattened patches: a linear map, as the convolution sees each
+    patch once."""
+    return embed.norm(F.linear(patches, embed.proj.weight.flatten(1), embed.proj.bias))
 
 
 def cell_embedding(
@@ -37,7 +29,8 @@ def cell_embedding(
     """Builds APT's embedding (Eq. 2) around a trained patch embedding; only the branch is new."""
     out = ResizeZeroEmbedding(spec.in_channels, spec.dim, spec.sizes, resize=resize, branch=branch)
     del out.patch
-    out.patch = PatchProjection(embed)  # pyright: ignore[reportAttributeAccessIssue]
+    # not a module: the parameters belong to the model and keep their names there
+    out.patch = functools.partial(_project, embed)  # pyright: ignore[reportAttributeAccessIssue]
     return out
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptok.cells import Cells, product
 from adaptok.patches import level_grid, owner_grid
 from adaptok.tokens import TokenSet
-from adaptok.vision.constants import constant
+from adaptok.utils.constants import constant
 
 
 class VisionTokens(NamedTuple):

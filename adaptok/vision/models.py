@@ -17,8 +17,8 @@ from adaptok.cells import Cells, Groups
 from adaptok.patches import level_grid
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
+from adaptok.utils.constants import constant
 from adaptok.vision.blocks import Packing, run_block
-from adaptok.vision.constants import constant
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens
 from adaptok.vision.pooling import pool
@@ -128,9 +128,8 @@ class AptMixin(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns timm's groups for layer decay, with `cell_embed` in the stem."""
-        matcher = dict(super().group_matcher(coarse))  # pyright: ignore
-        matcher["stem"] = matcher["stem"] + r"|cell_embed"
-        return matcher
+        matcher = super().group_matcher(coarse)  # pyright: ignore
+        return {**matcher, "stem": matcher["stem"] + r"|cell_embed"}
 
     def timm_state_dict(self) -> dict[str, Tensor]:
         """Returns the state that timm's model can load: all but `cell_embed`."""
@@ -141,8 +140,7 @@ class AptMixin(nn.Module):
     ) -> Any:
         """Loads a state of this model, or of timm's, which leaves `cell_embed` unchanged."""
         if not any(key.startswith("cell_embed.") for key in state_dict):
-            own = self.state_dict()
-            new = {k: v for k, v in own.items() if k.startswith("cell_embed.")}
+            new = self.cell_embed.state_dict(prefix="cell_embed.")
             state_dict = {**state_dict, **new}
         return super().load_state_dict(state_dict, strict, assign)
 

@@ -18,6 +18,7 @@ from timm.layers.pos_embed_sincos import (
     RotaryEmbeddingDinoV3,
     RotaryEmbeddingMixed,
     RotaryEmbeddingMRope,
+    _apply_coord_augs,
 )
 from torch import Tensor, nn
 
@@ -101,17 +102,7 @@ def _augmented(rope: Any, position: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"
     """Shifts, stretches per axis and rescales positions at random in training, as timm does."""
     if not (rope.training and rope.aug_active):
         return position
-
-    def uniform(count: int, bound: float) -> Tensor:
-        return position.new_empty(count).uniform_(-bound, bound)
-
-    if rope.shift_coords is not None:
-        position = position + uniform(2, rope.shift_coords)
-    if rope.jitter_coords is not None:
-        position = position * uniform(2, math.log(rope.jitter_coords)).exp()
-    if rope.rescale_coords is not None:
-        position = position * uniform(1, math.log(rope.rescale_coords)).exp()
-    return position
+    return _apply_coord_augs(position, rope.shift_coords, rope.jitter_coords, rope.rescale_coords)
 
 
 def _axial(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:

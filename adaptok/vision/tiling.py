@@ -15,7 +15,7 @@ from adaptok.tokenizers.base import check_controls, check_shape
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
-from adaptok.vision.constants import constant
+from adaptok.utils.constants import constant
 
 
 class ImageCells(nn.Module):

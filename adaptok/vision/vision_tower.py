@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adaptok.tokens import TokenSet
-from adaptok.vision.constants import constant
+from adaptok.utils.constants import constant
 
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin

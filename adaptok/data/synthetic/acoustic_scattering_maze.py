@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adaptok.data.knobs import check_between
 from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 
 MODULUS = 4.0  # bulk modulus K; the speed of sound is sqrt(K / density)
@@ -38,27 +39,19 @@ class AcousticScatteringMaze(Solver):
     pulses: int = 4
 
     boundary: ClassVar[tuple[str, ...]] = ("WALL", "OPEN")
+    box: ClassVar[Sequence[tuple[float, float]]] = ((LOW, HIGH),) * 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.nodes <= self.resolution // 4:
-            raise ValueError(
-                f"nodes must be between 2 and resolution // 4 = {self.resolution // 4}, "
-                f"got {self.nodes!r}"
-            )
-        if not 1 <= self.pulses <= self.nodes**2:
-            raise ValueError(f"pulses must be between 1 and nodes**2, got {self.pulses!r}")
+        most = self.resolution // 4
+        check_between(2, most, f"resolution // 4 = {most}", nodes=self.nodes)
+        check_between(1, self.nodes**2, "nodes**2", pulses=self.pulses)
 
     def initial(self, generator: torch.Generator) -> State:
         """Draws density and initial pressure, each (x, y)."""
         walls = random_maze(self.resolution, self.nodes, generator)
         density = torch.where(walls, WALL_DENSITY, PATH_DENSITY)
         return {"density": density, "pressure": self._pulses(walls, generator)}
-
-    @property
-    def box(self) -> Sequence[tuple[float, float]]:
-        """Low and high end of each axis."""
-        return ((LOW, HIGH),) * 2
 
     def _pulses(self, walls: Tensor, generator: torch.Generator) -> Tensor:
         """Draws Gaussian pulses of random size and sign in the middle of random corridors."""
@@ -111,7 +104,7 @@ class Leapfrog:
 
     def __init__(self, density: Tensor, dx: float, dt: float, boundary: tuple[str, ...]):
         self.gain = MODULUS * dt / dx
-        self.kicks = [dt / (dx * face_density(density, a)) for a in range(1, density.ndim)]
+        self.kicks = [dt / (dx * between(density, a)) for a in range(1, density.ndim)]
         leak = torch.zeros_like(density)
         for axis, kind in enumerate(boundary, start=1):
             if kind == "OPEN":
@@ -150,10 +143,10 @@ def stable_step(density: Tensor, dx: float) -> float:
     return dx / (fastest * math.sqrt(density.ndim - 1))
 
 
-def face_density(density: Tensor, axis: int) -> Tensor:
-    """Returns the density on the n - 1 faces between the cells along `axis`."""
-    n = density.shape[axis] - 1
-    return (density.narrow(axis, 0, n) + density.narrow(axis, 1, n)) / 2
+def between(values: Tensor, axis: int) -> Tensor:
+    """Returns the n - 1 means of neighbors along `axis`."""
+    n = values.shape[axis] - 1
+    return (values.narrow(axis, 0, n) + values.narrow(axis, 1, n)) / 2
 
 
 def with_ends(velocity: Tensor, axis: int) -> Tensor:
@@ -173,8 +166,7 @@ def centered(
             for sign, cell, face in ((-1, 0, 0), (1, -1, faces.shape[axis] - 1)):
                 p, rho = pressure.select(axis, cell), density.select(axis, cell)
                 faces.select(axis, face).copy_(sign * p / (MODULUS * rho).sqrt())
-        n = pressure.shape[axis]
-        components.append((faces.narrow(axis, 0, n) + faces.narrow(axis, 1, n)) / 2)
+        components.append(between(faces, axis))
     return torch.stack(components, -1)
 
 
@@ -200,21 +192,15 @@ def random_maze(resolution: int, nodes: int, generator: torch.Generator) -> Tens
 def _open_doors(nodes: int, generator: torch.Generator) -> list[tuple[int, int, int]]:
     """Draws doors (axis, i, j): between nodes i and i + 1 along `axis`, at j along the other."""
     doors = [(a, i, j) for a in (0, 1) for i in range(nodes - 1) for j in range(nodes)]
-    parent = list(range(nodes**2))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            node = parent[node]
-        return node
-
+    part = torch.arange(nodes**2)  # that each node is connected to, as a number
     opened = []
     extra = torch.rand(len(doors), generator=generator) < 0.1
     for index in torch.randperm(len(doors), generator=generator).tolist():
         axis, i, j = doors[index]
         step = (nodes, 1)[axis]
         node = (i, j)[axis] * nodes + (j, i)[axis]
-        one, other = root(node), root(node + step)
+        one, other = part[node].item(), part[node + step].item()
         if one != other or extra[index]:
-            parent[one] = other
+            part[part == one] = other
             opened.append(doors[index])
     return opened

@@ -114,7 +114,7 @@ class Rods:
 
     def __init__(self, moments: Tensor, side: float, alpha: float, zeta: float):
         self.alpha, self.zeta = alpha, zeta
-        self.modes = Modes((moments.shape[-2], moments.shape[-1]), (side, side), moments.device)
+        self.modes = Modes(moments.shape[-2:], (side, side), moments.device)
         turning = torch.tensor([0.0, 4 * ROTATION, 4 * ROTATION]).to(moments)[:, None, None]
         self.decay = TRANSLATION * self.modes.squared + turning
         self.state = self.modes.of(moments) * self.modes.keep
@@ -122,17 +122,12 @@ class Rods:
         self.speed = max(FASTEST * abs(alpha) * side, 8 * abs(zeta) / self.modes.highest)
         self.closure = fourth_moments().to(moments)
 
-    def vorticity(self, state: Tensor) -> Tensor:
-        """Returns the modes of the vorticity that the dipoles drive."""
-        dx, dy = self.modes.dx, self.modes.dy
-        twist = 0.5 * (dx * dx - dy * dy) * state[:, 2] - dx * dy * state[:, 1]
-        return self.alpha * twist * self.modes.inverse
-
     def flow(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns velocity (b, 2, x, y), vorticity (b, x, y) and strain, complex (b, x, y)."""
-        vorticity = self.vorticity(state)
-        u, v = (flow := self.modes.flow(vorticity)).unbind(1)
         dx, dy = self.modes.dx, self.modes.dy
+        twist = 0.5 * (dx * dx - dy * dy) * state[:, 2] - dx * dy * state[:, 1]
+        vorticity = self.alpha * twist * self.modes.inverse  # that the dipoles drive
+        u, v = (flow := self.modes.flow(vorticity)).unbind(1)
         rates = torch.stack([vorticity, dx * u, 0.5 * (dy * u + dx * v)], 1)
         turn, stretch, shear = self.modes.grid(rates).unbind(1)
         return self.modes.grid(flow), turn, torch.complex(stretch, shear)
@@ -144,19 +139,16 @@ class Rods:
         concentration, order = moments[:, 0], torch.complex(moments[:, 1], moments[:, 2])
         force = strain + self.zeta * order
         mean = order / concentration
-        share = self._fourth(mean)  # <exp(4it)> / c
+        # <exp(4it)> / c from <exp(2it)> / c by the table
+        place = (mean.abs().square() * TABLE).clamp_max(TABLE - 1e-3)
+        low = place.long()
+        ratio = torch.lerp(self.closure[low], self.closure[low + 1], place - low)
+        share = ratio * mean.square()
         change = 1j * turn * order + concentration * (force - force.conj() * share)
         source = torch.stack([torch.zeros_like(turn), change.real, change.imag], 1)
         flux = moments[:, :, None] * velocity[:, None]
         modes = self.modes.of(source) - self.modes.divergence(self.modes.of(flux))
         return modes * self.modes.keep
-
-    def _fourth(self, mean: Tensor) -> Tensor:
-        """<exp(4it)> / c from <exp(2it)> / c, both complex."""
-        place = (mean.abs().square() * TABLE).clamp_max(TABLE - 1e-3)
-        low = place.long()
-        ratio = torch.lerp(self.closure[low], self.closure[low + 1], place - low)
-        return ratio * mean.square()
 
     def advance(self, duration: float) -> None:
         """Advances the state."""

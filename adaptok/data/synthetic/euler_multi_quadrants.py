@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from adaptok.data.knobs import check_between
 from adaptok.data.synthetic import euler
 from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 
@@ -26,20 +27,14 @@ class EulerMultiQuadrants(Solver):
     gamma: Sequence[float] = (1.22, 1.4, 1.597, 1.76)
     pieces: int = 4
 
+    lists: ClassVar[Mapping[str, str]] = {"gamma": "gamma"}
+
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.gamma or min(self.gamma) <= 1:
             raise ValueError(f"gamma is a list of numbers above 1, got {self.gamma!r}")
-        if not 2 <= self.pieces <= self.resolution // 4:
-            raise ValueError(
-                f"pieces must be between 2 and resolution // 4 = {self.resolution // 4}, "
-                f"got {self.pieces!r}"
-            )
-
-    @property
-    def settings(self) -> list[dict[str, float]]:
-        """The ratio of specific heats."""
-        return [{"gamma": float(gamma)} for gamma in self.gamma]
+        super().__post_init__()
+        most = self.resolution // 4
+        check_between(2, most, f"resolution // 4 = {most}", pieces=self.pieces)
 
     def initial(self, generator: torch.Generator) -> State:
         """Draws primitive variables, (4, x, y), constant in each of the pieces.

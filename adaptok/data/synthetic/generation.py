@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import h5py
 import torch
 from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from adaptok.data.knobs import check_integers
-from adaptok.data.synthetic.progress import progress_bar
 from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories
 from adaptok.data.synthetic.store import Statistics, write_file
 from adaptok.data.well_format import SPLITS
@@ -77,14 +78,14 @@ def generate(
                     f"{folder} holds a different set: {difference}; "
                     "use overwrite=True to replace it, or another root"
                 )
-        partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=root))
-        try:
-            _write_set(partial / "new", solver, wanted, progress, device)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{name}.partial-", dir=root, ignore_cleanup_errors=True
+        ) as partial:
+            new = Path(partial, "new")
+            _write_set(new, solver, wanted, progress, device)
             if folder.exists():
-                os.replace(folder, partial / "old")
-            os.replace(partial / "new", folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+                os.replace(folder, Path(partial, "old"))
+            os.replace(new, folder)
     return folder
 
 
@@ -164,8 +165,11 @@ def _write_set(
     attributes = {"name": name, "boundary": solver.boundary, "attributes": identity}
     for split in SPLITS:
         (folder / "data" / split).mkdir(parents=True)
-    with progress_bar(name, len(chunks) * solver.frames, enabled=progress) as advance:
-        results = _simulate(solver, seed, chunks, device, advance)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    screen = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), console=screen, disable=not progress) as bar:
+        task = bar.add_task(name, total=len(chunks) * solver.frames)
+        results = _simulate(solver, seed, chunks, device, lambda: bar.advance(task))
         for chunk, data in zip(chunks, results, strict=True):
             write_file(folder / chunk.file, data, **attributes)
             if chunk.split == "train":

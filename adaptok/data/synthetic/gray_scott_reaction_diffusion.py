@@ -68,7 +68,9 @@ class GrayScott(Solver):
         blobs = torch.zeros(self.shape)
         for _ in range(self.clusters):
             cx, cy, width, height = torch.rand(4, generator=generator).tolist()
-            far = [_wrapped(x - c * self._side, self._side) for c in (cx, cy)]
+            far = [x - c * self._side for c in (cx, cy)]
+            # to the nearest periodic image
+            far = [d - self._side * (d / self._side).round() for d in far]
             squared = far[0][:, None].square() + far[1][None, :].square()
             blobs += (0.5 + 0.5 * height) * (-squared / (0.03 + 0.03 * width) ** 2).exp()
         blobs.clamp_max_(1.0)
@@ -99,7 +101,7 @@ def advance(both: Tensor, duration: float, side: float, feed: float, kill: float
     """
     if duration == 0:
         return both
-    modes = Modes((both.shape[-2], both.shape[-1]), (side, side), both.device)
+    modes = Modes(both.shape[-2:], (side, side), both.device)
     steps = math.ceil(duration / STEP)
     dt = duration / steps
     rates = torch.tensor(DIFFUSION, device=both.device)[:, None, None] * modes.squared
@@ -124,8 +126,3 @@ def react(both: Tensor, dt: float, feed: float, kill: float) -> Tensor:
     third = rate(both + 0.5 * dt * second)
     fourth = rate(both + dt * third)
     return both + dt / 6 * (first + 2 * (second + third) + fourth)
-
-
-def _wrapped(distance: Tensor, side: float) -> Tensor:
-    """Returns the distance to the nearest periodic image."""
-    return distance - side * (distance / side).round()

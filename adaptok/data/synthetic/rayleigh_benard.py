@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptok.data.knobs import check_positive
 from adaptok.data.synthetic.noise import smooth_noise
 from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
@@ -42,26 +40,9 @@ class RayleighBenard(Solver):
     prandtl: Sequence[float] = (0.5, 1.0)
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "WALL")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(rayleigh=self.rayleigh, prandtl=self.prandtl)
-
-    @property
-    def settings(self) -> list[dict[str, float]]:
-        """Rayleigh and Prandtl numbers."""
-        pairs = product(self.rayleigh, self.prandtl)
-        return [{"Rayleigh": float(ra), "Prandtl": float(pr)} for ra, pr in pairs]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Grid points per axis."""
-        return 4 * self.resolution, self.resolution
-
-    @property
-    def box(self) -> Sequence[tuple[float, float]]:
-        """Low and high end of each axis."""
-        return (0.0, LENGTH), (0.0, HEIGHT)
+    aspect: ClassVar[tuple[int, ...]] = (4, 1)
+    box: ClassVar[Sequence[tuple[float, float]]] = ((0.0, LENGTH), (0.0, HEIGHT))
+    lists: ClassVar[Mapping[str, str]] = {"Rayleigh": "rayleigh", "Prandtl": "prandtl"}
 
     def initial(self, generator: torch.Generator) -> State:
         """Draws the deviation of the buoyancy from its profile at rest, (x, y)."""

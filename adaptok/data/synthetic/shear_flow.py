@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptok.data.knobs import check_positive
 from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
 
@@ -42,26 +40,9 @@ class ShearFlow(Solver):
     schmidt: Sequence[float] = (0.1, 1.0)
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(reynolds=self.reynolds, schmidt=self.schmidt)
-
-    @property
-    def settings(self) -> list[dict[str, float]]:
-        """Reynolds and Schmidt numbers, under the Well's names."""
-        pairs = product(self.reynolds, self.schmidt)
-        return [{"Rayleigh": float(re), "Schmidt": float(sc)} for re, sc in pairs]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Grid points per axis."""
-        return self.resolution, 2 * self.resolution
-
-    @property
-    def box(self) -> Sequence[tuple[float, float]]:
-        """Low and high end of each axis."""
-        return [(0.0, length) for length in LENGTHS]
+    aspect: ClassVar[tuple[int, ...]] = (1, 2)
+    box: ClassVar[Sequence[tuple[float, float]]] = [(0.0, length) for length in LENGTHS]
+    lists: ClassVar[Mapping[str, str]] = {"Rayleigh": "reynolds", "Schmidt": "schmidt"}
 
     def initial(self, generator: torch.Generator) -> State:
         """Draws vorticity and tracer, each (x, y)."""
@@ -85,7 +66,7 @@ class ShearFlow(Solver):
     def evolve(self, state: State, setting: Setting) -> Iterator[Fields]:
         """Integrates `vorticity` and `tracer`, each (b, x, y)."""
         start = torch.stack([state["vorticity"], state["tracer"]], 1)
-        scheme = Advection(self.shape, LENGTHS, setting["Rayleigh"], setting["Schmidt"], start)
+        scheme = Advection(start, LENGTHS, setting["Rayleigh"], setting["Schmidt"])
         modes = scheme.modes
         for duration in self.durations:
             scheme.advance(duration, FASTEST)
@@ -106,22 +87,16 @@ class Advection:
         state: modes of vorticity and tracer, (b, 2, x, y / 2 + 1).
 
     Args:
-        shape: grid points per axis.
+        fields: initial vorticity and tracer, (b, 2, x, y).
         lengths: size of the box per axis.
         reynolds: 1 / viscosity.
         schmidt: viscosity / diffusivity.
-        fields: initial vorticity and tracer, (b, 2, x, y).
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int],
-        lengths: tuple[float, float],
-        reynolds: float,
-        schmidt: float,
-        fields: Tensor,
+        self, fields: Tensor, lengths: tuple[float, float], reynolds: float, schmidt: float
     ):
-        self.modes = Modes(shape, lengths, fields.device)
+        self.modes = Modes(fields.shape[-2:], lengths, fields.device)
         diffusion = torch.tensor([1 / reynolds, 1 / (reynolds * schmidt)], device=fields.device)
         self.decay = diffusion[:, None, None] * self.modes.squared
         self.decay = self.decay + SMOOTHING * (self.modes.squared / self.modes.highest**2) ** 4

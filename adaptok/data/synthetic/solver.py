@@ -6,14 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adaptok.data.knobs import check_integers
+from adaptok.data.knobs import check_integers, check_positive
 from adaptok.data.well_format import SPLITS
 from adaptok.registry import Registry
 
@@ -68,6 +68,9 @@ class Solver(ABC):
     test: int = 4
 
     boundary: ClassVar[tuple[str, ...]]  # "WALL", "OPEN" or "PERIODIC" per axis
+    aspect: ClassVar[tuple[int, ...]] = (1, 1)  # grid points per axis, in multiples of `resolution`
+    box: ClassVar[Sequence[tuple[float, float]]] = ((0.0, 1.0),) * 3  # low and high end per axis
+    lists: ClassVar[Mapping[str, str]] = {}  # parameter in the files -> knob that lists its values
     version: ClassVar[int] = 1  # raise it whenever the numbers change: sets in a cache are compared
     batch: ClassVar[int] = 8  # trajectories simulated together, and stored in one file
 
@@ -75,6 +78,7 @@ class Solver(ABC):
         check_integers(8, resolution=self.resolution)
         check_integers(2, frames=self.frames)
         check_integers(1, train=self.train, valid=self.valid, test=self.test)
+        check_positive(**{knob: getattr(self, knob) for knob in self.lists.values()})
         real = all(isinstance(v, (int, float)) for v in (self.start, self.frame_dt))
         if not real or not 0 < self.frame_dt < math.inf or not 0 <= self.start < math.inf:
             raise ValueError(
@@ -101,12 +105,7 @@ class Solver(ABC):
     @property
     def shape(self) -> tuple[int, ...]:
         """Grid points per axis."""
-        return (self.resolution,) * len(self.boundary)
-
-    @property
-    def box(self) -> Sequence[tuple[float, float]]:
-        """Low and high end of each axis."""
-        return ((0.0, 1.0),) * len(self.boundary)
+        return tuple(self.resolution * factor for factor in self.aspect)
 
     @property
     def coordinates(self) -> dict[str, Tensor]:
@@ -118,9 +117,10 @@ class Solver(ABC):
     def settings(self) -> Sequence[Setting]:
         """Physical parameters; trajectory i of a split has entry ``i % len(settings)``.
 
-        As in the Well, the trajectories of one file share theirs.
+        As in the Well, the trajectories of one file share theirs. Every combination of `lists`.
         """
-        return ({},)
+        combinations = product(*(getattr(self, knob) for knob in self.lists.values()))
+        return [dict(zip(self.lists, map(float, c), strict=True)) for c in combinations]
 
     @abstractmethod
     def initial(self, generator: torch.Generator) -> State:

@@ -29,12 +29,14 @@ class Modes:
 
     def __init__(
         self,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         lengths: tuple[float, float],
         device: torch.device | str = "cpu",
     ):
         if any(n % 2 for n in shape):
-            raise ValueError(f"a spectral grid has an even number of points per axis, got {shape}")
+            raise ValueError(
+                f"a spectral grid has an even number of points per axis, got {tuple(shape)}"
+            )
         self.shape = shape
         n_x = (torch.fft.fftfreq(shape[0], device=device) * shape[0]).round()
         n_y = torch.arange(shape[1] // 2 + 1, device=device)
@@ -46,8 +48,7 @@ class Modes:
         inside = (3 * n_x[:, None].abs() < shape[0]) & (3 * n_y[None, :] < shape[1])
         self.keep = inside.float()
         self.highest = max(unit_x * shape[0], unit_y * shape[1]) / 3
-        safe = torch.where(self.squared > 0, self.squared, 1.0)
-        self.inverse = torch.where(self.squared > 0, 1 / safe, 0.0)  # of -Laplace, mean 0
+        self.inverse = torch.where(self.squared > 0, 1 / self.squared, 0.0)  # of -Laplace, mean 0
 
     def of(self, field: Tensor) -> Tensor:
         """Returns the modes of fields (..., x, y)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 import yaml
 from torch import Tensor
 
@@ -99,7 +100,7 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Any, ...]] = {}  # count, sum and sum of squares
+        self._sums: dict[str, np.ndarray] = {}  # count, sum and sum of squares
 
     def add(self, data: Trajectories) -> None:
         """Adds the trajectories of one training file."""
@@ -107,17 +108,17 @@ class Statistics:
             for order, members in orders.items():
                 for key, value in members.items():
                     for trajectory in value:
-                        self.accumulate(key, trajectory, order, varying=varying)
+                        self.accumulate(key, order, varying, trajectory)
 
-    def accumulate(self, key: str, value: Tensor, order: int, *, varying: bool) -> None:
+    def accumulate(self, key: str, order: int, varying: bool, value: Tensor | np.ndarray) -> None:
         """Adds one trajectory of a field of a tensor order; time is axis 0 of a varying one."""
+        value = torch.as_tensor(value)
         parts = {key: value} | ({f"{key} delta": value.diff(dim=0)} if varying else {})
         for name, part in parts.items():
             flat = part.double().flatten(0, part.ndim - order - 1)
-            first, second = (sums.cpu().numpy() for sums in (flat.sum(0), (flat**2).sum(0)))
-            sums = (np.float64(len(flat)), first, second)
-            seen = self._sums.get(name, (0.0, 0.0, 0.0))
-            self._sums[name] = tuple(old + new for old, new in zip(seen, sums, strict=True))
+            count = torch.full_like(flat[0], len(flat))
+            sums = torch.stack([count, flat.sum(0), (flat**2).sum(0)]).cpu().numpy()
+            self._sums[name] = self._sums.get(name, 0.0) + sums
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Returns the content of stats.yaml."""

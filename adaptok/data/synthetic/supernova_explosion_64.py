@@ -39,6 +39,7 @@ class SupernovaExplosion(Solver):
     contrast: float = 0.5
 
     boundary: ClassVar[tuple[str, ...]] = ("OPEN", "OPEN", "OPEN")
+    aspect: ClassVar[tuple[int, ...]] = (1, 1, 1)
     batch: ClassVar[int] = 2
 
     @property

@@ -61,6 +61,7 @@ def of_run(given: Mapping[str, Any], start: int, stop: int, batch: int) -> dict[
     for name, value in given.items():
         if isinstance(value, Cells):
             own[name] = value.samples(start, stop)
+            continue
         per_sample = isinstance(value, Tensor) and value.ndim == (3 if name == "boundary" else 1)
         per_sample = per_sample or (isinstance(value, (list, tuple)) and name == "budget")
         if per_sample and name in ("boundary", "budget") and len(value) == batch:

@@ -278,10 +278,12 @@ class OneStepModel(nn.Module):
         at_least_one(n_steps=n_steps)
         if isinstance(settings, Mapping):
             settings = create_schedule(settings)
-        many = isinstance(field, (list, tuple))
-        window: Any = [x if x.ndim > self.ndim + 1 else x[None] for x in field] if many else None
-        if window is None:
+        many = not isinstance(field, Tensor)
+        window: Any
+        if isinstance(field, Tensor):
             window = self._check(field, constants)
+        else:
+            window = [x if x.ndim > self.ndim + 1 else x[None] for x in field]
         out: list[Any] = []
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             for step in range(n_steps):

@@ -66,7 +66,7 @@ class Surrogate(OneStepModel):
             all_frames: with ``history_mode="frames"``, return what follows every frame.
             control: settings of the tokenizer for this call, such as ``budget=512``.
         """
-        if not isinstance(field, (list, tuple)):
+        if isinstance(field, Tensor):
             options: dict[str, Any] = {"constants": constants, "boundary": boundary}
             return super().forward(field, **options, all_frames=all_frames, **control)
         if constants is not None and not isinstance(constants, (list, tuple)):

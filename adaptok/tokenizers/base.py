@@ -71,8 +71,9 @@ class CellTokenizer(nn.Module):
         **control: Any,
     ) -> TokenSet:
         """``embed(field, cells(field))``."""
-        cells = self.cells(field, boundary=boundary, **control)
-        return self.embed(field, cells, boundary=boundary)
+        fields: Any = field  # a list, too: `takes_lists`
+        cells = self.cells(fields, boundary=boundary, **control)
+        return self.embed(fields, cells, boundary=boundary)
 
 
 def per_axis(size: int | Sequence[int], ndim: int, name: str = "size") -> tuple[int, ...]:

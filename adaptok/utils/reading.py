@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 
 
 def reads_are_free(values: Tensor) -> bool:
@@ -13,4 +14,4 @@ def reads_are_free(values: Tensor) -> bool:
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     real = type(values) in (Tensor, nn.Parameter)
-    return real and not torch._C._functorch.is_functorch_wrapped_tensor(values)
+    return real and not is_functorch_wrapped_tensor(values)

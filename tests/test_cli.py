@@ -357,7 +357,7 @@ def test_benchmarks_run_by_name(capsys):
         main(["bench", "vision", "--help"])
     assert stopped.value.code == 0
     assert "--models" in capsys.readouterr().out
-    assert "unknown benchmark 'visoin' (did you mean 'vision'?)" in fail(capsys, "bench", "visoin")
+    assert "'visoin' (did you mean 'vision'?)" in fail(capsys, "bench", "visoin")
     assert "adaptok bench [name]" in run(capsys, "bench", "--help")
 
 

@@ -106,6 +106,9 @@ def test_slurm_with_fsdp_gives_every_gpu_a_process(tmp_path, cluster, monkeypatc
     assert trainer.num_nodes == 4
     assert (where.global_rank(), where.local_rank(), where.node_rank()) == (5, 1, 2)
     assert where.main_address == "node1"
+    # What Lightning itself does there needs the processes.
+    monkeypatch.setattr(ModelParallelStrategy, "setup_environment", lambda self: None)
+    trainer.strategy.setup_environment()
     assert trainer.strategy._data_parallel_size == 8
 
 

@@ -1,0 +1,80 @@
+"""Memory that tokenizers take beside their input.
+
+Run ``python -m benchmarks.memory [folder]``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import adaptok
+from adaptok.evaluation.bench.timing import write_results
+
+SHAPE = (16, 1, 4, 256, 256)
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "iap": {"budget": 1024},
+    "apt": {"thresholds": (5.5, 4.0)},
+    "matey": {"sizes": (8, 32)},
+    "uniform": {"size": 16},
+    "ckm": {},
+    "csm": {},
+}
+WHY = {
+    ("apt", "cells"): "512 counts per finest node that can merge, an index of 8 bytes per point",
+    ("apt", "embed"): "all finest patches are embedded: each is a token or the child of one",
+    ("matey", "cells"): "patches, and their deviations from a point inside: nothing cancels",
+    ("ckm", "embed"): "the padded field, and its copies in the layout of torch's convolution",
+    ("csm", "embed"): "the padded field, and its copies in the layout of torch's convolution",
+}
+NOTE = (
+    "Peak of the memory that a call allocates on the CPU, as a multiple of its input (16 fields of "
+    "4 channels on 256², float32, width 96, no gradients), by torch's profiler. `cells` scores and "
+    "refines, `embed` makes the features. What takes more than three times the input says why."
+)
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """Bytes above the start at the worst moment of a call."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    now = most = 0
+    for event in record.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+@torch.no_grad()
+def measure() -> list[dict[str, object]]:
+    """One row per tokenizer and stage."""
+    fields = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    fields = torch.nn.functional.avg_pool2d(fields.flatten(0, 2), 9, 1, 4).view(SHAPE)
+    rows: list[dict[str, object]] = []
+    for name, knobs in TOKENIZERS.items():
+        tokenizer = adaptok.create_tokenizer(name, ndim=2, in_channels=4, dim=96, **knobs)
+        cells = tokenizer.cells(fields)
+        stages = {
+            "cells": lambda t=tokenizer: t.cells(fields),
+            "embed": lambda t=tokenizer, c=cells: t.embed(fields, c),
+        }
+        for stage, call in stages.items():
+            call()  # what is cached is not part of it
+            times = peak(call) / (fields.numel() * fields.element_size())
+            why = WHY.get((name, stage), "") if times > 3 else ""
+            rows.append(
+                {"tokenizer": name, "stage": stage, "peak / input": round(times, 2), "why": why}
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/benchmarks")
+    print(write_results(target, "memory", measure(), NOTE).read_text())

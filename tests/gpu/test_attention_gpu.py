@@ -100,11 +100,28 @@ def test_biases_on_ragged_groups():
             torch.testing.assert_close(other, reference, atol=2e-4, rtol=2e-3)
 
 
+@pytest.mark.parametrize("backend", ["varlen", "flash_attn", "efficient", "padded", "flex"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_bias_per_key_and_grouped_queries(backend, known):
+    if reason := usable()[backend]:
+        pytest.skip(reason)
+    groups = make_groups((100, 37, 1, 260), shuffled=True, known=known)
+    key_bias = torch.linspace(-2, 5, 398, device="cuda")
+    inputs = [draw(398, 64), draw(398, 64)[:, :3], draw(398, 64)[:, :3]]
+    inputs = [x.bfloat16().float() for x in inputs]
+    exact = results("loop", inputs, groups, dtype=torch.float32, key_bias=key_bias)
+    plain = results("loop", inputs, groups, dtype=torch.bfloat16, key_bias=key_bias)
+    fast = results(backend, inputs, groups, dtype=torch.bfloat16, key_bias=key_bias)
+    for reference, low, high in zip(exact, plain, fast, strict=True):
+        allowed = 2 * (low - reference).abs().max() + 1e-3
+        assert (high - reference).abs().max() <= allowed
+
+
 def test_the_choice_on_a_device():
     ragged, even = make_groups((5, 9)), make_groups((7, 7))
     half = draw(14, 64).to(torch.bfloat16)
     chosen = [
-        choose(Request.of(q, groups, groups, None))
+        choose(Request.of(q, groups, groups))
         for q, groups in ((half, ragged), (half, even), (half.float(), ragged))
     ]
     assert chosen[0] in ("varlen", "flash_attn")

@@ -12,6 +12,7 @@ from adaptok.cells import product
 from adaptok.layers.boxes import coverage, paint
 from adaptok.layers.mixed import gives_lists
 from adaptok.registry import DECODERS
+from adaptok.tokenizers.embeddings.boxes import log_extent
 from adaptok.tokens import TokenizerSpec, TokenSet
 
 
@@ -54,10 +55,8 @@ class BoxDecoder(nn.Module):
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Field of the shape that the cells were made for."""
         cells, x = tokens.cells, tokens.features
-        extent = cells.size.to(torch.promote_types(x.dtype, torch.float32)).log2().to(x.dtype)
-        values = self.head(torch.cat([x, extent], 1)).unflatten(
-            1, (self.out_channels, *self.points)
-        )
+        values = self.head(torch.cat([x, log_extent(cells, x.dtype)], 1))
+        values = values.unflatten(1, (self.out_channels, *self.points))
         box = (cells.sample, cells.origin, cells.size, cells.batch_size, cells.shape)
         weight = (1 / cells.volume.to(torch.float64)).view(-1, *[1] * (values.ndim - 1))
         painted = paint(values * weight, *box)

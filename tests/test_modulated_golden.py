@@ -7,7 +7,8 @@ import torch
 
 import adaptok
 from adaptok import create_decoder, create_processor, create_surrogate, create_tokenizer
-from adaptok.layers.two_stage import boundary_codes, pad_and_mark
+from adaptok.layers.boundary import boundary_codes
+from adaptok.layers.two_stage import pad_and_mark
 from adaptok.training import SurrogateModule
 from adaptok.training.optim import Optim
 

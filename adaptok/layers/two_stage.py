@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptok.cells import Cells, GridLayout, product
 from adaptok.tree import offsets_tensor
-from adaptok.utils.boundary import OPEN, PERIODIC
+from adaptok.utils.boundary import PERIODIC
 
 # Patch size along an axis -> kernel sizes of the two stages, the one at the grid points first.
 KERNELS = {1: (1, 1), 4: (2, 2), 8: (4, 2), 12: (6, 2), 16: (4, 4), 32: (8, 4)}
@@ -103,34 +103,6 @@ def cells_of_layout(
         tiling,
         layout,
     )
-
-
-def boundary_codes(
-    boundary: Int[Tensor, "..."] | None, batch: int, ndim: int, device: torch.device
-) -> Int[Tensor, "#b d 2"]:
-    """Brings boundary codes to one per sample, axis and end; None makes every end open.
-
-    Raises:
-        ValueError: another shape; on the CPU also unknown codes, or an axis that is periodic at one
-            end only.
-    """
-    if boundary is None:
-        return torch.full((1, ndim, 2), OPEN, device=device)
-    codes = boundary if boundary.ndim == 3 else boundary[None]
-    if codes.shape[1:] != (ndim, 2) or codes.shape[0] not in (1, batch):
-        raise ValueError(
-            f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)} "
-            f"for b = {batch}"
-        )
-    if codes.device.type == "cpu" and not torch.compiler.is_compiling():  # others would sync
-        unknown = set(codes.unique().tolist()) - {0, 1, 2}
-        if unknown:
-            given = ", ".join(map(str, sorted(unknown)))
-            raise ValueError(f"unknown boundary code {given}; wall is 0, open 1, periodic 2")
-        periodic = codes == PERIODIC
-        if bool((periodic[..., 0] != periodic[..., 1]).any()):
-            raise ValueError(f"an axis is periodic at both ends or at none, got {codes.tolist()}")
-    return codes.to(device).long()
 
 
 def pad_and_mark(

@@ -12,19 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from adaptok.layers.boundary import Boundary, boundary_codes
 from adaptok.layers.convolution import conv_class
 from adaptok.layers.norms import channel_norm
 from adaptok.layers.pi_resize import KernelResize
-from adaptok.layers.two_stage import (
-    KERNELS,
-    ConvLayout,
-    Pairs,
-    boundary_codes,
-    pad_and_mark,
-)
+from adaptok.layers.two_stage import KERNELS, ConvLayout, Pairs, pad_and_mark
 from adaptok.utils.precision import without_autocast
 
 
@@ -85,10 +80,7 @@ class ConvStem(nn.Module):
         self.final_gelu, self.whole_field = final_gelu, whole_field
 
     def forward(
-        self,
-        x: Float[Tensor, "b t c *s"],
-        layout: ConvLayout,
-        boundary: Int[Tensor, "..."] | None = None,
+        self, x: Float[Tensor, "b t c *s"], layout: ConvLayout, boundary: Boundary = None
     ) -> Float[Tensor, "n d"]:
         """Computes features in the order frames first, then raster order."""
         kernels, strides = zip(*layout.kernels, strict=True), zip(*layout.strides, strict=True)

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from adaptok.layers.boundary import Boundary, codes_of_samples
 from adaptok.registry import choice
 from adaptok.tree import Tree
 from adaptok.utils.boundary import PERIODIC
 
 LUMA = (0.2989, 0.5870, 0.1140)  # the sum of 0.9999 is the reference's
 COLORS = ("gray", "channels")
+# What every indicator takes and gives.
+Field = Float[Tensor, "b t c *s"]
+Scores = Float[Tensor, "b inner"]
 
 
 class Indicator(Protocol):
@@ -25,30 +29,17 @@ class Indicator(Protocol):
 
     monotone: bool
 
-    def __call__(
-        self,
-        field: Float[Tensor, "b t c *s"],
-        tree: Tree,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "b inner"]:
+    def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Returns one score per sample and inner node, over all frames given."""
         ...
 
 
-def periodic_axes(boundary: Tensor | None, ndim: int, like: Tensor) -> list[Tensor | None]:
+def periodic_axes(boundary: Boundary, ndim: int, like: Tensor) -> list[Tensor | None]:
     """Returns per axis a bool tensor that broadcasts against `like`; the host reads no code."""
     if boundary is None:
         return [None] * ndim
-    batch = like.shape[0]
-    samples = boundary.shape[0] if boundary.ndim == 3 else 1
-    if boundary.shape[-2:] != (ndim, 2) or boundary.ndim > 3 or samples not in (1, batch):
-        raise ValueError(
-            f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)} "
-            f"for b = {batch}"
-        )
-    periodic = (boundary.to(like.device) == PERIODIC).all(-1)
-    periodic = periodic.expand(batch, ndim)
+    codes = codes_of_samples(boundary, like.shape[0], ndim)
+    periodic = (codes.to(like.device) == PERIODIC).all(-1).expand(like.shape[0], ndim)
     return [periodic[:, axis].view(-1, *[1] * (like.ndim - 1)) for axis in range(ndim)]
 
 
@@ -98,7 +89,7 @@ class Intensity:
             raise ValueError(f"value_range is (lowest, highest) or None, got {value_range!r}")
         self.value_range = None if value_range is None else (*map(float, value_range),)
 
-    def maps(self, field: Float[Tensor, "b t c *s"]) -> Float[Tensor, "b t m *s"]:
+    def maps(self, field: Field) -> Float[Tensor, "b t m *s"]:
         """Returns one map (gray) or one per channel, at least float32.
 
         Raises:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int, Int32, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from adaptok.cells import product
+from adaptok.layers.boundary import Boundary
 from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import Intensity, points_of_nodes
+from adaptok.tokenizers.indicators.base import Field, Intensity, Scores, points_of_nodes
 from adaptok.tree import Tree
 from adaptok.utils.constants import cached_constant
 
@@ -43,13 +44,7 @@ class EntropyIndicator:
             raise ValueError(f"bins must be at least 2, got {bins}")
         self.intensity, self.bins = Intensity(color, value_range), bins
 
-    def __call__(
-        self,
-        field: Float[Tensor, "b t c *s"],
-        tree: Tree,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "b inner"]:
+    def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Mean over channels and frames of the entropy of each node's points inside the domain."""
         maps = self.intensity.maps(field)
         low, width = self.intensity.limits(maps)

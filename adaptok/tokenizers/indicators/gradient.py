@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from adaptok.layers.boundary import Boundary
 from adaptok.registry import INDICATORS, choice
-from adaptok.tokenizers.indicators.base import channel_weights, periodic_axes
+from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights, periodic_axes
 from adaptok.tree import Tree, sum_pyramid
 
 SMALL = 2**18  # values whose scoring needs no care for memory
@@ -63,19 +64,11 @@ class GradientIndicator:
         self.ignore = tuple(ignore)
         self.channels, self.frames = channels, frames
 
-    def __call__(
-        self,
-        field: Float[Tensor, "b t c *s"],
-        tree: Tree,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "b inner"]:
+    def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Sums the score map over each inner node."""
         return sum_pyramid(self.score_map(field, boundary=boundary)[:, None], tree)[:, 0]
 
-    def score_map(
-        self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "b *s"]:
+    def score_map(self, field: Field, *, boundary: Boundary = None) -> Float[Tensor, "b *s"]:
         """Scores each grid point (IAP, Eq. 3), reduced over channels and frames."""
         b, t, channels, *space = field.shape
         weights = channel_weights(self.weights, self.ignore, channels)
@@ -102,9 +95,7 @@ class GradientIndicator:
         total = total.mean(1) if self.frames == "mean" else total.amax(1)
         return total if self.power == 1 else total**self.power
 
-    def channel_maps(
-        self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "b t c *s"]:
+    def channel_maps(self, field: Field, *, boundary: Boundary = None) -> Field:
         """Computes the gradient norm of every standardised channel of every frame."""
         x = field.detach().to(torch.promote_types(field.dtype, torch.float32))
         space = tuple(range(3, x.ndim))
@@ -118,7 +109,7 @@ def gradient_norm(
     axes: tuple[int, ...],
     k: int = 1,
     padding: str = "replicate",
-    boundary: Int[Tensor, "..."] | None = None,
+    boundary: Boundary = None,
 ) -> Float[Tensor, "b ..."]:
     """L2 norm over `axes` of the multidimensional Sobel gradient, in units of x per grid spacing
     times the (unnormalised) binomial weights; IAP Eq. 2 and 3.

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from adaptok.layers.boundary import Boundary
 from adaptok.patches import pad_end
 from adaptok.registry import INDICATORS, choice
-from adaptok.tokenizers.indicators.base import Intensity, periodic_axes, points_of_nodes
+from adaptok.tokenizers.indicators.base import (
+    Field,
+    Intensity,
+    Scores,
+    periodic_axes,
+    points_of_nodes,
+)
 from adaptok.tokenizers.indicators.gradient import PADDINGS, stencil
 from adaptok.tree import Tree, sum_pyramid
 
@@ -43,26 +50,16 @@ class LaplacianIndicator:
         self.intensity = Intensity(color, value_range)
         self.monotone = statistic == "max"
 
-    def __call__(
-        self,
-        field: Float[Tensor, "b t c *s"],
-        tree: Tree,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "b inner"]:
+    def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Averages the statistic of each node over channels and frames."""
         response = self.responses(field, boundary).flatten(1, 2)
         return STATISTICS[self.statistic](response, tree).mean(1)
 
-    def score_map(
-        self, field: Float[Tensor, "b t c *s"], *, boundary: Int[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "b *s"]:
+    def score_map(self, field: Field, *, boundary: Boundary = None) -> Float[Tensor, "b *s"]:
         """Computes the absolute Laplacian of each grid point."""
         return self.responses(field, boundary).flatten(1, 2).mean(1)
 
-    def responses(
-        self, field: Float[Tensor, "b t c *s"], boundary: Int[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "b t m *s"]:
+    def responses(self, field: Field, boundary: Boundary = None) -> Float[Tensor, "b t m *s"]:
         """Computes the absolute Laplacian of each map, in units of its value range."""
         maps = self.intensity.maps(field)
         low, width = self.intensity.limits(maps)

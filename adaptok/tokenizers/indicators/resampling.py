@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from adaptok.layers.boundary import Boundary
 from adaptok.patches import pad_end
 from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import Intensity, points_of_nodes
+from adaptok.tokenizers.indicators.base import Field, Intensity, Scores, points_of_nodes
 from adaptok.tree import Tree, sum_pyramid
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -35,13 +36,7 @@ class ResamplingIndicator:
     def __init__(self, *, value_range: Sequence[float] | None = (0.0, 255.0)):
         self.intensity = Intensity("channels", value_range)
 
-    def __call__(
-        self,
-        field: Float[Tensor, "b t c *s"],
-        tree: Tree,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "b inner"]:
+    def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Computes the mean squared error of each node."""
         maps = self.intensity.maps(field)
         low, width = self.intensity.limits(maps)
@@ -65,6 +60,4 @@ def down_up(x: Float[Tensor, "b c *s"], factors: tuple[int, ...]) -> Float[Tenso
     small = [n // f for n, f in zip(whole, factors, strict=True)]
     x = interpolate(x, size=small, mode=mode, align_corners=False)
     x = interpolate(x, size=list(whole), mode=mode, align_corners=False)
-    for axis, n in enumerate(space):
-        x = x.narrow(axis + 2, 0, n)
-    return x
+    return x[(..., *map(slice, space))]

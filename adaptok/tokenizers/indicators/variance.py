@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from adaptok.layers.boundary import Boundary
 from adaptok.patches import pad_end, patchify
 from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import channel_weights
+from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights
 from adaptok.tree import Tree
 
 
@@ -44,13 +45,7 @@ class VarianceIndicator:
         self.weights = None if weights is None else tuple(map(float, weights))
         self.ignore = tuple(ignore)
 
-    def __call__(
-        self,
-        field: Float[Tensor, "b t c *s"],
-        tree: Tree,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "b inner"]:
+    def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Averages the variances over channels, weighted."""
         variance = channel_variances(field.detach(), tree)  # (b, inner, c)
         if self.normalise:
@@ -61,7 +56,7 @@ class VarianceIndicator:
         return (variance * variance.new_tensor(weights)).sum(-1) / sum(weights)
 
 
-def channel_variances(field: Float[Tensor, "b t c *s"], tree: Tree) -> Float[Tensor, "b inner c"]:
+def channel_variances(field: Field, tree: Tree) -> Float[Tensor, "b inner c"]:
     """Unbiased variance of each channel over every inner node, fine to coarse by merging.
 
     Each node keeps its count, mean and sum of squared deviations; neighbours merge as in Chan,

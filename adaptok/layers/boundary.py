@@ -1,0 +1,49 @@
+"""Boundary codes as calls of tokenizers take them; the codes are in `adaptok.utils.boundary`."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from adaptok.utils.boundary import OPEN, PERIODIC
+
+Boundary = Int[Tensor, "..."] | None  # codes (d, 2), or (b, d, 2) per sample
+
+
+def codes_of_samples(boundary: Tensor, batch: int, ndim: int) -> Int[Tensor, "#b d 2"]:
+    """Gives boundary codes the axis of the samples, which may share them.
+
+    Raises:
+        ValueError: another shape.
+    """
+    codes = boundary if boundary.ndim == 3 else boundary[None]
+    if codes.shape[1:] != (ndim, 2) or codes.shape[0] not in (1, batch):
+        raise ValueError(
+            f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)} "
+            f"for b = {batch}"
+        )
+    return codes
+
+
+def boundary_codes(
+    boundary: Boundary, batch: int, ndim: int, device: torch.device
+) -> Int[Tensor, "#b d 2"]:
+    """Brings boundary codes to one per sample, axis and end; None makes every end open.
+
+    Raises:
+        ValueError: another shape; on the CPU also unknown codes, or an axis that is periodic at one
+            end only.
+    """
+    if boundary is None:
+        return torch.full((1, ndim, 2), OPEN, device=device)
+    codes = codes_of_samples(boundary, batch, ndim)
+    if codes.device.type == "cpu" and not torch.compiler.is_compiling():  # others would sync
+        unknown = set(codes.unique().tolist()) - {0, 1, 2}
+        if unknown:
+            given = ", ".join(map(str, sorted(unknown)))
+            raise ValueError(f"unknown boundary code {given}; wall is 0, open 1, periodic 2")
+        periodic = codes == PERIODIC
+        if bool((periodic[..., 0] != periodic[..., 1]).any()):
+            raise ValueError(f"an axis is periodic at both ends or at none, got {codes.tolist()}")
+    return codes.to(device).long()

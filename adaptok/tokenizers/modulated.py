@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
+from adaptok.layers.boundary import Boundary
 from adaptok.layers.mixed import takes_lists
 from adaptok.layers.two_stage import KERNELS, ConvLayout, Pairs, cells_of_layout
-from adaptok.tokenizers.base import CellTokenizer, check_controls, check_shape, per_axis
+from adaptok.tokenizers.base import check_shape, per_axis
 from adaptok.tokenizers.embeddings.conv_stem import ConvStem
+from adaptok.tokenizers.patch_sizes import PatchSizeTokenizer
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 
 
-class ModulatedTokenizer(CellTokenizer):
+class ModulatedTokenizer(PatchSizeTokenizer):
     """Two-stage convolutional stem (`ConvStem`) at the patch size of each call.
 
     A subclass says which kernels and strides a patch size stands for.
@@ -31,8 +32,6 @@ class ModulatedTokenizer(CellTokenizer):
 
     controls = ("patch_size",)
     tiling: bool
-
-    static = True
 
     def __init__(
         self,
@@ -61,24 +60,12 @@ class ModulatedTokenizer(CellTokenizer):
         """Picks kernels, strides and padding of a patch size, for a field of shape (t, *space)."""
         raise NotImplementedError
 
-    @takes_lists
-    @torch.no_grad()
-    def cells(
-        self,
-        field: Float[Tensor, "b *tcs"],
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-        **control: Any,
-    ) -> Cells:
-        """Makes cells of one patch size; the values of the field do not matter.
+    def cells_of_size(self, field: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Cells:
+        """Makes cells by `layout`.
 
         Raises:
-            ValueError: a wrong field, an unknown control, or a patch size without kernels or larger
-                than the axis.
+            ValueError: a patch size without kernels or larger than the axis.
         """
-        check_controls(control, self.controls)
-        field = as_field(field, self.spec.ndim)
-        size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
         shape = (field.shape[1], *field.shape[3:])
         layout = self.layout(size, shape)
         for p, n in zip(size, shape[1:], strict=True):
@@ -113,11 +100,7 @@ class ModulatedTokenizer(CellTokenizer):
 
     @takes_lists
     def embed(
-        self,
-        x: Float[Tensor, "b *tcs"],
-        cells: Cells,
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
+        self, x: Float[Tensor, "b *tcs"], cells: Cells, *, boundary: Boundary = None
     ) -> TokenSet:
         """Embeds the cells; without boundary codes all ends are open."""
         x = as_field(x, self.spec.ndim, self.spec.in_channels)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
-from adaptok.layers.mixed import takes_lists
 from adaptok.registry import TOKENIZERS
-from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
+from adaptok.tokenizers.base import frames_of_cells, per_axis
 from adaptok.tokenizers.embeddings import LinearEmbedding
-from adaptok.tokens import TokenizerSpec, as_field
+from adaptok.tokenizers.patch_sizes import PatchSizeTokenizer
+from adaptok.tokens import TokenizerSpec
 from adaptok.tree import Tree, cells_from_splits
 
 
 @TOKENIZERS.register("uniform")
-class UniformTokenizer(CellTokenizer):
+class UniformTokenizer(PatchSizeTokenizer):
     """One cell size everywhere, in raster order; the patch embedding of ViT (Dosovitskiy et al.).
 
     Args:
@@ -28,8 +27,6 @@ class UniformTokenizer(CellTokenizer):
             they must nest and contain `size`. Default: `size` alone.
         frame_size: extent of every cell in time.
     """
-
-    static = True
 
     def __init__(
         self,
@@ -54,26 +51,11 @@ class UniformTokenizer(CellTokenizer):
         self.size = own
         self.controls = ("patch_size",) if len(sizes) > 1 else ()
 
-    @takes_lists
-    @torch.no_grad()
-    def cells(
-        self,
-        field: Float[Tensor, "b *tcs"],
-        *,
-        boundary: Int[Tensor, "..."] | None = None,
-        **control: Any,
-    ) -> Cells:
-        """Makes cells of one size; the values of the field do not matter.
-
-        Raises:
-            ValueError: a wrong field, an unknown control, or a patch size that was not built.
-        """
-        check_controls(control, self.controls)
-        field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
+    def cells_of_size(self, field: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Cells:
+        """Makes cells in raster order; raises ``ValueError`` for a size that was not built."""
         b, t, _, *space = field.shape
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(t, frame_size)
-        size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
         if (frame_size, *size) not in self.spec.sizes:
             built = [s[1:] for s in self.spec.sizes]
             raise ValueError(f"patch_size {size} was not built; patch_sizes: {built}")

@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from adaptok.layers.boundary import Boundary
 from adaptok.registry import TOKENIZERS, Part, split_part
 from adaptok.tokenizers.base import frames_of_cells
-from adaptok.tokenizers.calibration import calibrate
+from adaptok.tokenizers.calibration import Fields, calibrate
 from adaptok.tokenizers.marking import FractionMarking, MaximumMarking, ThresholdMarking
 from adaptok.tokenizers.marking.fraction import cells_of_fraction
 from adaptok.tokenizers.tree import TreeTokenizer
@@ -39,11 +39,7 @@ class HasPatchSizes(Protocol):
 
 
 def at_budget(
-    tokenizer: Tokenizer,
-    budget: int,
-    fields: Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]],
-    *,
-    boundary: Int[Tensor, "..."] | None = None,
+    tokenizer: Tokenizer, budget: int, fields: Fields, *, boundary: Boundary = None
 ) -> dict[str, Any]:
     """Finds controls of a call that give about `budget` tokens per sample, over all its frames.
 
@@ -89,12 +85,7 @@ def at_budget(
 
 
 def part_at_budget(
-    part: Part,
-    tokenizer: Tokenizer,
-    budget: int,
-    fields: Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]],
-    *,
-    boundary: Int[Tensor, "..."] | None = None,
+    part: Part, tokenizer: Tokenizer, budget: int, fields: Fields, *, boundary: Boundary = None
 ) -> dict[str, Any]:
     """Describes a tokenizer that has about `budget` tokens per sample by default.
 

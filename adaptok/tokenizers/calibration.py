@@ -9,20 +9,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from adaptok.layers.boundary import Boundary
 from adaptok.tokenizers.base import frames_of_cells
 from adaptok.tokenizers.marking import MaximumMarking, ThresholdMarking, level_thresholds
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import as_field
 from adaptok.tree import Tree
 
+Fields = Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]]  # a batch or several
+
 
 @torch.no_grad()
 def calibrate(
-    tokenizer: TreeTokenizer,
-    fields: Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]],
-    tokens: float,
-    *,
-    boundary: Int[Tensor, "..."] | None = None,
+    tokenizer: TreeTokenizer, fields: Fields, tokens: float, *, boundary: Boundary = None
 ) -> tuple[float, ...] | float:
     """Scales the tokenizer's thresholds by the one factor that gives a mean number of tokens; of a
     marking relative to the maximum, finds the gamma that does.
@@ -113,10 +112,8 @@ def _splits(
         if level:
             factor = torch.minimum(factor, tree.expand(factors[-1], level - 1))
         factors.append(factor)
-        children = inside[level + 1].long().unflatten(0, tree.grids[level + 1])
-        for axis, ratio in enumerate(tree.ratios[level]):
-            children = children.unflatten(axis, (-1, ratio)).sum(axis + 1)
-        gains.append(shared * (children.flatten() - int(not kept)))
+        children = tree.sum_children(inside[level + 1].long(), level)
+        gains.append(shared * (children - int(not kept)))
     real = ~nodes.outside
     gain = torch.cat(gains)[real].expand(*own[0].shape[:2], -1)
     return torch.cat(factors, -1)[..., real].flatten(), gain.flatten()

@@ -27,8 +27,6 @@ class BoxEmbedding(nn.Module):
         frames: parts of each box along time.
     """
 
-    any_boxes = True
-
     def __init__(
         self,
         in_channels: int,
@@ -39,16 +37,18 @@ class BoxEmbedding(nn.Module):
         frames: int = 1,
     ):
         super().__init__()
-        self.points = (
-            *per_axis(frames, 1, "frames"),
-            *per_axis(points, len(sizes[0]) - 1, "points"),
-        )
+        self.points = parts_of_box(points, frames, len(sizes[0]) - 1)
         self.linear = nn.Linear(in_channels * product(self.points) + len(self.points), dim)
 
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
         values = crop(x, cells.sample, cells.origin, cells.size, self.points).flatten(1)
         return self.linear(torch.cat([values, log_extent(cells, values.dtype)], 1))
+
+
+def parts_of_box(points: int | Sequence[int], frames: int, ndim: int) -> tuple[int, ...]:
+    """Returns the parts of a box along (t, *space); raises ``ValueError`` for invalid numbers."""
+    return (*per_axis(frames, 1, "frames"), *per_axis(points, ndim, "points"))
 
 
 def log_extent(cells: Cells, dtype: torch.dtype) -> Float[Tensor, "n a"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.patches import level_grid
+from adaptok.patches import grid_index, level_grid
 from adaptok.utils.constants import cached_constant
 
 
@@ -82,12 +82,9 @@ def position_rows(cells: Cells) -> Tensor:
     """Finds the row of each cell in the tables of all levels."""
     rows, start = torch.zeros_like(cells.level, dtype=torch.int64), 0
     for level, size in enumerate(cells.sizes):
-        grid = level_grid(cells.shape[1:], size[1:])
-        index: Tensor = torch.zeros_like(rows)
-        for axis, (g, s) in enumerate(zip(grid, size[1:], strict=True)):
-            index = index * g + cells.origin[:, axis + 1].long() // s
-        rows = torch.where(cells.level == level, start + index, rows)
-        start += product(grid)
+        places = product(level_grid(cells.shape[1:], size[1:]))  # of a frame
+        rows = torch.where(cells.level == level, start + grid_index(cells, level) % places, rows)
+        start += places
     return rows
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from adaptok.tree import Tree
+from adaptok.tree import Tree, leaves
 from adaptok.utils.reading import reads_are_free
 
 
@@ -155,15 +155,14 @@ def split_stepwise(
     What the borders force (score +inf) is split beforehand. A step with fewer candidates splits
     those; the loop continues until every sample has its number of splits.
     """
-    nodes = tree.nodes(scores.device)
-    split = nodes.forced.expand_as(scores).clone()
+    split = tree.nodes(scores.device).forced.expand_as(scores).clone()
     left = torch.tensor(counts, device=scores.device)
     left = left - split.flatten(1).sum(1)
     forced = scores.shape[1] * tree.counts().forced
     # List scheduling of out-trees on `step` machines ends within this many steps (Graham's bound).
     steps = -(-(max(counts) - forced) // step) + tree.n_levels
     for _ in range(steps if max(counts) > forced else 0):
-        candidates = _unsplit(split, tree) & ~nodes.outside
+        candidates = leaves(split, tree)[..., : tree.inner]
         masked = scores.masked_fill(~candidates, -torch.inf).flatten(1)
         order = masked.argsort(dim=1, descending=True, stable=True)[:, :step]
         room = torch.arange(order.shape[1], device=scores.device) < left[:, None]
@@ -172,12 +171,3 @@ def split_stepwise(
         split = split | take
         left = left - take.flatten(1).sum(1)
     return split
-
-
-def _unsplit(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f inner"]:
-    """Finds the inner nodes that exist and are leaves so far."""
-    levels = tree.per_level(split)
-    out = [~levels[0]]
-    for level, parents in enumerate(levels[:-1]):
-        out.append(tree.expand(parents, level) & ~levels[level + 1])
-    return torch.cat(out, -1)

@@ -14,7 +14,7 @@ from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
 from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
 from adaptok.tokenizers.marking.budget import plan
-from adaptok.tree import Tree
+from adaptok.tree import Tree, existing
 
 Thresholds = float | Iterable[float]  # one for all levels, or one per level, fine to coarse
 
@@ -112,10 +112,7 @@ def _cap(
     budgets = per_sample(budget, scores.shape[0])
     counts = tuple(plan(value, tree, scores.shape[1], shared)[0] for value in budgets)
     nodes = tree.nodes(scores.device)
-    levels = tree.per_level(marked & ~nodes.outside)
-    for level in range(1, len(levels)):  # keeps marked nodes all of whose ancestors are marked
-        levels[level] = levels[level] & tree.expand(levels[level - 1], level - 1)
-    reached = torch.cat(levels, -1)
+    reached = marked & existing(marked, tree)[..., : tree.inner]  # all ancestors are marked too
     # Best-first order among the marked nodes alone: no split is spent on what would not split.
     order = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
     order = order.masked_fill(nodes.forced, torch.inf).masked_fill(~reached, -torch.inf)

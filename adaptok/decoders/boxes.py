@@ -12,7 +12,7 @@ from adaptok.cells import product
 from adaptok.layers.boxes import coverage, paint
 from adaptok.layers.mixed import gives_lists
 from adaptok.registry import DECODERS
-from adaptok.tokenizers.embeddings.boxes import log_extent
+from adaptok.tokenizers.embeddings.boxes import log_extent, parts_of_box
 from adaptok.tokens import TokenizerSpec, TokenSet
 
 
@@ -30,8 +30,6 @@ class BoxDecoder(nn.Module):
         frames: parts of each box along time.
     """
 
-    any_boxes = True
-
     def __init__(
         self,
         spec: TokenizerSpec,
@@ -41,13 +39,7 @@ class BoxDecoder(nn.Module):
         frames: int = 1,
     ):
         super().__init__()
-        space = (points,) * spec.ndim if isinstance(points, int) else tuple(points)
-        self.points = (frames, *space)
-        if len(space) != spec.ndim or min(self.points) < 1:
-            raise ValueError(
-                f"points is a positive number or {spec.ndim} of them and frames a positive number, "
-                f"got {points!r} and {frames!r}"
-            )
+        self.points = parts_of_box(points, frames, spec.ndim)
         self.out_channels = out_channels
         self.head = nn.Linear(spec.dim + spec.ndim + 1, out_channels * product(self.points))
 

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups, owners, product
+from adaptok.cells import Cells, Groups, inverse_permutation, owners, product
 from adaptok.layers.blocks import Attention, Mlp
 from adaptok.layers.mixed import gives_lists
 from adaptok.layers.positions import pairs_per_axis, rotary
 from adaptok.patches import check_levels, level_grid, owner_grid, rows_of_levels, unpatchify
 from adaptok.registry import DECODERS
+from adaptok.tokenizers.base import per_axis
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.tree import offsets_tensor
 
@@ -63,10 +64,7 @@ class CrossAttentionDecoder(nn.Module):
         self.sizes = spec.sizes
         frame, *finest = spec.sizes[-1]
         size = finest if latent_size is None else latent_size
-        size = [size] * spec.ndim if isinstance(size, int) else list(size)
-        if len(size) != spec.ndim or min(size) < 1:
-            raise ValueError(f"latent_size needs {spec.ndim} positive numbers, got {latent_size}")
-        self.latent_size = (frame, *size)
+        self.latent_size = (frame, *per_axis(size, spec.ndim, "latent_size"))
         self.window = None if window is None else _window(window, spec)
         self.offsets = tuple(level_grid(s, self.latent_size) for s in spec.sizes)
         entries = sum(map(product, self.offsets)) if latent else 0
@@ -161,12 +159,8 @@ class CrossAttentionDecoder(nn.Module):
 
 
 def _window(window: int | Sequence[int], spec: TokenizerSpec) -> tuple[int, ...]:
-    sizes = (window,) * spec.ndim if isinstance(window, int) else tuple(window)
-    coarsest = spec.sizes[0][1:]
-    fits = len(sizes) == spec.ndim and all(
-        w >= 1 and w % c == 0 for w, c in zip(sizes, coarsest, strict=True)
-    )
-    if not fits:  # a cell could lie in two windows
+    sizes, coarsest = per_axis(window, spec.ndim, "window"), spec.sizes[0][1:]
+    if any(w % c for w, c in zip(sizes, coarsest, strict=True)):  # a cell could lie in two windows
         raise ValueError(f"window must be a multiple of the coarsest cell {coarsest}, got {window}")
     return sizes
 
@@ -195,6 +189,5 @@ def _window_groups(
         key = key[..., None] * len(count) + offsets_tensor(tuple(band), device).long()
     order = key.flatten().argsort(stable=True)
     order = (order + len(order) * torch.arange(batch, device=device)[:, None]).flatten()
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
     offsets = offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), device)
-    return Groups(order, inverse, offsets, max(lengths), lengths)
+    return Groups(order, inverse_permutation(order), offsets, max(lengths), lengths)

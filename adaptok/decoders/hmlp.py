@@ -79,10 +79,11 @@ class HmlpDecoder(nn.Module):
 
     def _splice(self, tokens: TokenSet) -> Float[Tensor, "bf c *s"]:
         cells = tokens.cells
+        domain = (..., *map(slice, cells.shape[1:]))  # crops an image of whole cells
         own = [level_image(tokens, level) for level in range(len(cells.sizes))]
         field = None
         for level, (head, image) in enumerate(zip(self.levels, filled(own, cells), strict=True)):
-            decoded = _cut(head(image.movedim(-1, 1)), cells.shape[1:])
+            decoded = head(image.movedim(-1, 1))[domain]
             shown = _expand(own[level][1], cells.sizes[level][1:], cells.shape[1:])
             decoded = torch.where(shown[:, None], decoded, 0)
             field = decoded if field is None else field + decoded
@@ -93,7 +94,8 @@ class HmlpDecoder(nn.Module):
         cells = tokens.cells
         frames, *_ = level_grid(cells.shape, cells.sizes[0])
         coarse, _ = level_image(tokens, 0)
-        field = _cut(self.levels[0](coarse.movedim(-1, 1)), cells.shape[1:])
+        domain = (..., *map(slice, cells.shape[1:]))  # crops an image of whole cells
+        field = self.levels[0](coarse.movedim(-1, 1))[domain]
         for level, own in list(enumerate(rows_of_levels(cells)))[1:]:
             own = own[own < len(cells)]
             which, crop = grid_index(cells, level - 1)[own].unique(return_inverse=True)
@@ -162,13 +164,6 @@ def _block_mean(image: Tensor, taken: Tensor, ratio: Sequence[int]) -> tuple[Ten
     for axis, r in enumerate(ratio):
         sums, counts = (x.unflatten(axis + 1, (-1, r)).sum(axis + 2) for x in (sums, counts))
     return sums / counts.clamp(min=1), counts[..., 0] > 0
-
-
-def _cut(image: Tensor, space: Sequence[int]) -> Tensor:
-    """Crops an image of whole cells to the domain."""
-    for axis, n in enumerate(space):
-        image = image.narrow(axis + 2, 0, n)
-    return image
 
 
 def _head(dim: int, channels: int, size: Sequence[int], version: str) -> nn.Sequential:

@@ -6,10 +6,10 @@ Run ``adaptok bench vision [--help]``.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +159,6 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-@contextlib.contextmanager
-def _inference(threads: int | None) -> Iterator[None]:
-    if threads:
-        torch.set_num_threads(threads)
-    with torch.inference_mode():
-        yield
-
-
 def main() -> None:
     """Measures, writes JSON, Markdown and a picture, and prints the table."""
     parser = argparse.ArgumentParser(prog="adaptok bench vision")
@@ -179,17 +171,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None if torch.cuda.is_available() else 1)
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
-    kind = {"device": "cuda", "dtype": torch.bfloat16} if cuda else {}
+    kind: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16} if cuda else {}
     rows, what = [], ""
-    with _inference(options.threads):
-        for model in options.models:
-            for size in options.sizes:
-                for batch in options.batches:
-                    more, what = measure(
-                        model, size, batch, shares=options.shares, repeats=options.repeats, **kind
-                    )
-                    rows += more
-        alone = clock_of("cuda" if cuda else "cpu") is time.process_time
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    kind |= {"shares": options.shares, "repeats": options.repeats}
+    with torch.inference_mode():
+        for each in itertools.product(options.models, options.sizes, options.batches):
+            more, what = measure(*each, **kind)
+            rows += more
+    alone = clock_of("cuda" if cuda else "cpu") is time.process_time
     lists = {"models": options.models, "sizes": options.sizes, "batches": options.batches}
     words = [f"--{k} {' '.join(map(str, v))}" for k, v in lists.items()]
     command = " ".join(["adaptok bench vision", *words])

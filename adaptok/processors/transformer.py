@@ -10,7 +10,7 @@ from torch import nn
 from adaptok.cells import Cells, Groups
 from adaptok.layers.blocks import AttentionBranch, Block, conditioned, drop_path_rates
 from adaptok.layers.norms import Segments, create_norm
-from adaptok.registry import POSITIONS, Part
+from adaptok.registry import POSITIONS, PROCESSORS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet
 
 
@@ -37,6 +37,11 @@ class Transformer(nn.Module):
     """
 
     stacks: ClassVar[dict[str, type[AttentionBranch]]]  # by the name of their attribute
+
+    def __new__(cls, *_: Any, **options: Any) -> Transformer:
+        """Refuses unknown options as the registry does, also if the class is called directly."""
+        PROCESSORS.check_knobs(cls, options)
+        return super().__new__(cls)
 
     def __init__(
         self,

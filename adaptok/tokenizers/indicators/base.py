@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Int64
@@ -17,13 +17,14 @@ LUMA = (0.2989, 0.5870, 0.1140)  # the sum of 0.9999 is the reference's
 COLORS = ("gray", "channels")
 
 
+@runtime_checkable
 class Indicator(Protocol):
     """Scores all inner nodes of a tree from a field.
 
-    `monotone` states that no child ever outscores its parent, which allows faster marking.
+    An attribute ``monotone = True`` states that no child ever outscores its parent, which allows
+    faster marking (without it: False). An indicator with parameters that require gradients (or
+    ``learned = True``) is called with a graph, see `TreeTokenizer`.
     """
-
-    monotone: bool
 
     def __call__(
         self,

@@ -171,8 +171,9 @@ def _with_knobs(part: Part, knobs: Mapping[str, Any]) -> Part:
 
 
 def _note(part: Any, given: Part, config: Mapping[str, Any]) -> None:
-    """Notes how a part was built, unless it was ready or says so itself."""
-    if part is not given and not isinstance(getattr(part, "config", None), Mapping):
+    """Notes how a part was built, unless it was ready or says the arguments of its class itself."""
+    own = getattr(part, "config", None)
+    if part is not given and (own is None or (isinstance(own, Mapping) and "kind" in own)):
         part.config = {**config}
 
 

@@ -19,8 +19,9 @@ from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import create_multiphysics, create_system
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.parts import create_tokenizer
-from adaptok.models.recording import CLASS, refusals, with_parts
+from adaptok.models.recording import CLASS, places, recorded, refusals, with_parts
 from adaptok.models.surrogate import create_surrogate
+from adaptok.tokens import Tokenizer
 from adaptok.utils.atomic import replacing
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -77,8 +78,8 @@ def save_pretrained(
         ValueError: another model, parts of which nothing says how they were made, or arguments
             that JSON cannot hold.
     """
-    folder, config = Path(folder), getattr(model, "config", None)
-    if not isinstance(config, Mapping) or config.get("kind") not in BUILDERS:
+    folder, config = Path(folder), _config(model)
+    if config is None:
         raise ValueError(
             f"this {type(model).__name__} does not know how it was built: only what "
             "create_surrogate, create_multiphysics, create_tokenizer and create_baseline return "
@@ -99,6 +100,17 @@ def save_pretrained(
         with replacing(folder / name) as temporary:
             temporary.write_bytes(content)
     return folder
+
+
+def _config(model: Any) -> Mapping[str, Any] | None:
+    """What `build` builds the model again from, if it knows."""
+    config = getattr(model, "config", None)
+    if isinstance(config, Mapping) and config.get("kind") in BUILDERS:
+        return config
+    if not isinstance(model, Tokenizer):
+        return None
+    fields = {"ndim": model.spec.ndim, "in_channels": model.spec.in_channels, "dim": model.spec.dim}
+    return {"kind": "tokenizer", **recorded(model), **fields}
 
 
 def _json(config: Mapping[str, Any]) -> str:
@@ -231,14 +243,20 @@ def wrong_tensors(
 
 def model_card(model: Any, *, description: str = "", results: HasCard | None = None) -> str:
     """Writes the model card: what the model is, how it was built and tested, how to load it."""
-    config = {k: v for k, v in model.config.items() if k != "kind"}
+    known = _config(model) or {}
+    config, kind = {k: v for k, v in known.items() if k != "kind"}, known["kind"]
     count = sum(p.numel() for p in model.parameters())
-    kind = model.config["kind"]
     lines = ["---", "library_name: adaptok", f"tags: [adaptok, {kind}]", "---", ""]
-    lines += [f"# {_title(model)}"]
+    lines += [f"# {_title(config)}"]
     lines += ["", description] if description else []
     lines += ["", f"A {kind} for adaptok with {count:,} parameters.", "", "## Use", "", "```python"]
-    lines += ["import adaptok", "", 'model = adaptok.from_pretrained("path/to/this/folder")']
+    own = ", ".join(f'"{place}": {name.rpartition(".")[2]}' for place, name in places(known))
+    parts = f", parts={{{own}}}" if own else ""
+    lines += [
+        "import adaptok",
+        "",
+        f'model = adaptok.from_pretrained("path/to/this/folder"{parts})',
+    ]
     if isinstance(model, OneStepModel):
         shape = f"(b, {model.history}, {model.in_channels}, {', '.join('xyz'[: model.ndim])})"
         lines += [f"# a field {shape} in physical units -> the next frame", "frame = model(field)"]
@@ -249,8 +267,8 @@ def model_card(model: Any, *, description: str = "", results: HasCard | None = N
     return "\n".join([*lines, "", "## Limits", "", known, ""])
 
 
-def _title(model: Any) -> str:
-    config = model.config.get("model", model.config)
+def _title(config: Mapping[str, Any]) -> str:
+    config = config.get("model", config)
     if isinstance(config, str):  # timm's name
         return config
     part = config.get("tokenizer", config.get("baseline", config))

@@ -89,35 +89,55 @@ def refusals(config: Mapping[str, Any]) -> Iterator[str]:
             yield from refusals(value)
 
 
+def places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the place of each part whose class has to be given, and the name of that class."""
+
+    def find(value: Any, place: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            if CLASS in value:
+                yield place, str(value[CLASS])
+            for key, inner in value.items():
+                yield from find(inner, f"{place}.{key}".lstrip("."))
+
+    for key, value in _whole(config).items():
+        yield from find(value, "" if key == "model" else key)  # a system has its parts in a model
+
+
+def _whole(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration whose values are parts, also if it is that of a tokenizer alone."""
+    return {config["kind"]: config} if CLASS in config else config
+
+
 def with_parts(config: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
     """Puts classes, factories or registered names into a configuration that describes some.
 
     Args:
-        parts: what takes the place of each class, by its place: "tokenizer", or
+        parts: what takes the place of each class, see `places`: "tokenizer", or
             "tokenizer.indicator" if it is a part of that.
 
     Raises:
         ValueError: a class that is not given, or one that is given without need.
     """
-    unused = dict(parts)
-    whole = {config["kind"]: config} if CLASS in config else config  # a tokenizer alone
+    needed = dict(places(config))
+    for place, name in needed.items():
+        if place not in parts:
+            raise ValueError(
+                f"its {place} is {name}, which is never imported for you: give it, as in "
+                f'parts={{"{place}": {name.rpartition(".")[2]}}}, or a registered name'
+            )
+    if unused := [place for place in parts if place not in needed]:
+        raise ValueError(
+            f"no class to be given for {', '.join(unused)}: the model names its part, or has none"
+        )
 
     def fill(value: Any, place: str) -> Any:
         if not isinstance(value, Mapping):
             return value
-        if CLASS not in value:
-            return {k: fill(v, f"{place}.{k}".lstrip(".")) for k, v in value.items()}
-        if place not in unused:
-            raise ValueError(
-                f"its {place} is {value[CLASS]}, which is never imported for you: give it, as in "
-                f'parts={{"{place}": {str(value[CLASS]).rpartition(".")[2]}}}, or a registered name'
-            )
         knobs = {k: v for k, v in value.items() if k not in (CLASS, REFUSED)}
-        given = unused.pop(place)
-        return {"name": given, **fill(knobs, place)} if knobs else given
+        filled = {k: fill(v, f"{place}.{k}".lstrip(".")) for k, v in knobs.items()}
+        if CLASS not in value:
+            return filled
+        return {"name": parts[place], **filled} if filled else parts[place]
 
-    # A system has its parts in a model.
-    filled = {k: fill(v, "" if k == "model" else k) for k, v in whole.items()}
-    if unused:
-        raise ValueError(f"no class to be given for {', '.join(unused)}: the model names its parts")
-    return {"kind": config["kind"]} | filled[config["kind"]] if whole is not config else filled
+    filled = {k: fill(v, "" if k == "model" else k) for k, v in _whole(config).items()}
+    return filled[config["kind"]] if CLASS in config else filled

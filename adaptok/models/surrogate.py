@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -107,6 +107,34 @@ class Surrogate(OneStepModel):
         for (x, prepared, _), tokens in zip(parts, processed, strict=True):
             out += self._in_physical_units(x, prepared, self.decoder(tokens), all_frames)
         return out
+
+    if TYPE_CHECKING:  # torch types every call as Any
+
+        @overload
+        def __call__(
+            self,
+            field: Float[Tensor, "b *tcs"],
+            *,
+            constants: Float[Tensor, "b cc *s"] | None = None,
+            boundary: Int[Tensor, "..."] | None = None,
+            all_frames: bool = False,
+            **control: Any,
+        ) -> Float[Tensor, "b t c *s"]: ...
+
+        @overload
+        def __call__(
+            self,
+            field: Sequence[Tensor],
+            *,
+            constants: Sequence[Tensor] | None = None,
+            boundary: Int[Tensor, "..."] | None = None,
+            all_frames: bool = False,
+            **control: Any,
+        ) -> list[Tensor]: ...
+
+        def __call__(self, field: Any, **given: Any) -> Any:
+            """Predicts, see `forward`."""
+            ...
 
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]

@@ -33,15 +33,10 @@ class Transformer(nn.Module):
         layer_scale: initial factor per channel on the output of a branch (MATEY: 1e-6).
 
     Raises:
-        ValueError: a negative depth, heads that do not divide dim, or an unknown choice.
+        ValueError: a negative depth, heads that do not divide dim, an unknown choice or option.
     """
 
     stacks: ClassVar[dict[str, type[AttentionBranch]]]  # by the name of their attribute
-
-    def __new__(cls, *_: Any, **options: Any) -> Transformer:
-        """Refuses unknown options as the registry does, also if the class is called directly."""
-        PROCESSORS.check_knobs(cls, options)
-        return super().__new__(cls)
 
     def __init__(
         self,
@@ -57,7 +52,9 @@ class Transformer(nn.Module):
         norm: str = "layer",
         norm_placement: str = "pre",
         layer_scale: float | None = None,
+        **unknown: Any,
     ):
+        PROCESSORS.check_knobs(type(self), unknown)  # says more than Python would
         super().__init__()
         rates = drop_path_rates(depth, drop_path)
         self.spec, self.by_segment = spec, norm == "instance"

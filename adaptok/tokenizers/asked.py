@@ -33,14 +33,19 @@ def check_scores(scores: Any, wanted: tuple[int, int], indicator: Any) -> None:
             f"indicator {name_of(indicator)} gives scores {given}, (b, inner) = {wanted} are asked "
             "for: one per sample and inner node of the tree"
         )
-    if not reads_are_free(scores) or torch.isfinite(scores.detach().sum()):
+    if reads_are_free(scores):
+        _check_finite(scores.detach(), indicator)
+
+
+def _check_finite(scores: Tensor, indicator: Any) -> None:
+    if torch.isfinite(scores.sum()):  # no mask is needed; it can overflow, hence the second look
         return
-    wrong = ~torch.isfinite(scores.detach())
+    wrong = ~torch.isfinite(scores)
     if wrong.any():
         sample, node = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"indicator {name_of(indicator)} gives the score {float(scores[sample, node])} for "
-            f"node {node} of sample {sample}, and {int(wrong.sum())} scores that are not finite"
+            f"node {node} of sample {sample}; {int(wrong.sum())} of its scores are not finite"
         )
 
 

@@ -221,8 +221,9 @@ def composed(
     frame_size: int = 1,
     per_frame: bool = False,
 ) -> TreeTokenizer:
-    """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs,
-    or in Python also a class, a factory or an object.
+    """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs.
+
+    In Python it may also be a class, a factory or an object, see `Registry.build`.
 
     Args:
         indicator: scores the nodes of the tree; the names are those of `adaptok list indicators`.

@@ -10,15 +10,16 @@ from adaptok.layers import positions
 from adaptok.layers.attention import attend, attention_backend
 from adaptok.layers.pi_resize import pi_resize
 from adaptok.models.multiphysics import Multiphysics, create_multiphysics
-from adaptok.models.pretrained import from_pretrained, save_pretrained
-from adaptok.models.schedules import SCHEDULES, create_schedule
-from adaptok.models.surrogate import (
-    Surrogate,
+from adaptok.models.parts import (
+    Decoder,
+    Processor,
     create_decoder,
     create_processor,
-    create_surrogate,
     create_tokenizer,
 )
+from adaptok.models.pretrained import from_pretrained, save_pretrained
+from adaptok.models.schedules import SCHEDULES, create_schedule
+from adaptok.models.surrogate import Surrogate, create_surrogate
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -30,9 +31,11 @@ from adaptok.registry import (
     Registry,
 )
 from adaptok.tokenizers import at_budget, calibrate
-from adaptok.tokenizers.base import CellTokenizer
+from adaptok.tokenizers.base import CellTokenizer, Embedding
+from adaptok.tokenizers.indicators import Indicator
+from adaptok.tokenizers.marking import Marking
 from adaptok.tokenizers.tree import TreeTokenizer, cells_from_score
-from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet
 
 __version__ = "0.1.0"
 
@@ -47,11 +50,17 @@ __all__ = [
     "TOKENIZERS",
     "CellTokenizer",
     "Cells",
+    "Decoder",
+    "Embedding",
     "Groups",
+    "Indicator",
+    "Marking",
     "Multiphysics",
+    "Processor",
     "Registry",
     "Surrogate",
     "TokenSet",
+    "Tokenizer",
     "TokenizerSpec",
     "TreeTokenizer",
     "at_budget",

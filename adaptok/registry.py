@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import inspect
 import re
 import warnings
@@ -16,7 +17,8 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
-Part = str | Mapping[str, Any]  # a name, or {"name": name, **knobs}
+# A name, {"name": name, **knobs}, a class or factory (also as that "name"), or a ready part.
+Part = str | Mapping[str, Any] | Callable[..., Any]
 RENAMED = {"recipe": "norm_placement"}  # former names of knobs, for messages
 
 
@@ -30,10 +32,11 @@ class Registry:
         kind: singular name of the part ("tokenizer"), used in messages and in the entry-point
             group.
         plural: of `kind`, if it does not end in s.
+        needs: attributes that every such part has.
     """
 
-    def __init__(self, kind: str, plural: str = ""):
-        self.kind = kind
+    def __init__(self, kind: str, plural: str = "", needs: Collection[str] = ()):
+        self.kind, self.needs = kind, needs
         self.group = f"adaptok.{plural or kind + 's'}"
         self._factories: dict[str, Callable[..., Any]] = {}
         self._plugins_loaded = False
@@ -56,8 +59,12 @@ class Registry:
         self._load_plugins()
         return sorted(fnmatch.filter(self._factories, pattern))
 
-    def get(self, name: str) -> Callable[..., Any]:
-        """Returns the factory; an unknown name raises ``ValueError`` with close matches."""
+    def get(self, name: str | Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the factory of a name, or the one given; an unknown name raises ``ValueError``
+        with close matches.
+        """
+        if not isinstance(name, str):
+            return name
         self._load_plugins()
         if name not in self._factories:
             raise ValueError(
@@ -66,11 +73,11 @@ class Registry:
             )
         return self._factories[name]
 
-    def knobs(self, name: str) -> dict[str, Any]:
+    def knobs(self, name: str | Callable[..., Any]) -> dict[str, Any]:
         """Returns the parameters that have a default, with that default."""
         return {p.name: p.default for p in self._parameters(name) if p.default is not p.empty}
 
-    def wired(self, name: str) -> list[str]:
+    def wired(self, name: str | Callable[..., Any]) -> list[str]:
         """Lists the parameters without a default, which the model fills in."""
         return [p.name for p in self._parameters(name) if p.default is p.empty]
 
@@ -89,28 +96,78 @@ class Registry:
         ]
         return "\n".join([f"{name}: {doc}", *lines])
 
-    def create(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+    def create(self, name: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Builds the part; an unknown knob raises ``ValueError`` that lists the valid ones."""
         factory = self.get(name)
-        known = [p.name for p in self._parameters(name)]
-        for knob in kwargs:
-            if knob not in known:
-                raise ValueError(
-                    f"{self.kind} {name!r} has no knob {knob!r}{close_matches(knob, known)}; "
-                    f"its knobs: {', '.join(self.knobs(name)) or 'none'}"
-                )
+        self.check_knobs(name, kwargs)
         return factory(*args, **kwargs)
 
+    def check_knobs(self, name: str | Callable[..., Any], given: Iterable[str]) -> None:
+        """Raises ``ValueError`` for a parameter that the factory does not have."""
+        known = [p.name for p in self._parameters(name)]
+        for knob in given:
+            if knob not in known:
+                raise ValueError(
+                    f"{self.kind} {name_of(name)!r} has no knob {knob!r}"
+                    f"{close_matches(knob, known)}; "
+                    f"its knobs: {', '.join(self.knobs(name)) or 'none'}"
+                )
+
+    def split(self, part: Part) -> tuple[Any, dict[str, Any]]:
+        """Splits a part into its name, its factory or the ready part, and its knobs.
+
+        Raises:
+            ValueError: neither, or knobs for a part that is ready.
+        """
+        if isinstance(part, Mapping) and callable(part.get("name")):
+            if not is_factory(part["name"]):
+                raise ValueError(f"this {self.kind} is ready and takes no knobs: {name_of(part)}")
+            return part["name"], {str(k): v for k, v in part.items() if k != "name"}
+        if callable(part):
+            return part, {}
+        return split_part(part, self.kind)
+
+    def says(self, part: Part, name: str) -> Any:
+        """Returns what a part, or its class, says by an attribute; None without it."""
+        source, _ = self.split(part)
+        source = self.get(source)
+        while isinstance(source, functools.partial):
+            source = source.func
+        return getattr(source, name, None)
+
     def build(self, part: Part, /, **wired: Any) -> Any:
-        """Builds from a name or from a name with knobs (``{"name": "iap", "budget": 256}``).
+        """Builds from a name, a class or factory, or one of those with knobs
+        (``{"name": "iap", "budget": 256}``); a part that is ready is returned.
 
         The factory receives those of `wired` that its signature names.
-        """
-        name, knobs = split_part(part, self.kind)
-        wanted = self.wired(name)
-        return self.create(name, **{k: v for k, v in wired.items() if k in wanted}, **knobs)
 
-    def _parameters(self, name: str) -> list[inspect.Parameter]:
+        Raises:
+            ValueError: an unknown name or knob, a factory with a parameter that nothing fills in,
+                or a result that lacks what such a part needs.
+        """
+        source, knobs = self.split(part)
+        if not isinstance(source, str) and not is_factory(source):
+            return self.checked(source)
+        wanted = self.wired(source)
+        given = {k: v for k, v in wired.items() if k in wanted} | knobs
+        if missing := [name for name in wanted if name not in given]:
+            raise ValueError(
+                f"{self.kind} {name_of(source)!r} is called to build one, and nothing fills in its "
+                f"parameter(s) {', '.join(missing)} (filled in: {', '.join(wired) or 'none'}). "
+                f"Give them as knobs, or give a {self.kind} that is ready: an object, no function"
+            )
+        return self.checked(self.create(source, **given))
+
+    def checked(self, part: Any) -> Any:
+        """Returns the part; one that lacks something raises ``ValueError`` with its name."""
+        if missing := [name for name in self.needs if not hasattr(part, name)]:
+            module = " (torch.nn.Module has these)" if "parameters" in missing else ""
+            raise ValueError(
+                f"{type(part).__name__} is no {self.kind}: it lacks {', '.join(missing)}{module}"
+            )
+        return part
+
+    def _parameters(self, name: str | Callable[..., Any]) -> list[inspect.Parameter]:
         """Named parameters; ``**options`` of a constructor are those of its base class."""
         factory, found = self.get(name), {}
         for each in factory.__mro__ if inspect.isclass(factory) else (factory,):
@@ -136,13 +193,28 @@ class Registry:
                 )
 
 
+def is_factory(part: Any) -> bool:
+    """Whether a part is yet to be made: a class or function, also with some arguments filled in."""
+    return inspect.isclass(part) or inspect.isroutine(part) or isinstance(part, functools.partial)
+
+
+def name_of(part: Any) -> str:
+    """How messages call a part."""
+    while isinstance(part, functools.partial):
+        part = part.func
+    if isinstance(part, Mapping):
+        part = part.get("name")
+    return part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
+
+
 def split_part(part: Part, kind: str) -> tuple[str, dict[str, Any]]:
     """Splits ``"iap"`` or ``{"name": "iap", **knobs}`` into the name and its knobs."""
     if isinstance(part, str):
         return part, {}
     if isinstance(part, Mapping) and isinstance(part.get("name"), str):
         return part["name"], {str(k): v for k, v in part.items() if k != "name"}
-    raise ValueError(f"a {kind} is a name or a mapping with 'name' and its knobs, got {part!r}")
+    got = f"the object {name_of(part)}" if callable(part) else repr(part)
+    raise ValueError(f"a {kind} is a name or a mapping with 'name' and its knobs, got {got}")
 
 
 def close_matches(word: str, among: Iterable[Any]) -> str:
@@ -182,12 +254,13 @@ def documented_args(factory: Callable[..., Any]) -> dict[str, str]:
     return found
 
 
-TOKENIZERS = Registry("tokenizer")
-PROCESSORS = Registry("processor")
-DECODERS = Registry("decoder")
-INDICATORS = Registry("indicator")
-MARKINGS = Registry("marking")
-EMBEDDINGS = Registry("embedding")
-POSITIONS = Registry("position")
+_MODULE = ("__call__", "parameters", "state_dict")  # of torch, which this file does not import
+TOKENIZERS = Registry("tokenizer", needs=("spec", "controls", "cells", "embed", *_MODULE))
+PROCESSORS = Registry("processor", needs=_MODULE)
+DECODERS = Registry("decoder", needs=_MODULE)
+INDICATORS = Registry("indicator", needs=("__call__",))
+MARKINGS = Registry("marking", needs=("__call__", "controls"))
+EMBEDDINGS = Registry("embedding", needs=_MODULE)
+POSITIONS = Registry("position", needs=("__call__",))
 LOSSES = Registry("loss", "losses")
 METRICS = Registry("metric")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -56,6 +56,7 @@ class TokenizerSpec:
             raise ValueError(f"frame_size and cell sizes must be at least 1, got {self.sizes}")
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Turns fields into tokens; `controls` names what may change per call, such as "budget"."""
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
 from adaptok.layers.blocks import Block
-from adaptok.models.surrogate import Surrogate, create_surrogate, create_tokenizer
+from adaptok.models.parts import create_tokenizer
+from adaptok.models.surrogate import Surrogate, create_surrogate
 from adaptok.tokens import TokenSet
 
 FINE, COARSE, CHANNELS = 8, 32, 4

@@ -195,6 +195,7 @@ def test_cells_are_read_once(monkeypatch):
     tokenizer = create_tokenizer("apt", ndim=2, in_channels=3, dim=8)
     field = torch.rand(2, 1, 3, 32, 40)
     monkeypatch.setattr("adaptok.tokens._check_finite", lambda field, what: None)
+    monkeypatch.setattr("adaptok.tokenizers.asked._check_finite", lambda scores, indicator: None)
     expected = tokenizer(field).features  # fills the caches
     asked = []
     for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy"):

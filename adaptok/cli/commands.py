@@ -30,7 +30,8 @@ from adaptok.evaluation.results import (
 )
 from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepOptions
-from adaptok.models.surrogate import Surrogate, mode_of_history
+from adaptok.models.parts import mode_of_history
+from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
 from adaptok.registry import choice, split_part
 from adaptok.tasks.fit import GROUPS, config_of_eval, write_config

@@ -31,7 +31,7 @@ def by_shape(tokens: TokenSet) -> list[TokenSet]:
 
 
 def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets `cells` or `embed` of a tokenizer take a list of fields (t, c, *space) of any sizes.
+    """Lets a method of a tokenizer take lists of fields (t, c, *space) of any sizes.
 
     Neighbours of one shape go through the method together. Budgets and boundary codes may
     be given per sample.
@@ -45,12 +45,18 @@ def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
         if not batch:
             raise ValueError("the list of fields is empty")
         for start, stop in runs([x.shape for x in fields]):
-            own = [x.samples(start, stop) if isinstance(x, Cells) else x for x in args]
+            own = [_of_run(x, start, stop) for x in args]
             more = of_run(kwargs, start, stop, batch)
             parts.append(method(self, torch.stack(list(fields[start:stop])), *own, **more))
         return type(parts[0]).cat(parts)
 
     return call
+
+
+def _of_run(given: Any, start: int, stop: int) -> Any:
+    if isinstance(given, (list, tuple)):
+        return torch.stack(list(given[start:stop]))
+    return given.samples(start, stop) if isinstance(given, Cells) else given
 
 
 def of_run(given: Mapping[str, Any], start: int, stop: int, batch: int) -> dict[str, Any]:

@@ -13,9 +13,16 @@ from torch.nn.utils.rnn import pad_sequence
 from adaptok.cells import Cells
 from adaptok.models.fields import FieldEmbedding, FieldHeads
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one
-from adaptok.models.surrogate import create_parts, mode_of_history
+from adaptok.models.parts import (
+    DecoderModule,
+    ProcessorModule,
+    TokenizerModule,
+    create_parts,
+    mode_of_history,
+    tokenize,
+)
+from adaptok.models.recording import recorded_values
 from adaptok.registry import Part, choice
-from adaptok.tokens import Tokenizer
 
 TRAINED = ("all", "prepost")
 
@@ -31,9 +38,9 @@ class Multiphysics(nn.Module):
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        processor: nn.Module,
-        decoder: nn.Module,
+        tokenizer: TokenizerModule,
+        processor: ProcessorModule,
+        decoder: DecoderModule,
         options: OneStepOptions,
         *,
         fields: Sequence[str],
@@ -86,9 +93,9 @@ class Multiphysics(nn.Module):
             lead_time: in steps, 1 to ``max_lead``.
             control: settings of the tokenizer.
         """
-        cells = self.cells(x if scored is None else scored, boundary=boundary, **control)
+        seen = self.options.folded(x if scored is None else scored)
         lifted = self.options.folded(self.embedding(x, inputs))
-        tokens = self.tokenizer.embed(lifted, cells, boundary=boundary)
+        tokens = tokenize(self.tokenizer, seen, lifted, boundary=boundary, **control)
         tokens = tokens.replace(cond=self._condition(lead_time, x))
         painted = self.decoder(self.processor(tokens))  # (b, t', width, *space)
         return self.heads(nn.functional.gelu(painted), outputs)
@@ -325,7 +332,8 @@ def create_multiphysics(
     made = {"fields": fields, "constants": constants, "width": width, "max_lead": max_lead}
     model = Multiphysics(*parts, options, **made)
     names = {"fields": list(fields), "constants": list(model.constants)}
-    model.config = {"kind": "multiphysics", **arguments, **names}
+    arguments |= {"dim": model.tokenizer.spec.dim, **names}
+    model.config = {"kind": "multiphysics", **recorded_values(arguments)}
     return model
 
 

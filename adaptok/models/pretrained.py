@@ -6,10 +6,10 @@ Nothing here unpickles: a file can hold wrong numbers, but no code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors
 from safetensors.torch import load_file, save
@@ -18,13 +18,17 @@ from torch import Tensor, nn
 from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import create_multiphysics, create_system
 from adaptok.models.one_step import OneStepModel
-from adaptok.models.surrogate import create_surrogate, create_tokenizer
+from adaptok.models.parts import create_tokenizer
+from adaptok.models.recording import CLASS, places, recorded, refusals, with_parts
+from adaptok.models.surrogate import create_surrogate
+from adaptok.tokens import Tokenizer
 from adaptok.utils.atomic import replacing
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
 
 
+@runtime_checkable
 class HasCard(Protocol):
     """Results that a model card can show."""
 
@@ -59,8 +63,10 @@ def save_pretrained(
     and without it nothing loads. The folder can be uploaded to the Hugging Face hub as it is.
 
     Args:
-        model: built by `create_surrogate`, `create_multiphysics` (or one of its systems),
-            `create_tokenizer` or `adaptok.models.baselines.create_baseline`.
+        model: a `Surrogate`, or what `create_multiphysics` (or one of its systems),
+            `create_tokenizer` or `adaptok.models.baselines.create_baseline` built. Parts of your
+            own are noted by class and knobs; one that is ready says the arguments of its class by
+            an attribute `config`, a mapping of plain values.
         folder: created if need be.
         description: a paragraph for the model card.
         results: what `adaptok.evaluation.evaluate.evaluate` returned, for the model card.
@@ -69,15 +75,18 @@ def save_pretrained(
         The folder.
 
     Raises:
-        ValueError: a model that was composed by hand, or built with arguments JSON cannot hold.
+        ValueError: another model, parts of which nothing says how they were made, or arguments
+            that JSON cannot hold.
     """
-    folder, config = Path(folder), getattr(model, "config", None)
-    if not isinstance(config, Mapping) or config.get("kind") not in BUILDERS:
+    folder, config = Path(folder), _config(model)
+    if config is None:
         raise ValueError(
             f"this {type(model).__name__} does not know how it was built: only what "
             "create_surrogate, create_multiphysics, create_tokenizer and create_baseline return "
             "can be saved"
         )
+    if reasons := list(refusals({"model": config})):
+        raise ValueError(f"the model cannot be built again from a file. {'; '.join(reasons)}")
     text = _json({"format": FORMAT, **config})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
@@ -93,6 +102,17 @@ def save_pretrained(
     return folder
 
 
+def _config(model: Any) -> Mapping[str, Any] | None:
+    """What `build` builds the model again from, if it knows."""
+    config = getattr(model, "config", None)
+    if isinstance(config, Mapping) and config.get("kind") in BUILDERS:
+        return config
+    if not isinstance(model, Tokenizer):
+        return None
+    fields = {"ndim": model.spec.ndim, "in_channels": model.spec.in_channels, "dim": model.spec.dim}
+    return {"kind": "tokenizer", **recorded(model), **fields}
+
+
 def _json(config: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(config, indent=2, allow_nan=False)
@@ -104,29 +124,45 @@ def _json(config: Mapping[str, Any]) -> str:
     return text + "\n"
 
 
-def from_pretrained(where: str | Path, *, revision: str | None = None) -> Any:
+def from_pretrained(
+    where: str | Path,
+    *,
+    revision: str | None = None,
+    parts: Mapping[str, str | Callable[..., Any]] | None = None,
+) -> Any:
     """Builds what `save_pretrained` wrote, weights and statistics included, in evaluation mode.
 
     Args:
         where: a folder, or an id on the Hugging Face hub ("group/model"; needs huggingface_hub).
         revision: branch, tag or commit on the hub.
+        parts: classes (or factories, or registered names) of the parts that have none of the
+            registered names, by their place: ``{"tokenizer": MyTokenizer}``, or
+            ``{"tokenizer.indicator": MyIndicator}`` for a part of it. What a file says of classes
+            is shown, never imported.
 
     Returns:
         A `Surrogate`, a `Baseline`, a `Multiphysics` model or one of its systems, a tokenizer, or a
         model that `adaptok.vision.apply_apt` wrapped.
 
     Raises:
-        ValueError: no such folder or id; a file is missing, damaged or of another model.
+        ValueError: no such folder or id; a file is missing, damaged or of another model; a part
+            whose class is not given.
     """
     folder = _find(where, revision)
-    model = build(_read_config(folder))
+    model = build(_read_config(folder), parts)
     _load(model, folder / WEIGHTS)
     return model.eval()
 
 
-def build(config: Mapping[str, Any]) -> Any:
-    """Builds a model with fresh weights from the attribute ``config`` of another."""
-    arguments = {k: v for k, v in config.items() if k != "kind"}
+def build(
+    config: Mapping[str, Any], parts: Mapping[str, str | Callable[..., Any]] | None = None
+) -> Any:
+    """Builds a model with fresh weights from the attribute ``config`` of another.
+
+    Args:
+        parts: see `from_pretrained`.
+    """
+    arguments = {k: v for k, v in with_parts(config, parts or {}).items() if k != "kind"}
     return BUILDERS[config["kind"]](**arguments)
 
 
@@ -207,14 +243,20 @@ def wrong_tensors(
 
 def model_card(model: Any, *, description: str = "", results: HasCard | None = None) -> str:
     """Writes the model card: what the model is, how it was built and tested, how to load it."""
-    config = {k: v for k, v in model.config.items() if k != "kind"}
+    known = _config(model) or {}
+    config, kind = {k: v for k, v in known.items() if k != "kind"}, known["kind"]
     count = sum(p.numel() for p in model.parameters())
-    kind = model.config["kind"]
     lines = ["---", "library_name: adaptok", f"tags: [adaptok, {kind}]", "---", ""]
-    lines += [f"# {_title(model)}"]
+    lines += [f"# {_title(config)}"]
     lines += ["", description] if description else []
     lines += ["", f"A {kind} for adaptok with {count:,} parameters.", "", "## Use", "", "```python"]
-    lines += ["import adaptok", "", 'model = adaptok.from_pretrained("path/to/this/folder")']
+    own = ", ".join(f'"{place}": {name.rpartition(".")[2]}' for place, name in places(known))
+    parts = f", parts={{{own}}}" if own else ""
+    lines += [
+        "import adaptok",
+        "",
+        f'model = adaptok.from_pretrained("path/to/this/folder"{parts})',
+    ]
     if isinstance(model, OneStepModel):
         shape = f"(b, {model.history}, {model.in_channels}, {', '.join('xyz'[: model.ndim])})"
         lines += [f"# a field {shape} in physical units -> the next frame", "frame = model(field)"]
@@ -225,9 +267,9 @@ def model_card(model: Any, *, description: str = "", results: HasCard | None = N
     return "\n".join([*lines, "", "## Limits", "", known, ""])
 
 
-def _title(model: Any) -> str:
-    config = model.config.get("model", model.config)
+def _title(config: Mapping[str, Any]) -> str:
+    config = config.get("model", config)
     if isinstance(config, str):  # timm's name
         return config
-    part = config.get("tokenizer", config.get("baseline", config.get("name")))
-    return part["name"] if isinstance(part, Mapping) else str(part)
+    part = config.get("tokenizer", config.get("baseline", config))
+    return part.get("name", part.get(CLASS)) if isinstance(part, Mapping) else str(part)

@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptok.cells import Cells
 from adaptok.layers.mixed import by_shape, of_run, runs
-from adaptok.layers.two_stage import ConvLayout
-from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one
-from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, split_part
-from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet
+from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
+from adaptok.models.parts import create_parts, mode_of_history, tokenize
+from adaptok.models.recording import recorded_values
+from adaptok.registry import Part
+from adaptok.tokens import TokenizerSpec, TokenSet
 
 
 class Surrogate(OneStepModel):
     """A one-step model on adaptive tokens; physical units in and out.
 
-    Usually built by `create_surrogate`.
+    `create_surrogate` explains the choices, and has the same defaults.
 
     Args:
         tokenizer: from fields to tokens.
         processor: from tokens to tokens.
         decoder: from tokens to fields.
         options: what it reads and returns.
-        given: fields of `OneStepOptions`, instead of or on top of `options`.
+        dim: width of the tokens, unless the tokenizer is ready.
+        depth: of every part that has such a knob and does not set it.
+        heads: likewise.
+        given: fields of `OneStepOptions`, instead of or on top of `options`. A tokenizer that is
+            ready says `ndim` and `in_channels` itself.
+
+    Raises:
+        ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        processor: Callable[[TokenSet], TokenSet],
-        decoder: Callable[[TokenSet], Tensor],
+        tokenizer: Part = "iap",
+        processor: Part = "vit",
+        decoder: Part = "auto",
         options: OneStepOptions | None = None,
+        *,
+        dim: int = 384,
+        depth: int = 8,
+        heads: int = 6,
         **given: Any,
     ):
+        if options is None:
+            given["history_mode"] = mode_of_history(given.get("history_mode", "auto"), processor)
+            given = _as_the_tokenizer(tokenizer, **given)
+            given.setdefault("out_channels", given.get("in_channels"))
         super().__init__(options, **given)
-        self.tokenizer, self.processor, self.decoder = tokenizer, processor, decoder
+        o, sizes = self.options, {"dim": dim, "depth": depth, "heads": heads}
+        channels = (o.token_channels, o.out_channels)
+        parts = create_parts(o, *channels, tokenizer, processor, decoder, **sizes)
+        self.tokenizer, self.processor, self.decoder = parts
+        named = {"tokenizer": tokenizer, "processor": processor, "decoder": decoder}
+        plain = dataclasses.asdict(o) | recorded_values(named) | sizes
+        self.config = {"kind": "surrogate", **plain, "dim": self.tokenizer.spec.dim}
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -77,8 +100,7 @@ class Surrogate(OneStepModel):
             x = self._check(torch.stack(list(field[start:stop])), fixed)
             prepared = self._prepare(x, fixed)
             own = of_run({"boundary": boundary, **control}, start, stop, len(field))
-            cells = self.tokenizer.cells(prepared.scored, **own)
-            tokens = self.tokenizer.embed(prepared.x, cells, boundary=own["boundary"])
+            tokens = tokenize(self.tokenizer, prepared.scored, prepared.x, **own)
             parts.append((x, prepared, tokens))
         processed = by_shape(self.processor(TokenSet.cat([tokens for *_, tokens in parts])))
         out: list[Tensor] = []
@@ -86,11 +108,39 @@ class Surrogate(OneStepModel):
             out += self._in_physical_units(x, prepared, self.decoder(tokens), all_frames)
         return out
 
+    if TYPE_CHECKING:  # torch types every call as Any
+
+        @overload
+        def __call__(
+            self,
+            field: Float[Tensor, "b *tcs"],
+            *,
+            constants: Float[Tensor, "b cc *s"] | None = None,
+            boundary: Int[Tensor, "..."] | None = None,
+            all_frames: bool = False,
+            **control: Any,
+        ) -> Float[Tensor, "b t c *s"]: ...
+
+        @overload
+        def __call__(
+            self,
+            field: Sequence[Tensor],
+            *,
+            constants: Sequence[Tensor] | None = None,
+            boundary: Int[Tensor, "..."] | None = None,
+            all_frames: bool = False,
+            **control: Any,
+        ) -> list[Tensor]: ...
+
+        def __call__(self, field: Any, **given: Any) -> Any:
+            """Predicts, see `forward`."""
+            ...
+
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
-        cells = self.tokenizer.cells(prepared.scored, boundary=boundary, **control)
-        tokens = self.tokenizer.embed(prepared.x, cells, boundary=boundary)
+        given = (prepared.scored, prepared.x)
+        tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
         return self.decoder(self.processor(tokens))
 
     def cells(
@@ -103,42 +153,6 @@ class Surrogate(OneStepModel):
     ) -> Cells:
         """Returns the cells that `forward` would use."""
         return self.tokenizer.cells(self.scored(field, constants), boundary=boundary, **control)
-
-
-def create_tokenizer(
-    name: str, *, ndim: int, in_channels: int, dim: int, **knobs: Any
-) -> Tokenizer:
-    """Builds a registered tokenizer.
-
-    Args:
-        name: registered name; `adaptok.TOKENIZERS.names()` lists them, `.describe(name)` its knobs.
-        ndim: space dimensions, 1 to 3.
-        in_channels: channels of the field.
-        dim: width of the tokens.
-        knobs: settings of this tokenizer.
-
-    Raises:
-        ValueError: unknown name (with the close matches), unknown knob (with the valid ones), or
-            values that make no sense.
-    """
-    choice("ndim", ndim, (1, 2, 3))
-    at_least_one(in_channels=in_channels, dim=dim)
-    arguments = {"ndim": ndim, "in_channels": in_channels, "dim": dim, **knobs}
-    tokenizer = TOKENIZERS.create(name, **arguments)
-    tokenizer.config = {"kind": "tokenizer", "name": name, **arguments}
-    return tokenizer
-
-
-def create_processor(name: str, spec: TokenizerSpec, **knobs: Any) -> nn.Module:
-    """Builds a registered processor for tokens of ``tokenizer.spec``."""
-    return PROCESSORS.create(name, spec=spec, **knobs)
-
-
-def create_decoder(name: str, spec: TokenizerSpec, out_channels: int, **knobs: Any) -> nn.Module:
-    """Builds a registered decoder for tokens of ``tokenizer.spec``; raises ``ValueError`` if they
-    do not fit.
-    """
-    return DECODERS.create(name, spec=spec, out_channels=out_channels, **knobs)
 
 
 def create_surrogate(
@@ -159,10 +173,13 @@ def create_surrogate(
     score_on: str = "normalised",
     predict: str = "delta",
 ) -> Surrogate:
-    """Builds a surrogate from named parts.
+    """Builds a surrogate from parts.
 
-    Each part is a name, or a mapping of "name" and knobs: ``{"name": "iap", "budget": 256}``.
-    `depth` and `heads` go to every part that has such a knob and does not set it.
+    Each part is a name, or a mapping of "name" and knobs: ``{"name": "iap", "budget": 256}``. In
+    place of a name stands a class or factory of your own, which gets what it names of ``ndim``,
+    ``in_channels`` and ``dim`` (tokenizer) or ``spec`` and ``out_channels``; a module that is
+    ready stands for itself. `depth` and `heads` go to every part that has such a knob and does
+    not set it.
 
     Args:
         ndim: space dimensions.
@@ -188,60 +205,18 @@ def create_surrogate(
         out_channels=in_channels if out_channels is None else out_channels,
         history_mode=mode_of_history(history_mode, processor),
     )
-    channels = (options.token_channels, options.out_channels)
-    named = (tokenizer, processor, decoder)
-    parts = create_parts(options, *channels, *named, dim=dim, depth=depth, heads=heads)
-    surrogate = Surrogate(*parts, options)
-    surrogate.config = {"kind": "surrogate", **arguments}
+    sizes = {"dim": dim, "depth": depth, "heads": heads}
+    surrogate = Surrogate(tokenizer, processor, decoder, options, **sizes)
+    arguments["dim"] = surrogate.tokenizer.spec.dim
+    surrogate.config = {"kind": "surrogate", **recorded_values(arguments)}
     return surrogate
 
 
-def create_parts(
-    options: OneStepOptions,
-    in_channels: int,
-    out_channels: int,
-    tokenizer: Part,
-    processor: Part,
-    decoder: Part,
-    *,
-    dim: int,
-    **shared: int,
-) -> tuple[Tokenizer, nn.Module, nn.Module]:
-    """Builds tokenizer, processor and decoder of a model.
-
-    Args:
-        in_channels: of a frame as the tokenizer gets it.
-        out_channels: of a frame as the decoder returns it.
-        dim: width of the tokens.
-        shared: knobs that go to each processor and decoder that has them and does not set them.
-    """
-    processor_name, _ = split_part(processor, "processor")
-    needs_frames = getattr(PROCESSORS.get(processor_name), "needs_frames", False)
-    name, knobs = split_part(tokenizer, "tokenizer")
-    wired = {"ndim": options.ndim, "in_channels": in_channels, "dim": dim}
-    built = create_tokenizer(name, **wired, **knobs)
-    if needs_frames and options.history > 1 and options.history_mode == "fold":
-        raise ValueError(
-            f"processor {processor_name!r} attends over frames of tokens, but a folded history has "
-            'one: use history_mode="frames"'
-        )
-    parts = []
-    for registry, part, wired in (
-        (PROCESSORS, processor, {"spec": built.spec}),
-        (DECODERS, decoder, {"spec": built.spec, "out_channels": out_channels}),
-    ):
-        name, knobs = split_part(part, registry.kind)
-        if name == "auto" and registry is DECODERS:
-            name = "modulated" if built.spec.layout is ConvLayout else "linear"
-        sizes = {k: v for k, v in shared.items() if k in registry.knobs(name)}
-        parts.append(registry.create(name, **wired, **(sizes | knobs)))
-    return built, parts[0], parts[1]
-
-
-def mode_of_history(history_mode: str, processor: Part) -> str:
-    """Resolves "auto": "frames" if the processor attends over time, else "fold"."""
-    if choice("history_mode", history_mode, ("auto", "fold", "frames")) != "auto":
-        return history_mode
-    name, _ = split_part(processor, "processor")
-    over_time = getattr(PROCESSORS.get(name), "attends_over_time", False)
-    return "frames" if over_time else "fold"
+def _as_the_tokenizer(tokenizer: Part, **given: Any) -> dict[str, Any]:
+    """Adds the dimensions and channels that a tokenizer which is ready was built for."""
+    spec = getattr(tokenizer, "spec", None)
+    if not isinstance(spec, TokenizerSpec):
+        return given
+    frames = given.get("history", 1) if given["history_mode"] == "fold" else 1
+    channels = (spec.in_channels - given.get("constant_channels", 0)) // frames
+    return {"ndim": spec.ndim, "in_channels": channels} | given

@@ -10,7 +10,7 @@ from torch import nn
 from adaptok.cells import Cells, Groups
 from adaptok.layers.blocks import AttentionBranch, Block, conditioned, drop_path_rates
 from adaptok.layers.norms import Segments, create_norm
-from adaptok.registry import POSITIONS, Part
+from adaptok.registry import POSITIONS, PROCESSORS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet
 
 
@@ -33,7 +33,7 @@ class Transformer(nn.Module):
         layer_scale: initial factor per channel on the output of a branch (MATEY: 1e-6).
 
     Raises:
-        ValueError: a negative depth, heads that do not divide dim, or an unknown choice.
+        ValueError: a negative depth, heads that do not divide dim, an unknown choice or option.
     """
 
     stacks: ClassVar[dict[str, type[AttentionBranch]]]  # by the name of their attribute
@@ -52,7 +52,9 @@ class Transformer(nn.Module):
         norm: str = "layer",
         norm_placement: str = "pre",
         layer_scale: float | None = None,
+        **unknown: Any,
     ):
+        PROCESSORS.check_knobs(type(self), unknown)  # says more than Python would
         super().__init__()
         rates = drop_path_rates(depth, drop_path)
         self.spec, self.by_segment = spec, norm == "instance"

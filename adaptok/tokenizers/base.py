@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,6 +12,18 @@ from adaptok.cells import Cells
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
+
+
+@runtime_checkable
+class Embedding(Protocol):
+    """Turns the patches of cells into features.
+
+    An attribute ``needs_grid = True`` says that it takes cells on the grids of their levels only.
+    """
+
+    def __call__(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
+        """Returns one row per cell."""
+        ...
 
 
 class CellTokenizer(nn.Module):
@@ -25,6 +37,8 @@ class CellTokenizer(nn.Module):
         ValueError: an embedding that needs cells on the grids of their levels, and a spec that does
             not promise them.
     """
+
+    controls: tuple[str, ...]
 
     def __init__(self, spec: TokenizerSpec, embedding: nn.Module):
         super().__init__()
@@ -63,6 +77,19 @@ class CellTokenizer(nn.Module):
         check_shape(x, cells)
         return TokenSet(self.embedding(x, cells), cells)
 
+    @takes_lists
+    def tokenize(
+        self,
+        scored: Float[Tensor, "b *tcs"],
+        x: Float[Tensor, "b *tds"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> TokenSet:
+        """``embed(x, cells(scored))``."""
+        cells = self.cells(scored, boundary=boundary, **control)
+        return self.embed(x, cells, boundary=boundary)
+
     def forward(
         self,
         field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
@@ -71,9 +98,19 @@ class CellTokenizer(nn.Module):
         **control: Any,
     ) -> TokenSet:
         """``embed(field, cells(field))``."""
-        fields: Any = field  # a list, too: `takes_lists`
-        cells = self.cells(fields, boundary=boundary, **control)
-        return self.embed(fields, cells, boundary=boundary)
+        return self.tokenize(field, field, boundary=boundary, **control)
+
+    if TYPE_CHECKING:  # torch types every call as Any
+
+        def __call__(
+            self,
+            field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
+            *,
+            boundary: Int[Tensor, "..."] | None = None,
+            **control: Any,
+        ) -> TokenSet:
+            """``embed(field, cells(field))``."""
+            ...
 
 
 def per_axis(size: int | Sequence[int], ndim: int, name: str = "size") -> tuple[int, ...]:

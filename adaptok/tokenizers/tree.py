@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.tokenizers.asked import check_count, check_marks, check_scores, learns, scores_of_cells
 from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
 from adaptok.tokenizers.indicators import Indicator
 from adaptok.tokenizers.marking import BudgetMarking, Marking
-from adaptok.tokens import TokenizerSpec, as_field
+from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 from adaptok.tree import (
     Sizes,
     Tree,
@@ -28,10 +29,22 @@ from adaptok.tree import (
 )
 
 
+class _Refined(NamedTuple):
+    scores: Tensor
+    tree: Tree
+    cells: Cells
+
+
 class TreeTokenizer(CellTokenizer):
     """Scores the nodes of a tree, marks which ones split, and embeds the leaves.
 
     If ``spec.tiling`` is False, cells that split stay beside their children.
+
+    The choice of cells is piecewise constant, so no gradient goes through it. An indicator that
+    learns (it has parameters that require gradients, or says ``learned = True``) is called with a
+    graph all the same: it may report a loss on its scores (`adaptok.utils.auxiliary`), and tokens
+    carry them as ``payload["score"]`` (n,), the score of the cell, or of its parent for a finest
+    cell, which nothing scores. What multiplies tokens by it trains the indicator.
 
     Args:
         spec: sizes with the extent in time first.
@@ -55,8 +68,8 @@ class TreeTokenizer(CellTokenizer):
         per_frame: bool = False,
     ):
         super().__init__(dataclasses.replace(spec, on_grid=True), embedding)
-        self.indicator = indicator
-        self.marking = marking
+        self.indicator = INDICATORS.checked(indicator)
+        self.marking = MARKINGS.checked(marking)
         self.order = order
         self.per_frame = per_frame
         Tree((1,) * spec.ndim, self._space_sizes, order)  # raises here if the sizes are wrong
@@ -76,7 +89,6 @@ class TreeTokenizer(CellTokenizer):
         return tuple(size[1:] for size in self.spec.sizes)
 
     @takes_lists
-    @torch.no_grad()
     def cells(
         self,
         field: Float[Tensor, "b *tcs"],
@@ -87,25 +99,50 @@ class TreeTokenizer(CellTokenizer):
         """Scores the field and refines; needs no weights.
 
         Raises:
-            ValueError: a wrong field, an unknown control, or a budget below what the domain needs.
+            ValueError: a wrong field, an unknown control, a budget below what the domain needs, or
+                (eagerly on the CPU) an indicator or marking that breaks its promise.
         """
+        return self._refine(field, boundary, control).cells
+
+    @takes_lists
+    def tokenize(
+        self,
+        scored: Float[Tensor, "b *tcs"],
+        x: Float[Tensor, "b *tds"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> TokenSet:
+        """``embed(x, cells(scored))``, with ``payload["score"]`` if the indicator learns."""
+        chosen_here = type(self).cells is TreeTokenizer.cells  # else a subclass has other cells
+        if not (chosen_here and learns(self.indicator) and len(self.spec.sizes) > 1):
+            return super().tokenize(scored, x, boundary=boundary, **control)
+        refined = self._refine(scored, boundary, control)
+        tokens = self.embed(x, refined.cells, boundary=boundary)
+        score = scores_of_cells(*refined, per_frame=self.per_frame)
+        return tokens.replace(payload={**tokens.payload, "score": score})
+
+    def _refine(self, field: Tensor, boundary: Tensor | None, control: dict[str, Any]) -> _Refined:
         check_controls(control, self.controls)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(field.shape[1], frame_size)
         scores, tree = self._scores(field, boundary)
-        shared = 1 if self.per_frame else frames
-        monotone = self.indicator.monotone
-        marks = self.marking(scores, tree, monotone=monotone, shared=shared, **control)
-        known = {"lengths": marks.lengths, "total": marks.total}
-        if self.spec.tiling:
-            return cells_from_splits(
-                marks.split, tree, frames=frames, frame_size=frame_size, **known
-            )
-        node = existing(marks.split, tree)  # more than the leaves, whose number does not help
-        return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, tiling=False)
+        with torch.no_grad():
+            shared = 1 if self.per_frame else frames
+            hints = {"monotone": getattr(self.indicator, "monotone", False), "shared": shared}
+            marks = self.marking(scores.detach(), tree, **hints, **control)
+            check_marks(marks, tuple(scores.shape), self.marking)
+            size: dict[str, Any] = {"frames": frames, "frame_size": frame_size}
+            if self.spec.tiling:
+                known = {"lengths": marks.lengths, "total": marks.total}
+                cells = cells_from_splits(marks.split, tree, **size, **known)
+                check_count(marks, cells, self.marking)
+            else:  # more than the leaves, whose number does not help
+                node = existing(marks.split, tree)
+                cells = cells_from_nodes(node, tree, **size, tiling=False)
+        return _Refined(scores, tree, cells)
 
-    @torch.no_grad()
     def scores(
         self,
         field: Float[Tensor, "b *tcs"],
@@ -113,7 +150,7 @@ class TreeTokenizer(CellTokenizer):
         boundary: Int[Tensor, "..."] | None = None,
     ) -> tuple[Float[Tensor, "b f inner"], Tree]:
         """Scores every inner node, and returns the tree that numbers them; f is 1, or with a tiling
-        per frame the number of frames of cells.
+        per frame the number of frames of cells. They have a graph only if the indicator learns.
         """
         return self._scores(as_field(field, self.spec.ndim), boundary)
 
@@ -126,7 +163,10 @@ class TreeTokenizer(CellTokenizer):
             if boundary is not None and boundary.ndim == 3 and len(boundary) > 1:
                 boundary = repeat(boundary, "b ... -> (b f) ...", f=frames)
         tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
-        return self.indicator(field, tree, boundary=boundary).unflatten(0, (b, -1)), tree
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.indicator)):
+            scores = self.indicator(field, tree, boundary=boundary)
+        check_scores(scores, (len(field), tree.inner), self.indicator)
+        return scores.unflatten(0, (b, -1)), tree
 
     def score_map(
         self, field: Float[Tensor, "b *tcs"], *, boundary: Int[Tensor, "..."] | None = None
@@ -182,6 +222,8 @@ def composed(
     per_frame: bool = False,
 ) -> TreeTokenizer:
     """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs.
+
+    In Python it may also be a class, a factory or an object, see `Registry.build`.
 
     Args:
         indicator: scores the nodes of the tree; the names are those of `adaptok list indicators`.

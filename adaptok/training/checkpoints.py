@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_surrogate(path: str | Path) -> Any:
+def load_surrogate(
+    path: str | Path, parts: Mapping[str, str | Callable[..., Any]] | None = None
+) -> Any:
     """Loads the model of a checkpoint (a file or a run folder), averaged weights; needs no data.
+
+    Args:
+        parts: classes of the parts that have no registered name, see `adaptok.from_pretrained`.
 
     Raises:
         ValueError: no such file, or one that `adaptok train` did not write.
@@ -60,7 +65,7 @@ def load_surrogate(path: str | Path) -> Any:
     config = checkpoint.get("adaptok_model")
     if not config:
         raise ValueError(f"{path} does not say how its model was built")
-    model = build(config)
+    model = build(config, parts)
     load_weights(model, checkpoint, path=path)
     return model.eval()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -21,13 +21,14 @@ Field = Float[Tensor, "b t c *s"]
 Scores = Float[Tensor, "b inner"]
 
 
+@runtime_checkable
 class Indicator(Protocol):
     """Scores all inner nodes of a tree from a field.
 
-    `monotone` states that no child ever outscores its parent, which allows faster marking.
+    An attribute ``monotone = True`` states that no child ever outscores its parent, which allows
+    faster marking (without it: False). An indicator with parameters that require gradients (or
+    ``learned = True``) is called with a graph, see `TreeTokenizer`.
     """
-
-    monotone: bool
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Returns one score per sample and inner node, over all frames given."""

@@ -1,0 +1,244 @@
+"""Builds the parts of models from names, classes, factories or parts that are ready."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from adaptok.cells import Cells
+from adaptok.layers.two_stage import ConvLayout
+from adaptok.models.one_step import OneStepOptions, at_least_one
+from adaptok.models.recording import recorded
+from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, is_factory, name_of
+from adaptok.tokens import TokenizerSpec, TokenSet
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """Maps tokens to tokens of the same cells."""
+
+    def __call__(self, tokens: TokenSet) -> TokenSet:
+        """Returns features of the same or another width, one row per cell."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Paints tokens on the grid of their cells."""
+
+    def __call__(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
+        """Returns a field."""
+        ...
+
+
+if TYPE_CHECKING:  # what calls take and give; torch types every call as Any
+
+    class TokenizerModule(nn.Module):
+        """A module that is a `Tokenizer`."""
+
+        spec: TokenizerSpec
+        controls: tuple[str, ...]
+
+        def cells(
+            self,
+            field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
+            *,
+            boundary: Int[Tensor, "..."] | None = None,
+            **control: Any,
+        ) -> Cells:
+            """Scores and refines."""
+            ...
+
+        def embed(
+            self,
+            x: Float[Tensor, "b *tcs"] | Sequence[Tensor],
+            cells: Cells,
+            *,
+            boundary: Int[Tensor, "..."] | None = None,
+        ) -> TokenSet:
+            """Embeds cells."""
+            ...
+
+        def __call__(
+            self,
+            field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
+            *,
+            boundary: Int[Tensor, "..."] | None = None,
+            **control: Any,
+        ) -> TokenSet:
+            """``embed(field, cells(field))``."""
+            ...
+
+    class ProcessorModule(nn.Module):
+        """A module that is a `Processor`."""
+
+        def __call__(self, tokens: TokenSet) -> TokenSet:
+            """Returns features, one row per cell."""
+            ...
+
+    class DecoderModule(nn.Module):
+        """A module that is a `Decoder`."""
+
+        def __call__(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
+            """Returns a field."""
+            ...
+
+else:
+    TokenizerModule = ProcessorModule = DecoderModule = nn.Module
+
+
+def create_tokenizer(
+    name: Part, *, ndim: int, in_channels: int, dim: int, **knobs: Any
+) -> TokenizerModule:
+    """Builds a tokenizer.
+
+    Args:
+        name: registered name; `adaptok.TOKENIZERS.names()` lists them, `.describe(name)` its knobs.
+            Or a class or factory; or a tokenizer that is ready, which is checked and returned.
+        ndim: space dimensions, 1 to 3.
+        in_channels: channels of the field.
+        dim: width of the tokens.
+        knobs: settings of this tokenizer.
+
+    Raises:
+        ValueError: unknown name (with the close matches), unknown knob (with the valid ones),
+            values that make no sense, or a tokenizer for other fields.
+    """
+    choice("ndim", ndim, (1, 2, 3))
+    at_least_one(in_channels=in_channels, dim=dim)
+    wired = {"ndim": ndim, "in_channels": in_channels, "dim": dim}
+    part = _with_knobs(name, knobs)
+    tokenizer = TOKENIZERS.build(part, **wired)
+    spec = tokenizer.spec
+    if (spec.ndim, spec.in_channels) != (ndim, in_channels):
+        raise ValueError(
+            f"tokenizer {name_of(name)} is for {spec.in_channels} channel(s) in {spec.ndim} "
+            f"dimension(s), it gets {in_channels} in {ndim}"
+        )
+    _note(tokenizer, name, {"kind": "tokenizer", **recorded(part), **wired})
+    return tokenizer
+
+
+def create_processor(name: Part, spec: TokenizerSpec, **knobs: Any) -> ProcessorModule:
+    """Builds a processor for tokens of ``tokenizer.spec``.
+
+    Args:
+        name: registered name, class or factory, or a processor that is ready.
+        knobs: settings of this processor.
+    """
+    part = _with_knobs(name, knobs)
+    processor = PROCESSORS.build(part, spec=spec)
+    _note(processor, name, {"kind": "processor", **recorded(part)})
+    return processor
+
+
+def create_decoder(
+    name: Part, spec: TokenizerSpec, out_channels: int, **knobs: Any
+) -> DecoderModule:
+    """Builds a decoder for tokens of ``tokenizer.spec``.
+
+    Args:
+        name: registered name, "auto" for the one that suits the tokenizer (see `decoder_for`),
+            class or factory, or a decoder that is ready.
+        out_channels: of the field that it paints.
+        knobs: settings of this decoder.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    part = _with_knobs(decoder_for(name, spec), knobs)
+    decoder = DECODERS.build(part, spec=spec, out_channels=out_channels)
+    _note(decoder, name, {"kind": "decoder", **recorded(part)})
+    return decoder
+
+
+def decoder_for(part: Part, spec: TokenizerSpec) -> Part:
+    """Resolves "auto": "modulated" for the cells of CKM and CSM, else "linear"."""
+    name = "modulated" if spec.layout is ConvLayout else "linear"
+    if isinstance(part, Mapping):
+        return {**part, "name": name} if part.get("name") == "auto" else part
+    return name if part == "auto" else part
+
+
+def _with_knobs(part: Part, knobs: Mapping[str, Any]) -> Part:
+    """The part with these knobs on top of its own, as a mapping unless it has none at all."""
+    if not knobs:
+        return part
+    return {**(part if isinstance(part, Mapping) else {"name": part}), **knobs}
+
+
+def _note(part: Any, given: Part, config: Mapping[str, Any]) -> None:
+    """Notes how a part was built, unless it was ready or says the arguments of its class itself."""
+    own = getattr(part, "config", None)
+    if part is not given and (own is None or (isinstance(own, Mapping) and "kind" in own)):
+        part.config = {**config}
+
+
+def create_parts(
+    options: OneStepOptions,
+    in_channels: int,
+    out_channels: int,
+    tokenizer: Part,
+    processor: Part,
+    decoder: Part,
+    *,
+    dim: int,
+    **shared: int,
+) -> tuple[TokenizerModule, ProcessorModule, DecoderModule]:
+    """Builds tokenizer, processor and decoder of a model.
+
+    Args:
+        in_channels: of a frame as the tokenizer gets it.
+        out_channels: of a frame as the decoder returns it.
+        dim: width of the tokens.
+        shared: knobs that go to each processor and decoder that has them and does not set them.
+    """
+    built = create_tokenizer(tokenizer, ndim=options.ndim, in_channels=in_channels, dim=dim)
+    needs_frames = PROCESSORS.says(processor, "needs_frames")
+    if needs_frames and options.history > 1 and options.history_mode == "fold":
+        raise ValueError(
+            f"processor {name_of(processor)!r} attends over frames of tokens, but a folded history "
+            'has one: use history_mode="frames"'
+        )
+    processor = _shared(PROCESSORS, processor, shared)
+    decoder = _shared(DECODERS, decoder_for(decoder, built.spec), shared)
+    return (
+        built,
+        create_processor(processor, built.spec),
+        create_decoder(decoder, built.spec, out_channels),
+    )
+
+
+def _shared(registry: Any, part: Part, shared: Mapping[str, int]) -> Part:
+    source, knobs = registry.split(part)
+    if not isinstance(source, str) and not is_factory(source):
+        return part
+    sizes = {k: v for k, v in shared.items() if k in registry.knobs(source)}
+    return {"name": source, **sizes, **knobs}
+
+
+def tokenize(
+    tokenizer: Any,
+    scored: Float[Tensor, "b t c *s"],
+    x: Float[Tensor, "b t d *s"],
+    *,
+    boundary: Int[Tensor, "..."] | None,
+    **control: Any,
+) -> TokenSet:
+    """``embed(x, cells(scored))`` of any `Tokenizer`; one that derives from `CellTokenizer` adds
+    the scores of a learned indicator.
+    """
+    if hasattr(tokenizer, "tokenize"):
+        return tokenizer.tokenize(scored, x, boundary=boundary, **control)
+    cells = tokenizer.cells(scored, boundary=boundary, **control)
+    return tokenizer.embed(x, cells, boundary=boundary)
+
+
+def mode_of_history(history_mode: str, processor: Part) -> str:
+    """Resolves "auto": "frames" if the processor attends over time, else "fold"."""
+    if choice("history_mode", history_mode, ("auto", "fold", "frames")) != "auto":
+        return history_mode
+    return "frames" if PROCESSORS.says(processor, "attends_over_time") else "fold"

@@ -8,11 +8,13 @@ from adaptok.cells.groups import (
     inverse_permutation,
     product,
 )
+from adaptok.cells.lengths import Lengths, repeated
 
 __all__ = [
     "Cells",
     "GridLayout",
     "Groups",
+    "Lengths",
     "box_points",
     "cells_from_boxes",
     "inverse_permutation",
@@ -20,4 +22,5 @@ __all__ = [
     "owners",
     "product",
     "register_pytree",
+    "repeated",
 ]

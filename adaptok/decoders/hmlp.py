@@ -95,7 +95,7 @@ class HmlpDecoder(nn.Module):
         coarse, _ = level_image(tokens, 0)
         field = _cut(self.levels[0](coarse.movedim(-1, 1)), cells.shape[1:])
         for level, own in list(enumerate(rows_of_levels(cells)))[1:]:
-            own = own[own < len(cells)]
+            own = own[own < cells.count]
             which, crop = grid_index(cells, level - 1)[own].unique(return_inverse=True)
             pairs = zip(cells.sizes[level - 1][1:], cells.sizes[level][1:], strict=True)
             grid = [coarser // finer for coarser, finer in pairs]
@@ -121,7 +121,7 @@ def level_image(
     """
     cells = tokens.cells
     own = rows_of_levels(cells)[level]
-    features = tokens.features[own.clamp(max=len(cells) - 1)]
+    features = tokens.features[own.clamp(max=cells.count - 1)]
     image = scatter_to_grid(features, cells, level, own)
     taken = scatter_to_grid(torch.ones_like(own[:, None], dtype=torch.bool), cells, level, own)
     return image.flatten(0, 1), taken.flatten(0, 1)[..., 0]

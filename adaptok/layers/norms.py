@@ -25,7 +25,7 @@ class Segments(NamedTuple):
 
     def mean(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Gives each row the mean over its segment."""
-        sums = x.new_zeros(len(self.counts), x.shape[1]).index_add(0, self.ids, x)
+        sums = x.new_zeros(self.counts.shape[0], x.shape[1]).index_add(0, self.ids, x)
         return (sums / self.counts.clamp(min=1)[:, None].to(x.dtype))[self.ids]
 
 

@@ -103,7 +103,7 @@ class ParallelSpaceTime(nn.Module):
             center = self.spec.position_center(cells)[:, 1:]
             rotate = rotary(center, cells.shape[1:], self.head_dim, self.rope_base)
         time, space = time_groups(cells), frame_groups(cells)
-        frames = Segments.of(space, len(cells)) if self.by_frame else None
+        frames = Segments.of(space, cells.count) if self.by_frame else None
         return Context(time, space, rotate, cells.sample, cells.batch_size, frames)
 
 

@@ -214,7 +214,7 @@ class AptMixin(nn.Module):
         if getattr(model, "rope", None) is not None:
             index = patch_index(cells)
             index = groups.gather(torch.cat([index.new_zeros(b * prefix, 2), index]))
-            rows = torch.arange(b * prefix + len(cells), device=cells.device)
+            rows = torch.arange(b * prefix + cells.count, device=cells.device)
             real = groups.gather((rows >= b * prefix)[:, None])  # special tokens come first
             ropes = [*rotations(model.rope, index, real, patch_grid(cells, sample), depth)]
         local = [packed] * depth

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, repeated
 from adaptok.layers.mixed import of_run, runs
 from adaptok.registry import INDICATORS, MARKINGS, Part
 from adaptok.tokenizers.base import check_controls, check_shape
@@ -159,5 +159,5 @@ def finest_cells(x: Float[Tensor, "b c h w"], spec: TokenizerSpec) -> Cells:
     """Returns every patch of every image without reading values: static shapes, no sync."""
     tree = Tree(tuple(x.shape[2:]), (spec.sizes[-1][1:],), "level")
     split = torch.zeros(x.shape[0], 1, 0, dtype=torch.bool, device=x.device)
-    lengths = (tree.counts().leaves,) * x.shape[0]
+    lengths = repeated(tree.counts().leaves, x.shape[0])
     return cells_from_splits(split, tree, frames=1, lengths=lengths)

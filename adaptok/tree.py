@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from adaptok.cells import Cells, Lengths, nested, product
+from adaptok.cells import Cells, Count, Lengths, nested, product
 from adaptok.cells import lengths as known
 from adaptok.patches import level_grid, pad_end
 from adaptok.registry import choice
@@ -278,7 +278,7 @@ def cells_from_splits(
     frames: int,
     frame_size: int = 1,
     lengths: Lengths | None = None,
-    total: int | None = None,
+    total: Count | None = None,
 ) -> Cells:
     """Turns the leaves of split masks into cells, see `cells_from_nodes`."""
     node = leaves(split, tree)
@@ -294,7 +294,7 @@ def cells_from_nodes(
     frames: int,
     frame_size: int = 1,
     lengths: Lengths | None = None,
-    total: int | None = None,
+    total: Count | None = None,
     tiling: bool = True,
 ) -> Cells:
     """Packs chosen nodes as cells, sample by sample, frame by frame, in the tree's order.
@@ -337,7 +337,7 @@ def cells_from_nodes(
 
 
 def _compact(
-    chosen: Bool[Tensor, "b f k"], total: Any
+    chosen: Bool[Tensor, "b f k"], total: Count
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
     """Finds node and frame (None for one frame) of the `total` true entries."""
     _, frames, count = chosen.shape

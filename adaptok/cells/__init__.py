@@ -8,10 +8,11 @@ from adaptok.cells.groups import (
     inverse_permutation,
     product,
 )
-from adaptok.cells.lengths import Lengths, repeated
+from adaptok.cells.lengths import Count, Lengths, repeated
 
 __all__ = [
     "Cells",
+    "Count",
     "GridLayout",
     "Groups",
     "Lengths",

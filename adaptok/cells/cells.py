@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from adaptok.cells.groups import GridLayout, Groups, inverse_permutation, product, sorted_groups
-from adaptok.cells.lengths import Equal, Lengths, common, each, repeated
+from adaptok.cells.lengths import Count, Equal, Lengths, common, each, repeated
 from adaptok.utils.reading import reads_are_free
 
 
@@ -103,7 +103,7 @@ class Cells:
         return torch.tensor(self.mixed, device=self.device)[self.sample]
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self) -> Count:
         """Number of samples."""
         return self.cu_seqlens.shape[0] - 1
 
@@ -113,7 +113,7 @@ class Cells:
         return self.origin.shape[1] - 1
 
     @property
-    def count(self) -> Any:
+    def count(self) -> Count:
         """Number of cells: ``len`` of them, which is no whole number but a symbol in a program that
         is exported with a dynamic batch.
         """

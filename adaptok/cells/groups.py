@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
-from adaptok.cells.lengths import Lengths, distinct
+from adaptok.cells.lengths import Count, Lengths, distinct
 from adaptok.utils.reading import reads_are_free
 
 
@@ -41,7 +41,7 @@ class Groups(NamedTuple):
         """Exact inverse of `gather`."""
         return packed if self.inverse is None else packed[self.inverse]
 
-    def ids(self, rows: int) -> Int64[Tensor, " n"]:
+    def ids(self, rows: Count) -> Int64[Tensor, " n"]:
         """Index of the group that each row belongs to."""
         numbers = torch.arange(self.cu_seqlens.shape[0] - 1, device=self.cu_seqlens.device)
         return self.scatter(
@@ -94,7 +94,7 @@ def product(values: Iterable[int]) -> int:
 
 
 def sorted_groups(
-    key: Int[Tensor, " n"], count: int, bound: int, lengths: Lengths | None = None
+    key: Int[Tensor, " n"], count: Count, bound: int, lengths: Lengths | None = None
 ) -> Groups:
     """Groups rows by a key in 0..count-1; empty groups stay, so that their number is static."""
     order = key.argsort(stable=True)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int, Int32
 from torch import Tensor
 
 from adaptok.utils.constants import cached_constant
+
+# A number that is a symbol in a program which is exported with a dynamic batch.
+if TYPE_CHECKING:
+    Count = int
+else:
+    Count = int | torch.SymInt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Equal:
 Lengths = tuple[int, ...] | Equal
 
 
-def repeated(length: int, count: Any) -> Lengths:
+def repeated(length: int, count: Count) -> Lengths:
     """`count` groups of one length."""
     return Equal(length, count) if isinstance(count, torch.SymInt) else (length,) * count
 
@@ -57,12 +63,12 @@ def each(lengths: Lengths, change: Callable[[int], int]) -> Lengths:
     return tuple(map(change, lengths))
 
 
-def number(lengths: Lengths) -> Any:
+def number(lengths: Lengths) -> Count:
     """Number of groups."""
     return lengths.count if isinstance(lengths, Equal) else len(lengths)
 
 
-def total(lengths: Lengths) -> Any:
+def total(lengths: Lengths) -> Count:
     """Number of rows of all groups."""
     return lengths.length * lengths.count if isinstance(lengths, Equal) else sum(lengths)
 

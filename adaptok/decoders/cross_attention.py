@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups, inverse_permutation, owners, product, repeated
+from adaptok.cells import Cells, Count, Groups, inverse_permutation, owners, product, repeated
 from adaptok.cells.lengths import Equal, Lengths, common, offsets_of, offsets_tensor
 from adaptok.layers.blocks import Attention, Mlp
 from adaptok.layers.mixed import gives_lists
@@ -173,7 +173,7 @@ def _window(window: int | Sequence[int], spec: TokenizerSpec) -> tuple[int, ...]
 
 
 def _window_groups(
-    batch: int,
+    batch: Count,
     grid: tuple[int, ...],
     shape: tuple[int, ...],
     latent_size: tuple[int, ...],

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Groups
+from adaptok.cells import Count, Groups
 from adaptok.registry import choice
 
 
@@ -19,7 +19,7 @@ class Segments(NamedTuple):
     counts: Tensor  # float32 (segments,)
 
     @classmethod
-    def of(cls, groups: Groups, rows: int) -> Segments:
+    def of(cls, groups: Groups, rows: Count) -> Segments:
         """Makes each group a segment."""
         return cls(groups.ids(rows), groups.cu_seqlens.diff().float())
 

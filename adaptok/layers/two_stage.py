@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.cells import Cells, GridLayout, product, repeated
+from adaptok.cells import Cells, Count, GridLayout, product, repeated
 from adaptok.cells.lengths import offsets_of
 from adaptok.utils.boundary import OPEN, PERIODIC
 
@@ -107,7 +107,7 @@ def cells_of_layout(
 
 
 def boundary_codes(
-    boundary: Int[Tensor, "..."] | None, batch: int, ndim: int, device: torch.device
+    boundary: Int[Tensor, "..."] | None, batch: Count, ndim: int, device: torch.device
 ) -> Int[Tensor, "#b d 2"]:
     """Brings boundary codes to one per sample, axis and end; None makes every end open.
 

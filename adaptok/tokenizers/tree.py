@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
-from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
+from adaptok.tokenizers.base import (
+    CellTokenizer,
+    check_controls,
+    check_exportable,
+    frames_of_cells,
+    per_axis,
+)
 from adaptok.tokenizers.indicators import Indicator
 from adaptok.tokenizers.marking import BudgetMarking, Marking
 from adaptok.tokens import TokenizerSpec, as_field
@@ -71,6 +77,10 @@ class TreeTokenizer(CellTokenizer):
         """Whether the number of tokens follows from the settings of a call (see `Marking`)."""
         return getattr(self.marking, "static", False)
 
+    def _described(self) -> str:
+        name = (getattr(self, "config", None) or {}).get("name", type(self).__name__)
+        return f"tokenizer {name!r} with the marking {type(self.marking).__name__}"
+
     @property
     def _space_sizes(self) -> Sizes:
         return tuple(size[1:] for size in self.spec.sizes)
@@ -90,6 +100,7 @@ class TreeTokenizer(CellTokenizer):
             ValueError: a wrong field, an unknown control, or a budget below what the domain needs.
         """
         check_controls(control, self.controls)
+        check_exportable(self._described(), self.static)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(field.shape[1], frame_size)

@@ -13,7 +13,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, Count, Groups
 from adaptok.patches import level_grid
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
@@ -167,7 +167,8 @@ class AptMixin(nn.Module):
         parts = self.tiling.parts(x, given, **control)
         own = [cells for _, cells in parts]
         cells = own[0] if len(own) == 1 else Cells.cat(own) if given is None else given
-        self.last_cells = cells
+        if not torch.compiler.is_exporting():  # what a trace makes would outlive it
+            self.last_cells = cells
         prefix, rows = self._embed(parts, cells.batch_size)
         b, p = prefix.shape[:2]
         groups = cells.groups(prefix=p) if p else cells.groups()
@@ -185,7 +186,7 @@ class AptMixin(nn.Module):
         return _unpack(model.norm(rows), groups, cells, b, p), between
 
     def _embed(
-        self, parts: list[tuple[Tensor, Cells]], batch: int
+        self, parts: list[tuple[Tensor, Cells]], batch: Count
     ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "n d"]]:
         """Embeds special tokens and cells, with learned positions, in the embedding's dtype."""
         model: Any = self
@@ -255,7 +256,7 @@ def _maps(features: VisionTokens, images: Images) -> Any:
     return maps if isinstance(images, Tensor) else list(maps)
 
 
-def _unpack(rows: Tensor, groups: Groups, cells: Cells, b: int, p: int) -> VisionTokens:
+def _unpack(rows: Tensor, groups: Groups, cells: Cells, b: Count, p: int) -> VisionTokens:
     rows = groups.scatter(rows)
     return VisionTokens(rows[: b * p].unflatten(0, (b, p)), TokenSet(rows[b * p :], cells))
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor
 
-from adaptok.cells import Cells, Groups, repeated
+from adaptok.cells import Cells, Count, Groups, repeated
 from adaptok.cells.lengths import offsets_of
 from adaptok.layers.attention import attend
 from adaptok.vision.features import VisionTokens, patches_per_cell
@@ -73,7 +73,7 @@ def _attention_pool(
     return _mean(refined, rows[b * p :], cells, pooling)
 
 
-def _latent_pool(attn: Any, rows: Tensor, groups: Groups, b: int) -> Float[Tensor, "b d"]:
+def _latent_pool(attn: Any, rows: Tensor, groups: Groups, b: Count) -> Float[Tensor, "b d"]:
     length = attn.latent_len
     query = attn.q(attn.latent.expand(b, -1, -1)).flatten(0, 1)
     query = attn.q_norm(query.unflatten(1, (attn.num_heads, attn.head_dim)))

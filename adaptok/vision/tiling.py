@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, repeated
 from adaptok.layers.mixed import of_run, runs
 from adaptok.registry import INDICATORS, MARKINGS, Part
-from adaptok.tokenizers.base import check_controls, check_shape
+from adaptok.tokenizers.base import check_controls, check_exportable, check_shape
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
@@ -102,6 +102,7 @@ class ImageCells(nn.Module):
         """Returns the cells of checked images of one size."""
         if self._merges_nothing(**control):
             return finest_cells(x, self.spec)
+        check_exportable("apply_apt with thresholds", self.trees.static)
         return self.trees.cells(self.restore(x), **control)
 
     def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaptok.cells import Groups
+from adaptok.cells import Count, Groups
 from adaptok.cells.lengths import common, number
 from adaptok.layers.attention.backend import Backend, Options
 
@@ -67,13 +67,13 @@ def run_padded(q, k, v, groups_q, groups_k, options) -> Tensor:
     return out.transpose(1, 2).flatten(0, 1)[slots_q]
 
 
-def _spread(x: Tensor, slots: Tensor, groups: int, longest: int) -> Tensor:
+def _spread(x: Tensor, slots: Tensor, groups: Count, longest: int) -> Tensor:
     """Spreads (n, h, e) over (g, h, m, e), zero in slots without a row."""
     dense = x.new_zeros(groups * longest, *x.shape[1:]).index_copy(0, slots, x)
     return dense.unflatten(0, (groups, longest)).transpose(1, 2)
 
 
-def _slots(groups: Groups, rows: int) -> tuple[Tensor, Tensor]:
+def _slots(groups: Groups, rows: Count) -> tuple[Tensor, Tensor]:
     """Slot of each packed row in the padded layout, and which slots hold a row (g, m)."""
     starts, lengths = groups.cu_seqlens[:-1].long(), groups.cu_seqlens.diff()
     group = groups.packed.ids(rows)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, product
+from adaptok.cells import Cells, Count, product
 from adaptok.patches import gather_boxes, grid_index, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS
 
@@ -41,7 +41,7 @@ class LinearEmbedding(nn.Module):
         return restore_rows(torch.cat(parts), torch.cat(rows), cells.count)
 
 
-def restore_rows(parts: Float[Tensor, "m d"], rows: torch.Tensor, n: int) -> Float[Tensor, "n d"]:
+def restore_rows(parts: Float[Tensor, "m d"], rows: torch.Tensor, n: Count) -> Float[Tensor, "n d"]:
     """Sorts results that were computed level by level back into row order; row number n is
     filler.
     """

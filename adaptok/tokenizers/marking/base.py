@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.cells import Lengths, repeated
+from adaptok.cells import Count, Lengths, repeated
 from adaptok.tree import Tree
 
 Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbers too
@@ -53,7 +53,7 @@ class Marking(Protocol):
         ...
 
 
-def per_sample(budget: Budget, batch: Any) -> Lengths:
+def per_sample(budget: Budget, batch: Count) -> Lengths:
     """Returns one host budget per sample; a CUDA tensor of budgets costs a synchronisation.
 
     Raises:

@@ -26,6 +26,7 @@ class FractionMarking:
     """
 
     controls = ("ratio",)
+    static = True
 
     def __init__(self, *, ratio: float = 0.25):
         self.ratio = _valid(ratio)

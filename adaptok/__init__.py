@@ -8,6 +8,7 @@ from adaptok import decoders, processors, tokenizers, vision
 from adaptok.cells import Cells, Groups, cells_from_boxes
 from adaptok.layers import positions
 from adaptok.layers.attention import attend, attention_backend
+from adaptok.layers.mixed import collate
 from adaptok.layers.pi_resize import pi_resize
 from adaptok.models.multiphysics import Multiphysics, create_multiphysics
 from adaptok.models.parts import (
@@ -69,6 +70,7 @@ __all__ = [
     "calibrate",
     "cells_from_boxes",
     "cells_from_score",
+    "collate",
     "create_decoder",
     "create_multiphysics",
     "create_processor",

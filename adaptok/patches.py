@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from adaptok.cells import Cells, box_points, product
+from adaptok.cells.lengths import common
 from adaptok.utils.reading import reads_are_free
 
 
@@ -75,7 +76,7 @@ def rows_of_levels(cells: Cells) -> list[Int64[Tensor, " m"]]:
     """
     levels = range(len(cells.sizes))
     if len(cells.sizes) == 1:
-        return [torch.arange(len(cells), device=cells.device)]
+        return [torch.arange(cells.count, device=cells.device)]
     if reads_are_free(cells.level):
         return [(cells.level == level).nonzero().squeeze(1) for level in levels]
     return [_bounded_rows(cells, level) for level in levels]
@@ -90,7 +91,7 @@ def scatter_to_grid(
         values: one per entry of `rows`; those of one grid cell add up.
         rows: as `rows_of_levels` gives them; values of filler rows (number n) are left out.
     """
-    grid, n = level_grid(cells.shape, cells.sizes[level]), len(cells)
+    grid, n = level_grid(cells.shape, cells.sizes[level]), cells.count
     count = cells.batch_size * product(grid)
     slots = torch.where(rows < n, grid_index(cells, level)[rows.clamp(max=n - 1)], count)
     canvas = values.new_zeros(count + 1, values.shape[1]).index_add(0, slots, values)
@@ -104,29 +105,33 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
     ones uses up merged - 1 of them. One 16x16 sample of cells of 8, 4 and 2 and n = 40 tokens has
     64 - 40 = 24 to spare: at most 24 // 15 = 1 cell of 8, and 24 // 3 = 8 cells of 4.
     """
-    n = len(cells)
+    n = cells.count
     if not cells.on_grid:  # any number of cells may have one level
         own = cells.level == level
         return torch.where(own, torch.arange(n, device=cells.device), n)
     every = product(level_grid(cells.shape, cells.sizes[level]))
-    bound = min(n, cells.batch_size * min(every, cells.max_seqlen))
+    # Samples of one known length each keep the bound: it is stated for one and repeated.
+    length = common(cells.lengths)
+    samples, rows = (cells.batch_size, n) if length is None else (1, length)
+    bound = min(rows, samples * min(every, cells.max_seqlen))
     size, finest = cells.sizes[level], cells.sizes[-1]
     if cells.tiling and not any(s % p for s, p in zip(cells.shape, size, strict=True)):
         # Holds only if every cell of this level is whole, and every other one covers at least one.
         merged = product(size) // product(finest)
-        spare = cells.batch_size * product(level_grid(cells.shape, finest)) - n
+        spare = samples * product(level_grid(cells.shape, finest)) - rows
         bound = min(bound, spare // (merged - 1)) if merged > 1 else bound
+    bound = bound if length is None else bound * cells.batch_size
     member = cells.level == level
     slots = torch.where(member, member.cumsum(0) - 1, bound)
-    rows = torch.full((bound + 1,), n, dtype=torch.int64, device=cells.device)
-    return rows.scatter(0, slots, torch.arange(n, device=cells.device))[:bound]
+    filler = torch.full((bound + 1,), n, dtype=torch.int64, device=cells.device)
+    return filler.scatter(0, slots, torch.arange(n, device=cells.device))[:bound]
 
 
 def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
     """Finds the row of the finest cell that covers each cell of the finest grid (raster order), or
     -1; for cells on the grids of their levels.
     """
-    b, n = cells.batch_size, len(cells)
+    b, n = cells.batch_size, cells.count
     rows = torch.arange(n, device=cells.device)
     owner: Tensor | None = None
     for level, size in enumerate(cells.sizes):

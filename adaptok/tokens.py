@@ -107,7 +107,7 @@ class TokenSet:
     )
 
     def __post_init__(self):
-        rows = len(self.cells)
+        rows = self.cells.count
         for name, value in {"features": self.features, **self.payload}.items():
             if value.shape[0] != rows or (name == "features" and value.ndim != 2):
                 what = "(n, d)" if name == "features" else "a row per token"
@@ -115,7 +115,7 @@ class TokenSet:
                     f"{name} are {what} with n = {rows} cells, got {tuple(value.shape)}; rows "
                     "without a cell (class tokens) stay outside of a TokenSet"
                 )
-        if self.cond is not None and len(self.cond) != self.cells.batch_size:
+        if self.cond is not None and self.cond.shape[0] != self.cells.batch_size:
             raise ValueError(
                 f"cond has a row for each of {self.cells.batch_size} samples, got {len(self.cond)}"
             )
@@ -278,7 +278,7 @@ class TokenSet:
         cells = self.cells
         shift = torch.arange(cells.batch_size, device=cells.device) * cells.max_seqlen
         shift = shift - cells.cu_seqlens[:-1]
-        return torch.arange(len(cells), device=cells.device) + shift[cells.sample]
+        return torch.arange(cells.count, device=cells.device) + shift[cells.sample]
 
 
 register_pytree(TokenSet, ("features", "cells", "cond", "payload"))
@@ -309,7 +309,8 @@ def as_field(
     if 0 in field.shape:
         raise ValueError(f"the {what} is empty: shape {tuple(field.shape)}")
     if torch.compiler.is_compiling():
-        for extent in field.shape:
+        batch = isinstance(field.shape[0], torch.SymInt)  # torch.export with a dynamic batch
+        for extent in field.shape[batch:]:
             operator.index(extent)  # trees and groups are constants of a graph: one per shape
     elif reads_are_free(field):
         _check_finite(field, what)

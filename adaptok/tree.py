@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from adaptok.cells import Cells, nested, product
+from adaptok.cells import Cells, Count, Lengths, nested, product
+from adaptok.cells import lengths as known
 from adaptok.patches import level_grid, pad_end
 from adaptok.registry import choice
 from adaptok.utils.constants import cached_constant
@@ -276,13 +277,14 @@ def cells_from_splits(
     *,
     frames: int,
     frame_size: int = 1,
-    lengths: tuple[int, ...] | None = None,
-    total: int | None = None,
+    lengths: Lengths | None = None,
+    total: Count | None = None,
 ) -> Cells:
     """Turns the leaves of split masks into cells, see `cells_from_nodes`."""
     node = leaves(split, tree)
-    known = {"lengths": lengths, "total": total}
-    return cells_from_nodes(node, tree, frames=frames, frame_size=frame_size, **known)
+    return cells_from_nodes(
+        node, tree, frames=frames, frame_size=frame_size, lengths=lengths, total=total
+    )
 
 
 def cells_from_nodes(
@@ -291,8 +293,8 @@ def cells_from_nodes(
     *,
     frames: int,
     frame_size: int = 1,
-    lengths: tuple[int, ...] | None = None,
-    total: int | None = None,
+    lengths: Lengths | None = None,
+    total: Count | None = None,
     tiling: bool = True,
 ) -> Cells:
     """Packs chosen nodes as cells, sample by sample, frame by frame, in the tree's order.
@@ -310,8 +312,8 @@ def cells_from_nodes(
     if lengths is None and (total is None or reads_are_free(chosen)):
         lengths = tuple(chosen.sum((1, 2)).tolist())  # the sync; the counts size the rest
     if lengths is not None:
-        total, longest = sum(lengths), max(lengths, default=0)
-        offsets = offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), chosen.device)
+        total, longest = known.total(lengths), max(known.distinct(lengths), default=0)
+        offsets = known.offsets_of(lengths, chosen.device)
     else:
         assert total is not None
         longest = min(total, frames * product(tree.grids[-1]))
@@ -335,7 +337,7 @@ def cells_from_nodes(
 
 
 def _compact(
-    chosen: Bool[Tensor, "b f k"], total: int
+    chosen: Bool[Tensor, "b f k"], total: Count
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
     """Finds node and frame (None for one frame) of the `total` true entries."""
     _, frames, count = chosen.shape
@@ -345,12 +347,6 @@ def _compact(
     else:  # static shapes, no sync
         rank = mask.cumsum(0) - 1
         slots = torch.where(mask, rank, total)
-        rows = torch.arange(len(mask), device=chosen.device)
+        rows = torch.arange(mask.shape[0], device=chosen.device)
         index = rows.new_zeros(total + 1).scatter(0, slots, rows)[:total]
     return index % count, index // count % frames if frames > 1 else None
-
-
-@cached_constant()
-def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    """Makes a small constant int32 tensor, cached so that a fixed budget uploads it once."""
-    return torch.tensor(offsets, dtype=torch.int32).to(device)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
 import adaptok
-from adaptok.models.compiling import compile_model, in_bucket, is_static
+from adaptok.models.compiling import compile_model, eager, in_bucket, is_static
 
 SMALL = {"ndim": 2, "in_channels": 1, "dim": 24, "depth": 1, "heads": 2}
 
@@ -136,3 +138,36 @@ def test_filler_fits_the_groups_of_a_compiled_processor(processor):
     torch.testing.assert_close(
         compiled(padded).features[:n], model(tokens).features, rtol=1e-4, atol=1e-4
     )
+
+
+class Budgeted(torch.nn.Module):
+    def forward(self, x: torch.Tensor, *, budget: int) -> torch.Tensor:
+        return x * budget
+
+
+def sweep(model, monkeypatch, call, settings) -> int:
+    """Graphs of a compiled model after a call with each of the settings, twice."""
+    counter, torch_compile = CompileCounter(), torch.compile
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch_compile, backend=counter))
+        compile_model(model)
+    for setting in [*settings, *settings]:
+        with eager(model):
+            expected = call(setting)
+        torch.testing.assert_close(call(setting), expected)
+    return counter.frame_count
+
+
+def test_a_process_may_sweep_over_more_settings_than_torchs_limit(monkeypatch):
+    x = torch.ones(3)
+    for model in (Budgeted(), Budgeted()):  # of which each has its own graphs
+        count = sweep(model, monkeypatch, lambda n, m=model: m(x, budget=n), range(2, 22))
+        assert count == 20
+
+
+@pytest.mark.slow
+def test_a_compiled_surrogate_has_a_graph_per_budget(monkeypatch):
+    model, field = surrogate(name="iap").eval(), torch.rand(1, 1, 1, 16, 16)
+    with torch.no_grad():
+        count = sweep(model, monkeypatch, lambda n: model(field, budget=n), range(10, 43, 3))
+    assert count == 11

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from adaptok.tree import Tree, offsets_tensor
+from adaptok.cells.lengths import offsets_tensor
+from adaptok.tree import Tree
 from adaptok.utils.constants import cached_constant
 
 CPU = torch.device("cpu")

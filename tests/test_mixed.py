@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 
 import pytest
@@ -249,3 +250,33 @@ def test_gradients_go_through_a_rollout_that_asks_for_them():
     step[..., 3] = 1e-6
     ends = [model.rollout(x.detach() + sign * step, 2)[:, -1].sum() for sign in (1, -1)]
     assert abs((ends[0] - ends[1]) / 2e-6 - slope[..., 3]) < 1e-5
+
+
+# ---- batches of a loader
+
+
+def test_collate_stacks_what_is_equal_and_lists_what_is_not():
+    a, b, c = fields()
+    tokens = mixed_tokens()
+    parts = [tokens.samples(i, i + 1) for i in (0, 2)]
+    samples = [
+        {"field": a, "target": (a, b), "tokens": parts[0], "cells": parts[0].cells, "step": 1},
+        {"field": c, "target": (b, c), "tokens": parts[1], "cells": parts[1].cells, "step": 2},
+    ]
+    batch = adaptok.collate(samples)
+    assert isinstance(batch["field"], list)
+    assert batch["field"][1] is c
+    assert torch.equal(batch["target"][0], torch.stack([a, b]))
+    assert [x.shape for x in batch["target"][1]] == [b.shape, c.shape]
+    assert batch["tokens"].cells.shapes == (tokens.cells.shapes[0], tokens.cells.shapes[2])
+    assert batch["cells"].lengths == (42, 38)
+    assert batch["step"].tolist() == [1, 2]
+    pair = collections.namedtuple("pair", "x y")
+    assert adaptok.collate([pair(1, a), pair(2, c)]).x.tolist() == [1, 2]
+
+
+def test_collate_refuses_what_is_no_batch():
+    with pytest.raises(ValueError, match="no samples"):
+        adaptok.collate([])
+    with pytest.raises(ValueError, match="rank, dtype"):
+        adaptok.collate([torch.zeros(2), torch.zeros(2, 2)])

@@ -8,11 +8,14 @@ from adaptok.cells.groups import (
     inverse_permutation,
     product,
 )
+from adaptok.cells.lengths import Count, Lengths, repeated
 
 __all__ = [
     "Cells",
+    "Count",
     "GridLayout",
     "Groups",
+    "Lengths",
     "box_points",
     "cells_from_boxes",
     "inverse_permutation",
@@ -20,4 +23,5 @@ __all__ = [
     "owners",
     "product",
     "register_pytree",
+    "repeated",
 ]

@@ -101,7 +101,7 @@ def box_points(
     Args:
         rows: of that level; filler rows (number n) have no points.
     """
-    n = len(cells)
+    n = cells.count
     real = rows.clamp(max=n - 1)
     index = cells.sample[real][:, None]
     inside = (rows < n)[:, None]
@@ -121,7 +121,7 @@ def owners(cells: Cells, rows: Sequence[Int64[Tensor, " m"]]) -> Int64[Tensor, "
     Args:
         rows: those of each level, as `adaptok.patches.rows_of_levels` gives them.
     """
-    n, points = len(cells), cells.batch_size * product(cells.shape)
+    n, points = cells.count, cells.batch_size * product(cells.shape)
     none = product(cells.sizes[0]) * n + n  # above every key
     best = torch.full((points,), none, dtype=torch.int64, device=cells.device)
     key = cells.volume.long() * n + torch.arange(n, device=cells.device)

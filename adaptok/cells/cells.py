@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from adaptok.cells.groups import GridLayout, Groups, inverse_permutation, product, sorted_groups
+from adaptok.cells.lengths import Count, Equal, Lengths, common, each, repeated
 from adaptok.utils.reading import reads_are_free
 
 
@@ -51,7 +52,7 @@ class Cells:
     level: Int8[Tensor, " n"]
     cu_seqlens: Int32[Tensor, " b1"]
     max_seqlen: int
-    lengths: tuple[int, ...] | None
+    lengths: Lengths | None
     shape: tuple[int, ...]
     sizes: tuple[tuple[int, ...], ...]
     tiling: bool = True
@@ -102,7 +103,7 @@ class Cells:
         return torch.tensor(self.mixed, device=self.device)[self.sample]
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self) -> Count:
         """Number of samples."""
         return self.cu_seqlens.shape[0] - 1
 
@@ -110,6 +111,13 @@ class Cells:
     def ndim(self) -> int:
         """Number of space dimensions."""
         return self.origin.shape[1] - 1
+
+    @property
+    def count(self) -> Count:
+        """Number of cells: ``len`` of them, which is no whole number but a symbol in a program that
+        is exported with a dynamic batch.
+        """
+        return self.origin.shape[0]
 
     def __len__(self) -> int:
         return self.origin.shape[0]
@@ -123,7 +131,10 @@ class Cells:
     def sample(self) -> Int64[Tensor, " n"]:
         """Sample that each row belongs to."""
         ids = torch.arange(self.batch_size, device=self.device)
-        return torch.repeat_interleave(ids, self.cu_seqlens.diff(), output_size=len(self))
+        length = common(self.lengths)
+        if length is not None:
+            return ids[:, None].expand(-1, length).reshape(-1)
+        return torch.repeat_interleave(ids, self.cu_seqlens.diff(), output_size=self.count)
 
     @property
     def center(self) -> Float[Tensor, "n a"]:
@@ -160,7 +171,7 @@ class Cells:
                     "parts must share sizes and layout, got "
                     f"{first.sizes}, {first.layout} and {part.sizes}, {part.layout}"
                 )
-        known = [part.lengths for part in parts if part.lengths is not None]
+        known = [part.lengths for part in parts if isinstance(part.lengths, tuple)]
         starts, before = [first.cu_seqlens[:1]], 0
         for part in parts:
             starts.append(part.cu_seqlens[1:] + before)
@@ -183,7 +194,7 @@ class Cells:
 
     def samples(self, start: int, stop: int) -> Cells:
         """Takes the samples start..stop - 1; without host lengths this reads two offsets."""
-        lengths = None if self.lengths is None else self.lengths[start:stop]
+        lengths = self.lengths[start:stop] if isinstance(self.lengths, tuple) else None
         rows = self.rows(start, stop)
         offsets = self.cu_seqlens[start : stop + 1]
         return self.replace(
@@ -196,7 +207,7 @@ class Cells:
 
     def rows(self, start: int, stop: int) -> slice:
         """Rows of the samples start..stop - 1; without host lengths this reads two offsets."""
-        if self.lengths is None:
+        if not isinstance(self.lengths, tuple):
             return slice(int(self.cu_seqlens[start]), int(self.cu_seqlens[stop]))
         return slice(sum(self.lengths[:start]), sum(self.lengths[:stop]))
 
@@ -310,22 +321,21 @@ class Cells:
         for axis in axes:
             band = ((center[:, axis] - layout.offset[axis]) / layout.pitch[axis]).floor().long()
             key, count = key * layout.grid[axis] + band, count * layout.grid[axis]
-        n = len(self)
-        whole = n == self.batch_size * product(layout.grid)
-        return sorted_groups(key, count, self.max_seqlen, (n // count,) * count if whole else None)
+        whole = self.count == self.batch_size * product(layout.grid)
+        length = product(n for axis, n in enumerate(layout.grid) if axis not in axes)
+        lengths = repeated(length, count) if whole else None
+        return sorted_groups(key, count, self.max_seqlen, lengths)
 
     def _prefixed_groups(self, prefix: int) -> Groups:
-        b, n, device = self.batch_size, len(self), self.device
+        b, n, device = self.batch_size, self.count, self.device
         sample = self.sample
-        rows_of_prefix = torch.arange(b * prefix, device=device)
         first = self.cu_seqlens[:-1].long() + prefix * torch.arange(b, device=device)
-        position_of_prefix = first.repeat_interleave(prefix, output_size=b * prefix)
-        position_of_prefix = position_of_prefix + rows_of_prefix % prefix
+        position_of_prefix = (first[:, None] + torch.arange(prefix, device=device)).flatten()
         position_of_token = torch.arange(n, device=device) + prefix * (sample + 1)
         inverse = torch.cat([position_of_prefix, position_of_token])
         order = inverse_permutation(inverse)
         shift = prefix * torch.arange(b + 1, device=device, dtype=torch.int32)
-        lengths = self.lengths and tuple(length + prefix for length in self.lengths)
+        lengths = self.lengths and each(self.lengths, lambda length: length + prefix)
         return Groups(order, inverse, self.cu_seqlens + shift, self.max_seqlen + prefix, lengths)
 
     def validate(self) -> Cells:
@@ -420,7 +430,10 @@ def register_pytree(cls: type, leaves: tuple[str, ...], static: tuple[str, ...] 
     """Makes a frozen dataclass a pytree with some of its fields as leaves."""
 
     def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return [getattr(value, name) for name in leaves], tuple(vars(value).get(s) for s in static)
+        # A number of samples that is a symbol has no place in the structure of a result.
+        context = (vars(value).get(name) for name in static)
+        context = (None if isinstance(known, Equal) else known for known in context)
+        return [getattr(value, name) for name in leaves], tuple(context)
 
     def unflatten(values: Any, context: tuple[Any, ...]) -> Any:
         # Leaves may be anything while a tree is mapped over, so the constructor is bypassed.

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
+from adaptok.cells.lengths import Count, Lengths, distinct
 from adaptok.utils.reading import reads_are_free
 
 
@@ -30,7 +31,7 @@ class Groups(NamedTuple):
     inverse: Tensor | None
     cu_seqlens: Tensor
     max_seqlen: int
-    lengths: tuple[int, ...] | None
+    lengths: Lengths | None
 
     def gather(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
         """Puts rows group by group."""
@@ -40,9 +41,9 @@ class Groups(NamedTuple):
         """Exact inverse of `gather`."""
         return packed if self.inverse is None else packed[self.inverse]
 
-    def ids(self, rows: int) -> Int64[Tensor, " n"]:
+    def ids(self, rows: Count) -> Int64[Tensor, " n"]:
         """Index of the group that each row belongs to."""
-        numbers = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device)
+        numbers = torch.arange(self.cu_seqlens.shape[0] - 1, device=self.cu_seqlens.device)
         return self.scatter(
             numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
         )
@@ -50,7 +51,7 @@ class Groups(NamedTuple):
     @property
     def nonempty(self) -> Groups:
         """Drops the groups that own no rows, if the host knows them; the rows stay."""
-        if self.lengths is None or 0 not in self.lengths:
+        if not isinstance(self.lengths, tuple) or 0 not in self.lengths:
             return self
         lengths = tuple(length for length in self.lengths if length)
         starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
@@ -79,7 +80,9 @@ class GridLayout:
 
 def inverse_permutation(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """Where each index stands in `order`."""
-    return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    return torch.empty_like(order).scatter(
+        0, order, torch.arange(order.shape[0], device=order.device)
+    )
 
 
 def product(values: Iterable[int]) -> int:
@@ -91,7 +94,7 @@ def product(values: Iterable[int]) -> int:
 
 
 def sorted_groups(
-    key: Int[Tensor, " n"], count: int, bound: int, lengths: tuple[int, ...] | None = None
+    key: Int[Tensor, " n"], count: Count, bound: int, lengths: Lengths | None = None
 ) -> Groups:
     """Groups rows by a key in 0..count-1; empty groups stay, so that their number is static."""
     order = key.argsort(stable=True)
@@ -100,7 +103,7 @@ def sorted_groups(
     sizes = sizes.scatter_add(0, key, torch.ones_like(key, dtype=torch.int32))
     cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
     if lengths is not None:
-        return Groups(order, inverse, cu_seqlens, max(lengths, default=0), lengths)
+        return Groups(order, inverse, cu_seqlens, max(distinct(lengths), default=0), lengths)
     if not reads_are_free(key):
         return Groups(order, inverse, cu_seqlens, bound, None)  # asking would sync
     lengths = tuple(sizes.tolist())

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups, inverse_permutation, owners, product
+from adaptok.cells import Cells, Count, Groups, inverse_permutation, owners, product, repeated
+from adaptok.cells.lengths import Equal, Lengths, common, offsets_of, offsets_tensor
 from adaptok.layers.blocks import Attention, Mlp
 from adaptok.layers.mixed import gives_lists
 from adaptok.layers.positions import pairs_per_axis, rotary
@@ -18,7 +19,6 @@ from adaptok.patches import check_levels, level_grid, owner_grid, rows_of_levels
 from adaptok.registry import DECODERS
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.tree import offsets_tensor
 
 
 @DECODERS.register("cross_attention")
@@ -108,8 +108,9 @@ class CrossAttentionDecoder(nn.Module):
         b = cells.batch_size
         if self.window is None:
             count = product(grid)
-            offsets = offsets_tensor(tuple(count * i for i in range(b + 1)), device)
-            return Groups(None, None, offsets, count, (count,) * b), cells.groups()
+            lengths = repeated(count, b)
+            offsets = offsets_of(lengths, device)
+            return Groups(None, None, offsets, count, lengths), cells.groups()
         axes = range(1, len(grid))
         return (
             _window_groups(b, grid, cells.shape, self.latent_size, self.window, device),
@@ -166,7 +167,7 @@ def _window(window: int | Sequence[int], spec: TokenizerSpec) -> tuple[int, ...]
 
 
 def _window_groups(
-    batch: int,
+    batch: Count,
     grid: tuple[int, ...],
     shape: tuple[int, ...],
     latent_size: tuple[int, ...],
@@ -183,11 +184,19 @@ def _window_groups(
         centers = [i * p + min(p, n - i * p) / 2 for i in range(g)]
         bands.append([int(center // w) for center in centers])
         counts.append([bands[-1].count(k) for k in range(math.ceil(n / w))])
-    lengths = tuple(math.prod(each) for each in itertools.product(*counts)) * batch
+    own = tuple(math.prod(each) for each in itertools.product(*counts))
     key = torch.zeros((), dtype=torch.int64, device=device)
     for band, count in zip(bands, counts, strict=True):
         key = key[..., None] * len(count) + offsets_tensor(tuple(band), device).long()
     order = key.flatten().argsort(stable=True)
-    order = (order + len(order) * torch.arange(batch, device=device)[:, None]).flatten()
-    offsets = offsets_tensor(tuple(itertools.accumulate(lengths, initial=0)), device)
-    return Groups(order, inverse_permutation(order), offsets, max(lengths), lengths)
+    order = (order + order.shape[0] * torch.arange(batch, device=device)[:, None]).flatten()
+    inverse = inverse_permutation(order)
+    if not isinstance(batch, torch.SymInt):
+        lengths: Lengths = own * batch
+        return Groups(order, inverse, offsets_of(lengths, device), max(own), lengths)
+    ends = offsets_tensor(tuple(itertools.accumulate(own)), device)
+    first = torch.arange(batch, device=device, dtype=torch.int32) * sum(own)
+    offsets = torch.nn.functional.pad((first[:, None] + ends).flatten(), (1, 0))
+    same = common(own)  # unequal windows of any number of samples are lengths of no kind
+    known = None if same is None else Equal(same, batch * len(own))
+    return Groups(order, inverse, offsets, max(own), known)

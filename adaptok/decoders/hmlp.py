@@ -97,7 +97,7 @@ class HmlpDecoder(nn.Module):
         domain = (..., *map(slice, cells.shape[1:]))  # crops an image of whole cells
         field = self.levels[0](coarse.movedim(-1, 1))[domain]
         for level, own in list(enumerate(rows_of_levels(cells)))[1:]:
-            own = own[own < len(cells)]
+            own = own[own < cells.count]
             which, crop = grid_index(cells, level - 1)[own].unique(return_inverse=True)
             pairs = zip(cells.sizes[level - 1][1:], cells.sizes[level][1:], strict=True)
             grid = [coarser // finer for coarser, finer in pairs]
@@ -123,7 +123,7 @@ def level_image(
     """
     cells = tokens.cells
     own = rows_of_levels(cells)[level]
-    features = tokens.features[own.clamp(max=len(cells) - 1)]
+    features = tokens.features[own.clamp(max=cells.count - 1)]
     image = scatter_to_grid(features, cells, level, own)
     taken = scatter_to_grid(torch.ones_like(own[:, None], dtype=torch.bool), cells, level, own)
     return image.flatten(0, 1), taken.flatten(0, 1)[..., 0]

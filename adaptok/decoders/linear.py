@@ -51,7 +51,7 @@ class LinearDecoder(nn.Module):
         check_levels(cells, self.sizes)
         rows = rows_of_levels(cells)
         for level, (head, own) in enumerate(zip(self.levels, rows, strict=True)):
-            patches = head(tokens.features[own.clamp(max=len(cells) - 1)])  # (m, c * volume)
+            patches = head(tokens.features[own.clamp(max=cells.count - 1)])  # (m, c * volume)
             if cells.on_grid:
                 canvas = scatter_to_grid(patches, cells, level, own).flatten(1, -2)
                 painted = unpatchify(canvas, cells.shape, cells.sizes[level])

@@ -82,9 +82,9 @@ class ModulatedDecoder(nn.Module):
         """
         cells, layout = tokens.cells, tokens.cells.layout
         assert isinstance(layout, ConvLayout)
-        if len(cells) != cells.batch_size * product(layout.grid):
+        if cells.count != cells.batch_size * product(layout.grid):
             raise ValueError(
-                f"{cells.batch_size} samples of a grid {layout.grid} have other than {len(cells)} "
+                f"{cells.batch_size} samples of a grid {layout.grid} have other than {cells.count} "
                 "tokens"
             )
         frames = cells.batch_size * cells.shape[0]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Groups
+from adaptok.cells import Count, Groups
 from adaptok.layers.attention import attend
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.layers.positions import Rotary
@@ -96,7 +96,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(
-        self, x: Float[Tensor, "n d"], sample: Int64[Tensor, " n"], samples: int
+        self, x: Float[Tensor, "n d"], sample: Int64[Tensor, " n"], samples: Count
     ) -> Float[Tensor, "n d"]:
         """Scales the rows of each sample by 0 or by ``1 / (1 - rate)``."""
         if self.rate == 0 or not self.training:
@@ -147,7 +147,7 @@ class AttentionBranch(nn.Module):
         groups: Groups | Sequence[Groups],
         rotate: Rotary | None,
         sample: Int64[Tensor, " n"],
-        samples: int,
+        samples: Count,
         segments: Segments | None = None,
     ) -> Float[Tensor, "n d"]:
         """Adds attention inside the groups to the rows; instance norms need the segments."""
@@ -155,7 +155,7 @@ class AttentionBranch(nn.Module):
         return self._add(x, out, self.scale_attention, sample, samples)
 
     def _add(
-        self, x: Tensor, out: Tensor, scale: Tensor | None, sample: Tensor, samples: int
+        self, x: Tensor, out: Tensor, scale: Tensor | None, sample: Tensor, samples: Count
     ) -> Tensor:
         return x + self.drop_path(out if scale is None else out * scale, sample, samples)
 
@@ -189,7 +189,7 @@ class Block(AttentionBranch):
         groups: Groups | Sequence[Groups],
         rotate: Rotary | None,
         sample: Int64[Tensor, " n"],
-        samples: int,
+        samples: Count,
         segments: Segments | None = None,
     ) -> Float[Tensor, "n d"]:
         """Adds attention inside the groups to the rows, then the MLP."""

@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from adaptok.cells import Count
 from adaptok.utils.boundary import OPEN, PERIODIC
 
 Boundary = Int[Tensor, "..."] | None  # codes (d, 2), or (b, d, 2) per sample
 
 
-def codes_of_samples(boundary: Tensor, batch: int, ndim: int) -> Int[Tensor, "#b d 2"]:
+def codes_of_samples(boundary: Tensor, batch: Count, ndim: int) -> Int[Tensor, "#b d 2"]:
     """Gives boundary codes the axis of the samples, which may share them.
 
     Raises:
@@ -27,7 +28,7 @@ def codes_of_samples(boundary: Tensor, batch: int, ndim: int) -> Int[Tensor, "#b
 
 
 def boundary_codes(
-    boundary: Boundary, batch: int, ndim: int, device: torch.device
+    boundary: Boundary, batch: Count, ndim: int, device: torch.device
 ) -> Int[Tensor, "#b d 2"]:
     """Brings boundary codes to one per sample, axis and end; None makes every end open.
 

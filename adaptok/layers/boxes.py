@@ -120,7 +120,7 @@ def _corners(
     """Linear interpolation at the corners of all parts, in a grid of sums one larger than `shape`:
     per neighbour its index and weight.
     """
-    n = len(origin)
+    n = origin.shape[0]
     steps = [torch.arange(p + 1, device=origin.device, dtype=dtype) / p for p in points]
     neighbours = []  # per axis the two neighbours, (n, p + 1)
     for axis, (extent, step) in enumerate(zip(shape, steps, strict=True)):

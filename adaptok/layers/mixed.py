@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from adaptok.cells import Cells
 from adaptok.tokens import TokenSet
@@ -73,6 +74,36 @@ def of_run(given: Mapping[str, Any], start: int, stop: int, batch: int) -> dict[
         if per_sample and name in ("boundary", "budget") and len(value) == batch:
             own[name] = value[start:stop]
     return own
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Makes a batch of samples, for ``DataLoader(collate_fn=adaptok.collate)``.
+
+    Tensors of one shape are stacked; those of different size stay a list, which models, tokenizers
+    and `adaptok.vision` take. Cells and tokens go into one packed batch. Mappings and tuples are
+    collated entry by entry, everything else as by torch's default.
+
+    Raises:
+        ValueError: no samples, or tensors of different rank or dtype.
+    """
+    samples = list(samples)
+    if not samples:
+        raise ValueError("there are no samples to collate")
+    first = samples[0]
+    if isinstance(first, (Cells, TokenSet)):
+        return type(first).cat(samples)
+    if isinstance(first, Tensor):
+        kinds = [(x.ndim, x.dtype) for x in samples]
+        if len({*kinds}) > 1:
+            raise ValueError(f"samples differ in (rank, dtype): {kinds}")
+        equal = all(x.shape == first.shape for x in samples)
+        return default_collate(samples) if equal else samples
+    if isinstance(first, Mapping):
+        return {name: collate([sample[name] for sample in samples]) for name in first}
+    if isinstance(first, tuple):
+        columns = [collate(column) for column in zip(*samples, strict=True)]
+        return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
+    return default_collate(samples)
 
 
 def gives_lists(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Groups
+from adaptok.cells import Count, Groups
 from adaptok.registry import choice
 
 
@@ -19,13 +19,13 @@ class Segments(NamedTuple):
     counts: Tensor  # float32 (segments,)
 
     @classmethod
-    def of(cls, groups: Groups, rows: int) -> Segments:
+    def of(cls, groups: Groups, rows: Count) -> Segments:
         """Makes each group a segment."""
         return cls(groups.ids(rows), groups.cu_seqlens.diff().float())
 
     def mean(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Gives each row the mean over its segment."""
-        sums = x.new_zeros(len(self.counts), x.shape[1]).index_add(0, self.ids, x)
+        sums = x.new_zeros(self.counts.shape[0], x.shape[1]).index_add(0, self.ids, x)
         return (sums / self.counts.clamp(min=1)[:, None].to(x.dtype))[self.ids]
 
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.cells import Cells, GridLayout, product
-from adaptok.tree import offsets_tensor
+from adaptok.cells import Cells, GridLayout, product, repeated
+from adaptok.cells.lengths import offsets_of
 from adaptok.utils.boundary import PERIODIC
 
 # Patch size along an axis -> kernel sizes of the two stages, the one at the grid points first.
@@ -91,13 +91,14 @@ def cells_of_layout(
         end = torch.tensor(shape, dtype=torch.int32).to(device)
         size = torch.minimum(size, end - origin)
     n = product(layout.grid)
+    lengths = repeated(n, b)
     return Cells(
         origin.repeat(b, 1),
         size.repeat(b, 1),
         torch.full((b * n,), level, dtype=torch.int8, device=device),
-        offsets_tensor(tuple(n * i for i in range(b + 1)), device),
+        offsets_of(lengths, device),
         n,
-        (n,) * b,
+        lengths,
         shape,
         sizes,
         tiling,

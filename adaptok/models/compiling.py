@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from adaptok.tokens import TokenSet
 
 BUCKET = 256  # rows
+GRAPHS = 256  # that a model may have; torch's own limit is 8
 
 
 def is_static(tokenizer: Any) -> bool:
@@ -26,7 +29,8 @@ def is_static(tokenizer: Any) -> bool:
 def compile_model(model: nn.Module, mode: str | None = None) -> None:
     """Compiles a one-step model in place; weights keep their names.
 
-    If the number of tokens is static, the whole step becomes one graph per shape and setting. If
+    If the number of tokens is static, the whole step becomes one graph per shape and setting, up to
+    `GRAPHS` of them, so that a process may sweep over more budgets than torch's limit of 8. If
     it follows from the content, tokenizer and decoder stay eager, and the processor is compiled
     once per bucket, see `in_bucket`.
 
@@ -36,16 +40,27 @@ def compile_model(model: nn.Module, mode: str | None = None) -> None:
     """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None or is_static(tokenizer):
-        model.compile(fullgraph=True, dynamic=False, mode=mode)
+        model.compile(fullgraph=True, dynamic=False, mode=mode, **many_graphs())
         return
     processor: Any = model.processor
-    compiled = torch.compile(processor.forward, fullgraph=True, dynamic=False, mode=mode)
+    compiled = torch.compile(
+        processor.forward, fullgraph=True, dynamic=False, mode=mode, **many_graphs()
+    )
 
     def forward(tokens: TokenSet) -> TokenSet:
         padded = in_bucket(tokens)
         return tokens.replace(features=compiled(padded).features[: len(tokens.cells)])
 
     processor.forward = forward
+
+
+def many_graphs() -> dict[str, Any]:
+    """Options for ``torch.compile`` that let a model have `GRAPHS` graphs of its own."""
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"recompile_limit": GRAPHS, "isolate_recompiles": True}
+    dynamo: Any = importlib.import_module("torch._dynamo.config")  # an older torch, for all models
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
+    return {}
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, GridLayout, Groups
+from adaptok.cells import Cells, Count, GridLayout, Groups
 from adaptok.layers.attention import attend
 from adaptok.layers.blocks import DropPath, conditioned, drop_path_rates, head_width
 from adaptok.layers.norms import Segments, create_norm
@@ -27,7 +27,7 @@ class Context(NamedTuple):
     space: Groups  # tokens of one frame
     rotate: Rotary
     sample: Int64[Tensor, " n"]
-    samples: int
+    samples: Count
     frames: Segments | None  # for the statistics of group norms
 
 
@@ -103,7 +103,7 @@ class ParallelSpaceTime(nn.Module):
             center = self.spec.position_center(cells)[:, 1:]
             rotate = rotary(center, cells.shape[1:], self.head_dim, self.rope_base)
         time, space = time_groups(cells), frame_groups(cells)
-        frames = Segments.of(space, len(cells)) if self.by_frame else None
+        frames = Segments.of(space, cells.count) if self.by_frame else None
         return Context(time, space, rotate, cells.sample, cells.batch_size, frames)
 
 

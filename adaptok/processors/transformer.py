@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         groups = self.groups(cells)
         segments: list[Segments | None] = [None] * len(groups)
         if self.by_segment:
-            segments = [Segments.of(each, len(cells)) for each in self.norm_groups(cells, groups)]
+            segments = [Segments.of(each, cells.count) for each in self.norm_groups(cells, groups)]
         sample, samples = cells.sample, cells.batch_size
         for block in zip(*(getattr(self, name) for name in self.stacks), strict=True):
             for layer, group, segment in zip(block, groups, segments, strict=True):

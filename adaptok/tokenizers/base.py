@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -131,6 +132,16 @@ def check_controls(control: Mapping[str, Any], accepted: Sequence[str]) -> None:
                 f"unknown control {name!r}{close_matches(name, accepted)}; "
                 f"accepted: {', '.join(accepted) or 'none'}"
             )
+
+
+def check_exportable(who: str, static: bool) -> None:
+    """Raises ``ValueError`` if a program is exported of what makes cells by the content."""
+    if torch.compiler.is_exporting() and not static:
+        raise ValueError(
+            f"{who} makes as many cells as the content asks for, and an exported program has a "
+            "fixed number per sample: set budget=... by a marking that keeps to it, such as "
+            'marking={"name": "budget", "budget": 256}'
+        )
 
 
 def check_shape(x: Tensor, cells: Cells) -> None:

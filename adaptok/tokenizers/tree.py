@@ -15,7 +15,13 @@ from adaptok.cells import Cells
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
 from adaptok.tokenizers.asked import check_count, check_marks, check_scores, learns, scores_of_cells
-from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
+from adaptok.tokenizers.base import (
+    CellTokenizer,
+    check_controls,
+    check_exportable,
+    frames_of_cells,
+    per_axis,
+)
 from adaptok.tokenizers.indicators import Indicator
 from adaptok.tokenizers.marking import BudgetMarking, Marking
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
@@ -84,6 +90,10 @@ class TreeTokenizer(CellTokenizer):
         """Whether the number of tokens follows from the settings of a call (see `Marking`)."""
         return getattr(self.marking, "static", False)
 
+    def _described(self) -> str:
+        name = (getattr(self, "config", None) or {}).get("name", type(self).__name__)
+        return f"tokenizer {name!r} with the marking {type(self.marking).__name__}"
+
     @property
     def _space_sizes(self) -> Sizes:
         return tuple(size[1:] for size in self.spec.sizes)
@@ -124,6 +134,7 @@ class TreeTokenizer(CellTokenizer):
 
     def _refine(self, field: Tensor, boundary: Tensor | None, control: dict[str, Any]) -> _Refined:
         check_controls(control, self.controls)
+        check_exportable(self._described(), self.static)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(field.shape[1], frame_size)
@@ -160,12 +171,12 @@ class TreeTokenizer(CellTokenizer):
         frames = frames_of_cells(t, frame_size)
         if self.per_frame:  # scores every frame of cells as a sample
             field = rearrange(field, "b (f fs) ... -> (b f) fs ...", fs=frame_size)
-            if boundary is not None and boundary.ndim == 3 and len(boundary) > 1:
+            if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1:
                 boundary = repeat(boundary, "b ... -> (b f) ...", f=frames)
         tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.indicator)):
             scores = self.indicator(field, tree, boundary=boundary)
-        check_scores(scores, (len(field), tree.inner), self.indicator)
+        check_scores(scores, (field.shape[0], tree.inner), self.indicator)
         return scores.unflatten(0, (b, -1)), tree
 
     def score_map(

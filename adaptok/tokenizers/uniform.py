@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.cells import Cells, nested, product
+from adaptok.cells import Cells, nested, product, repeated
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.base import frames_of_cells, per_axis
 from adaptok.tokenizers.embeddings import LinearEmbedding
@@ -61,7 +61,7 @@ class UniformTokenizer(PatchSizeTokenizer):
             raise ValueError(f"patch_size {size} was not built; patch_sizes: {built}")
         tree = Tree(tuple(space), (size,))
         split = torch.zeros(b, 1, 0, dtype=torch.bool, device=field.device)
-        known = {"frame_size": frame_size, "lengths": (frames * tree.counts().leaves,) * b}
+        known = {"frame_size": frame_size, "lengths": repeated(frames * tree.counts().leaves, b)}
         cells = cells_from_splits(split, tree, frames=frames, **known)
         level = torch.full_like(cells.level, self.spec.sizes.index((frame_size, *size)))
         return cells.replace(level=level, sizes=self.spec.sizes)

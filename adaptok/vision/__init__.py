@@ -1,6 +1,7 @@
 """timm's vision transformers on adaptive patches (APT). Importing this does not import timm."""
 
 from adaptok.vision.apply import apply_apt, freeze_all_but_new, supported
+from adaptok.vision.batches import pack
 from adaptok.vision.features import VisionTokens, dense_map
 from adaptok.vision.pyramid import FeaturePyramid
 from adaptok.vision.tokenizers import IMAGE_TOKENIZERS
@@ -15,5 +16,6 @@ __all__ = [
     "apply_apt",
     "dense_map",
     "freeze_all_but_new",
+    "pack",
     "supported",
 ]

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from adaptok.cells import Groups
+from adaptok.cells import Count, Groups
 from adaptok.layers.attention import attend
 from adaptok.vision.rope import Rope
 
@@ -36,7 +36,7 @@ class Packing(NamedTuple):
 
     groups: Groups
     sample: Int64[Tensor, " n"]
-    samples: int
+    samples: Count
     rope: Rope | None
 
 

@@ -16,6 +16,8 @@ from adaptok.tokenizers.embeddings.learned_table import position_rows, resample_
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.precision import without_autocast
 
+SIZES = 16  # image sizes whose tables are kept
+
 
 def _project(embed: Any, patches: Float[Tensor, "m k"]) -> Float[Tensor, "m d"]:
     """Runs timm's ``PatchEmbed`` on flattened patches: a linear map, as the convolution sees each
@@ -38,11 +40,12 @@ class CellPositions:
     """Resamples learned positions of cells from a model's table (APT, Sec. 3.2).
 
     Uses bicubic interpolation with antialiasing, as timm does between image sizes and APT between
-    levels. Keeps the tables between calls while there is nothing to differentiate.
+    levels. Keeps the tables of the last few image sizes while there is nothing to differentiate.
     """
 
     def __init__(self):
-        self._kept: tuple[tuple, Tensor] | None = None
+        self._state: tuple = ()
+        self._kept: dict[tuple, Tensor] = {}
 
     def __call__(
         self, table: Float[Tensor, "1 g d"], grid: tuple[int, int], cells: Cells, training: bool
@@ -60,15 +63,19 @@ class CellPositions:
         if torch.compiler.is_compiling() or table.is_inference():
             return self._make(table, grid, cells)
         if not fixed:
-            self._kept = None  # some optimizers write without raising `_version`
+            self._kept.clear()  # some optimizers write without raising `_version`
             return self._make(table, grid, cells)
         # A table at the same address may hold other values: `_version` counts writes in place.
         state = table.data_ptr(), table.dtype, table._version, table.shape
-        key = (cells.shape[1:], cells.sizes, grid, *state)
-        if self._kept is None or self._kept[0] != key:
+        if self._state != state:
+            self._kept.clear()
+        self._state, key = state, (cells.shape[1:], cells.sizes, grid)
+        if key not in self._kept:
+            if len(self._kept) == SIZES:
+                self._kept.pop(next(iter(self._kept)))
             with torch.inference_mode(False), torch.no_grad():  # may serve autograd later
-                self._kept = key, self._make(table, grid, cells)
-        return self._kept[1]
+                self._kept[key] = self._make(table, grid, cells)
+        return self._kept[key]
 
     @staticmethod
     def _make(table: Tensor, grid: tuple[int, int], cells: Cells) -> Tensor:

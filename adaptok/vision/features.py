@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from adaptok.cells import Cells, product
+from adaptok.layers.mixed import by_shape
 from adaptok.patches import level_grid, owner_grid
 from adaptok.tokens import TokenSet
 from adaptok.utils.constants import constant
@@ -40,16 +41,24 @@ class VisionTokens(NamedTuple):
         real = mask.new_ones(self.prefix.shape[:2])
         return torch.cat([self.prefix, dense], 1), torch.cat([real, mask], 1)
 
-    def dense(self) -> Float[Tensor, "b d gh gw"]:
+    def split(self) -> list[Float[Tensor, "m d"]]:
+        """Returns the rows of each image, prefix first."""
+        rows = zip(self.prefix, self.tokens.split(), strict=True)
+        return [torch.cat([prefix, own]) for prefix, own in rows]
+
+    def dense(self) -> Float[Tensor, "b d gh gw"] | list[Tensor]:
         """Replicates each token over the finest cells that its cell covers; differentiable.
 
-        The map has ``(ceil(H / p), ceil(W / p))`` points, one per finest cell.
+        The map has ``(ceil(H / p), ceil(W / p))`` points, one per finest cell; images of different
+        size give a list of maps (d, gh, gw).
         """
         return dense_map(self.tokens)
 
 
-def dense_map(tokens: TokenSet) -> Float[Tensor, "b d gh gw"]:
+def dense_map(tokens: TokenSet) -> Float[Tensor, "b d gh gw"] | list[Tensor]:
     """Gathers features of cells on the grid of the finest cells (APT, Sec. 3: dense tasks).
+
+    Tokens of images of different size give a list of maps (d, gh, gw).
 
     Raises:
         ValueError: the cells leave holes, for example where patches were dropped.
@@ -57,6 +66,8 @@ def dense_map(tokens: TokenSet) -> Float[Tensor, "b d gh gw"]:
     cells = tokens.cells
     if not cells.tiling:
         raise ValueError("a dense map needs cells that cover the image; these leave holes")
+    if cells.mixed is not None:
+        return [one for part in by_shape(tokens) for one in dense_map(part)]
     _, *grid = level_grid(cells.shape, cells.sizes[-1])
     rows = tokens.features[owner_grid(cells)]  # (b, g, d)
     return rows.unflatten(1, grid).permute(0, 3, 1, 2)

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from timm.models import checkpoint
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, Count, Groups
 from adaptok.patches import level_grid
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
@@ -22,9 +22,11 @@ from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens
 from adaptok.vision.pooling import pool
-from adaptok.vision.rope import Rope, rotations
+from adaptok.vision.rope import Grid, Rope, rotations
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import window_groups
+
+Images = Float[Tensor, "b c h w"] | Sequence[Tensor]  # or a list of (c, h, w) of any sizes
 
 
 class AptMixin(nn.Module):
@@ -57,20 +59,20 @@ class AptMixin(nn.Module):
         made |= {"in_chans": embed.proj.in_channels, "img_size": list(embed.img_size)}
         return {"kind": "vision", "model": name, "made": made, "options": self.options}
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], *, cells: Cells | None = None, **control: Any
-    ) -> Any:
+    def forward(self, x: Images, *, cells: Cells | None = None, **control: Any) -> Any:
         """Returns logits, or features if the head has no classifier.
 
         Args:
-            x: images normalised as for timm's model, no smaller than the coarsest cell.
+            x: images normalised as for timm's model, no smaller than the coarsest cell; a batch,
+                or a list of (c, h, w) of any sizes, which run as one packed batch (NaViT: Dehghani
+                et al., arXiv 2307.06304), each as it would alone.
             cells: a tiling to use instead of the one that the model would make.
-            control: thresholds or budget for this call.
+            control: thresholds or budget for this call; a budget also one per image.
         """
         return self.forward_head(self.forward_features(x, cells=cells, **control))
 
     def forward_features(
-        self, x: Float[Tensor, "b c h w"], *, cells: Cells | None = None, **control: Any
+        self, x: Images, *, cells: Cells | None = None, **control: Any
     ) -> VisionTokens:
         """Returns features after the last norm; ``.padded()[0]`` is timm's tensor."""
         return self._run(x, cells, (), **control)[0]
@@ -87,15 +89,17 @@ class AptMixin(nn.Module):
         y = model.head_drop(model.fc_norm(pool(self, x, self.pooling)))
         return y if pre_logits else model.head(y)
 
-    def dense_features(
-        self, x: Float[Tensor, "b c h w"], *, cells: Cells | None = None, **control: Any
-    ) -> Float[Tensor, "b d gh gw"]:
-        """Replicates the feature of each token over its cell, one point per finest cell."""
-        return self.forward_features(x, cells=cells, **control).dense()
+    def dense_features(self, x: Images, *, cells: Cells | None = None, **control: Any) -> Any:
+        """Replicates the feature of each token over its cell, one point per finest cell.
+
+        Returns:
+            maps: (b, d, gh, gw), or for a list of images a list of (d, gh, gw).
+        """
+        return _maps(self.forward_features(x, cells=cells, **control), x)
 
     def forward_intermediates(
         self,
-        x: Float[Tensor, "b c h w"],
+        x: Images,
         indices: int | Sequence[int] | None = None,
         norm: bool = False,
         intermediates_only: bool = False,
@@ -103,7 +107,8 @@ class AptMixin(nn.Module):
         cells: Cells | None = None,
         **control: Any,
     ) -> Any:
-        """Returns dense maps after chosen blocks, as timm's method of this name does ("NCHW").
+        """Returns dense maps after chosen blocks, as timm's method of this name does ("NCHW"); for
+        a list of images each is a list.
 
         Args:
             indices: how many of the last blocks, or their indices; default all.
@@ -116,11 +121,11 @@ class AptMixin(nn.Module):
         take = tuple(sorted(i % depth for i in chosen))
         final, between = self._run(x, cells, take, **control)
         model: Any = self
-        maps = [(self._map(y, model.norm) if norm else y).dense() for y in between]
+        maps = [_maps(self._map(y, model.norm) if norm else y, x) for y in between]
         return maps if intermediates_only else (final, maps)
 
     def tokens_after(
-        self, x: Float[Tensor, "b c h w"], block: int, *, cells: Cells | None = None, **control: Any
+        self, x: Images, block: int, *, cells: Cells | None = None, **control: Any
     ) -> TokenSet:
         """Returns the cell tokens after block number `block`, without the final norm."""
         _, between = self._run(x, cells, (block,), **control)
@@ -156,21 +161,21 @@ class AptMixin(nn.Module):
         return VisionTokens(prefix, x.tokens.replace(features=features))
 
     def _run(
-        self, x: Tensor, given: Cells | None, take: tuple[int, ...], **control: Any
+        self, x: Images, given: Cells | None, take: tuple[int, ...], **control: Any
     ) -> tuple[VisionTokens, list[VisionTokens]]:
         model: Any = self
-        if given is not None:
-            self.tiling.check(x, given)
-        cells: Cells = self.tiling(x, **control) if given is None else given
-        self.last_cells = cells
-        grid = level_grid(cells.shape[1:], cells.sizes[-1][1:])
-        prefix, rows = self._embed(x, cells)
+        parts = self.tiling.parts(x, given, **control)
+        own = [cells for _, cells in parts]
+        cells = own[0] if len(own) == 1 else Cells.cat(own) if given is None else given
+        if not torch.compiler.is_exporting():  # what a trace makes would outlive it
+            self.last_cells = cells
+        prefix, rows = self._embed(parts, cells.batch_size)
         b, p = prefix.shape[:2]
         groups = cells.groups(prefix=p) if p else cells.groups()
         rows = groups.gather(torch.cat([prefix.flatten(0, 1), rows]))
         rows = model.norm_pre(model.pos_drop(rows))
         between = []
-        for i, packing in enumerate(self._packings(cells, groups, p, (grid[0], grid[1]))):
+        for i, packing in enumerate(self._packings(cells, groups, p)):
             block = self.blocks[i]
             if model.grad_checkpointing and torch.is_grad_enabled():
                 rows = checkpoint(run_block, block, rows, packing)
@@ -181,11 +186,11 @@ class AptMixin(nn.Module):
         return _unpack(model.norm(rows), groups, cells, b, p), between
 
     def _embed(
-        self, x: Tensor, cells: Cells
+        self, parts: list[tuple[Tensor, Cells]], batch: Count
     ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "n d"]]:
         """Embeds special tokens and cells, with learned positions, in the embedding's dtype."""
         model: Any = self
-        features = self.cell_embed(x.unsqueeze(1), cells)
+        features = _joined([self.cell_embed(x.unsqueeze(1), cells) for x, cells in parts])
         special = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         special = [token for token in special if token is not None]
         prefix = torch.cat(special, 1) if special else features.new_zeros(1, 0, features.shape[1])
@@ -195,12 +200,12 @@ class AptMixin(nn.Module):
             if count:
                 prefix = prefix + table[:, :count]
             grid = tuple(model.patch_embed.grid_size)
-            features = features + self.cell_positions(table[:, count:], grid, cells, self.training)
-        return prefix.expand(cells.batch_size, -1, -1).to(features.dtype), features
+            own, train = table[:, count:], self.training
+            places = [self.cell_positions(own, grid, cells, train) for _, cells in parts]
+            features = features + _joined(places)
+        return prefix.expand(batch, -1, -1).to(features.dtype), features
 
-    def _packings(
-        self, cells: Cells, groups: Groups, prefix: int, grid: tuple[int, int]
-    ) -> list[Packing]:
+    def _packings(self, cells: Cells, groups: Groups, prefix: int) -> list[Packing]:
         """Says for each block which rows attend to which, and how queries and keys rotate."""
         model: Any = self
         b, depth, packed = cells.batch_size, len(self.blocks), groups.packed
@@ -210,9 +215,9 @@ class AptMixin(nn.Module):
         if getattr(model, "rope", None) is not None:
             index = patch_index(cells)
             index = groups.gather(torch.cat([index.new_zeros(b * prefix, 2), index]))
-            rows = torch.arange(b * prefix + len(cells), device=cells.device)
+            rows = torch.arange(b * prefix + cells.count, device=cells.device)
             real = groups.gather((rows >= b * prefix)[:, None])  # special tokens come first
-            ropes = [*rotations(model.rope, index, real, grid, depth)]
+            ropes = [*rotations(model.rope, index, real, patch_grid(cells, sample), depth)]
         local = [packed] * depth
         if self.window is not None:
             windows = window_groups(cells, groups, prefix, self.window)
@@ -230,7 +235,28 @@ def patch_index(cells: Cells) -> Float[Tensor, "n 2"]:
     return center / sizes[-1] - 0.5
 
 
-def _unpack(rows: Tensor, groups: Groups, cells: Cells, b: int, p: int) -> VisionTokens:
+def patch_grid(cells: Cells, sample: Int64[Tensor, " m"]) -> Grid:
+    """Returns the patches per axis of the images, of each row's image if they differ in size."""
+    size = cells.sizes[-1][1:]
+    if cells.mixed is None:
+        height, width = level_grid(cells.shape[1:], size)
+        return height, width
+    grids = torch.tensor([level_grid(shape[1:], size) for shape in cells.shapes])
+    height, width = grids.to(cells.device)[sample].float().unbind(1)
+    return height, width
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _maps(features: VisionTokens, images: Images) -> Any:
+    """Dense maps: a list of them for a list of images."""
+    maps = features.dense()
+    return maps if isinstance(images, Tensor) else list(maps)
+
+
+def _unpack(rows: Tensor, groups: Groups, cells: Cells, b: Count, p: int) -> VisionTokens:
     rows = groups.scatter(rows)
     return VisionTokens(rows[: b * p].unflatten(0, (b, p)), TokenSet(rows[b * p :], cells))
 

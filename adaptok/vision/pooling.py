@@ -9,9 +9,9 @@ from jaxtyping import Float
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor
 
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, Count, Groups, repeated
+from adaptok.cells.lengths import offsets_of
 from adaptok.layers.attention import attend
-from adaptok.tree import offsets_tensor
 from adaptok.vision.features import VisionTokens, patches_per_cell
 
 
@@ -73,14 +73,14 @@ def _attention_pool(
     return _mean(refined, rows[b * p :], cells, pooling)
 
 
-def _latent_pool(attn: Any, rows: Tensor, groups: Groups, b: int) -> Float[Tensor, "b d"]:
+def _latent_pool(attn: Any, rows: Tensor, groups: Groups, b: Count) -> Float[Tensor, "b d"]:
     length = attn.latent_len
     query = attn.q(attn.latent.expand(b, -1, -1)).flatten(0, 1)
     query = attn.q_norm(query.unflatten(1, (attn.num_heads, attn.head_dim)))
     key, value = attn.kv(rows).unflatten(1, (2, attn.num_heads, attn.head_dim)).unbind(1)
     key = attn.k_norm(key)
-    offsets = offsets_tensor(tuple(range(0, (b + 1) * length, length)), rows.device)
-    queries = Groups(None, None, offsets, length, (length,) * b)
+    lengths = repeated(length, b)
+    queries = Groups(None, None, offsets_of(lengths, rows.device), length, lengths)
     y = attend(query.type_as(value), key.type_as(value), value, queries, groups)
     y = attn.proj_drop(attn.proj(y.flatten(1).unflatten(0, (b, length))))
     if attn.mlp is not None:

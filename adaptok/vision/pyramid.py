@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,8 +28,13 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(self._stage(dim, out_dim, scale) for scale in scales)
 
-    def forward(self, dense: Float[Tensor, "b d gh gw"]) -> list[Tensor]:
-        """Returns one map per scale, in the order of `scales`."""
+    def forward(self, dense: Float[Tensor, "b d gh gw"] | Sequence[Tensor]) -> list[Any]:
+        """Returns one map per scale, in the order of `scales`; for a list of maps (d, gh, gw) one
+        list of maps per scale.
+        """
+        if not isinstance(dense, Tensor):
+            each = [self(one[None]) for one in dense]
+            return [[maps[0] for maps in scale] for scale in zip(*each, strict=True)]
         return [stage(dense) for stage in self.stages]
 
     @staticmethod

@@ -21,9 +21,9 @@ class RandomCells(ImageCells):
     """
 
     @torch.no_grad()
-    def forward(self, x: Float[Tensor, "b c h w"], **control: Any) -> Cells:
+    def make(self, x: Float[Tensor, "b c h w"], **control: Any) -> Cells:
         """Returns a random subset of the patches in raster order, as many as APT has cells."""
-        like, every = super().forward(x, **control), finest_cells(x, self.spec)
+        like, every = super().make(x, **control), finest_cells(x, self.spec)
         b = every.batch_size
         # Drawn on the CPU, so that every device gets the same; all evaluations use seed 0.
         generator = None if self.training else torch.Generator().manual_seed(0)

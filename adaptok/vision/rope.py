@@ -22,6 +22,8 @@ from timm.layers.pos_embed_sincos import (
 )
 from torch import Tensor, nn
 
+Grid = tuple[float | Tensor, float | Tensor]  # patches per axis; a row each for several images
+
 
 class Rope(NamedTuple):
     """Rotates each row by its position; rows of special tokens stay as they are."""
@@ -41,7 +43,7 @@ class Rope(NamedTuple):
 
 
 def rotations(
-    rope: Any, index: Float[Tensor, "n 2"], real: Tensor, grid: tuple[int, int], depth: int
+    rope: Any, index: Float[Tensor, "n 2"], real: Tensor, grid: Grid, depth: int
 ) -> list[Rope]:
     """Returns one rotation per block, the same object for blocks that share it.
 
@@ -49,7 +51,7 @@ def rotations(
         rope: timm's module.
         index: row and column of each packed row in units of patches, patch (0, 0) at 0.
         real: bool (n, 1), False for special tokens.
-        grid: patches per axis at this image size.
+        grid: patches per axis at this image size, or at that of each row.
     """
     if isinstance(rope, RotaryEmbeddingMixed):
         index = _augmented(rope, index)  # once: blocks share the transform
@@ -78,24 +80,32 @@ def _ordered(rope: Any, pair: Any) -> Any:
     return tuple(pair)[::-1] if rope.grid_indexing == "xy" else tuple(pair)
 
 
-def _coordinates(
-    rope: Any, index: Tensor, grid: tuple[int, int], kind: str
-) -> Float[Tensor, "n 2"]:
+def _coordinates(rope: Any, index: Tensor, grid: Grid, kind: str) -> Float[Tensor, "n 2"]:
     """Extends timm's `_build_grid` to any position; columns in the order of the indexing."""
-    offset, columns, extents = rope.grid_offset, [], [float(n) for n in grid]
-    for axis, n in enumerate(extents):
+    offset, columns = rope.grid_offset, []
+    for axis, n in enumerate(grid):
         x = index[:, axis]
         if kind == "pixel":
-            x = -1 + x * (2 / max(n - 1, 1))
+            steps = (n - 1).clamp(min=1) if isinstance(n, Tensor) else max(n - 1.0, 1.0)
+            x = -1 + x * (2 / steps)
         elif kind == "centered":
-            count = {"separate": n, "min": min(extents), "max": max(extents)}
-            x = (x + 0.5 + offset) / count[rope.normalize_coords]
+            x = (x + 0.5 + offset) / _side(grid, axis, rope.normalize_coords)
         else:
             x = x + offset
         reference = getattr(rope, "ref_feat_shape", None)
         columns.append(x if reference is None else x / n * reference[axis])
     out = torch.stack(_ordered(rope, columns), -1)
     return _augmented(rope, 2 * out - 1 if kind == "centered" else out)
+
+
+def _side(grid: Grid, axis: int, which: str) -> float | Tensor:
+    """Patches along an axis, or along the shorter ("min") or longer ("max") one."""
+    if which == "separate":
+        return grid[axis]
+    first, second = grid
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.minimum(first, second) if which == "min" else torch.maximum(first, second)
+    return min(grid) if which == "min" else max(grid)
 
 
 def _augmented(rope: Any, position: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
@@ -105,16 +115,16 @@ def _augmented(rope: Any, position: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"
     return _apply_coord_augs(position, rope.shift_coords, rope.jitter_coords, rope.rescale_coords)
 
 
-def _axial(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:
+def _axial(rope: Any, index: Tensor, grid: Grid) -> Float[Tensor, "n pairs"]:
     return (_coordinates(rope, index, grid, rope.grid_type)[..., None] * rope.bands).flatten(1)
 
 
-def _dinov3(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:
+def _dinov3(rope: Any, index: Tensor, grid: Grid) -> Float[Tensor, "n pairs"]:
     coordinates = _coordinates(rope, index, grid, "centered")
     return (2 * math.pi * coordinates[..., None] / rope.periods).flatten(1)
 
 
-def _mrope(rope: Any, index: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n pairs"]:
+def _mrope(rope: Any, index: Tensor, grid: Grid) -> Float[Tensor, "n pairs"]:
     index = _augmented(rope, index)
     positions = torch.cat([torch.zeros_like(index[:, :1]), index], -1)
     return positions.index_select(-1, rope.axis) * rope.inv_freq
@@ -126,7 +136,7 @@ def _mixed(rope: Any, index: Tensor, block: int) -> Float[Tensor, "n h pairs"]:
     return first[:, None, None] * frequency[0] + second[:, None, None] * frequency[1]
 
 
-_ANGLES: dict[type, Callable[[Any, Tensor, tuple[int, int]], Tensor]] = {
+_ANGLES: dict[type, Callable[[Any, Tensor, Grid], Tensor]] = {
     RotaryEmbeddingCat: _axial,
     RotaryEmbeddingDinoV3: _dinov3,
     RotaryEmbeddingMRope: _mrope,

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, repeated
+from adaptok.layers.mixed import of_run, runs
 from adaptok.registry import INDICATORS, MARKINGS, Part
-from adaptok.tokenizers.base import check_controls, check_shape
+from adaptok.tokenizers.base import check_controls, check_exportable, check_shape
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
@@ -44,18 +45,64 @@ class ImageCells(nn.Module):
         )
         self.thresholds = tuple(thresholds) if marking is None else None
 
-    @torch.no_grad()
-    def forward(self, x: Float[Tensor, "b c h w"], **control: Any) -> Cells:
+    def forward(self, x: Float[Tensor, "b c h w"] | Sequence[Tensor], **control: Any) -> Cells:
         """Returns cells in the order of their level, each level in raster order.
+
+        Args:
+            x: a batch of images, or a list of images (c, h, w) of any sizes.
+            control: thresholds, or a budget: one number, or one per image.
 
         Raises:
             ValueError: the input is no batch of images, an image is smaller than the coarsest
                 cell, or a control is unknown.
         """
+        parts = [cells for _, cells in self.parts(x, None, **control)]
+        return parts[0] if len(parts) == 1 else Cells.cat(parts)
+
+    def parts(
+        self,
+        x: Float[Tensor, "b c h w"] | Sequence[Tensor],
+        given: Cells | None,
+        **control: Any,
+    ) -> list[tuple[Float[Tensor, "r c h w"], Cells]]:
+        """Returns batches of neighbouring images of one size, each with its cells.
+
+        Args:
+            x: a batch is one part; a list of images (c, h, w) has one per run of equal sizes.
+            given: cells of all images, instead of those that the model would make.
+            control: as in `forward`.
+        """
+        if not isinstance(x, (list, tuple)):
+            images: Any = x  # what is no tensor is refused below
+            return [(images, self._cells_of(images, given, control))]
+        self.check_list(x)
+        if given is not None and given.batch_size != len(x):
+            raise ValueError(f"cells of {given.batch_size} images for a list of {len(x)}")
+        out = []
+        for start, stop in runs([image.shape for image in x]):
+            images = torch.stack(list(x[start:stop]))
+            whole = stop - start == len(x)  # then no offsets have to be read
+            own = given if given is None or whole else given.samples(start, stop)
+            mine = of_run(control, start, stop, len(x))
+            out.append((images, self._cells_of(images, own, mine)))
+        return out
+
+    def _cells_of(self, x: Tensor, given: Cells | None, control: dict[str, Any]) -> Cells:
         self.check_image(x)
-        check_controls(control, self.trees.controls)
+        if given is None:
+            check_controls(control, self.trees.controls)
+            return self.make(x, **control)
+        check_shape(as_field(x, 2), given)
+        if given.sizes != self.spec.sizes[-len(given.sizes) :]:
+            raise ValueError(f"cells have sizes {given.sizes}, the model {self.spec.sizes}")
+        return given
+
+    @torch.no_grad()
+    def make(self, x: Float[Tensor, "b c h w"], **control: Any) -> Cells:
+        """Returns the cells of checked images of one size."""
         if self._merges_nothing(**control):
             return finest_cells(x, self.spec)
+        check_exportable("apply_apt with thresholds", self.trees.static)
         return self.trees.cells(self.restore(x), **control)
 
     def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -70,7 +117,10 @@ class ImageCells(nn.Module):
         """Raises ``ValueError`` unless `x` is a batch of images of a usable size."""
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
             given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"images must be floating point (b, c, height, width), got {given}")
+            raise ValueError(
+                "images must be floating point (b, c, height, width), or a list of (c, height, "
+                f"width), got {given}"
+            )
         if x.shape[1] != self.spec.in_channels:
             raise ValueError(f"built for {self.spec.in_channels} channel(s), got {x.shape[1]}")
         coarsest = self.spec.sizes[0][1:]
@@ -80,12 +130,21 @@ class ImageCells(nn.Module):
                 "give fewer thresholds"
             )
 
-    def check(self, x: Tensor, cells: Cells) -> None:
-        """Raises ``ValueError`` unless the cells fit these images and this model."""
-        self.check_image(x)
-        check_shape(as_field(x, 2), cells)
-        if cells.sizes != self.spec.sizes[-len(cells.sizes) :]:
-            raise ValueError(f"cells have sizes {cells.sizes}, the model {self.spec.sizes}")
+    def check_list(self, images: Sequence[Tensor]) -> None:
+        """Raises ``ValueError`` unless all are images (c, h, w) of one kind and of usable sizes."""
+        if not images:
+            raise ValueError("the list of images is empty")
+        for i, x in enumerate(images):
+            if not isinstance(x, Tensor) or x.ndim != 3:
+                given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"a list holds images (c, height, width); number {i} is {given}")
+            if (x.dtype, x.device) != (images[0].dtype, images[0].device):
+                first, own = ((y.dtype, str(y.device)) for y in (images[0], x))
+                raise ValueError(f"image {i} of the list is {own}, the first one {first}")
+            try:
+                self.check_image(x[None])
+            except ValueError as error:
+                raise ValueError(f"image {i} of the list: {error}") from None
 
     def _merges_nothing(self, **control: Any) -> bool:
         """Whether all thresholds are known on the host and <= 0: scores are not below zero."""
@@ -101,5 +160,5 @@ def finest_cells(x: Float[Tensor, "b c h w"], spec: TokenizerSpec) -> Cells:
     """Returns every patch of every image without reading values: static shapes, no sync."""
     tree = Tree(tuple(x.shape[2:]), (spec.sizes[-1][1:],), "level")
     split = torch.zeros(x.shape[0], 1, 0, dtype=torch.bool, device=x.device)
-    lengths = (tree.counts().leaves,) * x.shape[0]
+    lengths = repeated(tree.counts().leaves, x.shape[0])
     return cells_from_splits(split, tree, frames=1, lengths=lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -44,8 +45,10 @@ class VisionTower(nn.Module):
             raise ValueError(f"the model has {depth} blocks, got layer {layer}")
         self.model, self.layer = model, layer % depth
 
-    def forward(self, x: Float[Tensor, "b c h w"], **control: Any) -> TowerTokens:
-        """Returns the tokens of a batch of images, ``mask.sum(1)`` of each image real."""
+    def forward(
+        self, x: Float[Tensor, "b c h w"] | Sequence[Tensor], **control: Any
+    ) -> TowerTokens:
+        """Returns the tokens of a batch, or a list, of images; ``mask.sum(1)`` of each are real."""
         tokens = self.model.tokens_after(x, self.layer, **control)
         features, mask = tokens.padded()
         boxes, _ = tokens.replace(features=cell_boxes(tokens)).padded()
@@ -55,5 +58,8 @@ class VisionTower(nn.Module):
 def cell_boxes(tokens: TokenSet) -> Float[Tensor, "n 4"]:
     """Returns centre y, centre x, height and width of each cell in units of the image."""
     cells = tokens.cells
-    extent = constant(tuple(map(float, cells.shape[1:])), cells.device)
+    if cells.mixed is None:
+        extent = constant(tuple(map(float, cells.shape[1:])), cells.device)
+    else:
+        extent = torch.as_tensor(cells.extents)[:, 1:].float()
     return torch.cat([cells.center[:, 1:] / extent, cells.size[:, 1:] / extent], 1)

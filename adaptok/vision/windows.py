@@ -36,9 +36,11 @@ def window_groups(cells: Cells, packed: Groups, prefix: int, window: int) -> Gro
         order = torch.cat([ahead, order + special])
         starts = torch.arange(0, special, prefix, device=cells.device, dtype=offsets.dtype)
         offsets = torch.cat([starts, offsets + special])
-        lengths = None if lengths is None else (prefix,) * cells.batch_size + lengths
+        # A batch of any size, in a program that is exported, has no lengths of two kinds.
+        known = isinstance(lengths, tuple)
+        lengths = (prefix,) * cells.batch_size + lengths if known else None
     if packed.inverse is not None:
         order = packed.inverse[order]
-    rows = torch.arange(len(order), device=cells.device)
+    rows = torch.arange(order.shape[0], device=cells.device)
     inverse = torch.empty_like(order).scatter_(0, order, rows)
     return Groups(order, inverse, offsets, max(prefix, own.max_seqlen), lengths)

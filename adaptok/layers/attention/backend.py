@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptok.cells import Groups
+from adaptok.cells.lengths import common
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -68,7 +69,7 @@ class Request(NamedTuple):
         """Describes what `attend` is asked to do with these arguments."""
         both = groups_q.lengths, groups_k.lengths
         known = None not in both
-        equal = known and all(bool(n) and n.count(n[0]) == len(n) for n in both if n is not None)
+        equal = None not in [common(lengths) for lengths in both]
         wide = v is not None and v.shape[2] != q.shape[2]
         biases = options.bias is not None, options.key_bias is not None
         lengths, more = (known, equal), (wide, options.dropout > 0)
@@ -141,5 +142,5 @@ def zero_where_no_keys(out: Tensor, groups_q: Groups, groups_k: Groups) -> Tenso
         return out
     empty = groups_k.cu_seqlens.diff() == 0
     sizes = groups_q.cu_seqlens.diff().long()
-    rows = empty.repeat_interleave(sizes, output_size=len(out))
+    rows = empty.repeat_interleave(sizes, output_size=out.shape[0])
     return out.masked_fill(rows[:, None, None], 0)

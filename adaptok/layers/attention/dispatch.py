@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.cells import Groups
+from adaptok.cells.lengths import total
 from adaptok.layers.attention import flex, packed, plain
 from adaptok.layers.attention.backend import Backend, Options, Request
 from adaptok.registry import choice
@@ -146,10 +147,10 @@ def _check(
     if groups_q.cu_seqlens.shape != groups_k.cu_seqlens.shape:
         counts = groups_q.cu_seqlens.shape[0] - 1, groups_k.cu_seqlens.shape[0] - 1
         raise ValueError(f"queries have {counts[0]} groups and keys have {counts[1]}")
-    for rows, groups in ((len(q), groups_q), (len(k), groups_k)):
+    for rows, groups in ((q.shape[0], groups_q), (k.shape[0], groups_k)):
         # Without host lengths asking would sync.
-        covered = rows if groups.lengths is None else sum(groups.lengths)
-        if covered != rows or (groups.order is not None and len(groups.order) != rows):
+        covered = rows if groups.lengths is None else total(groups.lengths)
+        if covered != rows or (groups.order is not None and groups.order.shape[0] != rows):
             raise ValueError(f"the groups do not cover the {rows} rows given, each exactly once")
     if options.causal and cross:
         raise ValueError("causal attention is for self-attention: leave groups_k out")

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaptok.cells import Groups
+from adaptok.cells import Count, Groups
+from adaptok.cells.lengths import common, number
 from adaptok.layers.attention.backend import Backend, Options
 
 
@@ -31,7 +32,7 @@ def run_loop(q, k, v, groups_q, groups_k, options) -> Tensor:
 def run_dense(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Calls the kernel once for all groups, which have one length."""
     lengths = (groups_q.lengths, groups_k.lengths, groups_k.lengths)
-    grids = [(len(length), length[0]) for length in lengths]
+    grids = [(number(each), common(each)) for each in lengths]
     q, k, v = (x.unflatten(0, g).transpose(1, 2) for x, g in zip((q, k, v), grids, strict=True))
     own = options.key_bias
     if own is not None:
@@ -42,8 +43,8 @@ def run_dense(q, k, v, groups_q, groups_k, options) -> Tensor:
 
 def run_padded(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Pads groups to the longest and calls the kernel once; the host knows all shapes."""
-    slots_q, _ = _slots(groups_q, len(q))
-    slots_k, real = _slots(groups_k, len(k))
+    slots_q, _ = _slots(groups_q, q.shape[0])
+    slots_k, real = _slots(groups_k, k.shape[0])
     longest_q, longest_k = groups_q.max_seqlen, groups_k.max_seqlen
     if longest_q == 0 or longest_k == 0:
         return q.new_zeros(*q.shape[:2], v.shape[2])
@@ -55,24 +56,24 @@ def run_padded(q, k, v, groups_q, groups_k, options) -> Tensor:
         mask = mask & torch.ones(longest_q, longest_k, dtype=torch.bool, device=q.device).tril()
     total = _total_bias(q, options, longest_q, longest_k)
     if options.key_bias is not None:
-        own = _spread(options.key_bias[:, None, None], slots_k, len(real), longest_k)
+        own = _spread(options.key_bias[:, None, None], slots_k, real.shape[0], longest_k)
         own = own.transpose(2, 3).to(q.dtype)  # (g, 1, 1, m)
         total = own if total is None else total + own
     if total is not None:
         mask = total.masked_fill(~mask, -torch.inf)
-    q = _spread(q, slots_q, len(real), longest_q)
-    k, v = (_spread(x, slots_k, len(real), longest_k) for x in (k, v))
+    q = _spread(q, slots_q, real.shape[0], longest_q)
+    k, v = (_spread(x, slots_k, real.shape[0], longest_k) for x in (k, v))
     out = _kernel(q, k, v, mask, options)
     return out.transpose(1, 2).flatten(0, 1)[slots_q]
 
 
-def _spread(x: Tensor, slots: Tensor, groups: int, longest: int) -> Tensor:
+def _spread(x: Tensor, slots: Tensor, groups: Count, longest: int) -> Tensor:
     """Spreads (n, h, e) over (g, h, m, e), zero in slots without a row."""
     dense = x.new_zeros(groups * longest, *x.shape[1:]).index_copy(0, slots, x)
     return dense.unflatten(0, (groups, longest)).transpose(1, 2)
 
 
-def _slots(groups: Groups, rows: int) -> tuple[Tensor, Tensor]:
+def _slots(groups: Groups, rows: Count) -> tuple[Tensor, Tensor]:
     """Slot of each packed row in the padded layout, and which slots hold a row (g, m)."""
     starts, lengths = groups.cu_seqlens[:-1].long(), groups.cu_seqlens.diff()
     group = groups.packed.ids(rows)

@@ -14,6 +14,7 @@ import torch
 from adaptok import plots
 from adaptok.config.build import check_knobs
 from adaptok.evaluation.results import write_results
+from adaptok.models.compiling import many_graphs
 from adaptok.tasks.classify import ClassifierModule, ClassifierOptim, ImageData, evaluate_classifier
 from adaptok.tasks.classify.evaluation import ClassifierResults, classifier_markdown
 from adaptok.tasks.classify.models import build_classifier, build_timm, load_classifier
@@ -41,7 +42,7 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
     data = image_data(config, timm_model)
     model = build_classifier(timm_model, config["tokenizer"], node["checkpoint"])
     if mode := config["trainer"]["compile"]:
-        model.compile(mode=mode if isinstance(mode, str) else None)
+        model.compile(mode=mode if isinstance(mode, str) else None, **many_graphs())
     knobs, optim = _rates(config, len(data.train_dataloader()))
     about = {"model": node, "tokenizer": config["tokenizer"], "classes": list(classes)}
     module = ClassifierModule(

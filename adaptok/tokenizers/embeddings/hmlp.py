@@ -66,7 +66,7 @@ class HmlpEmbedding(nn.Module):
         rows = rows_of_levels(cells)
         parts = []
         for level, (stem, own) in enumerate(zip(self.levels, rows, strict=True)):
-            real = own.clamp(max=len(cells) - 1)
+            real = own.clamp(max=cells.count - 1)
             if self.crops and level:
                 crops = patchify(image, (1, *cells.sizes[level - 1][1:]))
                 crops = crops.unflatten(2, (image.shape[2], *cells.sizes[level - 1][1:]))
@@ -79,14 +79,14 @@ class HmlpEmbedding(nn.Module):
                 frames = pad_end(image.flatten(0, 1), cells.sizes[level][1:])
                 features = stem(frames).movedim(1, -1)  # (b * frames, *grid, d)
                 parts.append(features.flatten(0, -2)[grid_index(cells, level)[real]])
-        return restore_rows(torch.cat(parts), torch.cat(rows), len(cells))
+        return restore_rows(torch.cat(parts), torch.cat(rows), cells.count)
 
 
 def place_in_parent(cells: Cells, level: int) -> Int64[Tensor, " n"]:
     """Finds the raster place of each row's origin, in cells of a level, inside the next coarser
     cell.
     """
-    place = torch.zeros(len(cells), dtype=torch.int64, device=cells.device)
+    place = torch.zeros(cells.count, dtype=torch.int64, device=cells.device)
     pairs = zip(cells.sizes[level - 1], cells.sizes[level], strict=True)
     for axis, (coarse, fine) in list(enumerate(pairs))[1:]:
         place = place * (coarse // fine) + cells.origin[:, axis].long() % coarse // fine

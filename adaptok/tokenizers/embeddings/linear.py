@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, product
+from adaptok.cells import Cells, Count, product
 from adaptok.patches import gather_boxes, grid_index, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS
 
@@ -36,15 +36,15 @@ class LinearEmbedding(nn.Module):
                 parts.append(linear(gather_boxes(x, cells, level, own)))
                 continue
             patches = patchify(x, cells.sizes[level]).flatten(0, 1)  # (b * g, k)
-            index = grid_index(cells, level)[own.clamp(max=len(cells) - 1)]
+            index = grid_index(cells, level)[own.clamp(max=cells.count - 1)]
             parts.append(linear(patches[index]))
-        return restore_rows(torch.cat(parts), torch.cat(rows), len(cells))
+        return restore_rows(torch.cat(parts), torch.cat(rows), cells.count)
 
 
-def restore_rows(parts: Float[Tensor, "m d"], rows: torch.Tensor, n: int) -> Float[Tensor, "n d"]:
+def restore_rows(parts: Float[Tensor, "m d"], rows: torch.Tensor, n: Count) -> Float[Tensor, "n d"]:
     """Sorts results that were computed level by level back into row order; row number n is
     filler.
     """
     position = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
-    position = position.scatter(0, rows, torch.arange(len(rows), device=rows.device))
+    position = position.scatter(0, rows, torch.arange(rows.shape[0], device=rows.device))
     return parts[position[:n]]

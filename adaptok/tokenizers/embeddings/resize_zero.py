@@ -84,7 +84,7 @@ class ResizeZeroEmbedding(nn.Module):
         """Features of each cell, in the order of the cells."""
         check_on_grid(cells, "embedding 'resize_zero'")
         finest, rows = len(cells.sizes) - 1, rows_of_levels(cells)
-        real = [own.clamp(max=len(cells) - 1) for own in rows]
+        real = [own.clamp(max=cells.count - 1) for own in rows]
         patches = patchify(x, cells.sizes[finest]).flatten(0, 1)  # (b * g, k)
         base = grid_index(cells, finest)
         if self.merge is None:
@@ -93,7 +93,7 @@ class ResizeZeroEmbedding(nn.Module):
             embedded = self.patch(patches)
             fine = embedded[base[real[finest]]]
         parts = [self._coarse(x, embedded, cells, level, real[level]) for level in range(finest)]
-        out = restore_rows(torch.cat([*parts, fine]), torch.cat(rows), len(cells))
+        out = restore_rows(torch.cat([*parts, fine]), torch.cat(rows), cells.count)
         return out if self.positions is None else out + self.positions(cells)
 
     def _coarse(
@@ -101,7 +101,7 @@ class ResizeZeroEmbedding(nn.Module):
     ) -> Float[Tensor, "m d"]:
         """Embeds rows of one level above the finest."""
         # Without cells of this level the maps still run, on no rows: all ranks use all parameters.
-        source = x if len(rows) else x[:0]
+        source = x if isinstance(rows.shape[0], torch.SymInt) or rows.shape[0] else x[:0]
         small = resized(source, cells.sizes[level], cells.sizes[-1], self.resize)
         patches = patchify(small, cells.sizes[-1]).flatten(0, 1)  # (b * g, k)
         tokens = self.patch(patches[grid_index(cells, level)[rows]])
@@ -111,7 +111,7 @@ class ResizeZeroEmbedding(nn.Module):
         if any(n % p for n, p in zip(cells.shape, cells.sizes[level], strict=True)):
             zeros = patches.new_zeros(1, patches.shape[1])  # children beyond the border
             embedded = torch.cat([embedded, self.patch(zeros)])
-        children = children.clamp(max=len(embedded) - 1)  # filler rows may stand at the border
+        children = children.clamp(max=embedded.shape[0] - 1)  # filler rows may stand at the border
         detail = embedded[children]  # (m, product(ratio) ** depth, d), blocks contiguous
         for _ in range(depth):
             detail = self.merge(detail.unflatten(1, (-1, product(self.ratio))).flatten(2))

@@ -98,7 +98,8 @@ def histograms(
     slot = (bin_of_point + slot * bins).flatten(1)
     nodes = product(grid)
     ones = torch.ones((), dtype=torch.int32, device=device).expand_as(slot)
-    counts = torch.zeros(b, nodes * bins, dtype=torch.int32, device=device)
+    # made of `slot`, so that counts under a transform such as vmap have its hidden axes
+    counts = slot.new_zeros(b, nodes * bins, dtype=torch.int32)
     return counts.scatter_add_(1, slot, ones).view(b, *grid, bins)
 
 

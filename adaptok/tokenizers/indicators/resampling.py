@@ -41,7 +41,7 @@ class ResamplingIndicator:
         maps = self.intensity.maps(field)
         low, width = self.intensity.limits(maps)
         maps = ((maps - low) / width).flatten(0, 1)  # (b * t, c, *space)
-        scores = [maps.new_zeros(len(field), 0)]
+        scores = [maps.new_zeros(field.shape[0], 0)]
         for level, size in enumerate(tree.sizes[:-1]):
             factors = tuple(s // f for s, f in zip(size, tree.sizes[-1], strict=True))
             error = (down_up(maps, factors) - maps).square()

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from adaptok.cells import Count, Lengths, repeated
 from adaptok.tree import Tree
 
 Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbers too
@@ -24,7 +26,7 @@ class Marks(NamedTuple):
     """
 
     split: Tensor
-    lengths: tuple[int, ...] | None
+    lengths: Lengths | None
     total: int | None = None
 
 
@@ -52,15 +54,19 @@ class Marking(Protocol):
         ...
 
 
-def per_sample(budget: Budget, batch: int) -> tuple[int, ...]:
+def per_sample(budget: Budget, batch: Count) -> Lengths:
     """Returns one host budget per sample; a CUDA tensor of budgets costs a synchronisation.
 
     Raises:
         ValueError: not whole numbers, or not one per sample.
     """
     values: Any = budget.tolist() if isinstance(budget, Tensor) else budget
-    if isinstance(values, Integral):
-        values = (values,) * batch
+    if isinstance(values, Integral) and not isinstance(values, bool):
+        return repeated(int(values), batch)
+    if isinstance(batch, torch.SymInt):
+        raise ValueError(
+            f"a program for any batch takes one budget for all samples, got {budget!r}"
+        )
     listed = isinstance(values, Sequence) and len(values) == batch
     if listed and all(isinstance(v, Integral) and not isinstance(v, bool) for v in values):
         return tuple(int(v) for v in values)

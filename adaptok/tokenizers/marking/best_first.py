@@ -6,24 +6,26 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from adaptok.cells import Lengths
+from adaptok.cells.lengths import column, distinct
 from adaptok.tree import Tree, leaves
 from adaptok.utils.reading import reads_are_free
 
 
-def top_mask(scores: Float[Tensor, "b k"], counts: tuple[int, ...]) -> Bool[Tensor, "b k"]:
+def top_mask(scores: Float[Tensor, "b k"], counts: Lengths) -> Bool[Tensor, "b k"]:
     """Selects the `counts[i]` highest entries of row i; among equals, those of lower index.
 
     A plain top-k breaks ties in any order and could take a child without its parent.
     """
-    wanted = torch.tensor(counts, device=scores.device)[:, None]
-    bar = _nth_highest(scores, wanted, min(counts, default=0), max(counts, default=0))
+    wanted, known = column(counts, scores.device), distinct(counts)
+    bar = _nth_highest(scores, wanted, min(known, default=0), max(known, default=0))
     above, ties = scores > bar, scores == bar
     room = wanted - above.sum(1, keepdim=True)
     return above | (ties & (ties.cumsum(1) <= room))
 
 
 def split_best_first(
-    scores: Float[Tensor, "b f inner"], tree: Tree, counts: tuple[int, ...]
+    scores: Float[Tensor, "b f inner"], tree: Tree, counts: Lengths
 ) -> Bool[Tensor, "b f inner"]:
     """Exact best-first refinement for any scores, by selection instead of sorting.
 
@@ -42,9 +44,9 @@ def split_best_first(
     """
     if tree.n_levels == 1:
         return torch.zeros_like(scores, dtype=torch.bool)
-    left = torch.tensor(counts, device=scores.device)[:, None]
+    left, known = column(counts, scores.device), distinct(counts)
     candidates = torch.ones_like(scores, dtype=torch.bool)
-    return _pop(scores, candidates, left, (min(counts), max(counts)), tree, tree.n_levels - 1)
+    return _pop(scores, candidates, left, (min(known), max(known)), tree, tree.n_levels - 1)
 
 
 def _pop(
@@ -82,7 +84,7 @@ def _nth_highest(
     are in least..most.
     """
     if most == 0:
-        return values.new_full((len(values), 1), torch.inf)
+        return values.new_full((values.shape[0], 1), torch.inf)
     if least == most:  # the values above it need no order
         return values.topk(most, 1, sorted=False).values.amin(1, keepdim=True)
     nth = values.topk(most, 1).values.gather(1, (rank - 1).clamp(min=0))
@@ -147,7 +149,7 @@ def _handed_down(
 
 
 def split_stepwise(
-    scores: Float[Tensor, "b f inner"], tree: Tree, counts: tuple[int, ...], step: int
+    scores: Float[Tensor, "b f inner"], tree: Tree, counts: Lengths, step: int
 ) -> Bool[Tensor, "b f inner"]:
     """Runs the paper's loop: each step splits the `step` best of the current leaves (IAP,
     Algorithm 1).
@@ -156,12 +158,12 @@ def split_stepwise(
     those; the loop continues until every sample has its number of splits.
     """
     split = tree.nodes(scores.device).forced.expand_as(scores).clone()
-    left = torch.tensor(counts, device=scores.device)
+    left, most = column(counts, scores.device).squeeze(1), max(distinct(counts))
     left = left - split.flatten(1).sum(1)
     forced = scores.shape[1] * tree.counts().forced
     # List scheduling of out-trees on `step` machines ends within this many steps (Graham's bound).
-    steps = -(-(max(counts) - forced) // step) + tree.n_levels
-    for _ in range(steps if max(counts) > forced else 0):
+    steps = -(-(most - forced) // step) + tree.n_levels
+    for _ in range(steps if most > forced else 0):
         candidates = leaves(split, tree)[..., : tree.inner]
         masked = scores.masked_fill(~candidates, -torch.inf).flatten(1)
         order = masked.argsort(dim=1, descending=True, stable=True)[:, :step]

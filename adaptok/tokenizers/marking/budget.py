@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.cells import product
+from adaptok.cells import Lengths, product
+from adaptok.cells.lengths import distinct, each
 from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
 from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask
@@ -48,23 +49,25 @@ class BudgetMarking:
         budget: Budget | None = None,
     ) -> Marks:
         """Marks the best nodes; raises ``ValueError`` for a budget below what the domain needs."""
-        budgets = per_sample(self.budget if budget is None else budget, len(scores))
+        budgets = per_sample(self.budget if budget is None else budget, scores.shape[0])
         if not self.per_batch:
             return self._mark(scores, tree, budgets, monotone, shared)
+        if not isinstance(budgets, tuple):
+            raise ValueError("a budget that samples share (per_batch) needs a batch of known size")
         whole = scores.flatten(0, 1).unsqueeze(0)  # the frames of one large sample
         marks = self._mark(whole, tree, (sum(budgets),), monotone, shared)
-        assert marks.lengths is not None
+        assert isinstance(marks.lengths, tuple)
         return Marks(marks.split.view_as(scores), None, marks.lengths[0])
 
     def _mark(
-        self, scores: Tensor, tree: Tree, budgets: tuple[int, ...], monotone: bool, shared: int
+        self, scores: Tensor, tree: Tree, budgets: Lengths, monotone: bool, shared: int
     ) -> Marks:
         frames = scores.shape[1]
         step = self.splits_per_step
-        plans = {t: plan(t, tree, frames, shared, step) for t in dict.fromkeys(budgets)}
+        plans = {t: plan(t, tree, frames, shared, step) for t in distinct(budgets)}
         _warn_above_finest(budgets, tree, frames * shared)
-        splits = tuple(plans[t][0] for t in budgets)
-        lengths = tuple(plans[t][1] * shared for t in budgets)
+        splits = each(budgets, lambda t: plans[t][0])
+        lengths = each(budgets, lambda t: plans[t][1] * shared)
         nodes = tree.nodes(scores.device)
         # Splits that the borders force come first; nodes outside never exist.
         if tree.counts().forced:
@@ -103,11 +106,11 @@ def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tu
     return forced + splits, leaves + splits * gain
 
 
-def _warn_above_finest(budgets: tuple[int, ...], tree: Tree, frames: int) -> None:
+def _warn_above_finest(budgets: Lengths, tree: Tree, frames: int) -> None:
     finest = frames * tree.inside[-1]
     if tree.n_levels == 1 or torch.compiler.is_compiling():
         return
-    for budget in dict.fromkeys(budgets):
+    for budget in distinct(budgets):
         if budget > finest:
             warnings.warn(
                 f"budget {budget} is above the {finest} finest cells; every cell is the finest",

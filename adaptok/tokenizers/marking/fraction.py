@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.cells import product
+from adaptok.cells import product, repeated
 from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Marks
 from adaptok.tokenizers.marking.best_first import top_mask
@@ -26,6 +26,7 @@ class FractionMarking:
     """
 
     controls = ("ratio",)
+    static = True
 
     def __init__(self, *, ratio: float = 0.25):
         self.ratio = _valid(ratio)
@@ -50,11 +51,11 @@ class FractionMarking:
         for level, own in enumerate(tree.per_level(scores)):
             own = own.masked_fill(forced[level], torch.inf).masked_fill(outside[level], -torch.inf)
             own = own if exists is None else own.masked_fill(~exists, -torch.inf)
-            chosen = top_mask(own.flatten(1), (counts[level],) * b).view_as(own)
+            chosen = top_mask(own.flatten(1), repeated(counts[level], b)).view_as(own)
             split.append(chosen)
             exists = tree.expand(chosen, level)
         empty = scores.new_zeros(b, frames, 0, dtype=torch.bool)
-        return Marks(torch.cat([empty, *split], -1), (leaves * shared,) * b)
+        return Marks(torch.cat([empty, *split], -1), repeated(leaves * shared, b))
 
 
 def cells_of_fraction(ratio: float, tree: Tree, frames: int, *, kept: bool = False) -> int:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from adaptok.cells.lengths import each
 from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
 from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
@@ -110,7 +111,7 @@ def _cap(
 ) -> Bool[Tensor, "b f inner"]:
     """Selects the best-first splits of the threshold tree that a budget pays for."""
     budgets = per_sample(budget, scores.shape[0])
-    counts = tuple(plan(value, tree, scores.shape[1], shared)[0] for value in budgets)
+    counts = each(budgets, lambda value: plan(value, tree, scores.shape[1], shared)[0])
     nodes = tree.nodes(scores.device)
     reached = marked & existing(marked, tree)[..., : tree.inner]  # all ancestors are marked too
     # Best-first order among the marked nodes alone: no split is spent on what would not split.

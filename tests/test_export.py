@@ -1,0 +1,235 @@
+"""Programs: torch.export with a dynamic batch, ONNX, and calls after any trace."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch.export import Dim
+
+import adaptok
+from adaptok.cells.lengths import Equal, common, distinct, each, number, offsets_of, repeated, total
+
+SMALL = {"ndim": 2, "in_channels": 1, "dim": 8}
+CPU = torch.device("cpu")
+BATCH = Dim("batch")
+
+
+def exported(module, x, name="field"):
+    return torch.export.export(module, (x,), dynamic_shapes={name: {0: BATCH}}).module()
+
+
+def fields(b: int, history: int = 1) -> torch.Tensor:
+    return torch.randn(b, history, 1, 16, 16, generator=torch.Generator().manual_seed(b))
+
+
+def assert_any_batch(module, program, inputs=fields, batches=(1, 4)):
+    with torch.no_grad():
+        for b in batches:
+            x = inputs(b)
+            torch.testing.assert_close(program(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+# ---- lengths
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_lengths_of_any_batch_equal_those_of_a_known_one(length):
+    """A symbol is only made inside of a trace; a number stands for it here."""
+    some, known = Equal(length, 4), repeated(length, 4)
+    assert known == (length,) * 4
+    for ask in (total, number, common, distinct):
+        assert ask(some) == ask(known)
+    assert each(some, lambda n: n + 2).length == each(known, lambda n: n + 2)[0]
+    assert torch.equal(offsets_of(some, CPU), offsets_of(known, CPU))
+
+
+def test_lengths_that_differ_have_no_common_one():
+    assert common((2, 3)) is common(()) is common(None) is None
+    assert distinct((2, 3, 2)) == (2, 3)
+
+
+# ---- a dynamic batch
+
+
+TOKENIZERS = {
+    "ckm": {"name": "ckm", "size": 4},
+    "csm": {"name": "csm"},
+    "iap": {"name": "iap", "max_size": 4, "budget": 22},
+    "stepwise": {"name": "iap", "max_size": 4, "budget": 28, "splits_per_step": 2},
+    "matey": {"name": "matey", "sizes": (4, 8), "fraction": 0.5},
+    "any score": {
+        "name": "composed",
+        "indicator": "laplacian",
+        "embedding": "resize_zero",
+        "max_size": 4,
+        "marking": {"name": "budget", "budget": 22},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["uniform", *(pytest.param(n, marks=pytest.mark.slow) for n in TOKENIZERS)]
+)
+def test_static_tokenizers_export_for_any_batch(name):
+    torch.manual_seed(0)
+    own = dict(TOKENIZERS.get(name, {"name": name}))
+    tokenizer = adaptok.create_tokenizer(own.pop("name"), **SMALL, **own)
+    program = exported(tokenizer, fields(2))
+    for b in (1, 4):
+        got, expected = program(fields(b)), tokenizer(fields(b))
+        torch.testing.assert_close(got.features, expected.features)
+        for part in ("origin", "size", "level", "cu_seqlens"):
+            assert torch.equal(getattr(got.cells, part), getattr(expected.cells, part))
+        assert got.cells.lengths is None
+        assert got.cells.shape == expected.cells.shape
+
+
+PARTS = {
+    **{f"processor {name}": {"processor": name} for name in adaptok.PROCESSORS.names()},
+    **{f"decoder {name}": {"decoder": name} for name in ("cross_attention", "hmlp", "local")},
+    "windows": {"decoder": {"name": "cross_attention", "window": 16}},
+    "windows of two kinds": {"decoder": {"name": "cross_attention", "window": 24}},
+    "iap": {"tokenizer": TOKENIZERS["iap"]},
+    "ckm": {"tokenizer": TOKENIZERS["ckm"]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+def test_surrogates_export_for_any_batch(parts):
+    torch.manual_seed(0)
+    history = 2 if "processor" in parts else 1
+    arguments = {**SMALL, "dim": 24, "depth": 1, "heads": 2, "history": history}
+    model = adaptok.create_surrogate(**{"tokenizer": "uniform", **arguments, **parts}).eval()
+    program = exported(model, fields(2, history))
+    assert_any_batch(model, program, lambda b: fields(b, history))
+
+
+# ---- what cannot be exported
+
+
+@pytest.mark.parametrize("name", ["apt", "matey"])
+def test_counts_that_follow_the_content_are_refused(name):
+    tokenizer = adaptok.create_tokenizer(name, **SMALL)
+    with pytest.raises(ValueError, match=rf"tokenizer '{name}' .*set budget="):
+        torch.export.export(tokenizer, (torch.randn(2, 1, 1, 32, 32),))
+    assert len(tokenizer(torch.randn(2, 1, 1, 32, 32)))
+
+
+def test_budgets_that_need_the_batch_are_refused():
+    marking = {"name": "budget", "budget": 22, "per_batch": True}
+    shared = adaptok.create_tokenizer("composed", **SMALL, max_size=4, marking=marking)
+    with pytest.raises(ValueError, match="per_batch"):
+        exported(shared, fields(2))
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.iap = adaptok.create_tokenizer("iap", **SMALL, max_size=4)
+
+        def forward(self, field):
+            return self.iap(field, budget=[16, 22]).features
+
+    with pytest.raises(ValueError, match="one budget for all"):
+        exported(Two(), fields(2))
+
+
+# ---- timm models
+
+
+def wrapped(**options):
+    pytest.importorskip("timm")
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = VisionTransformer(**sizes, num_classes=3)
+    norm = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    budget = {"name": "budget", "budget": 10}
+    return adaptok.vision.apply_apt(model, (5.0,), **{"marking": budget, **norm, **options}).eval()
+
+
+def images(b: int) -> torch.Tensor:
+    return torch.randn(b, 3, 16, 16, generator=torch.Generator().manual_seed(b))
+
+
+def test_thresholds_are_refused_by_name_before_anything_is_traced():
+    fast = wrapped(marking=None)
+    with pytest.raises(ValueError, match=r"apply_apt with thresholds .*set budget="):
+        torch.export.export(fast, (images(2),))
+    assert fast(images(2)).shape == (2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 8])
+def test_wrapped_timm_models_export_for_any_batch(window):
+    fast = wrapped(window=window)
+    fast(images(3))
+    program = exported(fast, images(2), "x")
+    assert fast.last_cells.batch_size == 3
+    assert type(fast.last_cells.origin) is torch.Tensor
+    assert_any_batch(fast, program, images)
+
+
+@pytest.mark.slow
+def test_wrapped_timm_models_run_in_onnxruntime(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    fast = wrapped()
+    program = torch.export.export(fast, (images(2),), dynamic_shapes={"x": {0: BATCH}})
+    torch.onnx.export(program, (), tmp_path / "fast.onnx", dynamo=True, verbose=False)
+    session = runtime.InferenceSession(tmp_path / "fast.onnx")
+    for b in (1, 2, 5):
+        (logits,) = session.run(None, {"x": images(b).numpy()})
+        expected = fast(images(b)).detach()
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- after any trace
+
+
+def parts():
+    """Every registered part that needs no data, in a module that takes a field."""
+    for name in adaptok.INDICATORS.names():
+        yield f"indicator {name}", {"name": "composed", "indicator": name}
+    for name in adaptok.MARKINGS.names():
+        yield f"marking {name}", {"name": "composed", "marking": name}
+    for name in adaptok.EMBEDDINGS.names():
+        yield f"embedding {name}", {"name": "composed", "embedding": name}
+    for name in adaptok.TOKENIZERS.names():
+        yield f"tokenizer {name}", {"name": name}
+    for name in adaptok.PROCESSORS.names():
+        yield f"processor {name}", {"processor": name}
+    for name in adaptok.DECODERS.names():
+        own = {"tokenizer": "ckm"} if name == "modulated" else {}
+        yield f"decoder {name}", {"decoder": name, **own}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "part"), [pytest.param(*p, id=p[0]) for p in parts()])
+def test_eager_calls_work_after_export_compile_and_meta(what, part):
+    torch.manual_seed(0)
+    if "name" in part:
+        part = {"tokenizer": part}
+    shared = {**SMALL, "dim": 24, "depth": 1, "heads": 2, "history": 2, "history_mode": "frames"}
+    # A size per part, so that no constant is there before the trace.
+    side = 16 * (2 + sum(map(ord, what)) % 5)
+    try:
+        model = adaptok.create_surrogate(**{**shared, "tokenizer": "uniform", **part}).eval()
+    except ValueError as error:
+        pytest.skip(str(error))
+    x = torch.randn(1, 2, 1, side, 16)
+    for trace in (
+        lambda: torch.export.export(model, (x,)),
+        lambda: torch.compile(model, backend="eager")(x),
+        lambda: copy.deepcopy(model).to("meta")(x.to("meta")),
+    ):
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            trace()  # a part may refuse; what it leaves behind must not matter
+        with torch.no_grad():
+            out = model(x)
+        assert type(out) is torch.Tensor
+        assert out.isfinite().all()

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, Count
 from adaptok.registry import name_of
 from adaptok.tokenizers.marking import Marks
 from adaptok.tree import Tree
@@ -25,7 +25,7 @@ def learns(indicator: Any) -> bool:
     return isinstance(indicator, nn.Module) and any(p.requires_grad for p in indicator.parameters())
 
 
-def check_scores(scores: Any, wanted: tuple[int, int], indicator: Any) -> None:
+def check_scores(scores: Any, wanted: tuple[Count, Count], indicator: Any) -> None:
     """Raises ``ValueError`` for scores that are no finite tensor (b, inner)."""
     if not isinstance(scores, Tensor) or tuple(scores.shape) != wanted:
         given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -49,7 +49,7 @@ def _check_finite(scores: Tensor, indicator: Any) -> None:
         )
 
 
-def check_marks(marks: Marks, wanted: tuple[int, ...], marking: Any) -> None:
+def check_marks(marks: Marks, wanted: tuple[Count, ...], marking: Any) -> None:
     """Raises ``ValueError`` for marks that are no bool tensor (b, f, inner)."""
     split = marks.split
     if split.dtype != torch.bool or tuple(split.shape) != wanted:

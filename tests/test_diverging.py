@@ -13,13 +13,14 @@ import pytest
 import small_runs
 import torch
 
-from adaptok import create_schedule, create_surrogate
+from adaptok import cli, create_schedule, create_surrogate
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
 from adaptok.evaluation.evaluate import evaluate, median
 from adaptok.evaluation.results import Results, markdown, write_results
 from adaptok.models.diverging import LIMIT, usable
 from adaptok.plots import pictures
+from adaptok.report.figures import log_ticks, span
 from adaptok.tasks.classify.module import is_right
 from adaptok.training import SurrogateModule
 from adaptok.training.optim import Optim
@@ -158,6 +159,30 @@ def test_an_unrolled_loss_that_diverges_is_not_finite_and_no_error():
         for weight in model.decoder.parameters():
             weight.mul_(1e30)
     assert not module.loss(batch, 0).isfinite()
+
+
+def test_the_command_says_why_a_training_stopped(tmp_path, capsys):
+    """And its last checkpoint can be tested, whatever becomes of its rollouts."""
+    run = tmp_path / "run"
+    words = [*small_runs.data(), "model=fno", *small_runs.RUN, f"hydra.run.dir={run}"]
+    words += ["optim.lr=1e6", "trainer.max_steps=12", "trainer.val_check_interval=2"]
+    assert cli.main(["train", *words]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    place = run / "checkpoints" / "last.ckpt"
+    assert last.startswith("adaptok: error: the training loss is not finite in step 3; the last")
+    assert f"good checkpoint is {place}, of step 2" in last
+    assert not (run / "metrics.json").exists()
+    out = tmp_path / "eval"
+    assert cli.main(["eval", f"ckpt={run}", "steps=4", f"hydra.run.dir={out}"]) == 0
+    (row,) = json.loads((out / "metrics.json").read_text())["settings"]
+    assert row["rollout"]["mean"] == [None] * 4
+    assert "diverged" in capsys.readouterr().out
+
+
+def test_ticks_of_values_with_infinity():
+    """A validation of a run that diverges may be that."""
+    assert log_ticks([1.0, 10.0, float("inf"), None]) == log_ticks([1.0, 10.0])
+    assert span([1.0, 10.0, float("inf")]) == 10.0
 
 
 def test_logits_that_are_not_finite_are_wrong_answers():

@@ -88,14 +88,15 @@ def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOpti
     accumulate = knobs.get("accumulate_grad_batches", 1)
     processes = _devices(knobs.get("devices", 1)) * knobs.get("num_nodes", 1)
     limit = knobs.get("limit_train_batches")
-    per_epoch = int(steps_per_epoch(batches // processes, accumulate, limit))
+    own = batches // processes
+    per_epoch = int(steps_per_epoch(own, accumulate, limit))
     epochs = knobs.pop("max_epochs", None)
     if knobs["max_steps"] < 0:
         if epochs is None:
             raise ValueError("give trainer.max_steps or trainer.max_epochs")
         knobs["max_steps"] = math.ceil(epochs * per_epoch)
     optim = ClassifierOptim(**config["optim"])
-    batch = config["data"]["batch_size"] * accumulate * processes
+    batch = config["data"]["batch_size"] * min(accumulate, max(own, 1)) * processes
     return knobs, optim.scaled(batch, per_epoch)
 
 

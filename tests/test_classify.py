@@ -255,7 +255,7 @@ def test_learning_rate_falls_from_layer_to_layer_and_with_the_schedule():
     stem = rates["patch_embed.proj.weight"]
     assert stem == rates["cell_embed.zero.weight"] == rates["pos_embed"]
     assert stem == rates["blocks.0.mlp.fc1.weight"] / 2
-    module.trainer = type("T", (), {"max_steps": 10})()
+    module.trainer = type("T", (), {"estimated_stepping_batches": 10})()
     made = module.configure_optimizers()
     for _ in range(5):
         made["optimizer"].step()

@@ -26,7 +26,7 @@ from adaptok.tasks.classify import (
     load_classifier,
 )
 from adaptok.tasks.classify.models import build_timm
-from adaptok.tasks.classify.run import fit_and_test_classifier
+from adaptok.tasks.classify.run import _rates, fit_and_test_classifier
 from adaptok.tokens import as_field
 from adaptok.vision import IMAGE_TOKENIZERS
 
@@ -153,6 +153,34 @@ def test_only_the_new_parameters_and_the_head_move(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("batches", "more", "steps", "warmup", "lr"),
+    [
+        (9, ["trainer.accumulate_grad_batches=4"], 30, 6, 4),
+        (30, ["trainer.accumulate_grad_batches=20"], 20, 4, 20),
+        (9, ["trainer.accumulate_grad_batches=100"], 10, 2, 9),
+        (9, ["trainer.devices=2", "trainer.accumulate_grad_batches=4"], 10, 2, 8),
+        (9, ["+trainer.limit_train_batches=4"], 40, 8, 1),
+        (9, ["trainer.max_steps=7"], 7, 18, 1),
+    ],
+)
+def test_epochs_have_as_many_steps_as_are_made(folder, tmp_path, batches, more, steps, warmup, lr):
+    """The last, incomplete step of an epoch is one, too; rates are for the images of a step."""
+    kept = [w for w in words(folder, tmp_path)[1:] if not w.startswith("hydra")]
+    more = [
+        *more,
+        "trainer.max_epochs=10",
+        "optim.warmup_epochs=2",
+        "optim.lr=1",
+        "optim.lr_batch=8",
+    ]
+    knobs, optim = _rates(
+        config.plain(config.compose("train", [*kept, *more, "optim.lr=1"])), batches
+    )
+    assert (knobs["max_steps"], optim.warmup_steps, optim.lr) == (steps, warmup, lr)
+    assert "max_epochs" not in knobs
+
+
+@pytest.mark.parametrize(
     ("more", "message"),
     [
         (["tokenizer=iap"], "unknown tokenizer 'iap'.*choices: apt, random, resize, uniform"),
@@ -175,7 +203,7 @@ def test_only_the_new_parameters_and_the_head_move(folder, tmp_path):
 def test_mistakes_are_explained(folder, tmp_path, more, message):
     kept = [w for w in words(folder, tmp_path)[1:] if not w.startswith(("hydra", "tokenizer"))]
     with pytest.raises(ValueError, match=message):
-        run_composed([*kept, *more], tmp_path)
+        run_composed([*kept, *more, "optim.lr=1"], tmp_path)
 
 
 def run_composed(overrides: list[str], out) -> None:
@@ -227,7 +255,7 @@ def test_learning_rate_falls_from_layer_to_layer_and_with_the_schedule():
     stem = rates["patch_embed.proj.weight"]
     assert stem == rates["cell_embed.zero.weight"] == rates["pos_embed"]
     assert stem == rates["blocks.0.mlp.fc1.weight"] / 2
-    module.trainer = type("T", (), {"max_steps": 10})()
+    module.trainer = type("T", (), {"estimated_stepping_batches": 10})()
     made = module.configure_optimizers()
     for _ in range(5):
         made["optimizer"].step()

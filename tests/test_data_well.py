@@ -261,11 +261,11 @@ def test_persistence_equals_the_wells_metric(root):
         values.append(VRMSE()(prediction, target, SimpleNamespace(n_spatial_dims=2)))
     values = torch.cat(values).flatten(0, 1)
     assert result.mean == pytest.approx(values.mean().item(), rel=1e-5)
-    assert result.median == pytest.approx(values.mean(1).median().item(), rel=1e-5)
+    assert result.median == pytest.approx(values.mean(1).quantile(0.5).item(), rel=1e-5)
     assert list(result.fields) == list(data.info.fields)
     for field, expected in zip(result.fields.values(), values.T, strict=True):
         assert field.mean == pytest.approx(expected.mean().item(), rel=1e-5)
-        assert field.median == pytest.approx(expected.median().item(), rel=1e-5)
+        assert field.median == pytest.approx(expected.quantile(0.5).item(), rel=1e-5)
 
 
 def check_default_set(name: str, folder: Path) -> None:

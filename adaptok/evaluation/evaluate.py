@@ -188,8 +188,8 @@ def _one_step(
         flops=flops,
         memory=memory,
         metrics=_summaries(errors, data.info.fields),
-        spectral_nmse=_plain(torch.cat(spectral).mean((0, 1, 2))),
-        auxiliary={k: _plain(sums[0] / sums[1]) for k, sums in figures.items()} or None,
+        spectral_nmse=plain(torch.cat(spectral).mean((0, 1, 2))),
+        auxiliary={k: plain(sums[0] / sums[1]) for k, sums in figures.items()} or None,
     )
 
 
@@ -274,10 +274,10 @@ def _rollout(
     power = torch.cat([spectrum.power for spectrum in spectra]).mean((0, 2))
     return dataclasses.replace(
         _curves(torch.cat(errors)),
-        spectral_nmse=_plain(torch.cat(binned).mean((0, 2))),
-        residual_spectrum={"wavenumber": _plain(spectra[0].wavenumber), "power": _plain(power)},
+        spectral_nmse=plain(torch.cat(binned).mean((0, 2))),
+        residual_spectrum={"wavenumber": plain(spectra[0].wavenumber), "power": plain(power)},
         # geometric means
-        patch_harmonics=_plain(torch.cat(peaks).mean((0, 2)).exp()) if peaks else None,
+        patch_harmonics=plain(torch.cat(peaks).mean((0, 2)).exp()) if peaks else None,
     )
 
 
@@ -304,11 +304,11 @@ def _summaries(batches: Sequence[Mapping[str, Tensor]], fields: Sequence[str]) -
     for name in batches[0]:
         errors = torch.cat([batch[name] for batch in batches])
         columns = zip(fields, errors.flatten(0, 1).unbind(1), strict=True)
-        per_field = {f: Errors(_plain(e.mean()), _plain(e.median())) for f, e in columns}
-        overall = errors.mean(-1)
-        summaries[name] = Errors(_plain(overall.mean()), _plain(overall.median()), per_field)
+        per_field = {f: Errors(plain(e.mean()), plain(median(e))) for f, e in columns}
+        overall = errors.mean(-1).flatten()
+        summaries[name] = Errors(plain(overall.mean()), plain(median(overall)), per_field)
         if name in PLAIN:
-            summaries[name] = Errors(_plain(errors.mean()))
+            summaries[name] = Errors(plain(errors.mean()))
     return summaries
 
 
@@ -317,16 +317,21 @@ def _curves(errors: Tensor) -> Rollout:
     per_step = errors.mean(-1)
     windows = {k: w for k, w in WINDOWS.items() if per_step.shape[1] >= w.stop}
     return Rollout(
-        mean=_plain(per_step.mean(0)),
-        median=_plain(per_step.median(0).values),
-        windows={k: _plain(per_step[:, w].mean()) for k, w in windows.items()},
+        mean=plain(per_step.mean(0)),
+        median=plain(median(per_step)),
+        windows={k: plain(per_step[:, w].mean()) for k, w in windows.items()},
     )
 
 
-def _plain(values: Tensor) -> Any:
+def median(values: Tensor) -> Tensor:
+    """Median over the first axis; of an even number the mean of the middle two, unlike torch's."""
+    return values.quantile(0.5, 0)
+
+
+def plain(values: Tensor) -> Any:
     """A number, or nested lists of numbers; None for those that are not finite."""
     if values.ndim:
-        return [_plain(value) for value in values]
+        return [plain(value) for value in values]
     return float(values) if values.isfinite() else None
 
 

@@ -243,7 +243,7 @@ class Results:
         errors |= {setting.label: setting.vrmse for setting in self.settings}
         text = f"Fields, in this order: {', '.join(self.fields)}.\n\n"
         text += f"VRMSE on the {self.split} split of {self.data}, one step, mean:\n\n"
-        rows = [[label, _cell(error.mean)] for label, error in errors.items()]
+        rows = [[label, number_cell(error.mean)] for label, error in errors.items()]
         return text + table(["setting", "VRMSE"], rows).rstrip()
 
 
@@ -299,7 +299,7 @@ def markdown(results: Results) -> str:
             rows = [["persistence", *_row(blank.metrics[name])], *rows]
             text += f"\nOne step, {name}; per field the mean over samples.\n\n"
             text += table(header, rows)
-    rows = [[row.label, *map(_cell, row.spectral_nmse)] for row in settings]
+    rows = [[row.label, *map(number_cell, row.spectral_nmse)] for row in settings]
     text += "\nOne step: squared error over energy in three bands of wavenumbers (BSNMSE).\n\n"
     text += table(["setting", "low", "middle", "high"], rows)
     if blank.rollout is None:
@@ -307,10 +307,15 @@ def markdown(results: Results) -> str:
     curves = {"persistence": blank.rollout}
     curves |= {row.label: row.rollout for row in settings if row.rollout is not None}
     steps = [f"step {i + 1}" for i in range(len(blank.rollout.mean))]
-    rows = [[k, *map(_cell, c.mean), *map(_cell, c.windows.values())] for k, c in curves.items()]
+    rows = [
+        [k, *map(number_cell, c.mean), *map(number_cell, c.windows.values())]
+        for k, c in curves.items()
+    ]
     text += "\nRollout: VRMSE, mean over fields and trajectories.\n\n"
     text += table(["setting", *steps, *blank.rollout.windows], rows)
-    rows = [[k, *map(_cell, c.patch_harmonics)] for k, c in curves.items() if c.patch_harmonics]
+    rows = [
+        [k, *map(number_cell, c.patch_harmonics)] for k, c in curves.items() if c.patch_harmonics
+    ]
     if rows:
         size = " x ".join(map(str, results.patch_size or ()))
         text += f"\nRollout: power of the residual at the harmonics of patches of {size} over that "
@@ -320,10 +325,11 @@ def markdown(results: Results) -> str:
 
 def _row(errors: Errors) -> list[str]:
     means = [errors.mean, errors.median, *(field.mean for field in errors.fields.values())]
-    return [_cell(value) for value in means]
+    return [number_cell(value) for value in means]
 
 
-def _cell(value: Number) -> str:
+def number_cell(value: Number) -> str:
+    """Shows a number in a table, or "diverged"."""
     return "diverged" if value is None else f"{value:.4f}"
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from adaptok.models.diverging import usable
 from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.registry import choice
 from adaptok.tokens import as_field
@@ -260,6 +261,9 @@ class OneStepModel(nn.Module):
     ) -> Any:
         """Feeds predictions back for `n_steps` steps; (b, n_steps, c, *space).
 
+        A sample that has diverged (see `usable`) is NaN from the next step on, on every device; the
+        others are not affected.
+
         Args:
             field: as in `forward`; for a list the result is a list of (n_steps, c, *space).
             grad: keep the graph of all steps, for gradients through the rollout. The choice of
@@ -279,21 +283,27 @@ class OneStepModel(nn.Module):
         if isinstance(settings, Mapping):
             settings = create_schedule(settings)
         many = not isinstance(field, Tensor)
-        window: Any
         if isinstance(field, Tensor):
-            window = self._check(field, constants)
-        else:
-            window = [x if x.ndim > self.ndim + 1 else x[None] for x in field]
-        out: list[Any] = []
+            start = [self._check(field, constants)]
+        else:  # each sample as a batch of its own
+            start = [x[None] if x.ndim > self.ndim + 1 else x[None, None] for x in field]
+        windows, out = start, []
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             for step in range(n_steps):
                 chosen = control | (settings(step) if settings else {})
-                out.append(self(window, constants=constants, boundary=boundary, **chosen))
-                if many:
-                    window = [torch.cat([w[1:], x]) for w, x in zip(window, out[-1], strict=True)]
-                else:
-                    window = torch.cat([window[:, 1:], out[-1]], 1)
-        return [torch.cat(steps) for steps in zip(*out, strict=True)] if many else torch.cat(out, 1)
+                pairs = [self.usable(w, first) for w, first in zip(windows, start, strict=True)]
+                given: Any = [window[0] for window, _ in pairs] if many else pairs[0][0]
+                made = self(given, constants=constants, boundary=boundary, **chosen)
+                made, fine = [x[None] for x in made] if many else [made], [ok for _, ok in pairs]
+                made = [torch.where(ok, x, torch.nan) for x, ok in zip(made, fine, strict=True)]
+                out.append(made)
+                windows = [torch.cat([w[:, 1:], x], 1) for w, x in zip(windows, made, strict=True)]
+        whole = [torch.cat(steps, 1) for steps in zip(*out, strict=True)]
+        return [x[0] for x in whole] if many else whole[0]
+
+    def usable(self, window: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Replaces samples that have diverged, see `adaptok.models.diverging.usable`."""
+        return usable(window, start, (self.mean.abs() + self.std).max())
 
     def _check(self, field: Tensor, constants: Tensor | None) -> Tensor:
         field = as_field(field, self.ndim, self.in_channels)

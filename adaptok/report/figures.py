@@ -119,8 +119,8 @@ def reference_line(figure: go.Figure, value: Number, text: str) -> None:
 
 
 def span(values: Iterable[Number]) -> float:
-    """Divides the largest by the smallest of the positive numbers; 1 without any."""
-    known = [v for v in values if v is not None and v > 0]
+    """Divides the largest by the smallest of the positive, finite numbers; 1 without any."""
+    known = [v for v in values if v is not None and 0 < v < math.inf]
     return max(known) / min(known) if known else 1.0
 
 
@@ -138,7 +138,7 @@ def log_ticks(values: Iterable[Number], text: Callable[[float], str] = "{:g}".fo
         values: what is drawn.
         text: writes a tick.
     """
-    known = [v for v in values if v is not None and v > 0]
+    known = [v for v in values if v is not None and 0 < v < math.inf]
     if not known:
         return {}
     low, high = min(known) / 1.15, max(known) * 1.15

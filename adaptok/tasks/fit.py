@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from lightning import LightningDataModule
@@ -23,6 +23,13 @@ Config = Mapping[str, Any]
 
 
 GROUPS = ("model", "tokenizer", "processor", "decoder", "data")  # that adaptok eval may exchange
+
+
+class Fitted(NamedTuple):
+    """What a fit took: optimizer steps, those before it was resumed included, and their time."""
+
+    steps: int
+    seconds_per_step: float
 
 
 def prepare(model: nn.Module, config: Config) -> None:
@@ -42,7 +49,7 @@ def fit(
     fits: Callable[[Config, Path], None] = lambda saved, path: None,
     *,
     monitor: str = "val/vrmse",
-) -> float | None:
+) -> Fitted | None:
     """Fits a module, from the start or from where ``config["resume"]`` says.
 
     Args:
@@ -51,7 +58,10 @@ def fit(
         monitor: metric whose lowest value makes best.ckpt.
 
     Returns:
-        Seconds per training step; None in all processes but the first.
+        What it took; None in all processes but the first.
+
+    Raises:
+        ValueError: the loss, or a weight, is not finite; names the step and the last checkpoint.
     """
     ema, logger = config["optim"]["ema"], logger_arguments(config)
     knobs = {**logger, **trainer_knobs, "callbacks": config.get("callbacks")}
@@ -72,7 +82,8 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    return module.seconds_per_step if trainer.is_global_zero else None
+    took = Fitted(trainer.global_step, module.seconds_per_step)
+    return took if trainer.is_global_zero else None
 
 
 def of_lightning(config: Config) -> dict[str, Any]:

@@ -54,15 +54,15 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, Results] | None
     prepare(model, config)
     about = (*objectives(config), config)
     module = PretrainModule(model, mixture.infos, *about, seed=config["seed"])
-    seconds = fit_surrogate(module, mixture, config, folder)
-    if seconds is None:
+    took = fit_surrogate(module, mixture, config, folder)
+    if took is None:
         return None
     if module.device_mesh is not None:  # this process has a shard of it only
         model = build_multiphysics(config)
         load_weights(model, read_checkpoint(folder), path=folder, config=config)
     save_pretrained(model, folder / "model")
     return {
-        name: test_and_draw(system_of(model, data.info), data, config, folder / name, seconds)
+        name: test_and_draw(system_of(model, data.info), data, config, folder / name, took)
         for name, data in mixture.sets.items()
     }
 

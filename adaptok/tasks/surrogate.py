@@ -22,7 +22,7 @@ from adaptok.models.pretrained import save_pretrained
 from adaptok.models.schedules import Schedule
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
-from adaptok.tasks.fit import Config, fit, of_lightning, prepare, quiet, write_config
+from adaptok.tasks.fit import Config, Fitted, fit, of_lightning, prepare, quiet, write_config
 from adaptok.training import SurrogateModule
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.optim import Optim
@@ -78,25 +78,24 @@ def fit_on(data: WellData, model: OneStepModel, config: Config, folder: Path) ->
     check_settings(model, data, config["test"]["settings"])  # now, not after the training
     prepare(model, config)
     module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
-    seconds = fit_surrogate(module, data, config, folder)
-    if seconds is None:
+    took = fit_surrogate(module, data, config, folder)
+    if took is None:
         return None
     if module.device_mesh is not None:  # this process has a shard of it only
         model = build_surrogate(config, data.info)
         load_weights(model, read_checkpoint(folder), path=folder, config=config)
-    results = test_and_draw(model, data, config, folder, seconds)
+    results = test_and_draw(model, data, config, folder, took)
     save_pretrained(model, folder / "model", results=results)
     return FinishedRun(results, model, data, folder)
 
 
 def test_and_draw(
-    model: OneStepModel, data: WellData, config: Config, folder: Path, seconds: float
+    model: OneStepModel, data: WellData, config: Config, folder: Path, took: Fitted
 ) -> Results:
     """Tests a trained model; writes tables and pictures."""
     test = config["test"]
     results = evaluate(model, data, **test)
-    memory = peak_memory(model.mean.device)
-    training = Training(config["trainer"]["max_steps"], seconds, memory)
+    training = Training(*took, peak_memory(model.mean.device))
     results = dataclasses.replace(results, budget=config.get("budget"), training=training)
     write_results(results.to_json(), markdown(results), folder)
     pictures.of_run(model, data, results, folder)
@@ -105,8 +104,8 @@ def test_and_draw(
 
 def fit_surrogate(
     module: SurrogateModule, data: LightningDataModule, config: Config, folder: Path
-) -> float | None:
-    """Fits the module; returns seconds per training step in the first process, None in others."""
+) -> Fitted | None:
+    """Fits the module; returns what it took in the first process, None in others."""
     if not any(p.requires_grad for p in module.parameters()):  # nothing to train: persistence
         write_config(config, folder)
         checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 0}
@@ -115,7 +114,7 @@ def fit_surrogate(
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)
-        return 0.0
+        return Fitted(0, 0.0)
 
     def fits(saved: Config, path: Path) -> None:
         load_weights(module.surrogate, saved, path=path, config=config)

@@ -11,14 +11,18 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from adaptok.training.parallel import local_part
+
 AVERAGED = "averaged_state_dict"
 
 
 class Averaging(Callback):
     """Keeps ``average = decay * average + (1 - decay) * weights``, starting from the first step.
 
-    Validation uses the average, and the fit ends with it. A checkpoint holds the current weights,
-    as Lightning saves them, and the average under ``averaged_state_dict``.
+    Validation uses the average, and the fit ends with it in the model. The statistics of batch
+    norms, and all other buffers with fractions that checkpoints hold, are averaged like weights. A
+    checkpoint, also one saved after the fit, holds the current weights, as Lightning saves them,
+    and the average under ``averaged_state_dict``.
 
     Args:
         decay: in [0, 1); 0 makes the average the current weights.
@@ -28,14 +32,18 @@ class Averaging(Callback):
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of the averaged weights must be in [0, 1), got {decay}")
         self.decay, self._step = decay, -1
-        self._average: dict[str, Tensor] = {}
+        self._module: nn.Module | None = None  # the one that is, or was last, trained
+        self._other: dict[str, Tensor] = {}  # the average, or the weights while it is in the module
+        self._inside = False  # whether the average is in the module
+        self._inside_before = False  # the validation
         self._loaded: Mapping[str, Tensor] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Copies the weights, or loads the average of a checkpoint."""
-        self._average = {k: p.detach().clone() for k, p in pl_module.named_parameters()}
+        self._module, self._inside = pl_module, False
+        self._other = {k: v.detach().clone() for k, v in _tensors(pl_module).items()}
         self._step = trainer.global_step
-        self._load_into(self._average)
+        self._load_into(self._other)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -44,43 +52,57 @@ class Averaging(Callback):
             return
         self._step = trainer.global_step
         keep = 0.0 if self._step == 1 else self.decay
-        for name, parameter in pl_module.named_parameters():
-            _local(self._average[name]).lerp_(_local(parameter.detach()), 1 - keep)
+        for name, tensor in _tensors(pl_module).items():
+            average, weight = local_part(self._other[name]), local_part(tensor.detach())
+            if average.is_floating_point():
+                average.lerp_(weight, 1 - keep)
+            else:
+                average.copy_(weight)
 
     @torch.no_grad()
-    def _swap(self, module: nn.Module) -> None:
-        for name, parameter in module.named_parameters():
-            average, weight = _local(self._average[name]), _local(parameter.detach())
+    def _put(self, average: bool) -> None:
+        """Puts the average, or the weights, into the module, if they are not in it already."""
+        if self._module is None or average == self._inside:
+            return
+        self._inside = average
+        for name, tensor in _tensors(self._module).items():
+            other, weight = local_part(self._other[name]), local_part(tensor.detach())
             current = weight.clone()
-            weight.copy_(average)
-            average.copy_(current)
+            weight.copy_(other)
+            other.copy_(current)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Swaps the average in for the validation, and out after it."""
-        if self._average:
-            self._swap(pl_module)
+        """Puts the average in for the validation; after the fit it is in already."""
+        self._inside_before = self._inside
+        self._put(average=True)
 
-    on_validation_epoch_end = on_validation_epoch_start
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restores what was in the model before the validation."""
+        self._put(self._inside_before)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leaves the average in the model."""
-        self._swap(pl_module)
+        self._put(average=True)
 
     @torch.no_grad()
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Loads the average when a finished run is resumed and no step runs."""
-        self._load_into({k: p.detach() for k, p in pl_module.named_parameters()})
+        self._load_into({k: v.detach() for k, v in _tensors(pl_module).items()})
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the average; runs on all ranks, because sharded weights are gathered."""
-        if not self._average:
+        if self._module is not pl_module:
             return
-        self._swap(pl_module)
-        state = trainer.strategy.lightning_module_state_dict()
-        checkpoint[AVERAGED] = {k: v.detach().cpu().clone() for k, v in state.items()}
-        self._swap(pl_module)
+        inside = self._inside
+        states = {}
+        for average in (True, False):
+            self._put(average)
+            state = trainer.strategy.lightning_module_state_dict()
+            states[average] = {k: v.detach().cpu().clone() for k, v in state.items()}
+        checkpoint[AVERAGED], checkpoint["state_dict"] = states[True], states[False]
+        self._put(inside)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -96,10 +118,14 @@ class Averaging(Callback):
                 if isinstance(tensor, DTensor):
                     mesh, places = tensor.device_mesh, tensor.placements
                     value = distribute_tensor(value.to(tensor.device), mesh, places)
-                _local(tensor).copy_(_local(value))
+                local_part(tensor).copy_(local_part(value))
         self._loaded = None
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """Returns the shard of this process, which shares memory with the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Returns weights and kept buffers by name, a shared one once."""
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor):
+            once.setdefault(id(value), (name, value))
+    return dict(once.values())

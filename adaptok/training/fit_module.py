@@ -34,11 +34,13 @@ class FitModule(L.LightningModule):
         self.tokens_per_sample: float | None = None
         self.data_fingerprint: dict[str, Any] = {}
         self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
-        self._total_seconds, self._total_batches = 0.0, 0
+        self._total_seconds, self._total_batches, self._first_step = 0.0, 0, 0
+        self._losses: tuple[int, list[Tensor]] = (-1, [])  # of the batches of a step
 
     def setup(self, stage: str) -> None:
-        """Remembers what the data is, for checkpoints."""
-        self.data_fingerprint = fingerprint(getattr(self.trainer, "datamodule", None))
+        """Remembers what the training data is, for checkpoints."""
+        if stage == "fit":
+            self.data_fingerprint = fingerprint(getattr(self.trainer, "datamodule", None))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the random numbers of this batch, differently on each rank."""
@@ -46,9 +48,13 @@ class FitModule(L.LightningModule):
         torch.manual_seed(random.Random(place).getrandbits(63))
 
     def log_step(self, loss: Tensor, size: int, auxiliary: Auxiliary | None = None) -> None:
-        """Logs the loss of a batch of `size` samples and what parts report, every
-        `log_every_n_steps` also speed and learning rate."""
-        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        """Logs the loss, the mean over the batches of a step, and what parts report for a batch of
+        `size` samples; every `log_every_n_steps` also speed and learning rate."""
+        if self._losses[0] != self.global_step:
+            self._losses = self.global_step, []
+        self._losses[1].append(loss.detach())
+        mean = torch.stack(self._losses[1]).mean()
+        self.log("train/loss", mean, prog_bar=True, batch_size=size, sync_dist=True)
         if auxiliary is not None and auxiliary.figures:
             figures = {f"train/aux/{name}": value for name, value in auxiliary.figures.items()}
             self.log_dict(figures, batch_size=size)
@@ -77,7 +83,7 @@ class FitModule(L.LightningModule):
         """Mean time of an optimizer step with all its batches, validation and the first batch
         excluded."""
         per_batch = self._total_seconds / max(self._total_batches - 1, 1)
-        return per_batch * self.trainer.accumulate_grad_batches
+        return per_batch * self._total_batches / max(self.global_step - self._first_step, 1)
 
     def real_samples(self, batch_idx: int, size: int, dataloader_idx: int = 0) -> Tensor:
         """Mask (size,) of samples that are not padding added by the distributed sampler.
@@ -92,8 +98,10 @@ class FitModule(L.LightningModule):
         return number * self.trainer.world_size + self.global_rank < len(loader.dataset)
 
     def on_train_start(self) -> None:
-        """Excludes the set-up from the training time."""
-        self._last = time.perf_counter()
+        """Starts to count time and steps, without the set-up and any fit before."""
+        self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
+        self._total_seconds, self._total_batches = 0.0, 0
+        self._first_step = self.global_step
 
     def on_validation_end(self) -> None:
         """Excludes validation from the training time."""
@@ -107,8 +115,11 @@ class FitModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Makes the optimizer and the schedule of its learning rate."""
         optimizer = self.optim.make_optimizer(self)
-        steps = self.trainer.max_steps
-        rate = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.optim.learning_rate(step, steps) / self.optim.lr
-        )
+
+        def factor(step: int) -> float:
+            # The first rate is the same for every number of steps, which Lightning knows later.
+            steps = self.trainer.estimated_stepping_batches if step else 1
+            return self.optim.learning_rate(step, steps) / self.optim.lr
+
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

@@ -54,7 +54,8 @@ class OptimBase:
     """Optimizer and learning rate; the defaults are those of IAP, App. E.
 
     Attributes:
-        lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`.
+        lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`; bounds
+            above it count as equal to it.
         weight_decay: not applied to norms, biases and other vectors.
         betas: of AdamW.
         decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
@@ -82,18 +83,23 @@ class OptimBase:
 
     def __post_init__(self) -> None:
         choice("optim.decay", self.decay, ("exponential", "cosine"))
+        if not 0 < self.gamma <= 1:  # a larger one would raise the rate above lr
+            raise ValueError(f"optim.gamma must be in (0, 1], got {self.gamma}")
         if isinstance(self.optimizer, Mapping):  # now, not after the data is read
             instantiate("optim.optimizer", self.optimizer, _partial_=True)
 
-    def learning_rate(self, step: int, max_steps: int) -> float:
-        """Computes the learning rate of a step; only the cosine depends on `max_steps`."""
+    def learning_rate(self, step: int, max_steps: float) -> float:
+        """Computes the learning rate of a step, at most `lr`; only the cosine depends on
+        `max_steps`.
+        """
+        start, floor = min(self.lr_start, self.lr), min(self.lr_min, self.lr)
         if step < self.warmup_steps:
-            return self.lr_start + (self.lr - self.lr_start) * step / self.warmup_steps
+            return start + (self.lr - start) * step / self.warmup_steps
         after = step - self.warmup_steps
         if self.decay == "exponential":
-            return max(self.lr * self.gamma ** (after / self.gamma_steps), self.lr_min)
+            return max(self.lr * self.gamma ** (after / self.gamma_steps), floor)
         progress = min(after / max(max_steps - self.warmup_steps, 1), 1.0)
-        return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
+        return floor + (self.lr - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """Makes the optimizer of the trainable weights of a module."""

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 
@@ -44,6 +45,11 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh)
     # Sharded again after every forward: a validation must not leave gathered weights behind.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Returns the shard of this process, which shares memory with the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager

@@ -10,25 +10,30 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
+from adaptok.training.steps import Steps
 from adaptok.utils.atomic import replacing
 
 
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` and ``best.ckpt`` (lowest value of a metric).
 
-    The last one is written every `every` optimizer steps and at the end, the best one after a
-    validation; with :class:`AtomicIO`, a full disk or a kill at any moment leaves the previous one.
+    Both are written after a validation, the best one first, so that a run that is resumed from
+    last.ckpt has lost no validation; the last one also at the end. With :class:`AtomicIO`, a full
+    disk or a kill at any moment leaves the previous ones.
 
     Args:
         folder: of the checkpoints.
-        every: optimizer steps from one last.ckpt to the next.
+        steps: says when validations are due.
         monitor: name of the metric.
     """
 
-    def __init__(self, folder: Path, every: int, monitor: str = "val/vrmse"):
-        self.folder, self.every, self.monitor = folder, every, monitor
-        self.saved, self.best = -1, math.inf
+    def __init__(self, folder: Path, steps: Steps, monitor: str = "val/vrmse"):
+        self.folder, self.steps, self.monitor = folder, steps, monitor
+        self.saved = 0  # step of `file`
+        self.file: Path | None = None
+        self.best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps the best value so far."""
@@ -38,20 +43,41 @@ class Checkpoints(Checkpoint):
         """Restores the best value."""
         self.best = state_dict["best"]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the step of a checkpoint for saved, and its best value if best.ckpt is here."""
+        self.saved = trainer.global_step
+        self.file = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+        if not trainer.strategy.broadcast((self.folder / "best.ckpt").is_file()):
+            self.best = None
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Saves once per step, even if a step takes several batches."""
+        """Saves after a step that no validation follows."""
         step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
-        if due and step != self.saved:
-            self.saved = step
-            self._save(trainer, "last")
+        validated = self.steps.is_due(step) and trainer.enable_validation
+        if not validated and (self.steps.is_due(step) or step == self.steps.last):
+            self._save_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Saves if the validation is the best so far."""
+        """Saves, in training, also as the best if the validation is that; NaN is the worst."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
         value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and float(value) < self.best:
-            self.best = float(value)
-            self._save(trainer, "best")
+        if value is not None:
+            error = math.inf if math.isnan(value) else float(value)
+            if self.best is None or error < self.best:
+                self.best = error
+                self._save(trainer, "best")
+        self._save_last(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves where something else ended the training, such as a time limit."""
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        """Saves once per step, even if a step takes several batches."""
+        if trainer.global_step != self.saved:
+            self.saved, self.file = trainer.global_step, self.folder / "last.ckpt"
+            self._save(trainer, "last")
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")  # all ranks: they gather shards
@@ -74,7 +100,8 @@ class AtomicIO(TorchCheckpointIO):
             with replacing(path) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
-            there = f"the previous {path} is whole" if path.exists() else "there is none before it"
+            whole = [file for file in (path.with_name("last.ckpt"), path) if file.exists()]
+            there = f"the previous {whole[0]} is whole" if whole else "there is none before it"
             raise OSError(
                 f"cannot write the checkpoint of step {checkpoint.get('global_step')} ({error}); "
                 f"{there}"

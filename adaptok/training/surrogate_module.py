@@ -91,7 +91,10 @@ class SurrogateModule(FitModule):
         if every and "lead_time" in batch:
             raise ValueError("optim.loss_frames=all has targets one step ahead: data.max_lead=1")
         for ahead in range(1, optim.unroll + 1):
-            prediction = self.predict({**batch, "input": window}, step, all_frames=every)
+            given, fine = (window, None) if ahead == 1 else model.usable(window, batch["input"])
+            prediction = self.predict({**batch, "input": given}, step, all_frames=every)
+            if fine is not None:
+                prediction = torch.where(fine, prediction, torch.nan)
             target = frames[:, ahead if every else ahead + history - 1 : ahead + history]
             unit = std if optim.loss_unit == "std" else model.scale(window)
             total = total + optim.loss_of(prediction, target, mean, unit) / optim.unroll

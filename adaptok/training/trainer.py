@@ -13,17 +13,24 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from adaptok.training.averaging import Averaging
+from adaptok.training.finite import Finite
 from adaptok.training.parallel import FullySharded
 from adaptok.training.saving import AtomicIO, Checkpoints
+from adaptok.training.steps import NEVER, Steps
 from adaptok.training.targets import instantiate_each
 
 
 class LineProgress(Callback):
     """Prints progress for logs and pipes: about twenty lines instead of a bar."""
 
+    _printed = 0
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Prints loss, tokens per sample, samples per second."""
-        step, last = trainer.global_step, int(trainer.max_steps)
+        step, last = trainer.global_step, trainer.estimated_stepping_batches
+        if step == self._printed:  # the batches of one step
+            return
+        self._printed = step
         if step % max(last // 20, 1) == 0 or step == last:
             facts = {k: float(v) for k, v in trainer.progress_bar_metrics.items()}
             print(f"step {step}/{last}  " + "  ".join(f"{k} {v:.4g}" for k, v in facts.items()))
@@ -53,18 +60,20 @@ def make_trainer(
             "ddp".
         monitor: metric whose lowest value makes best.ckpt.
         precision: "auto" (bf16-mixed on CUDA, else 32-true) or one of Lightning's.
-        knobs: of lightning.Trainer; `val_check_interval` counts optimiser steps.
+        knobs: of lightning.Trainer; `val_check_interval` counts optimizer steps, and None means
+            once per epoch. A training that is shorter is validated at its end.
     """
     folder = Path(folder)
     if precision == "auto":
         cuda = knobs.get("accelerator", "auto") != "cpu" and torch.cuda.is_available()
         precision = "bf16-mixed" if cuda else "32-true"
-    every = knobs.pop("val_check_interval", 1000)
-    used: list[Callback] = [Averaging(ema), *instantiate_each("callbacks", callbacks)]
+    steps = Steps(knobs.pop("val_check_interval", 1000))
+    checkpoints = Checkpoints(folder / "checkpoints", steps, monitor)
+    used: list[Callback] = [Averaging(ema), steps, *instantiate_each("callbacks", callbacks)]
     if knobs.get("enable_progress_bar", True):
         knobs["enable_progress_bar"] = sys.stderr.isatty()
         used.append(TQDMProgressBar(refresh_rate=5) if sys.stderr.isatty() else LineProgress())
-    used.append(Checkpoints(folder / "checkpoints", every, monitor))
+    used += [Finite(checkpoints), checkpoints]
     logging: list[Any] = [CSVLogger(folder, name="", version="")]
     if wandb is not None:
         logging.append(WandbLogger(save_dir=folder, **wandb))
@@ -77,7 +86,7 @@ def make_trainer(
         logger=logging,
         precision=precision,  # type: ignore[arg-type]
         check_val_every_n_epoch=None,
-        val_check_interval=every * knobs.get("accumulate_grad_batches", 1),
+        val_check_interval=NEVER,  # `Steps` says after which batch
         num_sanity_val_steps=0,
         enable_model_summary=False,
         **knobs,

@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from adaptok.evaluation.cost import Stopwatch
-from adaptok.evaluation.evaluate import device_of, label_of, precision
-from adaptok.evaluation.results import Tokens, tokens_cell
+from adaptok.evaluation.evaluate import device_of, label_of, plain, precision
+from adaptok.evaluation.results import Number, Tokens, number_cell, tokens_cell
 from adaptok.tasks.classify.data import ImageData
-from adaptok.tasks.classify.module import tokens_per_image
+from adaptok.tasks.classify.module import is_right, tokens_per_image
 from adaptok.utils.tables import table
 
 
@@ -25,8 +25,8 @@ class ClassifierSetting:
     Attributes:
         label: the setting in words.
         setting: controls, such as ``{"thresholds": [5.5, 4.0]}``.
-        accuracy: share of right answers.
-        loss: mean cross-entropy.
+        accuracy: share of right answers; one that is not finite is wrong.
+        loss: mean cross-entropy; None if it is not finite.
         tokens: "mean", "min" and "max" per image, without special tokens.
         images_per_second: of the whole forward pass, cells included and loading and transfers
             excluded; the first batch does not count if there are more.
@@ -35,7 +35,7 @@ class ClassifierSetting:
     label: str
     setting: dict[str, Any]
     accuracy: float
-    loss: float
+    loss: Number
     tokens: dict[str, float]
     images_per_second: float
 
@@ -113,7 +113,7 @@ def _test(
         call = functools.partial(model, images.to(device), **setting)
         with precision(device):
             logits = watch(call).float().cpu()
-        right.append(logits.argmax(1) == labels)
+        right.append(is_right(logits, labels))
         losses.append(cross_entropy(logits, labels, reduction="none"))
         cells = getattr(model, "last_cells", None)
         fixed = torch.full((len(labels),), tokens_per_image(model))
@@ -124,7 +124,7 @@ def _test(
         label=label_of(setting),
         setting=dict(setting),
         accuracy=torch.cat(right).double().mean().item(),
-        loss=torch.cat(losses).double().mean().item(),
+        loss=plain(torch.cat(losses).double().mean()),
         tokens=Tokens.of(torch.cat(counts))._asdict(),
         images_per_second=sum(map(len, right[warm])) / sum(seconds[warm]),
     )
@@ -135,6 +135,6 @@ def classifier_markdown(results: ClassifierResults) -> str:
     header = ["setting", "tokens", "accuracy", "loss", "images/s"]
     rows = []
     for row in results.settings:
-        numbers = f"{row.accuracy:.4f}", f"{row.loss:.4f}", f"{row.images_per_second:.4g}"
+        numbers = f"{row.accuracy:.4f}", number_cell(row.loss), f"{row.images_per_second:.4g}"
         rows.append([row.label, tokens_cell(Tokens(**row.tokens)), *numbers])
     return f"# {results.data}, {results.split} split\n\n" + table(header, rows)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -120,7 +121,7 @@ class ClassifierModule(FitModule):
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Counts wrong answers; logs their share over all batches and ranks."""
         images, labels = batch
-        wrong = self.model(images).argmax(1) != labels
+        wrong = ~is_right(self.model(images), labels)
         self.wrong.update(wrong, self.real_samples(batch_idx, len(labels)))
         self.log("val/error", self.wrong, prog_bar=True)
 
@@ -128,6 +129,11 @@ class ClassifierModule(FitModule):
         """Adds the configuration, and what `load_classifier` needs."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["adaptok_classifier"] = self.about
+
+
+def is_right(logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
+    """Compares answers with labels; logits that are not finite are no answer."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
 def tokens_per_image(model: Any) -> float:

@@ -20,6 +20,7 @@ from adaptok.tasks.classify.evaluation import ClassifierResults, classifier_mark
 from adaptok.tasks.classify.models import build_classifier, build_timm, load_classifier
 from adaptok.tasks.classify.sets import find_images
 from adaptok.tasks.fit import config_of_eval, fit, of_lightning, quiet, write_config
+from adaptok.training.steps import steps_per_epoch
 
 Config = Mapping[str, Any]
 
@@ -48,12 +49,13 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
     module = ClassifierModule(
         model, optim, config, about=about, only=config["train"]["only"], seed=config["seed"]
     )
-    seconds = fit(module, data, config, folder, knobs, monitor="val/error")
-    if seconds is None:
+    took = fit(module, data, config, folder, knobs, monitor="val/error")
+    if took is None:
         return None
     results = evaluate_classifier(model, data, settings=config["test"]["settings"])
     parameters = sum(p.numel() for p in model.parameters())
-    results = dataclasses.replace(results, parameters=parameters, seconds_per_training_step=seconds)
+    more = {"parameters": parameters, "seconds_per_training_step": took.seconds_per_step}
+    results = dataclasses.replace(results, **more)
     return _keep(results, model, data, folder)
 
 
@@ -86,16 +88,16 @@ def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOpti
     knobs = of_lightning(config)
     accumulate = knobs.get("accumulate_grad_batches", 1)
     processes = _devices(knobs.get("devices", 1)) * knobs.get("num_nodes", 1)
-    per_epoch = max(batches // (accumulate * processes), 1)
+    limit = knobs.get("limit_train_batches")
+    own = batches // processes
+    per_epoch = int(steps_per_epoch(own, accumulate, limit))
     epochs = knobs.pop("max_epochs", None)
     if knobs["max_steps"] < 0:
         if epochs is None:
             raise ValueError("give trainer.max_steps or trainer.max_epochs")
         knobs["max_steps"] = math.ceil(epochs * per_epoch)
-    if knobs["val_check_interval"] is None:
-        knobs["val_check_interval"] = min(per_epoch, knobs["max_steps"])
     optim = ClassifierOptim(**config["optim"])
-    batch = config["data"]["batch_size"] * accumulate * processes
+    batch = config["data"]["batch_size"] * min(accumulate, max(own, 1)) * processes
     return knobs, optim.scaled(batch, per_epoch)
 
 

@@ -178,9 +178,14 @@ def _alone(
     def run(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
+        from adaptok.cli.sweeps import Watch
+
         sys.argv = [program, command, *typed_folders(args), *HydraConfig.get().overrides.task]
         try:
-            return task(config)
+            with Watch.held:
+                if Watch.in_use is not None:
+                    raise Watch.in_use
+                return task(config)
         except Exception as error:
             failures.append(error)
 

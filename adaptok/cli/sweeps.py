@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -25,15 +23,33 @@ from adaptok.cli import as_typed, overrides_in, restored, typed_folders
 from adaptok.config.menu import register_parts, task_of
 from adaptok.config.run_ids import id_of_job, register_run_id
 from adaptok.utils.atomic import replacing
+from adaptok.utils.locks import InUseError, is_first, only_writer
 
-RECORD, FAILURE, LOCK = "job.json", "failed.json", ".lock"
+RECORD, FAILURE = "job.json", "failed.json"
 RESTARTED = ("train", "finetune")  # commands whose finished jobs are skipped and others resumed
 
 
 class Watch(Callback):
-    """Hydra's callback; records the sweep folder in the launching process."""
+    """Hydra's callback: keeps others out of the folder of a single run, and records that of a sweep
+    in the launching process.
+    """
 
     folder: ClassVar[Path | None] = None
+    in_use: ClassVar[InUseError | None] = None
+    held: ClassVar[ExitStack] = ExitStack()
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Locks the run folder before Hydra writes its files there.
+
+        Hydra ignores what a callback raises, so that the task must raise `in_use`.
+        """
+        Watch.in_use = None
+        try:
+            Watch.held.enter_context(only_writer(Path(config.hydra.run.dir)))
+        except InUseError as error:
+            Watch.in_use = error
+            with read_write(config), open_dict(config):
+                config.hydra.output_subdir = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Records the folder before the first job."""
@@ -65,11 +81,12 @@ class Job:
     def __call__(self, config: DictConfig) -> float | None:
         """Returns what sweepers minimise; None for a job that failed."""
         folder = Path(HydraConfig.get().runtime.output_dir)
-        with restored(), _locked(folder) as free:
-            if not free:
-                print(f"runs elsewhere, left alone: {folder}")
-                return None
-            return self._run(config, folder)
+        try:
+            with restored(), only_writer(folder):
+                return self._run(config, folder)
+        except InUseError:
+            print(f"runs elsewhere, left alone: {folder}")
+            return None
 
     def _run(self, config: DictConfig, folder: Path) -> float | None:
         job = HydraConfig.get()
@@ -164,32 +181,6 @@ def _forget() -> None:
         torch.cuda.empty_cache()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Yields whether no other process runs this job; the lock ends when its process is killed.
-
-    The processes that a cluster starts for one job share it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, free = FileLock(folder / LOCK), True
-    try:
-        if _rank() == 0:
-            lock.acquire(blocking=False)
-    except Timeout:
-        free = False
-    except (OSError, NotImplementedError):  # a file system without locks
-        pass
-    try:
-        yield free
-    finally:
-        lock.release()
-
-
-def _rank() -> int:
-    """Returns the rank of this process among those that a cluster started for one job."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
@@ -198,6 +189,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, record: dict[str, Any], name: str = RECORD) -> None:
-    if _rank() == 0:
+    if is_first():
         with replacing(folder / name) as temporary:
             temporary.write_text(json.dumps(record, indent=2))

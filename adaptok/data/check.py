@@ -56,6 +56,8 @@ def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
             raise ValueError(f"no such file: {location}")
         return Report(1, [Defect(str(location), what) for what in check_file(location)])
     if not location.is_folder():
+        if location.is_file():
+            raise ValueError(f"{location} is no HDF5 file: its name ends in none of {HDF5}")
         raise ValueError(f"no such file or folder: {location}")
     if (location / "data").is_folder():
         return _check_set(location)

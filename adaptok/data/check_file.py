@@ -53,8 +53,11 @@ def _structure(file: Any) -> Iterator[str]:
         if not isinstance(dimensions.get(name), h5py.Dataset):
             yield f"dimensions lacks {name}"
     for group in (*(f"t{order}_fields" for order in ORDERS), "scalars"):
-        if "field_names" not in file[group].attrs:
+        names = file[group].attrs.get("field_names")
+        if names is None:
             yield f"{group} lacks the attribute field_names"
+        elif any(isinstance(name, bytes) for name in names):
+            yield f"field_names of {group} are bytes, {list(names)}; write them as strings"
 
 
 class _Content:

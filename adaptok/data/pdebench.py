@@ -15,7 +15,14 @@ from adaptok.data.location import Location, locate
 from adaptok.data.split import Split
 from adaptok.data.well import WellData, pair_statistics
 from adaptok.data.well_format import HDF5, SPLITS
-from adaptok.data.windows import ReadWindows, Trajectory, Windows, finite_channels
+from adaptok.data.windows import (
+    ReadWindows,
+    Trajectory,
+    Windows,
+    finite_channels,
+    increasing_times,
+    numbers,
+)
 from adaptok.registry import choice
 from adaptok.utils.boundary import OPEN, PERIODIC, WALL
 
@@ -64,7 +71,7 @@ class PDEBenchFile(NamedTuple):
         family: its kind.
         groups: names of the groups of the trajectories, if they are groups.
         trajectories: how many.
-        steps: frames of each.
+        steps: frames of each, one number per trajectory.
         shape: grid points.
     """
 
@@ -72,7 +79,7 @@ class PDEBenchFile(NamedTuple):
     family: Family
     groups: tuple[str, ...]
     trajectories: int
-    steps: int
+    steps: tuple[int, ...]
     shape: tuple[int, ...]
 
     @classmethod
@@ -87,13 +94,14 @@ class PDEBenchFile(NamedTuple):
                 if all(name in file for name in family.arrays):
                     shape = file[family.arrays[0]].shape
                     if len(shape) - (family is INCOMPRESSIBLE) == 4:
-                        return cls(location, family, (), shape[0], shape[1], tuple(shape[2:4]))
+                        count, steps, *grid = shape[:4]
+                        return cls(location, family, (), count, (steps,) * count, tuple(grid))
             groups = tuple(name for name in sorted(file) if name.isdigit() and "data" in file[name])
             if groups:
-                steps, *grid = file[groups[0]]["data"].shape
+                steps, grid = _shapes(file, groups, location)
                 for family in (SHALLOW_WATER, DIFFUSION_REACTION):
                     if len(grid) == 3 and grid[-1] == len(family.scalars):
-                        return cls(location, family, groups, len(groups), steps, tuple(grid[:2]))
+                        return cls(location, family, groups, len(groups), steps, grid[:2])
             raise ValueError(
                 f"{location} is none of PDEBench's 2D files of incompressible or compressible "
                 "flow, shallow water or diffusion and reaction; "
@@ -115,7 +123,26 @@ class PDEBenchFile(NamedTuple):
             values = file["t"][number] if file["t"].ndim == 2 else file["t"][...]
         else:
             values = file["t-coordinate"][...]  # one more than frames in some files
-        return torch.as_tensor(values[: self.steps]).double()
+        where = f"{self.location}, trajectory {number}"
+        return torch.from_numpy(increasing_times(values[: self.steps[number]], where))
+
+
+def _shapes(
+    file: Any, groups: Sequence[str], location: Location
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Reads the frames of each group and the shape of a frame, which all share.
+
+    Raises:
+        ValueError: two groups have frames of different shape.
+    """
+    shapes = [tuple(file[group]["data"].shape) for group in groups]
+    for group, shape in zip(groups, shapes, strict=True):
+        if shape[1:] != shapes[0][1:]:
+            raise ValueError(
+                f"frames of trajectory {group} of {location} have shape {shape[1:]}, those of "
+                f"{groups[0]} {shapes[0][1:]}"
+            )
+    return tuple(shape[0] for shape in shapes), shapes[0][1:]
 
 
 def split_range(count: int, split: str) -> range:
@@ -159,10 +186,11 @@ class PDEBenchSplit(Split):
             boundary_condition_types=[],
             n_files=len(files),
             n_trajectories_per_file=[file.trajectories for file in files],
-            n_steps_per_trajectory=[file.steps for file in files],
+            n_steps_per_trajectory=[max(file.steps) for file in files],
         )
         where = ", ".join(str(file.location) for file in files)
-        super().__init__(where, [file.steps for file, _ in self.members], metadata, cache_bytes)
+        steps = [file.steps[number] for file, number in self.members]
+        super().__init__(where, steps, metadata, cache_bytes)
 
     def _from_files(self, history: int, target_steps: int, stride: int) -> Windows:
         return ReadWindows(self.read, self.all_steps, history, target_steps, stride)
@@ -181,7 +209,8 @@ class PDEBenchSplit(Split):
         more = f", trajectory {number}"
         with source.location.hdf5(more) as file:
             frames, times = source.frames(file, number, chosen), source.times(file, number)
-        values, where = torch.as_tensor(frames), f"{source.location}{more}"
+        where = f"{source.location}{more}"
+        values = torch.as_tensor(numbers(frames, f"the fields of {where}"))
         fields = finite_channels(values, 1, self.channels, where, self.replace_nan)
         return Trajectory(fields, None, self.boundary, None, times[chosen])
 

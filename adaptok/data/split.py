@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -144,7 +145,7 @@ class WellWindows(Windows):
         paths = [file.location.path for file in files]
         try:
             self.dataset = WellDataset(
-                path=str(where),
+                path=glob.escape(str(where)),  # the reader takes it for a pattern
                 # substrings of the full paths are wanted there; nothing shorter is unambiguous
                 include_filters=paths,
                 n_steps_input=history,
@@ -173,9 +174,10 @@ class WellWindows(Windows):
         where = f"{file.location}, trajectory {row}"
         try:
             sample = self.dataset[self.starts[trajectory] + frames.start]
-        except (OSError, KeyError, RuntimeError, IndexError) as error:
+        except (OSError, KeyError, RuntimeError, IndexError, TypeError) as error:
             raise ValueError(
-                f"damaged or truncated HDF5 file, or fields of another shape, {where}: {error}"
+                "damaged or truncated HDF5 file, or fields of another shape or type, "
+                f"{where}: {error}"
             ) from error
         fields = torch.cat([sample["input_fields"], sample["output_fields"]])
         times = file.times[row] if file.times.ndim == 2 else file.times

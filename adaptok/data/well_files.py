@@ -14,6 +14,7 @@ from adaptok.data.check_file import check_file
 from adaptok.data.location import Location, locate
 from adaptok.data.synthetic import SOLVERS
 from adaptok.data.well_format import GROUPS, ORDERS, SPLITS, TABLES
+from adaptok.data.windows import increasing_times
 from adaptok.registry import choice, close_matches
 
 
@@ -53,9 +54,12 @@ class WellFile(NamedTuple):
             sizes = file["dimensions"]
             shape = tuple(int(sizes[a].shape[-1]) for a in sizes.attrs["spatial_dims"])
             groups = [file[f"t{order}_fields"] for order in ORDERS] + [file["scalars"]]
+            if problem := next(filter(None, map(_unreadable, groups)), ""):
+                raise ValueError(f"{location}: {problem}")
             names = [tuple(map(str, group.attrs["field_names"])) for group in groups]
+            times = increasing_times(sizes["time"][...], str(location))
             schema = (str(file.attrs["dataset_name"]), shape, *names)
-            return cls(location, int(file.attrs["n_trajectories"]), sizes["time"][...], schema)
+            return cls(location, int(file.attrs["n_trajectories"]), times, schema)
 
     def difference(self, first: WellFile) -> str:
         """Says how the schema differs from that of another file of the set; empty if equal."""
@@ -65,6 +69,20 @@ class WellFile(NamedTuple):
         pairs = zip(what, self.schema, first.schema, strict=True)
         parts = [f"{name} {mine} in place of {its}" for name, mine, its in pairs if mine != its]
         return f"it has {', '.join(parts)} in {first.location.name}"
+
+
+def _unreadable(group: Any) -> str:
+    """Says which name or type of a group of fields the Well's reader cannot read; empty if none."""
+    for name in group.attrs["field_names"]:
+        if isinstance(name, bytes):
+            return f"field_names of {group.name} are bytes, {name!r}; write them as strings"
+        kind = group[name].dtype if name in group else np.dtype(float)
+        if kind.kind not in "fiub" or kind.itemsize > 8 or not kind.isnative:
+            return (
+                f"field {name} has type {kind.str}; write it as real numbers of at most 64 bits in "
+                "this machine's byte order, such as float32"
+            )
+    return ""
 
 
 def find_folder(

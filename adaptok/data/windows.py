@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -103,6 +104,32 @@ class ReadWindows(Windows):
 def span(history: int, target_steps: int, stride: int) -> int:
     """Returns the number of frames from the first to the last one of a window."""
     return stride * (history + target_steps - 1) + 1
+
+
+def increasing_times(values: Any, where: str) -> np.ndarray:
+    """Returns times as float64, whatever type a file stores them in; the last axis is time.
+
+    Raises:
+        ValueError: they are not finite, or do not increase.
+    """
+    times = numbers(values, f"the times of {where}").astype(np.float64)
+    if not np.isfinite(times).all() or not (np.diff(times, axis=-1) > 0).all():
+        raise ValueError(f"the times of {where} must be finite and increase")
+    return times
+
+
+def numbers(values: Any, what: str) -> np.ndarray:
+    """Returns an array that torch takes: real numbers in the machine's byte order.
+
+    Raises:
+        ValueError: other values, such as complex numbers or text.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{what} must be real numbers, got type {array.dtype}")
+    if array.dtype.itemsize > 8:  # long double
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def finite_channels(

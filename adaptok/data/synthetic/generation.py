@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -67,7 +68,7 @@ def generate(
     # waits for other generators; where nothing can be written, there is none to wait for
     lock = FileLock(root / LOCK, mode=0o666) if os.access(root, os.W_OK) else nullcontext()
     with lock:
-        for leftover in root.glob(f".{name}.partial-*"):
+        for leftover in root.glob(f".{glob.escape(name)}.partial-*"):
             shutil.rmtree(leftover)
         if folder.exists() and any(folder.iterdir()):
             difference = _difference(folder, wanted, [chunk.file for chunk in _chunks(solver)])

@@ -11,9 +11,10 @@ import fnmatch
 import functools
 import inspect
 import re
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -39,7 +40,8 @@ class Registry:
         self.kind, self.needs = kind, needs
         self.group = f"adaptok.{plural or kind + 's'}"
         self._factories: dict[str, Callable[..., Any]] = {}
-        self._plugins_loaded = False
+        self._plugins_loaded = self._loading = False
+        self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
         """Decorates a class or factory to register it under `name`; a duplicate raises
@@ -181,16 +183,34 @@ class Registry:
     def _load_plugins(self) -> None:
         if self._plugins_loaded:
             return
-        self._plugins_loaded = True
-        for point in entry_points(group=self.group):
+        with self._lock:  # other threads wait until all are there
+            if self._loading or self._plugins_loaded:  # a plug-in that asks for names
+                return
+            self._loading = True
             try:
-                factory = point.load()
-                if self._factories.get(point.name) is not factory:  # it may have used the decorator
-                    self.register(point.name)(factory)
-            except Exception as error:  # a broken plug-in must not break the others
-                warnings.warn(
-                    f"{self.kind} plug-in {point.name!r} was left out: {error}", stacklevel=3
-                )
+                for point in entry_points(group=self.group):
+                    self._load_plugin(point)
+            finally:
+                self._loading = False
+            self._plugins_loaded = True
+
+    def _load_plugin(self, point: EntryPoint) -> None:
+        before = set(self._factories)
+        try:
+            factory = point.load()
+            if self._factories.get(point.name) is not factory:  # it may have used the decorator
+                if not callable(factory):
+                    raise TypeError(f"{point.value} is {factory!r}, which cannot be called")
+                inspect.signature(factory)
+                self.register(point.name)(factory)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: a broken plug-in must not break the others
+            for name in set(self._factories) - before:
+                del self._factories[name]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            where = f"{self.kind} plug-in {point.name!r} ({point.value})"
+            warnings.warn(f"{where} was left out: {reason}", stacklevel=5)
 
 
 def is_factory(part: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -164,15 +165,22 @@ def entry_point(name: str, value: str) -> EntryPoint:
     return EntryPoint(name=name, value=value, group="adaptok.sweets")
 
 
-def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatch):
+def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatch, tmp_path):
+    """Whatever else runs code of others at import: only `Registry._load_plugins` (searched for
+    entry_points, import_module and __import__)."""
     asked = []
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
 
     def entry_points(group: str) -> list[EntryPoint]:
         asked.append(group)
         return [
             entry_point("gone", "no_such_package:thing"),
             entry_point("candy", "builtins:dict"),  # the name is taken
-            entry_point("mapping", "builtins:dict"),
+            entry_point("mapping", "fractions:Fraction"),
+            entry_point("dict", "builtins:dict"),  # without a signature
+            entry_point("number", "math:pi"),
+            entry_point("leaves", "leaving:thing"),
         ]
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
@@ -180,9 +188,16 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
         assert sweets.names() == ["candy", "caramel", "mapping"]
     assert asked == ["adaptok.sweets"]
     texts = [str(warning.message) for warning in caught]
-    assert any("'gone' was left out: No module named 'no_such_package'" in text for text in texts)
-    assert any("'candy' was left out" in text and "already" in text for text in texts)
-    assert sweets.get("mapping") is dict
+    assert len(texts) == 5
+    for name, reason in (
+        ("gone", "No module named 'no_such_package'"),
+        ("candy", "already"),
+        ("dict", "no signature"),
+        ("number", "cannot be called"),
+        ("leaves", "SystemExit: 3"),
+    ):
+        assert any(f"plug-in '{name}'" in text and reason in text for text in texts)
+    assert sweets.get("mapping") is Fraction
     assert asked == ["adaptok.sweets"]
 
 

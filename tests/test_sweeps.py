@@ -20,8 +20,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from adaptok.cli import main
-from adaptok.cli.sweeps import Job, _locked, swept_keys
+from adaptok.cli.sweeps import Job, swept_keys
 from adaptok.config import run_ids
+from adaptok.utils.locks import only_writer
 
 ROOT = Path(__file__).parents[1]
 # Nothing is trained: a job takes as long as its test.
@@ -162,8 +163,7 @@ def test_a_job_that_runs_elsewhere_is_left_alone(tmp_path, capsys, quick):
     assert main(command) == 0
     (folder,) = folders(tmp_path)
     (folder / "job.json").unlink()
-    with _locked(folder) as free:
-        assert free
+    with only_writer(folder):
         main(command)
     assert f"runs elsewhere, left alone: {folder}" in capsys.readouterr().out
     assert len(quick) == 1

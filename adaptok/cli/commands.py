@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[s
     saved = checkpoint.get("adaptok_config")
     if not saved:
         raise ValueError(f"{path} was not written by adaptok train: it holds no configuration")
-    merged = DictConfig(saved)
+    merged = DictConfig(_literal(saved))
     for group in GROUPS:
         given = config.get(group)
         if given is None:
@@ -156,7 +157,39 @@ def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[s
     if isinstance(merged["data"], ListConfig):
         names = ", ".join(data["name"] for data in merged["data"])
         raise ValueError(f"{path} is of several data sets; choose one: data=... ({names})")
-    return plain(merged)
+    trained = plain(merged)
+    if isinstance(trained.get("data"), dict):
+        trained["data"] = _placed(trained["data"], config.get("data"), path)
+    return trained
+
+
+def _literal(value: Any) -> Any:
+    """Keeps what somebody else wrote from being resolved, such as ``${oc.env:HOME}``."""
+    if isinstance(value, Mapping):
+        return {key: _literal(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_literal(one) for one in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+def _placed(data: dict[str, Any], given: Any, path: Path) -> dict[str, Any]:
+    """Returns the data of a checkpoint, which decides neither where to write nor whom to ask.
+
+    Its folder is read if it has the set; where it does not, one is generated in the user's.
+
+    Raises:
+        ValueError: the data is behind a URL that the user did not type.
+    """
+    typed = given or {}
+    for key in ("base", "path"):
+        if "://" in str(data.get(key)) and typed.get(key) != data[key]:
+            raise ValueError(
+                f"{path} reads {data[key]}; to allow that, type data.{key}={data[key]}"
+            )
+    own = data.get("generate") is None or typed.get("base") == data["base"]
+    if own or (Path(data["base"]) / data["name"]).is_dir():
+        return data
+    return {**data, "base": os.environ.get("ADAPTOK_DATA", "data")}
 
 
 def tokenize(config: DictConfig) -> None:

@@ -13,6 +13,7 @@ from adaptok.data.location import Location, locate
 from adaptok.data.synthetic.store import Statistics
 from adaptok.data.well_files import WellFile, read_statistics
 from adaptok.data.well_format import HDF5, SPLITS, TABLES
+from adaptok.utils.checksums import CHECKSUMS, sha256_of
 
 TOLERANCE = 0.01  # of the spread, by which statistics may be off
 
@@ -82,7 +83,8 @@ def _check_set(folder: Location) -> Report:
         if good is not None:  # one file speaks for its split
             first = first or good
             problems += _mismatch(good, first)
-    return Report(count, problems + _check_statistics(folder, statistics))
+    problems += _check_statistics(folder, statistics)
+    return Report(count, problems + _check_checksums(folder))
 
 
 def _check_files(
@@ -120,6 +122,26 @@ def _check_statistics(folder: Location, statistics: Statistics) -> list[Defect]:
             what = _disagreement(stored[table].get(name), values, spreads[name])
             if what:
                 problems.append(Defect(where, f"{table} of {name} {what}"))
+    return problems
+
+
+def _check_checksums(folder: Location) -> list[Defect]:
+    """Compares the files with their SHA-256, if the set has any."""
+    there = folder / CHECKSUMS
+    if not there.is_file():
+        return []
+    problems = []
+    for line in there.text().splitlines():
+        wanted, _, name = line.partition("  ")
+        file = folder / name
+        if ".." in name.split("/") or not file.is_file():
+            if name == "stats.yaml":  # which is reported already
+                continue
+            problems.append(Defect(str(there), f"names {name!r}, which is not in the set"))
+            continue
+        with file.fs.open(file.path, "rb") as content:
+            if sha256_of(content) != wanted:
+                problems.append(Defect(str(file), f"is not as written: {CHECKSUMS} says otherwise"))
     return problems
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from adaptok.data import WellData
 from adaptok.data.well_files import WellFile, find_well_files, read_statistics
 from adaptok.utils.atomic import replacing
+from adaptok.utils.checksums import write_checksums
 
 Pair = tuple[Mapping[str, Tensor], Tensor]
 
@@ -56,7 +57,8 @@ class PredictionWriter:
         (place / "data" / self.split).mkdir(parents=True)
         text = yaml.safe_dump(self.statistics, sort_keys=False)
         (place / "stats.yaml").write_text(text)
-        # closes the last file before the folder gets its name
+        self._stack.callback(write_checksums, place)
+        # closes the last file before the folder gets its checksums and its name
         rows = self._rows(place / "data" / self.split)
         self._free_rows = self._stack.enter_context(closing(rows))
         return self
@@ -106,7 +108,10 @@ class PredictionWriter:
                 original.copy(name, group)
                 continue
             shape = (source.trajectories, len(self.frames), *space, *[len(space)] * order)
-            dataset = group.create_dataset(name, shape, dtype=np.float32)
+            frame = (1, 1, *shape[2:])
+            dataset = group.create_dataset(
+                name, shape, dtype=np.float32, chunks=frame, fletcher32=True
+            )
             dataset.attrs.update(original[name].attrs)
             dataset.attrs["sample_varying"] = True
             dataset.attrs["dim_varying"] = [True] * len(space)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import safetensors
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from adaptok.models.baselines import create_baseline
@@ -23,6 +23,7 @@ from adaptok.models.recording import CLASS, places, recorded, refusals, with_par
 from adaptok.models.surrogate import create_surrogate
 from adaptok.tokens import Tokenizer
 from adaptok.utils.atomic import replacing
+from adaptok.utils.checksums import with_checksum, wrong_checksum
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
@@ -93,7 +94,7 @@ def save_pretrained(
     weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     card = model_card(model, description=description, results=results)
     for name, content in (
-        (WEIGHTS, save(weights, metadata={"format": "pt"})),
+        (WEIGHTS, with_checksum(save(weights, metadata={"format": "pt"}))),
         (CARD, card.encode()),
         (CONFIG, text.encode()),
     ):
@@ -149,21 +150,33 @@ def from_pretrained(
             whose class is not given.
     """
     folder = _find(where, revision)
-    model = build(_read_config(folder), parts)
+    model = build(_read_config(folder), folder / CONFIG, parts)
     _load(model, folder / WEIGHTS)
     return model.eval()
 
 
 def build(
-    config: Mapping[str, Any], parts: Mapping[str, str | Callable[..., Any]] | None = None
+    config: Mapping[str, Any],
+    where: str | Path,
+    parts: Mapping[str, str | Callable[..., Any]] | None = None,
 ) -> Any:
     """Builds a model with fresh weights from the attribute ``config`` of another.
 
     Args:
+        config: plain values, perhaps from somebody else.
+        where: the file that holds it, for messages.
         parts: see `from_pretrained`.
+
+    Raises:
+        ValueError: it does not describe a model that this version builds.
     """
+    if not isinstance(config, Mapping) or config.get("kind") not in BUILDERS:
+        raise ValueError(f"{where} must name the kind of its model, one of {', '.join(BUILDERS)}")
     arguments = {k: v for k, v in with_parts(config, parts or {}).items() if k != "kind"}
-    return BUILDERS[config["kind"]](**arguments)
+    try:
+        return BUILDERS[config["kind"]](**arguments)
+    except Exception as error:  # whatever the arguments of somebody else lead to
+        raise ValueError(f"{where} does not describe a model that can be built: {error}") from error
 
 
 def _find(where: str | Path, revision: str | None) -> Path:
@@ -200,10 +213,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("kind") not in BUILDERS:
-        raise ValueError(f"{path} must name its kind, one of {', '.join(BUILDERS)}")
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a mapping, got {type(config).__name__}")
     version = config.pop("format", None)
     if version != FORMAT:
         raise ValueError(
@@ -216,9 +229,13 @@ def _load(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"no {path.name} in {path.parent}; weights in other files are not read")
     try:
-        there = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+        content = path.read_bytes()
+        there = load(content)
+        damaged = wrong_checksum(content)
+    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if damaged:
+        raise ValueError(f"{path} is damaged: its checksum is wrong; copy it again")
     if wrong := wrong_tensors(there, model.state_dict(), "in the file", "in the model"):
         raise ValueError(f"{path} does not fit its {CONFIG}: {wrong}")
     model.load_state_dict(there)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from PIL import Image
 
+from adaptok.utils.atomic import replacing
 from adaptok.utils.palette import OKABE_ITO
 
 COLORS = tuple(OKABE_ITO.values())
@@ -39,9 +40,10 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 200, small: bool = Fals
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
-    if small:
-        with Image.open(path) as image:
-            reduced = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
-        reduced.save(path, optimize=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=path.suffix[1:])
+        if small:
+            with Image.open(temporary) as image:
+                reduced = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+            reduced.save(temporary, format="png", optimize=True)
     return path

@@ -57,7 +57,7 @@ def _of_run(run: RunRecord, label: str, problems: list[LeftOut]) -> list[Picture
         caption = CAPTIONS[stem] + (f": {field}" if field else "")
         try:
             pictures.append(Picture(run, label, caption, *embedded(path)))
-        except (OSError, ValueError) as error:  # half-written, or no picture at all
+        except Exception as error:  # half-written, no picture at all, or far too large
             problems.append(LeftOut(path, f"picture cannot be read: {error}"))
     return pictures
 

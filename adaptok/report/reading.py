@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ CURVES = {
 }
 Curve = Sequence[Mapping[str, float]]  # rows of metrics.csv
 ABOUT = ("parameters", "seconds_per_training_step")
+MOST_VALUES = 1_000_000  # in a file; a few lines of YAML can stand for billions
+LONGEST = 2_000  # characters of an error
 
 
 def read_runs(*folders: str | Path) -> Runs:
@@ -125,7 +128,7 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Left
         source = parents[1] if parents[0].name == "checkpoints" else parents[0]
     curve = _read_curve(folder, config, source, problems)
     failure = _mapping(folder / "failed.json")
-    error = None if failure is None else str(failure.get("error", "unknown error"))
+    error = None if failure is None else str(failure.get("error", "unknown error"))[:LONGEST]
     if rows and error is not None:
         problems.append(LeftOut(folder, f"repeated and failed, these are older results: {error}"))
     steps = chain(config, "trainer", "max_steps")
@@ -234,12 +237,20 @@ def _mapping(path: Path, problems: list[LeftOut] | None = None) -> dict[str, Any
         return None
     except Exception:  # of the file system, of the encoding or of the parser
         content = None
-    if isinstance(content, dict):
+    if isinstance(content, dict) and not any(islice(_values(content), MOST_VALUES, None)):
         return content
     if problems is not None:
         more = " or only half written" if is_json else ""
         problems.append(LeftOut(path.parent, f"{path.name} is damaged{more}"))
     return None
+
+
+def _values(content: Any) -> Iterator[bool]:
+    """Yields True for every value in nested mappings and lists, shared ones each time."""
+    for value in content.values() if isinstance(content, dict) else content:
+        if isinstance(value, (dict, list)):
+            yield from _values(value)
+        yield True
 
 
 def chain(content: Any, *keys: str) -> Any:

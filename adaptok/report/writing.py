@@ -56,7 +56,7 @@ def write_contents(contents: ReportContents, out: str | Path) -> list[Path]:
     files = [target / name for name in ("results.csv", "report.md", "report.html")]
     with replacing(files[0]) as temporary:
         write_csv(tidy_rows(contents.read.runs, contents.groups), temporary)
-    csv = files[0].read_text(encoding="utf-8")
+        csv = temporary.read_text(encoding="utf-8")
     texts = (markdown_report(contents), page(contents, target, csv))
     for file, text in zip(files[1:], texts, strict=True):
         with replacing(file) as temporary:

@@ -15,9 +15,10 @@ from torch import nn
 from adaptok.models.compiling import compile_model
 from adaptok.tasks.tracking import logger_arguments
 from adaptok.training import make_trainer
-from adaptok.training.checkpoints import check_resume, find_resume, read_checkpoint
+from adaptok.training.checkpoints import check_resumable, check_resume, find_resume, read_checkpoint
 from adaptok.training.fit_module import FitModule
 from adaptok.training.parallel import checkpoint_activations, process_group
+from adaptok.utils.atomic import replacing
 
 Config = Mapping[str, Any]
 
@@ -69,6 +70,7 @@ def fit(
     checkpoint = find_resume(config["resume"], folder, folder.parent, config)
     if checkpoint is not None:
         saved = read_checkpoint(checkpoint)
+        check_resumable(saved, checkpoint)
         fits(saved, checkpoint)
         if not config["resume_anyway"]:
             check_resume(saved, config, checkpoint, data)
@@ -104,7 +106,8 @@ def config_of_eval(trained: Config, wanted: Config) -> dict[str, Any]:
 def write_config(config: Config, folder: Path) -> None:
     """Writes the plain configuration of a run to its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    with replacing(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def quiet() -> None:

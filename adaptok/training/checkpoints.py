@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,26 @@ import yaml
 from torch import nn
 
 from adaptok.models.pretrained import build, wrong_tensors
+from adaptok.utils.checksums import damaged_member
 from adaptok.utils.keys import FIXED, WEIGHTS, differences
+
+# What a checkpoint may hold -> its type, and the type in words.
+KEYS: dict[str, tuple[type, str]] = {
+    "state_dict": (dict, "tensors by name"),
+    "averaged_state_dict": (dict, "tensors by name"),
+    "adaptok_model": (dict, "a mapping"),
+    "adaptok_config": (dict, "a mapping"),
+    "adaptok_data": (dict, "a mapping"),
+    "global_step": (int, "a whole number"),
+    "epoch": (int, "a whole number"),
+    "callbacks": (dict, "a mapping"),
+    "loops": (dict, "a mapping"),
+    "optimizer_states": (list, "a list"),
+    "lr_schedulers": (list, "a list"),
+    "pytorch-lightning_version": (str, "text"),
+}
+# Without these a training cannot resume.
+NEEDED = ("optimizer_states", "loops", "pytorch-lightning_version", "global_step", "adaptok_config")
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -43,11 +63,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{file} is refused: it holds more than tensors and plain values, and loading such a "
             "pickle could run any code"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, IndexError) as error:
+    except Exception as error:  # a damaged pickle raises what it likes
         raise ValueError(f"{file} is damaged or not a checkpoint: {error}") from error
+    try:
+        damaged = damaged_member(file)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{file} is damaged or of an old format: {error}") from error
+    if damaged:
+        raise ValueError(f"{file} is damaged: the checksum of {damaged} in it is wrong")
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{file} is not a checkpoint of adaptok: it has no state_dict")
+    for key, (kind, what) in KEYS.items():
+        if key in checkpoint and not (isinstance(checkpoint[key], kind) and _fits(checkpoint, key)):
+            raise ValueError(f"{file} is not a checkpoint of adaptok: {key} must be {what}")
     return checkpoint
+
+
+def _fits(checkpoint: Mapping[str, Any], key: str) -> bool:
+    """Checks the entries of a state and the keys of a mapping."""
+    value = checkpoint[key]
+    if key in ("state_dict", "averaged_state_dict"):
+        return all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+    return not isinstance(value, dict) or all(isinstance(name, str) for name in value)
 
 
 def load_surrogate(
@@ -65,7 +102,7 @@ def load_surrogate(
     config = checkpoint.get("adaptok_model")
     if not config:
         raise ValueError(f"{path} does not say how its model was built")
-    model = build(config, parts)
+    model = build(config, path, parts)
     load_weights(model, checkpoint, path=path)
     return model.eval()
 
@@ -143,6 +180,19 @@ def _other_data(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[s
                 )
 
 
+def check_resumable(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuses a checkpoint that holds weights alone.
+
+    Raises:
+        ValueError: says what a training needs and the checkpoint lacks.
+    """
+    lacking = [key for key in NEEDED if not checkpoint.get(key) and checkpoint.get(key) != 0]
+    if "loops" not in lacking and "fit_loop" not in checkpoint["loops"]:
+        lacking.append("loops.fit_loop")
+    if lacking:
+        raise ValueError(f"{path} is no training to resume: it lacks {', '.join(lacking)}")
+
+
 def check_resume(
     checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path, data: Any = None
 ) -> None:
@@ -189,8 +239,16 @@ def find_resume(
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     for file in [folder / "checkpoints" / "last.ckpt", *files]:
         saved = file.parents[1] / "config.yaml"
-        if file.is_file() and saved.is_file():
+        if not file.is_file() or not saved.is_file():
+            continue
+        try:
             there = yaml.safe_load(saved.read_text())
-            if not list(differences(there, config, FIXED)):
-                return file
+            if not isinstance(there, dict):
+                raise ValueError("it holds no configuration")
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            print(f"resume=auto leaves out {file.parents[1]}, {saved.name} is damaged: {reason}")
+            continue
+        if not list(differences(there, config, FIXED)):
+            return file
     return None

@@ -153,7 +153,15 @@ def _normalisation(
 
 
 def build_vision(model: str, made: dict[str, Any], options: dict[str, Any]) -> AptMixin:
-    """Builds the model that a `config` describes, with fresh weights."""
+    """Builds the model that a `config` describes, with fresh weights.
+
+    Raises:
+        ValueError: a name that makes timm read another folder or ask a hub.
+    """
     import timm
 
+    if ":" in model:
+        raise ValueError(
+            f"{model!r} is no model of timm itself; a file may not name a hub or folder"
+        )
     return apply_apt(timm.create_model(model, pretrained=False, **made), **options)

@@ -24,6 +24,7 @@ from adaptok.data.knobs import check_integers
 from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories
 from adaptok.data.synthetic.store import Statistics, write_file
 from adaptok.data.well_format import SPLITS
+from adaptok.utils.checksums import write_checksums
 
 MAX_WORKERS = 4
 LOCK = ".adaptok.lock"  # stays in the folder of all sets
@@ -176,6 +177,7 @@ def _write_set(
             if chunk.split == "train":
                 statistics.add(data)
     statistics.write(folder / "stats.yaml")
+    write_checksums(folder)
 
 
 def _simulate(

@@ -88,7 +88,12 @@ def _dataset(
     group: h5py.Group, key: str, value: Tensor | np.generic, *, time: bool, sample: bool
 ) -> h5py.Dataset:
     array = value.cpu().numpy() if isinstance(value, Tensor) else value
-    dataset = group.create_dataset(key, data=np.asarray(array, dtype=np.float32))
+    data = np.asarray(array, dtype=np.float32)
+    # HDF5 keeps checksums per chunk: here a frame of a trajectory, or the whole of what is small
+    frame = data.shape[:2] if time and sample else data.shape[:1]
+    chunks = (1,) * len(frame) + data.shape[len(frame) :] if sample else data.shape
+    checked = {"chunks": chunks, "fletcher32": True} if data.ndim else {}
+    dataset = group.create_dataset(key, data=data, **checked)
     dataset.attrs.update(time_varying=time, sample_varying=sample)
     return dataset
 

@@ -176,7 +176,7 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
         asked.append(group)
         return [
             entry_point("gone", "no_such_package:thing"),
-            entry_point("candy", "builtins:dict"),  # the name is taken
+            entry_point("candy", "fractions:Fraction"),  # the name is taken
             entry_point("mapping", "fractions:Fraction"),
             entry_point("dict", "builtins:dict"),  # without a signature
             entry_point("number", "math:pi"),

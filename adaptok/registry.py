@@ -198,10 +198,10 @@ class Registry:
         before = set(self._factories)
         try:
             factory = point.load()
+            if not callable(factory):
+                raise TypeError(f"{point.value} is {factory!r}, which cannot be called")
+            inspect.signature(factory)
             if self._factories.get(point.name) is not factory:  # it may have used the decorator
-                if not callable(factory):
-                    raise TypeError(f"{point.value} is {factory!r}, which cannot be called")
-                inspect.signature(factory)
                 self.register(point.name)(factory)
         except KeyboardInterrupt:
             raise

@@ -170,6 +170,7 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
     entry_points, import_module and __import__)."""
     asked = []
     (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
+    (tmp_path / "leaving_not.py").write_text("thing = None")
     monkeypatch.syspath_prepend(tmp_path)
 
     def entry_points(group: str) -> list[EntryPoint]:
@@ -180,6 +181,7 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
             entry_point("mapping", "fractions:Fraction"),
             entry_point("dict", "builtins:dict"),  # without a signature
             entry_point("number", "math:pi"),
+            entry_point("nothing", "leaving_not:thing"),
             entry_point("leaves", "leaving:thing"),
         ]
 
@@ -188,12 +190,13 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
         assert sweets.names() == ["candy", "caramel", "mapping"]
     assert asked == ["adaptok.sweets"]
     texts = [str(warning.message) for warning in caught]
-    assert len(texts) == 5
+    assert len(texts) == 6
     for name, reason in (
         ("gone", "No module named 'no_such_package'"),
         ("candy", "already"),
         ("dict", "no signature"),
         ("number", "cannot be called"),
+        ("nothing", "is None"),
         ("leaves", "SystemExit: 3"),
     ):
         assert any(f"plug-in '{name}'" in text and reason in text for text in texts)
@@ -202,9 +205,9 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
 
 
 def test_a_plugin_may_use_the_decorator_itself(sweets, monkeypatch, recwarn):
-    sweets.register("mapping")(dict)
+    sweets.register("mapping")(Fraction)
     monkeypatch.setattr(
-        registry, "entry_points", lambda group: [entry_point("mapping", "builtins:dict")]
+        registry, "entry_points", lambda group: [entry_point("mapping", "fractions:Fraction")]
     )
     assert "mapping" in sweets.names()
     assert not recwarn.list

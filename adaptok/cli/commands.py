@@ -10,12 +10,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from adaptok import create_tokenizer
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import check_keys, compose, plain
+from adaptok.config.unread import unread
 from adaptok.data import WellData
 from adaptok.data.info import set_statistics
 from adaptok.data.well_format import SPLITS
@@ -42,6 +44,7 @@ from adaptok.tasks.tracking import tracked
 from adaptok.training.checkpoints import find_checkpoint, load_weights, read_checkpoint
 from adaptok.utils.boundary import BOUNDARIES
 from adaptok.utils.keys import flattened
+from adaptok.utils.locks import is_first
 from adaptok.utils.tables import table
 
 Config = Mapping[str, Any]
@@ -306,7 +309,15 @@ def describe_data(module: WellData) -> str:
 
 def _checked(config: DictConfig, command: str) -> dict[str, Any]:
     check_keys(config, command)  # type: ignore[arg-type]
-    return plain(config)
+    wanted = plain(config)
+    job = HydraConfig.get()
+    parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    lines = [*unread(wanted, [override.key_or_group for override in parsed])]
+    if lines and job.mode is RunMode.RUN and is_first():
+        raise ValueError("; ".join(lines))
+    for line in lines:  # of a sweep, where another job may read the key
+        print(line)
+    return wanted
 
 
 def _run_folder() -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptok import create_surrogate
+from adaptok.config.unread import check_place
 from adaptok.data import FieldInfo
 from adaptok.data.info import set_statistics, system_of
 from adaptok.data.synthetic import generate
@@ -40,6 +41,7 @@ def build_data(
     layout = choice("data.format", data.pop("format", "well"), formats)
     knobs = data.pop("generate", None)  # knobs of the solver
     if knobs is not None:
+        check_place(data)
         data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
     if data["path"] is not None:
         data |= {"name": None, "base": None}

@@ -1,0 +1,212 @@
+"""Checks arguments against the annotations of their parameters, ranges included.
+
+One mechanism for knobs of parts, ours and those of plug-ins, and for leaves of configurations:
+``depth: Annotated[int, Ge(1)]`` with the constraints of the package annotated-types is all that a
+parameter needs. What an annotation does not say, such as "a divisor of dim", stays with the code.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import annotated_types as at
+import numpy as np
+import torch
+
+Positive = Annotated[int, at.Ge(1)]
+NonNegative = Annotated[int, at.Ge(0)]
+PositiveFloat = Annotated[float, at.Gt(0), at.Predicate(math.isfinite)]
+NonNegativeFloat = Annotated[float, at.Ge(0), at.Predicate(math.isfinite)]
+Finite = Annotated[float, at.Predicate(math.isfinite)]
+Share = Annotated[float, at.Interval(ge=0, le=1)]
+PositiveShare = Annotated[float, at.Interval(gt=0, le=1)]
+Rate = Annotated[float, at.Interval(ge=0, lt=1)]  # of what is dropped
+
+NOUNS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+}
+
+
+def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], what: str) -> None:
+    """Checks the arguments of a call by name; one without an annotation passes.
+
+    Args:
+        factory: a function, or a class whose constructor takes them.
+        given: values by the name of their parameter.
+        what: is built, in front of the message.
+
+    Raises:
+        ValueError: a value of another type or outside its range; says what is accepted.
+    """
+    hints = hints_of(factory)
+    for name, value in given.items():
+        check_value(value, hints.get(name, Any), f"{what}: {name}" if what else name)
+
+
+def check_value(value: Any, hint: Any, name: str) -> None:
+    """Checks a value against an annotation.
+
+    Raises:
+        ValueError: says what is accepted, and what was given.
+    """
+    if not accepts(hint, value):
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        raise ValueError(f"{name} must be {described(hint)}, got {shown}")
+
+
+@functools.lru_cache(maxsize=1024)
+def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Resolves the annotations of the parameters; ``**options`` are those of the base class."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    found: dict[str, Any] = {}
+    for each in factory.__mro__[:-1] if inspect.isclass(factory) else (factory,):
+        function = each.__init__ if inspect.isclass(each) else each
+        found = _resolved(function) | found
+        if not any(
+            p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()
+        ):
+            break
+    return found
+
+
+def _resolved(function: Callable[..., Any]) -> dict[str, Any]:
+    """Leaves out annotations that name what only type checkers import."""
+    function = inspect.unwrap(function)
+    names = {**vars(typing), **getattr(function, "__globals__", {})}
+    found = {}
+    for name, hint in getattr(function, "__annotations__", {}).items():
+        try:
+            found[name] = eval(hint, names) if isinstance(hint, str) else hint
+        except Exception:
+            continue
+    return found
+
+
+def accepts(hint: Any, value: Any) -> bool:
+    """Tells whether an annotation accepts a value. A bool is no number, an int is a float, a list
+    does for a tuple, and NaN is no number.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    if origin is Annotated:
+        base, *constraints = arguments
+        return accepts(base, value) and all(_holds(c, value) for c in constraints)
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(each, value) for each in arguments)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in arguments)
+    if hint is None:
+        return value is None
+    if hint in (bool, int, float, str):
+        return _is_plain(hint, value)
+    if origin is tuple and arguments[-1:] != (...,):
+        return (
+            _is_list(value) and len(value) == len(arguments) and all(map(accepts, arguments, value))
+        )
+    if origin in (tuple, list, Sequence, Collection) or hint in (tuple, list, Sequence):
+        return _is_list(value) and all(accepts(arguments[0], one) for one in value if arguments)
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        return isinstance(value, Mapping) and all(
+            accepts(arguments[0], key) and accepts(arguments[1], one)
+            for key, one in value.items()
+            if arguments
+        )
+    if origin is Callable or hint is Callable:
+        return callable(value)
+    if inspect.isclass(hint) and not getattr(hint, "_is_protocol", False):
+        array = getattr(hint, "array_type", None)  # jaxtyping's, which checks shapes at the call
+        kind = torch.Tensor if array is torch.Tensor else origin or hint
+        return kind is object or isinstance(value, kind)
+    return True
+
+
+def _is_plain(kind: type, value: Any) -> bool:
+    if kind is str:
+        return isinstance(value, str)
+    if isinstance(value, (bool, np.bool)):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, numbers.Real) and bool(value == value)
+    return kind is int and isinstance(value, numbers.Integral)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (
+        isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    )
+
+
+def _holds(constraint: Any, value: Any) -> bool:
+    """Tells whether a value meets a constraint; what is no constraint always holds."""
+    tests: dict[Any, Callable[[Any], bool]] = {
+        at.Gt: lambda c: value > c.gt,
+        at.Ge: lambda c: value >= c.ge,
+        at.Lt: lambda c: value < c.lt,
+        at.Le: lambda c: value <= c.le,
+        at.MinLen: lambda c: len(value) >= c.min_length,
+        at.MaxLen: lambda c: len(value) <= c.max_length,
+        at.MultipleOf: lambda c: value % c.multiple_of == 0,
+        at.Predicate: lambda c: bool(c.func(value)),
+    }
+    if isinstance(constraint, at.GroupedMetadata):
+        return all(_holds(each, value) for each in constraint)
+    test = tests.get(type(constraint))
+    return test is None or test(constraint)
+
+
+def described(hint: Any) -> str:
+    """Says in words what an annotation accepts."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        words = [_words(c) for each in arguments[1:] for c in _parts(each)]
+        return " ".join([described(arguments[0]), " and ".join(filter(None, words))]).rstrip()
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(described(each) for each in arguments))
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if hint is None:
+        return NOUNS[type(None)]
+    if hint in NOUNS:
+        return NOUNS[hint]
+    if origin is tuple and arguments[-1:] != (...,):
+        return f"a list of {', '.join(described(each) for each in arguments)}"
+    if origin in (tuple, list, Sequence, Collection):
+        return f"a list, each {described(arguments[0])}"
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        return "a mapping"
+    if origin is Callable or hint is Callable:
+        return "something to call"
+    return f"a {getattr(hint, '__name__', hint)}"
+
+
+def _parts(constraint: Any) -> list[Any]:
+    return list(constraint) if isinstance(constraint, at.GroupedMetadata) else [constraint]
+
+
+def _words(constraint: Any) -> str:
+    words: dict[Any, Callable[[Any], str]] = {
+        at.Gt: lambda c: f"above {c.gt:g}",
+        at.Ge: lambda c: f"of at least {c.ge:g}",
+        at.Lt: lambda c: f"below {c.lt:g}",
+        at.Le: lambda c: f"of at most {c.le:g}",
+        at.MinLen: lambda c: f"of length {c.min_length} or more",
+        at.MaxLen: lambda c: f"of length {c.max_length} or less",
+        at.MultipleOf: lambda c: f"that {c.multiple_of} divides",
+        at.Predicate: lambda c: "that is finite" if c.func is math.isfinite else "",
+    }
+    word = words.get(type(constraint))
+    return word(constraint) if word else ""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -16,6 +17,7 @@ from torch import nn
 
 from adaptok import create_tokenizer
 from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.leaves import check_leaves
 from adaptok.config.menu import check_keys, compose, plain
 from adaptok.config.unread import unread
 from adaptok.data import WellData
@@ -42,6 +44,7 @@ from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
 from adaptok.tasks.surrogate import fit_and_test
 from adaptok.tasks.tracking import tracked
 from adaptok.training.checkpoints import find_checkpoint, load_weights, read_checkpoint
+from adaptok.training.optim import Optim
 from adaptok.utils.boundary import BOUNDARIES
 from adaptok.utils.keys import flattened
 from adaptok.utils.locks import is_first
@@ -317,7 +320,17 @@ def _checked(config: DictConfig, command: str) -> dict[str, Any]:
         raise ValueError("; ".join(lines))
     for line in lines:  # of a sweep, where another job may read the key
         print(line)
+    check_leaves(wanted, _factories(wanted))
     return wanted
+
+
+def _factories(config: Config) -> dict[str, Any]:
+    """What the leaves of a group become arguments of."""
+    if config.get("task") == "classify":
+        from adaptok.tasks.classify import ClassifierOptim, ImageData
+
+        return {"data": ImageData, "optim": ClassifierOptim, "trainer": L.Trainer}
+    return {"data": WellData, "optim": Optim, "trainer": L.Trainer}
 
 
 def _run_folder() -> Path:

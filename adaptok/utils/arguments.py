@@ -7,10 +7,12 @@ parameter needs. What an annotation does not say, such as "a divisor of dim", st
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -72,9 +74,14 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
     while isinstance(factory, functools.partial):
         factory = factory.func
     found: dict[str, Any] = {}
+    if dataclasses.is_dataclass(factory):  # its constructor was made elsewhere
+        for each in inspect.getmro(factory):
+            found = _resolved(each, vars(sys.modules[each.__module__])) | found
+        return found
     for each in factory.__mro__[:-1] if inspect.isclass(factory) else (factory,):
         function = each.__init__ if inspect.isclass(each) else each
-        found = _resolved(function) | found
+        function = inspect.unwrap(function)
+        found = _resolved(function, getattr(function, "__globals__", {})) | found
         if not any(
             p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()
         ):
@@ -82,14 +89,12 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
-def _resolved(function: Callable[..., Any]) -> dict[str, Any]:
+def _resolved(source: Any, names: dict[str, Any]) -> dict[str, Any]:
     """Leaves out annotations that name what only type checkers import."""
-    function = inspect.unwrap(function)
-    names = {**vars(typing), **getattr(function, "__globals__", {})}
     found = {}
-    for name, hint in getattr(function, "__annotations__", {}).items():
+    for name, hint in inspect.get_annotations(source).items():
         try:
-            found[name] = eval(hint, names) if isinstance(hint, str) else hint
+            found[name] = eval(hint, {**names}) if isinstance(hint, str) else hint
         except Exception:
             continue
     return found
@@ -137,7 +142,7 @@ def accepts(hint: Any, value: Any) -> bool:
 def _is_plain(kind: type, value: Any) -> bool:
     if kind is str:
         return isinstance(value, str)
-    if isinstance(value, (bool, np.bool)):
+    if isinstance(value, (bool, np.bool_)):
         return kind is bool
     if kind is float:
         return isinstance(value, numbers.Real) and bool(value == value)

@@ -1,0 +1,125 @@
+"""Type and range of every leaf of a configuration, checked before anything starts.
+
+A leaf that becomes an argument has the annotation of its parameter; the others stand here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from annotated_types import Len, Predicate
+
+from adaptok.config.menu import GROUPS
+from adaptok.data.synthetic import SOLVERS
+from adaptok.registry import Registry
+from adaptok.utils.arguments import (
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    PositiveShare,
+    check_value,
+    hints_of,
+)
+
+Config = Mapping[str, Any]
+
+
+def is_folder_name(text: str) -> bool:
+    """Tells whether text can be part of the name of one folder."""
+    return re.fullmatch(r"[^/\\\0]+", text) is not None and text not in (".", "..")
+
+
+Name = Annotated[str, Predicate(is_folder_name)]
+Settings = Annotated[Sequence[Mapping[str, Any]], Len(1)]
+
+OF_TIMM = ("model", "tokenizer")  # groups that task=classify fills with timm's models
+LEAVES: dict[str, Any] = {
+    "name": Name,
+    "sweep": Name,
+    "seed": NonNegative,
+    "history": Positive,
+    "history_mode": str,
+    "predict": str,
+    "normalise": str,
+    "score_on": str,
+    "budget": Positive | None,
+    "size.dim": Positive,
+    "size.depth": Positive,
+    "size.heads": Positive,
+    "size.mlp_ratio": PositiveFloat,
+    "field_width": Positive,
+    "test.settings": Settings,
+    "test.steps": NonNegative,
+    "test.patch_size": Positive | Sequence[Positive] | None,
+    "settings": Settings,
+    "steps": NonNegative,
+    "patch_size": Positive | Sequence[Positive] | None,
+    "split": Literal["train", "valid", "test"],
+    "samples": Annotated[Sequence[NonNegative], Len(1)],
+    "device": str,
+    "save_predictions": bool,
+    "video": Literal["gif", "mp4"] | None,
+    "ckpt": str,
+    "mode": Literal["all", "prepost"],
+    "data_fraction": PositiveShare,
+    "from_scratch": bool,
+    "train.only": Literal["all", "new"],
+    "activation_checkpointing": bool,
+    "callbacks": Mapping[str, Any] | None,
+    "resume": str | None,
+    "resume_anyway": bool,
+    "overwrite": bool,
+    "picture": str | None,
+    "trainer.compile": bool | str,
+    "trainer.precision": str | int,  # Lightning's words, or auto
+    "trainer.val_check_interval": Positive | None,
+    "data.format": Literal["well", "pdebench"],
+}
+
+
+def check_leaves(config: Config, factories: Mapping[str, Callable[..., Any]]) -> None:
+    """Checks a plain configuration.
+
+    Args:
+        factories: what the leaves of a group become arguments of, by group.
+
+    Raises:
+        ValueError: names the key of a value of another type or outside its range, says what is
+            accepted and what was given.
+    """
+    for key, hint in LEAVES.items():
+        group, _, leaf = key.rpartition(".")
+        node = config.get(group) if group else config
+        if isinstance(node, Mapping) and leaf in node:
+            check_value(node[leaf], hint, key)
+    for group, factory in factories.items():
+        nodes = config.get(group)
+        for node in nodes if isinstance(nodes, list) else [nodes]:  # several data sets
+            _check(node, factory, group)
+    for group, registry in GROUPS.items():
+        if "/" not in group and not (config.get("task") == "classify" and group in OF_TIMM):
+            _check_part(config.get(group), registry, group)
+    data = config.get("data")
+    for node in data if isinstance(data, list) else [data]:
+        if isinstance(node, Mapping) and node.get("name") in SOLVERS.names():
+            _check(node.get("generate"), SOLVERS.get(node["name"]), "data.generate")
+
+
+def _check(node: Any, factory: Callable[..., Any], group: str) -> None:
+    if isinstance(node, Mapping):
+        hints = hints_of(factory)
+        for leaf, value in node.items():
+            if f"{group}.{leaf}" not in LEAVES:
+                check_value(value, hints.get(leaf, Any), f"{group}.{leaf}")
+
+
+def _check_part(node: Any, registry: Registry, group: str) -> None:
+    """Checks the knobs of a part, and of the parts that are knobs of it."""
+    if not isinstance(node, Mapping) or node.get("name") not in registry.names():
+        return  # the message about the name comes later
+    _check(node, registry.get(node["name"]), group)
+    for leaf, inner in node.items():
+        if f"{group}/{leaf}" in GROUPS:
+            _check_part(inner, GROUPS[f"{group}/{leaf}"], f"{group}.{leaf}")

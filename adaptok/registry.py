@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+from adaptok.utils.arguments import check_arguments
+
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 # A name, {"name": name, **knobs}, a class or factory (also as that "name"), or a ready part.
 Part = str | Mapping[str, Any] | Callable[..., Any]
@@ -99,9 +101,16 @@ class Registry:
         return "\n".join([f"{name}: {doc}", *lines])
 
     def create(self, name: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Builds the part; an unknown knob raises ``ValueError`` that lists the valid ones."""
+        """Builds the part.
+
+        Raises:
+            ValueError: an unknown knob, or a value that the annotation of its parameter does not
+                accept, see `adaptok.utils.arguments`; lists what is accepted.
+        """
         factory = self.get(name)
         self.check_knobs(name, kwargs)
+        given = dict(zip((p.name for p in self._parameters(name)), args, strict=False)) | kwargs
+        check_arguments(factory, given, f"{self.kind} {name_of(name)!r}")
         return factory(*args, **kwargs)
 
     def check_knobs(self, name: str | Callable[..., Any], given: Iterable[str]) -> None:

@@ -75,13 +75,14 @@ def test_eval_repeats_the_test_of_the_training_run(trained, tmp_path, capsys):
 
 def test_eval_with_other_data_options_and_another_tokenizer(trained, tmp_path, capsys):
     common = ["eval", f"ckpt={trained}", "steps=0", f"hydra.run.dir={tmp_path}"]
-    run(capsys, *common, "+data.batch_size=1", "+tokenizer.splits_per_step=2", "seed=7")
+    run(capsys, *common, "+data.batch_size=1", "+tokenizer.splits_per_step=2")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["data"]["batch_size"] == 1
     trained_with = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["tokenizer"] == {**trained_with["tokenizer"], "splits_per_step": 2}
     assert config["data"].keys() == trained_with["data"].keys()
-    assert config["seed"] == trained_with["seed"] != 7
+    assert config["seed"] == trained_with["seed"]
+    assert "seed is not read" in fail(capsys, *common, "seed=7")
     error = fail(capsys, *common, "tokenizer=uniform")
     assert "another architecture: tokenizer.name is iap in the checkpoint, uniform here" in error
     error = fail(capsys, *common, "+tokenizer.min_size=4")
@@ -94,7 +95,7 @@ def test_eval_with_other_data_options_and_another_tokenizer(trained, tmp_path, c
         (["test.settings=[{bugdet: 10}]"], "unknown control 'bugdet'"),
         (["test.settings=[{name: cyclic, settings: [{bugdet: 10}]}]"], "unknown control 'bugdet'"),
         (["test.settings=[{budget: 2}]"], "below the 4 cells"),
-        (["test.settings=[{budget: 10}]", "model=fno"], "unknown control 'budget'"),
+        (["model=fno"], "tokenizer is not read: the model is a baseline"),
     ],
 )
 def test_settings_of_the_test_are_checked_before_the_training(

@@ -472,7 +472,7 @@ def test_context_statistics_are_those_of_the_history():
         ("ckm", {"patch_sizes": (4, 10)}, r"patch_sizes 10 .*valid: 1, 4, 8, 12, 16, 32"),
         ("csm", {"patch_sizes": (8, 12)}, "patch_sizes must divide one another"),
         ("ckm", {"patch_sizes": ()}, "patch_sizes is a list of patch sizes"),
-        ("ckm", {"patch_sizes": 8}, "patch_sizes is a list of patch sizes, got 8"),
+        ("ckm", {"patch_sizes": 8}, "patch_sizes must be a list.* got 8"),
         ("ckm", {"size": 7}, "patch_size 7 .*valid: 1, 4, 8"),
         ("csm", {"size": 32}, r"patch_size 32 .*valid: 1, 4, 8, 16$"),
         ("ckm", {"norm": "grup"}, r"norm must be one of group, layer, rms.*did you mean 'group'"),

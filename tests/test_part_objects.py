@@ -131,7 +131,7 @@ def test_parts_that_nobody_can_build_again_are_refused_when_saved(processor, rea
     with pytest.raises(ValueError, match=f"cannot be built again from a file. .*{reason}"):
         adaptok.save_pretrained(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()
-    again = build(model.config, {"processor": Mixer})  # who knows the class can give it
+    again = build(model.config, "m", {"processor": Mixer})  # who knows the class can give it
     again.load_state_dict(model.state_dict())
 
 

@@ -287,7 +287,7 @@ def test_thresholds_of_the_wrong_length(thresholds):
 
 @pytest.mark.parametrize("thresholds", ["5", None, (5.5, "4"), (math.nan, 1.0), (True, 1.0)])
 def test_thresholds_are_numbers(thresholds):
-    with pytest.raises(ValueError, match="thresholds (are|must be a) number"):
+    with pytest.raises(ValueError, match=r"thresholds (are|must be a) number"):
         create_tokenizer("apt", ndim=2, in_channels=1, dim=8, max_size=16, thresholds=thresholds)
 
 

@@ -1,4 +1,4 @@
-"""Kill and resume, bit for bit: six of the kills that `experiments/reliability` does by the dozen."""
+"""Kill and resume, bit for bit: six of the kills that `experiments/reliability` measures."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(MPLBACKEND="Agg", HYDRA_FULL_ERROR="1", WANDB_MODE="offline", HF_HUB_OFFLINE="1")
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,7 +32,11 @@ if find_spec("hypothesis"):
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 if find_spec("hydra"):
+    import yaml
     from hydra.core.config_store import ConfigStore
+
+    # Hydra reads the files of every composition anew: in C they take a fifth of the time.
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # pyright: ignore
 
     # Hydra copies its whole store for every composition, with a thousand models of timm in it where
     # images are classified; the copy of what is loaded is enough.
@@ -87,6 +91,27 @@ def unchecked_when_compiled(request: pytest.FixtureRequest, monkeypatch) -> None
         for name, attribute in list(vars(cls).items()):
             if unchecked(attribute) is not attribute:
                 monkeypatch.setattr(cls, name, unchecked(attribute))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures() -> Iterator[None]:
+    """Saves one dot in place of each picture, except in tests that ask for them with `drawn`."""
+    if not find_spec("matplotlib"):
+        yield
+        return
+    import drawing
+
+    with drawing.blank():
+        yield
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Pictures as users get them."""
+    import drawing
+
+    with drawing.drawn():
+        yield
 
 
 @pytest.fixture(scope="session")

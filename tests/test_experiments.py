@@ -276,7 +276,7 @@ def test_rows_of_other_runs_stay(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_experiment_is_run_once_and_collected(tmp_path, monkeypatch):
+def test_an_experiment_is_run_once_and_collected(tmp_path, monkeypatch, drawn):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     budgets = "[{budget: 10}, {budget: 22}]"

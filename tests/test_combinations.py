@@ -34,11 +34,12 @@ def pairs(one: Combination) -> set:
 
 def covering() -> list[Combination]:
     """Few valid combinations in which every two parts that go together meet."""
-    missing = set().union(*map(pairs, valid()))
+    of = [(one, pairs(one)) for one in valid()]
+    missing = set().union(*(own for _, own in of))
     chosen = []
     while missing:
-        best = max(valid(), key=lambda one: len(pairs(one) & missing))
-        missing -= pairs(best)
+        best, own = max(of, key=lambda one: len(one[1] & missing))
+        missing -= own
         chosen.append(best)
     return chosen
 

@@ -25,10 +25,12 @@ if find_spec("beartype"):
 if find_spec("hypothesis"):
     import hypothesis
 
-    hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
+    # Few: `make test PYTEST_ARGS=--hypothesis-profile=thorough` tries many.
+    hypothesis.settings.register_profile("local", deadline=None, max_examples=15)
     hypothesis.settings.register_profile(
-        "ci", deadline=None, max_examples=40, derandomize=True, database=None
+        "ci", deadline=None, max_examples=15, derandomize=True, database=None
     )
+    hypothesis.settings.register_profile("thorough", deadline=None, max_examples=200)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 if find_spec("hydra"):

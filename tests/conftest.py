@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(MPLBACKEND="Agg", HYDRA_FULL_ERROR="1", WANDB_MODE="offline", HF_HUB_OFFLINE="1")
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,6 +105,18 @@ def blank_pictures() -> Iterator[None]:
     import drawing
 
     with drawing.blank():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def count_one_batch() -> Iterator[None]:
+    """Counts the operations of one batch per evaluation: counting takes longer than running it."""
+    module = sys.modules.get("adaptok.evaluation.evaluate")
+    if module is None:  # no test of this session has imported it: lightning takes seconds
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "COUNTED", 1)
         yield
 
 

@@ -259,6 +259,20 @@ def test_a_part_registered_later_needs_no_file():
     assert chosen == {"name": "for_this_test", "knob": 3, "more": 0.5}
 
 
+def test_a_part_that_changed_is_another_choice():
+    for default in (1, True):  # equal in Python, not in a configuration
+
+        def part(ndim: int, in_channels: int, dim: int, *, knob=default):
+            """Never built."""
+
+        TOKENIZERS._factories["for_this_test"] = part
+        composed = config.compose("train", ["tokenizer=for_this_test"])
+        assert str(config.plain(composed)["tokenizer"]["knob"]) == str(default)
+    del TOKENIZERS._factories["for_this_test"]
+    with pytest.raises(ValueError, match="unknown tokenizer 'for_this_test'"):
+        config.compose("train", ["tokenizer=for_this_test"])
+
+
 def test_size_and_seed_reach_the_parts():
     composed = config.plain(config.compose("train", ["size=iap", "seed=7", "size.heads=3"]))
     assert composed["processor"]["depth"] == 7

@@ -129,7 +129,7 @@ def _store(store: ConfigStore, group: str, name: str, node: Mapping[str, Any]) -
 @cache
 def _made(group: str, name: str, node: str) -> ConfigNode:
     """Makes a choice from JSON once: it takes a millisecond, and every composition asks for all."""
-    config = OmegaConf.create(json.loads(node))
+    config = DictConfig(json.loads(node))
     return ConfigNode(f"{name}.yaml", config, group, package=None, provider="adaptok")
 
 

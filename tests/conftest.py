@@ -26,7 +26,7 @@ if find_spec("beartype"):
 if find_spec("hypothesis"):
     import hypothesis
 
-    # Few: `make test PYTEST_ARGS=--hypothesis-profile=thorough` tries many.
+    # Few: `make test-fast PYTEST_ARGS=--hypothesis-profile=thorough` tries many.
     hypothesis.settings.register_profile("local", deadline=None, max_examples=15)
     hypothesis.settings.register_profile(
         "ci", deadline=None, max_examples=15, derandomize=True, database=None

@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow test-browser lint format type bench reproduce docs clean
+.PHONY: help install demo test test-fast test-slow test-browser lint format type bench reproduce docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,7 +35,10 @@ install: $(STAMP)  ## Create the environment (every other target does so by itse
 demo: $(STAMP)  ## Train IAP beside fixed patches on generated PDE data; table and pictures
 	$(BIN)/adaptok demo
 
-test: lint type  ## Lint, types and the fast tests
+test: $(STAMP)  ## Lint, types and the fast tests, side by side
+	$(MAKE) --no-print-directory -j3 lint type test-fast
+
+test-fast: $(STAMP)  ## The fast tests alone
 	$(PYTEST) -m "not slow and not gpu and not browser" $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## The slow tests

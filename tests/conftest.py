@@ -9,7 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(MPLBACKEND="Agg", HYDRA_FULL_ERROR="1", WANDB_MODE="offline", HF_HUB_OFFLINE="1")
 
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,14 +26,20 @@ if find_spec("beartype"):
 if find_spec("hypothesis"):
     import hypothesis
 
-    hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
+    # Few: `make test-fast PYTEST_ARGS=--hypothesis-profile=thorough` tries many.
+    hypothesis.settings.register_profile("local", deadline=None, max_examples=15)
     hypothesis.settings.register_profile(
-        "ci", deadline=None, max_examples=40, derandomize=True, database=None
+        "ci", deadline=None, max_examples=15, derandomize=True, database=None
     )
+    hypothesis.settings.register_profile("thorough", deadline=None, max_examples=200)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 if find_spec("hydra"):
+    import yaml
     from hydra.core.config_store import ConfigStore
+
+    # Hydra reads the files of every composition anew: in C they take a fifth of the time.
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # pyright: ignore
 
     # Hydra copies its whole store for every composition, with a thousand models of timm in it where
     # images are classified; the copy of what is loaded is enough.
@@ -87,6 +94,39 @@ def unchecked_when_compiled(request: pytest.FixtureRequest, monkeypatch) -> None
         for name, attribute in list(vars(cls).items()):
             if unchecked(attribute) is not attribute:
                 monkeypatch.setattr(cls, name, unchecked(attribute))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures() -> Iterator[None]:
+    """Saves one dot in place of each picture, except in tests that ask for them with `drawn`."""
+    if not find_spec("matplotlib"):
+        yield
+        return
+    import drawing
+
+    with drawing.blank():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def count_one_batch() -> Iterator[None]:
+    """Counts the operations of one batch per evaluation: counting takes longer than running it."""
+    module = sys.modules.get("adaptok.evaluation.evaluate")
+    if module is None:  # no test of this session has imported it: lightning takes seconds
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "COUNTED", 1)
+        yield
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Pictures as users get them."""
+    import drawing
+
+    with drawing.drawn():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_results_are_written(name, tmp_path, monkeypatch):
+def test_results_are_written(name, tmp_path, monkeypatch, drawn):
     module = importlib.import_module(f"benchmarks.{name}")
     more = {"step": ["--max-size", "8"], "scaling": ["--seconds", "0.05"]}.get(name, [])
     if name == "scaling":

@@ -325,7 +325,8 @@ def test_a_compiled_model_is_tested_without_its_graphs(name):
     assert vars(model.processor).get("forward") is forward
 
 
-def test_an_evaluation_says_what_it_cost():
+def test_an_evaluation_says_what_it_cost(monkeypatch):
+    monkeypatch.setattr("adaptok.evaluation.evaluate.COUNTED", 16)  # every batch
     config = plain(compose("train", small_runs.train()))
     data = build_data(config)
     results = evaluate(build_surrogate(config, data.info), data, settings=[{}, {"budget": 64}])

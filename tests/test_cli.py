@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import drawing
 import pytest
 import small_runs
 import torch
@@ -41,7 +42,8 @@ def fail(capsys, *args: str) -> str:
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "first"
     rows = "test.settings=[{budget: 10}, {budget: 22}]"
-    assert main(["train", *small_runs.train(), rows, f"hydra.run.dir={folder}"]) == 0
+    with drawing.drawn():
+        assert main(["train", *small_runs.train(), rows, f"hydra.run.dir={folder}"]) == 0
     return folder
 
 
@@ -53,6 +55,7 @@ def test_train_leaves_a_complete_run_folder(trained):
     pictures = ("learning_curve", "prediction", "cells", "rollout")
     expected |= {f"pictures/{name}.png" for name in pictures}
     assert expected <= names
+    assert all((trained / name).stat().st_size > 10000 for name in names if name.endswith(".png"))
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["tokenizer"]["budget"] == 22
     results = json.loads((trained / "metrics.json").read_text())
@@ -206,7 +209,7 @@ def test_tokenize_draws_fields_scores_and_cells(tmp_path, capsys, mode):
 
 
 @pytest.mark.slow
-def test_tokenize_in_3d(tmp_path, capsys):
+def test_tokenize_in_3d(tmp_path, capsys, drawn):
     knobs = {"resolution": 8, "frames": 3, "train": 1, "valid": 1, "test": 1}
     options = [f"data.generate.{name}={value}" for name, value in knobs.items()]
     options += ["data=supernova_explosion_64", f"data.base={tmp_path}", "tokenizer.max_size=4"]
@@ -231,7 +234,7 @@ def test_data_describes_the_set(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())  # a question leaves nothing behind
 
 
-def test_data_draws_a_trajectory(tmp_path, capsys):
+def test_data_draws_a_trajectory(tmp_path, capsys, drawn):
     picture = tmp_path / "new folder" / "maze.png"
     out = run(capsys, "data", *small_runs.data(), f"picture={picture}")
     assert f"picture: {picture}" in out
@@ -246,7 +249,7 @@ def test_data_generates_again_only_when_told(capsys):
 
 
 @pytest.mark.slow
-def test_demo_ends_with_table_and_pictures(tmp_path, capsys):
+def test_demo_ends_with_table_and_pictures(tmp_path, capsys, drawn):
     options = ["trainer=debug", *small_runs.data(), *small_runs.SIZE, f"hydra.run.dir={tmp_path}"]
     knobs = "['tokenizer.budget=22','tokenizer.max_size=8']"
     options += ["test.steps=2", "~compare.iap", f"+compare.adaptive={knobs}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,34 +126,42 @@ COMMAND_KEYS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_composes(command):
-    composed = config.compose(command, ["ckpt=x"] if command in ("eval", "finetune") else [])
-    known = {"seed", "name", "model", "tokenizer", "processor", "decoder", "size", "data"}
-    known |= {*build.MODEL_KEYS, *COMMAND_KEYS[command]}
-    assert set(config.plain(composed)) <= known
-    assert COMMAND_KEYS[command] <= set(composed)
+def side_by_side() -> list[list[str]]:
+    """Every choice once: those of groups that set keys of their own alone, one of each group."""
+    groups: dict[str, list[str]] = {}
+    for choice in CHOICES:
+        groups.setdefault(choice.split("/")[0], []).append(choice)
+    alone = [[choice] for group in GLOBAL for choice in groups.pop(group)]
+    together = itertools.zip_longest(*groups.values())
+    return [*alone, *([choice for choice in one if choice] for one in together)]
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_every_file_composes_and_every_key_is_read(choice):
-    group, name = choice.split("/")
-    for plugin in PLUGINS.get(choice, []):
-        if find_spec(f"hydra_plugins.{plugin}") is None:
-            pytest.skip(f"{plugin} is not installed")
-    overrides = [f"{group}={name}", *MANDATORY.get(choice, [])]
-    if group == "recipe":
-        overrides.append("task=classify")
+@pytest.mark.parametrize("chosen", side_by_side(), ids=" ".join)
+def test_every_file_composes_and_every_key_is_read(chosen):
+    overrides = []
+    for choice in chosen:
+        for plugin in PLUGINS.get(choice, []):
+            if find_spec(f"hydra_plugins.{plugin}") is None:
+                pytest.skip(f"{plugin} is not installed")
+        group, name = choice.split("/")
+        overrides += [f"{group}={name}", *MANDATORY.get(choice, [])]
+        overrides += ["task=classify"] if group == "recipe" else []
     composed = config.plain(config.compose("train", overrides))
-    assert group in GLOBAL or composed[group]
+    for choice in chosen:
+        group = choice.split("/")[0]
+        assert group in GLOBAL or composed[group]
     for key in READERS:  # all groups: a choice may set keys of others
         check_group(key, composed.get(key) or {})
     check_test(composed)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_key_of_a_command_is_read(command):
+def test_every_command_composes_and_every_key_of_it_is_read(command):
     composed = config.plain(config.compose(command, [*CKPT.get(command, [])]))
+    known = {"seed", "name", "model", "tokenizer", "processor", "decoder", "size", "data"}
+    known |= {*build.MODEL_KEYS, *COMMAND_KEYS[command]}
+    assert set(composed) <= known
+    assert COMMAND_KEYS[command] <= set(composed)
     for key, value in composed.items():
         if key in READERS and value is not None:
             check_group(key, value)
@@ -215,19 +224,26 @@ def test_no_file_is_left_out():
     assert groups <= {*READERS, *GLOBAL}
 
 
-@pytest.mark.parametrize(
-    ("group", "name"),
-    [(group, name) for group, registry in config.GROUPS.items() for name in registry.names()],
-)
-def test_every_part_is_a_choice_with_its_knobs(group, name):
-    override = f"+{group}={name}" if "/" in group else f"{group}={name}"
-    chosen = ["tokenizer=composed"] if "/" in group else []
-    node = config.plain(config.compose("train", [*chosen, override]))
-    for key in group.split("/"):
-        node = node[key]
-    assert node["name"] == name
-    plain_knobs = {k for k, v in config.GROUPS[group].knobs(name).items() if not callable(v)}
-    assert set(node) == {"name", *plain_knobs}
+def parts_side_by_side(nested: bool) -> list[dict[str, str]]:
+    """Every part once, by its group: one of each group at a time."""
+    registries = {g: r.names() for g, r in config.GROUPS.items() if ("/" in g) is nested}
+    together = itertools.zip_longest(*registries.values())
+    return [{g: n for g, n in zip(registries, one, strict=True) if n} for one in together]
+
+
+@pytest.mark.parametrize("chosen", [*parts_side_by_side(True), *parts_side_by_side(False)])
+def test_every_part_is_a_choice_with_its_knobs(chosen):
+    nested = any("/" in group for group in chosen)
+    overrides = [f"{'+' if nested else ''}{group}={name}" for group, name in chosen.items()]
+    overrides += ["tokenizer=composed"] if nested else []
+    composed = config.plain(config.compose("train", overrides))
+    for group, name in chosen.items():
+        node = composed
+        for key in group.split("/"):
+            node = node[key]
+        assert node["name"] == name
+        plain_knobs = {k for k, v in config.GROUPS[group].knobs(name).items() if not callable(v)}
+        assert set(node) == {"name", *plain_knobs}
 
 
 def test_a_part_registered_later_needs_no_file():
@@ -241,6 +257,20 @@ def test_a_part_registered_later_needs_no_file():
     finally:
         del TOKENIZERS._factories["for_this_test"]
     assert chosen == {"name": "for_this_test", "knob": 3, "more": 0.5}
+
+
+def test_a_part_that_changed_is_another_choice():
+    for default in (1, True):  # equal in Python, not in a configuration
+
+        def part(ndim: int, in_channels: int, dim: int, *, knob=default):
+            """Never built."""
+
+        TOKENIZERS._factories["for_this_test"] = part
+        composed = config.compose("train", ["tokenizer=for_this_test"])
+        assert str(config.plain(composed)["tokenizer"]["knob"]) == str(default)
+    del TOKENIZERS._factories["for_this_test"]
+    with pytest.raises(ValueError, match="unknown tokenizer 'for_this_test'"):
+        config.compose("train", ["tokenizer=for_this_test"])
 
 
 def test_size_and_seed_reach_the_parts():

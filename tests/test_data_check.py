@@ -303,8 +303,10 @@ def other_fields(bad: Path) -> str:
     return "it has scalar fields"
 
 
-@pytest.mark.parametrize("damage", [nan, cut, reshape, other_fields])
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "cache"),
+    [(nan, True), (nan, False), (cut, True), (reshape, False), (other_fields, True)],
+)
 def test_training_goes_on_without_the_bad_files_if_asked(copy, bad, damage, cache):
     message = damage(bad)
     with pytest.raises(ValueError, match=r"train_001\.hdf5|data/train"):

@@ -40,8 +40,7 @@ def remote(root) -> str:
     memory.rm("/well", recursive=True)
 
 
-@pytest.mark.parametrize("name", [MAZE, MATTER])
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(("name", "cache"), [(MAZE, True), (MATTER, False)])
 def test_a_url_gives_the_batches_of_the_local_files(root, remote, name, cache):
     near = WellData(name, root, batch_size=4, cache=False)
     for far in (
@@ -93,7 +92,13 @@ def test_every_official_name_is_known(name, tmp_path):
         WellData(wrong, tmp_path).setup()
 
 
-@pytest.mark.parametrize("name", WELL_DATASETS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if i % 4 else [])
+        for i, n in enumerate(WELL_DATASETS)
+    ],
+)
 def test_a_set_of_any_official_name_is_read(root, tmp_path, name):
     folder = tmp_path / name
     shutil.copytree(root / MATTER, folder)

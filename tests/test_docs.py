@@ -62,7 +62,7 @@ def commands() -> list:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if with_python(page)], ids=name)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+def test_python_blocks_run(page, tmp_path, monkeypatch, drawn):
     """All blocks of a page in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": page.stem}

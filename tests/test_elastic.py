@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import small_runs
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import adaptok
@@ -118,7 +118,6 @@ def test_settings_that_do_not_exist_are_refused_with_those_that_do(name):
     patch=st.sampled_from([4, 8, 16]),
     boundary=st.lists(st.sampled_from([(0, 0), (0, 1), (1, 1), (2, 2)]), min_size=2, max_size=2),
 )
-@settings(max_examples=25, deadline=None)
 def test_any_lengths_go_through_a_whole_model(name, lengths, patch, boundary):
     model = adaptok.create_surrogate(
         ndim=2, in_channels=1, tokenizer=name, decoder="modulated", dim=8, depth=1, heads=1

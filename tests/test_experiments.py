@@ -118,7 +118,7 @@ def test_a_key_that_nothing_reads_is_found(wrong):
         dry().composed(listed.Run("x", "train", words, (0,), "x", "x", "small"))
 
 
-@pytest.mark.parametrize("name", [n for n in OWN if n not in REAL][::3])  # all among the slow
+@pytest.mark.parametrize("name", [n for n in OWN if n not in REAL][::7])  # all among the slow
 def test_a_full_size_model_has_the_counts_of_the_paper(name):
     first = next(r for r in read(name).runs["full"] if r.owner == name)
     lines, wrong = dry().dry_run(read(name), [first.name])
@@ -276,7 +276,7 @@ def test_rows_of_other_runs_stay(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_experiment_is_run_once_and_collected(tmp_path, monkeypatch):
+def test_an_experiment_is_run_once_and_collected(tmp_path, monkeypatch, drawn):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     budgets = "[{budget: 10}, {budget: 22}]"

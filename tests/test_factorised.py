@@ -277,8 +277,7 @@ KNOBS = [
 
 @pytest.mark.parametrize("name", [*PROCESSORS, "local"])
 @pytest.mark.parametrize("knobs", KNOBS)
-@pytest.mark.parametrize("per_frame", [False, True])
-@pytest.mark.parametrize("mode", ["replace", "add"])
+@pytest.mark.parametrize(("mode", "per_frame"), [("replace", False), ("add", True)])
 def test_order_inside_a_sample_and_other_samples_do_not_matter(name, knobs, per_frame, mode):
     tokens = refined(per_frame=per_frame, mode=mode)
     extra = {"attention": "local"} if name == "local" else {}
@@ -355,7 +354,9 @@ def test_misplaced_positions_change_the_result_of_every_processor():
 # ---- graphs and accelerators
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize(  # compiled with the cells of a batch padded: in test_compiling, all
+    "name", [PROCESSORS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in PROCESSORS[1:])]
+)
 def test_a_fixed_number_of_cells_compiles_as_one_graph(name):
     knobs = {"ndim": 2, "in_channels": 1, "dim": DIM, "sizes": (2, 8), "fraction": 0.4}
     tokenizer = create_tokenizer("matey", **knobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,11 @@ TASKS = {
 MODELS = ["model=fno", "model=unet", "model=persistence"]
 CKPT = Path("x.ckpt")
 PDEBENCH = ["data=pdebench", "data.path=/a/x.h5"]
+
+
+@functools.cache
+def of_pdebench(*overrides: str):
+    return compose("train", [*PDEBENCH, *overrides])
 
 
 def keys(command: str, *overrides: str) -> set[str]:
@@ -79,7 +85,7 @@ def test_sets_of_a_list_are_compared_without_their_places():
     ],
 )
 def test_run_ids_resuming_and_the_report_agree(change, same):
-    before, after = (compose("train", [*PDEBENCH, *more]) for more in ([], change))
+    before, after = of_pdebench(), of_pdebench(*change)
     assert (run_id(before) == run_id(after)) is same
     flat = [dict(flattened(plain(config))) for config in (before, after)]
     assert (significant(flat[0]) == significant(flat[1])) is same
@@ -92,9 +98,16 @@ def test_run_ids_resuming_and_the_report_agree(change, same):
 
 
 def test_a_swept_path_counts_as_it_is():
-    one, other = (compose("train", [*PDEBENCH, f"data.path={p}/x.h5"]) for p in ("/a", "/b"))
+    one, other = (of_pdebench(f"data.path={p}/x.h5") for p in ("/a", "/b"))
     assert run_id(one) == run_id(other)
     assert run_id(one, swept=["data.path"]) != run_id(other, swept=["data.path"])
+
+
+@functools.cache
+def made():
+    """The configuration of a run and what its data says of itself."""
+    config = plain(compose("train", small_runs.train()))
+    return config, build_data(config).info
 
 
 @pytest.mark.parametrize(
@@ -109,8 +122,7 @@ def test_a_swept_path_counts_as_it_is():
     ],
 )
 def test_a_fingerprint_tells_other_data(change, said):
-    config = plain(compose("train", small_runs.train()))
-    info = build_data(config).info
+    config, info = made()
     saved = {"adaptok_config": config, "adaptok_data": fingerprint(SimpleNamespace(info=info))}
     changed = dataclasses.replace(info, **{name: new(info) for name, new in change.items()})
     data = SimpleNamespace(info=changed)

@@ -192,7 +192,7 @@ def check_compiled(pair, ndim: int, backend: str, tolerance: float, **changes) -
 
 
 def test_a_step_compiles_as_one_graph():
-    check_compiled(("iap", "cross_attention"), 2, "aot_eager", 1e-4)
+    check_compiled(("iap", "cross_attention"), 2, "eager", 1e-4)
 
 
 @pytest.mark.slow
@@ -229,10 +229,18 @@ def test_compiled_steps_of_two_budgets_equal_eager():
             torch.testing.assert_close(out, model(field, budget=budget), atol=1e-4, rtol=1e-4)
 
 
-# Alternating: each tokenizer and each decoder meets both modes.
-@pytest.mark.parametrize(
-    ("pair", "history_mode"), list(zip(STATIC, itertools.cycle(["fold", "frames"]), strict=False))
-)
+def with_modes() -> list:
+    """Pairs, alternating in both modes; those whose tokenizer and decoder were met are slow."""
+    found, met = [], set()
+    for pair, mode in zip(STATIC, itertools.cycle(["fold", "frames"]), strict=False):
+        marks = [pytest.mark.slow] if met.issuperset(pair) else []
+        if build_or_refuse(ndim=2, tokenizer=pair[0], decoder=pair[1]) is not None:
+            met.update(pair)
+        found.append(pytest.param(pair, mode, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("pair", "history_mode"), with_modes())
 def test_nothing_is_read_back_from_an_accelerator(pair, history_mode):
     """Fake CUDA tensors run the code of the device without kernels: a read of values raises."""
     changes = {"history": 2, "history_mode": history_mode, "normalise": "sample"}

@@ -19,11 +19,13 @@ TOKENIZERS = {
     "matey": {"sizes": (4, 8)},
     "uniform": {"size": 4},
 }
-COMBINATIONS = list(
-    itertools.product(
-        TOKENIZERS, ("vit", "axial", "spacetime"), ("linear", "cross_attention", "local")
+PROCESSORS, DECODERS = ("vit", "axial", "spacetime"), ("linear", "cross_attention", "local")
+COMBINATIONS = [  # every two parts meet
+    (tokenizer, processor, DECODERS[(i + j) % 3])
+    for (i, tokenizer), (j, processor) in itertools.product(
+        enumerate(TOKENIZERS), enumerate(PROCESSORS)
     )
-)
+]
 
 
 def fields():

@@ -45,18 +45,15 @@ def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
     return done.stdout
 
 
-def test_python_trains_without_the_command_line():
-    code = "import adaptok.tasks.pretrain, sys, json; print(json.dumps(sorted(sys.modules)))"
-    loaded = json.loads(python("-W", "ignore", "-c", code, cwd=ROOT))
-    assert "adaptok.tasks.surrogate" in loaded
-    assert not [name for name in loaded if name == "hydra" or name.startswith("adaptok.cli")]
-
-
-def test_import_is_light():
-    code = "import adaptok, sys, json; print(json.dumps(sorted(sys.modules)))"
-    loaded = set(json.loads(python("-W", "ignore", "-c", code, cwd=ROOT)))
-    assert "adaptok" in loaded
-    assert not loaded.intersection(HEAVY)
+def test_import_is_light_and_python_trains_without_the_command_line():
+    show = "print(json.dumps(sorted(sys.modules)))"
+    code = f"import json, sys; import adaptok; {show}; import adaptok.tasks.pretrain; {show}"
+    printed = python("-W", "ignore", "-c", code, cwd=ROOT).splitlines()
+    light, training = (set(json.loads(line)) for line in printed)
+    assert "adaptok" in light
+    assert not light.intersection(HEAVY)
+    assert "adaptok.tasks.surrogate" in training
+    assert not [name for name in training if name == "hydra" or name.startswith("adaptok.cli")]
 
 
 def test_composing_a_configuration_needs_no_lightning():

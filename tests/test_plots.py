@@ -64,7 +64,7 @@ def test_colours_say_whether_a_field_has_a_sign():
 
 
 @pytest.mark.parametrize("space", [(32,), (16, 32), (8, 8, 16)])
-def test_every_figure_in_every_dimension(space, tmp_path):
+def test_every_figure_in_every_dimension(space, tmp_path, drawn):
     field = np.random.default_rng(0).normal(size=(2, *space))
     cells = tiling(*space, budget=40, batch=1)
     figures = {
@@ -119,7 +119,7 @@ def test_rollout_curves_survive_divergence():
     plt.close("all")
 
 
-def test_a_trajectory_is_drawn_upright_with_one_range_per_field(tmp_path):
+def test_a_trajectory_is_drawn_upright_with_one_range_per_field(tmp_path, drawn):
     values = np.arange(2 * 8 * 4, dtype=float).reshape(2, 8, 4)
     figure = plots.trajectory_figure({"a": values, "b": -values}, [0.0, 0.5], title="set")
     axes = np.array(figure.axes).reshape(2, 2)  # rows: times

@@ -214,15 +214,11 @@ def trained(folder: Path, *overrides: str) -> dict:
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_loss_of_an_installed_package_trains_on_the_command_line(tmp_path):
-    config = trained(tmp_path, "optim.loss=mine_l1", "optim.loss_unit=prediction")
-    assert config["optim"]["loss"] == "mine_l1"
-
-
-@pytest.mark.usefixtures("installed")
-def test_an_optimizer_of_an_installed_package_trains_on_the_command_line(tmp_path):
+def test_loss_and_optimizer_of_an_installed_package_train_on_the_command_line(tmp_path):
+    loss = ["optim.loss=mine_l1", "optim.loss_unit=prediction"]
     target = "optim.optimizer={_target_: adaptok_mine.training.Signs, momentum: 0.5}"
-    trained(tmp_path, target, "optim.lr_start=0.25", "optim.ema=0.0", "optim.gamma=1.0")
+    more = ["optim.lr_start=0.25", "optim.ema=0.0", "optim.gamma=1.0"]
+    assert trained(tmp_path, *loss, target, *more)["optim"]["loss"] == "mine_l1"
     file = tmp_path / "checkpoints" / "last.ckpt"
     state = torch.load(file, weights_only=True)["optimizer_states"][0]
     assert {group["momentum"] for group in state["param_groups"]} == {0.5}

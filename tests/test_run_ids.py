@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -10,6 +11,7 @@ from adaptok.config import menu as config
 from adaptok.config.run_ids import run_id
 
 
+@functools.cache
 def identity(*overrides: str, swept: tuple[str, ...] = ()) -> str:
     return run_id(config.compose("train", overrides), overrides, swept)
 

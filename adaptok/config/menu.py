@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -105,18 +105,32 @@ def register_parts(task: str = TASKS[0]) -> None:
         return
     for group, registry in GROUPS.items():
         _register(store, group, registry)
-    store.store(group="model", name="surrogate", node={"name": "surrogate"}, provider="adaptok")
+    _store(store, "model", "surrogate", {"name": "surrogate"})
     for name in SOLVERS.names():
         knobs = {k: v for k, v in SOLVERS.knobs(name).items() if _is_plain(v)}
         node = {"defaults": ["_base", "_self_"], "name": name, "generate": {"seed": 0, **knobs}}
-        store.store(group="data", name=name, node=node, provider="adaptok")
+        _store(store, "data", name, node)
 
 
 def _register(store: ConfigStore, group: str, registry: Registry) -> None:
     for name in registry.names():
         knobs = {k: FOLLOWS.get((group, k), v) for k, v in registry.knobs(name).items()}
         node = {"name": name, **{k: v for k, v in knobs.items() if _is_plain(v)}}
-        store.store(group=group, name=name, node=node, provider="adaptok")
+        _store(store, group, name, node)
+
+
+def _store(store: ConfigStore, group: str, name: str, node: Mapping[str, Any]) -> None:
+    folder = store.repo
+    for word in group.split("/"):
+        folder = folder.setdefault(word, {})
+    folder[f"{name}.yaml"] = _made(group, name, json.dumps(node))
+
+
+@cache
+def _made(group: str, name: str, node: str) -> ConfigNode:
+    """Makes a choice from JSON once: it takes a millisecond, and every composition asks for all."""
+    config = DictConfig(json.loads(node))
+    return ConfigNode(f"{name}.yaml", config, group, package=None, provider="adaptok")
 
 
 def _register_image_parts(store: ConfigStore) -> None:
@@ -129,7 +143,7 @@ def _register_image_parts(store: ConfigStore) -> None:
         parameters = inspect.signature(build_timm).parameters.values()
         knobs = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         for name in supported():
-            store.store(group="model", name=name, node={"name": name, **knobs}, provider="adaptok")
+            _store(store, "model", name, {"name": name, **knobs})
         _TIMM_MODELS.update(store.repo["model"])
     store.repo["model"] = _TIMM_MODELS
 

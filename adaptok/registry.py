@@ -179,15 +179,7 @@ class Registry:
         return part
 
     def _parameters(self, name: str | Callable[..., Any]) -> list[inspect.Parameter]:
-        """Named parameters; ``**options`` of a constructor are those of its base class."""
-        factory, found = self.get(name), {}
-        for each in factory.__mro__ if inspect.isclass(factory) else (factory,):
-            given = inspect.signature(each).parameters.values()
-            kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-            found = {p.name: p for p in given if p.kind in kinds} | found
-            if not any(p.kind is p.VAR_KEYWORD for p in given):
-                break
-        return list(found.values())
+        return _parameters_of(self.get(name))
 
     def _load_plugins(self) -> None:
         if self._plugins_loaded:
@@ -220,6 +212,19 @@ class Registry:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             where = f"{self.kind} plug-in {point.name!r} ({point.value})"
             warnings.warn(f"{where} was left out: {reason}", stacklevel=5)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parameters_of(factory: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Lists named parameters; ``**options`` of a constructor are those of its base class."""
+    found: dict[str, inspect.Parameter] = {}
+    for each in inspect.getmro(factory) if inspect.isclass(factory) else (factory,):
+        given = inspect.signature(each).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        found = {p.name: p for p in given if p.kind in kinds} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in given):
+            break
+    return list(found.values())
 
 
 def is_factory(part: Any) -> bool:

@@ -136,10 +136,11 @@ def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
 
     from adaptok.config.menu import config_dir, readable_errors, register_parts, task_of
 
+    check_folders(args)
     register_parts(task_of(args))
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
     with restored(), readable_errors(command, overrides_in(args)):
-        sys.argv = [f"adaptok {command}", *args]
+        sys.argv = [f"adaptok {command}", *flags_first(args)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # it re-raises
         run()
 
@@ -198,6 +199,39 @@ def typed_folders(args: Sequence[str]) -> list[str]:
     at = [i for i, arg in enumerate(args) if arg == flag]
     folders = [word for i in at for word in args[i : i + 2]]
     return folders + [arg for arg in args if arg.startswith(f"{flag}=")]
+
+
+def flags_first(args: Sequence[str]) -> list[str]:
+    """Moves overrides behind the flags: Hydra's parser reads them only if none is in between."""
+    folders = typed_folders(args)
+    rest = [arg for arg in args if arg not in folders]
+    overrides = [arg for arg in rest if arg[0] != "-" and ("=" in arg or arg[0] == "~")]
+    return [*folders, *(arg for arg in rest if arg not in overrides), *overrides]
+
+
+def check_folders(args: Sequence[str]) -> None:
+    """Names the YAML files of ``--config-dir`` that cannot be read, a line each.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    import yaml
+
+    words = typed_folders(args)
+    named = [word.partition("=")[2] if "=" in word else word for word in words]
+    for folder in (Path(word) for word in named if word != "--config-dir"):
+        if not folder.is_dir():
+            raise ValueError(f"--config-dir: no folder {folder}")
+        for file in sorted(folder.rglob("*.yaml")):
+            if any(part.startswith(".") for part in file.relative_to(folder).parts):
+                continue
+            try:
+                content = yaml.safe_load(file.read_text(encoding="utf-8"))
+                if not isinstance(content, (dict, type(None))):
+                    raise ValueError(f"it holds no keys but {type(content).__name__}")
+            except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+                reason = " ".join(str(error).split())
+                print(f"adaptok: left out {file}: {reason}", file=sys.stderr)
 
 
 def _is_users(error: Exception) -> bool:

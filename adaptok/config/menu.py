@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigNode, ConfigStore
@@ -211,6 +212,9 @@ def readable_errors(name: str = "", overrides: Sequence[str] = ()) -> Iterator[N
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, name, overrides)) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        text = "it refers to itself" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"cannot read a YAML file: {' '.join(text.split())}") from error
 
 
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:

@@ -1,0 +1,52 @@
+"""Folders of the user's own YAML files: ``--config-dir``."""
+
+from __future__ import annotations
+
+import pytest
+
+from adaptok.cli import flags_first, main
+
+MALFORMED = {
+    "not closed": "a: [",
+    "a list": "- 1\n- 2",
+    "text": "just text",
+    "a tab": "a:\tb: c",
+    "a key twice": "name: iap\nname: apt",
+    "itself": "&a [*a]",
+    "a tag": "name: !!python/object:os.system x",
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_file_is_named_and_only_those_who_choose_it_fail(text, tmp_path, capsys):
+    (tmp_path / "tokenizer").mkdir()
+    file = tmp_path / "tokenizer" / "mine.yaml"
+    file.write_text(text)
+    command = ["tokenize", "--cfg", "job", f"--config-dir={tmp_path}"]
+    assert main([*command, "tokenizer=uniform"]) == 0
+    said = capsys.readouterr()
+    assert "name: uniform" in said.out
+    if text != MALFORMED["a key twice"]:  # PyYAML takes the last one
+        assert f"left out {file}" in said.err
+    run = ["tokenize", f"--config-dir={tmp_path}", "tokenizer=mine", f"hydra.run.dir={tmp_path}/x"]
+    assert main(run) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) <= 2
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
+    assert main(["tokenize", f"--config-dir={tmp_path}/no"]) == 2
+    assert f"no folder {tmp_path}/no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--config-dir=a=b", "x=1", "-m", "y=2"],
+        ["x=1", "--config-dir", "a=b", "-m", "y=2"],
+        ["-m", "x=1", "--config-dir=a=b", "y=2"],
+    ],
+)
+def test_overrides_may_stand_before_and_behind_flags(args):
+    found = flags_first(args)
+    assert sorted(found) == sorted(args)
+    assert found[-2:] == ["x=1", "y=2"]

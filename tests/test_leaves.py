@@ -87,3 +87,12 @@ def test_a_wrong_leaf_is_named(override):
     config = plain(compose("train", [override]))
     with pytest.raises(ValueError, match=rf"^{override.split('=')[0]} must be "):
         check_leaves(config, FACTORIES)
+
+
+@pytest.mark.parametrize(
+    "key", ["test.predictions", "size.deep", "optim.rl", "trainer.step", "data.nane", "tokenizer.b"]
+)
+def test_a_key_that_nothing_takes_is_refused(key):
+    config = plain(compose("train", [f"+{key}=1"]))
+    with pytest.raises(ValueError, match=key.rpartition(".")[2]):
+        check_leaves(config, FACTORIES)

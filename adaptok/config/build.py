@@ -123,7 +123,7 @@ def build_mixture(config: Mapping[str, Any]) -> Mixture:
     return Mixture({d["name"]: build_data({**config, "data": d}) for d in config["data"]})
 
 
-def check_knobs(factory: Callable[..., Any], group: str, knobs: Mapping[str, Any]) -> None:
+def check_knobs(factory: Callable[..., Any], group: str, knobs: Iterable[str]) -> None:
     """Raises ``ValueError`` for a key of a group that `factory` does not take."""
     known = [k for k in inspect.signature(factory).parameters if k != "self"]
     for key in knobs:

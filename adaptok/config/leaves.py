@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from annotated_types import Len, Predicate
 
+from adaptok.config.build import check_knobs
 from adaptok.config.menu import GROUPS
 from adaptok.data.synthetic import SOLVERS
-from adaptok.registry import Registry
+from adaptok.registry import Registry, close_matches
 from adaptok.utils.arguments import (
     NonNegative,
     Positive,
@@ -32,6 +33,14 @@ def is_folder_name(text: str) -> bool:
 
 
 Name = Annotated[str, Predicate(is_folder_name)]
+
+
+def any_of(*hints: Any) -> Any:
+    """Joins annotations; type checkers know no "|" between values."""
+    return Union[hints]
+
+
+PatchSize = any_of(Positive, Sequence[Positive], None)
 Settings = Annotated[Sequence[Mapping[str, Any]], Len(1)]
 
 OF_TIMM = ("model", "tokenizer")  # groups that task=classify fills with timm's models
@@ -44,7 +53,7 @@ LEAVES: dict[str, Any] = {
     "predict": str,
     "normalise": str,
     "score_on": str,
-    "budget": Positive | None,
+    "budget": any_of(Positive, None),
     "size.dim": Positive,
     "size.depth": Positive,
     "size.heads": Positive,
@@ -52,10 +61,10 @@ LEAVES: dict[str, Any] = {
     "field_width": Positive,
     "test.settings": Settings,
     "test.steps": NonNegative,
-    "test.patch_size": Positive | Sequence[Positive] | None,
+    "test.patch_size": PatchSize,
     "settings": Settings,
     "steps": NonNegative,
-    "patch_size": Positive | Sequence[Positive] | None,
+    "patch_size": PatchSize,
     "split": Literal["train", "valid", "test"],
     "samples": Annotated[Sequence[NonNegative], Len(1)],
     "device": str,
@@ -74,8 +83,9 @@ LEAVES: dict[str, Any] = {
     "picture": str | None,
     "trainer.compile": bool | str,
     "trainer.precision": str | int,  # Lightning's words, or auto
-    "trainer.val_check_interval": Positive | None,
+    "trainer.val_check_interval": any_of(Positive, None),
     "data.format": Literal["well", "pdebench"],
+    "data.generate": Mapping[str, Any] | None,
 }
 
 
@@ -87,17 +97,22 @@ def check_leaves(config: Config, factories: Mapping[str, Callable[..., Any]]) ->
 
     Raises:
         ValueError: names the key of a value of another type or outside its range, says what is
-            accepted and what was given.
+            accepted and what was given; or a key that nothing reads.
     """
     for key, hint in LEAVES.items():
         group, _, leaf = key.rpartition(".")
         node = config.get(group) if group else config
         if isinstance(node, Mapping) and leaf in node:
             check_value(node[leaf], hint, key)
+    for group in ("size", "test", "train"):
+        _check_names(config.get(group), group)
     for group, factory in factories.items():
         nodes = config.get(group)
         for node in nodes if isinstance(nodes, list) else [nodes]:  # several data sets
             _check(node, factory, group)
+            if isinstance(node, Mapping):
+                others = [leaf for leaf in node if f"{group}.{leaf}" not in LEAVES]
+                check_knobs(factory, group, others)
     for group, registry in GROUPS.items():
         if "/" not in group and not (config.get("task") == "classify" and group in OF_TIMM):
             _check_part(config.get(group), registry, group)
@@ -115,11 +130,21 @@ def _check(node: Any, factory: Callable[..., Any], group: str) -> None:
                 check_value(value, hints.get(leaf, Any), f"{group}.{leaf}")
 
 
+def _check_names(node: Any, group: str) -> None:
+    """Refuses keys of a group that stands here with all its keys."""
+    known = [key.removeprefix(f"{group}.") for key in LEAVES if key.startswith(f"{group}.")]
+    for leaf in node if isinstance(node, Mapping) else ():
+        if leaf not in known:
+            near = close_matches(leaf, known)
+            raise ValueError(f"unknown key '{group}.{leaf}'{near}; valid: {', '.join(known)}")
+
+
 def _check_part(node: Any, registry: Registry, group: str) -> None:
     """Checks the knobs of a part, and of the parts that are knobs of it."""
     if not isinstance(node, Mapping) or node.get("name") not in registry.names():
         return  # the message about the name comes later
     _check(node, registry.get(node["name"]), group)
+    registry.check_knobs(node["name"], [leaf for leaf in node if leaf != "name"])
     for leaf, inner in node.items():
         if f"{group}/{leaf}" in GROUPS:
             _check_part(inner, GROUPS[f"{group}/{leaf}"], f"{group}.{leaf}")

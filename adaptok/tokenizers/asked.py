@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, Count
+from adaptok.cells.lengths import total
 from adaptok.registry import name_of
 from adaptok.tokenizers.marking import Marks
 from adaptok.tree import Tree
@@ -63,7 +64,7 @@ def check_count(marks: Marks, cells: Cells, marking: Any) -> None:
     """Raises ``ValueError`` if there are other cells than the marking says."""
     if not reads_are_free(marks.split):
         return
-    told = sum(marks.lengths) if marks.lengths is not None else marks.total
+    told = marks.total if marks.lengths is None else total(marks.lengths)
     if told is None or told == len(cells.origin):
         return
     raise ValueError(

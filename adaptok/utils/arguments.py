@@ -74,7 +74,9 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
     while isinstance(factory, functools.partial):
         factory = factory.func
     found: dict[str, Any] = {}
-    if dataclasses.is_dataclass(factory):  # its constructor was made elsewhere
+    if inspect.isclass(factory) and dataclasses.is_dataclass(
+        factory
+    ):  # its constructor was made elsewhere
         for each in inspect.getmro(factory):
             found = _resolved(each, vars(sys.modules[each.__module__])) | found
         return found

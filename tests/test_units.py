@@ -125,7 +125,7 @@ def test_units_of_every_surrogate(name, processor, decoder, normalise, dtype):
     except ValueError:
         return  # parts that do not go together
     for model in models:
-        check_units(model, range(-30, 31, 3), dtype)
+        check_units(model, range(-30, 31, 5), dtype)
 
 
 @pytest.mark.slow

@@ -120,9 +120,8 @@ def test_units_of_every_surrogate(name, processor, decoder, normalise):
     for dtype, predict in ((torch.float32, "delta"), (torch.float64, "state")):
         try:
             model = surrogate(**parts, normalise=normalise, predict=predict)
-        except ValueError as error:
-            assert len(str(error)) > 20, "parts that do not go together say why"
-            continue
+        except ValueError:
+            continue  # parts that do not go together, as the matrix of all parts checks
         check_units(model, POWERS, dtype)
 
 

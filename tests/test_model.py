@@ -297,9 +297,9 @@ def test_statistics_are_checked_before_anything_changes():
     model.set_statistics(**good)
     for bad, message in (
         ({"mean": torch.zeros(3)}, r"mean needs 2 channels, got \(3,\)"),
-        ({"std": torch.tensor([1.0, 0.0])}, "std must be positive and finite"),
-        ({"delta_std": torch.tensor([1.0, math.nan])}, "delta_std must be positive and finite"),
-        ({"delta_std": torch.tensor([-1.0, 1.0])}, "delta_std must be positive and finite"),
+        ({"std": torch.tensor([1.0, -1.0])}, "std must be finite and not negative"),
+        ({"delta_std": torch.tensor([1.0, math.nan])}, "delta_std must be finite and not negative"),
+        ({"delta_std": torch.tensor([-1.0, 1.0])}, "delta_std must be finite and not negative"),
         ({"mean": torch.tensor([math.inf, 1.0])}, "mean must be finite"),
         ({"constant_mean": torch.zeros(1)}, "constant_mean needs 0 channels"),
     ):

@@ -441,9 +441,10 @@ def test_parameter_counts_of_table_4(tokenizer, size, ndim, millions):
     assert abs(count / millions - 1) < 0.05
 
 
-def test_context_statistics_are_those_of_the_history():
+@pytest.mark.parametrize("normalise", ["context", "context_absolute"])
+def test_context_statistics_are_those_of_the_history(normalise):
     """Inputs by mean and std, changes by mean and std of the changes, all of the sample at hand."""
-    model = elastic(normalise="context")
+    model = elastic(normalise=normalise)
     field = torch.randn(2, 6, 2, 16, 16).cumsum(1) * torch.tensor([1.0, 1e3])[:, None, None]
     with torch.no_grad():
         for parameter in model.decoder.parameters():
@@ -451,7 +452,9 @@ def test_context_statistics_are_those_of_the_history():
         model.decoder.conv2.bias.copy_(torch.tensor([1.0, 0.0]))
     step = (model(field) - field[:, -1:])[:, 0]
     changes = field.diff(dim=1)
-    mean, std = changes.mean((1, 3, 4)), changes.std((1, 3, 4)) + 1e-4
+    spread, authors = field.std((1, 3, 4), keepdim=True), normalise == "context_absolute"
+    least = 1e-4 if authors else 1e-4 * spread[:, 0, :, 0, 0]
+    mean, std = changes.mean((1, 3, 4)), changes.std((1, 3, 4)) + least
     expected = torch.stack([mean[:, 0] + std[:, 0], mean[:, 1]], 1)
     torch.testing.assert_close(
         step, expected[..., None, None].expand_as(step), rtol=1e-3, atol=1e-3
@@ -459,7 +462,7 @@ def test_context_statistics_are_those_of_the_history():
     prepared = model.prepare(field)
     torch.testing.assert_close(
         prepared,
-        (field - field.mean((1, 3, 4), True)) / (field.std((1, 3, 4), keepdim=True) + 1e-4),
+        (field - field.mean((1, 3, 4), True)) / (spread + 1e-4 * authors),
     )
 
 

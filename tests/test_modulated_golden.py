@@ -255,7 +255,7 @@ CYCLE = [{"patch_size": 4}, {"patch_size": 8}, {"patch_size": 16}]
 )
 def test_rollouts(golden, key, predict):
     arrays = tensors(golden("ckm_model_full_2d")) | tensors(golden("ckm_rollout_2d"))
-    model = whole_model(arrays, normalise="context", predict=predict)
+    model = whole_model(arrays, normalise="context_absolute", predict=predict)
     settings = {"name": "cyclic", "settings": CYCLE}
     if key.startswith("fixed"):
         settings = {"name": "fixed", "settings": CYCLE[1:2]}
@@ -272,7 +272,7 @@ def test_the_training_loss(golden, key, predict):
     """Mean squared error of all six outputs against their normalised targets."""
     arrays = tensors(golden("ckm_model_full_2d")) | tensors(golden("ckm_rollout_2d"))
     truth = tensors(golden("ckm_train_2d"))
-    model = whole_model(arrays, normalise="context", predict=predict)
+    model = whole_model(arrays, normalise="context_absolute", predict=predict)
     optim = Optim(loss_frames="all", loss_unit="prediction")
     settings = {"name": "fixed", "settings": [CYCLE[int(truth["kernel_index"])]]}
     module = SurrogateModule(model, optim, adaptok.create_schedule(settings))

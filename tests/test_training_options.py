@@ -149,7 +149,7 @@ def test_units_of_the_prediction_need_the_squared_error():
         Optim(loss_unit="change")
 
 
-@pytest.mark.parametrize("normalise", ["sample", "context", "dataset", "none"])
+@pytest.mark.parametrize("normalise", ["sample", "context", "context_absolute", "dataset", "none"])
 def test_the_loss_in_units_of_the_prediction_by_hand(normalise):
     """The model's raw output against what it should have been."""
     options = ["history=3", f"normalise={normalise}", "optim.loss_unit=prediction"]
@@ -164,7 +164,8 @@ def test_the_loss_in_units_of_the_prediction_by_hand(normalise):
     ratio = (data.info.delta_std / data.info.std).view(view)
     unit = {
         "sample": field.std(space, correction=0, keepdim=True) * ratio,
-        "context": changes.std(space, keepdim=True) + 1e-4,
+        "context": changes.std(space, keepdim=True) + 1e-4 * field.std(space, keepdim=True),
+        "context_absolute": changes.std(space, keepdim=True) + 1e-4,
         "dataset": data.info.delta_std.view(view),
         "none": torch.ones(()),
     }[normalise]

@@ -37,7 +37,7 @@ Name = Annotated[str, Predicate(is_folder_name)]
 
 def any_of(*hints: Any) -> Any:
     """Joins annotations; type checkers know no "|" between values."""
-    return Union[hints]
+    return Union[hints]  # noqa: UP007
 
 
 PatchSize = any_of(Positive, Sequence[Positive], None)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from adaptok.models.one_step import OneStepModel
+from adaptok.utils.magnitude import divisor
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,17 @@ class FieldInfo:
     boundary: Tensor
     scalars: tuple[str, ...] = ()
 
+    @property
+    def unit(self) -> Tensor:
+        """What values are divided by, (c,): the std, or the size of a field that is constant."""
+        return divisor(self.mean, self.std)
+
 
 def set_statistics(model: OneStepModel, info: FieldInfo) -> None:
     """Hands the statistics of the training split to a model."""
     constants = (info.constant_mean, info.constant_std) if info.constants else (None, None)
-    model.set_statistics(info.mean, info.std, info.delta_std, *constants)
+    names = [*info.fields, *info.constants]
+    model.set_statistics(info.mean, info.std, info.delta_std, *constants, names=names)
 
 
 def system_of(model: Any, info: FieldInfo) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -20,7 +21,7 @@ def check_between(least: int, most: int, meaning: str, **values: int) -> None:
 
 
 def check_positive(**lists: Sequence[float]) -> None:
-    """Raises ``ValueError`` for a list that is empty or has a number that is not positive."""
+    """Raises ``ValueError`` for an empty list, or a number that is not positive and finite."""
     for name, values in lists.items():
-        if not values or min(values) <= 0:
+        if not values or not all(0 < value < math.inf for value in values):
             raise ValueError(f"{name} must be a list of positive numbers, got {values!r}")

@@ -262,13 +262,13 @@ def _rollout(
     patch_size: Sequence[int] | None,
 ) -> Rollout:
     ndim = data.info.ndim
-    std = data.info.std.view(-1, *(1,) * ndim)
+    unit = data.info.unit.view(-1, *(1,) * ndim)
     errors, binned, spectra, peaks = [], [], [], []
     for batch, prediction in pairs:
         target = batch["target"]
         errors.append(vrmse(prediction, target, ndim))
         binned.append(binned_spectral_error(prediction, target, ndim).nmse)
-        spectra.append(residual_spectrum(prediction / std, target / std, ndim))
+        spectra.append(residual_spectrum(prediction / unit, target / unit, ndim))
         if patch_size is not None and resolves(target.shape[-ndim:], patch_size):
             peaks.append(patch_harmonics(prediction, target, ndim, patch_size).log())
     power = torch.cat([spectrum.power for spectrum in spectra]).mean((0, 2))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adaptok.registry import METRICS
+from adaptok.utils.magnitude import excess, wide
 
 EPS = 1e-7
 
@@ -40,13 +41,33 @@ def _check(prediction: Tensor, target: Tensor, ndim: int) -> None:
 def mse(prediction: Tensor, target: Tensor, ndim: int) -> Tensor:
     """Mean squared error over space."""
     _check(prediction, target, ndim)
-    return (prediction - target).square().mean(_space(ndim))
+    return (wide(prediction) - wide(target)).square().mean(_space(ndim))
+
+
+class Squarable(NamedTuple):
+    """Fields in float32 or more, divided by a power of two (1 unless squares would overflow), and
+    what then corresponds to an `eps` in squared units.
+    """
+
+    prediction: Tensor
+    target: Tensor
+    eps: Tensor
+
+    @classmethod
+    def of(cls, prediction: Tensor, target: Tensor, ndim: int, eps: float) -> Squarable:
+        """Scales each frame and channel alone."""
+        _check(prediction, target, ndim)
+        prediction, target = wide(prediction), wide(target)
+        powers = (excess(x, _space(ndim)) for x in (prediction, target))
+        power = torch.maximum(*powers).clamp(min=1)
+        small = (eps / power / power)[(..., *[0] * ndim)].clamp(min=torch.finfo(power.dtype).tiny)
+        return cls(prediction / power, target / power, small)
 
 
 def nmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
     """Mean squared error over the mean square of the target (MATEY's training loss)."""
-    scale = target.square().mean(_space(ndim))
-    return mse(prediction, target, ndim) / (scale + eps)
+    prediction, target, small = Squarable.of(prediction, target, ndim, eps)
+    return mse(prediction, target, ndim) / (target.square().mean(_space(ndim)) + small)
 
 
 @METRICS.register("nrmse")
@@ -69,8 +90,8 @@ def vrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Te
     Args:
         eps: added to the variance of the target, in squared physical units.
     """
-    scale = target.var(_space(ndim))
-    return (mse(prediction, target, ndim) / (scale + eps)).sqrt()
+    prediction, target, small = Squarable.of(prediction, target, ndim, eps)
+    return (mse(prediction, target, ndim) / (target.var(_space(ndim)) + small)).sqrt()
 
 
 class SpectralError(NamedTuple):
@@ -108,8 +129,10 @@ def binned_spectral_error(
     index = torch.bucketize(length, edges, right=True) - 1
     n_bins = len(edges) - 1  # what lies beyond the last edge is left out
     error = energy_per_bin(prediction - target, ndim, index, n_bins + 1)[..., :n_bins]
+    prediction, target, small = Squarable.of(prediction, target, ndim, EPS)
+    share = energy_per_bin(prediction - target, ndim, index, n_bins + 1)[..., :n_bins]
     energy = energy_per_bin(target, ndim, index, n_bins + 1)[..., :n_bins]
-    return SpectralError(error, error / (energy + EPS))
+    return SpectralError(error, share / (energy + small[..., None]))
 
 
 def wavenumbers(shape: Sequence[int], **of_tensor: Any) -> Tensor:

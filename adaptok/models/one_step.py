@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,12 @@ from adaptok.models.diverging import usable
 from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.registry import choice
 from adaptok.tokens import as_field
+from adaptok.utils.magnitude import Moments, divisor, moments, wide
+
+NORMALISATIONS = ("sample", "context", "dataset", "none", "context_absolute")
+LEAST_CHANGE = 1e-4  # std of a change, in units of the std of the field
+LEAST_UNIT = 1e-4  # of errors, in that of the training data
+AUTHORS_EPSILON = 1e-4  # added to every std by the code of CKM and CSM, in units of the field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +34,7 @@ class OneStepOptions:
         history: frames of context.
         history_mode: "fold" or "frames".
         constant_channels: static input fields.
-        normalise: "sample", "context", "dataset" or "none".
+        normalise: one of `NORMALISATIONS`.
         score_on: "normalised" or "raw".
         predict: "delta" or "state".
 
@@ -48,16 +55,16 @@ class OneStepOptions:
     def __post_init__(self) -> None:
         choice("ndim", self.ndim, (1, 2, 3))
         choice("history_mode", self.history_mode, ("fold", "frames"))
-        choice("normalise", self.normalise, ("sample", "context", "dataset", "none"))
+        choice("normalise", self.normalise, NORMALISATIONS)
         choice("score_on", self.score_on, ("normalised", "raw"))
         choice("predict", self.predict, ("delta", "state"))
         at_least_one(
             history=self.history, in_channels=self.in_channels, out_channels=self.out_channels
         )
-        if self.history < 2 and self.normalise == "context" and self.predict == "delta":
+        if self.history < 2 and self.by_context and self.predict == "delta":
             raise ValueError(
-                'normalise="context" takes the scale of a change from the history, which needs at '
-                f"least 2 frames, got {self.history}"
+                f'normalise="{self.normalise}" takes the scale of a change from the history, which '
+                f"needs at least 2 frames, got {self.history}"
             )
         if self.constant_channels < 0:
             raise ValueError(
@@ -75,6 +82,11 @@ class OneStepOptions:
         """Picks the options among the arguments of a function that builds a model."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{k: v for k, v in arguments.items() if k in names} | changes)
+
+    @property
+    def by_context(self) -> bool:
+        """Whether mean and std of the changes are those of the history."""
+        return self.normalise in ("context", "context_absolute")
 
     @property
     def token_channels(self) -> int:
@@ -152,14 +164,28 @@ class OneStepModel(nn.Module):
         delta_std: Float[Tensor, " c"],
         constant_mean: Float[Tensor, " cc"] | None = None,
         constant_std: Float[Tensor, " cc"] | None = None,
+        *,
+        names: Sequence[str] = (),
     ) -> None:
         """Sets the per-channel statistics of the training data, part of the state dict.
 
         With ``normalise="dataset"`` they normalise inputs and scale predictions; with "sample" they
         give the size of a change in units of the context's std.
 
+        A constant channel (std 0) gets the size of its mean for a std, or 1, so that nothing is
+        divided by 0; one that never changes (`delta_std` 0) is predicted to stay as it is. A
+        warning names both.
+
+        Args:
+            mean: of each channel.
+            std: of each channel.
+            delta_std: std of the change from one frame to the next.
+            constant_mean: of each constant channel.
+            constant_std: of each constant channel.
+            names: of the channels and then the constants, for the warning; default their numbers.
+
         Raises:
-            ValueError: another number of channels, or a std that is not positive and finite.
+            ValueError: another number of channels, or a std that is negative or not finite.
         """
         given = {"mean": mean, "std": std, "delta_std": delta_std}
         given |= {"constant_mean": constant_mean, "constant_std": constant_std}
@@ -174,10 +200,15 @@ class OneStepModel(nn.Module):
                     f"{name} needs {buffer.numel()} channels, got {tuple(value.shape)}"
                 )
             is_std = name.endswith("std")
-            if not bool((value.isfinite() & ((value > 0) | (not is_std))).all()):
-                kind = "positive and finite" if is_std else "finite"
+            if not bool((value.isfinite() & ((value >= 0) | (not is_std))).all()):
+                kind = "finite and not negative" if is_std else "finite"
                 raise ValueError(f"{name} must be {kind}, got {value.tolist()}")
             checked[name] = value
+        _warn_of_constants(checked, names or range(self.in_channels + self.constant_channels))
+        for kind in ("", "constant_"):
+            if kind + "std" in checked:
+                mean = checked.get(kind + "mean", getattr(self, kind + "mean"))
+                checked[kind + "std"] = divisor(mean, checked[kind + "std"])
         for name, value in checked.items():  # all or none
             getattr(self, name).copy_(value)
 
@@ -215,8 +246,10 @@ class OneStepModel(nn.Module):
         first = 0 if all_frames else -1
         if self.predict == "delta":
             change = prepared.delta_mean + prepared.delta_std * decoded[:, first:]
-            return field[:, first:] + change
-        return prepared.mean + prepared.std * decoded[:, first:]
+            out = field[:, first:] + change
+        else:
+            out = prepared.mean + prepared.std * decoded[:, first:]
+        return out.to(torch.promote_types(field.dtype, decoded.dtype))
 
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
@@ -226,10 +259,18 @@ class OneStepModel(nn.Module):
     def scale(self, field: Float[Tensor, "b *tcs"]) -> Float[Tensor, "..."]:
         """Returns the physical size of one unit of the model's raw output: the std of the change,
         or of the state; broadcasts against (b, t, c, *space).
+
+        Errors are measured in it, so it is at least a ten-thousandth of that of the training data
+        (of the std there, if a channel never changes), also of a sample that is constant.
         """
         field = as_field(field, self.ndim, self.in_channels)
-        _, std = self._statistics(field, self.mean, self.std)
-        return self._delta_statistics(field, std)[1] if self.predict == "delta" else std
+        unit = typical = self._per_channel(self.std)
+        found = self._statistics(field, self.mean, self.std).std
+        if self.predict == "delta":
+            found = self._delta_statistics(field, found)[1]
+            change = self._per_channel(self.delta_std)
+            typical = torch.where(change > 0, change, unit)
+        return found if self.normalise == "none" else found.maximum(LEAST_UNIT * typical)
 
     def prepare(
         self,
@@ -321,15 +362,16 @@ class OneStepModel(nn.Module):
         return field
 
     def _prepare(self, field: Tensor, constants: Tensor | None) -> Prepared:
-        mean, std = self._statistics(field, self.mean, self.std)
+        dtype = torch.promote_types(field.dtype, self.mean.dtype)
+        mean, std, unit = self._statistics(field, self.mean, self.std)
         delta_mean, delta_std = self._delta_statistics(field, std)
         fixed = normal = None
         if self.constant_channels:
             assert constants is not None
             fixed = constants.unsqueeze(1)
-            center, spread = self._statistics(fixed, self.constant_mean, self.constant_std)
-            normal = (fixed - center) / spread
-        x = self._append((field - mean) / std, normal)
+            center, _, spread = self._statistics(fixed, self.constant_mean, self.constant_std)
+            normal = ((fixed - center) / spread).to(dtype)
+        x = self._append(((field - mean) / unit).to(dtype), normal)
         scored = x if self.score_on == "normalised" else self._append(field, fixed)
         return Prepared(scored, x, mean, std, delta_mean, delta_std)
 
@@ -343,31 +385,58 @@ class OneStepModel(nn.Module):
     def _folded(self, field: Tensor) -> Tensor:
         return self.options.folded(field)
 
-    def _statistics(self, x: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    def _statistics(self, x: Tensor, mean: Tensor, std: Tensor) -> Moments:
         """Mean and std that normalise x: (c,) of the training data as given, or the sample's."""
         if self.normalise == "none":
-            return x.new_zeros(()), x.new_ones(())
+            return Moments(x.new_zeros(()), x.new_ones(()), x.new_ones(()))
         if self.normalise == "dataset":
-            return self._per_channel(mean), self._per_channel(std)
+            mean, std = self._per_channel(mean), self._per_channel(std)
+            return Moments(mean, std, std)
         return self._moments(x)
 
     def _delta_statistics(self, field: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of the change from frame to frame; the mean is 0 except for "context"."""
+        """Mean and std of the change from frame to frame; the mean is 0 except by context."""
         zero = field.new_zeros(())
         if self.normalise == "none" or self.predict != "delta":
             return zero, field.new_ones(())
-        if self.normalise == "context":
-            return self._moments(field.diff(dim=1))
+        if self.options.by_context:
+            change = self._moments(wide(field).diff(dim=1))
+            least = LEAST_CHANGE * std if self.normalise == "context" else 0
+            return change.mean, change.std + least
         if self.normalise == "sample":
-            return zero, std * self._per_channel(self.delta_std / self.std)
+            ratio = self._per_channel(self.delta_std) / self._per_channel(self.std)
+            return zero, std * ratio
         return zero, self._per_channel(self.delta_std)
 
-    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of each sample; for "context" as in the code of CKM's authors."""
-        context, axes = self.normalise == "context", (1, *range(3, x.ndim))
-        std, mean = torch.std_mean(x, dim=axes, correction=int(context), keepdim=True)
-        return mean, std + (1e-4 if context else 1e-8)
+    def _moments(self, x: Tensor) -> Moments:
+        """Mean and std of each sample; by context the unbiased std, as in the code of CKM's
+        authors, who also add a constant.
+        """
+        found = moments(x, (1, *range(3, x.ndim)), correction=int(self.options.by_context))
+        if self.normalise != "context_absolute":
+            return found
+        std = found.std + AUTHORS_EPSILON
+        return Moments(found.mean, std, std)
 
     def _per_channel(self, values: Tensor) -> Tensor:
         """A view of (c,) that broadcasts against (b, t, c, *space)."""
-        return values.view(1, 1, -1, *[1] * self.ndim)
+        return wide(values).view(1, 1, -1, *[1] * self.ndim)
+
+
+def _warn_of_constants(statistics: Mapping[str, Tensor], names: Sequence[object]) -> None:
+    own = len(statistics["std"])
+    groups = (
+        ("std", names[:own], "constant"),
+        ("delta_std", names[:own], "never change"),
+        ("constant_std", names[own:], "constant"),
+    )
+    found = []
+    for statistic, channels, what in groups:
+        values = statistics.get(statistic, torch.ones(len(channels))).tolist()
+        still = [str(name) for name, value in zip(channels, values, strict=True) if value == 0]
+        if still:
+            found.append(f"{', '.join(still)} ({what})")
+    if found:
+        warnings.warn(
+            f"channels without variation in the training data: {'; '.join(found)}", stacklevel=3
+        )

@@ -193,6 +193,8 @@ def create_surrogate(
         normalise: "sample" (by mean and std of the context), "context" (also by those of its
             changes from frame to frame, as CKM and CSM), "dataset" (see
             `Surrogate.set_statistics`) or "none" (physical units in and out).
+            "context_absolute" adds the authors' 1e-4 to every std, in the unit of the field; all
+            others but "none" give the same in any units.
         score_on: what the indicator sees, "normalised" or "raw".
         predict: "delta" (the change since the last frame) or "state".
 

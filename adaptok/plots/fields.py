@@ -88,7 +88,7 @@ def color_scale(values: np.ndarray) -> tuple[tuple[float, float], str]:
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if low < 0 < high and min(-low, high) > 0.1 * max(-low, high):
         # Symmetric, and robust to a few extreme points.
-        top = max(float(np.nanquantile(np.abs(values), 0.999)), 1e-30)
+        top = float(np.nanquantile(np.abs(values), 0.999)) or max(-low, high)
         return (-top, top), "RdBu_r"
     return (low, high if high > low else low + 1), "viridis"
 

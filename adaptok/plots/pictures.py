@@ -118,7 +118,8 @@ def of_data(data: WellData, path: str | Path, *, rows: int = 4) -> Path:
     chosen = torch.linspace(0, len(values) - 1, min(rows, len(values))).round().long()
     fields: dict[str, np.ndarray] = {}
     for name, field in zip(data.info.fields, values[chosen].unbind(1), strict=True):
-        if not any(np.allclose(abs(field), abs(other), atol=1e-6) for other in fields.values()):
+        close = 1e-6 * float(abs(field).max())
+        if not any(np.allclose(abs(field), abs(other), atol=close) for other in fields.values()):
             fields[name] = field.numpy()
     times = [sample["time_step"].item() * int(frame) for frame in chosen]
     figure = plots.trajectory_figure(fields, times, title=data.info.name)

@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptok.layers.boundary import Boundary
 from adaptok.tokenizers.base import frames_of_cells
 from adaptok.tokenizers.marking import MaximumMarking, ThresholdMarking, level_thresholds
+from adaptok.tokenizers.marking.base import finite
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import as_field
 from adaptok.tree import Tree
@@ -87,11 +88,11 @@ def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
 
 
 def _over_maximum(scores: Float[Tensor, "b f inner"], tree: Tree) -> list[Float[Tensor, "b f _"]]:
-    """Computes per level the gamma below which a node alone splits; NaN and zeros never do."""
-    outside = tree.nodes(scores.device).outside
+    """Computes per level the gamma below which a node alone splits; zeros never do."""
+    outside, scores = tree.nodes(scores.device).outside, finite(scores)
     coarsest = tree.per_level(scores.masked_fill(outside, -torch.inf))[0]
     shares = scores.double() / coarsest.double().amax((1, 2), keepdim=True)
-    shares = shares.nan_to_num(-math.inf, math.inf, -math.inf)
+    shares = shares.nan_to_num(-math.inf, math.inf, -math.inf)  # 0 / 0: no score, no split
     return list(tree.per_level(shares.masked_fill(shares <= 0, -math.inf)))
 
 

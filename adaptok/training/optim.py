@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from adaptok.evaluation.metrics import EPS
 from adaptok.registry import LOSSES, choice
 from adaptok.training.targets import instantiate
+from adaptok.utils.magnitude import wide
 
-# A loss takes error and target, (b, t, c, *space) in units of the training split's std, and returns
-# a scalar. Two attributes of the function change that:
+# A loss takes error and target, (b, t, c, *space) in units of the training split's std, the target
+# relative to its mean, in at least float32, and returns a scalar. Attributes of the function change
+# that:
 #   physical = True: error and target come in physical units;
+#   from_zero = True: the target is relative to 0;
 #   error_only = True: the target is not used, so that the error may come in any unit.
 
 
@@ -40,13 +43,13 @@ def nmse_loss(error: Tensor, target: Tensor) -> Tensor:
 
 @LOSSES.register("matey_nmse")
 def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
-    """Mean square over that of the target in physical units, 0 being the reference: the training
-    loss of MATEY's code."""
+    """Mean square over that of the target, 0 being the reference: the training loss of MATEY's
+    code; its floor of 1e-7 is in units of the training split's variance."""
     axes = tuple(range(3, error.ndim))
     return (error.square().mean(axes) / (target.square().mean(axes) + EPS)).mean()
 
 
-matey_nmse_loss.physical = True  # type: ignore[attr-defined]
+matey_nmse_loss.from_zero = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Optim(OptimBase):
 
     Attributes:
         loss: a name in `adaptok.registry.LOSSES`: "mse" or "nmse", on fields in units of the
-            training split's std; "matey_nmse", on fields in physical units.
+            training split's std; "matey_nmse", relative to the fields themselves.
         loss_frames: "last", or "all": also on what follows the earlier frames of the history
             (needs ``history_mode="frames"``).
         loss_unit: "std" (of the training split), or "prediction": of the change (or state) that the
@@ -160,7 +163,8 @@ class Optim(OptimBase):
     def loss_of(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Computes the loss of fields in physical units, given the mean and std of the training
         split."""
-        loss = LOSSES.get(self.loss)
+        loss, prediction, target = LOSSES.get(self.loss), wide(prediction), wide(target)
         if getattr(loss, "physical", False):
             return loss(prediction - target, target)
-        return loss((prediction - target) / std, (target - mean) / std)
+        centre = 0 if getattr(loss, "from_zero", False) else mean
+        return loss((prediction - target) / std, (target - centre) / std)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -147,8 +148,8 @@ def _normalisation(
                 f"channel(s); got {given}, and {config.get(name)} from the model"
             )
         out.append(tuple(float(v) for v in value))
-    if min(out[1]) <= 0:
-        raise ValueError(f"std must be positive, got {out[1]}")
+    if not all(map(math.isfinite, out[0])) or not all(0 < value < math.inf for value in out[1]):
+        raise ValueError(f"mean must be finite and std positive, got {out[0]} and {out[1]}")
     return out[0], out[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,7 +31,7 @@ class EulerMultiQuadrants(Solver):
     lists: ClassVar[Mapping[str, str]] = {"gamma": "gamma"}
 
     def __post_init__(self) -> None:
-        if not self.gamma or min(self.gamma) <= 1:
+        if not self.gamma or not all(1 < ratio < math.inf for ratio in self.gamma):
             raise ValueError(f"gamma is a list of numbers above 1, got {self.gamma!r}")
         super().__post_init__()
         most = self.resolution // 4

@@ -105,7 +105,7 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, np.ndarray] = {}  # count, sum and sum of squares
+        self._moments: dict[str, np.ndarray] = {}  # count, mean, sum of squared deviations
 
     def add(self, data: Trajectories) -> None:
         """Adds the trajectories of one training file."""
@@ -121,21 +121,21 @@ class Statistics:
         parts = {key: value} | ({f"{key} delta": value.diff(dim=0)} if varying else {})
         for name, part in parts.items():
             flat = part.double().flatten(0, part.ndim - order - 1)
-            count = torch.full_like(flat[0], len(flat))
-            sums = torch.stack([count, flat.sum(0), (flat**2).sum(0)]).cpu().numpy()
-            self._sums[name] = self._sums.get(name, 0.0) + sums
+            away = flat - flat[:1]  # exactly 0 for a constant
+            shift = away.mean(0)
+            square = (away - shift).square().sum(0)
+            count = torch.full_like(shift, len(flat))
+            new = torch.stack([count, flat[0] + shift, square]).cpu().numpy()
+            known = self._moments.get(name)
+            self._moments[name] = new if known is None else _merged(known, new)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Returns the content of stats.yaml."""
         out: dict[str, dict[str, Any]] = {}
-        for key, (count, first, second) in self._sums.items():
+        for key, (count, mean, square) in self._moments.items():
             field, _, delta = key.partition(" ")
-            mean, square = first / count, second / count
-            values = {
-                "mean": mean,
-                "std": np.sqrt(np.maximum(square - mean**2, 0)),
-                "rms": np.sqrt(square),
-            }
+            std = np.sqrt(square / count)
+            values = {"mean": mean, "std": std, "rms": np.hypot(mean, std)}
             for statistic, value in values.items():
                 table = out.setdefault(statistic + ("_delta" if delta else ""), {})
                 table[field] = value.tolist()
@@ -144,3 +144,10 @@ class Statistics:
     def write(self, path: Path) -> None:
         """Writes stats.yaml."""
         path.write_text(yaml.safe_dump(self.summary(), sort_keys=False))
+
+
+def _merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Count, mean and squared deviations of two parts together (Chan, Golub & LeVeque, 1983)."""
+    count, away = one[0] + other[0], other[1] - one[1]
+    square = one[2] + other[2] + away**2 * one[0] * other[0] / count
+    return np.stack([count, one[1] + away * other[0] / count, square])

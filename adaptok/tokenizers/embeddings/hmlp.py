@@ -15,6 +15,7 @@ from adaptok.layers.convolution import conv_class
 from adaptok.patches import check_on_grid, grid_index, pad_end, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS, choice
 from adaptok.tokenizers.embeddings.linear import restore_rows
+from adaptok.utils.magnitude import wide
 
 VERSIONS = ("current", "paper")
 
@@ -122,7 +123,9 @@ class ImageNorm(nn.Module):
     """Normalises each channel over the points of each image.
 
     "current": mean and biased variance (instance norm). "paper": the unbiased standard deviation
-    alone, ``x / (std + 1e-8)``, no bias.
+    alone, ``x / (std + 1e-8)``, no bias. There a standard deviation is at least 1e-4 of the root
+    mean square, and a constant image is divided by that: the authors' code gives up to 1e8 times
+    the values, and NaN for images of one point. Statistics are in at least float32.
     """
 
     def __init__(self, channels: int, version: str):
@@ -133,16 +136,20 @@ class ImageNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "m c *s"]) -> Float[Tensor, "m c *s"]:
         """Normalises; an image of one point has variance 0."""
-        axes = tuple(range(2, x.ndim))
+        dtype, x, axes = x.dtype, wide(x), tuple(range(2, x.ndim))
         view = (-1, *[1] * len(axes))
         points = product(x.shape[2:])
         away = x - x.mean(axes, keepdim=True)
         squares = away.square().sum(axes, keepdim=True)
         if self.bias is None:
-            std = (squares / max(points - 1, 1)).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
-            return x / (std + 1e-8) * self.weight.view(view)
+            info, size = torch.finfo(x.dtype), x.square().mean(axes, keepdim=True)
+            variance = squares / max(points - 1, 1)
+            constant = variance <= (2 * info.eps) ** 2 * size
+            variance = torch.where(constant, size, variance.maximum(1e-8 * size))
+            std = variance.clamp(min=info.tiny).sqrt()
+            return (x / (std + 1e-8) * self.weight.view(view)).to(dtype)
         scale = (squares / points + 1e-5).rsqrt()
-        return away * scale * self.weight.view(view) + self.bias.view(view)
+        return (away * scale * self.weight.view(view) + self.bias.view(view)).to(dtype)
 
 
 def _stem(dim: int, size: Sequence[int], version: str) -> nn.Sequential:

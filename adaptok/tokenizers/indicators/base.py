@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from adaptok.layers.boundary import Boundary, codes_of_samples
 from adaptok.registry import choice
 from adaptok.tree import Tree
 from adaptok.utils.boundary import PERIODIC
+from adaptok.utils.magnitude import squarable, wide
 
 LUMA = (0.2989, 0.5870, 0.1140)  # the sum of 0.9999 is the reference's
 COLORS = ("gray", "channels")
@@ -52,6 +54,18 @@ def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]
     return by_number[: tree.inner]
 
 
+def check_weights(weights: Sequence[float] | None) -> tuple[float, ...] | None:
+    """Returns weights of channels as numbers; raises ``ValueError`` for one that is negative or not
+    finite in single precision.
+    """
+    if weights is None:
+        return None
+    values = tuple(map(float, weights))
+    if not all(0 <= value <= torch.finfo(torch.float32).max for value in values):
+        raise ValueError(f"channel weights must not be negative or infinite, got {list(weights)}")
+    return values
+
+
 def channel_weights(
     weights: Sequence[float] | None, ignore: Sequence[int], channels: int
 ) -> list[float]:
@@ -85,9 +99,11 @@ class Intensity:
     def __init__(self, color: str | None, value_range: Sequence[float] | None):
         self.color = choice("color", color, (*COLORS, None))
         if value_range is not None and (
-            len(value_range) != 2 or not value_range[0] < value_range[1]
+            len(value_range) != 2 or not -math.inf < value_range[0] < value_range[1] < math.inf
         ):
-            raise ValueError(f"value_range is (lowest, highest) or None, got {value_range!r}")
+            raise ValueError(
+                f"value_range is (lowest, highest) or None, both finite, got {value_range!r}"
+            )
         self.value_range = None if value_range is None else (*map(float, value_range),)
 
     def maps(self, field: Field) -> Float[Tensor, "b t m *s"]:
@@ -96,8 +112,7 @@ class Intensity:
         Raises:
             ValueError: gray of a number of channels other than 1 or 3.
         """
-        x = field.detach()
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = wide(field.detach())
         channels = x.shape[2]
         if self.color == "channels" or channels == 1 or (self.color is None and channels != 3):
             return x
@@ -111,13 +126,27 @@ class Intensity:
         gray += x[:, :, 2] * LUMA[2]
         return gray.unsqueeze(2)
 
-    def limits(self, maps: Float[Tensor, "b t m *s"]) -> tuple[float | Tensor, float | Tensor]:
-        """Returns the lowest value and the width of the range, broadcastable; the width is never
-        0.
+    def measured(self, field: Field) -> Float[Tensor, "b t m *s"]:
+        """Returns the maps in units of their range, from its lowest value; squares neither overflow
+        nor vanish.
+        """
+        maps = self.maps(field)
+        if self.value_range is not None:  # else their range does the same for each map
+            maps = squarable(maps, tuple(range(1, maps.ndim)))
+        maps, low, width = self.limits(maps)
+        return (maps - low) / width
+
+    def limits(
+        self, maps: Float[Tensor, "b t m *s"]
+    ) -> tuple[Float[Tensor, "b t m *s"], float | Tensor, float | Tensor]:
+        """Returns the maps, the lowest value and the width of their range, which is never 0, both
+        broadcastable. Without a given range, maps of extreme magnitude come scaled by a power of
+        two.
         """
         if self.value_range is not None:
             low, high = self.value_range
-            return low, high - low
+            return maps, low, high - low
         axes = (1, *range(3, maps.ndim))  # the frames of a sample share their range
+        maps = squarable(maps, axes)
         low, high = maps.amin(axes, keepdim=True), maps.amax(axes, keepdim=True)
-        return low, (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+        return maps, low, (high - low).clamp_min(torch.finfo(maps.dtype).tiny)

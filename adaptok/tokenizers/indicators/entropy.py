@@ -40,14 +40,13 @@ class EntropyIndicator:
         bins: int = 512,
         value_range: Sequence[float] | None = (0.0, 255.0),
     ):
-        if bins < 2:
+        if not bins >= 2:
             raise ValueError(f"bins must be at least 2, got {bins}")
         self.intensity, self.bins = Intensity(color, value_range), bins
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Mean over channels and frames of the entropy of each node's points inside the domain."""
-        maps = self.intensity.maps(field)
-        low, width = self.intensity.limits(maps)
+        maps, low, width = self.intensity.limits(self.intensity.maps(field))
         # In this order, which decides the bin of values on an edge: (v - low) * bins / width.
         scaled = (
             maps * self.bins

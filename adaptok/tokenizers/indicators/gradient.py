@@ -11,8 +11,15 @@ from torch import Tensor
 
 from adaptok.layers.boundary import Boundary
 from adaptok.registry import INDICATORS, choice
-from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights, periodic_axes
+from adaptok.tokenizers.indicators.base import (
+    Field,
+    Scores,
+    channel_weights,
+    check_weights,
+    periodic_axes,
+)
 from adaptok.tree import Tree, sum_pyramid
+from adaptok.utils.magnitude import standardised
 
 SMALL = 2**18  # values whose scoring needs no care for memory
 
@@ -22,8 +29,9 @@ class GradientIndicator:
     """Sum over the cell of the Sobel gradient norm of the standardised channels (IAP, Sec. 2, App.
     B).
 
-    Each channel of each frame is standardised over its whole image, ``(x - mean) / (std + 1e-8)``
-    with the population std, so a constant channel scores 0.
+    Each channel of each frame is standardised over its whole image, ``(x - mean) / std`` with the
+    population std, in any units; a constant channel scores 0. (The authors' code adds 1e-8 to the
+    std.)
 
     Args:
         k: half-width of the stencil (order 2k finite difference, binomial weights across).
@@ -50,17 +58,15 @@ class GradientIndicator:
         channels: str = "mean",
         frames: str = "mean",
     ):
-        if k < 1:
+        if not k >= 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        if not power > 0:
-            raise ValueError(f"power must be positive, got {power}")
+        if not 0 < power < math.inf:
+            raise ValueError(f"power must be positive and finite, got {power}")
         choice("padding", padding, PADDINGS)
-        if weights is not None and min(weights, default=0) < 0:
-            raise ValueError(f"channel weights must not be negative, got {list(weights)}")
         for name, value in (("channels", channels), ("frames", frames)):
             choice(name, value, ("mean", "max"))
         self.k, self.padding, self.power = k, padding, power
-        self.weights = None if weights is None else tuple(map(float, weights))
+        self.weights = check_weights(weights)
         self.ignore = tuple(ignore)
         self.channels, self.frames = channels, frames
 
@@ -97,11 +103,8 @@ class GradientIndicator:
 
     def channel_maps(self, field: Field, *, boundary: Boundary = None) -> Field:
         """Computes the gradient norm of every standardised channel of every frame."""
-        x = field.detach().to(torch.promote_types(field.dtype, torch.float32))
-        space = tuple(range(3, x.ndim))
-        std, mean = torch.std_mean(x, dim=space, correction=0, keepdim=True)
-        x = (x - mean).div_(std + 1e-8)
-        return gradient_norm(x, space, self.k, self.padding, boundary)
+        space = tuple(range(3, field.ndim))
+        return gradient_norm(standardised(field, space), space, self.k, self.padding, boundary)
 
 
 def gradient_norm(

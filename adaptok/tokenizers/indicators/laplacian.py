@@ -61,9 +61,7 @@ class LaplacianIndicator:
 
     def responses(self, field: Field, boundary: Boundary = None) -> Float[Tensor, "b t m *s"]:
         """Computes the absolute Laplacian of each map, in units of its value range."""
-        maps = self.intensity.maps(field)
-        low, width = self.intensity.limits(maps)
-        maps = (maps - low) / width
+        maps = self.intensity.measured(field)
         axes = range(3, maps.ndim)
         total = maps
         for axis, wrap in zip(axes, periodic_axes(boundary, len(axes), maps), strict=True):

@@ -38,9 +38,7 @@ class ResamplingIndicator:
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Computes the mean squared error of each node."""
-        maps = self.intensity.maps(field)
-        low, width = self.intensity.limits(maps)
-        maps = ((maps - low) / width).flatten(0, 1)  # (b * t, c, *space)
+        maps = self.intensity.measured(field).flatten(0, 1)  # (b * t, c, *space)
         scores = [maps.new_zeros(field.shape[0], 0)]
         for level, size in enumerate(tree.sizes[:-1]):
             factors = tuple(s // f for s, f in zip(size, tree.sizes[-1], strict=True))

@@ -11,8 +11,9 @@ from torch import Tensor
 from adaptok.layers.boundary import Boundary
 from adaptok.patches import pad_end, patchify
 from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights
+from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights, check_weights
 from adaptok.tree import Tree
+from adaptok.utils.magnitude import squarable
 
 
 @INDICATORS.register("variance")
@@ -23,6 +24,9 @@ class VarianceIndicator:
     The score has the units of the field: if channels differ in scale, the largest decides,
     unless `normalise` is set or the field is normalised beforehand. Clipped cells
     count the points inside the domain; a single value has variance 0.
+
+    A sample (with `normalise`, a channel of it) whose squares would overflow or vanish is scored as
+    if scaled by the power of two that just prevents this: its own order of scores stays.
 
     Args:
         normalise: divide the variance of each channel by that of its whole sample.
@@ -39,18 +43,17 @@ class VarianceIndicator:
         weights: Sequence[float] | None = None,
         ignore: Sequence[int] = (),
     ):
-        if weights is not None and min(weights, default=0) < 0:
-            raise ValueError(f"channel weights must not be negative, got {list(weights)}")
         self.normalise = normalise
-        self.weights = None if weights is None else tuple(map(float, weights))
+        self.weights = check_weights(weights)
         self.ignore = tuple(ignore)
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Averages the variances over channels, weighted."""
-        variance = channel_variances(field.detach(), tree)  # (b, inner, c)
+        points = (1, *range(3, field.ndim))
+        field = squarable(field.detach(), points if self.normalise else (*points, 2))
+        variance = channel_variances(field, tree)  # (b, inner, c)
         if self.normalise:
-            space = tuple(range(3, field.ndim))
-            whole = field.detach().to(variance.dtype).var((1, *space))[:, None]
+            whole = field.var(points)[:, None]  # of a constant, nodes have none
             variance = variance / whole.clamp(min=torch.finfo(variance.dtype).tiny)
         weights = channel_weights(self.weights, self.ignore, field.shape[2])
         return (variance * variance.new_tensor(weights)).sum(-1) / sum(weights)

@@ -54,6 +54,25 @@ class Marking(Protocol):
         ...
 
 
+def finite(scores: Float[Tensor, "b f inner"]) -> Float[Tensor, "b f inner"]:
+    """Returns scores that can be compared, whatever an indicator gives: infinity becomes the
+    largest number, and so does NaN, since nothing that is known argues against splitting there.
+    """
+    most = torch.finfo(scores.dtype).max
+    return scores.nan_to_num(most, most, -most)
+
+
+def rankable(scores: Float[Tensor, "b f inner"], tree: Tree) -> Float[Tensor, "b f inner"]:
+    """Returns finite scores, but +inf for nodes that the borders force to split, and -inf for those
+    that do not exist.
+    """
+    scores = finite(scores)
+    if not tree.counts().forced:
+        return scores
+    nodes = tree.nodes(scores.device)
+    return scores.masked_fill(nodes.forced, torch.inf).masked_fill(nodes.outside, -torch.inf)
+
+
 def per_sample(budget: Budget, batch: Count) -> Lengths:
     """Returns one host budget per sample; a CUDA tensor of budgets costs a synchronisation.
 

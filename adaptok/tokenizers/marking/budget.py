@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptok.cells import Lengths, product
 from adaptok.cells.lengths import distinct, each
 from adaptok.registry import MARKINGS
-from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
+from adaptok.tokenizers.marking.base import Budget, Marks, per_sample, rankable
 from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask
 from adaptok.tree import Tree
 
@@ -35,7 +35,7 @@ class BudgetMarking:
     static = True
 
     def __init__(self, *, budget: int = 256, splits_per_step: int = 1, per_batch: bool = False):
-        if splits_per_step < 1:
+        if not splits_per_step >= 1:
             raise ValueError(f"splits_per_step must be at least 1, got {splits_per_step}")
         self.budget, self.splits_per_step, self.per_batch = budget, splits_per_step, per_batch
 
@@ -68,11 +68,7 @@ class BudgetMarking:
         _warn_above_finest(budgets, tree, frames * shared)
         splits = each(budgets, lambda t: plans[t][0])
         lengths = each(budgets, lambda t: plans[t][1] * shared)
-        nodes = tree.nodes(scores.device)
-        # Splits that the borders force come first; nodes outside never exist.
-        if tree.counts().forced:
-            scores = scores.masked_fill(nodes.forced, torch.inf)
-            scores = scores.masked_fill(nodes.outside, -torch.inf)
+        scores = rankable(scores, tree)
         if self.splits_per_step > 1:
             split = split_stepwise(scores, tree, splits, self.splits_per_step)
         elif monotone:

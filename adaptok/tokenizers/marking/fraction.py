@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adaptok.cells import product, repeated
 from adaptok.registry import MARKINGS
-from adaptok.tokenizers.marking.base import Marks
+from adaptok.tokenizers.marking.base import Marks, rankable
 from adaptok.tokenizers.marking.best_first import top_mask
 from adaptok.tree import Tree
 
@@ -43,13 +43,10 @@ class FractionMarking:
         """Marks the best existing nodes of each level."""
         ratio = self.ratio if ratio is None else _valid(ratio)
         b, frames, _ = scores.shape
-        nodes = tree.nodes(scores.device)
-        forced, outside = tree.per_level(nodes.forced), tree.per_level(nodes.outside)
         counts, leaves = _plan(ratio, tree, frames)
         exists: Tensor | None = None
         split = []
-        for level, own in enumerate(tree.per_level(scores)):
-            own = own.masked_fill(forced[level], torch.inf).masked_fill(outside[level], -torch.inf)
+        for level, own in enumerate(tree.per_level(rankable(scores, tree))):
             own = own if exists is None else own.masked_fill(~exists, -torch.inf)
             chosen = top_mask(own.flatten(1), repeated(counts[level], b)).view_as(own)
             split.append(chosen)

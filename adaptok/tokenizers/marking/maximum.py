@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.registry import MARKINGS
-from adaptok.tokenizers.marking.base import Marks
+from adaptok.tokenizers.marking.base import Marks, finite
 from adaptok.tree import Tree
 
 
@@ -42,7 +42,7 @@ class MaximumMarking:
         gamma = self.gamma if gamma is None else _valid(gamma)
         if tree.inner == 0:
             return Marks(torch.zeros_like(scores, dtype=torch.bool), None)
-        nodes = tree.nodes(scores.device)
+        nodes, scores = tree.nodes(scores.device), finite(scores)
         coarsest = tree.per_level(scores.masked_fill(nodes.outside, -torch.inf))[0]
         highest = coarsest.amax((1, 2), keepdim=True)
         return Marks((scores > gamma * highest) | nodes.forced, None)

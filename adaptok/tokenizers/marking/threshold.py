@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adaptok.cells.lengths import each
 from adaptok.registry import MARKINGS
-from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
+from adaptok.tokenizers.marking.base import Budget, Marks, per_sample, rankable
 from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
 from adaptok.tokenizers.marking.budget import plan
 from adaptok.tree import Tree, existing
@@ -69,7 +69,7 @@ class ThresholdMarking:
         marked = torch.cat(split, -1) if split else torch.zeros_like(scores, dtype=torch.bool)
         marked = marked | tree.nodes(scores.device).forced
         budget = self.budget if budget is None else budget
-        if budget is not None and tree.n_levels > 1:
+        if budget is not None:
             marked = _cap(marked, scores, tree, budget, monotone=monotone, shared=shared)
         return Marks(marked, None)
 
@@ -112,11 +112,11 @@ def _cap(
     """Selects the best-first splits of the threshold tree that a budget pays for."""
     budgets = per_sample(budget, scores.shape[0])
     counts = each(budgets, lambda value: plan(value, tree, scores.shape[1], shared)[0])
-    nodes = tree.nodes(scores.device)
+    if tree.n_levels == 1:
+        return marked  # nothing splits, and the budget is enough
     reached = marked & existing(marked, tree)[..., : tree.inner]  # all ancestors are marked too
     # Best-first order among the marked nodes alone: no split is spent on what would not split.
-    order = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-    order = order.masked_fill(nodes.forced, torch.inf).masked_fill(~reached, -torch.inf)
+    order = rankable(scores, tree).masked_fill(~reached, -torch.inf)
     if monotone:
         best = top_mask(order.flatten(1), counts).view_as(order)
     else:

@@ -227,7 +227,7 @@ def test_budgets_of_a_schedule_are_calibrated(tmp_path):
 def test_what_has_no_budget_says_so(tmp_path, capsys):
     where = f"hydra.run.dir={tmp_path}"
     for given, reason in (
-        (["model=fno", "budget=16"], "model=fno has no tokens: budget=null"),
+        (["model=fno", "budget=16"], "is not read: the model is a baseline"),
         (["tokenizer=matey", "budget=200"], "200 are asked for; other cell sizes"),
     ):
         assert main(["train", *small("iap"), *given, where]) == 2

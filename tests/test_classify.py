@@ -189,7 +189,7 @@ def test_epochs_have_as_many_steps_as_are_made(folder, tmp_path, batches, more, 
         (["tokenizer.thresholds=[]"], "one number per merged level"),
         (["tokenizer.thresholds=[5,4,3]"], "smaller than the coarsest cell"),
         (["tokenizer=uniform", "train.only=new"], "adds no parameters"),
-        (["train.only=old"], "all, new, got 'old'"),
+        (["train.only=old"], "all or new, got 'old'"),
         (["data.path=/nowhere"], "must hold a folder per split"),
         (["data.batch_size=64"], "16 training images make no batch of 64"),
         (["+data.batchsize=3"], "did you mean 'batch_size'"),
@@ -214,7 +214,7 @@ def test_a_mistake_is_one_line(folder, tmp_path, capsys):
     assert cli.main(words(folder, tmp_path, "train.only=old")) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "all, new, got 'old'" in error
+    assert "all or new, got 'old'" in error
 
 
 def test_several_tasks_make_no_sweep():

@@ -310,7 +310,7 @@ def test_version(capsys):
         (["train", "predict=dleta"], "predict must be one of delta, state"),
         (["train", "schedule.settings=[]"], "settings is a non-empty list"),
         (["train", "data.batch_size=99"], "batch_size=99 is larger than the training set"),
-        (["train", "--config-dir", "nowhere"], "nowhere' not found"),
+        (["train", "--config-dir", "nowhere"], "no folder nowhere"),
         (["eval"], "ckpt must be given"),
         (["eval", "ckpt=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["data", "data=well", "data.name=nothing"], "unknown data set 'nothing'"),

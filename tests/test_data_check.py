@@ -20,6 +20,7 @@ from adaptok.cli import main
 from adaptok.data import WellData
 from adaptok.data.check import check
 from adaptok.data.synthetic import SOLVERS, generate
+from adaptok.utils.checksums import CHECKSUMS
 
 MAZE = "acoustic_scattering_maze"
 TINY = {"resolution": 16, "frames": 3, "train": 9, "valid": 1, "test": 1}
@@ -38,7 +39,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(root, tmp_path) -> Path:
     """A copy of the maze that may be damaged."""
-    shutil.copytree(root / MAZE, tmp_path / MAZE)
+    shutil.copytree(root / MAZE, tmp_path / MAZE, ignore=shutil.ignore_patterns(CHECKSUMS))
     return tmp_path / MAZE
 
 
@@ -161,7 +162,7 @@ def test_what_is_wrong_with_a_file_is_said_in_words(copy, bad, message):
 
 @pytest.mark.parametrize("name", ["gray_scott_reaction_diffusion", "rayleigh_benard"])
 def test_a_mask_that_is_false_at_a_periodic_end_is_found(root, tmp_path, name):
-    shutil.copytree(root / name, tmp_path / name)
+    shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns(CHECKSUMS))
     file = next((tmp_path / name).rglob("test*.hdf5"))
     with h5py.File(file, "a") as content:
         content["boundary_conditions"]["x_periodic"]["mask"][-1] = False

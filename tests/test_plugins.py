@@ -180,7 +180,7 @@ def test_parts_of_an_installed_package_work_in_python(site, tmp_path):
     assert not seen["loaded_by_import"]
     assert {"mine", "iap", "uniform"} <= set(seen["names"])
     assert "broken" not in seen["names"]
-    assert any("'broken' was left out" in text for text in seen["warnings"])
+    assert any("plug-in 'broken' (" in text and "was left out" in text for text in seen["warnings"])
     assert seen["described"] == "mine: Uniform cells of `knob` grid points.\n  knob=4"
     assert seen["tokens"] == 16
     assert seen["refined"] == [[0, 8, 0], [0, 8, 4], [0, 12, 0], [0, 12, 4]]

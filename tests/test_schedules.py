@@ -63,11 +63,11 @@ def test_random_draws_never_change():
     [
         ("random_", "unknown schedule 'random_'.*'random'"),
         ({"name": "fixed", "setting": [{}]}, "has no knob 'setting'.*'settings'"),
-        ({"name": "fixed", "settings": []}, "settings is a non-empty list of mappings, got"),
-        ({"name": "fixed", "settings": {"budget": 3}}, "settings is a non-empty list of mappings"),
-        ({"name": "fixed", "settings": "512"}, "settings is a non-empty list of mappings"),
-        ({"name": "cyclic", "settings": 512}, "settings is a non-empty list of mappings"),
-        ({"name": "random", "settings": [512, 1024]}, "each setting maps control names to values"),
+        ({"name": "fixed", "settings": []}, "settings (is a non-empty|must be a) list, got"),
+        ({"name": "fixed", "settings": {"budget": 3}}, "settings (is a non-empty|must be a) list"),
+        ({"name": "fixed", "settings": "512"}, "settings (is a non-empty|must be a) list"),
+        ({"name": "cyclic", "settings": 512}, "settings (is a non-empty|must be a) list"),
+        ({"name": "random", "settings": [512, 1024]}, "settings must be a list, each a mapping"),
         ({"settings": [{}]}, "a name or a mapping with 'name'"),
     ],
 )

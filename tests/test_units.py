@@ -463,7 +463,7 @@ def test_huge_fields_have_valid_cells():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, 1e300])
 @pytest.mark.parametrize("indicator", ["gradient", "variance"])
 def test_weights_are_finite(indicator, bad):
-    with pytest.raises(ValueError, match="weights must not be negative or infinite"):
+    with pytest.raises(ValueError, match="weights must "):
         INDICATORS.create(indicator, weights=[bad, 1.0])
 
 
@@ -506,7 +506,5 @@ def test_calibration_of_scores_that_are_not_finite():
 
     tree_tokenizer.indicator = Hostile()
     field = torch.randn(3, 1, 1, 16, 16)
-    gamma = adaptok.calibrate(tree_tokenizer, field, 24)
-    cells = tree_tokenizer.cells(field, gamma=gamma)
-    cells.validate()
-    assert len(cells) <= 3 * 24
+    with pytest.raises(ValueError, match="indicator Hostile gives the score"):
+        adaptok.calibrate(tree_tokenizer, field, 24)

@@ -14,6 +14,7 @@ from torch import Tensor
 from adaptok.cells import Cells, owners, register_pytree
 from adaptok.patches import finest_owner, rows_of_levels
 from adaptok.registry import choice
+from adaptok.utils.arguments import Dimensions, LevelSizes, Positive, check_fields
 from adaptok.utils.reading import reads_are_free
 
 
@@ -40,10 +41,10 @@ class TokenizerSpec:
             those of its cells (`adaptok.layers.positions.misplaced_center`).
     """
 
-    ndim: int
-    in_channels: int
-    dim: int
-    sizes: tuple[tuple[int, ...], ...]
+    ndim: Dimensions
+    in_channels: Positive
+    dim: Positive
+    sizes: LevelSizes
     tiling: bool = True
     layout: type | None = None
     on_grid: bool = dataclasses.field(default=False, kw_only=True)
@@ -52,8 +53,7 @@ class TokenizerSpec:
     )
 
     def __post_init__(self):
-        if min(map(min, self.sizes)) < 1:
-            raise ValueError(f"frame_size and cell sizes must be at least 1, got {self.sizes}")
+        check_fields(self)
 
 
 @runtime_checkable

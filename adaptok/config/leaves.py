@@ -19,6 +19,7 @@ from adaptok.utils.arguments import (
     Positive,
     PositiveFloat,
     PositiveShare,
+    Settings,
     check_value,
     hints_of,
 )
@@ -32,7 +33,6 @@ def is_folder_name(text: str) -> bool:
 
 
 Name = Annotated[str, Predicate(is_folder_name)]
-Settings = Annotated[Sequence[Mapping[str, Any]], Len(1)]
 
 OF_TIMM = ("model", "tokenizer")  # groups that task=classify fills with timm's models
 LEAVES: dict[str, Any] = {

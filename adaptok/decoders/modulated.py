@@ -16,6 +16,7 @@ from adaptok.layers.pi_resize import FORMS, KernelResize
 from adaptok.layers.two_stage import KERNELS, ConvLayout
 from adaptok.registry import DECODERS, choice
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Positive, checked
 
 
 @DECODERS.register("modulated")
@@ -41,15 +42,16 @@ class ModulatedDecoder(nn.Module):
         ValueError: the tokens of this tokenizer carry no kernels and strides.
     """
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
-        out_channels: int,
+        out_channels: Positive,
         *,
         resize: str = "mean_preserving",
         overlap: str = "sum",
         norm: str = "group",
-        groups: int | None = None,
+        groups: Positive | None = None,
         mode: str | None = None,
         antialias: bool = False,
     ):

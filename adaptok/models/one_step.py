@@ -14,6 +14,7 @@ from adaptok.models.diverging import usable
 from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.registry import choice
 from adaptok.tokens import as_field
+from adaptok.utils.arguments import Dimensions, NonNegative, Positive, check_fields, checked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,33 +36,26 @@ class OneStepOptions:
         ValueError: values with which no one-step model can be built.
     """
 
-    ndim: int
-    in_channels: int
-    out_channels: int
-    history: int = 1
+    ndim: Dimensions
+    in_channels: Positive
+    out_channels: Positive
+    history: Positive = 1
     history_mode: str = "fold"
-    constant_channels: int = 0
+    constant_channels: NonNegative = 0
     normalise: str = "sample"
     score_on: str = "normalised"
     predict: str = "delta"
 
     def __post_init__(self) -> None:
-        choice("ndim", self.ndim, (1, 2, 3))
+        check_fields(self)
         choice("history_mode", self.history_mode, ("fold", "frames"))
         choice("normalise", self.normalise, ("sample", "context", "dataset", "none"))
         choice("score_on", self.score_on, ("normalised", "raw"))
         choice("predict", self.predict, ("delta", "state"))
-        at_least_one(
-            history=self.history, in_channels=self.in_channels, out_channels=self.out_channels
-        )
         if self.history < 2 and self.normalise == "context" and self.predict == "delta":
             raise ValueError(
                 'normalise="context" takes the scale of a change from the history, which needs at '
                 f"least 2 frames, got {self.history}"
-            )
-        if self.constant_channels < 0:
-            raise ValueError(
-                f"constant_channels must not be negative, got {self.constant_channels}"
             )
         same = self.out_channels == self.in_channels
         if not same and (self.predict == "delta" or self.normalise != "none"):
@@ -85,13 +79,6 @@ class OneStepOptions:
     def folded(self, field: Float[Tensor, "b t c *s"]) -> Float[Tensor, "b f k *s"]:
         """Makes the frames of the history channels of one frame, if it is folded."""
         return field.flatten(1, 2).unsqueeze(1) if self.history_mode == "fold" else field
-
-
-def at_least_one(**values: int) -> None:
-    """Raises ``ValueError`` for the first value below 1, with its name."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Prepared(NamedTuple):
@@ -248,10 +235,11 @@ class OneStepModel(nn.Module):
         """Returns what the indicator sees: as `prepare`, or raw values with ``score_on="raw"``."""
         return self._prepare(self._check(field, constants), constants).scored
 
+    @checked
     def rollout(
         self,
         field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
-        n_steps: int,
+        n_steps: Positive,
         *,
         constants: Float[Tensor, "b cc *s"] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
@@ -279,7 +267,6 @@ class OneStepModel(nn.Module):
                 f"a rollout needs as many output as input channels, got {self.out_channels} and "
                 f"{self.in_channels}"
             )
-        at_least_one(n_steps=n_steps)
         if isinstance(settings, Mapping):
             settings = create_schedule(settings)
         many = not isinstance(field, Tensor)

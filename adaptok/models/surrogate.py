@@ -17,6 +17,7 @@ from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values
 from adaptok.registry import Part
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, checked
 
 
 class Surrogate(OneStepModel):
@@ -39,6 +40,7 @@ class Surrogate(OneStepModel):
         ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
     """
 
+    @checked
     def __init__(
         self,
         tokenizer: Part = "iap",
@@ -46,9 +48,9 @@ class Surrogate(OneStepModel):
         decoder: Part = "auto",
         options: OneStepOptions | None = None,
         *,
-        dim: int = 384,
-        depth: int = 8,
-        heads: int = 6,
+        dim: Positive = 384,
+        depth: Depth = 8,
+        heads: Positive = 6,
         **given: Any,
     ):
         if options is None:
@@ -155,20 +157,21 @@ class Surrogate(OneStepModel):
         return self.tokenizer.cells(self.scored(field, constants), boundary=boundary, **control)
 
 
+@checked
 def create_surrogate(
     *,
-    ndim: int,
-    in_channels: int,
-    out_channels: int | None = None,
-    history: int = 1,
+    ndim: Dimensions,
+    in_channels: Positive,
+    out_channels: Positive | None = None,
+    history: Positive = 1,
     tokenizer: Part = "iap",
     processor: Part = "vit",
     decoder: Part = "auto",
-    dim: int = 384,
-    depth: int = 8,
-    heads: int = 6,
+    dim: Positive = 384,
+    depth: Depth = 8,
+    heads: Positive = 6,
     history_mode: str = "auto",
-    constant_channels: int = 0,
+    constant_channels: NonNegative = 0,
     normalise: str = "sample",
     score_on: str = "normalised",
     predict: str = "delta",

@@ -18,6 +18,7 @@ from adaptok.layers.positions import Rotary, rotary
 from adaptok.processors.factorised import frame_groups, time_groups
 from adaptok.registry import PROCESSORS, choice
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Depth, Finite, Positive, PositiveFloat, Rate, checked
 
 
 class Context(NamedTuple):
@@ -59,18 +60,19 @@ class ParallelSpaceTime(nn.Module):
 
     attends_over_time = True
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
         *,
-        depth: int = 12,
-        heads: int = 6,
+        depth: Depth = 12,
+        heads: Positive = 6,
         causal: bool = False,
         norm: str = "group",
         rope: str = "cell",
-        rope_base: float = 10000.0,
-        layer_scale: float = 1e-6,
-        drop_path: float = 0.0,
+        rope_base: PositiveFloat = 10000.0,
+        layer_scale: Finite = 1e-6,
+        drop_path: Rate = 0.0,
     ):
         super().__init__()
         grid = spec.layout is not None and issubclass(spec.layout, GridLayout)

@@ -12,6 +12,7 @@ from adaptok.layers.blocks import AttentionBranch, Block, conditioned, drop_path
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.registry import POSITIONS, PROCESSORS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Depth, Finite, Positive, PositiveFloat, Rate, Ratio, checked
 
 
 class Transformer(nn.Module):
@@ -38,20 +39,21 @@ class Transformer(nn.Module):
 
     stacks: ClassVar[dict[str, type[AttentionBranch]]]  # by the name of their attribute
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
         *,
-        depth: int = 8,
-        heads: int = 6,
-        mlp_ratio: float = 4.0,
+        depth: Depth = 8,
+        heads: Positive = 6,
+        mlp_ratio: Ratio = 4.0,
         qk_norm: bool = False,
-        drop_path: float = 0.0,
+        drop_path: Rate = 0.0,
         positions: Part = "rotary",
-        rope_base: float = 10000.0,
+        rope_base: PositiveFloat = 10000.0,
         norm: str = "layer",
         norm_placement: str = "pre",
-        layer_scale: float | None = None,
+        layer_scale: Finite | None = None,
         **unknown: Any,
     ):
         PROCESSORS.check_knobs(type(self), unknown)  # says more than Python would

@@ -13,6 +13,7 @@ from adaptok.cells import Cells
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
+from adaptok.utils.arguments import Positive, accepts, shown
 
 
 @runtime_checkable
@@ -116,12 +117,11 @@ class CellTokenizer(nn.Module):
 
 def per_axis(size: int | Sequence[int], ndim: int, name: str = "size") -> tuple[int, ...]:
     """Returns one positive whole number per space axis; raises ``ValueError`` for anything else."""
-    values: tuple[Any, ...] = (size,) * ndim  # invalid types fail the check below
-    if isinstance(size, Sequence) and not isinstance(size, str):
-        values = tuple(size)
-    if len(values) != ndim or any(not isinstance(v, int) or v < 1 for v in values):
-        raise ValueError(f"{name} is a positive whole number or {ndim} of them, got {size!r}")
-    return values
+    listed = accepts(Sequence, size)
+    values: tuple[Any, ...] = tuple(size) if listed else (size,) * ndim  # type: ignore[arg-type]
+    if len(values) != ndim or not all(accepts(Positive, v) for v in values):
+        raise ValueError(f"{name} is a positive whole number or {ndim} of them, got {shown(size)}")
+    return tuple(map(int, values))
 
 
 def check_controls(control: Mapping[str, Any], accepted: Sequence[str]) -> None:

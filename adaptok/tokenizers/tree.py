@@ -23,7 +23,7 @@ from adaptok.tokenizers.base import (
     per_axis,
 )
 from adaptok.tokenizers.indicators import Indicator
-from adaptok.tokenizers.marking import BudgetMarking, Marking
+from adaptok.tokenizers.marking import Budget, BudgetMarking, Marking
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 from adaptok.tree import (
     Sizes,
@@ -33,6 +33,7 @@ from adaptok.tree import (
     existing,
     sum_pyramid,
 )
+from adaptok.utils.arguments import Dimensions, PerAxis, Positive, checked
 
 
 class _Refined(NamedTuple):
@@ -218,18 +219,19 @@ def level_sizes(
 
 
 @TOKENIZERS.register("composed")
+@checked
 def composed(
-    ndim: int,
-    in_channels: int,
-    dim: int,
+    ndim: Dimensions,
+    in_channels: Positive,
+    dim: Positive,
     *,
     indicator: Part = "gradient",
     marking: Part = "budget",
     embedding: Part = "linear",
     order: str = "depth_first",
-    min_size: int | Sequence[int] = 2,
-    max_size: int | Sequence[int] = 16,
-    frame_size: int = 1,
+    min_size: PerAxis = 2,
+    max_size: PerAxis = 16,
+    frame_size: Positive = 1,
     per_frame: bool = False,
 ) -> TreeTokenizer:
     """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs.
@@ -257,13 +259,14 @@ def composed(
     )
 
 
+@checked
 def cells_from_score(
     score: Float[Tensor, "b *s"],
     *,
-    min_size: int | Sequence[int],
-    max_size: int | Sequence[int],
-    budget: Any,
-    splits_per_step: int = 1,
+    min_size: PerAxis,
+    max_size: PerAxis,
+    budget: Budget,
+    splits_per_step: Positive = 1,
 ) -> Cells:
     """Refines a score map best-first to a token budget; returns cells of one frame.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.registry import Registry, split_part
+from adaptok.utils.arguments import Dimensions, NonNegative, Positive, checked
 
 BASELINES = Registry("baseline")
 
@@ -39,15 +40,16 @@ class Baseline(OneStepModel):
         return self.network(prepared.x[:, 0]).unsqueeze(1)
 
 
+@checked
 def create_baseline(
     baseline: str | Mapping[str, Any],
     *,
-    ndim: int,
-    in_channels: int,
-    history: int = 1,
-    constant_channels: int = 0,
+    ndim: Dimensions,
+    in_channels: Positive,
+    history: Positive = 1,
+    constant_channels: NonNegative = 0,
     boundary: Tensor | Sequence[Sequence[int]] | None = None,
-    shape: Sequence[int] | None = None,
+    shape: Sequence[Positive] | None = None,
     normalise: str = "sample",
     predict: str = "delta",
 ) -> Baseline:

@@ -15,6 +15,7 @@ from adaptok.layers.convolution import conv_class
 from adaptok.patches import check_on_grid, grid_index, pad_end, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS, choice
 from adaptok.tokenizers.embeddings.linear import restore_rows
+from adaptok.utils.arguments import LevelSizes, Positive, checked
 
 VERSIONS = ("current", "paper")
 
@@ -43,11 +44,12 @@ class HmlpEmbedding(nn.Module):
 
     needs_grid = True
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        dim: int,
-        sizes: tuple[tuple[int, ...], ...],
+        in_channels: Positive,
+        dim: Positive,
+        sizes: LevelSizes,
         *,
         version: str = "current",
     ):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, Count, product
 from adaptok.patches import gather_boxes, grid_index, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS
+from adaptok.utils.arguments import LevelSizes, Positive, checked
 
 
 @EMBEDDINGS.register("linear")
@@ -23,7 +24,8 @@ class LinearEmbedding(nn.Module):
         sizes: cell size of each level, time first.
     """
 
-    def __init__(self, in_channels: int, dim: int, sizes: tuple[tuple[int, ...], ...]):
+    @checked
+    def __init__(self, in_channels: Positive, dim: Positive, sizes: LevelSizes):
         super().__init__()
         self.levels = nn.ModuleList(nn.Linear(in_channels * product(s), dim) for s in sizes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,6 +14,7 @@ from adaptok.registry import EMBEDDINGS, choice
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.embeddings.learned_table import LearnedPositions
 from adaptok.tokenizers.embeddings.linear import restore_rows
+from adaptok.utils.arguments import LevelSizes, PerAxis, Positive, checked
 from adaptok.utils.constants import cached_constant
 
 
@@ -48,15 +48,16 @@ class ResizeZeroEmbedding(nn.Module):
 
     needs_grid = True
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        dim: int,
-        sizes: tuple[tuple[int, ...], ...],
+        in_channels: Positive,
+        dim: Positive,
+        sizes: LevelSizes,
         *,
         resize: str = "central",
         branch: bool = True,
-        positions: int | Sequence[int] | None = None,
+        positions: PerAxis | None = None,
     ):
         super().__init__()
         self.resize = choice("resize", resize, ("central", "area"))

@@ -13,6 +13,7 @@ from adaptok.layers.boundary import Boundary
 from adaptok.registry import INDICATORS, choice
 from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights, periodic_axes
 from adaptok.tree import Tree, sum_pyramid
+from adaptok.utils.arguments import Positive, PositiveFloat, Weights, checked
 
 SMALL = 2**18  # values whose scoring needs no care for memory
 
@@ -39,24 +40,19 @@ class GradientIndicator:
 
     monotone = True
 
+    @checked
     def __init__(
         self,
         *,
-        k: int = 1,
+        k: Positive = 1,
         padding: str = "replicate",
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
         ignore: Sequence[int] = (),
-        power: float = 1.0,
+        power: PositiveFloat = 1.0,
         channels: str = "mean",
         frames: str = "mean",
     ):
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if not power > 0:
-            raise ValueError(f"power must be positive, got {power}")
         choice("padding", padding, PADDINGS)
-        if weights is not None and min(weights, default=0) < 0:
-            raise ValueError(f"channel weights must not be negative, got {list(weights)}")
         for name, value in (("channels", channels), ("frames", frames)):
             choice(name, value, ("mean", "max"))
         self.k, self.padding, self.power = k, padding, power

@@ -13,6 +13,7 @@ from adaptok.patches import pad_end, patchify
 from adaptok.registry import INDICATORS
 from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights
 from adaptok.tree import Tree
+from adaptok.utils.arguments import Weights, checked
 
 
 @INDICATORS.register("variance")
@@ -32,15 +33,14 @@ class VarianceIndicator:
 
     monotone = False  # a child may vary more than its parent
 
+    @checked
     def __init__(
         self,
         *,
         normalise: bool = False,
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
         ignore: Sequence[int] = (),
     ):
-        if weights is not None and min(weights, default=0) < 0:
-            raise ValueError(f"channel weights must not be negative, got {list(weights)}")
         self.normalise = normalise
         self.weights = None if weights is None else tuple(map(float, weights))
         self.ignore = tuple(ignore)

@@ -16,6 +16,7 @@ from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
 from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
 from adaptok.tokenizers.marking.budget import plan
 from adaptok.tree import Tree, existing
+from adaptok.utils.arguments import Positive, checked
 
 Thresholds = float | Iterable[float]  # one for all levels, or one per level, fine to coarse
 
@@ -38,7 +39,8 @@ class ThresholdMarking:
 
     controls = ("thresholds", "budget")
 
-    def __init__(self, *, thresholds: Thresholds = 5.5, budget: int | None = None):
+    @checked
+    def __init__(self, *, thresholds: Thresholds = 5.5, budget: Positive | None = None):
         self.thresholds, self.budget = as_thresholds(thresholds), budget
 
     def __call__(

@@ -39,6 +39,7 @@ class BoxDecoder(nn.Module):
         frames: Positive = 1,
     ):
         super().__init__()
+        self.spec = spec
         self.points = parts_of_box(points, frames, spec.ndim)
         self.out_channels = out_channels
         self.head = nn.Linear(spec.dim + spec.ndim + 1, out_channels * product(self.points))

@@ -19,7 +19,7 @@ from adaptok.patches import check_levels, level_grid, owner_grid, rows_of_levels
 from adaptok.registry import DECODERS
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.utils.arguments import PerAxis, Positive, PositiveFloat, Ratio, checked
+from adaptok.utils.arguments import Base, PerAxis, Positive, Ratio, checked
 
 
 @DECODERS.register("cross_attention")
@@ -55,9 +55,10 @@ class CrossAttentionDecoder(nn.Module):
         window: PerAxis | None = None,
         heads: Positive = 6,
         mlp_ratio: Ratio = 2.0,
-        rope_base: PositiveFloat = 10000.0,
+        rope_base: Base = 10000.0,
     ):
         super().__init__()
+        self.spec = spec
         if spec.layout is not None:
             raise ValueError(
                 "decoder 'cross_attention' reads the covering cell of each latent off the level "

@@ -53,6 +53,7 @@ class HmlpDecoder(nn.Module):
     @checked
     def __init__(self, spec: TokenizerSpec, out_channels: Positive, *, version: str = "current"):
         super().__init__()
+        self.spec = spec
         check_hmlp(spec.dim, version)
         if spec.layout is not None:
             raise ValueError(

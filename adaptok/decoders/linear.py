@@ -36,6 +36,7 @@ class LinearDecoder(nn.Module):
     @checked
     def __init__(self, spec: TokenizerSpec, out_channels: Positive):
         super().__init__()
+        self.spec = spec
         if spec.layout is not None:
             raise ValueError(
                 f"decoder 'linear' paints cells on the grid of their level, but this tokenizer's "

@@ -10,7 +10,7 @@ from adaptok.decoders.linear import LinearDecoder
 from adaptok.layers.mixed import gives_lists
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.utils.arguments import PerAxis, Positive, PositiveFloat, Ratio, checked
+from adaptok.utils.arguments import Base, PerAxis, Positive, Ratio, checked
 
 
 @DECODERS.register("local")
@@ -42,9 +42,10 @@ class LocalDecoder(nn.Module):
         window: PerAxis | None = None,
         heads: Positive = 6,
         mlp_ratio: Ratio = 2.0,
-        rope_base: PositiveFloat = 10000.0,
+        rope_base: Base = 10000.0,
     ):
         super().__init__()
+        self.spec = spec
         self.paint = LinearDecoder(spec, out_channels)
         (_, *coarsest), (_, *finest) = spec.sizes[0], spec.sizes[-1]
         if latent_size is None:

@@ -56,6 +56,7 @@ class ModulatedDecoder(nn.Module):
         antialias: bool = False,
     ):
         super().__init__()
+        self.spec = spec
         if spec.layout is not ConvLayout:
             raise ValueError(
                 "decoder 'modulated' mirrors the kernels and strides of a convolutional stem, "
@@ -83,7 +84,8 @@ class ModulatedDecoder(nn.Module):
             ValueError: tokens were dropped or added.
         """
         cells, layout = tokens.cells, tokens.cells.layout
-        assert isinstance(layout, ConvLayout)
+        if not isinstance(layout, ConvLayout):
+            raise ValueError("these tokens are those of another tokenizer: they carry no kernels")
         if cells.count != cells.batch_size * product(layout.grid):
             raise ValueError(
                 f"{cells.batch_size} samples of a grid {layout.grid} have other than {cells.count} "

@@ -10,11 +10,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from adaptok.layers.boundary import check_boundary
+from adaptok.layers.mixed import check_list
 from adaptok.models.diverging import usable
-from adaptok.models.schedules import Schedule, create_schedule
+from adaptok.models.schedules import Schedule, create_schedule, settings_at
 from adaptok.registry import choice
 from adaptok.tokens import as_field
-from adaptok.utils.arguments import Dimensions, NonNegative, Positive, check_fields, checked
+from adaptok.utils.arguments import (
+    Dimensions,
+    NonNegative,
+    Positive,
+    check_fields,
+    check_value,
+    checked,
+    shown,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,6 +198,8 @@ class OneStepModel(nn.Module):
             control: settings of the tokenizer for this call, such as ``budget=512``.
         """
         field = self._check(field, constants)
+        check_value(all_frames, bool, "all_frames")
+        check_boundary(boundary, field.shape[0], self.ndim)
         prepared = self._prepare(field, constants)
         decoded = self._predict_normalised(prepared, boundary, control)  # (b, t', c, *space)
         return self._in_physical_units(field, prepared, decoded, all_frames)
@@ -273,11 +285,12 @@ class OneStepModel(nn.Module):
         if isinstance(field, Tensor):
             start = [self._check(field, constants)]
         else:  # each sample as a batch of its own
+            check_list(field)
             start = [x[None] if x.ndim > self.ndim + 1 else x[None, None] for x in field]
         windows, out = start, []
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             for step in range(n_steps):
-                chosen = control | (settings(step) if settings else {})
+                chosen = {**control, **(settings_at(settings, step) if settings else {})}
                 pairs = [self.usable(w, first) for w, first in zip(windows, start, strict=True)]
                 given: Any = [window[0] for window, _ in pairs] if many else pairs[0][0]
                 made = self(given, constants=constants, boundary=boundary, **chosen)
@@ -298,8 +311,10 @@ class OneStepModel(nn.Module):
             raise ValueError(f"built for a history of {self.history} frames, got {field.shape[1]}")
         b, space = field.shape[0], tuple(field.shape[3:])
         wanted = (b, self.constant_channels, *space) if self.constant_channels else None
-        if wanted is None and constants is not None and constants.numel() == 0:
+        if wanted is None and isinstance(constants, Tensor) and constants.numel() == 0:
             return field
+        if constants is not None and not isinstance(constants, Tensor):
+            raise ValueError(f"constants are a tensor of shape {wanted}, got {shown(constants)}")
         given = None if constants is None else tuple(constants.shape)
         if given != wanted:
             raise ValueError(f"constants must have shape {wanted}, got {given}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adaptok.registry import Registry
-from adaptok.utils.arguments import Seed, Settings, checked
+from adaptok.utils.arguments import Seed, Settings, check_value, checked
 
 Schedule = Callable[[int], dict[str, Any]]
 SCHEDULES = Registry("schedule")
@@ -67,6 +67,20 @@ def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
         ValueError: unknown name or knob, or settings that are not a non-empty list of mappings.
     """
     return SCHEDULES.build(part)
+
+
+def settings_at(schedule: Schedule, step: int) -> Mapping[str, Any]:
+    """Asks a schedule for the controls of a step.
+
+    Raises:
+        ValueError: it fails, or gives no mapping.
+    """
+    try:
+        chosen = schedule(step)
+    except Exception as error:
+        raise ValueError(f"the settings of step {step} fail: {error}") from error
+    check_value(chosen, Mapping, f"settings of step {step}")
+    return chosen
 
 
 def _checked(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.cells import Cells
-from adaptok.layers.mixed import by_shape, of_run, runs
+from adaptok.layers.mixed import by_shape, check_list, of_run, runs
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values
 from adaptok.registry import Part
 from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, checked
+from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, check_value, checked
 
 
 class Surrogate(OneStepModel):
@@ -94,7 +94,11 @@ class Surrogate(OneStepModel):
         if isinstance(field, Tensor):
             options: dict[str, Any] = {"constants": constants, "boundary": boundary}
             return super().forward(field, **options, all_frames=all_frames, **control)
-        if constants is not None and not isinstance(constants, (list, tuple)):
+        check_list(field)
+        check_value(all_frames, bool, "all_frames")
+        listed = isinstance(constants, (list, tuple)) and len(constants) == len(field)
+        listed = listed and all(isinstance(each, Tensor) for each in constants)
+        if constants is not None and not listed:
             raise ValueError("the constants of a list of fields are a list of (cc, *space)")
         parts = []
         for start, stop in runs([x.shape for x in field]):

@@ -11,8 +11,8 @@ from adaptok.cells import Cells, Groups
 from adaptok.layers.blocks import AttentionBranch, Block, conditioned, drop_path_rates
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.registry import POSITIONS, PROCESSORS, Part
-from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.utils.arguments import Depth, Finite, Positive, PositiveFloat, Rate, Ratio, checked
+from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
+from adaptok.utils.arguments import Base, Depth, Positive, Rate, Ratio, Scale, checked
 
 
 class Transformer(nn.Module):
@@ -50,10 +50,10 @@ class Transformer(nn.Module):
         qk_norm: bool = False,
         drop_path: Rate = 0.0,
         positions: Part = "rotary",
-        rope_base: PositiveFloat = 10000.0,
+        rope_base: Base = 10000.0,
         norm: str = "layer",
         norm_placement: str = "pre",
-        layer_scale: Finite | None = None,
+        layer_scale: Scale | None = None,
         **unknown: Any,
     ):
         PROCESSORS.check_knobs(type(self), unknown)  # says more than Python would
@@ -74,6 +74,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Maps tokens to tokens of the same cells."""
+        check_tokens(tokens, self.spec, self)
         cells = tokens.cells
         x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
         groups = self.groups(cells)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.tree import TreeTokenizer, composed
-from adaptok.utils.arguments import Dimensions, PerAxis, Positive, PositiveFloat, Weights, checked
+from adaptok.utils.arguments import Dimensions, PerAxis, Positive, Power, Weights, checked
 
 
 @TOKENIZERS.register("iap")
@@ -26,7 +26,7 @@ def iap(
     padding: str = "replicate",
     weights: Weights | None = None,
     ignore: Sequence[int] = (),
-    power: PositiveFloat = 1.0,
+    power: Power = 1.0,
     channels: str = "mean",
     frames: str = "mean",
     frame_size: Positive = 1,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
+from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
 from adaptok.tokenizers.asked import check_count, check_marks, check_scores, learns, scores_of_cells
@@ -134,7 +135,7 @@ class TreeTokenizer(CellTokenizer):
         return tokens.replace(payload={**tokens.payload, "score": score})
 
     def _refine(self, field: Tensor, boundary: Tensor | None, control: dict[str, Any]) -> _Refined:
-        check_controls(control, self.controls)
+        check_controls(control, self.controls, self.marking)
         check_exportable(self._described(), self.static)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         frame_size = self.spec.sizes[0][0]
@@ -168,6 +169,7 @@ class TreeTokenizer(CellTokenizer):
 
     def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
         b, t = field.shape[:2]
+        check_boundary(boundary, b, self.spec.ndim)
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(t, frame_size)
         if self.per_frame:  # scores every frame of cells as a sample
@@ -187,6 +189,7 @@ class TreeTokenizer(CellTokenizer):
         node around it.
         """
         field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        check_boundary(boundary, field.shape[0], self.spec.ndim)
         points = getattr(self.indicator, "score_map", None)
         if points is not None:
             return points(field, boundary=boundary)
@@ -287,7 +290,7 @@ def cells_from_score(
     ndim = score.ndim - 1
     if ndim not in (1, 2, 3):
         raise ValueError(f"a score map is (b, *space) with 1 to 3 axes, got {tuple(score.shape)}")
-    score = as_field(score.unsqueeze(1), ndim)[:, 0].detach()  # (b, 1, *space)
+    score = as_field(score.unsqueeze(1), ndim, what="score map")[:, 0].detach()  # (b, 1, *space)
     score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
     tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
     marking = BudgetMarking(splits_per_step=splits_per_step)

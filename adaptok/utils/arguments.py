@@ -36,6 +36,9 @@ Finite = Annotated[float, at.Predicate(math.isfinite)]
 Share = Annotated[float, at.Interval(ge=0, le=1)]
 PositiveShare = Annotated[float, at.Interval(gt=0, le=1)]
 Rate = Annotated[float, at.Interval(ge=0, lt=1)]  # of what is dropped
+Power = Annotated[float, at.Interval(gt=0, le=100)]
+Base = Annotated[float, at.Interval(gt=0, le=1e12)]  # of rotary frequencies
+Scale = Annotated[float, at.Interval(ge=-1e6, le=1e6)]
 Ratio = Annotated[float, at.Interval(gt=0, le=1024)]  # of widths
 
 NOUNS: dict[Any, str] = {
@@ -101,7 +104,7 @@ def check_value(value: Any, hint: Any, name: str) -> None:
         ValueError: says what is accepted, and what was given.
     """
     if not accepts(hint, value):
-        big = isinstance(value, numbers.Integral) and abs(value) > LARGEST
+        big = isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST
         large = ", which is too large" if big else ""
         raise ValueError(f"{name} must be {described(hint)}, got {shown(value)}{large}")
 
@@ -178,9 +181,10 @@ def accepts(hint: Any, value: Any) -> bool:
         )
     if origin is Callable or hint is Callable:
         return callable(value)
-    if inspect.isclass(hint) and not getattr(hint, "_is_protocol", False):
-        array = getattr(hint, "array_type", None)  # jaxtyping's, which checks shapes at the call
-        kind = torch.Tensor if array is torch.Tensor else origin or hint
+    kind = origin or hint
+    if inspect.isclass(kind) and not getattr(kind, "_is_protocol", False):
+        if getattr(hint, "array_type", None) is torch.Tensor:  # of jaxtyping
+            return isinstance(value, torch.Tensor) and _is_of_dtype(hint, value)
         return kind is object or isinstance(value, kind)
     return True
 
@@ -193,6 +197,11 @@ def _is_plain(kind: type, value: Any) -> bool:
     if kind is float:
         return isinstance(value, numbers.Real) and bool(value == value)
     return kind is int and isinstance(value, numbers.Integral)
+
+
+def _is_of_dtype(hint: Any, value: torch.Tensor) -> bool:
+    named = isinstance(hint.dtypes, (list, tuple))  # else any will do
+    return not named or str(value.dtype).removeprefix("torch.") in hint.dtypes
 
 
 def _is_list(value: Any) -> bool:
@@ -241,6 +250,8 @@ def described(hint: Any) -> str:
         return "a mapping"
     if origin is Callable or hint is Callable:
         return "something to call"
+    if getattr(hint, "array_type", None) is torch.Tensor:
+        return f"a {hint.dtype.__name__.lower()} tensor ({hint.dim_str})"
     return f"a {getattr(hint, '__name__', hint)}"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.registry import POSITIONS
 from adaptok.tokens import TokenizerSpec
-from adaptok.utils.arguments import Positive, PositiveFloat, checked
+from adaptok.utils.arguments import Base, Positive, checked
 
 
 class Rotary(NamedTuple):
@@ -75,7 +75,7 @@ class RotaryPositions(nn.Module):
     """
 
     @checked
-    def __init__(self, spec: TokenizerSpec, head_dim: Positive, rope_base: PositiveFloat):
+    def __init__(self, spec: TokenizerSpec, head_dim: Positive, rope_base: Base):
         super().__init__()
         pairs_per_axis(spec.ndim, head_dim)  # raises here, not in the first forward
         self.head_dim, self.rope_base = head_dim, rope_base

@@ -13,7 +13,7 @@ from adaptok.layers.boundary import Boundary
 from adaptok.registry import INDICATORS, choice
 from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights, periodic_axes
 from adaptok.tree import Tree, sum_pyramid
-from adaptok.utils.arguments import Positive, PositiveFloat, Weights, checked
+from adaptok.utils.arguments import Positive, Power, Weights, checked
 
 SMALL = 2**18  # values whose scoring needs no care for memory
 
@@ -48,7 +48,7 @@ class GradientIndicator:
         padding: str = "replicate",
         weights: Weights | None = None,
         ignore: Sequence[int] = (),
-        power: PositiveFloat = 1.0,
+        power: Power = 1.0,
         channels: str = "mean",
         frames: str = "mean",
     ):

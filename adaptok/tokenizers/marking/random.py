@@ -43,6 +43,6 @@ class RandomMarking:
         seed: Seed | None = None,
     ) -> Marks:
         """Refines by random scores; the given ones only lend their shape."""
-        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        generator = torch.Generator().manual_seed(int(self.seed if seed is None else seed))
         draws = torch.rand(scores.shape[1:], generator=generator).to(scores.device)
         return self._marking(draws.expand_as(scores), tree, shared=shared, budget=budget)

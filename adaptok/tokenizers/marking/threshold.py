@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from numbers import Real
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +15,7 @@ from adaptok.tokenizers.marking.base import Budget, Marks, per_sample
 from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
 from adaptok.tokenizers.marking.budget import plan
 from adaptok.tree import Tree, existing
-from adaptok.utils.arguments import Positive, checked
+from adaptok.utils.arguments import Positive, accepts, checked, shown
 
 Thresholds = float | Iterable[float]  # one for all levels, or one per level, fine to coarse
 
@@ -71,18 +70,19 @@ class ThresholdMarking:
         marked = torch.cat(split, -1) if split else torch.zeros_like(scores, dtype=torch.bool)
         marked = marked | tree.nodes(scores.device).forced
         budget = self.budget if budget is None else budget
-        if budget is not None and tree.n_levels > 1:
+        if budget is not None:
             marked = _cap(marked, scores, tree, budget, monotone=monotone, shared=shared)
         return Marks(marked, None)
 
 
 def as_thresholds(thresholds: Thresholds) -> float | tuple[float, ...]:
     """Returns one number, or one per level; raises ``ValueError`` for anything else and NaN."""
-    values = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
-    if any(not isinstance(v, Real) or isinstance(v, bool) or math.isnan(v) for v in values):
-        raise ValueError(f"thresholds are numbers, one or one per level, got {thresholds!r}")
-    numbers = tuple(float(v) for v in values)
-    return numbers if isinstance(thresholds, Iterable) else numbers[0]
+    listed = isinstance(thresholds, Iterable) and getattr(thresholds, "ndim", 1) > 0
+    values: list[Any] = list(thresholds) if listed else [thresholds]  # type: ignore[arg-type]
+    if isinstance(thresholds, (str, bytes, Mapping)) or not all(accepts(float, v) for v in values):
+        raise ValueError(f"thresholds are numbers, one or one per level, got {shown(thresholds)}")
+    numbers = tuple(map(float, values))
+    return numbers if listed else numbers[0]
 
 
 def level_thresholds(thresholds: Thresholds, n_levels: int) -> tuple[float, ...]:
@@ -114,6 +114,8 @@ def _cap(
     """Selects the best-first splits of the threshold tree that a budget pays for."""
     budgets = per_sample(budget, scores.shape[0])
     counts = each(budgets, lambda value: plan(value, tree, scores.shape[1], shared)[0])
+    if tree.n_levels == 1:
+        return marked
     nodes = tree.nodes(scores.device)
     reached = marked & existing(marked, tree)[..., : tree.inner]  # all ancestors are marked too
     # Best-first order among the marked nodes alone: no split is spent on what would not split.

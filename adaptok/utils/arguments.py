@@ -251,7 +251,8 @@ def described(hint: Any) -> str:
     if origin is Callable or hint is Callable:
         return "something to call"
     if getattr(hint, "array_type", None) is torch.Tensor:
-        return f"a {hint.dtype.__name__.lower()} tensor ({hint.dim_str})"
+        kind = hint.dtype.__name__.lower().replace("float", "floating-point ").strip()
+        return f"a {kind} tensor ({hint.dim_str})"
     return f"a {getattr(hint, '__name__', hint)}"
 
 

@@ -83,7 +83,7 @@ def cells_from_boxes(
     return _as_on_grid(cells)
 
 
-def _rows(boxes: Tensor | Sequence[Sequence[int]], name: str) -> Int[Tensor, "n a"]:
+def _rows(boxes: Tensor | Sequence[Sequence[int]], name: str) -> Tensor:
     if isinstance(boxes, Tensor) and boxes.is_meta:
         raise ValueError(f"{name} is on the meta device, where it has no values")
     if not isinstance(boxes, Tensor) and len({len(row) for row in boxes}) > 1:

@@ -256,7 +256,14 @@ def described(hint: Any) -> str:
     return f"a {getattr(hint, '__name__', hint)}"
 
 
+def has_range(hint: Any) -> bool:
+    """Whether an annotation says more than a type."""
+    return get_origin(hint) is Annotated or any(map(has_range, get_args(hint)))
+
+
 def _parts(constraint: Any) -> list[Any]:
+    if isinstance(constraint, at.Len) and constraint.min_length == constraint.max_length:
+        return [constraint]
     return list(constraint) if isinstance(constraint, at.GroupedMetadata) else [constraint]
 
 
@@ -266,6 +273,7 @@ def _words(constraint: Any) -> str:
         at.Ge: lambda c: f"of at least {c.ge}",
         at.Lt: lambda c: f"below {c.lt}",
         at.Le: lambda c: "" if c.le == LARGEST else f"of at most {c.le}",
+        at.Len: lambda c: f"of length {c.min_length}",
         at.MinLen: lambda c: f"of length {c.min_length} or more",
         at.MaxLen: lambda c: f"of length {c.max_length} or less",
         at.MultipleOf: lambda c: f"that {c.multiple_of} divides",

@@ -97,7 +97,7 @@ class Surrogate(OneStepModel):
         check_list(field)
         check_value(all_frames, bool, "all_frames")
         listed = isinstance(constants, (list, tuple)) and len(constants) == len(field)
-        listed = listed and all(isinstance(each, Tensor) for each in constants)
+        listed = listed and all(isinstance(each, Tensor) for each in constants or ())
         if constants is not None and not listed:
             raise ValueError("the constants of a list of fields are a list of (cc, *space)")
         parts = []

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from adaptok.utils.arguments import check_arguments
+from adaptok.utils.arguments import check_arguments, described, has_range, hints_of
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 # A name, {"name": name, **knobs}, a class or factory (also as that "name"), or a ready part.
@@ -90,12 +90,22 @@ class Registry:
         said = documented_args(self.get(name))
         return {knob: said.get(knob, "") for knob in self.knobs(name)}
 
+    def ranges(self, name: str) -> dict[str, str]:
+        """Returns in words what each knob accepts whose annotation has a range."""
+        hints = hints_of(self.get(name))
+        named = {knob: hints.get(knob, Any) for knob in self.knobs(name)}
+        return {knob: described(hint) for knob, hint in named.items() if has_range(hint)}
+
     def describe(self, name: str) -> str:
-        """Returns name and first line of the docstring, then default and meaning of each knob."""
+        """Returns name and first line of the docstring, then default, range and meaning of each
+        knob.
+        """
         doc = (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
-        defaults = self.knobs(name)
+        defaults, ranges = self.knobs(name), self.ranges(name)
         lines = [
-            f"  {knob}={defaults[knob]!r}" + (f": {meaning}" if meaning else "")
+            f"  {knob}={defaults[knob]!r}"
+            + (f" ({ranges[knob]})" if knob in ranges else "")
+            + (f": {meaning}" if meaning else "")
             for knob, meaning in self.meanings(name).items()
         ]
         return "\n".join([f"{name}: {doc}", *lines])

@@ -9,11 +9,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptok.cells import Cells, owners, register_pytree
 from adaptok.patches import finest_owner, rows_of_levels
 from adaptok.registry import choice
+from adaptok.utils.arguments import (
+    Dimensions,
+    LevelSizes,
+    Positive,
+    check_fields,
+    shown,
+)
+from adaptok.utils.precision import check_alike
 from adaptok.utils.reading import reads_are_free
 
 
@@ -40,10 +48,10 @@ class TokenizerSpec:
             those of its cells (`adaptok.layers.positions.misplaced_center`).
     """
 
-    ndim: int
-    in_channels: int
-    dim: int
-    sizes: tuple[tuple[int, ...], ...]
+    ndim: Dimensions
+    in_channels: Positive
+    dim: Positive
+    sizes: LevelSizes
     tiling: bool = True
     layout: type | None = None
     on_grid: bool = dataclasses.field(default=False, kw_only=True)
@@ -52,8 +60,7 @@ class TokenizerSpec:
     )
 
     def __post_init__(self):
-        if min(map(min, self.sizes)) < 1:
-            raise ValueError(f"frame_size and cell sizes must be at least 1, got {self.sizes}")
+        check_fields(self)
 
 
 @runtime_checkable
@@ -107,18 +114,24 @@ class TokenSet:
     )
 
     def __post_init__(self):
+        if not torch.compiler.is_compiling():
+            check_fields(self)
         rows = self.cells.count
         for name, value in {"features": self.features, **self.payload}.items():
-            if value.shape[0] != rows or (name == "features" and value.ndim != 2):
+            if (
+                value.ndim == 0
+                or value.shape[0] != rows
+                or (name == "features" and value.ndim != 2)
+            ):
                 what = "(n, d)" if name == "features" else "a row per token"
                 raise ValueError(
                     f"{name} are {what} with n = {rows} cells, got {tuple(value.shape)}; rows "
                     "without a cell (class tokens) stay outside of a TokenSet"
                 )
-        if self.cond is not None and self.cond.shape[0] != self.cells.batch_size:
-            raise ValueError(
-                f"cond has a row for each of {self.cells.batch_size} samples, got {len(self.cond)}"
-            )
+        cond, samples = self.cond, self.cells.batch_size
+        if cond is not None and (cond.ndim != 2 or cond.shape[0] != samples):
+            given = tuple(cond.shape)
+            raise ValueError(f"cond has a row for each of {samples} samples, got {given}")
 
     def __repr__(self) -> str:
         n, dim = self.features.shape
@@ -282,6 +295,21 @@ class TokenSet:
 
 
 register_pytree(TokenSet, ("features", "cells", "cond", "payload"))
+
+
+def check_tokens(tokens: Any, spec: TokenizerSpec | None, module: nn.Module) -> None:
+    """Checks what a processor or decoder is called with.
+
+    Raises:
+        ValueError: no tokens, tokens of another width than `spec` says, or features of another
+            dtype or on another device than the weights of the module.
+    """
+    if not isinstance(tokens, TokenSet):
+        raise ValueError(f"tokens are a TokenSet, got {shown(tokens)}")
+    width = tokens.features.shape[1]
+    if spec is not None and width != spec.dim:
+        raise ValueError(f"built for tokens of width {spec.dim}, these are {width} wide")
+    check_alike(tokens.features, module, "features of the tokens")
 
 
 def as_field(

@@ -115,11 +115,14 @@ def test_one_that_is_not_installed_says_so(monkeypatch):
     [
         ({"baseline": "fon"}, "did you mean 'fno'"),
         ({"baseline": {"name": "fno", "with": 3}}, "did you mean 'width'"),
-        ({"baseline": {"name": "fno", "modes": 0}}, "modes, width and depth"),
-        ({"baseline": {"name": "unet", "width": 0}}, "width must be at least 1"),
-        ({"ndim": 4}, "ndim must be one of 1, 2, 3"),
+        (
+            {"baseline": {"name": "fno", "modes": 0}},
+            "modes must be a whole number",
+        ),
+        ({"baseline": {"name": "unet", "width": 0}}, "width must be a whole number of at least 1"),
+        ({"ndim": 4}, "ndim must be a whole number .* at most 3"),
         ({"boundary": [[2, 2]]}, r"boundary must be \(2, 2\)"),
-        ({"history": 0}, "history must be at least 1"),
+        ({"history": 0}, "history must be a whole number of at least 1"),
         ({"predict": "dleta"}, "predict must be one of"),
     ],
 )

@@ -165,11 +165,11 @@ def test_frames_are_a_function_of_time_not_of_the_recording():
     ("knobs", "message"),
     [
         ({"nodes": 40}, "nodes must be between 2 and resolution // 4 = 16, got 40"),
-        ({"pulses": 0}, "pulses must be between"),
-        ({"frames": 1}, "frames must be an integer of at least 2, got 1"),
-        ({"train": 2.5}, "train must be an integer"),
-        ({"frame_dt": 0.0}, "frame_dt must be a positive number"),
-        ({"start": "now"}, "start='now'"),
+        ({"pulses": 0}, "pulses must be a whole number"),
+        ({"frames": 1}, "frames must be a whole number of at least 2 .*, got 1"),
+        ({"train": 2.5}, "train must be a whole number"),
+        ({"frame_dt": 0.0}, "frame_dt must be a number above 0"),
+        ({"start": "now"}, "start must be a number .* got 'now'"),
     ],
 )
 def test_knobs_out_of_range_are_refused(knobs, message):

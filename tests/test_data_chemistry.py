@@ -74,7 +74,7 @@ def test_gray_scott_settings_and_state():
     assert state[1].max() > 0.2
     with pytest.raises(ValueError, match="patterns are of gliders"):
         GrayScott(patterns=["stripes"])
-    with pytest.raises(ValueError, match="clusters must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="clusters must be a whole number of at least 1"):
         GrayScott(clusters=0)
 
 

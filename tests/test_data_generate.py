@@ -402,7 +402,7 @@ def test_bad_input_is_refused(tmp_path):
         generate("acoustic_maze", tmp_path)
     with pytest.raises(ValueError, match=r"has no knob 'resolutoin'.*did you mean 'resolution'"):
         generate(MAZE, tmp_path, resolutoin=8)
-    with pytest.raises(ValueError, match="seed must be an integer of at least 0, got -1"):
+    with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got -1"):
         generate(MAZE, tmp_path, seed=-1)
     assert list(tmp_path.iterdir()) == []
 

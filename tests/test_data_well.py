@@ -389,9 +389,9 @@ def test_statistics_that_do_not_fit_are_refused(copy):
         ({"train_samples": 3}, "batch_size=8 is larger than the training set: 3 samples"),
         ({"train_samples": 46}, "train_samples=46, but there are only 45"),
         ({"history": 6}, r"history=6, target_steps=1, stride=1 need 7 frames.*has 6"),
-        ({"history": 0}, "history must be an integer of at least 1, got 0"),
-        ({"stride": 1.5}, "stride must be an integer"),
-        ({"num_workers": -1}, "num_workers must be an integer of at least 0"),
+        ({"history": 0}, "history must be a whole number of at least 1, got 0"),
+        ({"stride": 1.5}, "stride must be a whole number"),
+        ({"num_workers": -1}, "num_workers must be a whole number of at least 0"),
     ],
 )
 def test_knobs_that_cannot_be_are_refused(root, knobs, message):

@@ -236,9 +236,9 @@ def test_shared_frames_are_scored_together_and_own_frames_apart():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"k": 0}, "k must be a whole number of at least 1, got 0"),
         ({"padding": "zeros"}, "padding must be one of replicate, circular, reflect, got 'zeros'"),
-        ({"weights": [1.0, -1.0]}, "channel weights must not be negative"),
+        ({"weights": [1.0, -1.0]}, "weights must be a list, each a number of at least 0"),
         ({"channels": "sum"}, "channels.* mean, max, got 'sum'"),
         ({"frames": "last"}, "frames.* mean, max, got 'last'"),
     ],
@@ -265,5 +265,5 @@ def test_channel_lists_must_fit_the_field(knobs, message):
 @pytest.mark.parametrize("power", [0.0, -1.0])
 def test_the_power_is_positive(power):
     """A power of 0 or below would make flat regions score as much as fronts, or infinitely."""
-    with pytest.raises(ValueError, match="power must be positive"):
+    with pytest.raises(ValueError, match="power must be a number above 0"):
         adaptok.create_tokenizer("iap", ndim=2, in_channels=2, dim=8, power=power)

@@ -130,14 +130,14 @@ def test_shared_frames_count_in_the_lengths():
 
 @pytest.mark.parametrize("gamma", [0, -0.1, 1.01, float("nan")])
 def test_gamma_outside_its_range(gamma):
-    with pytest.raises(ValueError, match=r"gamma must be in \(0, 1\], got"):
+    with pytest.raises(ValueError, match=r"gamma must be a number above 0"):
         MARKINGS.create("maximum", gamma=gamma)
     tree = Tree((8, 8), ((4, 4), (2, 2)))
-    with pytest.raises(ValueError, match=r"gamma must be in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"gamma must be a number above 0"):
         MARKINGS.create("maximum")(torch.rand(1, 1, tree.inner), tree, gamma=gamma)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.01, float("nan")])
 def test_ratio_outside_its_range(ratio):
-    with pytest.raises(ValueError, match=r"ratio must be in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"ratio must be a number of at least 0"):
         MARKINGS.create("fraction", ratio=ratio)

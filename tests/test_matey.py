@@ -234,9 +234,12 @@ def test_sizes_that_do_not_nest(sizes):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"gamma": 0.0}, r"gamma must be in \(0, 1\], got 0.0"),
-        ({"gamma": 1.2}, r"gamma must be in \(0, 1\], got 1.2"),
-        ({"fraction": 1.2}, r"ratio must be in \[0, 1\], got 1.2"),
+        ({"gamma": 0.0}, r"gamma must be a number above 0 and of at most 1, got 0.0"),
+        ({"gamma": 1.2}, r"gamma must be a number above 0 and of at most 1, got 1.2"),
+        (
+            {"fraction": 1.2},
+            r"fraction must be a number .* or null, got 1.2",
+        ),
         ({"mode": "mix"}, "mode must be one of replace, add"),
         ({"legacy_positions": True, "sizes": (2, 4, 8)}, "two sizes"),
         ({"legacy_positions": True, "fraction": 0.5}, "and a gamma"),

@@ -172,9 +172,9 @@ def test_a_share_of_the_trajectories():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train_fraction": 0.0}, r"train_fraction must be in \(0, 1\], got 0.0"),
+        ({"train_fraction": 0.0}, r"train_fraction must be a number above 0 .*, got 0.0"),
         ({"train_fraction": 1.5}, "train_fraction"),
-        ({"max_lead": 0}, "max_lead must be an integer of at least 1"),
+        ({"max_lead": 0}, "max_lead must be a whole number of at least 1"),
         ({"max_lead": 2, "target_steps": 2}, "one target frame per sample, not target_steps=2"),
     ],
 )

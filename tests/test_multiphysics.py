@@ -282,9 +282,9 @@ def test_conditioning_is_added_to_the_tokens_of_its_sample():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fields": []}, "fields must be at least 1"),
-        ({"width": 0}, "width must be at least 1"),
-        ({"max_lead": 0}, "max_lead must be at least 1"),
+        ({"fields": []}, "fields must be a list"),
+        ({"width": 0}, "width must be a whole number of at least 1"),
+        ({"max_lead": 0}, "max_lead must be a whole number of at least 1"),
         ({"predict": "change"}, "predict must be one of"),
         ({"history_mode": "fold", "processor": "axial"}, "'axial' attends over frames"),
         ({"tokenizer": "matei"}, "did you mean 'matey'"),

@@ -172,7 +172,7 @@ def test_matrices_made_while_tracing_are_not_kept():
         (torch.zeros(4, 4), 2, {}, r"\(c_out, c_in, \*kernel\) with 1 to 3 kernel axes"),
         (torch.zeros(1, 1, 4, 4, 4, 4), 2, {}, "1 to 3 kernel axes"),
         (torch.zeros(1, 1, 4, dtype=torch.int64), 2, {}, "floating-point tensor"),
-        (torch.zeros(1, 1, 4, 4), 0, {}, "new_size is a positive whole number or 2 of them"),
+        (torch.zeros(1, 1, 4, 4), 0, {}, "new_size must be a whole number"),
         (torch.zeros(1, 1, 4, 4), (2, 2, 2), {}, r"or 2 of them, got \(2, 2, 2\)"),
         (torch.zeros(1, 1, 4, 4), 2.0, {}, "new_size"),
         (torch.zeros(1, 1, 4, 4), 2, {"mode": "bicubc"}, r"mode must be.*did you mean 'bicubic'"),

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Interval, Len
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from adaptok.cells.cells import Cells
 from adaptok.cells.groups import product
+from adaptok.utils.arguments import LARGEST, NonNegative, Positive, checked, shown
+
+Place = Annotated[int, Interval(ge=-LARGEST, le=LARGEST)]
+Boxes = Int[Tensor, "n a"] | Sequence[Sequence[Place]]
 
 
+@checked
 def cells_from_boxes(
-    origin: Int[Tensor, "n a"] | Sequence[Sequence[int]],
-    size: Int[Tensor, "n a"] | Sequence[Sequence[int]],
-    lengths: Sequence[int],
+    origin: Boxes,
+    size: Boxes,
+    lengths: Sequence[NonNegative],
     *,
-    shape: Sequence[int] | Sequence[Sequence[int]],
-    sizes: Sequence[Sequence[int]],
+    shape: Sequence[Positive] | Sequence[Sequence[Positive]],
+    sizes: Annotated[Sequence[Sequence[Positive]], Len(1)],
     tiling: bool | None = None,
 ) -> Cells:
     """Makes cells of boxes that lie anywhere, sample after sample.
@@ -41,13 +48,15 @@ def cells_from_boxes(
         ValueError: shapes that do not match, a box of size below 1 or larger than the coarsest
             size, levels that are not nested, or no tiling though there should be one.
     """
-    origin, size = (torch.as_tensor(x).to(torch.int32).contiguous() for x in (origin, size))
+    origin, size = _rows(origin, "origin"), _rows(size, "size")
     levels = tuple(tuple(map(int, s)) for s in sizes)
     if origin.ndim != 2 or origin.shape != size.shape or sum(lengths) != len(origin):
         raise ValueError(
             f"origin and size are (n, a) with n = sum(lengths) = {sum(lengths)}, got "
             f"{tuple(origin.shape)} and {tuple(size.shape)}"
         )
+    if any(len(each) != origin.shape[1] for each in levels):
+        raise ValueError(f"sizes {levels} have other than the {origin.shape[1]} axes of the boxes")
     holds = (size[:, None] <= torch.tensor(levels, device=size.device)).all(2)  # (n, levels)
     if not bool(holds.any(1).all()):
         row = int((~holds.any(1)).nonzero()[0])
@@ -72,6 +81,14 @@ def cells_from_boxes(
     if tiling is not False:
         cells = _as_tiling(cells, tiling)
     return _as_on_grid(cells)
+
+
+def _rows(boxes: Tensor | Sequence[Sequence[int]], name: str) -> Tensor:
+    if isinstance(boxes, Tensor) and boxes.is_meta:
+        raise ValueError(f"{name} is on the meta device, where it has no values")
+    if not isinstance(boxes, Tensor) and len({len(row) for row in boxes}) > 1:
+        raise ValueError(f"{name} has one number per axis in every row, got {shown(boxes)}")
+    return torch.as_tensor(boxes).to(torch.int32).contiguous()
 
 
 def _as_tiling(cells: Cells, wanted: bool | None) -> Cells:

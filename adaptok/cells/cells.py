@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from adaptok.cells.groups import GridLayout, Groups, inverse_permutation, product, sorted_groups
 from adaptok.cells.lengths import Count, Equal, Lengths, common, each, repeated
+from adaptok.utils.arguments import check_fields
 from adaptok.utils.reading import reads_are_free
 
 
@@ -62,6 +63,8 @@ class Cells:
     bounded: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self):
+        if not torch.compiler.is_compiling():
+            check_fields(self)
         if self.mixed is None:
             return
         if len(self.mixed) != self.batch_size:

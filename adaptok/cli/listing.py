@@ -75,9 +75,10 @@ def parts_markdown() -> str:
         for name in registry.names():
             about = (inspect.getdoc(registry.get(name)) or "").partition("\n\n")[0]
             lines.append(f"- **{name}**: {' '.join(about.split())}")
-            meanings = registry.meanings(name)
+            meanings, ranges = registry.meanings(name), registry.ranges(name)
             for knob, default in registry.knobs(name).items():
-                lines.append(f"    - `{knob}={default!r}`: {meanings[knob]}")
+                accepted = f" ({ranges[knob]})" if knob in ranges else ""
+                lines.append(f"    - `{knob}={default!r}`{accepted}: {meanings[knob]}")
     return "\n".join([*lines, ""])
 
 

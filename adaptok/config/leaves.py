@@ -20,6 +20,7 @@ from adaptok.utils.arguments import (
     Positive,
     PositiveFloat,
     PositiveShare,
+    Settings,
     check_value,
     hints_of,
 )
@@ -41,7 +42,6 @@ def any_of(*hints: Any) -> Any:
 
 
 PatchSize = any_of(Positive, Sequence[Positive], None)
-Settings = Annotated[Sequence[Mapping[str, Any]], Len(1)]
 
 OF_TIMM = ("model", "tokenizer")  # groups that task=classify fills with timm's models
 LEAVES: dict[str, Any] = {

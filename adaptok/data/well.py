@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from adaptok.data.augment import Augmented
 from adaptok.data.info import FieldInfo
-from adaptok.data.knobs import check_integers
 from adaptok.data.leads import Leads
 from adaptok.data.location import Location
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
@@ -24,6 +23,14 @@ from adaptok.data.synthetic.store import Statistics
 from adaptok.data.well_files import find_folder, read_statistics
 from adaptok.data.well_format import SPLITS
 from adaptok.data.windows import Windows
+from adaptok.utils.arguments import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveShare,
+    check_value,
+    checked,
+)
 
 STAGES = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), None: SPLITS}
 STATISTICS_SAMPLES = 512  # windows that estimate the statistics that no file has
@@ -70,36 +77,30 @@ class WellData(LightningDataModule):
             warning that names it.
     """
 
+    @checked
     def __init__(
         self,
         name: str | None = None,
         base: str | Path | None = None,
         path: str | Path | None = None,
         *,
-        history: int = 1,
-        target_steps: int = 1,
-        stride: int = 1,
-        batch_size: int = 8,
-        max_lead: int = 1,
-        train_fraction: float = 1.0,
-        train_samples: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        history: Positive = 1,
+        target_steps: Positive = 1,
+        stride: Positive = 1,
+        batch_size: Positive = 8,
+        max_lead: Positive = 1,
+        train_fraction: PositiveShare = 1.0,
+        train_samples: Positive | None = None,
+        num_workers: NonNegative = 0,
+        seed: NonNegative = 0,
         cache: bool = True,
-        cache_limit: float = 2.0,
+        cache_limit: NonNegativeFloat = 2.0,
         replace_nan: bool = False,
         storage_options: Mapping[str, Any] | None = None,
-        augment: Sequence[str] = (),
+        augment: str | Sequence[str] = (),
         skip_bad: bool = False,
     ):
         super().__init__()
-        check_integers(1, history=history, target_steps=target_steps, stride=stride)
-        check_integers(1, batch_size=batch_size, max_lead=max_lead)
-        check_integers(0, num_workers=num_workers, seed=seed)
-        if train_samples is not None:
-            check_integers(1, train_samples=train_samples)
-        if not 0 < train_fraction <= 1:
-            raise ValueError(f"train_fraction must be in (0, 1], got {train_fraction}")
         if max_lead > 1 and target_steps > 1:
             raise ValueError(
                 f"max_lead={max_lead} gives one target frame per sample, not "
@@ -190,7 +191,7 @@ class WellData(LightningDataModule):
             target_steps: target frames; None: as many as in training.
         """
         steps = self.target_steps if target_steps is None else target_steps
-        check_integers(1, target_steps=steps)
+        check_value(steps, Positive, "target_steps")
         return self.make_loader(self._split(split).windows(self.history, steps, self.stride))
 
     def rollout_loader(self, split: str = "test", n_steps: int | None = None) -> DataLoader:
@@ -203,7 +204,7 @@ class WellData(LightningDataModule):
         source = self._split(split)
         if n_steps is None:
             n_steps = max(1, (source.steps - 1) // self.stride - self.history + 1)
-        check_integers(1, n_steps=n_steps)
+        check_value(n_steps, Positive, "n_steps")
         windows = source.windows(self.history, n_steps, self.stride)
         return self.make_loader(Subset(windows, windows.starts))
 

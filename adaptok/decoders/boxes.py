@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from adaptok.layers.mixed import gives_lists
 from adaptok.registry import DECODERS
 from adaptok.tokenizers.embeddings.boxes import log_extent, parts_of_box
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import PerAxis, Positive, checked
 
 
 @DECODERS.register("boxes")
@@ -30,15 +29,17 @@ class BoxDecoder(nn.Module):
         frames: parts of each box along time.
     """
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
-        out_channels: int,
+        out_channels: Positive,
         *,
-        points: int | Sequence[int] = 4,
-        frames: int = 1,
+        points: PerAxis = 4,
+        frames: Positive = 1,
     ):
         super().__init__()
+        self.spec = spec
         self.points = parts_of_box(points, frames, spec.ndim)
         self.out_channels = out_channels
         self.head = nn.Linear(spec.dim + spec.ndim + 1, out_channels * product(self.points))

@@ -19,6 +19,7 @@ from adaptok.patches import check_levels, level_grid, owner_grid, rows_of_levels
 from adaptok.registry import DECODERS
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Base, PerAxis, Positive, Ratio, checked
 
 
 @DECODERS.register("cross_attention")
@@ -43,19 +44,21 @@ class CrossAttentionDecoder(nn.Module):
         rope_base: base of the rotary frequencies.
     """
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
-        out_channels: int,
+        out_channels: Positive,
         *,
         latent: bool = True,
-        latent_size: int | Sequence[int] | None = None,
-        window: int | Sequence[int] | None = None,
-        heads: int = 6,
-        mlp_ratio: float = 2.0,
-        rope_base: float = 10000.0,
+        latent_size: PerAxis | None = None,
+        window: PerAxis | None = None,
+        heads: Positive = 6,
+        mlp_ratio: Ratio = 2.0,
+        rope_base: Base = 10000.0,
     ):
         super().__init__()
+        self.spec = spec
         if spec.layout is not None:
             raise ValueError(
                 "decoder 'cross_attention' reads the covering cell of each latent off the level "

@@ -26,6 +26,7 @@ from adaptok.patches import (
 from adaptok.registry import DECODERS
 from adaptok.tokenizers.embeddings.hmlp import ImageNorm, check_hmlp, kernels, place_in_parent
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Positive, checked
 
 
 @DECODERS.register("hmlp")
@@ -49,8 +50,10 @@ class HmlpDecoder(nn.Module):
             layout.
     """
 
-    def __init__(self, spec: TokenizerSpec, out_channels: int, *, version: str = "current"):
+    @checked
+    def __init__(self, spec: TokenizerSpec, out_channels: Positive, *, version: str = "current"):
         super().__init__()
+        self.spec = spec
         check_hmlp(spec.dim, version)
         if spec.layout is not None:
             raise ValueError(

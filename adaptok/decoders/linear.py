@@ -16,6 +16,7 @@ from adaptok.patches import (
 )
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Positive, checked
 
 
 @DECODERS.register("linear")
@@ -32,8 +33,10 @@ class LinearDecoder(nn.Module):
         ValueError: the tokens carry a layout, so boxes do not say where they lie.
     """
 
-    def __init__(self, spec: TokenizerSpec, out_channels: int):
+    @checked
+    def __init__(self, spec: TokenizerSpec, out_channels: Positive):
         super().__init__()
+        self.spec = spec
         if spec.layout is not None:
             raise ValueError(
                 f"decoder 'linear' paints cells on the grid of their level, but this tokenizer's "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,6 +10,7 @@ from adaptok.decoders.linear import LinearDecoder
 from adaptok.layers.mixed import gives_lists
 from adaptok.registry import DECODERS
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Base, PerAxis, Positive, Ratio, checked
 
 
 @DECODERS.register("local")
@@ -33,18 +32,20 @@ class LocalDecoder(nn.Module):
         rope_base: base of the rotary frequencies.
     """
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
-        out_channels: int,
+        out_channels: Positive,
         *,
-        latent_size: int | Sequence[int] | None = None,
-        window: int | Sequence[int] | None = None,
-        heads: int = 6,
-        mlp_ratio: float = 2.0,
-        rope_base: float = 10000.0,
+        latent_size: PerAxis | None = None,
+        window: PerAxis | None = None,
+        heads: Positive = 6,
+        mlp_ratio: Ratio = 2.0,
+        rope_base: Base = 10000.0,
     ):
         super().__init__()
+        self.spec = spec
         self.paint = LinearDecoder(spec, out_channels)
         (_, *coarsest), (_, *finest) = spec.sizes[0], spec.sizes[-1]
         if latent_size is None:

@@ -16,6 +16,7 @@ from adaptok.layers.pi_resize import FORMS, KernelResize
 from adaptok.layers.two_stage import KERNELS, ConvLayout
 from adaptok.registry import DECODERS, choice
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Positive, checked
 
 
 @DECODERS.register("modulated")
@@ -41,19 +42,21 @@ class ModulatedDecoder(nn.Module):
         ValueError: the tokens of this tokenizer carry no kernels and strides.
     """
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
-        out_channels: int,
+        out_channels: Positive,
         *,
         resize: str = "mean_preserving",
         overlap: str = "sum",
         norm: str = "group",
-        groups: int | None = None,
+        groups: Positive | None = None,
         mode: str | None = None,
         antialias: bool = False,
     ):
         super().__init__()
+        self.spec = spec
         if spec.layout is not ConvLayout:
             raise ValueError(
                 "decoder 'modulated' mirrors the kernels and strides of a convolutional stem, "
@@ -81,7 +84,8 @@ class ModulatedDecoder(nn.Module):
             ValueError: tokens were dropped or added.
         """
         cells, layout = tokens.cells, tokens.cells.layout
-        assert isinstance(layout, ConvLayout)
+        if not isinstance(layout, ConvLayout):
+            raise ValueError("these tokens are those of another tokenizer: they carry no kernels")
         if cells.count != cells.batch_size * product(layout.grid):
             raise ValueError(
                 f"{cells.batch_size} samples of a grid {layout.grid} have other than {cells.count} "

@@ -229,13 +229,7 @@ def head_width(dim: int, heads: int) -> int:
 
 
 def drop_path_rates(depth: int, last: float) -> list[float]:
-    """Stochastic depth rate of each block, growing linearly from 0 to `last`.
-
-    Raises:
-        ValueError: a negative depth.
-    """
-    if depth < 0:
-        raise ValueError(f"depth must not be negative, got {depth}")
+    """Stochastic depth rate of each block, growing linearly from 0 to `last`."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 

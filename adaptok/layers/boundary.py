@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from adaptok.cells import Count
+from adaptok.utils.arguments import check_value
 from adaptok.utils.boundary import OPEN, PERIODIC
+from adaptok.utils.reading import reads_are_free
 
 Boundary = Int[Tensor, "..."] | None  # codes (d, 2), or (b, d, 2) per sample
+
+
+CODES = Integer[Tensor, "... 2"]
 
 
 def codes_of_samples(boundary: Tensor, batch: Count, ndim: int) -> Int[Tensor, "#b d 2"]:
@@ -27,24 +34,40 @@ def codes_of_samples(boundary: Tensor, batch: Count, ndim: int) -> Int[Tensor, "
     return codes
 
 
+def check_boundary(boundary: Any, batch: Count, ndim: int) -> None:
+    """Checks boundary codes wherever they enter; values on the CPU only, elsewhere it would sync.
+
+    Raises:
+        ValueError: no integer tensor, another shape, an unknown code, or an axis that is periodic
+            at one end only.
+    """
+    if boundary is None or torch.compiler.is_compiling():
+        return
+    check_value(boundary, CODES, "boundary")
+    if boundary.is_meta:
+        raise ValueError("the boundary is on the meta device, where it has no values")
+    codes = codes_of_samples(boundary, batch, ndim)
+    if not reads_are_free(codes):
+        return
+    if unknown := set(codes.unique().tolist()) - {0, 1, 2}:
+        given = ", ".join(map(str, sorted(unknown)))
+        raise ValueError(f"unknown boundary code {given}; wall is 0, open 1, periodic 2")
+    periodic = codes == PERIODIC
+    if bool((periodic[..., 0] != periodic[..., 1]).any()):
+        raise ValueError(
+            f"boundary: an axis is periodic at both ends or at none, got {codes.tolist()}"
+        )
+
+
 def boundary_codes(
     boundary: Boundary, batch: Count, ndim: int, device: torch.device
 ) -> Int[Tensor, "#b d 2"]:
     """Brings boundary codes to one per sample, axis and end; None makes every end open.
 
     Raises:
-        ValueError: another shape; on the CPU also unknown codes, or an axis that is periodic at one
-            end only.
+        ValueError: see `check_boundary`.
     """
     if boundary is None:
         return torch.full((1, ndim, 2), OPEN, device=device)
-    codes = codes_of_samples(boundary, batch, ndim)
-    if codes.device.type == "cpu" and not torch.compiler.is_compiling():  # others would sync
-        unknown = set(codes.unique().tolist()) - {0, 1, 2}
-        if unknown:
-            given = ", ".join(map(str, sorted(unknown)))
-            raise ValueError(f"unknown boundary code {given}; wall is 0, open 1, periodic 2")
-        periodic = codes == PERIODIC
-        if bool((periodic[..., 0] != periodic[..., 1]).any()):
-            raise ValueError(f"an axis is periodic at both ends or at none, got {codes.tolist()}")
-    return codes.to(device).long()
+    check_boundary(boundary, batch, ndim)
+    return codes_of_samples(boundary, batch, ndim).to(device).long()

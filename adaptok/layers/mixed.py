@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adaptok.cells import Cells
-from adaptok.tokens import TokenSet
+from adaptok.tokens import TokenSet, check_tokens
+from adaptok.utils.arguments import shown
 
 
 def runs(shapes: Sequence[Any]) -> Iterator[tuple[int, int]]:
@@ -31,6 +32,14 @@ def by_shape(tokens: TokenSet) -> list[TokenSet]:
     return [tokens.samples(*run) for run in runs(tokens.cells.mixed)]
 
 
+def check_list(fields: Any) -> None:
+    """Raises ``ValueError`` for what is no list of tensors, or an empty one."""
+    if not isinstance(fields, (list, tuple)) or not all(isinstance(x, Tensor) for x in fields):
+        raise ValueError(f"a field is a tensor, or a list of one per sample, got {shown(fields)}")
+    if not fields:
+        raise ValueError("the list of fields is empty")
+
+
 def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a method of a tokenizer take lists of fields (t, c, *space) of any sizes.
 
@@ -43,8 +52,7 @@ def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(fields, (list, tuple)):
             return method(self, fields, *args, **kwargs)
         batch, parts = len(fields), []
-        if not batch:
-            raise ValueError("the list of fields is empty")
+        check_list(fields)
         for start, stop in runs([x.shape for x in fields]):
             own = [_of_run(x, start, stop) for x in args]
             more = of_run(kwargs, start, stop, batch)
@@ -55,7 +63,7 @@ def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_run(given: Any, start: int, stop: int) -> Any:
-    if isinstance(given, (list, tuple)):
+    if isinstance(given, (list, tuple)) and all(isinstance(x, Tensor) for x in given):
         return torch.stack(list(given[start:stop]))
     return given.samples(start, stop) if isinstance(given, Cells) else given
 
@@ -113,6 +121,7 @@ def gives_lists(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def call(self: Any, tokens: TokenSet, *args: Any, **kwargs: Any) -> Any:
+        check_tokens(tokens, getattr(self, "spec", None), self)
         if tokens.cells.mixed is None:
             return forward(self, tokens, *args, **kwargs)
         parts = [forward(self, part, *args, **kwargs) for part in by_shape(tokens)]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.registry import choice
+from adaptok.utils.arguments import PerAxis, checked
 from adaptok.utils.constants import cached_constant
 from adaptok.utils.precision import without_autocast
 
@@ -20,9 +21,10 @@ INTERPOLATIONS = {  # accepted name -> interpolation along one axis, as torch sp
 FORMS = ("pinv", "mean_preserving")
 
 
+@checked
 def pi_resize(
     weight: Float[Tensor, "c_out c_in *kernel"],
-    new_size: int | Sequence[int],
+    new_size: PerAxis,
     *,
     mode: str | None = None,
     antialias: bool = False,
@@ -50,8 +52,8 @@ def pi_resize(
     ndim = weight.ndim - 2
     if ndim not in (1, 2, 3) or not weight.is_floating_point() or 0 in weight.shape:
         raise ValueError(
-            "a kernel is a floating-point tensor (c_out, c_in, *kernel) with 1 to 3 kernel axes, "
-            f"got {weight.dtype} of shape {tuple(weight.shape)}"
+            "the weight of a kernel is a floating-point tensor (c_out, c_in, *kernel) with 1 to 3 "
+            f"kernel axes, got {weight.dtype} of shape {tuple(weight.shape)}"
         )
     sizes = tuple(new_size) if isinstance(new_size, Sequence) else (new_size,) * ndim
     if len(sizes) != ndim or any(not isinstance(n, int) or n < 1 for n in sizes):

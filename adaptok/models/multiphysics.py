@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from adaptok.cells import Cells
 from adaptok.models.fields import FieldEmbedding, FieldHeads
-from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared, at_least_one
+from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import (
     DecoderModule,
     ProcessorModule,
@@ -23,6 +24,7 @@ from adaptok.models.parts import (
 )
 from adaptok.models.recording import recorded_values
 from adaptok.registry import Part, choice
+from adaptok.utils.arguments import Depth, Dimensions, Positive, checked
 
 TRAINED = ("all", "prepost")
 
@@ -275,20 +277,21 @@ class FieldSystem(OneStepModel):
         return self.core.cells(self.scored(field, constants), boundary=boundary, **control)
 
 
+@checked
 def create_multiphysics(
     *,
-    ndim: int,
-    fields: Sequence[str],
+    ndim: Dimensions,
+    fields: Annotated[Sequence[str], Len(1)],
     constants: Sequence[str] = (),
-    history: int = 1,
+    history: Positive = 1,
     tokenizer: Part = "matey",
     processor: Part = "vit",
     decoder: Part = "auto",
-    dim: int = 384,
-    depth: int = 8,
-    heads: int = 6,
-    width: int = 16,
-    max_lead: int = 1,
+    dim: Positive = 384,
+    depth: Depth = 8,
+    heads: Positive = 6,
+    width: Positive = 16,
+    max_lead: Positive = 1,
     history_mode: str = "auto",
     score_on: str = "normalised",
     predict: str = "delta",
@@ -319,7 +322,6 @@ def create_multiphysics(
         ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
     """
     arguments = dict(locals())
-    at_least_one(width=width, max_lead=max_lead, fields=len(fields))
     options = OneStepOptions.of(
         arguments,
         in_channels=len(fields),

@@ -11,10 +11,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from adaptok.layers.boundary import check_boundary
+from adaptok.layers.mixed import check_list
 from adaptok.models.diverging import usable
-from adaptok.models.schedules import Schedule, create_schedule
+from adaptok.models.schedules import Schedule, create_schedule, settings_at
 from adaptok.registry import choice
 from adaptok.tokens import as_field
+from adaptok.utils.arguments import (
+    Dimensions,
+    NonNegative,
+    Positive,
+    check_fields,
+    check_value,
+    checked,
+    shown,
+)
 from adaptok.utils.magnitude import Moments, divisor, moments, wide
 
 NORMALISATIONS = ("sample", "context", "dataset", "none", "context_absolute")
@@ -42,33 +53,26 @@ class OneStepOptions:
         ValueError: values with which no one-step model can be built.
     """
 
-    ndim: int
-    in_channels: int
-    out_channels: int
-    history: int = 1
+    ndim: Dimensions
+    in_channels: Positive
+    out_channels: Positive
+    history: Positive = 1
     history_mode: str = "fold"
-    constant_channels: int = 0
+    constant_channels: NonNegative = 0
     normalise: str = "sample"
     score_on: str = "normalised"
     predict: str = "delta"
 
     def __post_init__(self) -> None:
-        choice("ndim", self.ndim, (1, 2, 3))
+        check_fields(self)
         choice("history_mode", self.history_mode, ("fold", "frames"))
         choice("normalise", self.normalise, NORMALISATIONS)
         choice("score_on", self.score_on, ("normalised", "raw"))
         choice("predict", self.predict, ("delta", "state"))
-        at_least_one(
-            history=self.history, in_channels=self.in_channels, out_channels=self.out_channels
-        )
         if self.history < 2 and self.by_context and self.predict == "delta":
             raise ValueError(
                 f'normalise="{self.normalise}" takes the scale of a change from the history, which '
                 f"needs at least 2 frames, got {self.history}"
-            )
-        if self.constant_channels < 0:
-            raise ValueError(
-                f"constant_channels must not be negative, got {self.constant_channels}"
             )
         same = self.out_channels == self.in_channels
         if not same and (self.predict == "delta" or self.normalise != "none"):
@@ -97,13 +101,6 @@ class OneStepOptions:
     def folded(self, field: Float[Tensor, "b t c *s"]) -> Float[Tensor, "b f k *s"]:
         """Makes the frames of the history channels of one frame, if it is folded."""
         return field.flatten(1, 2).unsqueeze(1) if self.history_mode == "fold" else field
-
-
-def at_least_one(**values: int) -> None:
-    """Raises ``ValueError`` for the first value below 1, with its name."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Prepared(NamedTuple):
@@ -232,6 +229,8 @@ class OneStepModel(nn.Module):
             control: settings of the tokenizer for this call, such as ``budget=512``.
         """
         field = self._check(field, constants)
+        check_value(all_frames, bool, "all_frames")
+        check_boundary(boundary, field.shape[0], self.ndim)
         prepared = self._prepare(field, constants)
         decoded = self._predict_normalised(prepared, boundary, control)  # (b, t', c, *space)
         return self._in_physical_units(field, prepared, decoded, all_frames)
@@ -289,10 +288,11 @@ class OneStepModel(nn.Module):
         """Returns what the indicator sees: as `prepare`, or raw values with ``score_on="raw"``."""
         return self._prepare(self._check(field, constants), constants).scored
 
+    @checked
     def rollout(
         self,
         field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
-        n_steps: int,
+        n_steps: Positive,
         *,
         constants: Float[Tensor, "b cc *s"] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
@@ -320,18 +320,18 @@ class OneStepModel(nn.Module):
                 f"a rollout needs as many output as input channels, got {self.out_channels} and "
                 f"{self.in_channels}"
             )
-        at_least_one(n_steps=n_steps)
         if isinstance(settings, Mapping):
             settings = create_schedule(settings)
         many = not isinstance(field, Tensor)
         if isinstance(field, Tensor):
             start = [self._check(field, constants)]
         else:  # each sample as a batch of its own
+            check_list(field)
             start = [x[None] if x.ndim > self.ndim + 1 else x[None, None] for x in field]
         windows, out = start, []
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             for step in range(n_steps):
-                chosen = control | (settings(step) if settings else {})
+                chosen = {**control, **(settings_at(settings, step) if settings else {})}
                 pairs = [self.usable(w, first) for w, first in zip(windows, start, strict=True)]
                 given: Any = [window[0] for window, _ in pairs] if many else pairs[0][0]
                 made = self(given, constants=constants, boundary=boundary, **chosen)
@@ -352,8 +352,10 @@ class OneStepModel(nn.Module):
             raise ValueError(f"built for a history of {self.history} frames, got {field.shape[1]}")
         b, space = field.shape[0], tuple(field.shape[3:])
         wanted = (b, self.constant_channels, *space) if self.constant_channels else None
-        if wanted is None and constants is not None and constants.numel() == 0:
+        if wanted is None and isinstance(constants, Tensor) and constants.numel() == 0:
             return field
+        if constants is not None and not isinstance(constants, Tensor):
+            raise ValueError(f"constants are a tensor of shape {wanted}, got {shown(constants)}")
         given = None if constants is None else tuple(constants.shape)
         if given != wanted:
             raise ValueError(f"constants must have shape {wanted}, got {given}")

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.layers.two_stage import ConvLayout
-from adaptok.models.one_step import OneStepOptions, at_least_one
+from adaptok.models.one_step import OneStepOptions
 from adaptok.models.recording import recorded
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, is_factory, name_of
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Dimensions, Positive, checked
 
 
 @runtime_checkable
@@ -90,8 +91,9 @@ else:
     TokenizerModule = ProcessorModule = DecoderModule = nn.Module
 
 
+@checked
 def create_tokenizer(
-    name: Part, *, ndim: int, in_channels: int, dim: int, **knobs: Any
+    name: Part, *, ndim: Dimensions, in_channels: Positive, dim: Positive, **knobs: Any
 ) -> TokenizerModule:
     """Builds a tokenizer.
 
@@ -107,8 +109,6 @@ def create_tokenizer(
         ValueError: unknown name (with the close matches), unknown knob (with the valid ones),
             values that make no sense, or a tokenizer for other fields.
     """
-    choice("ndim", ndim, (1, 2, 3))
-    at_least_one(in_channels=in_channels, dim=dim)
     wired = {"ndim": ndim, "in_channels": in_channels, "dim": dim}
     part = _with_knobs(name, knobs)
     tokenizer = TOKENIZERS.build(part, **wired)
@@ -122,6 +122,7 @@ def create_tokenizer(
     return tokenizer
 
 
+@checked
 def create_processor(name: Part, spec: TokenizerSpec, **knobs: Any) -> ProcessorModule:
     """Builds a processor for tokens of ``tokenizer.spec``.
 
@@ -135,8 +136,9 @@ def create_processor(name: Part, spec: TokenizerSpec, **knobs: Any) -> Processor
     return processor
 
 
+@checked
 def create_decoder(
-    name: Part, spec: TokenizerSpec, out_channels: int, **knobs: Any
+    name: Part, spec: TokenizerSpec, out_channels: Positive, **knobs: Any
 ) -> DecoderModule:
     """Builds a decoder for tokens of ``tokenizer.spec``.
 

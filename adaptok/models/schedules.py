@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adaptok.registry import Registry
+from adaptok.utils.arguments import Seed, Settings, check_value, checked
 
 Schedule = Callable[[int], dict[str, Any]]
 SCHEDULES = Registry("schedule")
 
 
 @SCHEDULES.register("fixed")
-def fixed(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
+@checked
+def fixed(*, settings: Settings = ({},), seed: Seed = 0) -> Schedule:
     """Uses one setting at every step.
 
     Args:
@@ -29,7 +31,8 @@ def fixed(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Sc
 
 
 @SCHEDULES.register("random")
-def uniform_random(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
+@checked
+def uniform_random(*, settings: Settings = ({},), seed: Seed = 0) -> Schedule:
     """Draws a setting per step, uniformly, from (seed, step) alone: the same on all ranks.
 
     Args:
@@ -41,7 +44,8 @@ def uniform_random(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int =
 
 
 @SCHEDULES.register("cyclic")
-def cyclic(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> Schedule:
+@checked
+def cyclic(*, settings: Settings = ({},), seed: Seed = 0) -> Schedule:
     """Uses the settings in turn; step 0 uses number ``seed % len(settings)``.
 
     Args:
@@ -52,6 +56,7 @@ def cyclic(*, settings: Sequence[Mapping[str, Any]] = ({},), seed: int = 0) -> S
     return lambda step: dict(choices[(seed + step) % len(choices)])
 
 
+@checked
 def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
     """Builds ``{"name": "fixed" | "random" | "cyclic", "settings": [{"budget": 512}, ...], "seed":
     0}``.
@@ -64,10 +69,19 @@ def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
     return SCHEDULES.build(part)
 
 
+def settings_at(schedule: Schedule, step: int) -> Mapping[str, Any]:
+    """Asks a schedule for the controls of a step.
+
+    Raises:
+        ValueError: it fails, or gives no mapping.
+    """
+    try:
+        chosen = schedule(step)
+    except Exception as error:
+        raise ValueError(f"the settings of step {step} fail: {error}") from error
+    check_value(chosen, Mapping, f"settings of step {step}")
+    return chosen
+
+
 def _checked(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    listed = isinstance(settings, Sequence) and not isinstance(settings, str)
-    if not listed or not len(settings):
-        raise ValueError(f"settings is a non-empty list of mappings, got {settings!r}")
-    if not all(isinstance(setting, Mapping) for setting in settings):
-        raise ValueError(f"each setting maps control names to values, got {settings!r}")
     return [{str(k): v for k, v in setting.items()} for setting in settings]

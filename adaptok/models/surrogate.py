@@ -11,12 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.cells import Cells
-from adaptok.layers.mixed import by_shape, of_run, runs
+from adaptok.layers.mixed import by_shape, check_list, of_run, runs
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values
 from adaptok.registry import Part
 from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, check_value, checked
 
 
 class Surrogate(OneStepModel):
@@ -39,6 +40,7 @@ class Surrogate(OneStepModel):
         ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
     """
 
+    @checked
     def __init__(
         self,
         tokenizer: Part = "iap",
@@ -46,9 +48,9 @@ class Surrogate(OneStepModel):
         decoder: Part = "auto",
         options: OneStepOptions | None = None,
         *,
-        dim: int = 384,
-        depth: int = 8,
-        heads: int = 6,
+        dim: Positive = 384,
+        depth: Depth = 8,
+        heads: Positive = 6,
         **given: Any,
     ):
         if options is None:
@@ -92,7 +94,11 @@ class Surrogate(OneStepModel):
         if isinstance(field, Tensor):
             options: dict[str, Any] = {"constants": constants, "boundary": boundary}
             return super().forward(field, **options, all_frames=all_frames, **control)
-        if constants is not None and not isinstance(constants, (list, tuple)):
+        check_list(field)
+        check_value(all_frames, bool, "all_frames")
+        listed = isinstance(constants, (list, tuple)) and len(constants) == len(field)
+        listed = listed and all(isinstance(each, Tensor) for each in constants or ())
+        if constants is not None and not listed:
             raise ValueError("the constants of a list of fields are a list of (cc, *space)")
         parts = []
         for start, stop in runs([x.shape for x in field]):
@@ -155,20 +161,21 @@ class Surrogate(OneStepModel):
         return self.tokenizer.cells(self.scored(field, constants), boundary=boundary, **control)
 
 
+@checked
 def create_surrogate(
     *,
-    ndim: int,
-    in_channels: int,
-    out_channels: int | None = None,
-    history: int = 1,
+    ndim: Dimensions,
+    in_channels: Positive,
+    out_channels: Positive | None = None,
+    history: Positive = 1,
     tokenizer: Part = "iap",
     processor: Part = "vit",
     decoder: Part = "auto",
-    dim: int = 384,
-    depth: int = 8,
-    heads: int = 6,
+    dim: Positive = 384,
+    depth: Depth = 8,
+    heads: Positive = 6,
     history_mode: str = "auto",
-    constant_channels: int = 0,
+    constant_channels: NonNegative = 0,
     normalise: str = "sample",
     score_on: str = "normalised",
     predict: str = "delta",

@@ -17,7 +17,8 @@ from adaptok.layers.norms import Segments, create_norm
 from adaptok.layers.positions import Rotary, rotary
 from adaptok.processors.factorised import frame_groups, time_groups
 from adaptok.registry import PROCESSORS, choice
-from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
+from adaptok.utils.arguments import Base, Depth, Positive, Rate, Scale, checked
 
 
 class Context(NamedTuple):
@@ -59,18 +60,19 @@ class ParallelSpaceTime(nn.Module):
 
     attends_over_time = True
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
         *,
-        depth: int = 12,
-        heads: int = 6,
+        depth: Depth = 12,
+        heads: Positive = 6,
         causal: bool = False,
         norm: str = "group",
         rope: str = "cell",
-        rope_base: float = 10000.0,
-        layer_scale: float = 1e-6,
-        drop_path: float = 0.0,
+        rope_base: Base = 10000.0,
+        layer_scale: Scale = 1e-6,
+        drop_path: Rate = 0.0,
     ):
         super().__init__()
         grid = spec.layout is not None and issubclass(spec.layout, GridLayout)
@@ -90,6 +92,7 @@ class ParallelSpaceTime(nn.Module):
 
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Maps tokens to tokens of the same cells."""
+        check_tokens(tokens, self.spec, self)
         context, x = self.context(tokens.cells), conditioned(tokens)
         for over_time, over_space in zip(self.time, self.space, strict=True):
             x = over_space(over_time(x, context), context)
@@ -120,7 +123,7 @@ class TimeAttention(nn.Module):
         self.norm_q, self.norm_k = nn.LayerNorm(dim // heads), nn.LayerNorm(dim // heads)
         self.bias = RelativeBias(heads, bidirectional=not causal)
         self.out = nn.Linear(dim, dim)
-        self.scale = nn.Parameter(torch.full((dim,), scale))
+        self.scale = nn.Parameter(torch.full((dim,), float(scale)))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
@@ -145,7 +148,7 @@ class ParallelSpace(nn.Module):
         self.norm_q, self.norm_k = nn.LayerNorm(dim // heads), nn.LayerNorm(dim // heads)
         self.out = nn.Linear(dim, dim, bias=False)
         self.down = nn.Linear(2 * dim, dim)
-        self.scale = nn.Parameter(torch.full((dim,), scale))
+        self.scale = nn.Parameter(torch.full((dim,), float(scale)))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:

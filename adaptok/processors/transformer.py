@@ -11,7 +11,8 @@ from adaptok.cells import Cells, Groups
 from adaptok.layers.blocks import AttentionBranch, Block, conditioned, drop_path_rates
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.registry import POSITIONS, PROCESSORS, Part
-from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
+from adaptok.utils.arguments import Base, Depth, Positive, Rate, Ratio, Scale, checked
 
 
 class Transformer(nn.Module):
@@ -38,20 +39,21 @@ class Transformer(nn.Module):
 
     stacks: ClassVar[dict[str, type[AttentionBranch]]]  # by the name of their attribute
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
         *,
-        depth: int = 8,
-        heads: int = 6,
-        mlp_ratio: float = 4.0,
+        depth: Depth = 8,
+        heads: Positive = 6,
+        mlp_ratio: Ratio = 4.0,
         qk_norm: bool = False,
-        drop_path: float = 0.0,
+        drop_path: Rate = 0.0,
         positions: Part = "rotary",
-        rope_base: float = 10000.0,
+        rope_base: Base = 10000.0,
         norm: str = "layer",
         norm_placement: str = "pre",
-        layer_scale: float | None = None,
+        layer_scale: Scale | None = None,
         **unknown: Any,
     ):
         PROCESSORS.check_knobs(type(self), unknown)  # says more than Python would
@@ -72,6 +74,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Maps tokens to tokens of the same cells."""
+        check_tokens(tokens, self.spec, self)
         cells = tokens.cells
         x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
         groups = self.groups(cells)

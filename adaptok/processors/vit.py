@@ -10,6 +10,7 @@ from adaptok.layers.blocks import Block
 from adaptok.processors.transformer import Transformer
 from adaptok.registry import PROCESSORS, choice
 from adaptok.tokens import TokenizerSpec
+from adaptok.utils.arguments import checked
 
 
 @PROCESSORS.register("vit")
@@ -27,6 +28,7 @@ class ViT(Transformer):
 
     stacks: ClassVar = {"blocks": Block}
 
+    @checked
     def __init__(self, spec: TokenizerSpec, *, attention: str = "global", **options: Any):
         super().__init__(spec, **options)
         self.attention = choice("attention", attention, ("global", "local"))

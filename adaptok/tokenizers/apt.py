@@ -3,31 +3,31 @@ Adaptive Patch Sizes")."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.base import per_axis
-from adaptok.tokenizers.marking import level_thresholds
+from adaptok.tokenizers.marking import Thresholds, as_thresholds, level_thresholds
 from adaptok.tokenizers.tree import TreeTokenizer, composed, level_sizes
+from adaptok.utils.arguments import Bins, Dimensions, Pair, PerAxis, Positive, checked
 
 
 @TOKENIZERS.register("apt")
+@checked
 def apt(
-    ndim: int,
-    in_channels: int,
-    dim: int,
+    ndim: Dimensions,
+    in_channels: Positive,
+    dim: Positive,
     *,
-    min_size: int | Sequence[int] = 4,
-    max_size: int | Sequence[int] | None = None,
-    thresholds: float | Sequence[float] = (5.5, 4.0),
-    budget: int | None = None,
+    min_size: PerAxis = 4,
+    max_size: PerAxis | None = None,
+    thresholds: Thresholds = (5.5, 4.0),
+    budget: Positive | None = None,
     color: str | None = None,
-    bins: int = 512,
-    value_range: Sequence[float] | None = None,
+    bins: Bins = 512,
+    value_range: Pair | None = None,
     resize: str = "central",
     branch: bool = True,
-    positions: int | Sequence[int] | None = None,
-    frame_size: int = 1,
+    positions: PerAxis | None = None,
+    frame_size: Positive = 1,
     per_frame: bool = False,
 ) -> TreeTokenizer:
     """APT: entropy against a threshold per level, resized patches with a zero-initialised branch.
@@ -57,7 +57,8 @@ def apt(
         ValueError: thresholds that do not fit the sizes, or invalid knobs.
     """
     if max_size is None:
-        count = len(thresholds) if isinstance(thresholds, Sequence) else 1
+        bars = as_thresholds(thresholds)
+        count = len(bars) if isinstance(bars, tuple) else 1
         max_size = [size << count for size in per_axis(min_size, ndim, "min_size")]
     n_levels = len(level_sizes(min_size, max_size, ndim))
     score = {"color": color, "bins": bins, "value_range": value_range}

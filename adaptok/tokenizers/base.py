@@ -10,9 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
+from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
+from adaptok.utils.arguments import Positive, accepts, check_arguments, shown
+from adaptok.utils.precision import check_alike
 
 
 @runtime_checkable
@@ -75,7 +78,7 @@ class CellTokenizer(nn.Module):
             ValueError: another number of channels than `spec.in_channels`, or another shape.
         """
         x = as_field(x, self.spec.ndim, self.spec.in_channels)
-        check_shape(x, cells)
+        check_embedded(x, cells, boundary, self)
         return TokenSet(self.embedding(x, cells), cells)
 
     @takes_lists
@@ -116,22 +119,40 @@ class CellTokenizer(nn.Module):
 
 def per_axis(size: int | Sequence[int], ndim: int, name: str = "size") -> tuple[int, ...]:
     """Returns one positive whole number per space axis; raises ``ValueError`` for anything else."""
-    values: tuple[Any, ...] = (size,) * ndim  # invalid types fail the check below
-    if isinstance(size, Sequence) and not isinstance(size, str):
-        values = tuple(size)
-    if len(values) != ndim or any(not isinstance(v, int) or v < 1 for v in values):
-        raise ValueError(f"{name} is a positive whole number or {ndim} of them, got {size!r}")
-    return values
+    listed = accepts(Sequence, size)
+    values: tuple[Any, ...] = tuple(size) if listed else (size,) * ndim  # type: ignore[arg-type]
+    if len(values) != ndim or not all(accepts(Positive, v) for v in values):
+        raise ValueError(f"{name} is a positive whole number or {ndim} of them, got {shown(size)}")
+    return tuple(map(int, values))
 
 
-def check_controls(control: Mapping[str, Any], accepted: Sequence[str]) -> None:
-    """Raises ``ValueError`` for a control that the tokenizer does not know."""
+def check_embedded(x: Tensor, cells: Any, boundary: Any, tokenizer: CellTokenizer) -> None:
+    """Raises ``ValueError`` for cells that are none or of another field, boundary codes that are
+    none, or a field of another dtype or device than the weights.
+    """
+    if not isinstance(cells, Cells):
+        raise ValueError(f"cells are those of `Tokenizer.cells`, got {shown(cells)}")
+    check_shape(x, cells)
+    check_boundary(boundary, x.shape[0], tokenizer.spec.ndim)
+    check_alike(x, tokenizer.embedding, "field")
+
+
+def check_controls(
+    control: Mapping[str, Any], accepted: Sequence[str], marking: Any = None
+) -> None:
+    """Raises ``ValueError`` for a control that the tokenizer does not know, or a value that the
+    annotation in the marking's call does not accept; None is the default.
+    """
     for name in control:
         if name not in accepted:
             raise ValueError(
                 f"unknown control {name!r}{close_matches(name, accepted)}; "
                 f"accepted: {', '.join(accepted) or 'none'}"
             )
+    if not torch.compiler.is_compiling():
+        module = isinstance(marking, nn.Module)
+        call = type(marking).forward if module else type(marking).__call__
+        check_arguments(call, {k: v for k, v in control.items() if v is not None})
 
 
 def check_exportable(who: str, static: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from adaptok.layers.two_stage import KERNELS, ConvLayout, make_layout
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.modulated import ModulatedTokenizer, stages
+from adaptok.utils.arguments import Dimensions, PerAxis, Positive, checked
 
 
 @TOKENIZERS.register("ckm")
@@ -30,16 +31,17 @@ class CkmTokenizer(ModulatedTokenizer):
 
     tiling = True
 
+    @checked
     def __init__(
         self,
-        ndim: int,
-        in_channels: int,
-        dim: int,
+        ndim: Dimensions,
+        in_channels: Positive,
+        dim: Positive,
         *,
-        patch_sizes: Sequence[int | Sequence[int]] = (4, 8, 16),
-        size: int | Sequence[int] | None = None,
+        patch_sizes: Sequence[PerAxis] = (4, 8, 16),
+        size: PerAxis | None = None,
         norm: str = "group",
-        groups: int | None = None,
+        groups: Positive | None = None,
         mode: str | None = None,
         antialias: bool = False,
     ):

@@ -7,27 +7,29 @@ from collections.abc import Sequence
 
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.tree import TreeTokenizer, composed
+from adaptok.utils.arguments import Dimensions, PerAxis, Positive, Power, Weights, checked
 
 
 @TOKENIZERS.register("iap")
+@checked
 def iap(
-    ndim: int,
-    in_channels: int,
-    dim: int,
+    ndim: Dimensions,
+    in_channels: Positive,
+    dim: Positive,
     *,
-    min_size: int | Sequence[int] = 2,
-    max_size: int | Sequence[int] = 16,
-    budget: int = 256,
+    min_size: PerAxis = 2,
+    max_size: PerAxis = 16,
+    budget: Positive = 256,
     per_batch: bool = False,
-    splits_per_step: int = 1,
-    k: int = 1,
+    splits_per_step: Positive = 1,
+    k: Positive = 1,
     padding: str = "replicate",
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
     ignore: Sequence[int] = (),
-    power: float = 1.0,
+    power: Power = 1.0,
     channels: str = "mean",
     frames: str = "mean",
-    frame_size: int = 1,
+    frame_size: Positive = 1,
     per_frame: bool = False,
 ) -> TreeTokenizer:
     """IAP: Sobel gradient indicator and best-first refinement to a token budget.

@@ -12,22 +12,24 @@ from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part,
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, cell_center
+from adaptok.utils.arguments import Dimensions, PerAxis, Positive, PositiveShare, Share, checked
 
 MODES = ("replace", "add")
 
 
 @TOKENIZERS.register("matey")
+@checked
 def matey(
-    ndim: int,
-    in_channels: int,
-    dim: int,
+    ndim: Dimensions,
+    in_channels: Positive,
+    dim: Positive,
     *,
-    sizes: Sequence[int | Sequence[int]] = (8, 32),
-    gamma: float = 0.2,
-    fraction: float | None = None,
+    sizes: Sequence[PerAxis] = (8, 32),
+    gamma: PositiveShare = 0.2,
+    fraction: Share | None = None,
     mode: str = "replace",
     normalise: bool = False,
-    frame_size: int = 1,
+    frame_size: Positive = 1,
     per_frame: bool = False,
     embedding: Part = "linear",
     legacy_positions: bool = False,

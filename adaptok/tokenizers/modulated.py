@@ -12,7 +12,7 @@ from adaptok.cells import Cells, nested, product
 from adaptok.layers.boundary import Boundary
 from adaptok.layers.mixed import takes_lists
 from adaptok.layers.two_stage import KERNELS, ConvLayout, Pairs, cells_of_layout
-from adaptok.tokenizers.base import check_shape, per_axis
+from adaptok.tokenizers.base import check_embedded, per_axis
 from adaptok.tokenizers.embeddings.conv_stem import ConvStem
 from adaptok.tokenizers.patch_sizes import PatchSizeTokenizer
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
@@ -104,8 +104,9 @@ class ModulatedTokenizer(PatchSizeTokenizer):
     ) -> TokenSet:
         """Embeds the cells; without boundary codes all ends are open."""
         x = as_field(x, self.spec.ndim, self.spec.in_channels)
-        check_shape(x, cells)
-        assert isinstance(cells.layout, ConvLayout)
+        check_embedded(x, cells, boundary, self)
+        if not isinstance(cells.layout, ConvLayout):
+            raise ValueError("these cells are those of another tokenizer: they carry no kernels")
         return TokenSet(self.embedding(x, cells.layout, boundary), cells)
 
 

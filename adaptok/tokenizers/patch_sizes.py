@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.cells import Cells
-from adaptok.layers.boundary import Boundary
+from adaptok.layers.boundary import Boundary, check_boundary
 from adaptok.layers.mixed import takes_lists
 from adaptok.tokenizers.base import CellTokenizer, check_controls, per_axis
 from adaptok.tokens import as_field
@@ -39,6 +39,7 @@ class PatchSizeTokenizer(CellTokenizer):
         """
         check_controls(control, self.controls)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
+        check_boundary(boundary, field.shape[0], self.spec.ndim)
         size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
         return self.cells_of_size(field, size)
 

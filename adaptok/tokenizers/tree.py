@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
+from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
 from adaptok.tokenizers.asked import check_count, check_marks, check_scores, learns, scores_of_cells
@@ -23,7 +24,7 @@ from adaptok.tokenizers.base import (
     per_axis,
 )
 from adaptok.tokenizers.indicators import Indicator
-from adaptok.tokenizers.marking import BudgetMarking, Marking
+from adaptok.tokenizers.marking import Budget, BudgetMarking, Marking
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 from adaptok.tree import (
     Sizes,
@@ -33,6 +34,7 @@ from adaptok.tree import (
     existing,
     sum_pyramid,
 )
+from adaptok.utils.arguments import Dimensions, PerAxis, Positive, checked
 
 
 class _Refined(NamedTuple):
@@ -133,7 +135,7 @@ class TreeTokenizer(CellTokenizer):
         return tokens.replace(payload={**tokens.payload, "score": score})
 
     def _refine(self, field: Tensor, boundary: Tensor | None, control: dict[str, Any]) -> _Refined:
-        check_controls(control, self.controls)
+        check_controls(control, self.controls, self.marking)
         check_exportable(self._described(), self.static)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         frame_size = self.spec.sizes[0][0]
@@ -167,6 +169,7 @@ class TreeTokenizer(CellTokenizer):
 
     def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
         b, t = field.shape[:2]
+        check_boundary(boundary, b, self.spec.ndim)
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(t, frame_size)
         if self.per_frame:  # scores every frame of cells as a sample
@@ -186,6 +189,7 @@ class TreeTokenizer(CellTokenizer):
         node around it.
         """
         field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        check_boundary(boundary, field.shape[0], self.spec.ndim)
         points = getattr(self.indicator, "score_map", None)
         if points is not None:
             return points(field, boundary=boundary)
@@ -218,18 +222,19 @@ def level_sizes(
 
 
 @TOKENIZERS.register("composed")
+@checked
 def composed(
-    ndim: int,
-    in_channels: int,
-    dim: int,
+    ndim: Dimensions,
+    in_channels: Positive,
+    dim: Positive,
     *,
     indicator: Part = "gradient",
     marking: Part = "budget",
     embedding: Part = "linear",
     order: str = "depth_first",
-    min_size: int | Sequence[int] = 2,
-    max_size: int | Sequence[int] = 16,
-    frame_size: int = 1,
+    min_size: PerAxis = 2,
+    max_size: PerAxis = 16,
+    frame_size: Positive = 1,
     per_frame: bool = False,
 ) -> TreeTokenizer:
     """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs.
@@ -257,13 +262,14 @@ def composed(
     )
 
 
+@checked
 def cells_from_score(
     score: Float[Tensor, "b *s"],
     *,
-    min_size: int | Sequence[int],
-    max_size: int | Sequence[int],
-    budget: Any,
-    splits_per_step: int = 1,
+    min_size: PerAxis,
+    max_size: PerAxis,
+    budget: Budget,
+    splits_per_step: Positive = 1,
 ) -> Cells:
     """Refines a score map best-first to a token budget; returns cells of one frame.
 
@@ -284,7 +290,7 @@ def cells_from_score(
     ndim = score.ndim - 1
     if ndim not in (1, 2, 3):
         raise ValueError(f"a score map is (b, *space) with 1 to 3 axes, got {tuple(score.shape)}")
-    score = as_field(score.unsqueeze(1), ndim)[:, 0].detach()  # (b, 1, *space)
+    score = as_field(score.unsqueeze(1), ndim, what="score map")[:, 0].detach()  # (b, 1, *space)
     score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
     tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
     marking = BudgetMarking(splits_per_step=splits_per_step)

@@ -15,6 +15,7 @@ from adaptok.tokenizers.embeddings import LinearEmbedding
 from adaptok.tokenizers.patch_sizes import PatchSizeTokenizer
 from adaptok.tokens import TokenizerSpec
 from adaptok.tree import Tree, cells_from_splits
+from adaptok.utils.arguments import Dimensions, PerAxis, Positive, checked
 
 
 @TOKENIZERS.register("uniform")
@@ -28,15 +29,16 @@ class UniformTokenizer(PatchSizeTokenizer):
         frame_size: extent of every cell in time.
     """
 
+    @checked
     def __init__(
         self,
-        ndim: int,
-        in_channels: int,
-        dim: int,
+        ndim: Dimensions,
+        in_channels: Positive,
+        dim: Positive,
         *,
-        size: int | Sequence[int] = 8,
-        patch_sizes: Sequence[int | Sequence[int]] | None = None,
-        frame_size: int = 1,
+        size: PerAxis = 8,
+        patch_sizes: Sequence[PerAxis] | None = None,
+        frame_size: Positive = 1,
     ):
         own = per_axis(size, ndim)
         spaces = {per_axis(s, ndim, "patch_sizes") for s in (patch_sizes or [size])}

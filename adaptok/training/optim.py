@@ -6,14 +6,26 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 
 from adaptok.evaluation.metrics import EPS
 from adaptok.registry import LOSSES, choice
 from adaptok.training.targets import instantiate
+from adaptok.utils.arguments import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    PositiveShare,
+    Rate,
+    Share,
+    check_value,
+    hints_of,
+)
 from adaptok.utils.magnitude import wide
 
 # A loss takes error and target, (b, t, c, *space) in units of the training split's std, the target
@@ -70,24 +82,24 @@ class OptimBase:
         ValueError: a value that is not accepted, or an optimizer that cannot be imported.
     """
 
-    lr: float = 5e-4
-    weight_decay: float = 5e-2
-    betas: Sequence[float] = (0.9, 0.999)
+    lr: PositiveFloat = 5e-4
+    weight_decay: NonNegativeFloat = 5e-2
+    betas: Annotated[Sequence[Rate], Len(2, 2)] = (0.9, 0.999)
     decay: str = "exponential"
-    warmup_steps: int = 2500
-    lr_start: float = 1e-6
-    lr_min: float = 1e-5
-    gamma: float = 0.95
-    gamma_steps: int = 5000
-    ema: float = 0.99
+    warmup_steps: NonNegative = 2500
+    lr_start: NonNegativeFloat = 1e-6
+    lr_min: NonNegativeFloat = 1e-5
+    gamma: PositiveShare = 0.95
+    gamma_steps: Positive = 5000
+    ema: Share = 0.99
     optimizer: Mapping[str, Any] | Callable[..., torch.optim.Optimizer] | None = field(
         default=None, kw_only=True
     )
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_value(value, hints_of(type(self))[name], f"optim.{name}")
         choice("optim.decay", self.decay, ("exponential", "cosine"))
-        if not 0 < self.gamma <= 1:  # a larger one would raise the rate above lr
-            raise ValueError(f"optim.gamma must be in (0, 1], got {self.gamma}")
         if isinstance(self.optimizer, Mapping):  # now, not after the data is read
             instantiate("optim.optimizer", self.optimizer, _partial_=True)
 
@@ -144,7 +156,7 @@ class Optim(OptimBase):
     loss: str = "mse"
     loss_frames: str = "last"
     loss_unit: str = "std"
-    unroll: int = 1
+    unroll: Positive = 1
     through_time: bool = False
 
     def __post_init__(self) -> None:
@@ -157,8 +169,6 @@ class Optim(OptimBase):
                 f"optim.loss_unit={self.loss_unit} goes with losses of the error alone, such as "
                 f"optim.loss=mse, not {self.loss}"
             )
-        if self.unroll < 1:
-            raise ValueError(f"optim.unroll must be at least 1 step, got {self.unroll}")
 
     def loss_of(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Computes the loss of fields in physical units, given the mean and std of the training

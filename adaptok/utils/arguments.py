@@ -16,20 +16,30 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import annotated_types as at
 import numpy as np
 import torch
 
-Positive = Annotated[int, at.Ge(1)]
-NonNegative = Annotated[int, at.Ge(0)]
+LARGEST = 2**31 - 1  # of counts and sizes: beyond it, memory would be asked for that no machine has
+Positive = Annotated[int, at.Interval(ge=1, le=LARGEST)]
+NonNegative = Annotated[int, at.Interval(ge=0, le=LARGEST)]
+Dimensions = Annotated[int, at.Interval(ge=1, le=3)]  # of space
+Depth = Annotated[int, at.Interval(ge=0, le=10_000)]  # blocks, levels
+Seed = Annotated[int, at.Interval(ge=-(2**63), le=2**63 - 1)]
+PerAxis = Positive | Sequence[Positive]  # grid points, one number or one per space axis
+LevelSizes = tuple[tuple[Positive, ...], ...]
 PositiveFloat = Annotated[float, at.Gt(0), at.Predicate(math.isfinite)]
 NonNegativeFloat = Annotated[float, at.Ge(0), at.Predicate(math.isfinite)]
 Finite = Annotated[float, at.Predicate(math.isfinite)]
 Share = Annotated[float, at.Interval(ge=0, le=1)]
 PositiveShare = Annotated[float, at.Interval(gt=0, le=1)]
 Rate = Annotated[float, at.Interval(ge=0, lt=1)]  # of what is dropped
+Power = Annotated[float, at.Interval(gt=0, le=100)]
+Base = Annotated[float, at.Interval(gt=0, le=1e12)]  # of rotary frequencies
+Scale = Annotated[float, at.Interval(ge=-1e6, le=1e6)]
+Ratio = Annotated[float, at.Interval(gt=0, le=1024)]  # of widths
 
 NOUNS: dict[Any, str] = {
     bool: "true or false",
@@ -40,7 +50,7 @@ NOUNS: dict[Any, str] = {
 }
 
 
-def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], what: str) -> None:
+def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], what: str = "") -> None:
     """Checks the arguments of a call by name; one without an annotation passes.
 
     Args:
@@ -56,6 +66,37 @@ def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], what:
         check_value(value, hints.get(name, Any), f"{what}: {name}" if what else name)
 
 
+Pair = Annotated[Sequence[Finite], at.Len(2, 2)]  # the ends of a range
+Weights = Sequence[NonNegativeFloat]
+Bins = Annotated[int, at.Interval(ge=2, le=2**20)]
+Settings = Annotated[Sequence[Mapping[str, Any]], at.Len(1)]  # controls by name, one or several
+Halvings = Annotated[int, at.Interval(ge=0, le=16)]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def checked(function: Function) -> Function:
+    """Decorates a function or constructor whose arguments are checked before it runs, but for
+    ``**options``; in a graph that is traced they are not.
+    """
+    signature = inspect.signature(function)
+    rest = {p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            given = signature.bind(*args, **kwargs).arguments
+            check_arguments(function, {k: v for k, v in given.items() if k not in rest})
+        return function(*args, **kwargs)
+
+    return cast(Function, call)
+
+
+def check_fields(instance: Any) -> None:
+    """Checks the fields of a dataclass, for its ``__post_init__``."""
+    check_arguments(type(instance), vars(instance))
+
+
 def check_value(value: Any, hint: Any, name: str) -> None:
     """Checks a value against an annotation.
 
@@ -63,9 +104,17 @@ def check_value(value: Any, hint: Any, name: str) -> None:
         ValueError: says what is accepted, and what was given.
     """
     if not accepts(hint, value):
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise ValueError(f"{name} must be {described(hint)}, got {shown}")
+        big = isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST
+        large = ", which is too large" if big else ""
+        raise ValueError(f"{name} must be {described(hint)}, got {shown(value)}{large}")
+
+
+def shown(value: Any) -> str:
+    """How messages show a value: in one line that is not long."""
+    if isinstance(value, torch.Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @functools.lru_cache(maxsize=1024)
@@ -134,9 +183,10 @@ def accepts(hint: Any, value: Any) -> bool:
         )
     if origin is Callable or hint is Callable:
         return callable(value)
-    if inspect.isclass(hint) and not getattr(hint, "_is_protocol", False):
-        array = getattr(hint, "array_type", None)  # jaxtyping's, which checks shapes at the call
-        kind = torch.Tensor if array is torch.Tensor else origin or hint
+    kind = origin or hint
+    if inspect.isclass(kind) and not getattr(kind, "_is_protocol", False):
+        if getattr(hint, "array_type", None) is torch.Tensor:  # of jaxtyping
+            return isinstance(value, torch.Tensor) and _is_of_dtype(hint, value)
         return kind is object or isinstance(value, kind)
     return True
 
@@ -149,6 +199,11 @@ def _is_plain(kind: type, value: Any) -> bool:
     if kind is float:
         return isinstance(value, numbers.Real) and bool(value == value)
     return kind is int and isinstance(value, numbers.Integral)
+
+
+def _is_of_dtype(hint: Any, value: torch.Tensor) -> bool:
+    named = isinstance(hint.dtypes, (list, tuple))  # else any will do
+    return not named or str(value.dtype).removeprefix("torch.") in hint.dtypes
 
 
 def _is_list(value: Any) -> bool:
@@ -197,19 +252,30 @@ def described(hint: Any) -> str:
         return "a mapping"
     if origin is Callable or hint is Callable:
         return "something to call"
+    if getattr(hint, "array_type", None) is torch.Tensor:
+        kind = hint.dtype.__name__.lower().replace("float", "floating-point ").strip()
+        return f"a {kind} tensor ({hint.dim_str})"
     return f"a {getattr(hint, '__name__', hint)}"
 
 
+def has_range(hint: Any) -> bool:
+    """Whether an annotation says more than a type."""
+    return get_origin(hint) is Annotated or any(map(has_range, get_args(hint)))
+
+
 def _parts(constraint: Any) -> list[Any]:
+    if isinstance(constraint, at.Len) and constraint.min_length == constraint.max_length:
+        return [constraint]
     return list(constraint) if isinstance(constraint, at.GroupedMetadata) else [constraint]
 
 
 def _words(constraint: Any) -> str:
     words: dict[Any, Callable[[Any], str]] = {
-        at.Gt: lambda c: f"above {c.gt:g}",
-        at.Ge: lambda c: f"of at least {c.ge:g}",
-        at.Lt: lambda c: f"below {c.lt:g}",
-        at.Le: lambda c: f"of at most {c.le:g}",
+        at.Gt: lambda c: f"above {c.gt}",
+        at.Ge: lambda c: f"of at least {c.ge}",
+        at.Lt: lambda c: f"below {c.lt}",
+        at.Le: lambda c: "" if c.le == LARGEST else f"of at most {c.le}",
+        at.Len: lambda c: f"of length {c.min_length}",
         at.MinLen: lambda c: f"of length {c.min_length} or more",
         at.MaxLen: lambda c: f"of length {c.max_length} or less",
         at.MultipleOf: lambda c: f"that {c.multiple_of} divides",

@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptok.data.knobs import check_between
-from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
+from adaptok.data.synthetic.solver import (
+    SOLVERS,
+    Fields,
+    Frames,
+    Setting,
+    Solver,
+    State,
+    cell_centers,
+)
+from adaptok.utils.arguments import NonNegativeFloat, Positive, PositiveFloat
 
 MODULUS = 4.0  # bulk modulus K; the speed of sound is sqrt(K / density)
 PATH_DENSITY, WALL_DENSITY = 3.0, 1.0e6
@@ -32,11 +41,11 @@ class AcousticScatteringMaze(Solver):
         pulses: pressure pulses of the initial state.
     """
 
-    frames: int = 32
-    start: float = 0.1
-    frame_dt: float = 0.02
-    nodes: int = 8
-    pulses: int = 4
+    frames: Frames = 32
+    start: NonNegativeFloat = 0.1
+    frame_dt: PositiveFloat = 0.02
+    nodes: Positive = 8
+    pulses: Positive = 4
 
     boundary: ClassVar[tuple[str, ...]] = ("WALL", "OPEN")
     box: ClassVar[Sequence[tuple[float, float]]] = ((LOW, HIGH),) * 2

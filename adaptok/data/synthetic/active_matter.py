@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 
 from adaptok.data.synthetic.noise import smooth_noise
 from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
+from adaptok.utils.arguments import Finite, NonNegativeFloat, Positive, PositiveFloat
 from adaptok.utils.constants import cached_constant
 
 TRANSLATION, ROTATION = 0.05, 0.05  # diffusion of the rods, the Well's
@@ -38,24 +39,15 @@ class ActiveMatter(Solver):
         side: length L of the domain.
     """
 
-    start: float = 4.0
-    frame_dt: float = 0.3
-    train: int = 12
-    alpha: Sequence[float] = (-1.0, -2.0)
-    zeta: Sequence[float] = (1.0, 2.0)
-    side: float = 10.0
+    start: NonNegativeFloat = 4.0
+    frame_dt: PositiveFloat = 0.3
+    train: Positive = 12
+    alpha: Annotated[Sequence[Finite], Len(1)] = (-1.0, -2.0)
+    zeta: Annotated[Sequence[Finite], Len(1)] = (1.0, 2.0)
+    side: PositiveFloat = 10.0
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
     batch: ClassVar[int] = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.alpha or not self.zeta:
-            raise ValueError(
-                f"alpha and zeta must be lists of numbers, got {self.alpha!r} and {self.zeta!r}"
-            )
-        if not 0 < self.side < math.inf:
-            raise ValueError(f"side must be a positive number, got {self.side!r}")
 
     @property
     def settings(self) -> list[dict[str, float]]:

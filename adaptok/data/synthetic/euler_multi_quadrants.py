@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Gt, Len
 
 from adaptok.data.knobs import check_between
 from adaptok.data.synthetic import euler
 from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
+from adaptok.utils.arguments import Finite, NonNegativeFloat, Positive, PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +24,14 @@ class EulerMultiQuadrants(Solver):
         pieces: largest number of pieces along an axis of the initial state; at least 2.
     """
 
-    start: float = 0.02
-    frame_dt: float = 0.02
-    gamma: Sequence[float] = (1.22, 1.4, 1.597, 1.76)
-    pieces: int = 4
+    start: NonNegativeFloat = 0.02
+    frame_dt: PositiveFloat = 0.02
+    gamma: Annotated[Sequence[Annotated[Finite, Gt(1)]], Len(1)] = (1.22, 1.4, 1.597, 1.76)
+    pieces: Positive = 4
 
     lists: ClassVar[Mapping[str, str]] = {"gamma": "gamma"}
 
     def __post_init__(self) -> None:
-        if not self.gamma or not all(1 < ratio < math.inf for ratio in self.gamma):
-            raise ValueError(f"gamma is a list of numbers above 1, got {self.gamma!r}")
         super().__post_init__()
         most = self.resolution // 4
         check_between(2, most, f"resolution // 4 = {most}", pieces=self.pieces)

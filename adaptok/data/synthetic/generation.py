@@ -20,10 +20,10 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from adaptok.data.knobs import check_integers
 from adaptok.data.synthetic.solver import SOLVERS, OnFrame, Solver, Trajectories
 from adaptok.data.synthetic.store import Statistics, write_file
 from adaptok.data.well_format import SPLITS
+from adaptok.utils.arguments import NonNegative, check_value
 from adaptok.utils.checksums import write_checksums
 
 MAX_WORKERS = 4
@@ -61,7 +61,7 @@ def generate(
         ValueError: for an unknown solver or knob, or a different set in the same place.
     """
     solver = SOLVERS.create(name, **knobs)
-    check_integers(0, seed=seed)
+    check_value(seed, NonNegative, "seed")
     wanted = _identity(name, solver, seed)
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)

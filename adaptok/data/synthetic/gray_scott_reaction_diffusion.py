@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 
-from adaptok.data.knobs import check_integers
-from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
+from adaptok.data.synthetic.solver import (
+    SOLVERS,
+    Fields,
+    Frames,
+    Setting,
+    Solver,
+    State,
+    cell_centers,
+)
 from adaptok.data.synthetic.spectral import Modes
+from adaptok.utils.arguments import NonNegativeFloat, Positive, PositiveFloat
 
 DIFFUSION = (2e-5, 1e-5)  # of A and B
 SPACING = 2 / 128  # the Well's: side 2, 128 points
@@ -40,22 +49,21 @@ class GrayScott(Solver):
         clusters: blobs of B in the initial state.
     """
 
-    frames: int = 24
-    start: float = 200.0
-    frame_dt: float = 40.0
-    valid: int = 6
-    test: int = 6
-    patterns: Sequence[str] = tuple(PATTERNS)
-    clusters: int = 12
+    frames: Frames = 24
+    start: NonNegativeFloat = 200.0
+    frame_dt: PositiveFloat = 40.0
+    valid: Positive = 6
+    test: Positive = 6
+    patterns: Annotated[Sequence[str], Len(1)] = tuple(PATTERNS)
+    clusters: Positive = 12
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = [name for name in self.patterns if name not in PATTERNS]
-        if unknown or not self.patterns:
+        if unknown:
             raise ValueError(f"patterns are of {', '.join(PATTERNS)}; got {list(self.patterns)!r}")
-        check_integers(1, clusters=self.clusters)
 
     @property
     def settings(self) -> list[dict[str, float]]:

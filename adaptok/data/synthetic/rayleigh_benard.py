@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 
 from adaptok.data.synthetic.noise import smooth_noise
-from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
+from adaptok.data.synthetic.solver import (
+    SOLVERS,
+    Fields,
+    Parameters,
+    Resolution,
+    Setting,
+    Solver,
+    State,
+    cell_centers,
+)
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
+from adaptok.utils.arguments import NonNegativeFloat, Positive, PositiveFloat
 
 LENGTH, HEIGHT = 4.0, 1.0
 FASTEST = 1.4  # speed of the fastest flow of this set; sets the time step
@@ -32,12 +42,12 @@ class RayleighBenard(Solver):
         prandtl: Prandtl numbers, viscosity / thermal diffusivity.
     """
 
-    resolution: int = 32
-    start: float = 8.0
-    frame_dt: float = 0.3
-    train: int = 12
-    rayleigh: Sequence[float] = (1e5, 3e5)
-    prandtl: Sequence[float] = (0.5, 1.0)
+    resolution: Resolution = 32
+    start: NonNegativeFloat = 8.0
+    frame_dt: PositiveFloat = 0.3
+    train: Positive = 12
+    rayleigh: Parameters = (1e5, 3e5)
+    prandtl: Parameters = (0.5, 1.0)
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "WALL")
     aspect: ClassVar[tuple[int, ...]] = (4, 1)

@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State
+from adaptok.data.synthetic.solver import SOLVERS, Fields, Parameters, Setting, Solver, State
 from adaptok.data.synthetic.spectral import Modes, runge_kutta, steps_for
+from adaptok.utils.arguments import NonNegativeFloat, Positive, PositiveFloat
 
 LENGTHS = (1.0, 2.0)
 SPEED = 0.5  # of the layers
@@ -33,11 +34,11 @@ class ShearFlow(Solver):
         schmidt: Schmidt numbers, viscosity / diffusivity of the tracer.
     """
 
-    start: float = 1.0
-    frame_dt: float = 0.25
-    train: int = 16
-    reynolds: Sequence[float] = (1e4, 5e4)
-    schmidt: Sequence[float] = (0.1, 1.0)
+    start: NonNegativeFloat = 1.0
+    frame_dt: PositiveFloat = 0.25
+    train: Positive = 16
+    reynolds: Parameters = (1e4, 5e4)
+    schmidt: Parameters = (0.1, 1.0)
 
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
     aspect: ClassVar[tuple[int, ...]] = (1, 2)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise, product
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Interval, Len
 from torch import Tensor
 
-from adaptok.data.knobs import check_integers, check_positive
 from adaptok.data.well_format import SPLITS
 from adaptok.registry import Registry
+from adaptok.utils.arguments import NonNegativeFloat, Positive, PositiveFloat, check_fields
+
+Resolution = Annotated[int, Interval(ge=8, le=2**14)]
+Frames = Annotated[int, Interval(ge=2, le=2**20)]
+Parameters = Annotated[Sequence[PositiveFloat], Len(1)]
 
 SOLVERS = Registry("solver")
 
@@ -59,13 +63,13 @@ class Solver(ABC):
         test: trajectories of the test split.
     """
 
-    resolution: int = 64
-    frames: int = 16
-    start: float
-    frame_dt: float
-    train: int = 24
-    valid: int = 4
-    test: int = 4
+    resolution: Resolution = 64
+    frames: Frames = 16
+    start: NonNegativeFloat
+    frame_dt: PositiveFloat
+    train: Positive = 24
+    valid: Positive = 4
+    test: Positive = 4
 
     boundary: ClassVar[tuple[str, ...]]  # "WALL", "OPEN" or "PERIODIC" per axis
     aspect: ClassVar[tuple[int, ...]] = (1, 1)  # grid points per axis, in multiples of `resolution`
@@ -75,16 +79,7 @@ class Solver(ABC):
     batch: ClassVar[int] = 8  # trajectories simulated together, and stored in one file
 
     def __post_init__(self) -> None:
-        check_integers(8, resolution=self.resolution)
-        check_integers(2, frames=self.frames)
-        check_integers(1, train=self.train, valid=self.valid, test=self.test)
-        check_positive(**{knob: getattr(self, knob) for knob in self.lists.values()})
-        real = all(isinstance(v, (int, float)) for v in (self.start, self.frame_dt))
-        if not real or not 0 < self.frame_dt < math.inf or not 0 <= self.start < math.inf:
-            raise ValueError(
-                "frame_dt must be a positive number and start one that is not negative, "
-                f"got frame_dt={self.frame_dt!r}, start={self.start!r}"
-            )
+        check_fields(self)
 
     @property
     def knobs(self) -> dict[str, Any]:

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from adaptok.data.synthetic import euler
 from adaptok.data.synthetic.noise import smooth_noise
-from adaptok.data.synthetic.solver import SOLVERS, Fields, Setting, Solver, State, cell_centers
+from adaptok.data.synthetic.solver import (
+    SOLVERS,
+    Fields,
+    Resolution,
+    Setting,
+    Solver,
+    State,
+    cell_centers,
+)
+from adaptok.utils.arguments import NonNegativeFloat, Positive, PositiveFloat
 
 GAMMA = 5 / 3
 AMBIENT_PRESSURE = 0.1
@@ -30,13 +39,13 @@ class SupernovaExplosion(Solver):
         contrast: standard deviation of the logarithm of the density.
     """
 
-    resolution: int = 32
-    start: float = 0.03
-    frame_dt: float = 0.012
-    train: int = 8
-    valid: int = 2
-    test: int = 2
-    contrast: float = 0.5
+    resolution: Resolution = 32
+    start: NonNegativeFloat = 0.03
+    frame_dt: PositiveFloat = 0.012
+    train: Positive = 8
+    valid: Positive = 2
+    test: Positive = 2
+    contrast: NonNegativeFloat = 0.5
 
     boundary: ClassVar[tuple[str, ...]] = ("OPEN", "OPEN", "OPEN")
     aspect: ClassVar[tuple[int, ...]] = (1, 1, 1)

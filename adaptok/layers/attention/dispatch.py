@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from adaptok.cells.lengths import total
 from adaptok.layers.attention import flex, packed, plain
 from adaptok.layers.attention.backend import Backend, Options, Request
 from adaptok.registry import choice
+from adaptok.utils.arguments import Finite, Rate, check_arguments
 
 BACKENDS: dict[str, Backend] = {
     "loop": plain.LOOP,
@@ -38,8 +40,8 @@ def attend(
     bias: Float[Tensor, "#h max_q max_k"] | None = None,
     key_bias: Float[Tensor, " nk"] | None = None,
     causal: bool = False,
-    scale: float | None = None,
-    dropout: float = 0.0,
+    scale: Finite | None = None,
+    dropout: Rate = 0.0,
 ) -> Float[Tensor, "nq h f"]:
     """Softmax attention of each row with the rows of its own group.
 
@@ -67,6 +69,7 @@ def attend(
     keys = groups_q if groups_k is None else groups_k
     options = Options(bias, key_bias, causal, scale, dropout)
     _check(q, k, v, groups_q, keys, options, groups_k is not None)
+    options = options._replace(causal=bool(causal))  # numpy has bools of its own
     name = choose(Request.of(q, groups_q, keys, options, v))
     q, k, v = groups_q.gather(q), keys.gather(k), keys.gather(v)
     if key_bias is not None:
@@ -135,6 +138,13 @@ def _check(
     options: Options,
     cross: bool,
 ) -> None:
+    if not all(isinstance(x, Tensor) for x in (q, k, v)):
+        given = ", ".join(type(x).__name__ for x in (q, k, v))
+        raise ValueError(f"attend takes tensors q, k, v; got {given}")
+    if not all(isinstance(each, Groups) for each in (groups_q, groups_k)):
+        raise ValueError("attend takes groups_q and groups_k as `Groups`, see `Cells.groups`")
+    if not torch.compiler.is_compiling():
+        check_arguments(attend, {**options._asdict()})
     shapes = [tuple(x.shape) for x in (q, k, v)]
     if {len(shape) for shape in shapes} != {3}:
         raise ValueError(f"attend takes packed (n, heads, head_dim) q, k, v; got {shapes}")
@@ -154,8 +164,6 @@ def _check(
             raise ValueError(f"the groups do not cover the {rows} rows given, each exactly once")
     if options.causal and cross:
         raise ValueError("causal attention is for self-attention: leave groups_k out")
-    if not 0 <= options.dropout < 1:
-        raise ValueError(f"dropout is a probability in [0, 1), got {options.dropout}")
     if options.key_bias is not None and options.key_bias.shape != k.shape[:1]:
         given = tuple(options.key_bias.shape)
         raise ValueError(f"key_bias has one number per key, ({len(k)},), got {given}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ from adaptok.cells import Cells, product
 from adaptok.layers.positions.rotary import Rotary
 from adaptok.registry import POSITIONS
 from adaptok.tokens import TokenizerSpec
+from adaptok.utils.arguments import PositiveFloat, checked
+
+Wavelengths = Annotated[Sequence[PositiveFloat], Len(2, 2)]
 
 
 def fourier_features(
@@ -47,13 +51,14 @@ class FourierPositions(nn.Module):
         ValueError: an unsuitable dim, or wavelengths that are not two ascending positive numbers.
     """
 
+    @checked
     def __init__(
         self,
         spec: TokenizerSpec,
         *,
-        time: Sequence[float] = (1.0, 100.0),
-        space: Sequence[float] = (1e-4, 1.0),
-        volume: Sequence[float] = (1e-10, 1.0),
+        time: Wavelengths = (1.0, 100.0),
+        space: Wavelengths = (1e-4, 1.0),
+        volume: Wavelengths = (1e-10, 1.0),
     ):
         super().__init__()
         dim = spec.dim

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.registry import POSITIONS
 from adaptok.tokens import TokenizerSpec
+from adaptok.utils.arguments import Base, Positive, checked
 
 
 class Rotary(NamedTuple):
@@ -73,7 +74,8 @@ class RotaryPositions(nn.Module):
         ValueError: the head is too narrow to give each space axis a pair.
     """
 
-    def __init__(self, spec: TokenizerSpec, head_dim: int, rope_base: float):
+    @checked
+    def __init__(self, spec: TokenizerSpec, head_dim: Positive, rope_base: Base):
         super().__init__()
         pairs_per_axis(spec.ndim, head_dim)  # raises here, not in the first forward
         self.head_dim, self.rope_base = head_dim, rope_base

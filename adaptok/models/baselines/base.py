@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from adaptok.layers.boundary import check_boundary
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.registry import Registry, split_part
+from adaptok.utils.arguments import Dimensions, NonNegative, Positive, checked
 
 BASELINES = Registry("baseline")
 
@@ -39,15 +41,16 @@ class Baseline(OneStepModel):
         return self.network(prepared.x[:, 0]).unsqueeze(1)
 
 
+@checked
 def create_baseline(
     baseline: str | Mapping[str, Any],
     *,
-    ndim: int,
-    in_channels: int,
-    history: int = 1,
-    constant_channels: int = 0,
+    ndim: Dimensions,
+    in_channels: Positive,
+    history: Positive = 1,
+    constant_channels: NonNegative = 0,
     boundary: Tensor | Sequence[Sequence[int]] | None = None,
-    shape: Sequence[int] | None = None,
+    shape: Sequence[Positive] | None = None,
     normalise: str = "sample",
     predict: str = "delta",
 ) -> Baseline:
@@ -71,9 +74,15 @@ def create_baseline(
     """
     arguments = dict(locals())
     options = OneStepOptions.of(arguments, out_channels=in_channels)
-    codes = torch.ones(ndim, 2) if boundary is None else torch.as_tensor(boundary)
-    if tuple(codes.shape) != (ndim, 2):
-        raise ValueError(f"boundary must be ({ndim}, 2), got {tuple(codes.shape)}")
+    codes = torch.ones(ndim, 2, dtype=torch.int64)
+    if boundary is not None:
+        try:
+            codes = torch.as_tensor(boundary)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"boundary must be ({ndim}, 2) codes, got {boundary!r}") from error
+        if tuple(codes.shape) != (ndim, 2):
+            raise ValueError(f"boundary must be ({ndim}, 2), got {tuple(codes.shape)}")
+        check_boundary(codes, 1, ndim)
     wired = {
         "ndim": ndim,
         "in_channels": options.token_channels,

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.models.baselines.base import BASELINES
+from adaptok.utils.arguments import Dimensions, Positive, Share, checked
 from adaptok.utils.precision import without_autocast
 
 
@@ -25,24 +26,20 @@ class FNO(nn.Module):
         padding: added to axes that are not periodic, as a fraction of their extent.
     """
 
+    @checked
     def __init__(
         self,
-        ndim: int,
-        in_channels: int,
-        out_channels: int,
+        ndim: Dimensions,
+        in_channels: Positive,
+        out_channels: Positive,
         periodic: tuple[bool, ...],
         *,
-        modes: int = 12,
-        width: int = 32,
-        depth: int = 4,
-        padding: float = 0.125,
+        modes: Positive = 12,
+        width: Positive = 32,
+        depth: Positive = 4,
+        padding: Share = 0.125,
     ):
         super().__init__()
-        if min(modes, width, depth) < 1 or not 0 <= padding <= 1:
-            raise ValueError(
-                "modes, width and depth must be at least 1 and padding in [0, 1], got "
-                f"{modes}, {width}, {depth} and {padding}"
-            )
         self.periodic, self.padding = periodic, padding
         self.lift = Pointwise(in_channels + periodic.count(False), width)
         self.blocks = nn.ModuleList(FourierLayer(ndim, width, modes) for _ in range(depth))

@@ -6,13 +6,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.models.baselines.base import BASELINES
+from adaptok.utils.arguments import Positive, checked
 
 
 @BASELINES.register("persistence")
 class Persistence(nn.Module):
     """Predicts no change; it has no weights and is not trained."""
 
-    def __init__(self, out_channels: int, predict: str):
+    @checked
+    def __init__(self, out_channels: Positive, predict: str):
         super().__init__()
         if predict != "delta":
             raise ValueError(f"persistence predicts a change of zero: predict=delta, not {predict}")

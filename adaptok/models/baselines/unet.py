@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from adaptok.layers.convolution import conv_class
 from adaptok.models.baselines.base import BASELINES
+from adaptok.utils.arguments import Dimensions, Halvings, Positive, checked
 
 POOLS = (nn.functional.max_pool1d, nn.functional.max_pool2d, nn.functional.max_pool3d)
 
@@ -26,19 +27,18 @@ class UNet(nn.Module):
         levels: how often the grid is halved.
     """
 
+    @checked
     def __init__(
         self,
-        ndim: int,
-        in_channels: int,
-        out_channels: int,
+        ndim: Dimensions,
+        in_channels: Positive,
+        out_channels: Positive,
         periodic: tuple[bool, ...],
         *,
-        width: int = 32,
-        levels: int = 3,
+        width: Positive = 32,
+        levels: Halvings = 3,
     ):
         super().__init__()
-        if width < 1 or levels < 0:
-            raise ValueError(f"width must be at least 1 and levels 0, got {width} and {levels}")
         self.ndim = ndim
         widths = [width * 2**level for level in range(levels + 1)]
         self.down = nn.ModuleList(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adaptok.models.baselines.base import BASELINES
 from adaptok.registry import choice
+from adaptok.utils.arguments import Positive, checked
 
 PACKAGE = "the_well.benchmark.models"
 MODELS = {
@@ -30,6 +31,7 @@ CHANNELS_LAST = ("refno", "avit", "afno")
 
 
 @BASELINES.register("well")
+@checked
 def well(
     ndim: int,
     in_channels: int,
@@ -37,7 +39,7 @@ def well(
     shape: tuple[int, ...] | None,
     *,
     architecture: str = "unet_classic",
-    width: int | None = None,
+    width: Positive | None = None,
 ) -> nn.Module:
     """A model of ``the_well.benchmark.models``, with the boundary handling that it has there.
 

@@ -5,14 +5,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Len
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
 from adaptok.registry import choice
 from adaptok.tasks.classify.sets import ImageSets, find_images
+from adaptok.utils.arguments import (
+    Finite,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    PositiveShare,
+    Seed,
+    Share,
+    checked,
+)
 
 
 class ImageData(LightningDataModule):
@@ -41,30 +52,29 @@ class ImageData(LightningDataModule):
         ValueError: the images are not found, or `batch_size` is below 1.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
         path: str | Path | None = None,
         *,
-        image_size: Sequence[int] = (224, 224),
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.5, 0.5, 0.5),
-        batch_size: int = 64,
+        image_size: Annotated[Sequence[Positive], Len(2, 2)] = (224, 224),
+        mean: Annotated[Sequence[Finite], Len(3, 3)] = (0.5, 0.5, 0.5),
+        std: Annotated[Sequence[PositiveFloat], Len(3, 3)] = (0.5, 0.5, 0.5),
+        batch_size: Positive = 64,
         augment: bool = True,
-        crop_scale: Sequence[float] = (0.08, 1.0),
-        flip: float = 0.5,
+        crop_scale: Annotated[Sequence[PositiveShare], Len(2, 2)] = (0.08, 1.0),
+        flip: Share = 0.5,
         auto_augment: str | None = None,
-        random_erase: float = 0.0,
-        crop_pct: float = 1.0,
+        random_erase: Share = 0.0,
+        crop_pct: PositiveShare = 1.0,
         interpolation: str = "bicubic",
-        num_workers: int = 0,
-        seed: int = 0,
+        num_workers: NonNegative = 0,
+        seed: Seed = 0,
     ):
         super().__init__()
         from timm.data.transforms_factory import create_transform
 
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
         self.name, self.batch_size = name, batch_size
         self.num_workers, self.seed = num_workers, seed
         self.sets: ImageSets = find_images(name, path)

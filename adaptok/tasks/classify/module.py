@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from adaptok.registry import choice
 from adaptok.training.fit_module import FitModule
 from adaptok.training.optim import OptimBase
+from adaptok.utils.arguments import NonNegativeFloat, Positive, PositiveShare, Rate
 from adaptok.vision import freeze_all_but_new
 
 
@@ -29,17 +30,10 @@ class ClassifierOptim(OptimBase):
         warmup_epochs: replaces `warmup_steps` unless None.
     """
 
-    layer_decay: float = 1.0
-    label_smoothing: float = 0.0
-    lr_batch: int | None = None
-    warmup_epochs: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"optim.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+    layer_decay: PositiveShare = 1.0
+    label_smoothing: Rate = 0.0
+    lr_batch: Positive | None = None
+    warmup_epochs: NonNegativeFloat | None = None
 
     def scaled(self, batch_size: int, steps_per_epoch: int) -> ClassifierOptim:
         """Returns the rates for a batch size, with the warm-up in steps.

@@ -12,6 +12,7 @@ from adaptok.cells import Cells, product
 from adaptok.layers.boxes import crop
 from adaptok.registry import EMBEDDINGS
 from adaptok.tokenizers.base import per_axis
+from adaptok.utils.arguments import LevelSizes, PerAxis, Positive, checked
 
 
 @EMBEDDINGS.register("boxes")
@@ -27,14 +28,15 @@ class BoxEmbedding(nn.Module):
         frames: parts of each box along time.
     """
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        dim: int,
-        sizes: tuple[tuple[int, ...], ...],
+        in_channels: Positive,
+        dim: Positive,
+        sizes: LevelSizes,
         *,
-        points: int | Sequence[int] = 4,
-        frames: int = 1,
+        points: PerAxis = 4,
+        frames: Positive = 1,
     ):
         super().__init__()
         self.points = parts_of_box(points, frames, len(sizes[0]) - 1)

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
 from adaptok.layers.convolution import conv_class
-from adaptok.patches import check_on_grid, grid_index, pad_end, patchify, rows_of_levels
+from adaptok.patches import (
+    check_levels,
+    check_on_grid,
+    grid_index,
+    pad_end,
+    patchify,
+    rows_of_levels,
+)
 from adaptok.registry import EMBEDDINGS, choice
 from adaptok.tokenizers.embeddings.linear import restore_rows
+from adaptok.utils.arguments import LevelSizes, Positive, checked
 from adaptok.utils.magnitude import wide
 
 VERSIONS = ("current", "paper")
@@ -44,16 +52,18 @@ class HmlpEmbedding(nn.Module):
 
     needs_grid = True
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        dim: int,
-        sizes: tuple[tuple[int, ...], ...],
+        in_channels: Positive,
+        dim: Positive,
+        sizes: LevelSizes,
         *,
         version: str = "current",
     ):
         super().__init__()
         check_hmlp(dim, version)
+        self.sizes = sizes
         self.crops = version == "paper"
         self.lift = nn.Linear(in_channels * sizes[0][0], dim // 4)
         self.levels = nn.ModuleList(_stem(dim, size[1:], version) for size in sizes)
@@ -61,6 +71,7 @@ class HmlpEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
         check_on_grid(cells, "embedding 'hmlp'")
+        check_levels(cells, self.sizes)
         frame_size = cells.sizes[0][0]
         image = x.unflatten(1, (-1, frame_size)).flatten(2, 3)  # (b, frames, fs * c, *space)
         image = self.lift(image.movedim(2, -1)).movedim(-1, 2)

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, Count, product
-from adaptok.patches import gather_boxes, grid_index, patchify, rows_of_levels
+from adaptok.patches import check_levels, gather_boxes, grid_index, patchify, rows_of_levels
 from adaptok.registry import EMBEDDINGS
+from adaptok.utils.arguments import LevelSizes, Positive, checked
 
 
 @EMBEDDINGS.register("linear")
@@ -23,12 +24,15 @@ class LinearEmbedding(nn.Module):
         sizes: cell size of each level, time first.
     """
 
-    def __init__(self, in_channels: int, dim: int, sizes: tuple[tuple[int, ...], ...]):
+    @checked
+    def __init__(self, in_channels: Positive, dim: Positive, sizes: LevelSizes):
         super().__init__()
+        self.sizes = sizes
         self.levels = nn.ModuleList(nn.Linear(in_channels * product(s), dim) for s in sizes)
 
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
+        check_levels(cells, self.sizes)
         rows = rows_of_levels(cells)
         parts = []
         for level, (linear, own) in enumerate(zip(self.levels, rows, strict=True)):

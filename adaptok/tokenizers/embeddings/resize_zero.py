@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.patches import check_on_grid, grid_index, level_grid, pad_end, patchify, rows_of_levels
+from adaptok.patches import (
+    check_levels,
+    check_on_grid,
+    grid_index,
+    level_grid,
+    pad_end,
+    patchify,
+    rows_of_levels,
+)
 from adaptok.registry import EMBEDDINGS, choice
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.embeddings.learned_table import LearnedPositions
 from adaptok.tokenizers.embeddings.linear import restore_rows
+from adaptok.utils.arguments import LevelSizes, PerAxis, Positive, checked
 from adaptok.utils.constants import cached_constant
 
 
@@ -48,17 +56,19 @@ class ResizeZeroEmbedding(nn.Module):
 
     needs_grid = True
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        dim: int,
-        sizes: tuple[tuple[int, ...], ...],
+        in_channels: Positive,
+        dim: Positive,
+        sizes: LevelSizes,
         *,
         resize: str = "central",
         branch: bool = True,
-        positions: int | Sequence[int] | None = None,
+        positions: PerAxis | None = None,
     ):
         super().__init__()
+        self.sizes = sizes
         self.resize = choice("resize", resize, ("central", "area"))
         ratios = {
             tuple(c // f for c, f in zip(*pair, strict=True)) for pair in itertools.pairwise(sizes)
@@ -83,6 +93,7 @@ class ResizeZeroEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
         check_on_grid(cells, "embedding 'resize_zero'")
+        check_levels(cells, self.sizes)
         finest, rows = len(cells.sizes) - 1, rows_of_levels(cells)
         real = [own.clamp(max=cells.count - 1) for own in rows]
         patches = patchify(x, cells.sizes[finest]).flatten(0, 1)  # (b * g, k)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
@@ -13,6 +11,7 @@ from adaptok.layers.boundary import Boundary
 from adaptok.registry import INDICATORS
 from adaptok.tokenizers.indicators.base import Field, Intensity, Scores, points_of_nodes
 from adaptok.tree import Tree
+from adaptok.utils.arguments import Bins, Pair, checked
 from adaptok.utils.constants import cached_constant
 
 
@@ -33,15 +32,14 @@ class EntropyIndicator:
 
     monotone = False
 
+    @checked
     def __init__(
         self,
         *,
         color: str | None = None,
-        bins: int = 512,
-        value_range: Sequence[float] | None = (0.0, 255.0),
+        bins: Bins = 512,
+        value_range: Pair | None = (0.0, 255.0),
     ):
-        if not bins >= 2:
-            raise ValueError(f"bins must be at least 2, got {bins}")
         self.intensity, self.bins = Intensity(color, value_range), bins
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:

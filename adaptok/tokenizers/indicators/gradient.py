@@ -19,6 +19,7 @@ from adaptok.tokenizers.indicators.base import (
     periodic_axes,
 )
 from adaptok.tree import Tree, sum_pyramid
+from adaptok.utils.arguments import Positive, Power, Weights, checked
 from adaptok.utils.magnitude import standardised
 
 SMALL = 2**18  # values whose scoring needs no care for memory
@@ -47,21 +48,18 @@ class GradientIndicator:
 
     monotone = True
 
+    @checked
     def __init__(
         self,
         *,
-        k: int = 1,
+        k: Positive = 1,
         padding: str = "replicate",
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
         ignore: Sequence[int] = (),
-        power: float = 1.0,
+        power: Power = 1.0,
         channels: str = "mean",
         frames: str = "mean",
     ):
-        if not k >= 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if not 0 < power < math.inf:
-            raise ValueError(f"power must be positive and finite, got {power}")
         choice("padding", padding, PADDINGS)
         for name, value in (("channels", channels), ("frames", frames)):
             choice(name, value, ("mean", "max"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +18,7 @@ from adaptok.tokenizers.indicators.base import (
 )
 from adaptok.tokenizers.indicators.gradient import PADDINGS, stencil
 from adaptok.tree import Tree, sum_pyramid
+from adaptok.utils.arguments import Pair, checked
 
 
 @INDICATORS.register("laplacian")
@@ -37,12 +36,13 @@ class LaplacianIndicator:
         padding: "reflect", "replicate" or "circular"; periodic axes are always circular.
     """
 
+    @checked
     def __init__(
         self,
         *,
         statistic: str = "mean",
         color: str | None = None,
-        value_range: Sequence[float] | None = (0.0, 255.0),
+        value_range: Pair | None = (0.0, 255.0),
         padding: str = "reflect",
     ):
         self.statistic = choice("statistic", statistic, STATISTICS)

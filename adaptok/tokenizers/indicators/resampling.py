@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +12,7 @@ from adaptok.patches import pad_end
 from adaptok.registry import INDICATORS
 from adaptok.tokenizers.indicators.base import Field, Intensity, Scores, points_of_nodes
 from adaptok.tree import Tree, sum_pyramid
+from adaptok.utils.arguments import Pair, checked
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -33,7 +32,8 @@ class ResamplingIndicator:
 
     monotone = False
 
-    def __init__(self, *, value_range: Sequence[float] | None = (0.0, 255.0)):
+    @checked
+    def __init__(self, *, value_range: Pair | None = (0.0, 255.0)):
         self.intensity = Intensity("channels", value_range)
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:

@@ -13,6 +13,7 @@ from adaptok.patches import pad_end, patchify
 from adaptok.registry import INDICATORS
 from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights, check_weights
 from adaptok.tree import Tree
+from adaptok.utils.arguments import Weights, checked
 from adaptok.utils.magnitude import squarable
 
 
@@ -36,11 +37,12 @@ class VarianceIndicator:
 
     monotone = False  # a child may vary more than its parent
 
+    @checked
     def __init__(
         self,
         *,
         normalise: bool = False,
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
         ignore: Sequence[int] = (),
     ):
         self.normalise = normalise

@@ -6,7 +6,12 @@ from adaptok.tokenizers.marking.budget import BudgetMarking, plan
 from adaptok.tokenizers.marking.fraction import FractionMarking
 from adaptok.tokenizers.marking.maximum import MaximumMarking
 from adaptok.tokenizers.marking.random import RandomMarking
-from adaptok.tokenizers.marking.threshold import ThresholdMarking, level_thresholds
+from adaptok.tokenizers.marking.threshold import (
+    ThresholdMarking,
+    Thresholds,
+    as_thresholds,
+    level_thresholds,
+)
 
 __all__ = [
     "Budget",
@@ -17,6 +22,8 @@ __all__ = [
     "MaximumMarking",
     "RandomMarking",
     "ThresholdMarking",
+    "Thresholds",
+    "as_thresholds",
     "level_thresholds",
     "per_sample",
     "plan",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adaptok.cells import Count, Lengths, repeated
 from adaptok.tree import Tree
+from adaptok.utils.arguments import shown
 
 Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbers too
 
@@ -79,7 +80,8 @@ def per_sample(budget: Budget, batch: Count) -> Lengths:
     Raises:
         ValueError: not whole numbers, or not one per sample.
     """
-    values: Any = budget.tolist() if isinstance(budget, Tensor) else budget
+    meta = isinstance(budget, Tensor) and budget.is_meta
+    values: Any = budget.tolist() if isinstance(budget, Tensor) and not meta else budget
     if isinstance(values, Integral) and not isinstance(values, bool):
         return repeated(int(values), batch)
     if isinstance(batch, torch.SymInt):
@@ -89,4 +91,6 @@ def per_sample(budget: Budget, batch: Count) -> Lengths:
     listed = isinstance(values, Sequence) and len(values) == batch
     if listed and all(isinstance(v, Integral) and not isinstance(v, bool) for v in values):
         return tuple(int(v) for v in values)
-    raise ValueError(f"budget is a whole number or {batch} of them, one per sample; got {budget!r}")
+    raise ValueError(
+        f"budget is a whole number or {batch} of them, one per sample; got {shown(budget)}"
+    )

@@ -14,6 +14,7 @@ from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Budget, Marks, per_sample, rankable
 from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask
 from adaptok.tree import Tree
+from adaptok.utils.arguments import Positive, checked
 
 
 @MARKINGS.register("budget")
@@ -34,9 +35,10 @@ class BudgetMarking:
     controls = ("budget",)
     static = True
 
-    def __init__(self, *, budget: int = 256, splits_per_step: int = 1, per_batch: bool = False):
-        if not splits_per_step >= 1:
-            raise ValueError(f"splits_per_step must be at least 1, got {splits_per_step}")
+    @checked
+    def __init__(
+        self, *, budget: Positive = 256, splits_per_step: Positive = 1, per_batch: bool = False
+    ):
         self.budget, self.splits_per_step, self.per_batch = budget, splits_per_step, per_batch
 
     def __call__(

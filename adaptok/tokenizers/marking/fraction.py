@@ -11,6 +11,7 @@ from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Marks, rankable
 from adaptok.tokenizers.marking.best_first import top_mask
 from adaptok.tree import Tree
+from adaptok.utils.arguments import Share, checked
 
 
 @MARKINGS.register("fraction")
@@ -28,8 +29,9 @@ class FractionMarking:
     controls = ("ratio",)
     static = True
 
-    def __init__(self, *, ratio: float = 0.25):
-        self.ratio = _valid(ratio)
+    @checked
+    def __init__(self, *, ratio: Share = 0.25):
+        self.ratio = ratio
 
     def __call__(
         self,
@@ -38,10 +40,10 @@ class FractionMarking:
         *,
         monotone: bool = False,
         shared: int = 1,
-        ratio: float | None = None,
+        ratio: Share | None = None,
     ) -> Marks:
         """Marks the best existing nodes of each level."""
-        ratio = self.ratio if ratio is None else _valid(ratio)
+        ratio = self.ratio if ratio is None else ratio
         b, frames, _ = scores.shape
         counts, leaves = _plan(ratio, tree, frames)
         exists: Tensor | None = None
@@ -74,9 +76,3 @@ def _plan(ratio: float, tree: Tree, frames: int) -> tuple[list[int], int]:
         below = frames * (inside[level + 1] - whole[level] * product(ratios))
         exist = below + (chosen - crossing) * product(ratios)
     return splits, leaves + exist
-
-
-def _valid(ratio: float) -> float:
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must be in [0, 1], got {ratio}")
-    return ratio

@@ -9,6 +9,7 @@ from torch import Tensor
 from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Marks, finite
 from adaptok.tree import Tree
+from adaptok.utils.arguments import PositiveShare, checked
 
 
 @MARKINGS.register("maximum")
@@ -26,8 +27,9 @@ class MaximumMarking:
 
     controls = ("gamma",)
 
-    def __init__(self, *, gamma: float = 0.2):
-        self.gamma = _valid(gamma)
+    @checked
+    def __init__(self, *, gamma: PositiveShare = 0.2):
+        self.gamma = gamma
 
     def __call__(
         self,
@@ -36,19 +38,13 @@ class MaximumMarking:
         *,
         monotone: bool = False,
         shared: int = 1,
-        gamma: float | None = None,
+        gamma: PositiveShare | None = None,
     ) -> Marks:
         """Marks the nodes above the threshold, and those that cross the border."""
-        gamma = self.gamma if gamma is None else _valid(gamma)
+        gamma = self.gamma if gamma is None else gamma
         if tree.inner == 0:
             return Marks(torch.zeros_like(scores, dtype=torch.bool), None)
         nodes, scores = tree.nodes(scores.device), finite(scores)
         coarsest = tree.per_level(scores.masked_fill(nodes.outside, -torch.inf))[0]
         highest = coarsest.amax((1, 2), keepdim=True)
         return Marks((scores > gamma * highest) | nodes.forced, None)
-
-
-def _valid(gamma: float) -> float:
-    if not 0 < gamma <= 1:
-        raise ValueError(f"gamma must be in (0, 1], got {gamma}")
-    return gamma

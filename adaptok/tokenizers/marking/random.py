@@ -10,6 +10,7 @@ from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Budget, Marks
 from adaptok.tokenizers.marking.budget import BudgetMarking
 from adaptok.tree import Tree
+from adaptok.utils.arguments import Positive, Seed, checked
 
 
 @MARKINGS.register("random")
@@ -26,7 +27,8 @@ class RandomMarking:
     controls = ("budget", "seed")
     static = True
 
-    def __init__(self, *, budget: int = 256, seed: int = 0):
+    @checked
+    def __init__(self, *, budget: Positive = 256, seed: Seed = 0):
         self.seed = seed
         self._marking = BudgetMarking(budget=budget)
 
@@ -38,9 +40,9 @@ class RandomMarking:
         monotone: bool = False,
         shared: int = 1,
         budget: Budget | None = None,
-        seed: int | None = None,
+        seed: Seed | None = None,
     ) -> Marks:
         """Refines by random scores; the given ones only lend their shape."""
-        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        generator = torch.Generator().manual_seed(int(self.seed if seed is None else seed))
         draws = torch.rand(scores.shape[1:], generator=generator).to(scores.device)
         return self._marking(draws.expand_as(scores), tree, shared=shared, budget=budget)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from numbers import Real
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,6 +15,7 @@ from adaptok.tokenizers.marking.base import Budget, Marks, per_sample, rankable
 from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
 from adaptok.tokenizers.marking.budget import plan
 from adaptok.tree import Tree, existing
+from adaptok.utils.arguments import Positive, accepts, checked, shown
 
 Thresholds = float | Iterable[float]  # one for all levels, or one per level, fine to coarse
 
@@ -38,7 +38,8 @@ class ThresholdMarking:
 
     controls = ("thresholds", "budget")
 
-    def __init__(self, *, thresholds: Thresholds = 5.5, budget: int | None = None):
+    @checked
+    def __init__(self, *, thresholds: Thresholds = 5.5, budget: Positive | None = None):
         self.thresholds, self.budget = as_thresholds(thresholds), budget
 
     def __call__(
@@ -76,11 +77,12 @@ class ThresholdMarking:
 
 def as_thresholds(thresholds: Thresholds) -> float | tuple[float, ...]:
     """Returns one number, or one per level; raises ``ValueError`` for anything else and NaN."""
-    values = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
-    if any(not isinstance(v, Real) or isinstance(v, bool) or math.isnan(v) for v in values):
-        raise ValueError(f"thresholds are numbers, one or one per level, got {thresholds!r}")
-    numbers = tuple(float(v) for v in values)
-    return numbers if isinstance(thresholds, Iterable) else numbers[0]
+    listed = isinstance(thresholds, Iterable) and getattr(thresholds, "ndim", 1) > 0
+    values: list[Any] = list(thresholds) if listed else [thresholds]  # type: ignore[arg-type]
+    if isinstance(thresholds, (str, bytes, Mapping)) or not all(accepts(float, v) for v in values):
+        raise ValueError(f"thresholds are numbers, one or one per level, got {shown(thresholds)}")
+    numbers = tuple(map(float, values))
+    return numbers if listed else numbers[0]
 
 
 def level_thresholds(thresholds: Thresholds, n_levels: int) -> tuple[float, ...]:

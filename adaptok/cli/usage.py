@@ -7,33 +7,17 @@ from pathlib import Path
 
 import yaml
 
-# What each command does, its arguments if it has no configuration, and examples.
+# What each command does, its arguments if it has no configuration, and examples; then other texts.
 USAGE = yaml.safe_load(Path(__file__).with_name("usage.yaml").read_text(encoding="utf-8"))
-COMMANDS: dict[str, str] = {command: entry["about"] for command, entry in USAGE.items()}
+COMMANDS: dict[str, str] = {k: v["about"] for k, v in USAGE.items() if isinstance(v, dict)}
 MANY = 60  # choices of a group that are not all listed
-
-FLAGS = """\
-  -m, --multirun      run every combination of comma-separated values, such as seed=0,1,2;
-                      typed again, it resumes where it stopped
-  --config-dir DIR    a folder of your own YAML files, such as DIR/tokenizer/mine.yaml
-  --cfg job           print the composed configuration and stop
-  --debug             show the traceback of an error
-  -h, --help          this text"""
 
 
 def main_help() -> str:
     """Makes the text of ``adaptok --help``."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items())
-    return f"""\
-adaptok: adaptive tokenizers for transformers on images and PDE fields
-
-usage: adaptok <command> [key=value ...] [flags]
-
-commands:
-{commands}
-
-`adaptok <command> --help` lists the choices, the keys and examples."""
+    return USAGE["adaptok"].format(commands=commands)
 
 
 def command_help(command: str, overrides: Sequence[str] = ()) -> str:
@@ -43,7 +27,7 @@ def command_help(command: str, overrides: Sequence[str] = ()) -> str:
     lines = [f"adaptok {command}: {entry['about']}", ""]
     lines += [f"usage: adaptok {command} {arguments}", ""]
     if "arguments" not in entry:
-        lines += [*_menu(command, overrides), "flags:", FLAGS, ""]
+        lines += [*_menu(command, overrides), USAGE["flags"]]
     examples = [f"  {example}" for example in entry["examples"].splitlines()]
     return "\n".join([*lines, "examples:", *examples])
 

@@ -102,8 +102,8 @@ def outcome(case: Case, value: Any) -> str | None:
         words = (case.argument, *SYNONYMS.get(case.argument, ()), *case.names)
         return None if any(w in str(error) for w in words) else f"does not name it: {error}"
     except Exception as error:
-        if isinstance(value, np.generic) and type(error).__name__ == "TypeCheckError":
-            return None  # of the hook in the tests, which knows no numbers of NumPy
+        if type(error).__name__ == "TypeCheckError":
+            return None  # of the tests' own hook, after a call that has succeeded
         return f"{type(error).__name__}: {error}"
     return wrong_result(result)
 

@@ -296,7 +296,7 @@ def test_tokens_with_a_layout_of_their_own_are_refused(name):
         ({"window": 12}, r"a multiple of the coarsest cell \(8, 8\), got 12"),
         ({"window": 0}, "window must be a whole number .*, got 0"),
         ({"heads": 5}, "dim 24 is not divisible by 5 heads"),
-        ({"heads": 0}, "not divisible by 0 heads"),
+        ({"heads": 0}, "heads must be a whole number"),
         ({"heads": 12}, "rotary positions on 2 axes need head_dim >= 4, got 2"),
     ],
 )

@@ -29,7 +29,7 @@ Dimensions = Annotated[int, at.Interval(ge=1, le=3)]  # of space
 Depth = Annotated[int, at.Interval(ge=0, le=10_000)]  # blocks, levels
 Seed = Annotated[int, at.Interval(ge=-(2**63), le=2**63 - 1)]
 PerAxis = Positive | Sequence[Positive]  # grid points, one number or one per space axis
-LevelSizes = tuple[tuple[Positive, ...], ...]
+LevelSizes = Annotated[tuple[tuple[Positive, ...], ...], at.Len(1)]
 PositiveFloat = Annotated[float, at.Gt(0), at.Predicate(math.isfinite)]
 NonNegativeFloat = Annotated[float, at.Ge(0), at.Predicate(math.isfinite)]
 Finite = Annotated[float, at.Predicate(math.isfinite)]

@@ -11,7 +11,7 @@ from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Marks, rankable
 from adaptok.tokenizers.marking.best_first import top_mask
 from adaptok.tree import Tree
-from adaptok.utils.arguments import Share, checked
+from adaptok.utils.arguments import Share, check_value, checked
 
 
 @MARKINGS.register("fraction")
@@ -43,7 +43,10 @@ class FractionMarking:
         ratio: Share | None = None,
     ) -> Marks:
         """Marks the best existing nodes of each level."""
-        ratio = self.ratio if ratio is None else ratio
+        if ratio is None:
+            ratio = self.ratio
+        elif not torch.compiler.is_compiling():
+            check_value(ratio, Share, "ratio")
         b, frames, _ = scores.shape
         counts, leaves = _plan(ratio, tree, frames)
         exists: Tensor | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Marks, finite
 from adaptok.tree import Tree
-from adaptok.utils.arguments import PositiveShare, checked
+from adaptok.utils.arguments import PositiveShare, check_value, checked
 
 
 @MARKINGS.register("maximum")
@@ -41,7 +41,10 @@ class MaximumMarking:
         gamma: PositiveShare | None = None,
     ) -> Marks:
         """Marks the nodes above the threshold, and those that cross the border."""
-        gamma = self.gamma if gamma is None else gamma
+        if gamma is None:
+            gamma = self.gamma
+        elif not torch.compiler.is_compiling():
+            check_value(gamma, PositiveShare, "gamma")
         if tree.inner == 0:
             return Marks(torch.zeros_like(scores, dtype=torch.bool), None)
         nodes, scores = tree.nodes(scores.device), finite(scores)

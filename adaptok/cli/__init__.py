@@ -61,13 +61,9 @@ def _dispatch(args: list[str]) -> int:
         print(f"adaptok {__version__}")
         return 0
     command, *rest = args
-    if command not in COMMANDS:
-        from adaptok.registry import close_matches
+    from adaptok.registry import choice
 
-        known = ", ".join(COMMANDS)
-        raise ValueError(
-            f"unknown command {command!r}{close_matches(command, COMMANDS)}; commands: {known}"
-        )
+    choice("command", command, COMMANDS)
     asked = rest[:1] if command == "bench" else rest  # a benchmark has its own --help
     if {"-h", "--help"} & set(asked):
         print(command_help(command, overrides_in(rest)))

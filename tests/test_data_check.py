@@ -22,6 +22,9 @@ from adaptok.data.check import check
 from adaptok.data.synthetic import SOLVERS, generate
 
 MAZE = "acoustic_scattering_maze"
+NO_STATISTICS = (
+    "is missing: the statistics of the training split; `adaptok data stats FOLDER` computes them"
+)
 TINY = {"resolution": 16, "frames": 3, "train": 9, "valid": 1, "test": 1}
 
 
@@ -63,9 +66,8 @@ def test_files_folders_and_urls_can_be_checked(root):
     memory.put(f"{root / MAZE}/", "/checked", recursive=True)
     assert check("memory://checked") == (4, [])
     memory.rm("/checked/stats.yaml")
-    assert [str(p) for p in check("memory://checked").problems] == [
-        "memory://checked/stats.yaml: is missing: the statistics of the training split"
-    ]
+    lacking = [str(p) for p in check("memory://checked").problems]
+    assert lacking == [f"memory://checked/stats.yaml: {NO_STATISTICS}"]
     memory.rm("/checked", recursive=True)
 
 
@@ -218,7 +220,7 @@ def test_missing_splits_and_statistics_are_found(copy):
     (copy / "stats.yaml").unlink()
     assert [p.what for p in check(copy).problems] == [
         "split valid is missing or empty",
-        "is missing: the statistics of the training split",
+        NO_STATISTICS,
     ]
 
 

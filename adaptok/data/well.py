@@ -49,7 +49,7 @@ class WellData(LightningDataModule):
         history: input frames.
         target_steps: target frames.
         stride: use every stride-th frame.
-        batch_size: samples per batch, also of rollouts.
+        batch_size: samples per batch, also of rollouts; at most as many as a process trains on.
         max_lead: each training target is drawn 1 to `max_lead` steps ahead, anew in each epoch;
             if above 1, batches have "lead_time" (b,), in steps.
         train_fraction: train on only this share of the trajectories (at least one), a random choice
@@ -156,18 +156,24 @@ class WellData(LightningDataModule):
     def train_sampler(self, ranks: int = 1, rank: int = 0) -> EpochSampler:
         """Returns the order of the training samples of one of several processes.
 
+        A batch larger than what a process has becomes smaller, with a line that says so.
+
         Raises:
-            ValueError: a process has less than a batch.
+            ValueError: a process has no sample.
         """
         windows = self._train_windows()
         sampler = EpochSampler(windows, seed=self.seed, ranks=ranks, rank=rank)
         if len(sampler) < self.batch_size:
             total = len(windows)  # type: ignore[arg-type]
+            if not len(sampler):
+                raise ValueError(f"{total} training samples are too few for {ranks} processes")
             where = f" on each of {ranks} processes ({total} in all)" if ranks > 1 else ""
-            raise ValueError(
-                f"batch_size={self.batch_size} is larger than the training set: {len(sampler)} "
-                f"samples{where}"
-            )
+            if rank == 0:
+                print(
+                    f"batch_size={self.batch_size} is larger than the training set: {len(sampler)} "
+                    f"samples{where}, which make one batch"
+                )
+            self.batch_size = len(sampler)
         return sampler
 
     def seeded_train_samples(self) -> Seeded:

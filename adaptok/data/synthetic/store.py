@@ -105,7 +105,8 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, np.ndarray] = {}  # count, sum and sum of squares
+        # (field, of its change) -> count, sum and sum of squares
+        self._sums: dict[tuple[str, bool], np.ndarray] = {}
 
     def add(self, data: Trajectories) -> None:
         """Adds the trajectories of one training file."""
@@ -118,7 +119,7 @@ class Statistics:
     def accumulate(self, key: str, order: int, varying: bool, value: Tensor | np.ndarray) -> None:
         """Adds one trajectory of a field of a tensor order; time is axis 0 of a varying one."""
         value = torch.as_tensor(value)
-        parts = {key: value} | ({f"{key} delta": value.diff(dim=0)} if varying else {})
+        parts = {(key, False): value} | ({(key, True): value.diff(dim=0)} if varying else {})
         for name, part in parts.items():
             flat = part.double().flatten(0, part.ndim - order - 1)
             count = torch.full_like(flat[0], len(flat))
@@ -128,8 +129,7 @@ class Statistics:
     def summary(self) -> dict[str, dict[str, Any]]:
         """Returns the content of stats.yaml."""
         out: dict[str, dict[str, Any]] = {}
-        for key, (count, first, second) in self._sums.items():
-            field, _, delta = key.partition(" ")
+        for (field, delta), (count, first, second) in self._sums.items():
             mean, square = first / count, second / count
             values = {
                 "mean": mean,

@@ -20,7 +20,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("the_well")
 
 from adaptok.cli import main
-from adaptok.data import WellData, from_arrays, write_statistics
+from adaptok.data import Mixture, WellData, from_arrays, write_statistics
 from adaptok.data.array_files import read_arrays
 from adaptok.data.array_layout import describe
 from adaptok.data.arrays import _rows
@@ -400,9 +400,16 @@ def test_a_batch_is_at_most_the_training_set(tmp_path, capsys):
     folder = from_arrays(arrays, tmp_path / "mine", **options)
     data = WellData(path=folder, batch_size=100)
     data.setup("fit")
+    assert capsys.readouterr().out == ""
     assert [len(batch["input"]) for batch in data.train_dataloader()] == [4]
     assert capsys.readouterr().out.splitlines() == [
         "batch_size=100 is larger than the training set: 4 samples, which make one batch"
     ]
+    more = WellData(path=from_arrays(made()[0], tmp_path / "more", **options), batch_size=3)
+    mixed = Mixture({"mine": WellData(path=folder, batch_size=3, train_samples=2), "more": more})
+    mixed.setup("fit")
+    sizes = [len(batch["input"]) for batch in mixed.train_dataloader()]
+    assert sizes == [2] * 4
+    assert "batch_size=3 is larger than the training set: 2 samples" in capsys.readouterr().out
     with pytest.raises(ValueError, match="4 training samples are too few for 5 processes"):
         data.train_sampler(5, 0)

@@ -1,4 +1,4 @@
-"""The page about own data: each of its sections goes from arrays to a trained model and pictures."""
+"""The page about own data: each section goes from arrays to a trained model and pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from adaptok.data import WellData, from_arrays
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
 SHORT = [*small_runs.SIZE, "trainer=debug", "optim.warmup_steps=1"]
-LEARNS = ["processor.depth=2", "optim=cosine", "optim.lr=2e-3", "optim.warmup_steps=20"]
+GIVEN = ["out=own/a", "axes=trajectory,time,x", "boundary=wall"]
+LEARNS = [
+    "size=tiny",
+    "processor.depth=2",
+    "optim=cosine",
+    "optim.lr=2e-3",
+    "optim.warmup_steps=20",
+]
 LEARNS += ["trainer.max_steps=120", "trainer.val_check_interval=120"]
 
 
@@ -75,10 +82,7 @@ def test_every_section_ends_in_a_model_and_its_pictures(arrays, capsys, name):
             words += [f"hydra.run.dir={arrays / 'out' / kind}"]
         if kind == "train":
             words = [word for word in words if not word.startswith(("size=", "trainer."))]
-            words += LEARNS if "steady" in name else SHORT
-            words += (
-                [] if any(word.startswith("test.steps") for word in words) else ["test.steps=2"]
-            )
+            words += LEARNS if "steady" in name else [*SHORT, "test.steps=2"]
         assert main(words) == 0, capsys.readouterr().err
         if (picture := words[-1]).startswith("picture="):
             assert (arrays / picture.removeprefix("picture=")).is_file()
@@ -87,9 +91,8 @@ def test_every_section_ends_in_a_model_and_its_pictures(arrays, capsys, name):
     assert (run / "model" / "model.safetensors").is_file()
     metrics = json.loads((run / "metrics.json").read_text())
     if "steady" in name:
-        assert (
-            metrics["settings"][0]["vrmse"]["mean"] < 0.6 * metrics["persistence"]["vrmse"]["mean"]
-        )
+        error, mean_field = metrics["settings"][0]["vrmse"], metrics["persistence"]["vrmse"]
+        assert error["mean"] < 0.6 * mean_field["mean"]
 
 
 @pytest.mark.slow
@@ -103,3 +106,30 @@ def test_a_name_is_the_name_of_the_folder_everywhere(arrays, capsys, monkeypatch
     words = ["train", "data=well", "data.path=.", "tokenizer.budget=32", *SHORT, "test.steps=2"]
     assert main([*words, f"hydra.run.dir={arrays / 'run'}"]) == 0
     assert "# line, test split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["from-arrays"], "one path is needed, got none: adaptok data from-arrays FILE out=FOLDER"),
+        (["from-arrays", "a.npy", "b.npy"], "one path is needed, got a.npy b.npy"),
+        (["from-arrays", "a.npy", "axs=x"], "unknown key 'axs' (did you mean 'axes'?); valid: out"),
+        (["from-arrays", "a.npy", "out=own/a"], "axes=... must be given"),
+        (["from-arrays", "a.npy", *GIVEN, "dt=fast"], "dt must be made of numbers, got 'fast'"),
+        (["from-arrays", "a.npy", *GIVEN, "dt=-1"], "dt must be"),
+        (["from-arrays", "a.npy", *GIVEN, "seed=0.5"], "seed must be a whole number"),
+        (["from-arrays", "a.npy", *GIVEN, "splits=8,0,1"], "splits"),
+        (["from-arrays", "a.npy", *GIVEN, "overwrite=maybe"], "overwrite must be true or false"),
+        (["from-arrays", "a.npy", *GIVEN], "no such file: a.npy"),
+        (["from-arays", "a.npy"], "unknown command 'data from-arays' (did you mean"),
+        (["stats"], "one path is needed, got none: adaptok data stats FOLDER"),
+        (["stats", "nowhere"], "no training files"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not [*tmp_path.iterdir()]

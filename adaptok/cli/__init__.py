@@ -63,6 +63,9 @@ def _dispatch(args: list[str]) -> int:
     command, *rest = args
     if rest and f"{command} {rest[0]}" in COMMANDS:
         command, rest = f"{command} {rest[0]}", rest[1:]
+    is_word = bool(rest) and "=" not in rest[0] and not rest[0].startswith("-")
+    if command == "data" and is_word:
+        command = f"data {rest[0]}"  # the message names it
     if command not in COMMANDS:
         from adaptok.registry import close_matches
 

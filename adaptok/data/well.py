@@ -148,32 +148,28 @@ class WellData(LightningDataModule):
         _ = self.info
 
     def train_dataloader(self) -> DataLoader:
-        """Loads shuffled training batches, without an incomplete last one."""
+        """Loads shuffled training batches, without an incomplete last one.
+
+        A batch larger than what a process trains on is made smaller, and a line says so.
+        """
         samples = self.seeded_train_samples()
         sampler = self.train_sampler(*ranks_of(self.trainer))
-        return self.make_loader(samples, ResumableLoader, sampler=sampler, drop_last=True)
+        size = batch_size_for([sampler], self.batch_size)
+        return self.make_loader(
+            samples, ResumableLoader, batch_size=size, sampler=sampler, drop_last=True
+        )
 
     def train_sampler(self, ranks: int = 1, rank: int = 0) -> EpochSampler:
         """Returns the order of the training samples of one of several processes.
-
-        A batch larger than what a process has becomes smaller, with a line that says so.
 
         Raises:
             ValueError: a process has no sample.
         """
         windows = self._train_windows()
         sampler = EpochSampler(windows, seed=self.seed, ranks=ranks, rank=rank)
-        if len(sampler) < self.batch_size:
+        if not len(sampler):
             total = len(windows)  # type: ignore[arg-type]
-            if not len(sampler):
-                raise ValueError(f"{total} training samples are too few for {ranks} processes")
-            where = f" on each of {ranks} processes ({total} in all)" if ranks > 1 else ""
-            if rank == 0:
-                print(
-                    f"batch_size={self.batch_size} is larger than the training set: {len(sampler)} "
-                    f"samples{where}, which make one batch"
-                )
-            self.batch_size = len(sampler)
+            raise ValueError(f"{total} training samples are too few for {ranks} processes")
         return sampler
 
     def seeded_train_samples(self) -> Seeded:
@@ -217,9 +213,9 @@ class WellData(LightningDataModule):
         self, windows: Dataset, kind: type[DataLoader] = DataLoader, **options
     ) -> DataLoader:
         """Makes a loader of samples with the batch size and workers of this set."""
+        options = {"batch_size": self.batch_size} | options
         return kind(
             windows,
-            batch_size=self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -285,6 +281,20 @@ class WellData(LightningDataModule):
 def ranks_of(trainer: Any) -> tuple[int, int]:
     """Returns the number of processes of a trainer and this one's rank; (1, 0) without trainer."""
     return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+
+
+def batch_size_for(samplers: Sequence[EpochSampler], wanted: int) -> int:
+    """Returns the batch size: as wanted, or all samples of the smallest sampler, with a line."""
+    smallest = min(samplers, key=len)
+    if len(smallest) >= wanted:
+        return wanted
+    if smallest.rank == 0:
+        each = f" on each of {smallest.num_replicas} processes" if smallest.num_replicas > 1 else ""
+        print(
+            f"batch_size={wanted} is larger than the training set: {len(smallest)} samples{each}, "
+            "which make one batch"
+        )
+    return len(smallest)
 
 
 def _drawn(count: int, total: int, seed: int) -> list[int]:

@@ -120,8 +120,15 @@ def test_channels_are_fields_or_components(tmp_path):
     named = from_arrays({"u": u, "w": w}, tmp_path / "a", **options, names=["rho", "p", "flow"])
     info = WellData(path=named).info
     assert info.fields == ("rho", "p", "flow_x", "flow_y")
-    numbered = from_arrays({"u": u, "w": w}, tmp_path / "b", **options)
-    assert WellData(path=numbered).info.fields == ("u_0", "u_1", "w_x", "w_y")
+    slope, mask = normal(2, 5, 6), normal(5, 6)  # of all trajectories
+    options = options | {"vectors": ["w", "slope"], "constants": ["slope", "mask"]}
+    arrays = {"u": u, "w": w, "slope": slope, "mask": mask}
+    numbered = from_arrays(arrays, tmp_path / "b", **options)
+    info = WellData(path=numbered).info
+    assert info.fields == ("u_0", "u_1", "w_x", "w_y")
+    assert info.constants == ("mask", "slope_x", "slope_y")
+    expected = np.stack([mask, *slope]).astype("f4")
+    assert np.array_equal(read(numbered, "test")[0]["constants"], expected)
     (first,) = read(named, "train")
     rows = [i for i in range(3) if np.array_equal(first["fields"][:, 0], u[i, :, 0].astype("f4"))]
     assert np.array_equal(first["fields"][:, 3], w[rows[0], :, 1].astype("f4"))

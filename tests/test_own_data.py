@@ -66,7 +66,7 @@ def test_the_commands_that_make_sets_work_as_typed(arrays, capsys, name):
     folder = made[0][3].removeprefix("out=")
     assert f"next: adaptok train data=well data.path={folder}" in out
     assert main(["data", "check", folder]) == 0
-    kinds = {"own/heat": (45, 70), "own/burgers": (128,), "own/flow": (16, 12, 8)}
+    kinds = {"own/room": (45, 70), "own/burgers": (128,), "own/flow": (16, 12, 8)}
     info = WellData(path=folder).info
     assert info.shape == kinds.get(folder, (16, 16))
     assert info.name == folder.removeprefix("own/")

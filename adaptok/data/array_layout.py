@@ -174,14 +174,15 @@ def describe(
     _ = chosen_keys(arrays, vectors, "vectors")
     steady = "time" not in axes
     sources = [_source(key, arrays[key], axes, key in vectors) for key in fields]
-    still = tuple(axis for axis in axes if axis != "time")
-    if not steady:  # the channels of the fields are not those of a mask
-        still = tuple(axis for axis in still if axis != "channel")
-    shared = tuple(axis for axis in still if axis != "trajectory")
     for key in constants:
-        count = len(still) + (key in vectors and "channel" not in still)
-        is_shared = np.ndim(arrays[key]) == count - 1 and not steady and "trajectory" in still
-        sources.append(_source(key, arrays[key], shared if is_shared else still, key in vectors))
+        vector = key in vectors
+        # the channels of fields are not those of a mask
+        dropped = {"time"} | (set() if steady or vector else {"channel"})
+        mine = tuple(axis for axis in axes if axis not in dropped)
+        count = len(mine) + (vector and "channel" not in mine)
+        if not steady and "trajectory" in mine and len(arrays[key].shape) == count - 1:
+            mine = tuple(axis for axis in mine if axis != "trajectory")  # one for all
+        sources.append(_source(key, arrays[key], mine, vector))
     if not sources or not fields:
         raise ValueError(f"there is no field among the arrays {', '.join(arrays)}")
     sources = _named(sources, names)

@@ -210,12 +210,17 @@ class WellData(LightningDataModule):
         return self.make_loader(Subset(windows, windows.starts))
 
     def make_loader(
-        self, windows: Dataset, kind: type[DataLoader] = DataLoader, **options
+        self,
+        windows: Dataset,
+        kind: type[DataLoader] = DataLoader,
+        *,
+        batch_size: int | None = None,
+        **options,
     ) -> DataLoader:
-        """Makes a loader of samples with the batch size and workers of this set."""
-        options = {"batch_size": self.batch_size} | options
+        """Makes a loader of samples with the batch size (None: that of this set) and workers."""
         return kind(
             windows,
+            batch_size=self.batch_size if batch_size is None else batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -188,6 +188,12 @@ def test_splits_may_be_given(tmp_path):
     assert check(folder).problems == []
     assert [len(read(folder, s)[0]["fields"]) for s in ("train", "valid", "test")] == [4, 2, 3]
     assert np.array_equal(read(folder, "test")[0]["fields"][:, 0], u[6:].astype("f4"))
+    np.save(tmp_path / "first.npy", u[:4])
+    np.save(tmp_path / "last.npy", u[6:])
+    first, last = tmp_path / "first.npy", tmp_path / "last.npy"
+    folder = from_arrays(first, tmp_path / "c", **options, valid=last, test=last)
+    assert WellData(path=folder).info.fields == ("first",)
+    assert np.array_equal(read(folder, "test")[0]["fields"][:, 0], u[6:].astype("f4"))
     more = {"u": normal(2, 4, 5)}
     axes = ["trajectory", "time", "x"]
     folder = from_arrays(more, tmp_path / "b", axes=axes, boundary="wall", test=more)
@@ -285,6 +291,7 @@ MISTAKES = [
     ({"valid": {"u": normal(1, 3, 4, 6), "p": normal(1, 3, 4, 6)}}, "4 points along x"),
     ({"inputs": ["u"], "axes": AXES}, "steady map have no time axis"),
     ({"inputs": ["u"], "axes": ["trajectory", "x", "y"], "dt": None}, "has both inputs"),
+    ({"inputs": ["u"], "outputs": ["p"], "axes": ["trajectory", "x", "y"]}, "dt is not read"),
 ]
 
 

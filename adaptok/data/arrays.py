@@ -99,23 +99,23 @@ def from_arrays(
     _check_place(out, overwrite)
     axes, arrays = checked_axes(axes, steady), _arrays(source, out.name)
     kinds = _boundaries(boundary, axes)
-    if keys is None:
-        keys = [key for key in arrays if not is_coordinate(key, arrays[key])]
-    else:
-        chosen_keys(arrays, keys, "keys")
     if steady:
-        _check_steady(inputs, outputs, constants, dt)
+        _check_steady(inputs, outputs, dt=dt, constants=constants, keys=keys)
         fields, constants = chosen_keys(arrays, outputs, "outputs"), inputs
     else:
-        fields = [key for key in keys if key not in constants]
+        if keys is None:
+            keys = [key for key in arrays if not is_coordinate(key, arrays[key])]
+        fields = [key for key in chosen_keys(arrays, keys, "keys") if key not in constants]
     chosen_keys(arrays, constants, "inputs" if steady else "constants")
     options = {"fields": fields, "constants": constants, "vectors": vectors, "names": names}
     found = describe(arrays, axes, **options)
     parts = {"train": found}
     for split, given in (("valid", valid), ("test", test)):
         if given is not None:
-            more = _arrays(given, out.name)
-            chosen_keys(more, [*fields, *constants], split)
+            more, needed = _arrays(given, out.name), [*fields, *constants]
+            if len(more) == len(needed) == 1:  # of a .npy, whose name is that of the file
+                more = dict(zip(needed, more.values(), strict=True))
+            chosen_keys(more, needed, split)
             parts[split] = describe(more, axes, **options)
             _check_alike(parts[split], found, split)
     rows = _rows(parts, splits, seed)
@@ -159,15 +159,12 @@ def _arrays(source: Given, name: str) -> dict[str, Any]:
     return arrays
 
 
-def _check_steady(
-    inputs: Sequence[str], outputs: Sequence[str], constants: Sequence[str], dt: float | None
-) -> None:
+def _check_steady(inputs: Sequence[str], outputs: Sequence[str], **others: Any) -> None:
     if not inputs or not outputs:
         raise ValueError("a steady map has both inputs=... and outputs=...")
-    if constants:
-        raise ValueError("the constants of a steady map are among its inputs")
-    if dt is not None:
-        raise ValueError(f"dt={dt} has no meaning for a steady map")
+    for name, value in others.items():
+        if value:
+            raise ValueError(f"{name} is not read: a steady map has inputs and outputs, no time")
 
 
 def _check_alike(part: Arrays, first: Arrays, split: str) -> None:

@@ -74,7 +74,7 @@ def label_of_model(model: str, tokenizer: str) -> str:
     return tokenizer if model == "surrogate" else model
 
 
-def name_of_folder(path: str | None) -> str:
+def name_of_folder(path: Any) -> str:
     """Names a data set after its folder.
 
     Raises:
@@ -82,9 +82,9 @@ def name_of_folder(path: str | None) -> str:
     """
     if path is None:
         raise ValueError("data.name must be given, below data.base, or data.path=<folder>")
-    if "://" in path:
-        return path.rstrip("/").rpartition("/")[2]
-    return Path(path).resolve().name
+    if "://" in str(path):
+        return str(path).rstrip("/").rpartition("/")[2]
+    return Path(str(path)).resolve().name
 
 
 def task_of(overrides: Sequence[str]) -> str:

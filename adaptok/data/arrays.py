@@ -107,8 +107,9 @@ def from_arrays(
             keys = [key for key in arrays if not is_coordinate(key, arrays[key])]
         fields = [key for key in chosen_keys(arrays, keys, "keys") if key not in constants]
     chosen_keys(arrays, constants, "inputs" if steady else "constants")
-    options = {"fields": fields, "constants": constants, "vectors": vectors, "names": names}
-    found = describe(arrays, axes, **options)
+    what: dict[str, Any] = {"fields": fields, "constants": constants}
+    what |= {"vectors": vectors, "names": names}
+    found = describe(arrays, axes, **what)
     parts = {"train": found}
     for split, given in (("valid", valid), ("test", test)):
         if given is not None:
@@ -116,7 +117,7 @@ def from_arrays(
             if len(more) == len(needed) == 1:  # of a .npy, whose name is that of the file
                 more = dict(zip(needed, more.values(), strict=True))
             chosen_keys(more, needed, split)
-            parts[split] = describe(more, axes, **options)
+            parts[split] = describe(more, axes, **what)
             _check_alike(parts[split], found, split)
     rows = _rows(parts, splits, seed)
     if steady and len(rows["train"]) < 2:

@@ -295,7 +295,7 @@ def test_size_and_seed_reach_the_parts():
         (["processor.recipe=matey"], r"'processor.recipe'.*'norm_placement' now"),
         (["trainer.max_step=3"], r"did you mean 'max_steps'\?"),
         (["data.generate.nods=3"], r"did you mean 'nodes'\?"),
-        (["data=well"], "data.name must be given"),
+        (["data=well"], "^data.name must be given, below data.base, or data.path"),
         (["a=b=c"], "cannot read 'a=b=c'"),
     ],
 )
@@ -340,7 +340,9 @@ def test_build_data_by_folder_and_by_name():
     name = generated.info.name
     well = ["data=well", f"data.name={name}", f"data.base={small_runs.root()}"]
     by_name = build.build_data(config.plain(config.compose("data", well)))
-    folder = ["data=well", "data.name=any", f"data.path={generated.folder}"]
+    folder = ["data=well", f"data.path={generated.folder}/"]
+    assert config.plain(config.compose("data", folder))["data"]["name"] == name
+    assert config.name_of_folder("hf://datasets/mine/") == "mine"
     by_path = build.build_data(config.plain(config.compose("data", folder)))
     assert by_name.info.shape == by_path.info.shape == generated.info.shape == (16, 16)
 

@@ -23,6 +23,9 @@ from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.utils.checksums import CHECKSUMS
 
 MAZE = "acoustic_scattering_maze"
+NO_STATISTICS = (
+    "is missing: the statistics of the training split; `adaptok data stats FOLDER` computes them"
+)
 TINY = {"resolution": 16, "frames": 3, "train": 9, "valid": 1, "test": 1}
 
 
@@ -64,9 +67,8 @@ def test_files_folders_and_urls_can_be_checked(root):
     memory.put(f"{root / MAZE}/", "/checked", recursive=True)
     assert check("memory://checked") == (4, [])
     memory.rm("/checked/stats.yaml")
-    assert [str(p) for p in check("memory://checked").problems] == [
-        "memory://checked/stats.yaml: is missing: the statistics of the training split"
-    ]
+    lacking = [str(p) for p in check("memory://checked").problems]
+    assert lacking == [f"memory://checked/stats.yaml: {NO_STATISTICS}"]
     memory.rm("/checked", recursive=True)
 
 
@@ -219,7 +221,7 @@ def test_missing_splits_and_statistics_are_found(copy):
     (copy / "stats.yaml").unlink()
     assert [p.what for p in check(copy).problems] == [
         "split valid is missing or empty",
-        "is missing: the statistics of the training split",
+        NO_STATISTICS,
     ]
 
 

@@ -61,6 +61,11 @@ def _dispatch(args: list[str]) -> int:
         print(f"adaptok {__version__}")
         return 0
     command, *rest = args
+    if rest and f"{command} {rest[0]}" in COMMANDS:
+        command, rest = f"{command} {rest[0]}", rest[1:]
+    is_word = bool(rest) and "=" not in rest[0] and not rest[0].startswith("-")
+    if command == "data" and is_word:
+        command = f"data {rest[0]}"  # the message names it
     from adaptok.registry import choice
 
     choice("command", command, COMMANDS)
@@ -79,10 +84,18 @@ def _dispatch(args: list[str]) -> int:
         from adaptok.cli.benchmarks import run_benchmark
 
         run_benchmark(*rest)
-    elif command == "data" and rest[:1] == ["check"]:
+    elif command == "data check":
         from adaptok.cli.checking import print_check
 
-        return print_check(*rest[1:])
+        return print_check(*rest)
+    elif command == "data from-arrays":
+        from adaptok.cli.own_data import print_from_arrays
+
+        print_from_arrays(*rest)
+    elif command == "data stats":
+        from adaptok.cli.own_data import print_stats
+
+        print_stats(*rest)
     elif _is_sweep(rest):
         return _sweep(command, rest)
     else:

@@ -28,8 +28,10 @@ def command_help(command: str, overrides: Sequence[str] = ()) -> str:
     lines += [f"usage: adaptok {command} {arguments}", ""]
     if "arguments" not in entry:
         lines += [*_menu(command, overrides), USAGE["flags"]]
+    lines += [f"  {line}" for line in entry.get("keys", "").splitlines()]
     examples = [f"  {example}" for example in entry["examples"].splitlines()]
-    return "\n".join([*lines, "examples:", *examples])
+    gap = [""] if "keys" in entry else []
+    return "\n".join([*lines, *gap, "examples:", *examples])
 
 
 def _menu(command: str, overrides: Sequence[str]) -> list[str]:

@@ -75,6 +75,19 @@ def label_of_model(model: str, tokenizer: str) -> str:
     return tokenizer if model == "surrogate" else model
 
 
+def name_of_folder(path: Any) -> str:
+    """Names a data set after its folder.
+
+    Raises:
+        ValueError: no folder.
+    """
+    if path is None:
+        raise ValueError("data.name must be given, below data.base, or data.path=<folder>")
+    if "://" in str(path):
+        return str(path).rstrip("/").rpartition("/")[2]
+    return Path(str(path)).resolve().name
+
+
 def task_of(overrides: Sequence[str]) -> str:
     """Finds the task that overrides choose; the choices of other groups depend on it.
 
@@ -96,6 +109,7 @@ def register_parts(task: str = TASKS[0]) -> None:
         task: its tokenizers and models become the choices of those groups.
     """
     OmegaConf.register_new_resolver("adaptok.label", label_of_model, replace=True)
+    OmegaConf.register_new_resolver("adaptok.folder", name_of_folder, replace=True)
     if not OmegaConf.has_resolver("adaptok.run_id"):  # a sweep registers one that knows its keys
         register_run_id()
     store = ConfigStore.instance()
@@ -218,7 +232,7 @@ def readable_errors(name: str = "", overrides: Sequence[str] = ()) -> Iterator[N
 
 
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
-    text = str(error)
+    text = str(error).removeprefix("ValueError raised while resolving interpolation: ")
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         plugin = "; others are plug-ins: pip install 'adaptok[sweeps]'"

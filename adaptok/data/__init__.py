@@ -1,4 +1,5 @@
-"""Reads data sets in the Well's format, and (in `adaptok.data.synthetic`) makes them.
+"""Reads data sets in the Well's format, makes them of arrays, and (in `adaptok.data.synthetic`)
+simulates them.
 
 Lightning and the_well, which `WellData`, `PDEBench` and `Mixture` need, are imported when one of
 these is first used.
@@ -12,12 +13,20 @@ from typing import TYPE_CHECKING, Any
 from adaptok.data.info import FieldInfo
 
 if TYPE_CHECKING:
+    from adaptok.data.arrays import from_arrays
     from adaptok.data.mixture import Mixture
     from adaptok.data.pdebench import PDEBench
+    from adaptok.data.statistics import write_statistics
     from adaptok.data.well import WellData
 
-__all__ = ["FieldInfo", "Mixture", "PDEBench", "WellData"]
-MODULES = {"Mixture": "mixture", "PDEBench": "pdebench", "WellData": "well"}
+__all__ = ["FieldInfo", "Mixture", "PDEBench", "WellData", "from_arrays", "write_statistics"]
+MODULES = {
+    "Mixture": "mixture",
+    "PDEBench": "pdebench",
+    "WellData": "well",
+    "from_arrays": "arrays",
+    "write_statistics": "statistics",
+}
 
 
 def __getattr__(name: str) -> Any:

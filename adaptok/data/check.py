@@ -67,7 +67,7 @@ def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
         raise ValueError(
             f"{location} is no data set: it has neither a folder data nor .hdf5 or .h5 files"
         )
-    return Report(len(files), _check_files(files)[0])
+    return Report(len(files), check_files(files)[0])
 
 
 def _check_set(folder: Location) -> Report:
@@ -78,7 +78,7 @@ def _check_set(folder: Location) -> Report:
         count += len(files)
         if not files:
             problems.append(Defect(str(folder), f"split {split} is missing or empty"))
-        found, good = _check_files(files, statistics.accumulate if split == "train" else None)
+        found, good = check_files(files, statistics.accumulate if split == "train" else None)
         problems += found
         if good is not None:  # one file speaks for its split
             first = first or good
@@ -87,7 +87,7 @@ def _check_set(folder: Location) -> Report:
     return Report(count, problems + _check_checksums(folder))
 
 
-def _check_files(
+def check_files(
     files: list[Location], on_values: OnValues | None = None
 ) -> tuple[list[Defect], WellFile | None]:
     """Checks the files of one split, which share their schema; returns also the first good file."""

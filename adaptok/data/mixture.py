@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from adaptok.data.info import FieldInfo
 from adaptok.data.order import EpochSampler, ResumableLoader
-from adaptok.data.well import WellData, ranks_of
+from adaptok.data.well import WellData, batch_size_for, ranks_of
 
 Drawn = tuple[int, int]
 
@@ -127,8 +127,11 @@ class Mixture(LightningDataModule):
         first = next(iter(self.sets.values()))
         samplers = [data.train_sampler(*ranks) for _, data in members]
         sets = [FromSet(data.seeded_train_samples(), name) for name, data in members]
-        sampler = MixtureSampler(samplers, first.batch_size, first.seed)
-        return first.make_loader(FromSets(sets), ResumableLoader, sampler=sampler, drop_last=True)
+        size = batch_size_for(samplers, first.batch_size)
+        sampler = MixtureSampler(samplers, size, first.seed)
+        return first.make_loader(
+            FromSets(sets), ResumableLoader, batch_size=size, sampler=sampler, drop_last=True
+        )
 
     def val_dataloader(self) -> list[DataLoader]:
         """Makes one validation loader per set."""

@@ -56,7 +56,7 @@ class WellData(LightningDataModule):
         history: input frames.
         target_steps: target frames.
         stride: use every stride-th frame.
-        batch_size: samples per batch, also of rollouts.
+        batch_size: samples per batch, also of rollouts; at most as many as a process trains on.
         max_lead: each training target is drawn 1 to `max_lead` steps ahead, anew in each epoch;
             if above 1, batches have "lead_time" (b,), in steps.
         train_fraction: train on only this share of the trajectories (at least one), a random choice
@@ -149,26 +149,28 @@ class WellData(LightningDataModule):
         _ = self.info
 
     def train_dataloader(self) -> DataLoader:
-        """Loads shuffled training batches, without an incomplete last one."""
+        """Loads shuffled training batches, without an incomplete last one.
+
+        A batch larger than what a process trains on is made smaller, and a line says so.
+        """
         samples = self.seeded_train_samples()
         sampler = self.train_sampler(*ranks_of(self.trainer))
-        return self.make_loader(samples, ResumableLoader, sampler=sampler, drop_last=True)
+        size = batch_size_for([sampler], self.batch_size)
+        return self.make_loader(
+            samples, ResumableLoader, batch_size=size, sampler=sampler, drop_last=True
+        )
 
     def train_sampler(self, ranks: int = 1, rank: int = 0) -> EpochSampler:
         """Returns the order of the training samples of one of several processes.
 
         Raises:
-            ValueError: a process has less than a batch.
+            ValueError: a process has no sample.
         """
         windows = self._train_windows()
         sampler = EpochSampler(windows, seed=self.seed, ranks=ranks, rank=rank)
-        if len(sampler) < self.batch_size:
+        if not len(sampler):
             total = len(windows)  # type: ignore[arg-type]
-            where = f" on each of {ranks} processes ({total} in all)" if ranks > 1 else ""
-            raise ValueError(
-                f"batch_size={self.batch_size} is larger than the training set: {len(sampler)} "
-                f"samples{where}"
-            )
+            raise ValueError(f"{total} training samples are too few for {ranks} processes")
         return sampler
 
     def seeded_train_samples(self) -> Seeded:
@@ -209,12 +211,17 @@ class WellData(LightningDataModule):
         return self.make_loader(Subset(windows, windows.starts))
 
     def make_loader(
-        self, windows: Dataset, kind: type[DataLoader] = DataLoader, **options
+        self,
+        windows: Dataset,
+        kind: type[DataLoader] = DataLoader,
+        *,
+        batch_size: int | None = None,
+        **options,
     ) -> DataLoader:
-        """Makes a loader of samples with the batch size and workers of this set."""
+        """Makes a loader of samples with the batch size (None: that of this set) and workers."""
         return kind(
             windows,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size if batch_size is None else batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -280,6 +287,20 @@ class WellData(LightningDataModule):
 def ranks_of(trainer: Any) -> tuple[int, int]:
     """Returns the number of processes of a trainer and this one's rank; (1, 0) without trainer."""
     return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+
+
+def batch_size_for(samplers: Sequence[EpochSampler], wanted: int) -> int:
+    """Returns the batch size: as wanted, or all samples of the smallest sampler, with a line."""
+    smallest = min(samplers, key=len)
+    if len(smallest) >= wanted:
+        return wanted
+    if smallest.rank == 0:
+        each = f" on each of {smallest.num_replicas} processes" if smallest.num_replicas > 1 else ""
+        print(
+            f"batch_size={wanted} is larger than the training set: {len(smallest)} samples{each}, "
+            "which make one batch"
+        )
+    return len(smallest)
 
 
 def _drawn(count: int, total: int, seed: int) -> list[int]:

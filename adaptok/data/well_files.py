@@ -118,11 +118,11 @@ def find_folder(
             f"and the Well has only: {', '.join(official)}"
         )
     how = (
-        f"generate it with adaptok.data.synthetic.generate({name!r}, base)"
-        if name in SOLVERS.names()
-        else f"download it with `the-well-download --base-path BASE --dataset {name}` "
-        "and use base=BASE/datasets, or read it from base=hf://datasets/polymathic-ai"
+        f"download it with `the-well-download --base-path BASE --dataset {name}` and use "
+        "base=BASE/datasets, or read it from base=hf://datasets/polymathic-ai"
     )
+    if name in SOLVERS.names():
+        how += f"; a small one of the same equations: `adaptok data data={name}`"
     raise ValueError(f"no data set at {folder} (in {base}: {', '.join(there) or 'none'}); {how}")
 
 
@@ -166,7 +166,10 @@ def read_statistics(folder: Location) -> dict[str, Any]:
     """
     path = folder / "stats.yaml"
     if not path.is_file():
-        raise ValueError(f"{path} is missing: the statistics of the training split")
+        raise ValueError(
+            f"{path} is missing: the statistics of the training split; "
+            "`adaptok data stats FOLDER` computes them"
+        )
     try:
         content = yaml.safe_load(path.text())
     except yaml.YAMLError as error:

@@ -105,7 +105,8 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self._moments: dict[str, np.ndarray] = {}  # count, mean, sum of squared deviations
+        # (field, of its change) -> count, mean, sum of squared deviations
+        self._moments: dict[tuple[str, bool], np.ndarray] = {}
 
     def add(self, data: Trajectories) -> None:
         """Adds the trajectories of one training file."""
@@ -118,7 +119,7 @@ class Statistics:
     def accumulate(self, key: str, order: int, varying: bool, value: Tensor | np.ndarray) -> None:
         """Adds one trajectory of a field of a tensor order; time is axis 0 of a varying one."""
         value = torch.as_tensor(value)
-        parts = {key: value} | ({f"{key} delta": value.diff(dim=0)} if varying else {})
+        parts = {(key, False): value} | ({(key, True): value.diff(dim=0)} if varying else {})
         for name, part in parts.items():
             flat = part.double().flatten(0, part.ndim - order - 1)
             away = flat - flat[:1]  # exactly 0 for a constant
@@ -132,8 +133,7 @@ class Statistics:
     def summary(self) -> dict[str, dict[str, Any]]:
         """Returns the content of stats.yaml."""
         out: dict[str, dict[str, Any]] = {}
-        for key, (count, mean, square) in self._moments.items():
-            field, _, delta = key.partition(" ")
+        for (field, delta), (count, mean, square) in self._moments.items():
             std = np.sqrt(square / count)
             values = {"mean": mean, "std": std, "rms": np.hypot(mean, std)}
             for statistic, value in values.items():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.base import per_axis
+from adaptok.tokenizers.ignoring import Ignore
 from adaptok.tokenizers.marking import level_thresholds
 from adaptok.tokenizers.tree import TreeTokenizer, composed, level_sizes
 
@@ -29,6 +30,7 @@ def apt(
     positions: int | Sequence[int] | None = None,
     frame_size: int = 1,
     per_frame: bool = False,
+    ignore: Ignore = "constants",
 ) -> TreeTokenizer:
     """APT: entropy against a threshold per level, resized patches with a zero-initialised branch.
 
@@ -52,6 +54,8 @@ def apt(
             None: no table (rotary positions belong to the processor).
         frame_size: extent of every cell in time.
         per_frame: a tiling per frame.
+        ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
+            or channels by number; [] for none, the paper's behaviour.
 
     Raises:
         ValueError: thresholds that do not fit the sizes, or invalid knobs.
@@ -74,4 +78,5 @@ def apt(
         max_size=max_size,
         frame_size=frame_size,
         per_frame=per_frame,
+        ignore=ignore,
     )

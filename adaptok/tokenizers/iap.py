@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptok.registry import TOKENIZERS
+from adaptok.tokenizers.ignoring import Ignore
 from adaptok.tokenizers.tree import TreeTokenizer, composed
 
 
@@ -23,7 +24,7 @@ def iap(
     k: int = 1,
     padding: str = "replicate",
     weights: Sequence[float] | None = None,
-    ignore: Sequence[int] = (),
+    ignore: Ignore = "constants",
     power: float = 1.0,
     channels: str = "mean",
     frames: str = "mean",
@@ -44,15 +45,16 @@ def iap(
         splits_per_step: cells split per step, K of Eq. 1.
         k: half-width of the Sobel stencil.
         padding: "replicate", "circular" or "reflect"; periodic axes are always circular.
-        weights: weight per channel.
-        ignore: channels left out, such as a static mask.
+        weights: weight per channel that is not ignored.
+        ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
+            or channels by number; [] for none, the paper's behaviour.
         power: exponent of the per-point score.
         channels: "mean" (paper) or "max" over channels.
         frames: "mean" or "max" over frames, if these are not folded into channels.
         frame_size: extent of every cell in time.
         per_frame: a tiling per frame.
     """
-    gradient = {"k": k, "padding": padding, "weights": weights, "ignore": ignore}
+    gradient = {"k": k, "padding": padding, "weights": weights}
     gradient |= {"power": power, "channels": channels, "frames": frames}
     return composed(
         ndim,
@@ -69,4 +71,5 @@ def iap(
         max_size=max_size,
         frame_size=frame_size,
         per_frame=per_frame,
+        ignore=ignore,
     )

@@ -10,6 +10,7 @@ from adaptok.cells import nested
 from adaptok.layers.positions import misplaced_center
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, choice
 from adaptok.tokenizers.base import per_axis
+from adaptok.tokenizers.ignoring import Ignore
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, cell_center
 
@@ -31,6 +32,7 @@ def matey(
     per_frame: bool = False,
     embedding: Part = "linear",
     legacy_positions: bool = False,
+    ignore: Ignore = "constants",
 ) -> TreeTokenizer:
     """MATEY: cells whose variance is close to the largest one are refined.
 
@@ -49,6 +51,8 @@ def matey(
         per_frame: score and refine each frame alone (MATEY: one decision for all frames).
         embedding: "linear", or "hmlp" for MATEY's convolutional stem, or a mapping with knobs.
         legacy_positions: give fine tokens the misplaced positions of the paper-era code.
+        ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
+            or channels by number; [] for none, the paper's behaviour.
 
     Raises:
         ValueError: sizes that do not nest, or legacy positions without their two levels or with a
@@ -75,6 +79,7 @@ def matey(
         MARKINGS.build(marking),
         EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=spec.sizes),
         per_frame=per_frame,
+        ignore=ignore,
     )
 
 

@@ -27,6 +27,10 @@ class EulerMultiQuadrants(Solver):
     gamma: Sequence[float] = (1.22, 1.4, 1.597, 1.76)
     pieces: int = 4
 
+    field_names: ClassVar[tuple[str, ...]] = (
+        *("energy", "density", "pressure"),
+        *("momentum_x", "momentum_y"),
+    )
     lists: ClassVar[Mapping[str, str]] = {"gamma": "gamma"}
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ class GrayScott(Solver):
     patterns: Sequence[str] = tuple(PATTERNS)
     clusters: int = 12
 
+    field_names: ClassVar[tuple[str, ...]] = ("A", "B")
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
 
     def __post_init__(self) -> None:

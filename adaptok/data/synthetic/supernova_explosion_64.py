@@ -38,6 +38,10 @@ class SupernovaExplosion(Solver):
     test: int = 2
     contrast: float = 0.5
 
+    field_names: ClassVar[tuple[str, ...]] = (
+        *("density", "pressure", "temperature"),
+        *("velocity_x", "velocity_y", "velocity_z"),
+    )
     boundary: ClassVar[tuple[str, ...]] = ("OPEN", "OPEN", "OPEN")
     aspect: ClassVar[tuple[int, ...]] = (1, 1, 1)
     batch: ClassVar[int] = 2

@@ -10,8 +10,7 @@ from pathlib import Path
 
 SIZE = ["size.dim=24", "size.depth=1", "size.heads=2", "size.mlp_ratio=1"]
 TOKENIZER = ["tokenizer=iap", "tokenizer.budget=22", "tokenizer.max_size=8"]
-# The rates of a run do not depend on its length, so that an interrupted one has the same.
-RUN = ["trainer=debug", "optim.warmup_steps=1", "optim.gamma_steps=5000", "test.steps=2"]
+RUN = ["trainer=debug", "optim.warmup_steps=1", "test.steps=2"]
 
 
 @functools.cache

@@ -54,10 +54,10 @@ def test_the_schedule_fits_the_training():
     assert [optim.warmup_of(n) for n in (1, 450, 10**6, math.inf)] == [1, 22, 2500, 2500]
     for step in (0, 1250, 2500, 7500, 200000):
         assert optim.learning_rate(step, 10**6) == paper.learning_rate(step, 10**6)
-    for steps in (100, 450, 20000):  # the same shape at any length
-        rates = [optim.learning_rate(round(share * steps), steps) for share in (0.05, 0.525, 1)]
-        assert rates == pytest.approx([5e-4, 5e-4 * 0.95**25, 5e-4 * 0.95**50], rel=2e-2)
-    assert [Optim(warmup=0).learning_rate(s, 50) for s in (0, 1)] == [5e-4, 5e-4 * 0.95]
+    for steps in (100, 450, 20000):  # the rate is reached at the same share of any length
+        assert optim.learning_rate(round(0.025 * steps), steps) < 3e-4
+        assert optim.learning_rate(round(0.05 * steps), steps) == pytest.approx(5e-4, rel=1e-2)
+    assert Optim(warmup=0).learning_rate(0, 50) == 5e-4
     assert Optim(warmup_steps=7).warmup_of(450) == 7
     with pytest.raises(ValueError, match=r"optim.warmup is a share, 0 to 1, of the steps, got 2"):
         Optim(warmup=2)

@@ -49,12 +49,12 @@ def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
 matey_nmse_loss.physical = True  # type: ignore[attr-defined]
 
 
-LONGEST_WARMUP, LONGEST_GAMMA = 2500, 5000  # steps; IAP, App. E
+LONGEST_WARMUP, GAMMA_STEPS = 2500, 5000  # IAP, App. E
 
 
 @dataclass(frozen=True)
 class OptimBase:
-    """Optimizer and learning rate; the defaults are those of IAP, App. E, with a schedule that fits
+    """Optimizer and learning rate; the defaults are those of IAP, App. E, with a warm-up that fits
     the training.
 
     Attributes:
@@ -63,8 +63,8 @@ class OptimBase:
         weight_decay: not applied to norms, biases and other vectors.
         betas: of AdamW.
         decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
-        gamma_steps: None for a fiftieth of what follows the warm-up, at most IAP's 5,000 steps: so
-            short trainings decay as far as IAP's does in 250,000 steps.
+        gamma_steps: None for IAP's 5,000 steps, which a short training need not reach: decaying as
+            far as IAP's 250,000 steps do would slow it down.
         warmup: length of the warm-up as a share of the training, at most IAP's 2,500 steps.
         warmup_steps: its length in steps, in place of `warmup`; or None.
         ema: decay of the averaged weights.
@@ -126,10 +126,7 @@ class OptimBase:
             return start + (self.lr - start) * step / warmup
         after = step - warmup
         if self.decay == "exponential":
-            every = self.gamma_steps
-            if every is None:
-                every = max(min((max_steps - warmup) / 50, LONGEST_GAMMA), 1)
-            return max(self.lr * self.gamma ** (after / every), floor)
+            return max(self.lr * self.gamma ** (after / (self.gamma_steps or GAMMA_STEPS)), floor)
         progress = min(after / max(max_steps - warmup, 1), 1.0)
         return floor + (self.lr - floor) * (1 + math.cos(math.pi * progress)) / 2
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.ignoring import Ignore
+from adaptok.tokenizers.ladder import THRESHOLDS
 from adaptok.tokenizers.marking import level_thresholds
 from adaptok.tokenizers.tree import TreeTokenizer, composed, level_sizes
 
@@ -18,9 +19,9 @@ def apt(
     in_channels: int,
     dim: int,
     *,
-    min_size: int | Sequence[int] = 4,
+    min_size: int | Sequence[int] | None = None,
     max_size: int | Sequence[int] | None = None,
-    thresholds: float | Sequence[float] = (5.5, 4.0),
+    thresholds: float | Sequence[float] = THRESHOLDS,
     budget: int | None = None,
     color: str | None = None,
     bins: int = 512,
@@ -39,8 +40,9 @@ def apt(
     `adaptok.calibrate` finds the thresholds for a mean number.
 
     Args:
-        min_size: finest cell (paper: the patch of the ViT, 14 or 16).
-        max_size: coarsest cell, min_size times a power of two; default one size per threshold.
+        min_size: finest cell (paper: the patch of the ViT, 14 or 16); None: 4, or what suits the
+            budget of a run.
+        max_size: coarsest cell, min_size times a power of two; None: one size per threshold.
         thresholds: bits, those of the smallest merged cells first (paper: 5.5 for cells of twice
             min_size, 4.0 for four times). Also per call.
         budget: at most this many tokens per sample over all frames, or None; also per call.
@@ -60,6 +62,7 @@ def apt(
     Raises:
         ValueError: thresholds that do not fit the sizes, or invalid knobs.
     """
+    min_size = 4 if min_size is None else min_size
     if max_size is None:
         count = len(thresholds) if isinstance(thresholds, Sequence) else 1
         max_size = [size << count for size in per_axis(min_size, ndim, "min_size")]

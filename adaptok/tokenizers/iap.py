@@ -16,8 +16,8 @@ def iap(
     in_channels: int,
     dim: int,
     *,
-    min_size: int | Sequence[int] = 2,
-    max_size: int | Sequence[int] = 16,
+    min_size: int | Sequence[int] | None = None,
+    max_size: int | Sequence[int] | None = None,
     budget: int = 256,
     per_batch: bool = False,
     splits_per_step: int = 1,
@@ -38,8 +38,9 @@ def iap(
     best-first refinement, and ``splits_per_step=4`` runs the paper's loop.
 
     Args:
-        min_size: finest cell (paper: 2; 4 for 512² fields).
-        max_size: coarsest cell (paper: 32 in 2D at 1024 tokens, else 16).
+        min_size: finest cell; None: 2 (paper; 4 for 512² fields), or what suits the budget of a
+            run.
+        max_size: coarsest cell; None: 16 (paper; 32 in 2D at 1024 tokens), or likewise.
         budget: tokens per sample over all frames; also per call, one number or one per sample.
         per_batch: the samples of a batch share their budgets; the total stays fixed.
         splits_per_step: cells split per step, K of Eq. 1.

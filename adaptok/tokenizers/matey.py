@@ -23,7 +23,7 @@ def matey(
     in_channels: int,
     dim: int,
     *,
-    sizes: Sequence[int | Sequence[int]] = (8, 32),
+    sizes: Sequence[int | Sequence[int]] | None = None,
     gamma: float = 0.2,
     fraction: float | None = None,
     mode: str = "replace",
@@ -40,7 +40,8 @@ def matey(
     ``score_on="raw"``.
 
     Args:
-        sizes: cell sizes from fine to coarse, each one number or one per space axis.
+        sizes: cell sizes from fine to coarse, each one number or one per space axis; None: 8
+            and 32, or what suits the budget of a run.
         gamma: cells split whose variance exceeds gamma times the sample's largest (paper's runs:
             0.2 and 0.4).
         fraction: share of the cells of each level that split; replaces gamma.
@@ -59,7 +60,9 @@ def matey(
             fraction.
     """
     choice("mode", mode, MODES)
-    levels = tuple((frame_size, *size) for size in nested_sizes(sizes, ndim))
+    levels = tuple(
+        (frame_size, *size) for size in nested_sizes((8, 32) if sizes is None else sizes, ndim)
+    )
     if legacy_positions and (len(levels) != 2 or fraction is not None):
         raise ValueError("legacy_positions are those of two sizes and a gamma, as in the paper")
     marking: dict[str, Any] = {"name": "maximum", "gamma": gamma}

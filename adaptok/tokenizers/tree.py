@@ -249,8 +249,8 @@ def composed(
     marking: Part = "budget",
     embedding: Part = "linear",
     order: str = "depth_first",
-    min_size: int | Sequence[int] = 2,
-    max_size: int | Sequence[int] = 16,
+    min_size: int | Sequence[int] | None = None,
+    max_size: int | Sequence[int] | None = None,
     frame_size: int = 1,
     per_frame: bool = False,
     ignore: Ignore = "constants",
@@ -264,14 +264,18 @@ def composed(
         marking: decides which nodes split, see `adaptok list markings`.
         embedding: turns patches into features, see `adaptok list embeddings`.
         order: order of the cells of a sample: "depth_first" or "level" (coarse cells first).
-        min_size: finest cell in grid points, one number or one per axis.
-        max_size: coarsest cell, min_size times a power of two.
+        min_size: finest cell in grid points, one number or one per axis; None: 2, or what suits the
+            budget of a run.
+        max_size: coarsest cell, min_size times a power of two; None: 16, or likewise.
         frame_size: extent of every cell in time, in frames.
         per_frame: a tiling per frame instead of one shared by all frames of a sample.
         ignore: what the indicator does not see: "constants" (the static fields of a surrogate),
             fields by name or channels by number; [] for none.
     """
-    spec = TokenizerSpec(ndim, in_channels, dim, level_sizes(min_size, max_size, ndim, frame_size))
+    sizes = level_sizes(
+        2 if min_size is None else min_size, 16 if max_size is None else max_size, ndim, frame_size
+    )
+    spec = TokenizerSpec(ndim, in_channels, dim, sizes)
     return TreeTokenizer(
         spec,
         INDICATORS.build(_by_channel(indicator, in_channels)),

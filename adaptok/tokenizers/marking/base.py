@@ -16,6 +16,10 @@ from adaptok.tree import Tree
 Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbers too
 
 
+class OutOfReachError(ValueError):
+    """A number of tokens that the sizes of the cells do not reach."""
+
+
 class Marks(NamedTuple):
     """Split masks, and what the host knows about the resulting leaves.
 

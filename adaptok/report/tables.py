@@ -168,9 +168,8 @@ def _sizes_cell(row: Summary) -> Cell:
     names = {name for _, result in row.pairs for name in result.values if name.startswith(SIZES)}
     shares = {name.removeprefix(SIZES): row.spread(name) for name in names}
     coarse_first = sorted(shares, key=lambda s: [-int(n) for n in s.split("x")])
-    words = [
-        f"{size}: {100 * share.mean:.0f} %" for size in coarse_first if (share := shares[size])
-    ]
+    known = [(size, share) for size in coarse_first if (share := shares[size])]
+    words = [f"{size}: {100 * share.mean:.0f} %" for size, share in known]
     return Cell(", ".join(words), hint="share of the cells per size")
 
 

@@ -97,7 +97,7 @@ class TreeTokenizer(CellTokenizer):
 
     def seen(self, channels: int) -> list[int]:
         """Lists which channels of a field the indicator sees."""
-        ignored = self.constants if self.ignore == "constants" else self.ignore
+        ignored = self.constants if isinstance(self.ignore, str) else self.ignore
         return seen_channels(ignored, channels)
 
     @property

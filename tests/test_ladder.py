@@ -54,6 +54,9 @@ def test_sizes_that_are_typed_win():
     assert many[:2] == [5.5, 4.0]
     assert min(many) > 0
     assert len(many) == 5
+    marking = {"name": "threshold", "thresholds": [3.0, 2.0, 1.0]}
+    composed = {"name": "composed", "marking": marking}
+    assert with_ladder(composed, space, budget) == composed
     ready = create_tokenizer("iap", ndim=2, **MADE)
     assert with_ladder(ready, space, budget) is ready
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from adaptok.cells import product
 from adaptok.registry import TOKENIZERS, Part, is_factory
 
+SIZES = ("sizes", "min_size", "max_size")  # knobs of tokenizers
 THRESHOLDS = (5.5, 4.0)  # APT's, of the two smallest merged sizes
 
 
@@ -30,7 +31,8 @@ def ladder(space: Sequence[int], budget: float) -> list[int]:
 
 
 def with_ladder(part: Part, space: Sequence[int], budget: float) -> Part:
-    """Gives a tokenizer the sizes of `ladder`, unless some of its sizes are set already.
+    """Gives a tokenizer the sizes of `ladder`, unless some are set already, also by a list of
+    thresholds in its marking.
 
     Args:
         part: name, or mapping of "name" and knobs; sizes that are None are not set.
@@ -41,27 +43,29 @@ def with_ladder(part: Part, space: Sequence[int], budget: float) -> Part:
         return part
     known = TOKENIZERS.knobs(source)
     own = {name: knobs.get(name, known[name]) for name in SIZES if name in known}
-    if not own or any(value is not None for value in own.values()):
+    marking = knobs.get("marking")
+    typed = isinstance(marking, Mapping) and isinstance(marking.get("thresholds"), (list, tuple))
+    if not own or typed or any(value is not None for value in own.values()):
         return part
-    chosen = sizes_of(own, ladder(space, budget), knobs)
+    sizes = ladder(space, budget)
+    chosen = sizes_of(own, sizes, knobs)
     thresholds = knobs.get("thresholds", known.get("thresholds"))
-    levels = len(ladder(space, budget)) - 1
+    levels = len(sizes) - 1
     if isinstance(thresholds, (list, tuple)) and len(thresholds) != levels:
         if tuple(thresholds) != THRESHOLDS:
-            chosen.pop("max_size")  # one size per threshold
+            chosen.pop("max_size", None)  # one size per threshold
         else:
             ratio = THRESHOLDS[1] / THRESHOLDS[0]
             chosen["thresholds"] = [THRESHOLDS[0] * ratio**level for level in range(levels)]
     return {"name": source, **knobs, **chosen}
 
 
-SIZES = ("sizes", "min_size", "max_size")
-
-
-def sizes_of(names: Any, sizes: Sequence[int], knobs: Any = ()) -> dict[str, Any]:
+def sizes_of(
+    names: Collection[str], sizes: Sequence[int], knobs: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns cell sizes, from fine to coarse, as the knobs of a tokenizer that has `names`."""
     ends = [sizes[0], sizes[-1]]
-    if "sizes" in names:
-        two = isinstance(knobs, dict) and knobs.get("legacy_positions")
-        return {"sizes": ends if two else list(sizes)}
-    return dict(zip(("min_size", "max_size"), ends, strict=True))
+    if "sizes" in names:  # MATEY's misplaced positions are those of two sizes
+        return {"sizes": ends if knobs.get("legacy_positions") else list(sizes)}
+    named = zip(("min_size", "max_size"), ends, strict=True)
+    return {name: size for name, size in named if name in names}

@@ -53,8 +53,11 @@ def check_ignored(config: Mapping[str, Any]) -> None:
         ValueError: see `with_channels`.
     """
     data = config.get("data")
+    model = config.get("model") or {}
     if not isinstance(data, Mapping) or data.get("generate") is None or "tokenizer" not in config:
         return
+    if model.get("name", "surrogate") != "surrogate":
+        return  # a baseline has no tokenizer
     solver = SOLVERS.get(data["name"])
     if fields := getattr(solver, "field_names", ()):  # a solver of others may not say
         with_channels(config, fields, getattr(solver, "constant_names", ()))

@@ -227,10 +227,12 @@ def test_budgets_of_a_schedule_are_calibrated(tmp_path):
 def test_what_has_no_budget_says_so(tmp_path, capsys):
     where = f"hydra.run.dir={tmp_path}"
     for given, reason in (
-        (["model=fno", "budget=16"], "is not read: the model is a baseline"),
-        (["tokenizer=matey", "budget=200"], "200 are asked for; other cell sizes"),
+        ("matey tokenizer.sizes=[4,8] budget=200", "tokenizer.sizes=[1,2,4] would fit"),
+        ("apt tokenizer.min_size=4 budget=100", "tokenizer.min_size=1 tokenizer.max_size=4 would"),
+        ("matey budget=300", "the fields have 256 points"),
     ):
-        assert main(["train", *small("iap"), *given, where]) == 2
+        chosen = f"tokenizer={given}".split()
+        assert main(["train", *small("iap"), *chosen, where]) == 2
         assert reason in capsys.readouterr().err
 
 
@@ -343,4 +345,4 @@ def test_an_evaluation_says_what_it_cost(monkeypatch):
     surrogate = build_surrogate(config, data.info)
     with count_tokens(surrogate) as counts:
         evaluate(surrogate, data)
-    assert sum(len(c) for c in counts) >= windows
+    assert sum(len(c.tokens) for c in counts) >= windows

@@ -89,7 +89,7 @@ def test_eval_with_other_data_options_and_another_tokenizer(trained, tmp_path, c
     error = fail(capsys, *common, "tokenizer=uniform")
     assert "another architecture: tokenizer.name is iap in the checkpoint, uniform here" in error
     error = fail(capsys, *common, "+tokenizer.min_size=4")
-    assert "tokenizer.min_size is 2 in the checkpoint, 4 here" in error
+    assert "tokenizer.min_size is None in the checkpoint, 4 here" in error
 
 
 @pytest.mark.parametrize(

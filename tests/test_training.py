@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+import re
 
 import pytest
 import small_runs
@@ -45,6 +47,37 @@ def test_learning_rate_of_the_paper():
     assert optim.learning_rate(2500, 10**6) == 5e-4
     assert optim.learning_rate(7500, 10**6) == pytest.approx(5e-4 * 0.95)
     assert optim.learning_rate(10**6, 10**6) == 1e-5
+
+
+def test_the_schedule_fits_the_training():
+    optim, paper = Optim(), Optim(warmup_steps=2500, gamma_steps=5000)
+    assert [optim.warmup_of(n) for n in (1, 450, 10**6, math.inf)] == [1, 22, 2500, 2500]
+    for step in (0, 1250, 2500, 7500, 200000):
+        assert optim.learning_rate(step, 10**6) == paper.learning_rate(step, 10**6)
+    for steps in (100, 450, 20000):  # the rate is reached at the same share of any length
+        assert optim.learning_rate(round(0.025 * steps), steps) < 3e-4
+        assert optim.learning_rate(round(0.05 * steps), steps) == pytest.approx(5e-4, rel=1e-2)
+    assert Optim(warmup=0).learning_rate(0, 50) == 5e-4
+    assert Optim(warmup_steps=7).warmup_of(450) == 7
+    with pytest.raises(ValueError, match=r"optim.warmup is a share, 0 to 1, of the steps, got 2"):
+        Optim(warmup=2)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "line"),
+    [
+        ({}, None),
+        ({"decay": "cosine"}, None),
+        ({"warmup_steps": 99, "decay": "cosine"}, None),
+        ({"warmup_steps": 100}, r"warm-up \(100 steps\) is not shorter than the training \(100\)"),
+        ({"gamma_steps": 96}, "first decay .* in 96 steps.* has 95 steps after the warm-up"),
+        ({"gamma_steps": 95}, None),
+        ({"gamma_steps": 1000, "gamma": 1.0}, None),
+    ],
+)
+def test_a_schedule_that_cannot_finish(knobs, line):
+    found = Optim(**knobs).unfinished(100)
+    assert found is None if line is None else re.search(line, found)
 
 
 def test_cosine_ends_at_the_floor():

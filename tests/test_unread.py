@@ -27,6 +27,7 @@ def given(*overrides: str) -> list[str]:
         (["model=fno", "size=base"], "size"),
         (["model=persistence", "optim.lr=1"], "optim.lr"),
         (["resume_anyway=true"], "resume_anyway"),
+        (["optim=paper", "optim.warmup=0.1"], "optim.warmup"),
     ],
 )
 def test_a_key_that_nothing_reads_is_named_with_the_reason(overrides, key):

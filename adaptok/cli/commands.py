@@ -17,6 +17,7 @@ from torch import nn
 
 from adaptok import create_tokenizer
 from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.channels import with_channels
 from adaptok.config.leaves import check_leaves
 from adaptok.config.menu import check_keys, compose, plain
 from adaptok.config.unread import unread
@@ -231,7 +232,8 @@ def _without_weights(config: Config, data: WellData) -> Surrogate:
         history_mode=mode_of_history(config["history_mode"], "vit"),  # no processor says otherwise
         **{k: config[k] for k in ("history", "predict", "normalise", "score_on")},
     )
-    name, knobs = split_part(config["tokenizer"], "tokenizer")
+    part = with_channels(config, info.fields, info.constants)
+    name, knobs = split_part(part, "tokenizer")
     wired = {"ndim": info.ndim, "in_channels": options.token_channels, "dim": 8}
     tokenizer = create_tokenizer(name, **wired, **knobs)
     surrogate = Surrogate(tokenizer, nn.Identity(), nn.Identity(), options)

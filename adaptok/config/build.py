@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptok import create_surrogate
+from adaptok.config.channels import check_ignored, with_channels
 from adaptok.config.unread import check_place
 from adaptok.data import FieldInfo
 from adaptok.data.info import set_statistics, system_of
@@ -29,10 +30,12 @@ def build_data(
     """Builds the data module of a configuration and sets it up; generates its set first if needed.
 
     Args:
-        config: plain, with `data`, `history` and `seed`.
+        config: plain, with `data`, `history` and `seed`; what its tokenizer ignores is checked
+            first.
         overwrite: generate again although the set exists.
         stage: what is read now: None for everything, "test" for the test split.
     """
+    check_ignored(config)
     # these import lightning and the_well, which takes seconds
     from adaptok.data import PDEBench, WellData
 
@@ -72,7 +75,8 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
             **channels,
             ndim=info.ndim,
             dim=config["size"]["dim"],
-            **{key: config[key] for key in ("tokenizer", "processor", "decoder", *MODEL_KEYS)},
+            tokenizer=with_channels(config, info.fields, info.constants),
+            **{key: config[key] for key in ("processor", "decoder", *MODEL_KEYS)},
         )
     if config["history_mode"] not in ("auto", "fold"):
         raise ValueError(

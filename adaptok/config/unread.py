@@ -40,6 +40,11 @@ def _trains_nothing(config: Config) -> bool:
     return _is_baseline(config) and config["model"]["name"] == "persistence"
 
 
+def _has_warmup_in_steps(config: Config) -> bool:
+    optim = config.get("optim") or {}
+    return any(optim.get(key) is not None for key in ("warmup_steps", "warmup_epochs"))
+
+
 RULES = (
     Rule("data.path data.storage_options", _is_generated, "the set is generated below data.base"),
     Rule(
@@ -65,6 +70,7 @@ RULES = (
         _trains_nothing,
         "model=persistence trains nothing",
     ),
+    Rule("optim.warmup", _has_warmup_in_steps, "optim.warmup_steps or warmup_epochs is set"),
     Rule(
         "seed",
         lambda config: "ckpt" in config and "task" not in config,

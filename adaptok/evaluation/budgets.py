@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from adaptok.cells import Cells
 from adaptok.data import WellData
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
 from adaptok.registry import Part
 from adaptok.tokenizers import at_budget, part_at_budget
+from adaptok.tokenizers.tree import TreeTokenizer
 
 SAMPLES = 64  # calibration uses this many evenly spaced training samples
 
@@ -31,6 +33,37 @@ def resolve_tokenizer(part: Part, model: Surrogate, data: WellData, budget: int)
     """
     fields, boundary = list(scored_fields(model, data)), data.info.boundary
     return part_at_budget(part, model.tokenizer, budget, fields, boundary=boundary)
+
+
+def reached(model: Surrogate, data: WellData, budget: int) -> str | None:
+    """Says if a model misses a budget by more than 5 %, or if its cells all have one size.
+
+    Args:
+        data: set up; the mean is that of the samples that tokenizers are calibrated on.
+    """
+    tokens = samples = 0
+    sizes: set[str] = set()
+    for field in scored_fields(model, data):
+        cells = model.tokenizer.cells(field, boundary=data.info.boundary)
+        tokens, samples = tokens + len(cells), samples + cells.batch_size
+        sizes |= {name for name, count in cells_by_size(cells).items() if count}
+    mean, told = tokens / samples, []
+    if abs(mean - budget) > 0.05 * budget:
+        told.append(f"became {mean:.4g} tokens per sample")
+    if len(sizes) == 1 and isinstance(model.tokenizer, TreeTokenizer):
+        told.append(f"gives cells of one size only: this is uniform {sizes.pop()}")
+    return f"budget={budget} {' and '.join(told)}" if told else None
+
+
+def cells_by_size(cells: Cells) -> dict[str, int]:
+    """Counts cells by their size in space, coarse to fine: "8", or "8x4" if axes differ."""
+    numbers = cells.level.long().bincount(minlength=len(cells.sizes)).tolist()
+    return dict(zip(map(_size_name, cells.sizes), numbers, strict=True))
+
+
+def _size_name(size: Sequence[int]) -> str:
+    space = [str(n) for n in size[1:]]
+    return space[0] if len({*space}) == 1 else "x".join(space)
 
 
 def resolve_settings(

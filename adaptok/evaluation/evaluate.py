@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from adaptok.cells import Cells
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import inputs_of, resolve_settings
+from adaptok.evaluation.budgets import cells_by_size, inputs_of, resolve_settings
 from adaptok.evaluation.cost import Stopwatch, cost_of, environment, parameters_by_stage
 from adaptok.evaluation.metrics import binned_spectral_error, vrmse
 from adaptok.evaluation.predictions import PredictionWriter, folder_name
@@ -183,7 +185,8 @@ def _one_step(
         label=label_of(setting),
         setting=dict(setting),
         controls=controls,
-        tokens=Tokens.of(torch.cat(counts)) if counts else None,
+        tokens=Tokens.of(torch.cat([one.tokens for one in counts])) if counts else None,
+        cell_sizes=shares([one.sizes for one in counts]) if counts else None,
         seconds=watch.seconds(),
         flops=flops,
         memory=memory,
@@ -340,12 +343,32 @@ def precision(device: torch.device) -> torch.autocast:
     return torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
 
 
+class Counts(NamedTuple):
+    """Cells of a call: per sample (b,), and by size."""
+
+    tokens: Tensor
+    sizes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, cells: Cells) -> Counts:
+        """Counts cells."""
+        return cls(cells.cu_seqlens.diff().cpu(), cells_by_size(cells))
+
+
 @contextmanager
-def count_tokens(model: OneStepModel) -> Iterator[list[Tensor]]:
-    """Collects the tokens per sample of every call, each (b,); nothing for a baseline."""
-    counts: list[Tensor] = []
+def count_tokens(model: OneStepModel) -> Iterator[list[Counts]]:
+    """Collects the counts of every call; nothing for a baseline."""
+    counts: list[Counts] = []
     processor: Any = getattr(model, "processor", nn.Identity())  # which a baseline never calls
     with processor.register_forward_pre_hook(
-        lambda _, args: counts.append(args[0].cells.cu_seqlens.diff().cpu())
+        lambda _, args: counts.append(Counts.of(args[0].cells))
     ):
         yield counts
+
+
+def shares(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    """Share of all cells that have each size; sizes without cells are left out."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return {size: count / total.total() for size, count in total.items() if count}

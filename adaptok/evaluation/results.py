@@ -125,6 +125,8 @@ class SettingResult:
         setting: as given.
         controls: what the setting became for the model.
         tokens: None for a baseline.
+        cell_sizes: share of the cells per size in space, coarse to fine, as "8" or "8x4"; None for
+            a baseline.
         flops: per sample, by stage and in "total"; None for a compiled model.
         memory: bytes of the tensors of a batch, by stage and in "total"; None likewise.
         spectral_nmse: in three bands of wavenumbers, low to high.
@@ -139,6 +141,7 @@ class SettingResult:
     setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     controls: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokens: Tokens | None = None
+    cell_sizes: Mapping[str, float] | None = None
     flops: Mapping[str, float] | None = None
     memory: Mapping[str, int] | None = None
     spectral_nmse: Sequence[Number] = ()
@@ -285,13 +288,15 @@ def write_results(values: Mapping[str, Any], text: str, folder: str | Path) -> l
 def markdown(results: Results) -> str:
     """Tables of the one-step and rollout errors."""
     settings, blank = results.settings, results.persistence
-    header = ["setting", "tokens", "s/step", "VRMSE mean", "median", *results.fields]
-    rows = [["persistence", "", "", *_row(blank.vrmse)]]
+    header = ["setting", "tokens", "cells", "s/step", "VRMSE mean", "median", *results.fields]
+    rows = [["persistence", "", "", "", *_row(blank.vrmse)]]
     for row in settings:
         seconds = f"{row.seconds['total']:.3g}"
-        rows.append([row.label, tokens_cell(row.tokens), seconds, *_row(row.vrmse)])
+        counts = tokens_cell(row.tokens), sizes_cell(row.cell_sizes)
+        rows.append([row.label, *counts, seconds, *_row(row.vrmse)])
     text = f"# {results.data}, {results.split} split\n\n"
-    text += "One step; per field the mean over samples.\n\n" + table(header, rows)
+    text += "One step; per field the mean over samples; cells: share of each size.\n\n"
+    text += table(header, rows)
     for name in blank.metrics:
         if name != "vrmse":
             header = ["setting", f"{name} mean", "median", *results.fields]
@@ -331,6 +336,11 @@ def _row(errors: Errors) -> list[str]:
 def number_cell(value: Number) -> str:
     """Shows a number in a table, or "diverged"."""
     return "diverged" if value is None else f"{value:.4f}"
+
+
+def sizes_cell(shares: Mapping[str, float] | None) -> str:
+    """Share of the cells per size, "8: 20 %, 4: 80 %"; empty for a baseline."""
+    return ", ".join(f"{size}: {100 * share:.0f} %" for size, share in (shares or {}).items())
 
 
 def tokens_cell(tokens: Tokens | None) -> str:

@@ -78,7 +78,7 @@ class Multiphysics(nn.Module):
         inputs: Int64[Tensor, "a c"],
         outputs: Int64[Tensor, "a k"],
         *,
-        scored: Float[Tensor, "b t c *s"] | None = None,
+        scored: Float[Tensor, "b t e *s"] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
         lead_time: int | Int[Tensor, " b"] = 1,
         **control: Any,
@@ -262,7 +262,7 @@ class FieldSystem(OneStepModel):
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
-        control = {"scored": prepared.scored, "boundary": boundary, **control}
+        control = {"scored": self._seen(prepared.scored), "boundary": boundary, **control}
         return self.core(prepared.x, self.inputs, self.outputs, **control)
 
     def cells(
@@ -274,7 +274,15 @@ class FieldSystem(OneStepModel):
         **control: Any,
     ) -> Cells:
         """Returns the cells that `forward` would use."""
-        return self.core.cells(self.scored(field, constants), boundary=boundary, **control)
+        seen = self._seen(self.scored(field, constants))
+        return self.core.cells(seen, boundary=boundary, **control)
+
+    def _seen(self, scored: Tensor) -> Tensor:
+        """Leaves out the constants, of which each system has its own, if the tokenizer ignores
+        constants.
+        """
+        ignores = getattr(self.core.tokenizer, "ignore", None) == "constants"
+        return scored[:, :, : len(self.fields)] if ignores else scored
 
 
 @checked
@@ -315,7 +323,8 @@ def create_multiphysics(
         width: channels per point between fields and tokens.
         max_lead: longest lead time in steps; above 1 the lead time conditions the tokens.
         history_mode: as in `create_surrogate`.
-        score_on: what the indicator sees, "normalised" or "raw" fields, constants included.
+        score_on: what the indicator sees, "normalised" or "raw" fields. A system's constants are
+            among them if the tokenizer has ``ignore=[]``.
         predict: "delta" or "state".
 
     Raises:

@@ -199,6 +199,9 @@ def create_parts(
         shared: knobs that go to each processor and decoder that has them and does not set them.
     """
     built = create_tokenizer(tokenizer, ndim=options.ndim, in_channels=in_channels, dim=dim)
+    if (tell := getattr(built, "tell_channels", None)) is not None:
+        first = in_channels - options.constant_channels  # they come last, also after a history
+        tell(range(first, in_channels), in_channels)
     needs_frames = PROCESSORS.says(processor, "needs_frames")
     if needs_frames and options.history > 1 and options.history_mode == "fold":
         raise ValueError(

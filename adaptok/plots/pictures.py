@@ -19,6 +19,7 @@ from adaptok.evaluation.results import FinishedRun, Results, Rollout
 from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
+from adaptok.tokenizers.tree import TreeTokenizer
 
 Batch = dict[str, Tensor]
 
@@ -63,8 +64,8 @@ def of_run(
     figures["prediction"] = plots.prediction_figure(truth, prediction, data.info.fields)
     if isinstance(model, (Surrogate, FieldSystem)):
         tilings = _tilings(model, batch, settings)
-        values = batch["input"][0, -1, 0].numpy()
-        figures["cells"] = plots.cells_figure(values, tilings, title=data.info.fields[0])
+        name, values = followed(model, data.info, batch)
+        figures["cells"] = plots.cells_figure(values, tilings, title=name)
     if results.persistence.rollout is None:
         return _save(figures, out)
     rolled = {row.label: row.rollout for row in results.settings if row.rollout is not None}
@@ -133,19 +134,21 @@ def of_comparison(runs: Mapping[str, FinishedRun], folder: Path) -> list[Path]:
     fields = first.data.info.fields
     batch = sample_of(first.data, "test", 0)
     truth = batch["target"][0, 0].numpy()
-    tilings = {}
+    tilings, drawn = {}, None
     rows = {name: {"truth": values} for name, values in zip(fields, truth, strict=True)}
     for name, run in runs.items():
         if isinstance(run.model, Surrogate):
             tilings |= _tilings(run.model, batch, {name: {}})
+            if isinstance(run.model.tokenizer, TreeTokenizer):
+                drawn = followed(run.model, run.data.info, batch)
         errors = np.abs(_predict(run.model, batch, {}) - truth)
         for field, error in zip(fields, errors, strict=True):
             rows[field][f"|error| of {name}"] = error
     names = [f"|error| of {name}" for name in runs]
     curves = {name: _curve(run.results.settings[0].rollout) for name, run in runs.items()}
     curves["persistence"] = _curve(first.results.persistence.rollout)
-    values = batch["input"][0, -1, 0].numpy()
-    cells = {"cells": plots.cells_figure(values, tilings, title=fields[0])} if tilings else {}
+    title, values = drawn or (fields[0], batch["input"][0, -1, 0].numpy())
+    cells = {"cells": plots.cells_figure(values, tilings, title=title)} if tilings else {}
     figures = cells | {
         "errors": plots.panels_figure(rows, positive=names, share="row"),
         "learning_curves": plots.learning_curve_figure({n: r.folder for n, r in runs.items()}),
@@ -172,11 +175,46 @@ def of_tokens(
         now |= {n: batch["constants"][0, i].numpy() for i, n in enumerate(info.constants)}
     tilings = _tilings(model, batch, settings)
     figures = {"field": plots.panels_figure({"": now}, share="column")}
-    for name in info.fields:
+    first = followed(model, info, batch)[0]
+    for name in dict.fromkeys([first, *info.fields]):  # a static field only if cells follow it
         figures[f"cells_{name}"] = plots.cells_figure(now[name], tilings, title=name)
     if hasattr(model.tokenizer, "score_map"):
         figures["score"] = _scores(model, info, batch)
     return _save(figures, folder), {label: len(cells) for label, cells in tilings.items()}
+
+
+def followed(
+    model: Surrogate | FieldSystem, info: FieldInfo, batch: Batch
+) -> tuple[str, np.ndarray]:
+    """Finds the field whose score decides most where cells are, as name and newest values.
+
+    Each channel is scored alone, with the others at 0; without an indicator it is the first field.
+    """
+    values = dict(zip(info.fields, batch["input"][0, -1].numpy(), strict=True))
+    if "constants" in batch:
+        values |= dict(zip(info.constants, batch["constants"][0].numpy(), strict=True))
+    tokenizer = model.core.tokenizer if isinstance(model, FieldSystem) else model.tokenizer
+    best = info.fields[0]
+    if isinstance(tokenizer, TreeTokenizer):
+        known = inputs_of(batch, model.mean.device)
+        field = model.scored(batch["input"].to(model.mean.device), known["constants"])
+        names = [*info.fields] * ((field.shape[2] - len(info.constants)) // len(info.fields))
+        names += info.constants
+        totals = dict.fromkeys(names, 0.0)
+        for channel in _seen(model, tokenizer, field):
+            alone = torch.zeros_like(field)
+            alone[:, :, channel] = field[:, :, channel]
+            scores, _ = tokenizer.scores(alone, boundary=known["boundary"])
+            totals[names[channel]] += float(scores.sum())
+        best = max(totals, key=lambda name: totals[name])
+    return best, values[best]
+
+
+def _seen(model: Surrogate | FieldSystem, tokenizer: TreeTokenizer, field: Tensor) -> list[int]:
+    """Channels that the indicator sees; those of a system are counted without its constants."""
+    if isinstance(model, FieldSystem) and tokenizer.ignore == "constants":
+        return list(range(len(model.fields)))
+    return tokenizer.seen(field.shape[2])
 
 
 def _scores(model: Surrogate, info: FieldInfo, batch: Batch) -> Figure:
@@ -195,8 +233,9 @@ def _scores(model: Surrogate, info: FieldInfo, batch: Batch) -> Figure:
             row = rows.setdefault(f"{age} before" if age else "now", {})
             first = (history - 1 - age) * stride
             row |= {name: maps[first + i] for i, name in enumerate(info.fields)}
-        first = len(maps) - len(info.constants)
-        rows["now"] |= {name: maps[first + i] for i, name in enumerate(info.constants)}
+        if getattr(tokenizer, "constants", ()) == () or tokenizer.ignore != "constants":
+            first = len(maps) - len(info.constants)
+            rows["now"] |= {name: maps[first + i] for i, name in enumerate(info.constants)}
     return plots.panels_figure(rows, title="score", share="column", positive=[*rows["now"]])
 
 

@@ -13,6 +13,7 @@ from adaptok.report.reading import number
 from adaptok.report.runs import LeftOut, Number, RunRecord
 from adaptok.report.summaries import Spread, Summary, Transfer, Verdict, ranks, rollouts, spread
 
+SIZES = "cell_sizes_"  # the shares among the values of a result
 ARROWS = {True: " ↓", False: " ↑"}
 COSTS: dict[str, tuple[str, Callable[[Number], str]]] = {
     "flops": ("FLOPs", lambda value: formats.quantity(value, "FLOP")),
@@ -77,6 +78,8 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
     columns["seeds"] = [Cell(""), *(seeds_cell(row, rows) for row in rows)]
     columns["tokens"] = [Cell(""), *(_tokens_cell(row) for row in rows)]
     measured = {name for row in rows for _, result in row.pairs for name in result.values}
+    if any(name.startswith(SIZES) for name in measured):
+        columns["cells"] = [Cell(""), *(_sizes_cell(row) for row in rows)]
     others = {name: None for row in rows for _, result in row.pairs for name in result.metrics}
     titles = {measure.key: f"{measure.title}{arrow}", "vrmse_median": "median ↓"}
     titles |= {name: f"{name} ↓" for name in others if name not in titles}
@@ -158,6 +161,16 @@ def _tokens_cell(row: Summary) -> Cell:
         return cell
     limits = f" ({formats.count(low.mean)} to {formats.count(high.mean)})"
     return cell._replace(text=cell.text + limits)
+
+
+def _sizes_cell(row: Summary) -> Cell:
+    """Share of the cells per size, coarse to fine."""
+    names = {name for _, result in row.pairs for name in result.values if name.startswith(SIZES)}
+    shares = {name.removeprefix(SIZES): row.spread(name) for name in names}
+    coarse_first = sorted(shares, key=lambda s: [-int(n) for n in s.split("x")])
+    known = [(size, share) for size in coarse_first if (share := shares[size])]
+    words = [f"{size}: {100 * share.mean:.0f} %" for size, share in known]
+    return Cell(", ".join(words), hint="share of the cells per size")
 
 
 def fields_sheet(rows: Sequence[Summary]) -> Sheet | None:

@@ -13,20 +13,23 @@ from lightning import LightningDataModule
 from adaptok import create_schedule
 from adaptok.config.build import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import resolve_settings, resolve_tokenizer
+from adaptok.evaluation.budgets import reached, resolve_settings, resolve_tokenizer
 from adaptok.evaluation.cost import peak_memory
 from adaptok.evaluation.evaluate import check_settings, evaluate
 from adaptok.evaluation.results import FinishedRun, Results, Training, markdown, write_results
 from adaptok.models.one_step import OneStepModel
+from adaptok.models.parts import mode_of_history
 from adaptok.models.pretrained import save_pretrained
 from adaptok.models.schedules import Schedule
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
 from adaptok.tasks.fit import Config, Fitted, fit, of_lightning, prepare, quiet, write_config
+from adaptok.tokenizers.ladder import with_ladder
 from adaptok.training import SurrogateModule
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.optim import Optim
 from adaptok.utils.atomic import replacing
+from adaptok.utils.locks import is_first
 
 
 def fit_and_test(config: Config, folder: Path) -> FinishedRun | None:
@@ -45,15 +48,37 @@ def fit_and_test(config: Config, folder: Path) -> FinishedRun | None:
 def config_at_budget(config: Config, data: WellData) -> Config:
     """Returns the configuration with a tokenizer of ``config["budget"]`` tokens per sample.
 
+    Cell sizes that are not set are those of `adaptok.tokenizers.ladder`. A baseline, which has no
+    tokens, ignores the budget and says so; other lines say what became of it, see `reached`.
+
     Raises:
-        ValueError: a baseline, which has no tokens, or a budget out of the tokenizer's reach.
+        ValueError: a budget out of the tokenizer's reach.
     """
+    budget, name = config["budget"], config["model"]["name"]
+    if name != "surrogate":
+        _say(f"model={name} has no tokens: budget={budget} is ignored")
+        return {**config, "budget": None}
+    mode = mode_of_history(config["history_mode"], config["processor"])
+    frames = config["history"] if mode == "frames" else 1
+    frames //= config["tokenizer"].get("frame_size", 1)
+    part = with_ladder(config["tokenizer"], data.info.shape, budget / max(frames, 1))
     with torch.random.fork_rng():  # the weights of the run are those of a run without a budget
-        model = build_surrogate(config, data.info)
-    if not isinstance(model, Surrogate):
-        raise ValueError(f"model={config['model']['name']} has no tokens: budget=null")
-    part = resolve_tokenizer(config["tokenizer"], model, data, config["budget"])
+        model = _surrogate_with(part, config, data)
+        part = resolve_tokenizer(part, model, data, budget)
+        if line := reached(_surrogate_with(part, config, data), data, budget):
+            _say(f"{line} (tokenizer={part['name']})")
     return {**config, "tokenizer": part}
+
+
+def _surrogate_with(tokenizer: Any, config: Config, data: WellData) -> Surrogate:
+    model = build_surrogate({**config, "tokenizer": tokenizer}, data.info)
+    assert isinstance(model, Surrogate), "its kind was asked for"
+    return model
+
+
+def _say(line: str) -> None:
+    if is_first():
+        print(line, flush=True)
 
 
 def begin(config: Config) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.base import per_axis
+from adaptok.tokenizers.ignoring import Ignore
+from adaptok.tokenizers.ladder import THRESHOLDS
 from adaptok.tokenizers.marking import Thresholds, as_thresholds, level_thresholds
 from adaptok.tokenizers.tree import TreeTokenizer, composed, level_sizes
 from adaptok.utils.arguments import Bins, Dimensions, Pair, PerAxis, Positive, checked
@@ -17,9 +19,9 @@ def apt(
     in_channels: Positive,
     dim: Positive,
     *,
-    min_size: PerAxis = 4,
+    min_size: PerAxis | None = None,
     max_size: PerAxis | None = None,
-    thresholds: Thresholds = (5.5, 4.0),
+    thresholds: Thresholds = THRESHOLDS,
     budget: Positive | None = None,
     color: str | None = None,
     bins: Bins = 512,
@@ -29,6 +31,7 @@ def apt(
     positions: PerAxis | None = None,
     frame_size: Positive = 1,
     per_frame: bool = False,
+    ignore: Ignore = "constants",
 ) -> TreeTokenizer:
     """APT: entropy against a threshold per level, resized patches with a zero-initialised branch.
 
@@ -37,8 +40,9 @@ def apt(
     `adaptok.calibrate` finds the thresholds for a mean number.
 
     Args:
-        min_size: finest cell (paper: the patch of the ViT, 14 or 16).
-        max_size: coarsest cell, min_size times a power of two; default one size per threshold.
+        min_size: finest cell (paper: the patch of the ViT, 14 or 16); None: 4, or what suits the
+            budget of a run.
+        max_size: coarsest cell, min_size times a power of two; None: one size per threshold.
         thresholds: bits, those of the smallest merged cells first (paper: 5.5 for cells of twice
             min_size, 4.0 for four times). Also per call.
         budget: at most this many tokens per sample over all frames, or None; also per call.
@@ -52,10 +56,13 @@ def apt(
             None: no table (rotary positions belong to the processor).
         frame_size: extent of every cell in time.
         per_frame: a tiling per frame.
+        ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
+            or channels by number; [] for none, the paper's behaviour.
 
     Raises:
         ValueError: thresholds that do not fit the sizes, or invalid knobs.
     """
+    min_size = 4 if min_size is None else min_size
     if max_size is None:
         bars = as_thresholds(thresholds)
         count = len(bars) if isinstance(bars, tuple) else 1
@@ -75,4 +82,5 @@ def apt(
         max_size=max_size,
         frame_size=frame_size,
         per_frame=per_frame,
+        ignore=ignore,
     )

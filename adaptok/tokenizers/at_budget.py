@@ -12,11 +12,18 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from adaptok.cells import product
 from adaptok.layers.boundary import Boundary
 from adaptok.registry import TOKENIZERS, Part, split_part
 from adaptok.tokenizers.base import frames_of_cells
 from adaptok.tokenizers.calibration import Fields, calibrate
-from adaptok.tokenizers.marking import FractionMarking, MaximumMarking, ThresholdMarking
+from adaptok.tokenizers.ladder import SIZES, ladder, sizes_of
+from adaptok.tokenizers.marking import (
+    FractionMarking,
+    MaximumMarking,
+    OutOfReachError,
+    ThresholdMarking,
+)
 from adaptok.tokenizers.marking.fraction import cells_of_fraction
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import Tokenizer, as_field
@@ -62,6 +69,19 @@ def at_budget(
     if not batches:
         raise ValueError("at_budget needs at least one field")
     shape = _shape(batches[0], tokenizer)
+    try:
+        return _controls(tokenizer, budget, batches, shape, boundary)
+    except OutOfReachError as error:
+        raise OutOfReachError(f"{error}{_sizes_that_fit(tokenizer, budget, shape)}") from None
+
+
+def _controls(
+    tokenizer: Tokenizer,
+    budget: int,
+    batches: list[Tensor],
+    shape: tuple[int, ...],
+    boundary: Boundary,
+) -> dict[str, Any]:
     if isinstance(tokenizer, TreeTokenizer):
         marking = tokenizer.marking
         if isinstance(marking, FractionMarking):
@@ -82,6 +102,22 @@ def at_budget(
         "a budget needs a control budget, thresholds, gamma, ratio or patch_size; this tokenizer's "
         f"controls: {accepted}"
     )
+
+
+def _sizes_that_fit(tokenizer: Tokenizer, budget: int, shape: tuple[int, ...]) -> str:
+    """Names the knobs and values of cell sizes that reach a budget, if there are any."""
+    config = getattr(tokenizer, "config", None) or {}
+    frames = frames_of_cells(shape[0], tokenizer.spec.sizes[0][0])
+    if budget > frames * product(shape[1:]):
+        return f"; the fields have {frames * product(shape[1:])} points"
+    if config.get("name") not in TOKENIZERS.names():
+        return ""
+    names = [name for name in SIZES if name in TOKENIZERS.knobs(config["name"])]
+    if not names:
+        return ""
+    chosen = sizes_of(names, ladder(shape[1:], budget / frames), config)
+    words = [f"tokenizer.{name}={str(value).replace(' ', '')}" for name, value in chosen.items()]
+    return f"; {' '.join(words)} would fit"
 
 
 def part_at_budget(
@@ -154,7 +190,7 @@ def _ratio(tokenizer: TreeTokenizer, budget: int, shape: Sequence[int]) -> float
 
     least, most = count(0.0), count(1.0)
     if not least <= budget <= most:
-        raise ValueError(
+        raise OutOfReachError(
             f"a field of {tuple(shape)} gives {least} to {most} tokens per sample, {budget} are "
             "asked for; other cell sizes reach more or fewer"
         )

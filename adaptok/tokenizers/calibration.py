@@ -11,7 +11,12 @@ from torch import Tensor
 
 from adaptok.layers.boundary import Boundary
 from adaptok.tokenizers.base import frames_of_cells
-from adaptok.tokenizers.marking import MaximumMarking, ThresholdMarking, level_thresholds
+from adaptok.tokenizers.marking import (
+    MaximumMarking,
+    OutOfReachError,
+    ThresholdMarking,
+    level_thresholds,
+)
 from adaptok.tokenizers.marking.base import finite
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import as_field
@@ -140,7 +145,7 @@ def _factor(
     totals = coarsest + torch.cat([added.new_zeros(1), added])  # after 0, 1, ... splits
     if not coarsest <= tokens * samples <= int(totals[-1]):
         least, most = coarsest / samples, int(totals[-1]) / samples
-        raise ValueError(
+        raise OutOfReachError(
             f"these fields give {least:g} to {most:g} tokens per sample, {tokens:g} are asked for; "
             "other cell sizes reach more or fewer"
         )

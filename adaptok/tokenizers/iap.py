@@ -3,9 +3,8 @@ Transformer PDE Simulation")."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from adaptok.registry import TOKENIZERS
+from adaptok.tokenizers.ignoring import Ignore
 from adaptok.tokenizers.tree import TreeTokenizer, composed
 from adaptok.utils.arguments import Dimensions, PerAxis, Positive, Power, Weights, checked
 
@@ -17,15 +16,15 @@ def iap(
     in_channels: Positive,
     dim: Positive,
     *,
-    min_size: PerAxis = 2,
-    max_size: PerAxis = 16,
+    min_size: PerAxis | None = None,
+    max_size: PerAxis | None = None,
     budget: Positive = 256,
     per_batch: bool = False,
     splits_per_step: Positive = 1,
     k: Positive = 1,
     padding: str = "replicate",
     weights: Weights | None = None,
-    ignore: Sequence[int] = (),
+    ignore: Ignore = "constants",
     power: Power = 1.0,
     channels: str = "mean",
     frames: str = "mean",
@@ -39,22 +38,24 @@ def iap(
     best-first refinement, and ``splits_per_step=4`` runs the paper's loop.
 
     Args:
-        min_size: finest cell (paper: 2; 4 for 512² fields).
-        max_size: coarsest cell (paper: 32 in 2D at 1024 tokens, else 16).
+        min_size: finest cell; None: 2 (paper; 4 for 512² fields), or what suits the budget of a
+            run.
+        max_size: coarsest cell; None: 16 (paper; 32 in 2D at 1024 tokens), or likewise.
         budget: tokens per sample over all frames; also per call, one number or one per sample.
         per_batch: the samples of a batch share their budgets; the total stays fixed.
         splits_per_step: cells split per step, K of Eq. 1.
         k: half-width of the Sobel stencil.
         padding: "replicate", "circular" or "reflect"; periodic axes are always circular.
-        weights: weight per channel.
-        ignore: channels left out, such as a static mask.
+        weights: weight per channel that is not ignored.
+        ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
+            or channels by number; [] for none, the paper's behaviour.
         power: exponent of the per-point score.
         channels: "mean" (paper) or "max" over channels.
         frames: "mean" or "max" over frames, if these are not folded into channels.
         frame_size: extent of every cell in time.
         per_frame: a tiling per frame.
     """
-    gradient = {"k": k, "padding": padding, "weights": weights, "ignore": ignore}
+    gradient = {"k": k, "padding": padding, "weights": weights}
     gradient |= {"power": power, "channels": channels, "frames": frames}
     return composed(
         ndim,
@@ -71,4 +72,5 @@ def iap(
         max_size=max_size,
         frame_size=frame_size,
         per_frame=per_frame,
+        ignore=ignore,
     )

@@ -10,6 +10,7 @@ from adaptok.cells import nested
 from adaptok.layers.positions import misplaced_center
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, choice
 from adaptok.tokenizers.base import per_axis
+from adaptok.tokenizers.ignoring import Ignore
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, cell_center
 from adaptok.utils.arguments import Dimensions, PerAxis, Positive, PositiveShare, Share, checked
@@ -24,7 +25,7 @@ def matey(
     in_channels: Positive,
     dim: Positive,
     *,
-    sizes: Sequence[PerAxis] = (8, 32),
+    sizes: Sequence[PerAxis] | None = None,
     gamma: PositiveShare = 0.2,
     fraction: Share | None = None,
     mode: str = "replace",
@@ -33,6 +34,7 @@ def matey(
     per_frame: bool = False,
     embedding: Part = "linear",
     legacy_positions: bool = False,
+    ignore: Ignore = "constants",
 ) -> TreeTokenizer:
     """MATEY: cells whose variance is close to the largest one are refined.
 
@@ -40,7 +42,8 @@ def matey(
     ``score_on="raw"``.
 
     Args:
-        sizes: cell sizes from fine to coarse, each one number or one per space axis.
+        sizes: cell sizes from fine to coarse, each one number or one per space axis; None: 8
+            and 32, or what suits the budget of a run.
         gamma: cells split whose variance exceeds gamma times the sample's largest (paper's runs:
             0.2 and 0.4).
         fraction: share of the cells of each level that split; replaces gamma.
@@ -51,13 +54,17 @@ def matey(
         per_frame: score and refine each frame alone (MATEY: one decision for all frames).
         embedding: "linear", or "hmlp" for MATEY's convolutional stem, or a mapping with knobs.
         legacy_positions: give fine tokens the misplaced positions of the paper-era code.
+        ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
+            or channels by number; [] for none, the paper's behaviour.
 
     Raises:
         ValueError: sizes that do not nest, or legacy positions without their two levels or with a
             fraction.
     """
     choice("mode", mode, MODES)
-    levels = tuple((frame_size, *size) for size in nested_sizes(sizes, ndim))
+    levels = tuple(
+        (frame_size, *size) for size in nested_sizes((8, 32) if sizes is None else sizes, ndim)
+    )
     if legacy_positions and (len(levels) != 2 or fraction is not None):
         raise ValueError("legacy_positions are those of two sizes and a gamma, as in the paper")
     marking: dict[str, Any] = {"name": "maximum", "gamma": gamma}
@@ -77,6 +84,7 @@ def matey(
         MARKINGS.build(marking),
         EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=spec.sizes),
         per_frame=per_frame,
+        ignore=ignore,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import takes_lists
-from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, is_factory
 from adaptok.tokenizers.asked import check_count, check_marks, check_scores, learns, scores_of_cells
 from adaptok.tokenizers.base import (
     CellTokenizer,
@@ -23,6 +23,7 @@ from adaptok.tokenizers.base import (
     frames_of_cells,
     per_axis,
 )
+from adaptok.tokenizers.ignoring import Ignore, as_ignore, only, seen_channels
 from adaptok.tokenizers.indicators import Indicator
 from adaptok.tokenizers.marking import Budget, BudgetMarking, Marking
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
@@ -63,6 +64,8 @@ class TreeTokenizer(CellTokenizer):
             in raster order, each followed by its subtree. "level": coarse cells first, each level
             in raster order.
         per_frame: a tiling per frame instead of one for all frames.
+        ignore: channels that the indicator does not see: "constants" (those that `tell_channels`
+            was told; none of a tokenizer alone), or a list of numbers, negative ones from the end.
     """
 
     def __init__(
@@ -74,13 +77,30 @@ class TreeTokenizer(CellTokenizer):
         *,
         order: str = "depth_first",
         per_frame: bool = False,
+        ignore: Ignore = "constants",
     ):
         super().__init__(dataclasses.replace(spec, on_grid=True), embedding)
         self.indicator = INDICATORS.checked(indicator)
         self.marking = MARKINGS.checked(marking)
         self.order = order
         self.per_frame = per_frame
+        self.ignore = as_ignore(ignore)
+        self.constants: tuple[int, ...] = ()
         Tree((1,) * spec.ndim, self._space_sizes, order)  # raises here if the sizes are wrong
+
+    def tell_channels(self, constants: Sequence[int], channels: int) -> None:
+        """Tells which of the channels are static constants; a surrogate does so.
+
+        Raises:
+            ValueError: a channel is ignored that does not exist, or all are.
+        """
+        self.constants = tuple(constants)
+        self.seen(channels)
+
+    def seen(self, channels: int) -> list[int]:
+        """Lists which channels of a field the indicator sees."""
+        ignored = self.constants if isinstance(self.ignore, str) else self.ignore
+        return seen_channels(ignored, channels)
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -168,6 +188,7 @@ class TreeTokenizer(CellTokenizer):
         return self._scores(as_field(field, self.spec.ndim), boundary)
 
     def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
+        field = only(field, self.seen(field.shape[2]))
         b, t = field.shape[:2]
         check_boundary(boundary, b, self.spec.ndim)
         frame_size = self.spec.sizes[0][0]
@@ -190,6 +211,7 @@ class TreeTokenizer(CellTokenizer):
         """
         field = as_field(field, self.spec.ndim, self.spec.in_channels)
         check_boundary(boundary, field.shape[0], self.spec.ndim)
+        field = only(field, self.seen(field.shape[2]))
         points = getattr(self.indicator, "score_map", None)
         if points is not None:
             return points(field, boundary=boundary)
@@ -232,10 +254,11 @@ def composed(
     marking: Part = "budget",
     embedding: Part = "linear",
     order: str = "depth_first",
-    min_size: PerAxis = 2,
-    max_size: PerAxis = 16,
+    min_size: PerAxis | None = None,
+    max_size: PerAxis | None = None,
     frame_size: Positive = 1,
     per_frame: bool = False,
+    ignore: Ignore = "constants",
 ) -> TreeTokenizer:
     """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs.
 
@@ -246,20 +269,38 @@ def composed(
         marking: decides which nodes split, see `adaptok list markings`.
         embedding: turns patches into features, see `adaptok list embeddings`.
         order: order of the cells of a sample: "depth_first" or "level" (coarse cells first).
-        min_size: finest cell in grid points, one number or one per axis.
-        max_size: coarsest cell, min_size times a power of two.
+        min_size: finest cell in grid points, one number or one per axis; None: 2, or what suits the
+            budget of a run.
+        max_size: coarsest cell, min_size times a power of two; None: 16, or likewise.
         frame_size: extent of every cell in time, in frames.
         per_frame: a tiling per frame instead of one shared by all frames of a sample.
+        ignore: what the indicator does not see: "constants" (the static fields of a surrogate),
+            fields by name or channels by number; [] for none.
     """
-    spec = TokenizerSpec(ndim, in_channels, dim, level_sizes(min_size, max_size, ndim, frame_size))
+    sizes = level_sizes(
+        2 if min_size is None else min_size, 16 if max_size is None else max_size, ndim, frame_size
+    )
+    spec = TokenizerSpec(ndim, in_channels, dim, sizes)
     return TreeTokenizer(
         spec,
-        INDICATORS.build(indicator),
+        INDICATORS.build(_by_channel(indicator, in_channels)),
         MARKINGS.build(marking),
         EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=spec.sizes),
         order=order,
         per_frame=per_frame,
+        ignore=ignore,
     )
+
+
+def _by_channel(indicator: Part, channels: int) -> Part:
+    """Keeps the three fields that ignoring constants leaves of more from being scored as a color
+    image.
+    """
+    source, knobs = INDICATORS.split(indicator)
+    made = isinstance(source, str) or is_factory(source)
+    if channels in (1, 3) or not made or "color" not in INDICATORS.knobs(source):
+        return indicator
+    return {"name": source, **knobs, "color": knobs.get("color") or "channels"}
 
 
 @checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -98,7 +99,12 @@ class FitModule(L.LightningModule):
         return number * self.trainer.world_size + self.global_rank < len(loader.dataset)
 
     def on_train_start(self) -> None:
-        """Starts to count time and steps, without the set-up and any fit before."""
+        """Starts to count time and steps, without the set-up and any fit before; says if the
+        learning rate does not get to its end.
+        """
+        line = self.optim.unfinished(self.trainer.estimated_stepping_batches)
+        if line is not None and self.trainer.is_global_zero:
+            print(f"warning: {line}")
         self._last, self._seconds, self._samples = time.perf_counter(), 0.0, 0
         self._total_seconds, self._total_batches = 0.0, 0
         self._first_step = self.global_step
@@ -118,7 +124,7 @@ class FitModule(L.LightningModule):
 
         def factor(step: int) -> float:
             # The first rate is the same for every number of steps, which Lightning knows later.
-            steps = self.trainer.estimated_stepping_batches if step else 1
+            steps = self.trainer.estimated_stepping_batches if step else math.inf
             return self.optim.learning_rate(step, steps) / self.optim.lr
 
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -64,16 +64,24 @@ def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
 matey_nmse_loss.from_zero = True  # type: ignore[attr-defined]
 
 
+LONGEST_WARMUP, GAMMA_STEPS = 2500, 5000  # IAP, App. E
+
+
 @dataclass(frozen=True)
 class OptimBase:
-    """Optimizer and learning rate; the defaults are those of IAP, App. E.
+    """Optimizer and learning rate; the defaults are those of IAP, App. E, with a warm-up that fits
+    the training.
 
     Attributes:
-        lr: highest learning rate, reached after `warmup_steps` linear steps from `lr_start`; bounds
-            above it count as equal to it.
+        lr: highest learning rate, reached after a linear warm-up from `lr_start`; bounds above it
+            count as equal to it.
         weight_decay: not applied to norms, biases and other vectors.
         betas: of AdamW.
         decay: "exponential" (times `gamma` per `gamma_steps`) or "cosine", never below `lr_min`.
+        gamma_steps: None for IAP's 5,000 steps, which a short training need not reach: decaying as
+            far as IAP's 250,000 steps do would slow it down.
+        warmup: length of the warm-up as a share of the training, at most IAP's 2,500 steps.
+        warmup_steps: its length in steps, in place of `warmup`; or None.
         ema: decay of the averaged weights.
         optimizer: None for AdamW; else ``{"_target_": "torch.optim.SGD", "momentum": 0.9}``, or a
             callable: it gets the groups of weights and `lr`.
@@ -86,11 +94,12 @@ class OptimBase:
     weight_decay: NonNegativeFloat = 5e-2
     betas: Annotated[Sequence[Rate], Len(2, 2)] = (0.9, 0.999)
     decay: str = "exponential"
-    warmup_steps: NonNegative = 2500
+    warmup: Share = 0.05
+    warmup_steps: NonNegative | None = None
     lr_start: NonNegativeFloat = 1e-6
     lr_min: NonNegativeFloat = 1e-5
     gamma: PositiveShare = 0.95
-    gamma_steps: Positive = 5000
+    gamma_steps: Positive | None = None
     ema: Share = 0.99
     optimizer: Mapping[str, Any] | Callable[..., torch.optim.Optimizer] | None = field(
         default=None, kw_only=True
@@ -103,17 +112,35 @@ class OptimBase:
         if isinstance(self.optimizer, Mapping):  # now, not after the data is read
             instantiate("optim.optimizer", self.optimizer, _partial_=True)
 
+    def warmup_of(self, max_steps: float) -> int:
+        """Number of steps of the warm-up in a training of `max_steps`."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return max(int(min(self.warmup * max_steps, LONGEST_WARMUP)), 1) if self.warmup else 0
+
+    def unfinished(self, max_steps: float) -> str | None:
+        """Says which part of the schedule does not end within a training of `max_steps`, if any."""
+        warmup = self.warmup_of(max_steps)
+        if warmup >= max_steps > 0:
+            return f"the warm-up ({warmup} steps) is not shorter than the training ({max_steps:g})"
+        after = max_steps - warmup
+        if self.decay == "exponential" and self.gamma < 1 and after < (self.gamma_steps or 0):
+            return (
+                f"the first decay (a factor of {self.gamma:g} in {self.gamma_steps} steps) ends "
+                f"after the training, which has {after:g} steps after the warm-up"
+            )
+        return None
+
     def learning_rate(self, step: int, max_steps: float) -> float:
-        """Computes the learning rate of a step, at most `lr`; only the cosine depends on
-        `max_steps`.
-        """
+        """Computes the learning rate of a step of `max_steps`, at most `lr`."""
         start, floor = min(self.lr_start, self.lr), min(self.lr_min, self.lr)
-        if step < self.warmup_steps:
-            return start + (self.lr - start) * step / self.warmup_steps
-        after = step - self.warmup_steps
+        warmup = self.warmup_of(max_steps)
+        if step < warmup:
+            return start + (self.lr - start) * step / warmup
+        after = step - warmup
         if self.decay == "exponential":
-            return max(self.lr * self.gamma ** (after / self.gamma_steps), floor)
-        progress = min(after / max(max_steps - self.warmup_steps, 1), 1.0)
+            return max(self.lr * self.gamma ** (after / (self.gamma_steps or GAMMA_STEPS)), floor)
+        progress = min(after / max(max_steps - warmup, 1), 1.0)
         return floor + (self.lr - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:

@@ -47,6 +47,8 @@ class AcousticScatteringMaze(Solver):
     nodes: Positive = 8
     pulses: Positive = 4
 
+    field_names: ClassVar[tuple[str, ...]] = ("pressure", "velocity_x", "velocity_y")
+    constant_names: ClassVar[tuple[str, ...]] = ("density", "speed_of_sound")
     boundary: ClassVar[tuple[str, ...]] = ("WALL", "OPEN")
     box: ClassVar[Sequence[tuple[float, float]]] = ((LOW, HIGH),) * 2
 

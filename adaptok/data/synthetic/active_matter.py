@@ -46,6 +46,10 @@ class ActiveMatter(Solver):
     zeta: Annotated[Sequence[Finite], Len(1)] = (1.0, 2.0)
     side: PositiveFloat = 10.0
 
+    field_names: ClassVar[tuple[str, ...]] = (
+        *("concentration", "velocity_x", "velocity_y"),
+        *("D_xx", "D_xy", "D_yx", "D_yy", "E_xx", "E_xy", "E_yx", "E_yy"),
+    )
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
     batch: ClassVar[int] = 4
 

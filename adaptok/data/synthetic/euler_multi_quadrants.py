@@ -29,6 +29,10 @@ class EulerMultiQuadrants(Solver):
     gamma: Annotated[Sequence[Annotated[Finite, Gt(1)]], Len(1)] = (1.22, 1.4, 1.597, 1.76)
     pieces: Positive = 4
 
+    field_names: ClassVar[tuple[str, ...]] = (
+        *("energy", "density", "pressure"),
+        *("momentum_x", "momentum_y"),
+    )
     lists: ClassVar[Mapping[str, str]] = {"gamma": "gamma"}
 
     def __post_init__(self) -> None:

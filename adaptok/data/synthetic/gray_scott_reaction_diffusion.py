@@ -57,6 +57,7 @@ class GrayScott(Solver):
     patterns: Annotated[Sequence[str], Len(1)] = tuple(PATTERNS)
     clusters: Positive = 12
 
+    field_names: ClassVar[tuple[str, ...]] = ("A", "B")
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
 
     def __post_init__(self) -> None:

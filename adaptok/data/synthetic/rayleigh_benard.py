@@ -49,6 +49,7 @@ class RayleighBenard(Solver):
     rayleigh: Parameters = (1e5, 3e5)
     prandtl: Parameters = (0.5, 1.0)
 
+    field_names: ClassVar[tuple[str, ...]] = ("buoyancy", "pressure", "velocity_x", "velocity_y")
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "WALL")
     aspect: ClassVar[tuple[int, ...]] = (4, 1)
     box: ClassVar[Sequence[tuple[float, float]]] = ((0.0, LENGTH), (0.0, HEIGHT))

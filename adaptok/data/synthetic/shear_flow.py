@@ -40,6 +40,7 @@ class ShearFlow(Solver):
     reynolds: Parameters = (1e4, 5e4)
     schmidt: Parameters = (0.1, 1.0)
 
+    field_names: ClassVar[tuple[str, ...]] = ("tracer", "pressure", "velocity_x", "velocity_y")
     boundary: ClassVar[tuple[str, ...]] = ("PERIODIC", "PERIODIC")
     aspect: ClassVar[tuple[int, ...]] = (1, 2)
     box: ClassVar[Sequence[tuple[float, float]]] = [(0.0, length) for length in LENGTHS]

@@ -71,6 +71,8 @@ class Solver(ABC):
     valid: Positive = 4
     test: Positive = 4
 
+    field_names: ClassVar[tuple[str, ...]] = ()  # channels of the set, components one by one
+    constant_names: ClassVar[tuple[str, ...]] = ()  # those that do not change with time
     boundary: ClassVar[tuple[str, ...]]  # "WALL", "OPEN" or "PERIODIC" per axis
     aspect: ClassVar[tuple[int, ...]] = (1, 1)  # grid points per axis, in multiples of `resolution`
     box: ClassVar[Sequence[tuple[float, float]]] = ((0.0, 1.0),) * 3  # low and high end per axis

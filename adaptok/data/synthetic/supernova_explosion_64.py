@@ -47,6 +47,10 @@ class SupernovaExplosion(Solver):
     test: Positive = 2
     contrast: NonNegativeFloat = 0.5
 
+    field_names: ClassVar[tuple[str, ...]] = (
+        *("density", "pressure", "temperature"),
+        *("velocity_x", "velocity_y", "velocity_z"),
+    )
     boundary: ClassVar[tuple[str, ...]] = ("OPEN", "OPEN", "OPEN")
     aspect: ClassVar[tuple[int, ...]] = (1, 1, 1)
     batch: ClassVar[int] = 2

@@ -77,7 +77,10 @@ def channel_weights(
     """
     values = list(weights or [1.0] * channels)
     if len(values) != channels:
-        raise ValueError(f"{len(values)} channel weights for a field of {channels} channels")
+        raise ValueError(
+            f"{len(values)} channel weights for a field of {channels} channels (those that the "
+            "tokenizer does not ignore)"
+        )
     for channel in ignore:
         if not -channels <= channel < channels:
             raise ValueError(f"ignored channel {channel}: the field has {channels} channels")

@@ -1,6 +1,6 @@
 """Marking: rules that decide from node scores which nodes split."""
 
-from adaptok.tokenizers.marking.base import Budget, Marking, Marks, per_sample
+from adaptok.tokenizers.marking.base import Budget, Marking, Marks, OutOfReachError, per_sample
 from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask
 from adaptok.tokenizers.marking.budget import BudgetMarking, plan
 from adaptok.tokenizers.marking.fraction import FractionMarking
@@ -20,6 +20,7 @@ __all__ = [
     "Marking",
     "Marks",
     "MaximumMarking",
+    "OutOfReachError",
     "RandomMarking",
     "ThresholdMarking",
     "Thresholds",

@@ -17,6 +17,10 @@ from adaptok.utils.arguments import shown
 Budget = SupportsIndex | Sequence[SupportsIndex] | Tensor  # numpy's whole numbers too
 
 
+class OutOfReachError(ValueError):
+    """A number of tokens that the sizes of the cells do not reach."""
+
+
 class Marks(NamedTuple):
     """Split masks, and what the host knows about the resulting leaves.
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from adaptok.cells import Lengths, product
 from adaptok.cells.lengths import distinct, each
 from adaptok.registry import MARKINGS
-from adaptok.tokenizers.marking.base import Budget, Marks, per_sample, rankable
+from adaptok.tokenizers.marking.base import (
+    Budget,
+    Marks,
+    OutOfReachError,
+    per_sample,
+    rankable,
+)
 from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask
 from adaptok.tree import Tree
 from adaptok.utils.arguments import Positive, checked
@@ -90,7 +96,7 @@ def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tu
     leaves, forced, possible = (frames * count for count in tree.counts())
     children = {product(ratio) for ratio in tree.ratios}
     if budget < leaves * shared:
-        raise ValueError(
+        raise OutOfReachError(
             f"budget {budget} is below the {leaves * shared} cells that {frames * shared} frame(s) "
             f"of {tree.shape} need with cells of at most {tree.sizes[0]}"
         )

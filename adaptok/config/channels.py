@@ -1,0 +1,63 @@
+"""Fields by name in ``tokenizer.ignore``, as the channels that a tokenizer gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptok.data.synthetic import SOLVERS
+from adaptok.models.parts import mode_of_history
+from adaptok.registry import choice
+from adaptok.tokenizers.ignoring import seen_channels
+
+
+def with_channels(
+    config: Mapping[str, Any], fields: Sequence[str], constants: Sequence[str]
+) -> Any:
+    """Returns the tokenizer of a configuration with numbers in place of names of fields.
+
+    With a folded history, a name stands for the channels of all frames.
+
+    Args:
+        config: plain, with `tokenizer`, `history` and `history_mode`.
+        fields: names of the channels that change with time.
+        constants: names of those that do not.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or nothing left to score.
+    """
+    tokenizer = config["tokenizer"]
+    given = tokenizer.get("ignore") if isinstance(tokenizer, Mapping) else None
+    if not isinstance(given, (list, tuple)) or not given:
+        return tokenizer
+    mode = mode_of_history(config["history_mode"], config.get("processor", "vit"))
+    channels = [*fields] * (config["history"] if mode == "fold" else 1) + [*constants]
+    numbers: list[int] = []
+    for one in given:
+        if isinstance(one, str):
+            choice("each field of tokenizer.ignore", one, dict.fromkeys(channels))
+            numbers += [i for i, name in enumerate(channels) if name == one]
+        else:
+            numbers.append(one)
+    try:
+        seen_channels(numbers, len(channels))
+    except ValueError as error:
+        raise ValueError(f"tokenizer.ignore={list(given)}: {error}") from None
+    return {**tokenizer, "ignore": numbers}
+
+
+def check_ignored(config: Mapping[str, Any]) -> None:
+    """Checks ``tokenizer.ignore`` for a set that is generated, before it is.
+
+    Raises:
+        ValueError: see `with_channels`.
+    """
+    data = config.get("data")
+    model = config.get("model") or {}
+    if not isinstance(data, Mapping) or data.get("generate") is None or "tokenizer" not in config:
+        return
+    if model.get("name", "surrogate") != "surrogate":
+        return  # a baseline has no tokenizer
+    solver = SOLVERS.get(data["name"])
+    if fields := getattr(solver, "field_names", ()):  # a solver of others may not say
+        with_channels(config, fields, getattr(solver, "constant_names", ()))

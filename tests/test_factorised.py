@@ -426,7 +426,7 @@ def test_a_folded_history_has_no_frames(name):
         ({"norm": "instanc"}, "did you mean 'instance'"),
         ({"norm_placement": "post"}, "norm_placement must be one of pre, matey"),
         ({"positions": "furier"}, "did you mean 'fourier'"),
-        ({"depth": -1}, "depth must not be negative"),
+        ({"depth": -1}, "depth must be .* at least 0"),
     ],
 )
 def test_knobs_that_make_no_sense(name, knobs, message):

@@ -63,7 +63,7 @@ def test_random_draws_never_change():
     [
         ("random_", "unknown schedule 'random_'.*'random'"),
         ({"name": "fixed", "setting": [{}]}, "has no knob 'setting'.*'settings'"),
-        ({"name": "fixed", "settings": []}, "settings (is a non-empty|must be a) list, got"),
+        ({"name": "fixed", "settings": []}, "settings (is a non-empty|must be a) list"),
         ({"name": "fixed", "settings": {"budget": 3}}, "settings (is a non-empty|must be a) list"),
         ({"name": "fixed", "settings": "512"}, "settings (is a non-empty|must be a) list"),
         ({"name": "cyclic", "settings": 512}, "settings (is a non-empty|must be a) list"),

@@ -181,7 +181,7 @@ def test_the_rate_is_never_above_lr_nor_below_its_bounds(**knobs):
 
 
 def test_a_rate_that_grows_is_refused():
-    with pytest.raises(ValueError, match=r"optim.gamma must be in \(0, 1\], got 1.1"):
+    with pytest.raises(ValueError, match=r"optim.gamma must be .* got 1.1"):
         OptimBase(gamma=1.1)
 
 

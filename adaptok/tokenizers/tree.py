@@ -300,7 +300,8 @@ def _by_channel(indicator: Part, channels: int) -> Part:
     made = isinstance(source, str) or is_factory(source)
     if channels in (1, 3) or not made or "color" not in INDICATORS.knobs(source):
         return indicator
-    return {"name": source, **knobs, "color": knobs.get("color") or "channels"}
+    color = knobs.get("color")
+    return {"name": source, **knobs, "color": "channels" if color is None else color}
 
 
 @checked

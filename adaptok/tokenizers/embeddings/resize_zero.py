@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
 from adaptok.patches import (
-    check_levels,
     check_on_grid,
     grid_index,
     level_grid,
@@ -93,7 +92,11 @@ class ResizeZeroEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
         """Features of each cell, in the order of the cells."""
         check_on_grid(cells, "embedding 'resize_zero'")
-        check_levels(cells, self.sizes)
+        if cells.sizes != self.sizes[-len(cells.sizes) :]:
+            raise ValueError(
+                f"built for cells of sizes {self.sizes}, or of the last of them; these have "
+                f"{cells.sizes}"
+            )
         finest, rows = len(cells.sizes) - 1, rows_of_levels(cells)
         real = [own.clamp(max=cells.count - 1) for own in rows]
         patches = patchify(x, cells.sizes[finest]).flatten(0, 1)  # (b * g, k)

@@ -620,7 +620,12 @@ def test_runs_of_the_command_are_read(tmp_path, capsys):
         chosen = [o for o in chosen if not o.startswith(("tokenizer.budget", "tokenizer.max"))]
         size = "tokenizer.size=4" if kind == "uniform" else "tokenizer.max_size=8"
         assert main(["train", *chosen, size, f"hydra.run.dir={runs / kind}"]) == 0
-    small = [*small_runs.train(), "model=persistence", f"hydra.run.dir={runs / 'none'}"]
+    small = [
+        *small_runs.data(),
+        "test.steps=2",
+        "model=persistence",
+        f"hydra.run.dir={runs / 'none'}",
+    ]
     assert main(["train", *small]) == 0
     assert main(["report", str(runs)]) == 0
     capsys.readouterr()

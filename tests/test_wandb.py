@@ -113,7 +113,7 @@ def test_a_sweep_is_a_group_of_runs_with_tables_and_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_a_baseline_that_is_not_trained_is_logged_too(tmp_path):
-    command = ["train", *small_runs.train(), *LOGGED, "model=persistence"]
+    command = ["train", *small_runs.data(), "test.steps=2", *LOGGED, "model=persistence"]
     assert main([*command, f"hydra.run.dir={tmp_path}"]) == 0
     check(tmp_path, "runs")
 

@@ -298,7 +298,7 @@ def documented_args(factory: Callable[..., Any]) -> dict[str, str]:
     return found
 
 
-_MODULE = ("__call__", "parameters", "state_dict")  # of torch, which this file does not import
+_MODULE = ("__call__", "parameters", "state_dict")  # what every torch.nn.Module has
 TOKENIZERS = Registry("tokenizer", needs=("spec", "controls", "cells", "embed", *_MODULE))
 PROCESSORS = Registry("processor", needs=_MODULE)
 DECODERS = Registry("decoder", needs=_MODULE)

@@ -75,7 +75,10 @@ def test_what_an_annotation_accepts(hint, good, bad):
     ("hint", "words"),
     [
         (Positive, "a whole number of at least 1"),
-        (Positive | Sequence[Positive] | None, "a list, each a whole number of at least 1"),
+        (
+            Positive | Sequence[Positive] | None,
+            "a whole number of at least 1 or a list of them or null",
+        ),
         (Share, "a number of at least 0 and of at most 1"),
         (PositiveFloat, "a number above 0 and that is finite"),
         (Literal["mean", "max"], "mean or max"),

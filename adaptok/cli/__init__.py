@@ -214,7 +214,7 @@ def flags_first(args: Sequence[str]) -> list[str]:
     """Moves overrides behind the flags: Hydra's parser reads them only if none is in between."""
     folders = typed_folders(args)
     rest = [arg for arg in args if arg not in folders]
-    overrides = [arg for arg in rest if arg[0] != "-" and ("=" in arg or arg[0] == "~")]
+    overrides = [arg for arg in rest if arg[:1] != "-" and ("=" in arg or arg[:1] == "~")]
     return [*folders, *(arg for arg in rest if arg not in overrides), *overrides]
 
 
@@ -226,9 +226,8 @@ def check_folders(args: Sequence[str]) -> None:
     """
     import yaml
 
-    words = typed_folders(args)
-    named = [word.partition("=")[2] if "=" in word else word for word in words]
-    for folder in (Path(word) for word in named if word != "--config-dir"):
+    named = [word.removeprefix("--config-dir").removeprefix("=") for word in typed_folders(args)]
+    for folder in map(Path, filter(None, named)):
         if not folder.is_dir():
             raise ValueError(f"--config-dir: no folder {folder}")
         for file in sorted(folder.rglob("*.yaml")):

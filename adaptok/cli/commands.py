@@ -318,10 +318,10 @@ def _checked(config: DictConfig, command: str) -> dict[str, Any]:
     job = HydraConfig.get()
     parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
     lines = [*unread(wanted, [override.key_or_group for override in parsed])]
-    if lines and job.mode is RunMode.RUN and is_first():
-        raise ValueError("; ".join(lines))
-    for line in lines:  # of a sweep, where another job may read the key
-        print(line)
+    if lines and is_first():
+        if job.mode is RunMode.RUN:
+            raise ValueError("; ".join(lines))
+        print("\n".join(lines))  # another job of the sweep may read the key
     check_leaves(wanted, _factories(wanted))
     return wanted
 

@@ -14,7 +14,8 @@ from annotated_types import Len, Predicate
 from adaptok.config.build import check_knobs
 from adaptok.config.menu import GROUPS
 from adaptok.data.synthetic import SOLVERS
-from adaptok.registry import Registry, close_matches
+from adaptok.models.one_step import NORMALISATIONS
+from adaptok.registry import Registry, choice, close_matches
 from adaptok.utils.arguments import (
     NonNegative,
     Positive,
@@ -89,6 +90,15 @@ LEAVES: dict[str, Any] = {
 }
 
 
+# Checked before any data is generated; models know the same.
+CHOICES = {
+    "history_mode": ("auto", "fold", "frames"),
+    "normalise": NORMALISATIONS,
+    "score_on": ("normalised", "raw"),
+    "predict": ("delta", "state"),
+}
+
+
 def check_leaves(config: Config, factories: Mapping[str, Callable[..., Any]]) -> None:
     """Checks a plain configuration.
 
@@ -104,6 +114,9 @@ def check_leaves(config: Config, factories: Mapping[str, Callable[..., Any]]) ->
         node = config.get(group) if group else config
         if isinstance(node, Mapping) and leaf in node:
             check_value(node[leaf], hint, key)
+    for key, accepted in CHOICES.items():
+        if key in config:
+            choice(key, config[key], accepted)
     for group in ("size", "test", "train"):
         _check_names(config.get(group), group)
     for group, factory in factories.items():

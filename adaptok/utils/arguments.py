@@ -61,9 +61,10 @@ def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], what:
     Raises:
         ValueError: a value of another type or outside its range; says what is accepted.
     """
-    hints = hints_of(factory)
+    tests = _tests_of(factory)
     for name, value in given.items():
-        check_value(value, hints.get(name, Any), f"{what}: {name}" if what else name)
+        if name in tests and not tests[name](value):
+            check_value(value, hints_of(factory)[name], f"{what}: {name}" if what else name)
 
 
 Pair = Annotated[Sequence[Finite], at.Len(2, 2)]  # the ends of a range
@@ -123,9 +124,8 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
     while isinstance(factory, functools.partial):
         factory = factory.func
     found: dict[str, Any] = {}
-    if inspect.isclass(factory) and dataclasses.is_dataclass(
-        factory
-    ):  # its constructor was made elsewhere
+    # the constructor of a dataclass was made elsewhere
+    if inspect.isclass(factory) and dataclasses.is_dataclass(factory):
         for each in inspect.getmro(factory):
             found = _resolved(each, vars(sys.modules[each.__module__])) | found
         return found
@@ -151,44 +151,62 @@ def _resolved(source: Any, names: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+Test = Callable[[Any], bool]
+
+
 def accepts(hint: Any, value: Any) -> bool:
     """Tells whether an annotation accepts a value. A bool is no number, an int is a float, a list
     does for a tuple, and NaN is no number.
     """
+    return _test(hint)(value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tests_of(factory: Callable[..., Any]) -> dict[str, Test]:
+    return {name: _test(hint) for name, hint in hints_of(factory).items()}
+
+
+@functools.lru_cache(maxsize=1024)
+def _test(hint: Any) -> Test:
+    """Reads an annotation once, because calls of tokenizers and cells are checked too."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
-        return True
+        return lambda value: True
     if origin is Annotated:
-        base, *constraints = arguments
-        return accepts(base, value) and all(_holds(c, value) for c in constraints)
+        base, limits = _test(arguments[0]), [t for each in arguments[1:] for t in _limits(each)]
+        return lambda value: base(value) and all(limit(value) for limit in limits)
     if origin in (typing.Union, types.UnionType):
-        return any(accepts(each, value) for each in arguments)
+        either = [_test(each) for each in arguments]
+        return lambda value: any(test(value) for test in either)
     if origin is Literal:
-        return any(type(value) is type(each) and value == each for each in arguments)
-    if hint is None:
-        return value is None
+        return lambda value: any(type(value) is type(one) and value == one for one in arguments)
+    if hint is None or hint is type(None):
+        return lambda value: value is None
     if hint in (bool, int, float, str):
-        return _is_plain(hint, value)
+        return functools.partial(_is_plain, hint)
     if origin is tuple and arguments[-1:] != (...,):
-        return (
-            _is_list(value) and len(value) == len(arguments) and all(map(accepts, arguments, value))
+        each = [_test(one) for one in arguments]
+        return lambda value: (
+            _is_list(value)
+            and len(value) == len(each)
+            and all(test(one) for test, one in zip(each, value, strict=True))
         )
     if origin in (tuple, list, Sequence, Collection) or hint in (tuple, list, Sequence):
-        return _is_list(value) and all(accepts(arguments[0], one) for one in value if arguments)
+        one_of = _test(arguments[0] if arguments else Any)
+        return lambda value: _is_list(value) and all(map(one_of, value))
     if origin in (dict, Mapping) or hint in (dict, Mapping):
-        return isinstance(value, Mapping) and all(
-            accepts(arguments[0], key) and accepts(arguments[1], one)
-            for key, one in value.items()
-            if arguments
+        key, item = (_test(one) for one in arguments or (Any, Any))
+        return lambda value: (
+            isinstance(value, Mapping) and all(key(k) and item(v) for k, v in value.items())
         )
     if origin is Callable or hint is Callable:
-        return callable(value)
+        return callable
     kind = origin or hint
-    if inspect.isclass(kind) and not getattr(kind, "_is_protocol", False):
-        if getattr(hint, "array_type", None) is torch.Tensor:  # of jaxtyping
-            return isinstance(value, torch.Tensor) and _is_of_dtype(hint, value)
-        return kind is object or isinstance(value, kind)
-    return True
+    if not inspect.isclass(kind) or getattr(kind, "_is_protocol", False) or kind is object:
+        return lambda value: True
+    if getattr(hint, "array_type", None) is torch.Tensor:  # of jaxtyping
+        return lambda value: isinstance(value, torch.Tensor) and _is_of_dtype(hint, value)
+    return lambda value: isinstance(value, kind)
 
 
 def _is_plain(kind: type, value: Any) -> bool:
@@ -212,22 +230,21 @@ def _is_list(value: Any) -> bool:
     )
 
 
-def _holds(constraint: Any, value: Any) -> bool:
-    """Tells whether a value meets a constraint; what is no constraint always holds."""
-    tests: dict[Any, Callable[[Any], bool]] = {
-        at.Gt: lambda c: value > c.gt,
-        at.Ge: lambda c: value >= c.ge,
-        at.Lt: lambda c: value < c.lt,
-        at.Le: lambda c: value <= c.le,
-        at.MinLen: lambda c: len(value) >= c.min_length,
-        at.MaxLen: lambda c: len(value) <= c.max_length,
-        at.MultipleOf: lambda c: value % c.multiple_of == 0,
-        at.Predicate: lambda c: bool(c.func(value)),
+def _limits(constraint: Any) -> list[Test]:
+    """Reads a constraint; what is no constraint always holds."""
+    tests: dict[Any, Callable[[Any], Test]] = {
+        at.Gt: lambda c: lambda value: value > c.gt,
+        at.Ge: lambda c: lambda value: value >= c.ge,
+        at.Lt: lambda c: lambda value: value < c.lt,
+        at.Le: lambda c: lambda value: value <= c.le,
+        at.MinLen: lambda c: lambda value: len(value) >= c.min_length,
+        at.MaxLen: lambda c: lambda value: len(value) <= c.max_length,
+        at.MultipleOf: lambda c: lambda value: value % c.multiple_of == 0,
+        at.Predicate: lambda c: lambda value: bool(c.func(value)),
     }
     if isinstance(constraint, at.GroupedMetadata):
-        return all(_holds(each, value) for each in constraint)
-    test = tests.get(type(constraint))
-    return test is None or test(constraint)
+        return [test for each in constraint for test in _limits(each)]
+    return [tests[type(constraint)](constraint)] if type(constraint) in tests else []
 
 
 def described(hint: Any) -> str:
@@ -237,7 +254,9 @@ def described(hint: Any) -> str:
         words = [_words(c) for each in arguments[1:] for c in _parts(each)]
         return " ".join([described(arguments[0]), " and ".join(filter(None, words))]).rstrip()
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(described(each) for each in arguments))
+        lists = [Sequence[each] for each in arguments]  # of what one may be given of, too
+        words = ("a list of them" if each in lists else described(each) for each in arguments)
+        return " or ".join(dict.fromkeys(words))
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if hint is None:

@@ -267,3 +267,21 @@ def test_eager_calls_name_the_part_that_gave_a_wrong_value(indicator, marking, s
         tokenizer(FIELD)
     good = adaptok.create_tokenizer(composed(Energy()), ndim=2, in_channels=2, dim=24)
     assert len(good(FIELD)) == 80
+
+
+def test_a_wrapped_vit_with_an_own_indicator_is_saved_and_loaded(tmp_path):
+    timm = pytest.importorskip("timm")
+    vision = pytest.importorskip("adaptok.vision")
+    torch.manual_seed(0)
+    fast = vision.apply_apt(
+        timm.create_model("test_vit", num_classes=3).eval(),
+        (900.0,),
+        indicator={"name": Energy, "power": 0.5},
+    )
+    images = torch.randn(2, 3, 160, 160).cumsum(-1)
+    adaptok.save_pretrained(fast, tmp_path)
+    with pytest.raises(ValueError, match=r"its indicator is .*Energy, which is never imported"):
+        adaptok.from_pretrained(tmp_path)
+    again = adaptok.from_pretrained(tmp_path, parts={"indicator": Energy})
+    assert again.options["indicator"]["power"] == 0.5
+    torch.testing.assert_close(again(images), fast(images))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -287,6 +287,33 @@ class OneStepModel(nn.Module):
     ) -> Float[Tensor, "b t c *s"]:
         """Returns what the indicator sees: as `prepare`, or raw values with ``score_on="raw"``."""
         return self._prepare(self._check(field, constants), constants).scored
+
+    if TYPE_CHECKING:  # what comes back is of the kind that was given
+
+        @overload
+        def rollout(
+            self,
+            field: Float[Tensor, "b *tcs"],
+            n_steps: Positive,
+            *,
+            constants: Float[Tensor, "b cc *s"] | None = None,
+            boundary: Int[Tensor, "..."] | None = None,
+            settings: Schedule | Mapping[str, Any] | None = None,
+            grad: bool = False,
+            **control: Any,
+        ) -> Float[Tensor, "b t c *s"]: ...
+
+        @overload
+        def rollout(
+            self,
+            field: Sequence[Tensor],
+            n_steps: Positive,
+            *,
+            boundary: Int[Tensor, "..."] | None = None,
+            settings: Schedule | Mapping[str, Any] | None = None,
+            grad: bool = False,
+            **control: Any,
+        ) -> list[Tensor]: ...
 
     @checked
     def rollout(

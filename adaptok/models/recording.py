@@ -100,7 +100,12 @@ def places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield from find(inner, f"{place}.{key}".lstrip("."))
 
     for key, value in _whole(config).items():
-        yield from find(value, "" if key == "model" else key)  # a system has its parts in a model
+        yield from find(value, _place(key))
+
+
+def _place(key: str) -> str:
+    """A system has its parts in a model, a wrapped model of timm among the options of APT."""
+    return "" if key in ("model", "options") else key
 
 
 def _whole(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -139,5 +144,5 @@ def with_parts(config: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str,
             return filled
         return {"name": parts[place], **filled} if filled else parts[place]
 
-    filled = {k: fill(v, "" if k == "model" else k) for k, v in _whole(config).items()}
+    filled = {k: fill(v, _place(k)) for k, v in _whole(config).items()}
     return filled[config["kind"]] if CLASS in config else filled

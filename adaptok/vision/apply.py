@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from adaptok.models.recording import recorded_values
 from adaptok.registry import Part, choice
 from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
@@ -98,7 +99,8 @@ def apply_apt(
     fast.cell_positions = CellPositions()
     fast.pooling, fast.window, fast.global_blocks = pooling, window, blocks
     fast.last_cells = None
-    fast.options = {"thresholds": list(bars), "indicator": indicator, "marking": marking}
+    parts = {"indicator": indicator, "marking": marking}
+    fast.options = {"thresholds": list(bars), **recorded_values(parts)}
     fast.options |= {"mean": list(mean), "std": list(std), "pooling": pooling, "resize": resize}
     fast.options |= {"branch": branch, "window": window, "global_blocks": list(blocks)}
     return fast.train(model.training)

@@ -197,6 +197,7 @@ def test_the_static_path_equals_the_exact_one(ndim, branch, monkeypatch):
             torch.testing.assert_close(static, expected)
 
 
+@pytest.mark.slow
 def test_the_embedding_compiles_as_one_graph():
     tokenizer = tokenizer_for(2, positions=5)
     field = draw(CLIPPED[2])
@@ -366,6 +367,7 @@ def test_a_surrogate_learns_on_cells_of_entropy(ndim):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_apt_trains_from_the_command_line(tmp_path):
     import small_runs
 

@@ -40,6 +40,7 @@ def test_results_are_written(name, tmp_path, monkeypatch, drawn):
         assert min(equal) > 0 or rows["plain ViT"]["GFLOP"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_at_its_limits(monkeypatch):
     """With times that double exactly, the slope is one and the limit is met, not passed."""
     from benchmarks import scaling

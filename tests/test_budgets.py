@@ -192,6 +192,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apt", *SLOW])
 def test_a_run_at_a_budget(name, tmp_path):
     rows = "test.settings=[{}, {budget: 8}]"
@@ -216,6 +217,7 @@ def test_a_run_at_a_budget(name, tmp_path):
         assert saved["tokenizer"]["thresholds"] != [5.5, 4.0]
 
 
+@pytest.mark.slow
 def test_budgets_of_a_schedule_are_calibrated(tmp_path):
     schedule = ["schedule=random", "schedule.settings=[{budget: 8}, {budget: 16}]"]
     assert main(["train", *small("matey"), *schedule, f"hydra.run.dir={tmp_path}"]) == 0
@@ -224,6 +226,7 @@ def test_budgets_of_a_schedule_are_calibrated(tmp_path):
     assert gammas[0] > gammas[1]
 
 
+@pytest.mark.slow
 def test_what_has_no_budget_says_so(tmp_path, capsys):
     where = f"hydra.run.dir={tmp_path}"
     for given, reason in (
@@ -292,6 +295,7 @@ def test_a_compiled_model_is_not_counted():
     assert cost_of(model, lambda: model(torch.ones(1, 3))) is None
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_timed_as_a_whole():
     """Marks inside would break its graph; so the stages are not known."""
     from adaptok.evaluation.cost import Stopwatch

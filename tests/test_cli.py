@@ -63,6 +63,7 @@ def test_train_leaves_a_complete_run_folder(trained):
     assert results["seconds_per_training_step"] > 0
 
 
+@pytest.mark.slow
 def test_eval_repeats_the_test_of_the_training_run(trained, tmp_path, capsys):
     settings = "settings=[{budget: 10}, {budget: 22}]"
     folder = f"hydra.run.dir={tmp_path}"
@@ -76,6 +77,7 @@ def test_eval_repeats_the_test_of_the_training_run(trained, tmp_path, capsys):
     assert (tmp_path / "pictures" / "rollout.png").exists()
 
 
+@pytest.mark.slow
 def test_eval_with_other_data_options_and_another_tokenizer(trained, tmp_path, capsys):
     common = ["eval", f"ckpt={trained}", "steps=0", f"hydra.run.dir={tmp_path}"]
     run(capsys, *common, "+data.batch_size=1", "+tokenizer.splits_per_step=2")
@@ -126,6 +128,7 @@ def test_train_resumes_by_itself(trained, capsys):
     assert (again / "metrics_before_1.csv").exists()
 
 
+@pytest.mark.slow
 def test_resuming_another_architecture_is_refused(trained, tmp_path, capsys):
     options = [f"resume={trained}", "size.dim=48", f"hydra.run.dir={tmp_path}"]
     error = fail(capsys, "train", *small_runs.train(), *options)
@@ -140,6 +143,7 @@ def test_resuming_another_configuration_is_refused_with_the_differences(trained,
     assert not (tmp_path / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_checkpoint_never_makes_an_object(trained, tmp_path, capsys):
     """A ``_target_`` is for the command's own configuration: a checkpoint may be a stranger's."""
     made, folder = tmp_path / "made", f"hydra.run.dir={tmp_path / 'run'}"

@@ -54,20 +54,10 @@ def smoke(one: Combination) -> None:
     check_forward_and_backward(model, torch.randn(2, 2, 2, *SHAPE).cumsum(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:budget")
 def test_every_two_parts_that_go_together_run_together():
     for one in covering():
-        try:
-            smoke(one)
-        except Exception as error:
-            error.add_note(" ".join(one.overrides))
-            raise
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:budget")
-def test_every_third_valid_combination_runs_forward_and_backward():
-    for one in valid():
         try:
             smoke(one)
         except Exception as error:
@@ -142,6 +132,7 @@ def test_valid_ones_can_be_typed():
             assert node == name or node["name"] == name
 
 
+@pytest.mark.slow
 def test_refused_ones_are_refused_on_the_command_line_with_the_printed_reason(tmp_path, capsys):
     reasons = {one.reason: one for one in third() if one.reason is not None}
     small = [*small_runs.data(), *small_runs.SIZE, *small_runs.RUN, "history=2"]

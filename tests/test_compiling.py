@@ -121,7 +121,13 @@ def test_a_compiled_training_step_equals_the_eager_one(decoder):
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("processor", adaptok.PROCESSORS.names())
+@pytest.mark.parametrize(
+    "processor",
+    [
+        pytest.param(name, marks=[] if name == "vit" else [pytest.mark.slow])
+        for name in adaptok.PROCESSORS.names()
+    ],
+)
 def test_filler_fits_the_groups_of_a_compiled_processor(processor):
     """Inside a graph the lengths of groups are not known: their bound must hold for filler too."""
     make = {"ndim": 2, "in_channels": 1, "dim": 24}

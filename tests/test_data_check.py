@@ -272,6 +272,7 @@ def test_the_command_prints_and_its_exit_status_tells(copy, bad, capsys):
     assert "no such file or folder: nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checking_needs_neither_lightning_nor_the_well(copy):
     code = (
         "import sys\n"
@@ -306,6 +307,7 @@ def other_fields(bad: Path) -> str:
     return "it has scalar fields"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "cache"),
     [(nan, True), (nan, False), (cut, True), (reshape, False), (other_fields, True)],

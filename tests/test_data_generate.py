@@ -352,6 +352,7 @@ def test_an_error_leaves_nothing_and_the_old_set_in_place(tmp_path, monkeypatch)
     assert make(MAZE, tmp_path) == folder  # the old one, found whole
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_generator_leaves_nothing_that_loads(tmp_path):
     code = (
@@ -424,6 +425,7 @@ def test_progress_is_shown_on_stderr(tmp_path, capfd):
     assert "100%" in err
 
 
+@pytest.mark.slow
 def test_generating_needs_neither_lightning_nor_the_well(tmp_path):
     code = (
         "import sys\n"

@@ -113,6 +113,7 @@ def diverged(tmp_path_factory):
     return model, data, results, folder
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_none_from_there_on(diverged):
     """And metrics.json, tables, predictions and pictures are there."""
     model, data, results, folder = diverged
@@ -161,6 +162,7 @@ def test_an_unrolled_loss_that_diverges_is_not_finite_and_no_error():
     assert not module.loss(batch, 0).isfinite()
 
 
+@pytest.mark.slow
 def test_the_command_says_why_a_training_stopped(tmp_path, capsys):
     """And its last checkpoint can be tested, whatever becomes of its rollouts."""
     run = tmp_path / "run"

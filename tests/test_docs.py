@@ -61,7 +61,15 @@ def commands() -> list:
     return found
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if with_python(page)], ids=name)
+SLOW = "apt-vision.md"  # trains on images
+BLOCKS = [
+    pytest.param(page, id=name(page), marks=[pytest.mark.slow] if page.name == SLOW else [])
+    for page in PAGES
+    if with_python(page)
+]
+
+
+@pytest.mark.parametrize("page", BLOCKS)
 def test_python_blocks_run(page, tmp_path, monkeypatch, drawn):
     """All blocks of a page in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)

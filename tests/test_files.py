@@ -136,6 +136,7 @@ def test_a_damaged_neighbour_does_not_stop_resume_auto(text, tmp_path, capsys):
         assert str(tmp_path / "bad") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_leaves_out_bombs_and_shortens_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     good, bomb = tmp_path / "good", tmp_path / "bomb"
@@ -206,6 +207,7 @@ def test_a_flipped_bit_in_saved_weights_is_found(tmp_path):
     adaptok.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_checkpoint_is_found_or_changes_nothing(trained, tmp_path):
     path, rng = trained / "checkpoints" / "last.ckpt", np.random.default_rng(0)
     want, found = read_checkpoint(path)["state_dict"], 0
@@ -270,6 +272,7 @@ def test_weights_alone_are_no_training_to_resume(key, value, trained):
         check_resumable(changed, trained)
 
 
+@pytest.mark.slow
 def test_eval_of_a_foreign_checkpoint_reads_no_variable_and_writes_only_here(
     trained, tmp_path, monkeypatch
 ):

@@ -100,6 +100,7 @@ def test_a_baseline_ignores_a_budget(capsys):
     assert capsys.readouterr().out == "model=fno has no tokens: budget=16 is ignored\n"
 
 
+@pytest.mark.slow
 def test_tables_show_the_share_of_each_size(tmp_path, capsys):
     assert sizes_cell({"8": 0.25, "4x2": 0.75}) == "8: 25 %, 4x2: 75 %"
     assert sizes_cell(None) == ""

@@ -58,6 +58,7 @@ def finetuned(pretrained) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_pretraining_leaves_results_of_every_set(pretrained):
     config = yaml.safe_load((pretrained / "config.yaml").read_text())
     assert [one["name"] for one in config["data"]] == list(SETS)
@@ -82,6 +83,7 @@ def test_pretraining_leaves_results_of_every_set(pretrained):
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_prepost_keeps_everything_but_the_maps_of_the_fields(pretrained, finetuned):
     before = load_surrogate(pretrained).state_dict()
     after = load_surrogate(finetuned).core.state_dict()
@@ -117,6 +119,7 @@ def test_a_run_from_scratch_has_other_weights(pretrained):
     assert not any(torch.equal(before[k], after[k]) for k in before if k.endswith("q.weight"))
 
 
+@pytest.mark.slow
 def test_eval_of_both(pretrained, finetuned, tmp_path, capsys):
     def evaluate(*args):
         assert main(["eval", *args, "steps=0", f"hydra.run.dir={tmp_path}"]) == 0
@@ -152,6 +155,7 @@ def test_mistakes_in_training(args, message, tmp_path, capsys):
     assert message in fail(capsys, *args, *known)
 
 
+@pytest.mark.slow
 def test_mistakes_in_finetuning(pretrained, tmp_path, capsys):
     _, command = finetune(pretrained, "wrong")
     assert "mode must be all or prepost" in fail(capsys, *command, "mode=post")
@@ -165,6 +169,7 @@ def test_mistakes_in_finetuning(pretrained, tmp_path, capsys):
     assert "is not of adaptok train task=pretrain" in error
 
 
+@pytest.mark.slow
 def test_a_resumed_pretraining_is_the_same_run(pretrained, tmp_path):
     config = yaml.safe_load((pretrained / "config.yaml").read_text())
 

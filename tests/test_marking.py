@@ -384,6 +384,7 @@ def test_a_shared_budget_needs_no_counts_from_the_device():
     assert there.max_seqlen == 36
 
 
+@pytest.mark.slow
 def test_a_shared_budget_compiles_as_one_graph():
     tokenizer = adaptok.create_tokenizer(
         "iap", ndim=2, in_channels=1, dim=8, max_size=8, budget=20, per_batch=True

@@ -283,6 +283,7 @@ def test_layouts_are_static_and_travel_with_the_cells():
 # ---- every length, every dimension
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_length_from_16_to_80_comes_back(name):
     tokenizer = make(name, 1, patch_sizes=(4, 8, 16, 32))

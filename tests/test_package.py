@@ -45,6 +45,7 @@ def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_import_is_light_and_python_trains_without_the_command_line():
     show = "print(json.dumps(sorted(sys.modules)))"
     code = f"import json, sys; import adaptok; {show}; import adaptok.tasks.pretrain; {show}"
@@ -56,6 +57,7 @@ def test_import_is_light_and_python_trains_without_the_command_line():
     assert not [name for name in training if name == "hydra" or name.startswith("adaptok.cli")]
 
 
+@pytest.mark.slow
 def test_composing_a_configuration_needs_no_lightning():
     code = "import adaptok.config.menu, sys, json; print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(python("-W", "ignore", "-c", code, cwd=ROOT)))

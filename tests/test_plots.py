@@ -139,6 +139,7 @@ def test_a_trajectory_is_drawn_upright_with_one_range_per_field(tmp_path, drawn)
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_the_backend_stays_the_users():
     """A library chooses neither the backend nor logging levels, and needs no pyplot."""
     code = (

@@ -175,6 +175,7 @@ def run(code: str, site: Path, cwd: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_parts_of_an_installed_package_work_in_python(site, tmp_path):
     seen = run(IN_PYTHON, site, tmp_path)
     assert not seen["loaded_by_import"]
@@ -213,6 +214,7 @@ def trained(folder: Path, *overrides: str) -> dict:
     return yaml.safe_load((folder / "config.yaml").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_loss_and_optimizer_of_an_installed_package_train_on_the_command_line(tmp_path):
     loss = ["optim.loss=mine_l1", "optim.loss_unit=prediction"]
@@ -224,6 +226,7 @@ def test_loss_and_optimizer_of_an_installed_package_train_on_the_command_line(tm
     assert {group["momentum"] for group in state["param_groups"]} == {0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_a_metric_of_an_installed_package_is_measured_and_reported(tmp_path, capsys):
     trained(tmp_path / "run")

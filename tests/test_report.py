@@ -234,6 +234,7 @@ def test_results_of_a_run_that_failed_since_are_kept(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_report_of_bad_folders_is_written(bad, capsys):
     assert main(["report", str(bad), f"out={bad / 'report'}"]) == 0
     shown = capsys.readouterr().out
@@ -662,6 +663,7 @@ def test_arguments():
         parsed(("out=x",))
 
 
+@pytest.mark.slow
 def test_it_starts_without_lightning_and_hydra_and_others_without_pandas(sweep):
     code = (
         "import sys; from adaptok.cli import main; main(['list']); "

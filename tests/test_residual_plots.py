@@ -119,6 +119,7 @@ def test_diverged_steps_and_missing_harmonics_can_be_drawn(results):
             plt.close(figure)
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_both_pictures(parts, results, tmp_path):
     files = pictures.of_run(*parts, results, tmp_path)
     assert {"spectral_errors.png", "residual_spectra.png"} <= {file.name for file in files}

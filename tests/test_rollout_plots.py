@@ -23,6 +23,7 @@ def rollout(space, steps=3):
     return truth, truth + np.linspace(0, 1, steps).reshape(-1, *[1] * (len(space) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
 def test_a_film_has_a_picture_per_step(space, tmp_path):
     path = rollout_video(*rollout(space), ["p", "u"], tmp_path / "films" / "a.gif", fps=2)

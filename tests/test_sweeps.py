@@ -88,6 +88,7 @@ def test_a_failing_job_is_recorded_and_the_others_are_not_run_again(tmp_path, ca
     assert quick == [1, 99, 2, 99, 3]
 
 
+@pytest.mark.slow
 def test_a_failure_is_forgotten_once_the_job_succeeds(tmp_path, quick, monkeypatch):
     command = ["train", "-m", "history=99", f"hydra.sweep.dir={tmp_path}"]
     assert main(command) == 1
@@ -120,6 +121,7 @@ def test_a_typo_stops_a_sweep_before_its_first_job(tmp_path, capsys):
     assert not folders(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_settings_of_a_machine_find_the_finished_job(tmp_path, quick):
     command = ["train", "-m", f"hydra.sweep.dir={tmp_path}"]
     assert main(command) == 0
@@ -127,6 +129,7 @@ def test_other_settings_of_a_machine_find_the_finished_job(tmp_path, quick):
     assert len(quick) == 1
 
 
+@pytest.mark.slow
 def test_a_job_without_results_is_run_again(tmp_path, quick):
     command = ["train", "-m", f"hydra.sweep.dir={tmp_path}"]
     assert main(command) == 0
@@ -136,6 +139,7 @@ def test_a_job_without_results_is_run_again(tmp_path, quick):
     assert len(quick) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_job_is_not_taken_for_finished(tmp_path, quick):
     command = ["train", "-m", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=one"]
     for history in (1, 2, 2):
@@ -143,6 +147,7 @@ def test_a_folder_of_another_job_is_not_taken_for_finished(tmp_path, quick):
     assert quick == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("adaptok.cli.commands.train", lambda config: seen.append(config.resume))
@@ -158,6 +163,7 @@ def test_a_killed_job_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch):
     assert seen == [None, str(last), str(last), None]
 
 
+@pytest.mark.slow
 def test_a_job_that_runs_elsewhere_is_left_alone(tmp_path, capsys, quick):
     command = ["train", "-m", f"hydra.sweep.dir={tmp_path}"]
     assert main(command) == 0

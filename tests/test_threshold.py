@@ -177,6 +177,7 @@ def test_a_cap_counts_all_frames():
 # ---- synchronisation
 
 
+@pytest.mark.slow
 def test_marks_without_a_look_at_the_host_compile():
     tokenizer = create_tokenizer("apt", ndim=2, in_channels=3, dim=8, budget=20)
     tree = Tree((24, 40), ((16, 16), (8, 8), (4, 4)))
@@ -196,6 +197,7 @@ def test_cells_are_read_once(monkeypatch):
     field = torch.rand(2, 1, 3, 32, 40)
     monkeypatch.setattr("adaptok.tokens._check_finite", lambda field, what: None)
     monkeypatch.setattr("adaptok.tokenizers.asked._check_finite", lambda scores, indicator: None)
+    monkeypatch.setattr("adaptok.utils.magnitude.reads_are_free", lambda values: False)
     expected = tokenizer(field).features  # fills the caches
     asked = []
     for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy"):

@@ -221,6 +221,7 @@ def test_drop_path_depends_on_seed_and_step_alone(setting, tmp_path):
     assert runs[0] != runs[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_resumed_in_mid_epoch_with_random_layers_ends_the_same(setting, tmp_path, parts):
     _, data = setting
@@ -397,7 +398,10 @@ class Gated(torch.nn.Module):
         return tokens.replace(features=tokens.features * self.gate)
 
 
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compile",
+    [pytest.param(False, id="eager"), pytest.param(True, id="compiled", marks=pytest.mark.slow)],
+)
 def test_auxiliary_losses_are_trained_on_and_logged(setting, tmp_path, compile, monkeypatch):
     PROCESSORS.register("gated")(Gated)
     _, data = setting

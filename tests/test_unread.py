@@ -48,6 +48,7 @@ def test_a_key_that_is_read_passes(overrides):
     assert given(*overrides) == []
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_it_and_a_sweep_names_it(tmp_path, capsys):
     # gray_scott is generated, so that data.path was once dropped without a word
     single = ["data", *small_runs.data(), "data.path=/nonexistent/mine"]

@@ -89,8 +89,8 @@ BIG = re.compile(r"base|betwixt|large|huge|gigantic|giant|enormous|so\d+m|\d+b_|
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in supported() if not BIG.search(name)])
-def test_every_supported_model_up_to_30m_parameters_equals_timm(name):
-    model = shaken(timm.create_model(name))
+def test_every_supported_model_of_a_small_width_equals_timm(name):
+    model = shaken(timm.create_model(name, depth=2))  # more blocks are more of the same
     size = model.patch_embed.patch_size[0] * 6
     model.set_input_size((size, size))
     assert_equals_timm(model, torch.randn(1, 3, size, size))

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from adaptok.plots.style import style, subplots
+from adaptok.plots.style import legend_beside, style, subplots
 
 BANDS = ("low", "middle", "high")
 
@@ -33,7 +33,8 @@ def binned_errors_figure(rollouts: Mapping[str, Mapping[str, Any]]) -> Figure:
             ax.set(yscale="log", xlabel="rollout step", title=f"{name} wavenumbers")
             ax.grid(alpha=0.25, linewidth=0.5)
         axes[0].set_ylabel("squared error / energy")
-        axes[0].legend()
+        if len(rollouts) > 1:
+            legend_beside(figure, axes[0])
     return figure
 
 
@@ -74,5 +75,5 @@ def residual_spectra_figure(
             ax.set(yscale="log", xlabel="cycles per grid point", title=label + rise)
         for ax in axes[:, 0]:
             ax.set_ylabel("power of the residual")
-        axes[0, 0].legend()
+        legend_beside(figure, axes[0, 0])
     return figure

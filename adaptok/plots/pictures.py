@@ -30,6 +30,7 @@ from adaptok.plots.samples import (
     sample_of,
     tilings_of,
 )
+from adaptok.tokenizers.tree import TreeTokenizer
 
 STILL = 3  # fields in the still picture of a rollout
 

@@ -105,6 +105,8 @@ def evaluate(
         split=split,
         fields=list(data.info.fields),
         patch_size=periods[0],
+        grid=list(data.info.shape),
+        boundary=data.info.boundary.tolist(),
         higher_is_better=[name for name in METRICS.names() if _is_higher_better(name)],
         persistence=blank,
         parameters=sum(p.numel() for p in model.parameters()),

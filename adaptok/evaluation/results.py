@@ -202,6 +202,8 @@ class Results:
         patch_size: period of the patch artifacts of the first setting, per space axis; None if
             not searched for.
         higher_is_better: names of the metrics of which a higher value is better.
+        grid: points per space axis.
+        boundary: codes at both ends of each axis, see `adaptok.data.FieldInfo`.
         environment: versions and device.
         parameters: number of weights.
         parameters_by_stage: likewise.
@@ -217,6 +219,8 @@ class Results:
     settings: Sequence[SettingResult]
     patch_size: Sequence[int] | None = None
     higher_is_better: Sequence[str] = ()
+    grid: Sequence[int] = ()
+    boundary: Sequence[Sequence[int]] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     parameters: int = 0
     parameters_by_stage: Mapping[str, int] = dataclasses.field(default_factory=dict)

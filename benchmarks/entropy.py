@@ -6,14 +6,12 @@ Run ``python -m benchmarks.entropy [folder]``.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
+from adaptok.evaluation.bench.timing import median_ratio, paired, target_of, write_results
 from adaptok.tokenizers.indicators import EntropyIndicator
 from adaptok.tokenizers.marking import ThresholdMarking
 from adaptok.tree import Tree, leaves
@@ -115,6 +113,6 @@ def measure(repeats: int = 5) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    target = target_of(__doc__)
     torch.set_num_threads(1)
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/benchmarks")
     print(write_results(target, "entropy", measure(), NOTE).read_text())

@@ -6,8 +6,8 @@ a temporary folder by default.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from itertools import islice
@@ -20,7 +20,7 @@ import torch
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
-from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
+from adaptok.evaluation.bench.timing import TARGET, median_ratio, paired, write_results
 
 SETS = ("acoustic_scattering_maze", "active_matter", "supernova_explosion_64")
 BATCHES = 6  # per timed function: one is too short
@@ -103,9 +103,12 @@ def measure(name: str, base: Path, repeats: int = 7) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=TARGET, help="of the results")
+    parser.add_argument("sets", nargs="?", type=Path, help="folder of data sets")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/benchmarks")
     with tempfile.TemporaryDirectory() as temporary:
-        sets = Path(sys.argv[2] if len(sys.argv) > 2 else temporary)
+        sets = options.sets or Path(temporary)
         rows = [measure(name, sets) for name in SETS]
-    print(write_results(target, "loading", rows, NOTE).read_text())
+    print(write_results(options.folder, "loading", rows, NOTE).read_text())

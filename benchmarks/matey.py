@@ -6,16 +6,14 @@ Run ``python -m benchmarks.matey [folder]``.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
+from adaptok.evaluation.bench.timing import median_ratio, paired, target_of, write_results
 from adaptok.layers.blocks import Block
 from adaptok.models.parts import create_tokenizer
 from adaptok.models.surrogate import Surrogate, create_surrogate
@@ -156,8 +154,8 @@ def _row(
 
 
 if __name__ == "__main__":
+    target = target_of(__doc__)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/benchmarks")
     results = measure_block(repeats=41) + measure_step(repeats=11)
     print(write_results(target, "matey", results, NOTE).read_text())

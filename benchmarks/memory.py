@@ -5,16 +5,14 @@ Run ``python -m benchmarks.memory [folder]``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 import adaptok
-from adaptok.evaluation.bench.timing import write_results
+from adaptok.evaluation.bench.timing import target_of, write_results
 
 SHAPE = (16, 1, 4, 256, 256)
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -75,6 +73,6 @@ def measure() -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    target = target_of(__doc__)
     torch.set_num_threads(1)
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/benchmarks")
     print(write_results(target, "memory", measure(), NOTE).read_text())

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import heapq
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from adaptok.cells import Cells
-from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
+from adaptok.evaluation.bench.timing import median_ratio, paired, target_of, write_results
 from adaptok.tokenizers.indicators import GradientIndicator
 from adaptok.tokenizers.marking import BudgetMarking
 from adaptok.tokenizers.tree import cells_from_score
@@ -113,6 +111,6 @@ def measure(repeats: int = 7) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    target = target_of(__doc__)
     torch.set_num_threads(1)
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/benchmarks")
     print(write_results(target, "refinement", measure(), NOTE).read_text())

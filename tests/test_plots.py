@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ def tiling(*space, budget=40, batch=2):
 
 def outlines(ax):
     (lines,) = (c for c in ax.collections if isinstance(c, LineCollection))
-    return np.stack(lines.get_segments())  # (n, 5, 2), x to the right and y down
+    return np.stack(lines.get_segments())  # (n, 5, 2), x to the right and y up
 
 
 def test_outlines_are_the_cells_of_the_sample():
@@ -31,10 +32,125 @@ def test_outlines_are_the_cells_of_the_sample():
     count = plots.draw_cells(ax, cells, sample=1)
     start, end = cells.cu_seqlens[1:].tolist()
     assert count == end - start
-    low = outlines(ax).min(1)[:, ::-1]  # first space axis down
-    extent = np.ptp(outlines(ax), axis=1)[:, ::-1]
+    low, extent = outlines(ax).min(1), np.ptp(outlines(ax), axis=1)
     assert (low == cells.origin[start:end, 1:].numpy()).all()
     assert (extent == cells.size[start:end, 1:].numpy()).all()
+    plt.close("all")
+
+
+def shown_at(ax, x, y):
+    """The value that a picture shows at a place, by its pixels and extent."""
+    image = ax.images[0]
+    left, right, low, high = image.get_extent()
+    pixels = image.get_array() if image.origin == "lower" else image.get_array()[::-1]
+    row, column = (y - low) / (high - low), (x - left) / (right - left)
+    return pixels[int(row * len(pixels)), int(column * pixels.shape[1])]
+
+
+def test_every_picture_has_x_to_the_right_and_y_up():
+    field, cells = np.arange(8.0 * 4).reshape(8, 4), tiling(8, 4, budget=4, batch=1)
+    space = np.stack([field, field - 99], -1)
+    figures = [
+        plots.cells_figure(field, {"a": cells}, title="t"),
+        plots.panels_figure({"row": {"column": field}}),
+        plots.prediction_figure(field[None], field[None], ["p"]),
+        plots.trajectory_figure({"p": field[None]}, [0.0]),
+        plots.methods_figure(field, {"a": cells}),
+        plots.rollout_fields_figure(field[None, None], 0 * field[None, None], ["p"]),
+        plots.error_maps_figure(field[None, None], 2 * field[None, None], ["p"]),
+        plots.panels_figure({"row": {"column": space}}, cut=plots.Cut(2, 0)),
+    ]
+    for figure in figures:
+        ax = next(ax for ax in figure.axes if ax.images and ax.get_xlabel())
+        assert (ax.get_xlabel(), ax.get_ylabel().split("\n")[-1]) == ("x", "y")
+        assert (ax.get_xlim(), ax.get_ylim()) == ((0, 8), (0, 4))
+        assert list(ax.get_xticks()) == [0, 4, 8]
+        for x, y in ((0, 0), (7, 0), (0, 3), (5, 2)):
+            assert shown_at(ax, x + 0.5, y + 0.5) == field[x, y]
+    plt.close("all")
+
+
+def test_an_image_has_its_first_row_on_top():
+    image = np.arange(4.0 * 8).reshape(4, 8)
+    cells = tiling(4, 8, budget=4, batch=1)
+    ax = plots.cells_figure(image, {"": cells}, image=True).axes[0]
+    assert ax.get_ylim() == (4, 0)
+    assert shown_at(ax, 6.5, 1.5) == image[1, 6]
+    assert (outlines(ax).min(1)[:, ::-1] == cells.origin[:, 1:].numpy()).all()
+    plt.close("all")
+
+
+def test_cells_beyond_the_border_do_not_shrink_the_picture():
+    cells = tiling(16, 16, batch=1)
+    moved = cells.origin - torch.tensor([0, 4, 4]).int()
+    shifted = dataclasses.replace(cells, origin=moved)
+    ax = plots.cells_figure(np.eye(16), {"": shifted}).axes[0]
+    ax.figure.canvas.draw()
+    assert (ax.get_xlim(), ax.get_ylim()) == ((0, 16), (0, 16))
+    plt.close("all")
+
+
+@pytest.mark.parametrize("place", [(1, 5, 2), (6, 0, 9)])
+def test_the_plane_of_the_largest_score_is_shown_and_named(place):
+    score = np.zeros((8, 6, 10))
+    score[place] = 1
+    cuts = plots.cuts_of(score)
+    assert {cut.axis: cut.index for cut in cuts} == dict(enumerate(place))
+    figure = plots.panels_figure({"": {"p": score, "q": score}}, cut=cuts[0])
+    assert str(cuts[0]) in figure.get_suptitle()
+    assert figure.axes[0].images[0].get_array().max() == 1
+    figure = plots.cells_figure(score, {"": tiling(8, 6, 10, batch=1)})  # by itself
+    names = {ax.get_ylabel().split("\n")[0] for ax in figure.axes if ax.images}
+    assert names == {f"plane {cut}" for cut in cuts}
+    plt.close("all")
+
+
+def test_frames_whose_cells_differ_are_all_drawn():
+    score = torch.rand(3, 16, 16)
+    frames = [cells_from_score(s[None], min_size=2, max_size=8, budget=40) for s in score]
+    number = [len(cells) for cells in frames]
+    origin = [c.origin + torch.tensor([i, 0, 0]) for i, c in enumerate(frames)]
+    moving = dataclasses.replace(
+        frames[0],
+        origin=torch.cat(origin).int(),
+        size=torch.cat([c.size for c in frames]),
+        level=torch.cat([c.level for c in frames]),
+        cu_seqlens=torch.tensor([0, sum(number)]).int(),
+        max_seqlen=sum(number),
+        lengths=None,
+        shape=(3, 16, 16),
+    )
+    figure = plots.cells_figure(score[2].numpy(), {"": moving}, earlier=score[:2].numpy())
+    panels = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_ylabel().split("\n")[0] for ax in panels] == ["2 before", "1 before", "now"]
+    assert [len(outlines(ax)) for ax in panels] == number
+    assert panels[0].get_title() == f"{sum(number)} tokens in 3 frames"
+    for ax, cells, field in zip(panels, frames, score, strict=True):
+        assert (outlines(ax).min(1) == cells.origin[:, 1:].numpy()).all()
+        assert shown_at(ax, 3.5, 9.5) == pytest.approx(float(field[3, 9]))
+    plt.close("all")
+
+
+def test_methods_stand_side_by_side_with_their_sizes():
+    few, many = tiling(16, 16, budget=10, batch=1), tiling(16, 16, budget=40, batch=1)
+    figure = plots.methods_figure(np.eye(16), {"few": few, "many": many}, title="t")
+    panels = [ax for ax in figure.axes if ax.images and ax.get_title()]
+    assert [ax.get_title() for ax in panels] == ["few\n10 tokens", "many\n40 tokens"]
+    bars = [ax for ax in figure.axes if ax.patches and ax.get_xlabel() == "size of cells"]
+    for ax, cells in zip(bars, (few, many), strict=True):
+        sizes = [int(label.get_text()) for label in ax.get_xticklabels()]
+        counts = [int((cells.size[:, 1] == size).sum()) for size in sizes]
+        assert [bar.get_height() for bar in ax.patches] == counts
+    plt.close("all")
+
+
+def test_many_fields_continue_at_the_right():
+    fields = np.random.rand(5, 4, 4)
+    figure = plots.prediction_figure(fields, fields, [f"f{i}" for i in range(5)])
+    width, height = figure.get_size_inches()
+    assert width > height
+    drawn = [ax.get_ylabel().split("\n")[0] for ax in figure.axes if ax.get_ylabel()]
+    assert {f"f{i}" for i in range(5)} <= {*drawn}
     plt.close("all")
 
 
@@ -69,6 +185,7 @@ def test_every_figure_in_every_dimension(space, tmp_path, drawn):
     cells = tiling(*space, budget=40, batch=1)
     figures = {
         "cells": plots.cells_figure(field[0], {"a": cells, "b": cells}, title="t"),
+        "methods": plots.methods_figure(field[0], {"a": cells, "b": cells}),
         "prediction": plots.prediction_figure(field, field + 0.1, ["p", "q"]),
         "holes": plots.panels_figure(
             {"now": {"a": field[0], "b": field[1]}, "then": {"b": field[0]}}
@@ -97,15 +214,14 @@ def test_learning_curves_of_resumed_and_several_runs(tmp_path):
     left, right = figure.axes
     assert left.lines[0].get_xydata().tolist() == [[0, 4.0], [2, 0.5]]
     assert right.lines[1].get_xydata().tolist() == [[3, 0.7]]
-    assert [t.get_text() for t in left.get_legend().get_texts()] == ["a", "b"]
+    (legend,) = figure.legends  # beside the curves
+    assert [t.get_text() for t in legend.get_texts()] == ["a", "b"]
     figure = plots.learning_curve_figure(
         {"both": [tmp_path / "a", tmp_path / "b"], "c": tmp_path / "a"}
     )
     first, second, other = figure.axes[1].lines
     assert first.get_color() == second.get_color() != other.get_color()
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["both", "c"]
-    many = {str(i): tmp_path / "a" for i in range(9)}
-    assert plots.learning_curve_figure(many).legends  # outside
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["both", "c"]
     plt.close("all")
 
 
@@ -124,9 +240,9 @@ def test_a_trajectory_is_drawn_upright_with_one_range_per_field(tmp_path, drawn)
     figure = plots.trajectory_figure({"a": values, "b": -values}, [0.0, 0.5], title="set")
     axes = np.array(figure.axes).reshape(2, 2)  # rows: times
     image = axes[1, 0].images[0]
-    assert (image.get_array() == values[1].T[::-1]).all()  # x to the right, y up
+    assert (image.get_array() == values[1].T).all()
     assert image.get_clim() == (0, values.max())
-    assert axes[1, 0].get_ylabel() == "t = 0.5"
+    assert axes[1, 0].get_ylabel() == "t = 0.5\ny"
     assert axes[0, 1].get_title().startswith("b\n-63 to")
     sizes = {}
     for small in (False, True):

@@ -78,7 +78,41 @@ def test_the_card_says_how_to_use_it(tmp_path):
     code = (
         card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path))
     )
-    exec(code.replace("frame = ", "#"), {})
+    done: dict = {}
+    exec(code, done)
+    assert done["frame"].shape == (1, 1, 2, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["surrogate", "baseline", "system"])
+def test_the_snippet_runs_for_its_own_model(kind, tmp_path):
+    """Constants, grid and boundary are those of the test; 3 blocks are not said to be 8."""
+    given = {"ndim": 2, "in_channels": 2, "history": 2, "constant_channels": 1}
+    if kind == "surrogate":
+        processor = {"name": "vit", "depth": 3, "heads": 3}
+        tokenizer = {"name": "iap", "budget": 22, "max_size": 8}
+        model = adaptok.create_surrogate(
+            **given, dim=24, tokenizer=tokenizer, processor=processor, decoder="linear"
+        )
+    elif kind == "baseline":
+        model = create_baseline("fno", **given, boundary=[[2, 2], [0, 0]])
+    else:
+        core = adaptok.create_multiphysics(
+            ndim=2, fields=["p", "u"], constants=["k"], dim=24, depth=1, heads=2, history=2
+        )
+        model = core.system(["p", "u"], ["k"])
+    results = {"split": "test", "data": "d", "fields": ["p", "u"], "settings": []}
+    results |= {"persistence": {"vrmse": {"mean": 0.5, "median": 0.5}}, "grid": [16, 32]}
+    results = Results.from_json(results | {"boundary": [[2, 2], [0, 0]]})
+    adaptok.save_pretrained(model, tmp_path, results=results)
+    card = (tmp_path / CARD).read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    done: dict = {}
+    exec(code.replace("path/to/this/folder", str(tmp_path)), done)
+    assert done["frame"].shape == (1, 1, 2, 16, 32)
+    built = json.loads(card.split("```json\n")[1].split("```")[0])
+    if kind == "surrogate":
+        assert "depth" not in built
+        assert built["processor"]["depth"] == 3
 
 
 def test_only_what_knows_how_it_was_built_can_be_saved(tmp_path):

@@ -28,8 +28,11 @@ from adaptok.report import (
     verdicts,
     write_report,
 )
+from adaptok.report.colors import Look
 from adaptok.report.configs import significant
 from adaptok.report.contents import contents_of, not_finished
+from adaptok.report.curve_figures import spectrum_panels
+from adaptok.report.figures import cost_ticks, traces
 from adaptok.report.grouping import label_keys
 from adaptok.report.summaries import ranks, transfers
 from adaptok.report.tables import results_sheet, seeds_cell, transfer_sheet
@@ -39,6 +42,10 @@ from adaptok.utils.keys import NEW_RUN, ROLES, counts
 
 def rows_of(root: Path, by: tuple[str, ...] = ()):
     return summaries(group_runs(read_runs(root).runs, by))
+
+
+def ranked(rows):
+    return zip(rows, ranks(rows, "vrmse"), strict=True)
 
 
 def column(sheet, title: str) -> list:
@@ -150,7 +157,7 @@ def test_classifiers_have_accuracy_and_chance(tmp_path):
     assert column(sheet, "accuracy")[1].text == "0.8450 ± 0.0071"
     assert column(sheet, "accuracy")[0].text == "0.1000"
     (verdict,) = verdicts(rows)
-    assert not verdict.counts
+    assert (verdict.counts, verdict.without) == (True, ["random"])
     assert verdict.reasons == ["not better than chance: random"]
 
 
@@ -300,10 +307,107 @@ def test_mixed_versions_are_said(sweep):
 
 
 def test_other_test_data_is_said(sweep):
-    make.write_surrogate(sweep, "csm", 0, data={"name": "maze", "stride": 2})
+    """Runs on other samples share no table, front or rank; unknown ones go where they fit."""
+    make.write_surrogate(sweep, "csm", 0, error=0.01, data={"name": "maze", "stride": 2})
+    far = make.write_surrogate(sweep, "matey", 0, error=0.01)
+    results = json.loads((far / "metrics.json").read_text())
+    results["persistence"]["vrmse"]["mean"] = 1.1  # the files were other ones
+    (far / "metrics.json").write_text(json.dumps(results))
+    (sweep / "maze_iap_256_0" / "config.yaml").unlink()
+    read = read_runs(sweep)
+    sections = contents_of(read, group_runs(read.runs)).sections
+    kinds = {s.comparison.title: {row.group.kind for row in s.rows} for s in sections}
+    assert kinds == {
+        "maze, stride=1, persistence 0.345": {"iap", "uniform", "unknown"},
+        "maze, stride=1, persistence 1.1": {"matey"},
+        "maze, stride=2": {"csm"},
+    }
+    best = [row.label for s in sections for row, r in ranked(s.rows) if r == 1]
+    assert best in (["iap"], ["unknown"])
+    assert not any(section.warnings for section in sections)
+
+
+def test_a_longer_history_is_another_share_of_the_same_samples(sweep):
+    folder = make.write_surrogate(sweep, "csm", 0, history=4)
+    results = json.loads((folder / "metrics.json").read_text())
+    results["persistence"]["vrmse"]["mean"] = 0.35
+    (folder / "metrics.json").write_text(json.dumps(results))
     read = read_runs(sweep)
     (section,) = contents_of(read, group_runs(read.runs)).sections
-    assert section.warnings == ["runs differ in the data that they are tested on: data.stride"]
+    assert "a longer history" in section.warnings[0]
+
+
+def test_a_failed_run_is_known_by_what_was_typed(sweep):
+    folder = make.write_surrogate(sweep, "iap", 7)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["processor"]["depth"], config["size"]["depth"] = "${size.depth}", 3
+    config["name"] = "${data.name}_${tokenizer.name}"
+    for name in ("config.yaml", "metrics.json", "metrics.csv"):
+        (folder / name).unlink()
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "failed.json").write_text('{"error": "ValueError: late"}')
+    run = next(run for run in read_runs(sweep).runs if run.status == "failed")
+    assert (run.data, run.kind, run.seed, run.budget) == ("maze", "iap", 7, 256)
+    assert run.config["processor.depth"] == 3
+    assert "name" not in run.config
+    (pending,) = [run.name for group in group_runs([run]) for run in group.pending]
+    assert pending == folder.name
+
+
+def test_pictures_of_tokens_are_no_runs(sweep):
+    folder = sweep / "tokenize_maze_iap"
+    folder.mkdir()
+    config = {"name": "t", "history": 4, "samples": [0], "tokenizer": {"name": "iap"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"name": "maze"}}))
+    read = read_runs(sweep)
+    assert {run.status for run in read.runs} == {"finished"}
+    assert not read.problems
+    assert {group.label for group in group_runs(read.runs)} == {"iap", "uniform"}
+
+
+def test_metrics_of_which_more_is_better_rank_the_other_way(tmp_path):
+    for kind, skill in (("iap", 0.9), ("apt", 0.7), ("uniform", 0.2)):
+        folder = make.write_surrogate(tmp_path, kind, 0, error=0.1)
+        results = json.loads((folder / "metrics.json").read_text())
+        results["settings"][0]["skill"] = {"mean": skill, "median": skill}
+        results["persistence"]["skill"] = {"mean": 0.5}
+        results["higher_is_better"] = ["skill"]
+        (folder / "metrics.json").write_text(json.dumps(results))
+    sheet = results_sheet(rows_of(tmp_path))
+    assert "skill ↑" in sheet.columns
+    assert [c.rank for c in sheet.columns["skill ↑"]] == [None, 2, 1, None]
+
+
+@pytest.mark.parametrize("values", [[64], [64, 70], [60, 120], [3.4e7, 3.6e7], [1, 4, 1024]])
+@pytest.mark.parametrize("text", [None, "{:g}".format])
+def test_an_axis_of_costs_has_more_than_one_tick(values, text):
+    axis = cost_ticks(values, text)
+    if "tickvals" in axis:
+        low, high = axis.get("range", (min(values) / 1.1, max(values) * 1.1))
+        assert sum(low <= tick <= high for tick in axis["tickvals"]) > 1
+    else:  # plotly's own, on a linear axis
+        low, high = axis["range"]
+        assert axis["type"] == "linear"
+        assert low < min(values) <= max(values) < high
+
+
+def test_patches_of_different_size_have_panels_of_their_own(tmp_path):
+    for kind, size in (("iap", 16), ("ckm", 4), ("csm", 4)):
+        folder = make.write_surrogate(tmp_path, kind, 0)
+        results = json.loads((folder / "metrics.json").read_text())
+        results["settings"][0]["rollout"]["patch_size"] = [size, size]
+        (folder / "metrics.json").write_text(json.dumps(results))
+    rows = rows_of(tmp_path)
+    looks = {row.label: Look("#000000", "#ffffff", "circle", "solid") for row in rows}
+    panels = {p.title: p for p in spectrum_panels(rows, looks) if "artifacts" in p.title}
+    drawn = {
+        title: {trace["name"] for trace in traces(panel.figure)} for title, panel in panels.items()
+    }
+    assert {title: len(names) for title, names in drawn.items()} == {
+        "Patch artifacts, period 16 x 16": 1,
+        "Patch artifacts, period 4 x 4": 2,
+    }
 
 
 def test_missing_seeds_are_said(sweep):
@@ -501,7 +605,11 @@ def test_only_what_beats_persistence_is_ranked(tmp_path):
     assert placed == {"apt": None, "iap": 1, "persistence": None, "uniform": 2}
     (verdict,) = verdicts(rows)
     assert verdict.reasons == ["not better than persistence: apt"]
+    assert (verdict.counts, verdict.without) == (True, ["apt"])  # two are left to compare
     assert "persistence" not in verdict.models
+    make.write_surrogate(tmp_path, "iap", 0, error=0.5)
+    (verdict,) = verdicts(rows_of(tmp_path))
+    assert (verdict.counts, verdict.reasons[-1]) == (False, "one model is left")
 
 
 def test_a_comparison_counts_when_all_is_well(sweep):
@@ -509,7 +617,8 @@ def test_a_comparison_counts_when_all_is_well(sweep):
     assert verdict.counts
     (sweep / "maze_iap_256_1" / "metrics.csv").unlink()
     (verdict,) = verdicts(rows_of(sweep))
-    assert verdict.reasons == ["no learning curve: iap (1 of 3 runs)"]
+    assert not verdict.counts
+    assert verdict.reasons == ["no learning curve: iap (1 of 3 runs)", "one model is left"]
 
 
 def test_another_split_is_no_result(sweep):

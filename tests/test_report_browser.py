@@ -63,6 +63,14 @@ def report(tmp_path_factory) -> Path:
     pictures = root / "maze_iap_256_0" / "pictures"
     pictures.mkdir()
     Image.new("RGB", (1600, 400), "teal").save(pictures / "cells.png")
+    long = "a_run_with_a_name_that_never_ends_" * 5
+    for number, end in enumerate("ab"):
+        processor = {"name": "vit", "remark": f"{long}{end}"}
+        where = make.write_surrogate(root / f"{long}{end}", "ckm", 0, processor=processor)
+        (where / "pictures").mkdir()
+        Image.new("RGB", (600, 400), "olive").save(where / "pictures" / f"cells_{long}.png")
+        (make.write_surrogate(root / f"{long}failed{end}", "ckm", 1) / "metrics.json").unlink()
+        make.write_surrogate(root / long, "iap", number, data={"name": long, "stride": 2})
     return write_report([root], root / "report")[2]
 
 
@@ -237,15 +245,43 @@ def test_pictures_are_inside_and_enlarge(page):
     assert page.find_element("id", "zoom").is_displayed()
 
 
-def test_a_narrow_window_does_not_scroll_sideways(page):
+def resize(page: Any, width: int) -> None:
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
-        {"width": 390, "height": 840, "deviceScaleFactor": 1, "mobile": False},
+        {"width": width, "height": 840, "deviceScaleFactor": 1, "mobile": False},
     )
+
+
+# Elements whose content is wider than they are, or that reach beyond the window or the element
+# around them; what scrolls by itself, and plots, may hold more than they show.
+OVERFLOWING = """
+const inner = (e) => e.closest('.scroll, .plot, #toc, .legend.many, svg, .skip, dialog') !== null;
+return [...document.querySelectorAll('body *')].filter((e) => {
+  const box = e.getBoundingClientRect();
+  if (!box.width || inner(e) || getComputedStyle(e).display === 'inline') return false;
+  return box.right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0
+    || box.right > e.parentElement.getBoundingClientRect().right + 1;
+}).map((e) => e.tagName + '.' + e.className + ': ' + e.textContent.trim().slice(0, 60));
+"""
+
+
+@pytest.mark.parametrize("width", [400, 800, 1400])
+def test_nothing_overflows_with_the_longest_names(page, width):
+    resize(page, width)
     try:
         drawn(page)
-        width = page.execute_script("return document.documentElement.scrollWidth")
-        assert width <= 390
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        assert page.execute_script(OVERFLOWING) == []
+        captions = "return [...document.querySelectorAll('figcaption')].map((e) => e.innerText)"
+        assert any("never_ends" in text for text in page.execute_script(captions))
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_narrow_window_has_a_menu(page):
+    resize(page, 390)
+    try:
+        drawn(page)
         menu = page.find_element("id", "menu")
         assert menu.is_displayed()
         menu.click()

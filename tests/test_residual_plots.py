@@ -59,12 +59,15 @@ def test_another_period_and_periods_that_do_not_fit(parts):
     wide = evaluate(*parts, settings=SETTINGS[:1], steps=1, device="cpu", patch_size=8)
     assert wide.settings[0].rollout.patch_harmonics is None  # two patches per axis
     assert "harmonics" not in markdown(wide)
+    fine = evaluate(*parts, settings=[{"patch_size": 1}], steps=1, device="cpu")
+    assert fine.settings[0].rollout.patch_size == [1, 1]  # of the cells in use, not the coarsest
+    assert fine.settings[0].rollout.patch_harmonics is None
 
 
 def test_tables_have_the_bands_and_the_harmonics(results):
     text = markdown(results)
     assert "| low | middle |" in " ".join(text.split())
-    assert "harmonics of patches of 4 x 4" in text
+    assert "| 4 x 4 |" in " ".join(text.split())
     for row in results.settings:
         assert f"{row.rollout.patch_harmonics[-1]:.4f}" in text
         assert f"{row.spectral_nmse[2]:.4f}" in text

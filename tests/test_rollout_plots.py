@@ -5,15 +5,18 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib import animation
 from PIL import Image
 
 from adaptok.plots.rollouts import (
     error_maps_figure,
     isotropic_spectrum,
+    rollout_fields_figure,
     rollout_video,
     spectra_figure,
 )
+from adaptok.tokenizers.tree import cells_from_score
 
 SPACES = [(32,), (16, 12), (8, 10, 6)]
 
@@ -48,13 +51,40 @@ def test_mp4(tmp_path):
     assert path.stat().st_size > 1000
 
 
+def tiling(budget):
+    return cells_from_score(torch.rand(1, 16, 12), min_size=2, max_size=4, budget=budget)
+
+
+def test_a_still_shows_truth_prediction_and_error_over_time():
+    truth, prediction = rollout((16, 12), steps=9)
+    cells = [tiling(15 + 3 * i) for i in range(9)]
+    figure = rollout_fields_figure(truth, prediction, ["p", "u"], columns=3, cells=cells)
+    panels = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in panels[:3]] == ["step 1", "step 5", "step 9"]
+    error = np.abs(prediction - truth)
+    kinds, steps = (truth, prediction, error), (0, 4, 8)
+    expected = [kind[step, i] for i in range(2) for kind in kinds for step in steps]
+    for ax, values in zip(panels, expected, strict=True):
+        np.testing.assert_allclose(ax.images[0].get_array(), values.T)
+    assert {ax.images[0].get_clim() for ax in panels[:6]} == {panels[0].images[0].get_clim()}
+    assert panels[6].images[0].get_clim() == (0, 1)  # step 1 has no error
+    assert panels[7].images[0].get_clim()[1] == pytest.approx(error[4, 0].max())
+    assert not panels[1].collections
+    for row in (1, 2):
+        for ax, step in zip(panels[3 * row :], (0, 4, 8), strict=False):
+            assert len(ax.collections[0].get_segments()) == len(cells[step])
+    plt.close(figure)
+
+
 def test_error_maps_show_the_error_at_the_named_steps():
     truth, prediction = rollout((16, 12), steps=9)
     figure = error_maps_figure(truth, prediction, ["p", "u"], columns=3)
     panels = [ax for ax in figure.axes if ax.images]
     assert [ax.get_title() for ax in panels[:3]] == ["step 1", "step 5", "step 9"]
     shown = panels[4].images[0].get_array()
-    np.testing.assert_allclose(shown, np.abs(prediction - truth)[4, 1])
+    np.testing.assert_allclose(shown, np.abs(prediction - truth)[4, 1].T)
+    tops = [ax.images[0].get_clim()[1] for ax in panels]
+    assert tops[1] < tops[2]  # a scale of their own: errors grow
     plt.close(figure)
 
 

@@ -257,7 +257,7 @@ def _found_in(error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
         return (
             f"{error}; this command needs more than the core: pip install 'adaptok[train,vision]'"
         )

@@ -24,7 +24,7 @@ from adaptok.config.unread import unread
 from adaptok.data import WellData
 from adaptok.data.info import set_statistics
 from adaptok.data.well_format import SPLITS
-from adaptok.evaluation.budgets import resolve_settings
+from adaptok.evaluation.budgets import part_with_budget, resolve_settings
 from adaptok.evaluation.evaluate import evaluate, label_of, persistence
 from adaptok.evaluation.results import (
     Errors,
@@ -39,6 +39,7 @@ from adaptok.models.one_step import OneStepOptions
 from adaptok.models.parts import mode_of_history
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
+from adaptok.plots.samples import middle_of, sample_of
 from adaptok.registry import choice, split_part
 from adaptok.tasks.fit import GROUPS, config_of_eval, write_config
 from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
@@ -203,22 +204,70 @@ def tokenize(config: DictConfig) -> None:
     """Task of ``adaptok tokenize``."""
     wanted, folder = _checked(config, "tokenize"), _run_folder()
     data = build_data(wanted, stage="test")
+    samples = wanted["samples"]
+    if samples is None:
+        samples = [middle_of(data, wanted["split"])]
+    if wanted["tokenizers"] is not None:
+        return _tokenize_side_by_side(wanted, data, samples, folder)
+    if wanted["budget"] is not None:
+        wanted = {**wanted, "tokenizer": _at_budget(wanted, data)}
     surrogate = _without_weights(wanted, data)
     controls = resolve_settings(surrogate, data, wanted["settings"])
     labels = [label_of(setting) for setting in wanted["settings"]]
     write_config(wanted, folder)
-    for sample in wanted["samples"]:
-        batch = pictures.sample_of(data, wanted["split"], sample)
+    for number in samples:
+        sample = sample_of(data, wanted["split"], number)
         files, counts = pictures.of_tokens(
             surrogate,
             data.info,
-            batch,
+            sample,
             dict(zip(labels, controls, strict=True)),
-            folder / f"sample_{sample}",
+            folder / f"sample_{number}",
         )
-        for label, count in counts.items():
-            print(f"sample {sample}, {label}: {count} tokens")
-        print("\n".join(str(file) for file in files))
+        _say_tokens(number, counts, files)
+
+
+def _tokenize_side_by_side(
+    wanted: Config, data: WellData, samples: Sequence[int], folder: Path
+) -> None:
+    models: dict[str, Surrogate] = {}
+    for given in wanted["tokenizers"]:
+        config = {**wanted, "tokenizer": {"name": given} if isinstance(given, str) else given}
+        if wanted["budget"] is not None:
+            config["tokenizer"] = _at_budget(config, data)
+        name = label = config["tokenizer"]["name"]
+        copies = 1
+        while label in models:
+            copies += 1
+            label = f"{name} {copies}"
+        models[label] = _without_weights(config, data)
+    write_config(wanted, folder)
+    for number in samples:
+        sample = sample_of(data, wanted["split"], number)
+        out = folder / f"sample_{number}"
+        files, counts = pictures.of_methods(models, data.info, sample, out)
+        _say_tokens(number, counts, files)
+
+
+def _say_tokens(number: int, counts: Mapping[str, int], files: Sequence[Path]) -> None:
+    for label, count in counts.items():
+        print(f"sample {number}, {label}: {count} tokens")
+    print("\n".join(str(file) for file in files))
+
+
+def _at_budget(config: Config, data: WellData) -> dict[str, Any]:
+    """The tokenizer at ``config["budget"]`` tokens per sample; says what became of it."""
+    mode = mode_of_history(config["history_mode"], "vit")
+    frames = config["history"] if mode == "frames" else 1
+    frames //= config["tokenizer"].get("frame_size", 1)
+
+    def build(part: Any) -> Surrogate:
+        return _without_weights({**config, "tokenizer": part}, data)
+
+    part, line = part_with_budget(config["tokenizer"], build, data, config["budget"], frames)
+    if line:
+        print(f"{line} (tokenizer={part['name']})")
+    return part
 
 
 def _without_weights(config: Config, data: WellData) -> Surrogate:

@@ -70,6 +70,11 @@ RULES = (
         _trains_nothing,
         "model=persistence trains nothing",
     ),
+    Rule(
+        "tokenizer settings",
+        lambda config: config.get("tokenizers") is not None,
+        "tokenizers are drawn as named; knobs go into the list, [{name: iap, k: 2}]",
+    ),
     Rule("optim.warmup", _has_warmup_in_steps, "optim.warmup_steps or warmup_epochs is set"),
     Rule(
         "seed",

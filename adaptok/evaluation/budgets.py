@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
 from adaptok.registry import Part
 from adaptok.tokenizers import at_budget, part_at_budget
+from adaptok.tokenizers.ladder import with_ladder
 from adaptok.tokenizers.tree import TreeTokenizer
 
 SAMPLES = 64  # calibration uses this many evenly spaced training samples
@@ -33,6 +34,27 @@ def resolve_tokenizer(part: Part, model: Surrogate, data: WellData, budget: int)
     """
     fields, boundary = list(scored_fields(model, data)), data.info.boundary
     return part_at_budget(part, model.tokenizer, budget, fields, boundary=boundary)
+
+
+def part_with_budget(
+    part: Part,
+    build: Callable[[Part], Surrogate],
+    data: WellData,
+    budget: int,
+    frames: float = 1,
+) -> tuple[dict[str, Any], str | None]:
+    """Returns `resolve_tokenizer` of a part with the cell sizes of `adaptok.tokenizers.ladder`, if
+    it sets none, and what `reached` says of it.
+
+    Args:
+        part: name, or name and knobs.
+        build: makes a model with a tokenizer.
+        frames: frames of cells per sample.
+    """
+    part = with_ladder(part, data.info.shape, budget / max(frames, 1))
+    with torch.random.fork_rng():  # the weights of a run are those of a run without a budget
+        resolved = resolve_tokenizer(part, build(part), data, budget)
+        return resolved, reached(build(resolved), data, budget)
 
 
 def reached(model: Surrogate, data: WellData, budget: int) -> str | None:

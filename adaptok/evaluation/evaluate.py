@@ -33,7 +33,6 @@ from adaptok.evaluation.spectra import patch_harmonics, residual_spectrum, resol
 from adaptok.models.compiling import eager
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule, create_schedule
-from adaptok.models.surrogate import Surrogate
 from adaptok.registry import METRICS
 from adaptok.utils.auxiliary import collect_auxiliary
 
@@ -68,7 +67,8 @@ def evaluate(
         predictions: folder for the rollouts in the Well's format, one data set per setting; None
             keeps none.
         patch_size: period of the patch artifacts that rollouts are searched for, see
-            `adaptok.evaluation.spectra.patch_harmonics`; None is the tokenizer's coarsest cell.
+            `adaptok.evaluation.spectra.patch_harmonics`; None is the coarsest cell of each
+            setting.
 
     Raises:
         ValueError: no settings, a control that the model does not have or a budget that it cannot
@@ -81,11 +81,13 @@ def evaluate(
     place = device_of(device)
     model = model.to(place).eval()
     controls = check_settings(model, data, settings)
-    period = _period(model, patch_size)
     blank, rows = persistence(data, split, steps), []
+    periods: list[list[int] | None] = []
     with eager(model):  # its hooks count tokens, operations and time
         for setting, chosen in zip(settings, controls, strict=True):
             row = _one_step(model, data, split, setting, chosen, place)
+            period = _period(model, patch_size, row.cell_sizes)
+            periods.append(period)
             if steps:
                 pairs = rollouts(model, data, split, _schedule(model, chosen), steps, place)
                 if predictions is None:
@@ -102,7 +104,10 @@ def evaluate(
         data=data.info.name,
         split=split,
         fields=list(data.info.fields),
-        patch_size=period,
+        patch_size=periods[0],
+        grid=list(data.info.shape),
+        boundary=data.info.boundary.tolist(),
+        higher_is_better=[name for name in METRICS.names() if _is_higher_better(name)],
         persistence=blank,
         parameters=sum(p.numel() for p in model.parameters()),
         parameters_by_stage=parameters_by_stage(model),
@@ -250,13 +255,27 @@ def rollouts(
         yield batch, prediction.float().cpu()
 
 
-def _period(model: OneStepModel, patch_size: int | Sequence[int] | None) -> list[int] | None:
-    """Patch size per space axis: as given, or the coarsest cell; None for a baseline."""
+def _is_higher_better(name: str) -> bool:
+    return bool(getattr(METRICS.get(name), "higher_is_better", False))
+
+
+def _period(
+    model: OneStepModel,
+    patch_size: int | Sequence[int] | None,
+    cells: Mapping[str, float] | None,
+) -> list[int] | None:
+    """Patch size per space axis: as given, or the coarsest cell in use; None for a baseline.
+
+    Args:
+        cells: shares of the sizes, as in `SettingResult.cell_sizes`.
+    """
     if isinstance(patch_size, int):
         return [patch_size] * model.ndim
     if patch_size is not None:
         return list(patch_size)
-    return list(model.tokenizer.spec.sizes[0][1:]) if isinstance(model, Surrogate) else None
+    sizes = [[int(n) for n in name.split("x")] for name in cells or ()]
+    per_axis = [size * (model.ndim if len(size) == 1 else 1) for size in sizes]
+    return max(per_axis, default=None)
 
 
 def _rollout(
@@ -281,6 +300,7 @@ def _rollout(
         residual_spectrum={"wavenumber": plain(spectra[0].wavenumber), "power": plain(power)},
         # geometric means
         patch_harmonics=plain(torch.cat(peaks).mean((0, 2)).exp()) if peaks else None,
+        patch_size=patch_size,
     )
 
 

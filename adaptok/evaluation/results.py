@@ -61,6 +61,7 @@ class Rollout:
         residual_spectrum: "wavenumber", in cycles per grid point, and "power", per step and
             wavenumber, in units of each field's variance.
         patch_harmonics: per step; None if no axis holds four patches.
+        patch_size: their period per space axis, that of the cells of this setting.
     """
 
     mean: Sequence[Number]
@@ -69,6 +70,7 @@ class Rollout:
     spectral_nmse: Sequence[Sequence[Number]] | None = None
     residual_spectrum: Mapping[str, Any] | None = None
     patch_harmonics: Sequence[Number] | None = None
+    patch_size: Sequence[int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -197,7 +199,11 @@ class Results:
         fields: names, in the order of the channels.
         persistence: the same test of predicting no change.
         settings: one test each.
-        patch_size: period of the patch artifacts, per space axis; None if not searched for.
+        patch_size: period of the patch artifacts of the first setting, per space axis; None if
+            not searched for.
+        higher_is_better: names of the metrics of which a higher value is better.
+        grid: points per space axis.
+        boundary: codes at both ends of each axis, see `adaptok.data.FieldInfo`.
         environment: versions and device.
         parameters: number of weights.
         parameters_by_stage: likewise.
@@ -212,6 +218,9 @@ class Results:
     persistence: Persistence
     settings: Sequence[SettingResult]
     patch_size: Sequence[int] | None = None
+    higher_is_better: Sequence[str] = ()
+    grid: Sequence[int] = ()
+    boundary: Sequence[Sequence[int]] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     parameters: int = 0
     parameters_by_stage: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -319,12 +328,13 @@ def markdown(results: Results) -> str:
     text += "\nRollout: VRMSE, mean over fields and trajectories.\n\n"
     text += table(["setting", *steps, *blank.rollout.windows], rows)
     rows = [
-        [k, *map(number_cell, c.patch_harmonics)] for k, c in curves.items() if c.patch_harmonics
+        [k, " x ".join(map(str, c.patch_size or ())), *map(number_cell, c.patch_harmonics)]
+        for k, c in curves.items()
+        if c.patch_harmonics
     ]
     if rows:
-        size = " x ".join(map(str, results.patch_size or ()))
-        text += f"\nRollout: power of the residual at the harmonics of patches of {size} over that "
-        text += "beside them; 1 without artifacts.\n\n" + table(["setting", *steps], rows)
+        text += "\nRollout: power of the residual at the harmonics of the patches over that beside "
+        text += "them; 1 without artifacts.\n\n" + table(["setting", "patches", *steps], rows)
     return text
 
 

@@ -21,12 +21,13 @@ from adaptok.models.one_step import OneStepModel
 from adaptok.models.parts import create_tokenizer
 from adaptok.models.recording import CLASS, places, recorded, refusals, with_parts
 from adaptok.models.surrogate import create_surrogate
-from adaptok.tokens import Tokenizer
+from adaptok.tokens import Tokenizer, TokenizerSpec
 from adaptok.utils.atomic import replacing
 from adaptok.utils.checksums import with_checksum, wrong_checksum
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
+SIZES = ("depth", "heads")  # of the parts that do not set them
 
 
 @runtime_checkable
@@ -261,7 +262,7 @@ def wrong_tensors(
 def model_card(model: Any, *, description: str = "", results: HasCard | None = None) -> str:
     """Writes the model card: what the model is, how it was built and tested, how to load it."""
     known = _config(model) or {}
-    config, kind = {k: v for k, v in known.items() if k != "kind"}, known["kind"]
+    config, kind = _telling(known), known["kind"]
     count = sum(p.numel() for p in model.parameters())
     lines = ["---", "library_name: adaptok", f"tags: [adaptok, {kind}]", "---", ""]
     lines += [f"# {_title(config)}"]
@@ -275,13 +276,48 @@ def model_card(model: Any, *, description: str = "", results: HasCard | None = N
         f'model = adaptok.from_pretrained("path/to/this/folder"{parts})',
     ]
     if isinstance(model, OneStepModel):
-        shape = f"(b, {model.history}, {model.in_channels}, {', '.join('xyz'[: model.ndim])})"
-        lines += [f"# a field {shape} in physical units -> the next frame", "frame = model(field)"]
+        lines[-2:-2] = ["import torch"]
+        lines += _example(model, results)
     lines += ["```", "", "## Built with", "", "```json", json.dumps(config, indent=2), "```"]
     if results is not None:
         lines += ["", "## Tested", "", results.card()]
     known = "It knows the data it was trained on: its grid spacing, time step and parameter ranges."
     return "\n".join([*lines, "", "## Limits", "", known, ""])
+
+
+def _telling(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card shows of how a model was built: no default that its parts do not follow."""
+    processor = known.get("processor")
+    own = [key for key in SIZES if isinstance(processor, Mapping) and key in processor]
+    return {k: v for k, v in known.items() if k != "kind" and k not in own}
+
+
+def _example(model: OneStepModel, results: HasCard | None) -> list[str]:
+    """Lines that run the model on random fields of the grid and boundary that it was tested on."""
+    grid = [int(n) for n in getattr(results, "grid", ())] or _grid(model)
+    space = ", ".join(map(str, grid))
+    lines = [
+        "# (batch, frames, fields, *space) in physical units; random here",
+        f"field = torch.randn(1, {model.history}, {model.in_channels}, {space})",
+    ]
+    given = ["field"]
+    if model.constant_channels:
+        lines += [f"constants = torch.rand(1, {model.constant_channels}, {space})  # static fields"]
+        given += ["constants=constants"]
+    if boundary := [list(map(int, ends)) for ends in getattr(results, "boundary", ())]:
+        lines += ["# at both ends of each axis: wall 0, open 1, periodic 2"]
+        lines += [f"boundary = torch.tensor({boundary})"]
+        given += ["boundary=boundary"]
+    return [*lines, f"frame = model({', '.join(given)})  # the next one"]
+
+
+def _grid(model: OneStepModel) -> list[int]:
+    """A grid on which a model of unknown data runs: a few of its coarsest cells along each axis."""
+    core = getattr(model, "core", model)
+    spec = getattr(getattr(core, "tokenizer", None), "spec", None)
+    if not isinstance(spec, TokenizerSpec):
+        return [64 if model.ndim < 3 else 32] * model.ndim
+    return [n * (4 if model.ndim < 3 else 2) for n in spec.sizes[0][1:]]
 
 
 def _title(config: Mapping[str, Any]) -> str:

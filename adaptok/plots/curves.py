@@ -12,10 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adaptok.plots.style import style, subplots
+from adaptok.plots.style import legend_beside, style, subplots
 from adaptok.utils.tables import read_metrics
-
-MANY = 6  # more curves put the legend outside
 
 
 def learning_curve_figure(
@@ -41,11 +39,8 @@ def learning_curve_figure(
         for ax, label in ((left, "training loss"), (right, metric[1])):
             ax.set(xlabel="step", ylabel=label)
             ax.grid(alpha=0.25, linewidth=0.5, which="both")
-        if len(named) > MANY:
-            figure.set_figwidth(8.8)
-            figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
-        elif len(named) > 1:
-            left.legend()
+        if len(named) > 1:
+            legend_beside(figure, left)
     return figure
 
 
@@ -72,5 +67,5 @@ def rollout_figure(curves: Mapping[str, Sequence[float]], *, title: str = "") ->
         ax.set_xlim(1, max(max(len(v) for v in curves.values()), 2))
         ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
         ax.grid(alpha=0.25, linewidth=0.5)
-        ax.legend()
+        legend_beside(figure, ax)
     return figure

@@ -1,126 +1,129 @@
-"""Draws fields, scores and cells.
-
-Arrays are drawn like images: first space axis down, second to the right. A 1D field is a line, a 3D
-field the plane through the middle of an axis.
-"""
+"""Figures of fields, scores and cells; how one is drawn is in `adaptok.plots.drawing`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from adaptok.cells import Cells
-from adaptok.plots.style import COLORS, style, subplots
+from adaptok.plots.drawing import (
+    Cut,
+    boxes_of,
+    color_bar,
+    color_of_cells,
+    color_scale,
+    cut_of,
+    cuts_of,
+    deviation,
+    draw_cells,
+    draw_values,
+    name_axes,
+)
+from adaptok.plots.style import style, subplots
+
+FRAMES = 4  # of a tiling that changes from frame to frame
 
 
-def planes(values: np.ndarray) -> dict[str, tuple[np.ndarray, int | None, int]]:
-    """Cuts an array into planes: title -> (array of 1 or 2 axes, axis and index of the cut)."""
-    if values.ndim < 3:
-        return {"": (values, None, 0)}
-    cuts = {}
-    for axis, letter in enumerate("xyz"):
-        index = values.shape[axis] // 2
-        cuts[f"{letter} = {index}"] = (values.take(index, axis), axis, index)
-    return cuts
+class _Row(NamedTuple):
+    """What a row of `cells_figure` shows."""
 
-
-def draw_values(ax: Axes, values: np.ndarray, *, limits: tuple[float, float], cmap: str) -> Any:
-    """Draws one plane, or a line in 1D; returns the image for a color bar, None in 1D."""
-    if values.ndim == 1:
-        ax.plot(np.arange(len(values)) + 0.5, values, color=COLORS[0], linewidth=1)
-        ax.set(xlim=(0, len(values)), ylim=limits)
-        return None
-    ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values():
-        spine.set(visible=True, linewidth=0.4, color="0.6")
-    extent = (0, values.shape[1], values.shape[0], 0)
-    low, high = limits
-    return ax.imshow(values, cmap=cmap, vmin=low, vmax=high, extent=extent, interpolation="nearest")
-
-
-def draw_cells(
-    ax: Axes,
-    cells: Cells,
-    *,
-    sample: int = 0,
-    frame: int = 0,
-    cut: tuple[int, int] | None = None,
-    color: str = "black",
-    linewidth: float | None = None,
-) -> int:
-    """Outlines the cells of one sample and frame; returns their number.
-
-    Args:
-        cut: (space axis, grid index) of the plane through a 3D tiling.
-        linewidth: in points; by default it decreases with the number of cells.
-    """
-    start, end = cells.cu_seqlens[sample].item(), cells.cu_seqlens[sample + 1].item()
-    origin = cells.origin[start:end].cpu().numpy()
-    size = cells.size[start:end].cpu().numpy()
-    axes = list(range(1, origin.shape[1]))
-    inside = (origin[:, 0] <= frame) & (frame < origin[:, 0] + size[:, 0])
-    if cut is not None:
-        axis, index = cut[0] + 1, cut[1]
-        inside &= (origin[:, axis] <= index) & (index < origin[:, axis] + size[:, axis])
-        axes.remove(axis)
-    origin, size = origin[inside][:, axes], size[inside][:, axes]
-    if linewidth is None:
-        linewidth = float(np.clip(8 / np.sqrt(len(origin) + 1), 0.15, 0.6))
-    if origin.shape[1] == 1:
-        edges = np.unique(np.concatenate([origin, origin + size]))
-        ax.vlines(edges, *ax.get_ylim(), color=color, linewidth=linewidth, alpha=0.5)
-        return len(origin)
-    corners = np.array([[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]])
-    outlines = origin[:, None, :] + corners * size[:, None, :]
-    # The first space axis points down: it is the second coordinate of the picture.
-    ax.add_collection(LineCollection(list(outlines[..., ::-1]), colors=color, linewidths=linewidth))
-    return len(origin)
-
-
-def color_scale(values: np.ndarray) -> tuple[tuple[float, float], str]:
-    """Chooses limits and color map: diverging around 0 if the values have both signs."""
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if low < 0 < high and min(-low, high) > 0.1 * max(-low, high):
-        # Symmetric, and robust to a few extreme points.
-        top = float(np.nanquantile(np.abs(values), 0.999)) or max(-low, high)
-        return (-top, top), "RdBu_r"
-    return (low, high if high > low else low + 1), "viridis"
+    label: str
+    values: np.ndarray
+    cut: Cut | None
+    frame: int  # of the cells
 
 
 def cells_figure(
-    values: np.ndarray, tilings: Mapping[str, Cells], *, title: str = "", sample: int = 0
+    values: np.ndarray,
+    tilings: Mapping[str, Cells],
+    *,
+    title: str = "",
+    sample: int = 0,
+    earlier: np.ndarray | None = None,
+    cuts: Sequence[Cut] | None = None,
+    image: bool = False,
 ) -> Figure:
-    """Draws cells over the field they refine: a column per tiling, a row per plane.
+    """Draws cells over the field they refine: a column per tiling.
+
+    In 3D a row is the plane of the largest score along an axis. Where cells differ between frames
+    a row is one of up to 4 frames.
 
     Args:
-        values: ``(*space)``, the field (or one channel of it).
+        values: ``(*space)``, the field (or one channel of it) in the last frame.
         tilings: cells by caption ("budget 256"); the number of tokens is appended.
+        earlier: frames before the last one, ``(t - 1, *space)``.
+        cuts: planes of a 3D field; by default those in which the field deviates most.
+        image: `values` are ``(height, width)``, drawn with the first row on top.
     """
-    cuts = planes(values)
-    limits, cmap = color_scale(values)
+    frames = values[None] if earlier is None else np.concatenate([earlier, values[None]])
+    if values.ndim == 3 and cuts is None:
+        cuts = cuts_of(deviation(values))
+    rows = _rows(frames, tilings, sample, cuts)
+    limits, cmap = color_scale(np.stack([row.values for row in rows if row.cut == rows[0].cut]))
+    if len({row.cut for row in rows}) > 1:
+        limits, cmap = color_scale(values)
+    color = color_of_cells(cmap, rows[0].values.ndim)
     with style():
-        figure, axes = _grid(len(cuts), len(tilings), next(iter(cuts.values()))[0])
-        for row, (where, (plane, axis, index)) in enumerate(cuts.items()):
-            for column, (caption, cells) in enumerate(tilings.items()):
-                ax = axes[row, column]
-                draw_values(ax, plane, limits=limits, cmap=cmap)
-                cut = None if axis is None else (axis, index)
-                color = "white" if cmap == "viridis" and plane.ndim == 2 else "black"
-                last = cells.shape[0] - 1
-                draw_cells(ax, cells, sample=sample, frame=last, cut=cut, color=color)
-                if row == 0:
-                    count = int(cells.cu_seqlens[sample + 1] - cells.cu_seqlens[sample])
-                    ax.set_title(f"{caption}\n{count} tokens" if caption else f"{count} tokens")
-            axes[row, 0].set_ylabel(where)
+        like, lines = rows[0].values, title.count("\n")
+        figure, axes = grid(len(rows), len(tilings), like, bars=1, image=image, lines=lines)
+        for axs, row in zip(axes, rows, strict=True):
+            look = {"limits": limits, "cmap": cmap, "cut": row.cut, "image": image}
+            for ax, cells in zip(axs, tilings.values(), strict=True):
+                drawn = draw_values(ax, row.values, **look)
+                frame = max(cells.shape[0] - (len(frames) - row.frame), 0)
+                where = {"sample": sample, "frame": frame, "cut": row.cut}
+                draw_cells(ax, cells, **where, color=color, image=image)
+            axs[0].set_ylabel(row.label)
+            if drawn is not None:
+                color_bar(figure, drawn, list(axs))
+            if row.cut is not None:
+                name_axes(axs[None], values.ndim, row.cut)
+        if rows[0].cut is None:
+            name_axes(axes, values.ndim)
+        for ax, (caption, cells) in zip(axes[0], tilings.items(), strict=True):
+            ax.set_title(f"{caption}\n{tokens_of(cells, sample)}".lstrip())
         if title:
-            figure.suptitle(title, fontsize=10)
+            figure.suptitle(title, fontsize=9)
     return figure
+
+
+def tokens_of(cells: Cells, sample: int = 0) -> str:
+    """Says how many tokens a sample has, and in how many frames: "256 tokens in 2 frames"."""
+    count = int(cells.cu_seqlens[sample + 1] - cells.cu_seqlens[sample])
+    frames = cells.shape[0]
+    return f"{count} tokens" + (f" in {frames} frames" if frames > 1 else "")
+
+
+def _rows(
+    frames: np.ndarray,
+    tilings: Mapping[str, Cells],
+    sample: int,
+    cuts: Sequence[Cut] | None,
+) -> list[_Row]:
+    """Chooses frames if a tiling changes between them, else the planes of the last one."""
+    last = len(frames) - 1
+    if last and any(_moves(cells, sample) for cells in tilings.values()):
+        cut = cuts[0] if cuts else None
+        shown = np.unique(np.linspace(0, last, min(FRAMES, last + 1)).round().astype(int))
+        age = {int(i): f"{last - i} before" if i < last else "now" for i in shown}
+        end = f"\nplane {cut}" if cut else ""
+        return [_Row(age[i] + end, cut.of(frames[i]) if cut else frames[i], cut, i) for i in age]
+    if cuts is None:
+        return [_Row("", frames[-1], None, last)]
+    return [_Row(f"plane {cut}", cut.of(frames[-1]), cut, last) for cut in cuts]
+
+
+def _moves(cells: Cells, sample: int) -> bool:
+    """Tells whether cells of a sample differ between frames."""
+    first, *others = (
+        {*map(tuple, np.hstack(boxes_of(cells, sample, i)))} for i in range(cells.shape[0])
+    )
+    return any(boxes != first for boxes in others)
 
 
 def trajectory_figure(
@@ -128,29 +131,31 @@ def trajectory_figure(
 ) -> Figure:
     """Draws fields over time: a column per field with colors of its own, a row per time.
 
-    Unlike elsewhere the first space axis points right and the second up, so that a fluid heated
-    from below is hot at the bottom.
-
     Args:
-        fields: name -> ``(t, *space)``; a 3D field is cut in the middle of its last axis.
+        fields: name -> ``(t, *space)``; in 3D the plane in which they deviate most is shown.
         times: times of the rows, (t,).
         title: title of the figure.
     """
-    flat = {k: v if v.ndim < 4 else v[..., v.shape[-1] // 2] for k, v in fields.items()}
-    shape = next(iter(flat.values())).shape[1:]
-    panel = min(1.4, 7.5 / len(flat))  # inches
-    width, height = (panel * (n / max(shape)) ** 0.5 for n in (shape[0], shape[-1]))
-    size = (len(flat) * width * 1.05 + 0.3, len(times) * height * 1.05 + 0.6)
+    shape = next(iter(fields.values())).shape[1:]
+    cut = None
+    if len(shape) == 3:
+        cut = cuts_of(sum(deviation(values) for values in fields.values()))[0]  # type: ignore
+        fields = {name: cut.of(values) for name, values in fields.items()}
+        title = f"{title}, plane {cut}"
+    plane = next(iter(fields.values())).shape[1:]
+    panel = min(1.5, 7.5 / len(fields))  # inches
+    width, height = (panel * (n / max(plane)) ** 0.5 for n in (plane[0], plane[-1]))
+    size = (len(fields) * width * 1.05 + 0.5, len(times) * height * 1.05 + 0.8)
     with style(), matplotlib.rc_context({"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7}):
-        figure, axes = subplots(len(times), len(flat), size)
-        for column, (name, values) in enumerate(flat.items()):
+        figure, axes = subplots(len(times), len(fields), size)
+        for column, (name, values) in enumerate(fields.items()):
             limits, cmap = color_scale(values)
             for row, frame in enumerate(values):
-                turned = frame if frame.ndim == 1 else frame.T[::-1]
-                draw_values(axes[row, column], turned, limits=limits, cmap=cmap)
+                draw_values(axes[row, column], frame, limits=limits, cmap=cmap, cut=cut)
             axes[0, column].set_title(f"{name}\n{limits[0]:.3g} to {limits[1]:.3g}")
         for row, time in enumerate(times):
             axes[row, 0].set_ylabel(f"t = {time:.3g}")
+        name_axes(axes, len(shape), cut)
         figure.suptitle(title, fontsize=8)
     return figure
 
@@ -161,68 +166,143 @@ def panels_figure(
     title: str = "",
     share: str = "row",
     positive: Sequence[str] = (),
+    cells: Mapping[tuple[str, str], Cells] | None = None,
+    cut: Cut | None = None,
+    looks: Mapping[str, tuple[tuple[float, float], str]] | None = None,
+    tall: int = 6,
 ) -> Figure:
-    """Draws a grid of fields with a color bar each: row name -> column name -> ``(*space)``.
+    """Draws a grid of fields with color bars: row name -> column name -> ``(*space)``.
 
-    Fields in 3D show the plane through the middle of the first axis. A row may lack columns.
+    A row may lack columns.
 
     Args:
-        share: "row" or "column": which panels share their colors.
-        positive: columns such as errors and scores, which share other colors that start at 0.
+        share: "row", "column" or "none": which panels share their colors.
+        positive: rows or columns such as errors and scores, which have other colors, from 0 on.
+        cells: outlined in the panel of (row, column), those of the last frame.
+        cut: plane to show in 3D; by default the one in which the fields deviate most.
+        looks: limits and color map of rows that do not choose their own.
+        tall: more rows continue at the right.
     """
-    flat = {r: {c: first_plane(v) for c, v in columns.items()} for r, columns in rows.items()}
-    names = list(max(flat.values(), key=len))
-    like = next(iter(next(iter(flat.values())).values()))
+    like = next(iter(next(iter(rows.values())).values()))
+    ndim = like.ndim
+    if ndim == 3:
+        cut = cut or cut_of(np.stack([v for columns in rows.values() for v in columns.values()]))
+        assert cut is not None, "there are three axes"
+        rows = {r: {c: cut.of(v) for c, v in columns.items()} for r, columns in rows.items()}
+        like, title = cut.of(like), f"{title}, plane {cut}".removeprefix(", ")
+    names = list(max(rows.values(), key=len))
+    blocks = -(-len(rows) // tall)
+    height = -(-len(rows) // blocks)
     with style():
-        figure, axes = _grid(len(flat), len(names), like, bars=True)
-        for axs, (label, columns) in zip(axes, flat.items(), strict=True):
+        across, lines = blocks * len(names), title.count("\n")
+        figure, axes = grid(height, across, like, bars=across, lines=lines)
+        for number, (label, columns) in enumerate(rows.items()):
+            block, line = divmod(number, height)
+            axs = axes[line, block * len(names) : (block + 1) * len(names)]
+            images: list[tuple[Any, tuple[float, float], Axes]] = []
             for ax, name in zip(axs, names, strict=True):
                 if name not in columns:
-                    ax.set_axis_off()
                     continue
-                alike = [c for c in columns if (c in positive) == (name in positive)]
-                row = [columns[c] for c in alike]
-                column = [other[name] for other in flat.values() if name in other]
-                shared = np.stack(row if share == "row" else column)
-                limits, cmap = color_scale(shared)
-                if name in positive:
-                    limits, cmap = (0.0, float(shared.max()) or 1.0), "magma"
-                image = draw_values(ax, columns[name], limits=limits, cmap=cmap)
-                if image is not None:
-                    bar = figure.colorbar(image, ax=ax, shrink=0.85, aspect=25, pad=0.02)
-                    bar.outline.set_visible(False)  # type: ignore[operator]
-                    bar.ax.tick_params(labelsize=7, length=2)
-                    bar.formatter.set_powerlimits((-2, 3))  # type: ignore[attr-defined]
+                alike = np.stack(_alike(rows, label, name, share, positive))
+                limits, cmap = color_scale(alike)
+                if name in positive or label in positive:
+                    limits, cmap = (0.0, float(np.nanmax(alike)) or 1.0), "magma"
+                elif looks and label in looks:
+                    limits, cmap = looks[label]
+                look = {"limits": limits, "cmap": cmap, "cut": cut}
+                images.append((draw_values(ax, columns[name], **look), limits, ax))
+                if cells and (label, name) in cells:
+                    look = {"color": color_of_cells(cmap, like.ndim), "cut": cut}
+                    last = cells[label, name].shape[0] - 1
+                    draw_cells(ax, cells[label, name], frame=last, **look)
+            if ndim > 1:
+                _bars(figure, images)
             axs[next(i for i, name in enumerate(names) if name in columns)].set_ylabel(label)
-        for ax, name in zip(axes[0], names, strict=True):
-            ax.set_title(name)
+            if line == 0:
+                for ax, name in zip(axs, names, strict=True):
+                    ax.set_title(name)
+        for ax in axes.flat:
+            if not ax.has_data():
+                ax.set_axis_off()
+        for block in range(blocks):
+            name_axes(axes[:, block * len(names) : (block + 1) * len(names)], ndim, cut)
+        if ndim == 1:  # values, of other ranges in each panel
+            for ax in axes.flat:
+                ax.tick_params(labelleft=True, labelsize=6)
         if title:
-            figure.suptitle(title, fontsize=10)
+            figure.suptitle(title, fontsize=9)
     return figure
 
 
+def _bars(figure: Figure, images: Sequence[tuple[Any, tuple[float, float], Axes]]) -> None:
+    """Draws one color bar for a row of panels that share their limits, else one each."""
+    if len({limits for _, limits, _ in images}) == 1:
+        color_bar(figure, images[-1][0], [ax for *_, ax in images])
+        return
+    for image, _, ax in images:
+        color_bar(figure, image, ax)
+
+
+def _alike(
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    label: str,
+    name: str,
+    share: str,
+    positive: Sequence[str],
+) -> list[np.ndarray]:
+    """Lists the panels that share their colors with one."""
+    if share == "none":
+        return [rows[label][name]]
+    if share == "column":
+        return [columns[name] for columns in rows.values() if name in columns]
+    row = rows[label]
+    return [row[c] for c in row if (c in positive) == (name in positive)]
+
+
 def prediction_figure(
-    truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str], *, title: str = ""
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    fields: Sequence[str],
+    *,
+    title: str = "",
+    cells: Cells | None = None,
+    cut: Cut | None = None,
 ) -> Figure:
-    """Draws truth, prediction and absolute error of every field, each ``(c, *space)``."""
+    """Draws truth, prediction and absolute error of every field, each ``(c, *space)``.
+
+    Args:
+        cells: those of the prediction, outlined on the error.
+        cut: plane to show in 3D, see `panels_figure`.
+    """
     rows = {
         name: {"truth": t, "prediction": p, "|error|": np.abs(p - t)}
         for name, t, p in zip(fields, truth, prediction, strict=True)
     }
-    return panels_figure(rows, title=title, positive=("|error|",))
+    outlined = {} if cells is None else {(name, "|error|"): cells for name in fields}
+    if cut is None:
+        cut = cut_of(truth)
+    return panels_figure(rows, title=title, positive=("|error|",), cells=outlined, cut=cut, tall=4)
 
 
-def first_plane(values: np.ndarray) -> np.ndarray:
-    """Returns the first of `planes`."""
-    return next(iter(planes(values).values()))[0]
-
-
-def _grid(
-    rows: int, columns: int, like: np.ndarray, *, bars: bool = False
+def grid(
+    rows: int,
+    columns: int,
+    like: np.ndarray,
+    *,
+    bars: int = 0,
+    image: bool = False,
+    lines: int = 0,
 ) -> tuple[Figure, np.ndarray]:
-    """Makes a grid of axes whose panels have the aspect of the array that they show."""
-    aspect = 0.45 if like.ndim == 1 else like.shape[0] / like.shape[1]
-    width = 2.4 if aspect > 0.6 else 3.6
-    height = width * aspect + 0.1
-    size = ((width + 0.4 * bars) * columns + 0.3, height * rows + 0.4)
+    """Makes a grid of axes whose panels have the aspect of the array that they show.
+
+    Args:
+        bars: how many color bars stand side by side.
+        image: as in `cells_figure`.
+        lines: of the title, beyond one.
+    """
+    sides = like.shape[::-1] if image else like.shape
+    aspect = 0.45 if like.ndim == 1 else sides[1] / sides[0]
+    width = min(2.4 if aspect > 0.6 else 3.6, 3.6 / aspect, max(14 / columns, 1.2))
+    height = width * aspect + 0.2
+    size = (max(width * columns + 0.5 * bars + 0.6, 3.6), height * rows + 1 + 0.17 * lines)
     return subplots(rows, columns, size)

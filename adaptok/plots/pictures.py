@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from adaptok import create_schedule, plots
 from adaptok.cells import Cells
@@ -19,23 +18,21 @@ from adaptok.evaluation.results import FinishedRun, Results, Rollout
 from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
+from adaptok.plots.samples import (
+    Batch,
+    Sample,
+    cells_of_rollout,
+    controls_of,
+    earlier,
+    followed,
+    middle_of,
+    planes_of,
+    sample_of,
+    tilings_of,
+)
 from adaptok.tokenizers.tree import TreeTokenizer
 
-Batch = dict[str, Tensor]
-
-
-def sample_of(data: WellData, split: str, number: int) -> Batch:
-    """One sample as a batch of one.
-
-    Raises:
-        ValueError: the split has fewer samples.
-    """
-    dataset: Any = data.loader(split).dataset
-    if not 0 <= number < len(dataset):
-        raise ValueError(
-            f"the {split} split has samples 0 to {len(dataset) - 1}, there is no number {number}"
-        )
-    return {k: v.unsqueeze(0) for k, v in dataset[number].items()}
+STILL = 3  # fields in the still picture of a rollout
 
 
 @torch.no_grad()
@@ -54,18 +51,29 @@ def of_run(
         video: "gif" or "mp4": also a film of the rollout.
     """
     out = folder / "pictures"
-    batch = sample_of(data, split, 0)
+    sample = sample_of(data, split, middle_of(data, split))
+    batch, cuts = sample.batch, planes_of(model, sample.batch)
     settings = {row.label: row.controls for row in results.settings}
     first = next(iter(settings.values()))
     figures = {}
     if (folder / "metrics.csv").exists():
         figures["learning_curve"] = plots.learning_curve_figure(folder)
     truth, prediction = batch["target"][0, 0].numpy(), _predict(model, batch, first)
-    figures["prediction"] = plots.prediction_figure(truth, prediction, data.info.fields)
+    look: dict[str, Any] = {"cut": cuts[0] if cuts else None}
     if isinstance(model, (Surrogate, FieldSystem)):
-        tilings = _tilings(model, batch, settings)
+        tilings = tilings_of(model, batch, settings)
+        look["cells"] = next(iter(tilings.values()))
         name, values = followed(model, data.info, batch)
-        figures["cells"] = plots.cells_figure(values, tilings, title=name)
+        figures["cells"] = plots.cells_figure(
+            values,
+            tilings,
+            title=f"{name}\n{sample.caption}",
+            earlier=earlier(data.info, batch, name),
+            cuts=cuts,
+        )
+    title = f"one step to t = {sample.next:.4g}, from\n{sample.caption}"
+    fields = data.info.fields
+    figures["prediction"] = plots.prediction_figure(truth, prediction, fields, title=title, **look)
     if results.persistence.rollout is None:
         return _save(figures, out)
     rolled = {row.label: row.rollout for row in results.settings if row.rollout is not None}
@@ -95,20 +103,55 @@ def of_rollout(
 ) -> list[Path]:
     """Draws error maps and spectra of a split's first trajectory, and a film if `video` is set."""
     config = setting if "name" in setting else {"name": "fixed", "settings": [setting]}
-    pairs = rollouts(model, data, split, create_schedule(config), steps, model.mean.device)
-    batch, predictions = next(iter(pairs))
+    schedule = create_schedule(config)
+    pairs = rollouts(model, data, split, schedule, steps, model.mean.device)
+    loaded, predictions = next(iter(pairs))
+    batch = {key: value[:1] for key, value in loaded.items()}
     truth, prediction = batch["target"][0].numpy(), predictions[0].numpy()
     if not np.isfinite(prediction).all():
         return []  # the curves say where it diverged
     fields = data.info.fields
+    history, half = batch["input"].shape[1], steps // 2
+    window = torch.cat([batch["input"], batch["target"]], 1)[:, half : half + history]
+    cuts = planes_of(model, {**batch, "input": window})
+    look: dict[str, Any] = {
+        "cells": cells_of_rollout(model, batch, predictions[:1], schedule),
+        "cut": cuts[0] if cuts else None,
+    }
+    title = f"{data.info.name}, {split} trajectory 0, {_times(data, split, steps)}"
+    shown = _shown(model, data.info, batch)
     figures = {
-        "error_maps": plots.error_maps_figure(truth, prediction, fields),
+        "rollout_fields": plots.rollout_fields_figure(
+            truth[:, shown], prediction[:, shown], [fields[i] for i in shown], title=title, **look
+        ),
+        "error_maps": plots.error_maps_figure(
+            truth, prediction, fields, title=f"absolute error, {title}", **look
+        ),
         "spectra": plots.spectra_figure(truth, prediction, fields),
     }
     files = _save(figures, folder)
     if video is not None:
-        files.append(plots.rollout_video(truth, prediction, fields, folder / f"rollout.{video}"))
+        film = folder / f"rollout.{video}"
+        files.append(plots.rollout_video(truth, prediction, fields, film, title=title, **look))
     return files
+
+
+def _times(data: WellData, split: str, steps: int) -> str:
+    """Says when the first rollout of a split starts, and how far a step goes."""
+    subset: Any = data.rollout_loader(split, steps).dataset
+    windows, sample = subset.dataset, subset[0]
+    last = windows.stride * (windows.history - 1)
+    start = float(windows.read(0, slice(last, last + 1)).times[0])
+    return f"from t = {start:.4g} in steps of {float(sample['time_step']):.3g}"
+
+
+def _shown(model: OneStepModel, info: FieldInfo, batch: Batch) -> list[int]:
+    """Numbers of the fields in the still picture of a rollout: first the one that cells follow."""
+    order = list(range(len(info.fields)))
+    if isinstance(model, (Surrogate, FieldSystem)):
+        name = followed(model, info, batch)[0]
+        order.sort(key=lambda i: info.fields[i] != name)
+    return order[:STILL]
 
 
 def of_data(data: WellData, path: str | Path, *, rows: int = 4) -> Path:
@@ -132,13 +175,14 @@ def of_comparison(runs: Mapping[str, FinishedRun], folder: Path) -> list[Path]:
     """Draws cells, errors, learning curves and rollouts, all runs in each picture."""
     first = next(iter(runs.values()))
     fields = first.data.info.fields
-    batch = sample_of(first.data, "test", 0)
+    sample = sample_of(first.data, "test", middle_of(first.data, "test"))
+    batch = sample.batch
     truth = batch["target"][0, 0].numpy()
     tilings, drawn = {}, None
     rows = {name: {"truth": values} for name, values in zip(fields, truth, strict=True)}
     for name, run in runs.items():
         if isinstance(run.model, Surrogate):
-            tilings |= _tilings(run.model, batch, {name: {}})
+            tilings |= tilings_of(run.model, batch, {name: {}})
             if isinstance(run.model.tokenizer, TreeTokenizer):
                 drawn = followed(run.model, run.data.info, batch)
         errors = np.abs(_predict(run.model, batch, {}) - truth)
@@ -148,9 +192,11 @@ def of_comparison(runs: Mapping[str, FinishedRun], folder: Path) -> list[Path]:
     curves = {name: _curve(run.results.settings[0].rollout) for name, run in runs.items()}
     curves["persistence"] = _curve(first.results.persistence.rollout)
     title, values = drawn or (fields[0], batch["input"][0, -1, 0].numpy())
-    cells = {"cells": plots.cells_figure(values, tilings, title=title)} if tilings else {}
+    title = f"{title}\n{sample.caption}"
+    cells = {"cells": plots.methods_figure(values, tilings, title=title)} if tilings else {}
+    step = f"one step to t = {sample.next:.4g}, from\n{sample.caption}"
     figures = cells | {
-        "errors": plots.panels_figure(rows, positive=names, share="row"),
+        "errors": plots.panels_figure(rows, positive=names, title=step),
         "learning_curves": plots.learning_curve_figure({n: r.folder for n, r in runs.items()}),
         "rollouts": plots.rollout_figure(curves),
     }
@@ -161,7 +207,7 @@ def of_comparison(runs: Mapping[str, FinishedRun], folder: Path) -> list[Path]:
 def of_tokens(
     model: Surrogate,
     info: FieldInfo,
-    batch: Batch,
+    sample: Sample,
     settings: Mapping[str, Mapping[str, Any]],
     folder: Path,
 ) -> tuple[list[Path], dict[str, int]]:
@@ -170,96 +216,79 @@ def of_tokens(
     Args:
         settings: controls by label.
     """
+    batch, cuts = sample.batch, planes_of(model, sample.batch)
+    cut = cuts[0] if cuts else None
     now = {name: batch["input"][0, -1, i].numpy() for i, name in enumerate(info.fields)}
     if "constants" in batch:
         now |= {n: batch["constants"][0, i].numpy() for i, n in enumerate(info.constants)}
-    tilings = _tilings(model, batch, settings)
-    figures = {"field": plots.panels_figure({"": now}, share="column")}
+    tilings = tilings_of(model, batch, settings)
+    figures = {
+        "field": plots.panels_figure({"": now}, share="column", title=sample.caption, cut=cut)
+    }
     first = followed(model, info, batch)[0]
     for name in dict.fromkeys([first, *info.fields]):  # a static field only if cells follow it
-        figures[f"cells_{name}"] = plots.cells_figure(now[name], tilings, title=name)
+        figures[f"cells_{name}"] = plots.cells_figure(
+            now[name],
+            tilings,
+            title=f"{name}\n{sample.caption}",
+            earlier=earlier(info, batch, name),
+            cuts=cuts,
+        )
     if hasattr(model.tokenizer, "score_map"):
-        figures["score"] = _scores(model, info, batch)
+        figures["score"] = _scores(model, info, sample, cut)
     return _save(figures, folder), {label: len(cells) for label, cells in tilings.items()}
 
 
-def followed(
-    model: Surrogate | FieldSystem, info: FieldInfo, batch: Batch
-) -> tuple[str, np.ndarray]:
-    """Finds the field whose score decides most where cells are, as name and newest values.
+@torch.no_grad()
+def of_methods(
+    models: Mapping[str, Surrogate], info: FieldInfo, sample: Sample, folder: Path
+) -> tuple[list[Path], dict[str, int]]:
+    """Draws the cells of several tokenizers on one sample, and their sizes; returns the file and
+    the tokens per tokenizer.
 
-    Each channel is scored alone, with the others at 0; without an indicator it is the first field.
+    Cells lie over the field that the first tokenizer with an indicator follows.
     """
-    values = dict(zip(info.fields, batch["input"][0, -1].numpy(), strict=True))
-    if "constants" in batch:
-        values |= dict(zip(info.constants, batch["constants"][0].numpy(), strict=True))
-    tokenizer = model.core.tokenizer if isinstance(model, FieldSystem) else model.tokenizer
-    best = info.fields[0]
-    if isinstance(tokenizer, TreeTokenizer):
-        known = inputs_of(batch, model.mean.device)
-        field = model.scored(batch["input"].to(model.mean.device), known["constants"])
-        names = [*info.fields] * ((field.shape[2] - len(info.constants)) // len(info.fields))
-        names += info.constants
-        totals = dict.fromkeys(names, 0.0)
-        for channel in _seen(model, tokenizer, field):
-            alone = torch.zeros_like(field)
-            alone[:, :, channel] = field[:, :, channel]
-            scores, _ = tokenizer.scores(alone, boundary=known["boundary"])
-            totals[names[channel]] += float(scores.sum())
-        best = max(totals, key=lambda name: totals[name])
-    return best, values[best]
+    tilings: dict[str, Cells] = {}
+    for name, model in models.items():
+        tilings |= tilings_of(model, sample.batch, {name: {}})
+    trees = [m for m in models.values() if hasattr(m.tokenizer, "score_map")]
+    chosen = [*trees, *models.values()][0]
+    name, values = followed(chosen, info, sample.batch)
+    cuts = planes_of(chosen, sample.batch)
+    title, cut = f"{name}\n{sample.caption}", cuts[0] if cuts else None
+    figure = plots.methods_figure(values, tilings, title=title, cut=cut)
+    return _save({"methods": figure}, folder), {k: len(cells) for k, cells in tilings.items()}
 
 
-def _seen(model: Surrogate | FieldSystem, tokenizer: TreeTokenizer, field: Tensor) -> list[int]:
-    """Channels that the indicator sees; those of a system are counted without its constants."""
-    if isinstance(model, FieldSystem) and tokenizer.ignore == "constants":
-        return list(range(len(model.fields)))
-    return tokenizer.seen(field.shape[2])
-
-
-def _scores(model: Surrogate, info: FieldInfo, batch: Batch) -> Figure:
+def _scores(model: Surrogate, info: FieldInfo, sample: Sample, cut: plots.Cut | None) -> Figure:
     """Draws the score, and that of every channel and frame."""
     tokenizer: Any = model.tokenizer
+    batch = sample.batch
     field = model.scored(batch["input"], batch.get("constants"))
     known = batch["boundary"]
     total = tokenizer.score_map(field, boundary=known)[0].numpy()
-    rows: dict[str, dict[str, np.ndarray]] = {"now": {"all": total}}
+    rows: dict[str, dict[str, np.ndarray]] = {"newest": {"all channels": total}}
     maps_of = getattr(getattr(tokenizer, "indicator", None), "channel_maps", None)
     if maps_of is not None:
         maps = maps_of(field, boundary=known)[0].flatten(0, 1).numpy()
         history, fields = batch["input"].shape[1], len(info.fields)
         stride = fields + (len(info.constants) if model.history_mode == "frames" else 0)
         for age in range(history):
-            row = rows.setdefault(f"{age} before" if age else "now", {})
+            row = rows.setdefault(f"{age} before" if age else "newest", {})
             first = (history - 1 - age) * stride
             row |= {name: maps[first + i] for i, name in enumerate(info.fields)}
         if getattr(tokenizer, "constants", ()) == () or tokenizer.ignore != "constants":
             first = len(maps) - len(info.constants)
-            rows["now"] |= {name: maps[first + i] for i, name in enumerate(info.constants)}
-    return plots.panels_figure(rows, title="score", share="column", positive=[*rows["now"]])
+            rows["newest"] |= {name: maps[first + i] for i, name in enumerate(info.constants)}
+    title, columns = f"score\n{sample.caption}", [*rows["newest"]]
+    return plots.panels_figure(rows, title=title, share="column", positive=columns, cut=cut)
 
 
 def _predict(model: OneStepModel, batch: Batch, setting: Mapping[str, Any]) -> np.ndarray:
     """The next frame of a single sample, (c, *space)."""
     device = model.mean.device
     field, known = batch["input"].to(device), inputs_of(batch, device)
-    return model(field, **known, **_controls(setting)).float().cpu()[0, 0].numpy()
-
-
-def _tilings(
-    model: Surrogate | FieldSystem, batch: Batch, settings: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Cells]:
-    device = model.mean.device
-    known = inputs_of(batch, device)
-    return {
-        label: model.cells(batch["input"].to(device), **known, **_controls(setting))
-        for label, setting in settings.items()
-    }
-
-
-def _controls(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """A schedule is drawn as built; a setting as it is."""
-    return {} if "name" in setting else dict(setting)
+    return model(field, **known, **controls_of(setting)).float().cpu()[0, 0].numpy()
 
 
 def _curve(rollout: Rollout | None) -> list[float]:

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from adaptok.plots.style import style, subplots
+from adaptok.plots.style import legend_beside, style, subplots
 
 BANDS = ("low", "middle", "high")
 
@@ -33,7 +33,8 @@ def binned_errors_figure(rollouts: Mapping[str, Mapping[str, Any]]) -> Figure:
             ax.set(yscale="log", xlabel="rollout step", title=f"{name} wavenumbers")
             ax.grid(alpha=0.25, linewidth=0.5)
         axes[0].set_ylabel("squared error / energy")
-        axes[0].legend()
+        if len(rollouts) > 1:
+            legend_beside(figure, axes[0])
     return figure
 
 
@@ -45,11 +46,11 @@ def residual_spectra_figure(
 ) -> Figure:
     """Draws residual power against the wavenumber: a panel per setting, later steps darker.
 
-    Dotted lines mark the harmonics of the patches; titles say how far the spectrum of the last step
-    rises above its surroundings there. CKM and CSM, Sec. 4.2.
+    Dotted lines mark the harmonics of the patches; titles say the period, and how far the spectrum
+    of the last step rises above its surroundings there (1: not at all). CKM and CSM, Sec. 4.2.
 
     Args:
-        patch_size: period of the artifacts per space axis, or None.
+        patch_size: period of the artifacts per space axis, of rollouts without one of their own.
         lines: number of steps to show, evenly spaced, including the first and the last.
     """
     with style():
@@ -66,13 +67,17 @@ def residual_spectra_figure(
             amounts = np.linspace(0.15, 1, len(steps))
             for step, shade in zip(steps, matplotlib.colormaps["viridis_r"](amounts), strict=True):
                 ax.plot(waves[shown], power[step, shown], color=shade, label=f"step {step + 1}")
-            for period in sorted(set(patch_size or ())):
+            size = rollout.get("patch_size") or patch_size
+            for period in sorted(set(size or ())):
                 for harmonic in range(1, period // 2 + 1):
                     ax.axvline(harmonic / period, color="0.6", linestyle=":", linewidth=0.7)
             peaks = rollout["patch_harmonics"]
-            rise = f"\nharmonics × {peaks[-1]:.2f}" if peaks and peaks[-1] is not None else ""
+            rise = ""
+            if peaks and peaks[-1] is not None:
+                named = " x ".join(map(str, size or ())) or "unknown"
+                rise = f"\nat harmonics of patches {named}: × {peaks[-1]:.2f}"
             ax.set(yscale="log", xlabel="cycles per grid point", title=label + rise)
         for ax in axes[:, 0]:
             ax.set_ylabel("power of the residual")
-        axes[0, 0].legend()
+        legend_beside(figure, axes[0, 0])
     return figure

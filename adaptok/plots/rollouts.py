@@ -1,4 +1,4 @@
-"""Draws a rollout: a film, maps of the error and energy spectra."""
+"""Draws a rollout: a film, a still, maps of the error and energy spectra."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ import numpy as np
 from matplotlib import animation
 from matplotlib.figure import Figure
 
-from adaptok.plots.fields import color_scale, draw_values, panels_figure
-from adaptok.plots.style import COLORS, style, subplots
+from adaptok.cells import Cells
+from adaptok.plots.drawing import (
+    Cut,
+    color_bar,
+    color_of_cells,
+    color_scale,
+    cut_of,
+    draw_cells,
+    draw_values,
+    name_axes,
+)
+from adaptok.plots.fields import panels_figure
+from adaptok.plots.style import COLORS, legend_beside, style, subplots
 
 
 def rollout_video(
@@ -21,6 +32,9 @@ def rollout_video(
     path: str | Path,
     *,
     fps: int = 6,
+    cells: Sequence[Cells] = (),
+    cut: Cut | None = None,
+    title: str = "",
 ) -> Path:
     """Writes truth, prediction and absolute error of every field, step after step.
 
@@ -28,9 +42,12 @@ def rollout_video(
     first.
 
     Args:
-        truth: (t, c, *space); in 3D the plane through the middle of the first axis is shown.
+        truth: (t, c, *space).
         prediction: of the same shape.
         path: ends in .gif, or in .mp4 if matplotlib finds ffmpeg.
+        cells: of each step, outlined on prediction and error.
+        cut: plane to show in 3D; by default the one in which the truth deviates most.
+        title: stands before the number of the step.
 
     Raises:
         ValueError: the path has another ending, or is .mp4 and there is no ffmpeg.
@@ -38,11 +55,15 @@ def rollout_video(
     path = Path(path)
     writer = _writer(path, fps)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if truth.ndim == 5:
-        middle = truth.shape[2] // 2
-        truth, prediction = truth[:, :, middle], prediction[:, :, middle]
+    ndim = truth.ndim - 2
+    if ndim == 3:
+        cut = cut or cut_of(truth.reshape(-1, *truth.shape[2:]))
+        assert cut is not None, "there are three axes"
+        truth, prediction = cut.of(truth), cut.of(prediction)
+        title = f"{title}, plane {cut}".removeprefix(", ")
     error = np.abs(prediction - truth)
-    aspect = 0.45 if truth.ndim == 3 else truth.shape[2] / truth.shape[3]
+    aspect = 0.45 if ndim == 1 else truth.shape[3] / truth.shape[2]
+    width = min(2.4, 3.6 / aspect)
 
     def update(step: int) -> list:
         for row, name in enumerate(fields):
@@ -53,16 +74,28 @@ def rollout_video(
                 "prediction": (prediction, *look),
                 "|error|": (error, (0.0, top), "magma"),
             }
-            for ax, (title, (values, limits, cmap)) in zip(axes[row], panels.items(), strict=True):
+            for ax, (caption, (values, limits, cmap)) in zip(
+                axes[row], panels.items(), strict=True
+            ):
                 ax.clear()
-                draw_values(ax, values[step, row], limits=limits, cmap=cmap)
-                ax.set_title("" if row else title)
+                draw_values(ax, values[step, row], limits=limits, cmap=cmap, cut=cut)
+                if cells and caption != "truth":
+                    color = color_of_cells(cmap, ndim)
+                    last = cells[step].shape[0] - 1
+                    draw_cells(ax, cells[step], frame=last, cut=cut, color=color)
+                ax.set_title("" if row else caption)
             axes[row, 0].set_ylabel(name)
-        figure.suptitle(f"step {step + 1}", fontsize=10)
+        name_axes(axes, ndim, cut)
+        figure.suptitle(f"{title}\nstep {step + 1}".lstrip(), fontsize=8)
         return []
 
     with style():
-        figure, axes = subplots(len(fields), 3, (7.2, 2.3 * aspect * len(fields) + 0.5))
+        size = (3 * width + 0.5, (width * aspect + 0.15) * len(fields) + 0.7)
+        figure, axes = subplots(len(fields), 3, size)
+        update(0)
+        for ax in axes.flat:
+            for image in ax.images:
+                color_bar(figure, image, ax)  # limits stay from step to step
         film = animation.FuncAnimation(figure, update, frames=len(truth), blit=False)
         temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
         film.save(temporary, writer=writer, dpi=100)
@@ -80,23 +113,82 @@ def _writer(path: Path, fps: int) -> animation.AbstractMovieWriter:
     return animation.FFMpegWriter(fps=fps)
 
 
-def error_maps_figure(
-    truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str], *, columns: int = 4
+def rollout_fields_figure(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    fields: Sequence[str],
+    *,
+    columns: int = 5,
+    cells: Sequence[Cells] = (),
+    cut: Cut | None = None,
+    title: str = "",
 ) -> Figure:
-    """Draws the absolute error of every field at up to `columns` evenly spaced steps.
+    """Draws truth, prediction and absolute error over time: a column per step, evenly spaced.
+
+    Truth and prediction of a field share their colors; each error has its own.
 
     Args:
         truth: (t, c, *space).
         prediction: of the same shape.
+        fields: names of the channels.
         columns: number of steps to show, including the first and the last.
+        cells: of each step, outlined on prediction and error.
+        cut: plane to show in 3D; by default the one in which the truth deviates most.
     """
-    steps = np.unique(np.linspace(0, len(truth) - 1, columns).round().astype(int))
+    steps = spread(len(truth), columns)
+    names = {f"step {step + 1}": step for step in steps}
+    rows, shared, outlined = {}, {}, {}
+    for i, field in enumerate(fields):
+        both = (truth[steps, i], prediction[steps, i])
+        for kind, values in zip(("truth", "prediction", "|error|"), (*both, None), strict=True):
+            label = f"{field}\n{kind}"
+            values = np.abs(both[1] - both[0]) if values is None else values
+            rows[label] = dict(zip(names, values, strict=True))
+            if kind != "|error|":
+                shared[label] = color_scale(truth[steps, i])
+            if kind != "truth" and cells:
+                outlined |= {(label, name): cells[step] for name, step in names.items()}
+    errors = [label for label in rows if label not in shared]
+    look = {"cells": outlined, "cut": cut or cut_of(truth.reshape(-1, *truth.shape[2:]))}
+    return panels_figure(
+        rows, title=title, share="none", positive=errors, looks=shared, tall=9, **look
+    )
+
+
+def error_maps_figure(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    fields: Sequence[str],
+    *,
+    columns: int = 4,
+    cells: Sequence[Cells] = (),
+    cut: Cut | None = None,
+    title: str = "absolute error",
+) -> Figure:
+    """Draws the absolute error of every field at up to `columns` evenly spaced steps.
+
+    Each map has colors of its own, as errors grow by orders of magnitude.
+
+    Args:
+        truth: (t, c, *space).
+        prediction: of the same shape.
+        fields: names of the channels.
+        columns: number of steps to show, including the first and the last.
+        cells: of each step, outlined.
+        cut: plane to show in 3D; by default the one in which the truth deviates most.
+    """
+    steps = spread(len(truth), columns)
     error = np.abs(prediction - truth)
-    captions = [f"step {step + 1}" for step in steps]
-    rows = {
-        name: dict(zip(captions, error[steps, i], strict=True)) for i, name in enumerate(fields)
-    }
-    return panels_figure(rows, title="absolute error", positive=captions)
+    names = {f"step {step + 1}": step for step in steps}
+    rows = {field: dict(zip(names, error[steps, i], strict=True)) for i, field in enumerate(fields)}
+    outlined = {(f, name): cells[step] for f in rows for name, step in names.items() if cells}
+    look = {"cells": outlined, "cut": cut or cut_of(truth.reshape(-1, *truth.shape[2:]))}
+    return panels_figure(rows, title=title, positive=[*names], share="none", tall=11, **look)
+
+
+def spread(count: int, shown: int) -> list[int]:
+    """Chooses numbers below `count`, evenly spaced, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, shown).round().astype(int)).tolist()
 
 
 def isotropic_spectrum(values: np.ndarray) -> np.ndarray:
@@ -132,5 +224,5 @@ def spectra_figure(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[s
                 ax.plot(waves, ours[shown], color=COLORS[number], label=f"step {step + 1}")
                 ax.set(xscale="log", yscale="log", xlabel="wavenumber", title=name)
         axes[0].set_ylabel("energy (truth dashed)")
-        axes[0].legend()
+        legend_beside(figure, axes[0])
     return figure

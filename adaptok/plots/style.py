@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
 from PIL import Image
@@ -30,6 +31,17 @@ def subplots(
     """Makes a figure of `size` in inches with a grid of axes, (rows, columns)."""
     figure = Figure(figsize=size)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def legend_beside(figure: Figure, ax: Axes) -> None:
+    """Puts the legend of some axes to the right of the figure, which it makes wider, so that no
+    curve is covered.
+    """
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        longest = max(map(len, labels))
+        figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.07 * longest)
+        figure.legend(handles, labels, loc="outside right upper")
 
 
 def save(figure: Figure, path: str | Path, *, dpi: int = 200, small: bool = False) -> Path:

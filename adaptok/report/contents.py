@@ -7,8 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adaptok.report.configs import OF_TRAINING_DATA, significant, under
-from adaptok.report.grouping import Comparison, Group, group_runs
+from adaptok.report.grouping import SAME, Comparison, Group, group_runs
 from adaptok.report.reading import read_runs
 from adaptok.report.runs import LeftOut, RunRecord, Runs
 from adaptok.report.summaries import Summary, Verdict, summaries, verdicts
@@ -146,20 +145,10 @@ def _repeated(groups: Sequence[Group]) -> list[str]:
 def _data_warnings(groups: Sequence[Group]) -> list[str]:
     """Says if not all runs of a comparison were tested on the same samples."""
     runs = [run for group in groups for run in group.runs]
-    keys = sorted({key for run in runs for key in run.config if key.startswith("data.")})
-    kept = [significant(run.config, evaluated=run.source is not None) for run in runs]
-    differing = [
-        key
-        for key in keys
-        if not under(key, OF_TRAINING_DATA)
-        and len({str(config[key]) for config in kept if key in config}) > 1
-    ]
-    listed = ", ".join(differing)
-    warnings = [f"runs differ in the data that they are tested on: {listed}"] if listed else []
     known = [run.reference for run in runs if run.reference is not None]
-    if known and max(known) - min(known) > 1e-3 * max(known):
-        warnings.append(
-            f"{runs[0].measure.reference} is {min(known):.4f} to {max(known):.4f}: not "
-            "all runs were tested on the same samples (a longer history leaves out the first)"
-        )
-    return warnings
+    if not known or max(known) - min(known) <= SAME * max(known):
+        return []
+    return [
+        f"{runs[0].measure.reference} is {min(known):.4f} to {max(known):.4f}: not "
+        "all runs were tested on the same samples (a longer history leaves out the first)"
+    ]

@@ -119,12 +119,32 @@ def spectrum_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list
         panels[title] = _figure(frames, looked, step, error, "step %{x}: error", log="y")
     frames = [_residual_power(row) for row in home]
     panels["Spectrum of the residual"] = _figure(frames, looked, wave, power, at_wave, log="xy")
-    frames = [figures.points(row.label, row.curve("harmonics")) for row in home]
-    rise = "rise at the harmonics (1 is best)"
-    panels["Patch artifacts"] = _figure(frames, looked, step, rise, "step %{x}: ratio")
-    if (artifacts := panels["Patch artifacts"]) is not None:
-        figures.reference_line(artifacts, 1.0, "no artifacts")
-    return [figures.Panel(title, figure) for title, figure in panels.items() if figure is not None]
+    found = [figures.Panel(title, figure) for title, figure in panels.items() if figure is not None]
+    return found + _artifact_panels(home, looked)
+
+
+def _artifact_panels(home: Sequence[Summary], looked: Mapping[str, Look]) -> list[figures.Panel]:
+    """Draws the rise at the harmonics of patches, a panel per period: those of patches of another
+    size are other wavenumbers.
+    """
+    periods: dict[str, list[Summary]] = {}
+    for row in home:
+        if any(row.curve("harmonics")):
+            known = {" x ".join(f"{n:g}" for n in period) for period in row.lists("period")}
+            periods.setdefault(", ".join(sorted(known)) or "unknown", []).append(row)
+    panels = []
+    for period, rows in periods.items():
+        frames = [figures.points(row.label, row.curve("harmonics")) for row in rows]
+        rise = "rise at the harmonics (1 is best)"
+        figure = _figure(frames, looked, "rollout step", rise, "step %{x}: ratio")
+        if figure is not None:
+            figures.reference_line(figure, 1.0, "no artifacts")
+            caption = (
+                "Power of the residual at the harmonics of the patches over that beside them; 1: a "
+                "residual without patch artifacts."
+            )
+            panels.append(figures.Panel(f"Patch artifacts, period {period}", figure, caption))
+    return panels
 
 
 def _figure(

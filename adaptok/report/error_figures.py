@@ -93,10 +93,8 @@ def _cost_figure(
     figures.add_lines(figure, frame.sort_values("x", kind="stable"), looked, hover, **options)
     figure.update_traces(error_y={"thickness": 1.2, "width": 3})
     figures.reference_line(figure, reference, measure.reference)
-    if cost.key == "tokens":
-        figure.update_xaxes(**figures.powers_of_two(frame["x"]))
-    else:
-        figure.update_xaxes(**figures.log_ticks(figures.drawn(figure, "x"), cost.text))
+    text = None if cost.key == "tokens" else cost.text
+    figure.update_xaxes(**figures.cost_ticks(figures.drawn(figure, "x"), text))
     if log:
         figure.update_yaxes(**figures.log_ticks([*figures.drawn(figure, "y"), reference]))
     return figure
@@ -136,11 +134,6 @@ def _transfer_panel(matrix: Transfer, lowest: float, highest: float) -> figures.
         z=[[math.log10(v.mean) if v and v.mean > 0 else None for v in r] for r in matrix.cells],
         x=[str(b) for b in matrix.tested],
         y=[str(b).replace(", ", "<br>") for b in matrix.trained],
-        text=[
-            [_transfer_text(matrix, value, bad) for value, bad in zip(*pair, strict=True)]
-            for pair in zip(matrix.cells, matrix.diverged, strict=True)
-        ],
-        texttemplate="%{text}",
         customdata=[[formats.error_spread(v) for v in row] for row in matrix.cells],
         hovertemplate="trained at %{y}, tested at %{x}<br>VRMSE %{customdata}<extra></extra>",
         colorscale="Cividis",
@@ -158,6 +151,14 @@ def _transfer_panel(matrix: Transfer, lowest: float, highest: float) -> figures.
     )
     figure.update_xaxes(type="category", showline=False, ticks="")
     figure.update_yaxes(type="category", showline=False, ticks="", autorange="reversed")
+    for i, row in enumerate(matrix.cells):
+        for j, value in enumerate(row):
+            if text := _transfer_text(matrix, value, matrix.diverged[i][j]):
+                shade = _position(value, low, high)
+                # cividis is dark up to its middle; without a value the ground shows
+                color = GRAY if shade is None else "#ffffff" if shade < 0.5 else "#000000"
+                font = {"color": color, "size": 12}
+                figure.add_annotation(x=j, y=i, text=text, showarrow=False, font=font)
     for i, trained in enumerate(matrix.trained):
         if trained in matrix.tested:
             j = list(matrix.tested).index(int(trained))
@@ -166,6 +167,13 @@ def _transfer_panel(matrix: Transfer, lowest: float, highest: float) -> figures.
             figure.add_shape(type="rect", **box, line=line)
     reference = formats.error(matrix.reference.mean if matrix.reference else None)
     return figures.Panel(f"Budget transfer of {matrix.label}", figure, f"Persistence: {reference}.")
+
+
+def _position(value: Spread | None, low: float, high: float) -> float | None:
+    """Where a cell lies on the color scale, from 0 to 1."""
+    if value is None or value.mean <= 0:
+        return None
+    return (math.log10(value.mean) - low) / (high - low) if high > low else 0.5
 
 
 def _transfer_text(matrix: Transfer, value: Spread | None, bad: int) -> str:

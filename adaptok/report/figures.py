@@ -151,6 +151,29 @@ def log_ticks(values: Iterable[Number], text: Callable[[float], str] = "{:g}".fo
     return _ticks(ticks[:: math.ceil(len(ticks) / 7)] if len(ticks) > 8 else ticks, text)
 
 
+def cost_ticks(values: Iterable[Number], text: Callable[[float], str] | None = None) -> dict:
+    """Chooses scale and ticks of an axis of costs, so that it never has a single tick.
+
+    Args:
+        values: what is drawn.
+        text: writes a tick; by default they are powers of two.
+    """
+    known = [v for v in values if v is not None and 0 < v < math.inf]
+    if span(known) < 2:
+        low, high = min(known), max(known)
+        middle, reach = (low + high) / 2, max((high - low) * 0.6, 0.1 * high)
+        shown = {"type": "linear", "range": [middle - reach, middle + reach]}
+        if text is None:
+            return shown | {"nticks": 5}
+        marks = [middle - 0.8 * reach, middle, middle + 0.8 * reach]
+        return shown | _ticks(marks, text)
+    if text is not None:
+        return log_ticks(known, text)
+    powers = powers_of_two(known)
+    inside = [v for v in powers["tickvals"] if min(known) / 1.1 <= v <= 1.1 * max(known)]
+    return powers if len(inside) > 1 else log_ticks(known)
+
+
 def _ticks(values: list[Any], text: Callable[[Any], str]) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": values, "ticktext": [text(v) for v in values]}
 

@@ -15,6 +15,7 @@ from adaptok.report.runs import LeftOut, RunRecord
 CAPTIONS = {
     "cells": "cells over a field of the test split",
     "prediction": "truth, prediction and error one step ahead",
+    "rollout_fields": "truth, prediction and error over time",
     "error_maps": "error at several rollout steps",
 }
 WIDTH = 1100  # pixels; a page does not show more

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from adaptok.report.configs import significant
+from adaptok.report.configs import OF_TRAINING_DATA, significant, under
 from adaptok.report.runs import Measure, RunRecord
 
 # Keys that come first in a label.
@@ -22,6 +22,7 @@ FIRST = (
     "size.dim",
     "history",
 )
+SAME = 1e-3  # relative difference of persistence on the same samples
 Settled = Mapping[int, Mapping[str, Any]]  # id of the run -> significant configuration
 # Keys that set the number of tokens in training.
 BUDGETS = ("budget", "tokenizer.budget", "schedule.name", "schedule.settings")
@@ -29,16 +30,25 @@ NAMES = ("model.name", "tokenizer.name", "processor.name", "decoder.name")
 
 
 class Comparison(NamedTuple):
-    """What runs have to share to be compared."""
+    """What runs have to share to be compared.
+
+    Attributes:
+        measure: what ranks them.
+        data: name of the set.
+        split: tested split.
+        samples: in what the tested samples differ from those of other runs: "resolution=32".
+    """
 
     measure: Measure
     data: str
     split: str
+    samples: str = ""
 
     @property
     def title(self) -> str:
         """The data set, and the split unless it is "test"."""
-        return self.data if self.split == "test" else f"{self.data}, {self.split} split"
+        title = f"{self.data}, {self.samples}" if self.samples else self.data
+        return title if self.split == "test" else f"{title}, {self.split} split"
 
 
 @dataclass(frozen=True)
@@ -89,17 +99,79 @@ def group_runs(runs: Sequence[RunRecord], by: Sequence[str] = ()) -> list[Group]
     for key in by:
         if key not in known:
             raise ValueError(f"by={key}: no run has this key; they have {', '.join(known)}")
-    alike: dict[Hashable, list[RunRecord]] = {}
+    tests: dict[tuple[Measure, str, str], list[RunRecord]] = {}
     for run in runs:
-        alike.setdefault((run.measure, run.data, run.split, run.kind), []).append(run)
-    groups = [group for own in alike.values() for group in _groups_of_kind(own, settled, by)]
+        tests.setdefault((run.measure, run.data, run.split), []).append(run)
+    groups = []
+    for test, own in tests.items():
+        for samples, same in _by_samples(own, settled).items():
+            kinds: dict[str, list[RunRecord]] = {}
+            for run in same:
+                kinds.setdefault(run.kind, []).append(run)
+            comparison = Comparison(*test, samples)
+            for alike in kinds.values():
+                groups += _groups_of_kind(comparison, alike, settled, by)
     return sorted(groups, key=lambda g: (str(g.comparison), _natural(g.label)))
 
 
-def _groups_of_kind(runs: Sequence[RunRecord], settled: Settled, by: Sequence[str]) -> list[Group]:
+def _by_samples(runs: Sequence[RunRecord], settled: Settled) -> Mapping[str, Sequence[RunRecord]]:
+    """Splits the runs of a data set by the samples they were tested on, named by what differs.
+
+    Samples differ if keys of the data do, those of the training split aside, or if persistence
+    does for one length of the history. A run of unknown configuration goes where persistence fits.
+    """
+    known = [run for run in runs if any(key.startswith("data.") for key in settled[id(run)])]
+    configs = [{k: v for k, v in settled[id(run)].items() if _is_of_test_data(k)} for run in known]
+    keys = label_keys(configs, [run.environment.get("adaptok") for run in known])
+    parts: dict[str, list[RunRecord]] = {}
+    for run, config in zip(known, configs, strict=True):
+        named = [f"{_short(key)}={_shown(config.get(key))}" for key in keys]
+        parts.setdefault(", ".join(named), []).append(run)
+    for run in runs:
+        if run not in known:
+            large = sorted(parts.values(), key=len, reverse=True)
+            near = [part for part in large if _agrees(run, part)]
+            (near or large or [parts.setdefault("", [])])[0].append(run)
+    found: dict[str, list[RunRecord]] = {}
+    for name, own in parts.items():
+        levels = _levels_of_persistence(own)
+        for run in own:
+            more = ""
+            if len(levels) > 1:
+                reference = levels[0] if run.reference is None else run.reference
+                more = f"persistence {min(levels, key=lambda level: abs(level - reference)):.4g}"
+            found.setdefault(", ".join(filter(None, (name, more))), []).append(run)
+    return found
+
+
+def _is_of_test_data(key: str) -> bool:
+    return key.startswith("data.") and key != "data.name" and not under(key, OF_TRAINING_DATA)
+
+
+def _agrees(run: RunRecord, others: Sequence[RunRecord]) -> bool:
+    references = [other.reference for other in others if other.reference is not None]
+    return run.reference is not None and any(
+        abs(run.reference - reference) <= SAME * reference for reference in references
+    )
+
+
+def _levels_of_persistence(runs: Sequence[RunRecord]) -> list[float]:
+    """Errors of persistence that no length of the history explains, one per set of samples."""
+    levels: dict[Any, list[float]] = {}
+    for reference, history in sorted(
+        (run.reference, str(run.config.get("history"))) for run in runs if run.reference is not None
+    ):
+        own = levels.setdefault(history, [])
+        if not own or reference > (1 + SAME) * own[-1]:
+            own.append(reference)
+    return max(levels.values(), key=len, default=[])
+
+
+def _groups_of_kind(
+    comparison: Comparison, runs: Sequence[RunRecord], settled: Settled, by: Sequence[str]
+) -> list[Group]:
     """Groups the runs of one tokenizer or baseline in one comparison."""
-    one = runs[0]
-    comparison, kind = Comparison(one.measure, one.data, one.split), one.kind
+    kind = runs[0].kind
     versions = [run.environment.get("adaptok") for run in runs]
     varying = label_keys([settled[id(run)] for run in runs], versions)
     keys = by or varying

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ OTHERS = ("label", "setting", "controls")  # entries of a row that are no number
 CURVES = {
     "rollout": ("mean",),
     "harmonics": ("patch_harmonics",),
+    "period": ("patch_size",),
     "wavenumber": ("residual_spectrum", "wavenumber"),
     "bands": ("spectral_nmse",),
     "power": ("residual_spectrum", "power"),
@@ -104,6 +106,10 @@ def _read(folder: Path, found: Runs) -> None:
     try:
         config = _mapping(folder / "config.yaml", found.problems)
         results = _mapping(folder / "metrics.json", found.problems)
+        if config is not None and "samples" in config and "trainer" not in config:
+            return  # of adaptok tokenize: pictures, no run
+        if config is None and (folder / "failed.json").exists():
+            config = _as_typed(folder)  # it failed before it wrote its own
         if results is None and config is not None:
             children = [file.parent for file in folder.glob("*/metrics.json")]
             if any(not (child / "config.yaml").exists() for child in children):
@@ -163,6 +169,7 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Left
         values=values,
         environment={k: str(v) for k, v in entries(results, "environment").items()},
         curve=curve,
+        higher=[str(name) for name in results.get("higher_is_better") or ()],
         note=note,
         source=source,
         modified=max((file.stat().st_mtime for file in written if file.exists()), default=0.0),
@@ -181,6 +188,20 @@ def _status(
     done = f"step {curve[-1]['step'] + 1:.0f}" if curve else "nothing logged yet"
     known = isinstance(steps, int) and steps > 0  # -1 is without end
     return "unfinished", f"{done} of {steps}" if curve and known else done
+
+
+def _as_typed(folder: Path) -> dict[str, Any] | None:
+    """Reads what Hydra composed; of references those to another key are followed."""
+    typed = _mapping(folder / ".hydra" / "config.yaml")
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: v for k, v in ((k, resolved(v)) for k, v in value.items()) if v is not ...}
+        if isinstance(value, str) and (key := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+            return chain(typed, *key[1].split("."))
+        return ... if isinstance(value, str) and "${" in value else value
+
+    return None if typed is None else resolved(typed)
 
 
 def _as_asked(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -48,8 +48,9 @@ class SettingResult:
         label: of the setting, "as built" without one.
         setting: the controls.
         values: numbers by name; None is one that diverged.
-        curves: lists of numbers: "rollout" and "harmonics" (steps,), "bands" (steps, 3),
-            "wavenumber" (m,) and "power" (steps, m); only those that were measured.
+        curves: lists of numbers: "rollout" and "harmonics" (steps,), "period" (axes,) of the
+            latter, "bands" (steps, 3), "wavenumber" (m,) and "power" (steps, m); only those that
+            were measured.
         fields: errors by metric and field: "vrmse.pressure".
         metrics: names of the error metrics among the values.
     """
@@ -91,6 +92,7 @@ class RunRecord:
         values: numbers of the whole run: parameters, seconds per training step ...
         environment: adaptok, torch, device, hardware, when.
         curve: rows of metrics.csv.
+        higher: names of metrics of which a higher value is better.
         note: why it is not finished.
         source: run folder of the evaluated checkpoint; None for a training run.
         modified: time stamp of its results.
@@ -109,6 +111,7 @@ class RunRecord:
     values: Mapping[str, Number] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     curve: Sequence[Mapping[str, float]] = ()
+    higher: Sequence[str] = ()
     note: str = ""
     source: Path | None = None
     modified: float = 0.0

@@ -169,32 +169,50 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 class Verdict(NamedTuple):
-    """Whether models may be compared at a setting, and why not."""
+    """Whether models may be compared at a setting, and why not.
+
+    Attributes:
+        setting: label of the setting.
+        models: labels of all models.
+        counts: whether two models or more count.
+        reasons: objections to models, or to the test.
+        without: models that do not count.
+    """
 
     setting: str
     models: Sequence[str]
     counts: bool
     reasons: Sequence[str]
+    without: Sequence[str] = ()
 
 
 def verdicts(rows: Sequence[Summary]) -> list[Verdict]:
     """Judges every setting of a comparison.
 
-    A comparison counts if every run of every model in it beats persistence (chance, for accuracy)
-    on the test split and has a learning curve.
+    A model counts if each of its runs beats persistence (chance, for accuracy) on the test split
+    and has a learning curve; comparisons with other models are no result.
     """
     found = []
     for setting in dict.fromkeys(row.setting for row in rows):
         own = [row for row in rows if row.setting == setting and not row.is_reference]
-        reasons = _objections(own)
-        if own and own[0].group.comparison.split != "test":
+        if not own:
+            continue
+        models, reasons = [row.label for row in own], _objections(own)
+        weak = [row.label for row in own if _is_weak(row)]
+        counts = len(own) - len(weak) >= 2
+        if own[0].group.comparison.split != "test":
             reasons.append(f"tested on the {own[0].group.comparison.split} split")
+            counts = False
         if len(own) == 1:
             reasons.append("there is nothing to compare it with")
-        if own:
-            models = [row.label for row in own]
-            found.append(Verdict(setting, models, not reasons, reasons))
+        elif len(own) - len(weak) == 1 and weak:
+            reasons.append("one model is left")
+        found.append(Verdict(setting, models, counts, reasons, weak))
     return found
+
+
+def _is_weak(row: Summary) -> bool:
+    return any(any(_objections_to(run, result).values()) for run, result in row.pairs)
 
 
 def _objections(rows: Sequence[Summary]) -> list[str]:

@@ -82,7 +82,8 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
         columns["cells"] = [Cell(""), *(_sizes_cell(row) for row in rows)]
     others = {name: None for row in rows for _, result in row.pairs for name in result.metrics}
     titles = {measure.key: f"{measure.title}{arrow}", "vrmse_median": "median ↓"}
-    titles |= {name: f"{name} ↓" for name in others if name not in titles}
+    higher = {name for row in rows for run, _ in row.pairs for name in run.higher}
+    titles |= {name: f"{name}{ARROWS[name not in higher]}" for name in others if name not in titles}
     titles["rollout_last"] = "last rollout step ↓"
     windows = sorted(name for name in measured if ":" in name)
     titles |= {name: f"rollout {name.removeprefix('rollout_')} ↓" for name in windows}
@@ -90,8 +91,10 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
         if name not in measured:
             continue
         ranked = name != "vrmse_median"
+        lower = measure.lower if name == measure.key else name not in higher
         known = [run.references.get(name) for run in runs]
-        columns[title] = [_reference_cell(known), *_error_cells(rows, name, ranked=ranked)]
+        cells = _error_cells(rows, name, ranked=ranked, lower=lower)
+        columns[title] = [_reference_cell(known), *cells]
         if name == measure.key:
             columns[f"/ {reference}"] = [Cell(formats.MISSING), *map(_ratio_cell, rows)]
     costs = {name: (name.removeprefix("auxiliary_"), formats.error) for name in sorted(measured)}
@@ -109,8 +112,7 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
     return Sheet(caption, columns)
 
 
-def _error_cells(rows: Sequence[Summary], name: str, *, ranked: bool) -> list[Cell]:
-    lower = rows[0].measure.lower
+def _error_cells(rows: Sequence[Summary], name: str, *, ranked: bool, lower: bool) -> list[Cell]:
     places = ranks(rows, name, lower=lower) if ranked else [None] * len(rows)
     cells = []
     for row, place in zip(rows, places, strict=True):
@@ -242,14 +244,21 @@ def verdict_sheet(found: Sequence[tuple[str, Verdict]]) -> Sheet:
         "models": [
             Cell(str(len(v.models)), len(v.models), hint="\n".join(v.models)) for _, v in found
         ],
-        "verdict": [Cell("counts" if v.counts else "no result", str(v.counts)) for _, v in found],
+        "verdict": [_verdict_cell(v) for _, v in found],
         "why": [Cell(". ".join(v.reasons), "") for _, v in found],
     }
     caption = (
-        "A comparison counts if every run of every model in it beats persistence (chance, for "
-        "classifiers) on the test split and its learning curve is there."
+        "A model counts if each of its runs beats persistence (chance, for classifiers) on the "
+        "test split and has its learning curve; a comparison with another model is no result."
     )
     return Sheet(caption, columns)
+
+
+def _verdict_cell(verdict: Verdict) -> Cell:
+    text = "counts" if verdict.counts else "no result"
+    if verdict.counts and verdict.without:
+        text += f" without {len(verdict.without)}"
+    return Cell(text, str(verdict.counts), hint="\n".join(verdict.without))
 
 
 def runs_sheet(runs: Sequence[RunRecord], labels: Mapping[int, str], out: Path) -> Sheet:

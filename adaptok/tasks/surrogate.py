@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning import LightningDataModule
 from adaptok import create_schedule
 from adaptok.config.build import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
-from adaptok.evaluation.budgets import reached, resolve_settings, resolve_tokenizer
+from adaptok.evaluation.budgets import part_with_budget, resolve_settings
 from adaptok.evaluation.cost import peak_memory
 from adaptok.evaluation.evaluate import check_settings, evaluate
 from adaptok.evaluation.results import FinishedRun, Results, Training, markdown, write_results
@@ -24,7 +25,6 @@ from adaptok.models.schedules import Schedule
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
 from adaptok.tasks.fit import Config, Fitted, fit, of_lightning, prepare, quiet, write_config
-from adaptok.tokenizers.ladder import with_ladder
 from adaptok.training import SurrogateModule
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.optim import Optim
@@ -61,12 +61,10 @@ def config_at_budget(config: Config, data: WellData) -> Config:
     mode = mode_of_history(config["history_mode"], config["processor"])
     frames = config["history"] if mode == "frames" else 1
     frames //= config["tokenizer"].get("frame_size", 1)
-    part = with_ladder(config["tokenizer"], data.info.shape, budget / max(frames, 1))
-    with torch.random.fork_rng():  # the weights of the run are those of a run without a budget
-        model = _surrogate_with(part, config, data)
-        part = resolve_tokenizer(part, model, data, budget)
-        if line := reached(_surrogate_with(part, config, data), data, budget):
-            _say(f"{line} (tokenizer={part['name']})")
+    build = functools.partial(_surrogate_with, config=config, data=data)
+    part, line = part_with_budget(config["tokenizer"], build, data, budget, frames)
+    if line:
+        _say(f"{line} (tokenizer={part['name']})")
     return {**config, "tokenizer": part}
 
 

@@ -33,7 +33,7 @@ KEYS: dict[Role, str] = {
     Role.TRAINING: "task optim schedule train compare mode data_fraction from_scratch",
     Role.FIT: "trainer callbacks",
     Role.SEED: "seed",
-    Role.TEST: "test split settings steps patch_size samples save_predictions video",
+    Role.TEST: "test split settings steps patch_size samples tokenizers save_predictions video",
     Role.PLACE: "data.base data.storage_options",
     Role.MACHINE: "data.num_workers data.cache data.cache_limit trainer.accelerator trainer.devices"
     " trainer.num_nodes trainer.strategy trainer.compile activation_checkpointing device hydra",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from adaptok.evaluation.cost import environment
 from adaptok.utils.tables import table
 
+TARGET = Path("docs/benchmarks")
 CLOCK = " On one thread of a CPU times are processor time."
+
+
+def target_of(about: str | None, given: Sequence[str] | None = None) -> Path:
+    """Reads the folder of results from the command line of a benchmark without other options.
+
+    Args:
+        about: documentation of the module, for ``--help``.
+        given: arguments; by default those of the process.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=TARGET, help="of the results")
+    return parser.parse_args(given).folder
 
 
 def clock_of(device: str | torch.device) -> Callable[[], float]:

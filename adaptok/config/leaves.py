@@ -78,6 +78,7 @@ LEAVES: dict[str, Any] = {
     "train.only": Literal["all", "new"],
     "activation_checkpointing": bool,
     "callbacks": Mapping[str, Any] | None,
+    "init": str | None,
     "resume": str | None,
     "resume_anyway": bool,
     "overwrite": bool,

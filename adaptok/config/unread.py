@@ -66,10 +66,11 @@ RULES = (
         "the model is a baseline, without tokens",
     ),
     Rule(
-        "optim trainer schedule callbacks resume resume_anyway",
+        "optim trainer schedule callbacks init resume resume_anyway",
         _trains_nothing,
         "model=persistence trains nothing",
     ),
+    Rule("init", lambda config: bool(config.get("from_scratch")), "from_scratch=true"),
     Rule("optim.warmup", _has_warmup_in_steps, "optim.warmup_steps or warmup_epochs is set"),
     Rule(
         "seed",

@@ -18,6 +18,7 @@ from adaptok.training import make_trainer
 from adaptok.training.checkpoints import check_resumable, check_resume, find_resume, read_checkpoint
 from adaptok.training.fit_module import FitModule
 from adaptok.training.parallel import checkpoint_activations, process_group
+from adaptok.training.transfer import find_source, start_from
 from adaptok.utils.atomic import replacing
 
 Config = Mapping[str, Any]
@@ -51,7 +52,8 @@ def fit(
     *,
     monitor: str = "val/vrmse",
 ) -> Fitted | None:
-    """Fits a module, from the start or from where ``config["resume"]`` says.
+    """Fits a module, from the start, from the weights of ``config["init"]``, or from where
+    ``config["resume"]`` says.
 
     Args:
         trainer_knobs: of `make_trainer`.
@@ -79,6 +81,10 @@ def fit(
             print(f"resuming from {checkpoint}")
             _keep_metrics(folder)
         write_config(config, folder)
+    if checkpoint is None and config["init"] is not None:
+        told = start_from(module, config["init"])
+        if trainer.is_global_zero:
+            print(told)
     try:
         with process_group():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -86,6 +92,16 @@ def fit(
         raise KeyboardInterrupt from None
     took = Fitted(trainer.global_step, module.seconds_per_step)
     return took if trainer.is_global_zero else None
+
+
+def check_start(config: Config) -> None:
+    """Checks before any slow work what a training starts from.
+
+    Raises:
+        ValueError: ``config["init"]`` is no run, checkpoint or saved model.
+    """
+    if config["init"] is not None and config["resume"] is None:
+        find_source(config["init"])
 
 
 def of_lightning(config: Config) -> dict[str, Any]:

@@ -23,7 +23,16 @@ from adaptok.models.pretrained import save_pretrained
 from adaptok.models.schedules import Schedule
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
-from adaptok.tasks.fit import Config, Fitted, fit, of_lightning, prepare, quiet, write_config
+from adaptok.tasks.fit import (
+    Config,
+    Fitted,
+    check_start,
+    fit,
+    of_lightning,
+    prepare,
+    quiet,
+    write_config,
+)
 from adaptok.tokenizers.ladder import with_ladder
 from adaptok.training import SurrogateModule
 from adaptok.training.checkpoints import load_weights, read_checkpoint
@@ -88,6 +97,7 @@ def begin(config: Config) -> None:
     check_knobs(Optim, "optim", config["optim"])
     check_knobs(L.Trainer, "trainer", of_lightning(config))
     objectives(config)
+    check_start(config)
 
 
 def objectives(config: Config) -> tuple[Optim, Schedule]:

@@ -30,7 +30,7 @@ KEYS: dict[Role, str] = {
     " score_on field_width budget ckpt",
     Role.DATA: "data",
     Role.FILE: "data.path",
-    Role.TRAINING: "task optim schedule train compare mode data_fraction from_scratch",
+    Role.TRAINING: "task optim schedule train compare mode data_fraction from_scratch init",
     Role.FIT: "trainer callbacks",
     Role.SEED: "seed",
     Role.TEST: "test split settings steps patch_size samples save_predictions video",

@@ -131,7 +131,7 @@ def test_a_run_that_goes_on_ends_where_one_run_ends(folder, trained, tmp_path):
     # Exponential: the cosine of a run of fewer steps would be another one.
     assert cli.main(words(folder, first, "trainer.max_steps=2", "optim.decay=exponential")) == 0
     assert cli.main(words(folder, whole, "optim.decay=exponential")) == 0
-    more = [f"resume={first}", "optim.decay=exponential"]
+    more = [f"resume={first}", "optim.decay=exponential", "trainer.max_steps=-1"]
     assert cli.main(words(folder, last, *more)) == 0
     a, b = (
         torch.load(p / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -24,7 +24,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adaptok.config.run_ids import register_run_id
+from adaptok.config.run_ids import register_run_id, register_set_names
 from adaptok.data.synthetic import SOLVERS
 from adaptok.models.baselines import BASELINES
 from adaptok.models.schedules import SCHEDULES
@@ -110,6 +110,7 @@ def register_parts(task: str = TASKS[0]) -> None:
     """
     OmegaConf.register_new_resolver("adaptok.label", label_of_model, replace=True)
     OmegaConf.register_new_resolver("adaptok.folder", name_of_folder, replace=True)
+    register_set_names()
     if not OmegaConf.has_resolver("adaptok.run_id"):  # a sweep registers one that knows its keys
         register_run_id()
     store = ConfigStore.instance()

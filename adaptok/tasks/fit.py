@@ -126,6 +126,24 @@ def write_config(config: Config, folder: Path) -> None:
         temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads the configuration that `write_config` wrote.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no run folder: it has no {file.name}")
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is damaged: it holds no configuration")
+    return config
+
+
 def quiet() -> None:
     """Keeps Lightning's advertisements and advice that does not apply out of the output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -31,6 +31,7 @@ from adaptok.tasks.fit import (
     of_lightning,
     prepare,
     quiet,
+    read_config,
     write_config,
 )
 from adaptok.tokenizers.ladder import with_ladder
@@ -49,9 +50,18 @@ def fit_and_test(config: Config, folder: Path) -> FinishedRun | None:
     """
     begin(config)
     data = build_data(config)
-    if config["budget"] is not None:
+    if config["budget"] is not None and not _is_at_budget(config):
         config = config_at_budget(config, data)
     return fit_on(data, build_surrogate(config, data.info), config, folder)
+
+
+def _is_at_budget(config: Config) -> bool:
+    """Tells whether the tokenizer is that of the run that is resumed, which found it."""
+    folder = Path(config["resume"] or "")
+    if config["resume"] is None or not (folder / "config.yaml").is_file():
+        return False
+    saved = read_config(folder)
+    return all(saved.get(key) == config[key] for key in ("budget", "tokenizer"))
 
 
 def config_at_budget(config: Config, data: WellData) -> Config:

@@ -37,7 +37,8 @@ def completed(command: str, args: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a run of another command.
     """
-    given = dict(a.partition("=")[::2] for a in args if "=" in a and not a.startswith("-"))
+    typed = [arg.partition("=") for arg in args if "=" in arg and not arg.startswith("-")]
+    given = {key: value for key, _, value in typed}
     run = run_named(given.get("resume", "").strip("'\""))
     if run is None or command not in RESUMED:
         return list(args)

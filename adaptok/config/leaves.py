@@ -85,6 +85,7 @@ LEAVES: dict[str, Any] = {
     "picture": str | None,
     "trainer.compile": bool | str,
     "trainer.precision": str | int,  # Lightning's words, or auto
+    "trainer.profiler": Literal["simple", "advanced", "pytorch"] | None,
     "trainer.val_check_interval": any_of(Positive, None),
     "data.format": Literal["well", "pdebench"],
     "data.generate": Mapping[str, Any] | None,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from lightning import LightningDataModule
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import nn
 
 from adaptok.models.compiling import compile_model
@@ -81,6 +82,9 @@ def fit(
             print(f"resuming from {checkpoint}")
             _keep_metrics(folder)
         write_config(config, folder)
+        for one in trainer.loggers:
+            if not isinstance(one, (CSVLogger, WandbLogger)):  # those have it
+                one.log_hyperparams(dict(config))
     if checkpoint is None and config["init"] is not None:
         told = start_from(module, config["init"])
         if trainer.is_global_zero:

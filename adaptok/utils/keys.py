@@ -37,7 +37,8 @@ KEYS: dict[Role, str] = {
     Role.PLACE: "data.base data.storage_options",
     Role.MACHINE: "data.num_workers data.cache data.cache_limit trainer.accelerator trainer.devices"
     " trainer.num_nodes trainer.strategy trainer.compile activation_checkpointing device hydra",
-    Role.DISPLAY: "name sweep logger picture trainer.enable_progress_bar trainer.log_every_n_steps",
+    Role.DISPLAY: "name sweep logger picture trainer.enable_progress_bar trainer.log_every_n_steps"
+    " trainer.profiler",
     Role.START: "resume resume_anyway overwrite",
     Role.NEUTRAL: "trainer.val_check_interval trainer.limit_val_batches",
     Role.DERIVED: "vocabulary",

@@ -28,6 +28,7 @@ from adaptok.tasks.classify import (
 from adaptok.tasks.classify.models import build_timm
 from adaptok.tasks.classify.run import _rates, fit_and_test_classifier
 from adaptok.tokens import as_field
+from adaptok.training.transfer import start_from
 from adaptok.vision import IMAGE_TOKENIZERS
 
 NAME, SIDE = "vit_tiny_patch16_224", 32
@@ -130,7 +131,7 @@ def test_a_run_that_goes_on_ends_where_one_run_ends(folder, trained, tmp_path):
     # Exponential: the cosine of a run of fewer steps would be another one.
     assert cli.main(words(folder, first, "trainer.max_steps=2", "optim.decay=exponential")) == 0
     assert cli.main(words(folder, whole, "optim.decay=exponential")) == 0
-    more = [f"resume={first}", "optim.decay=exponential"]
+    more = [f"resume={first}", "optim.decay=exponential", "trainer.max_steps=-1"]
     assert cli.main(words(folder, last, *more)) == 0
     a, b = (
         torch.load(p / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -394,6 +395,10 @@ def test_weights_from_local_files(tmp_path, trained):
 
 def test_weights_of_a_run_start_another_one(trained):
     source = load_classifier(trained)
+    other = build_classifier(build_timm(NAME, 3, img_size=SIDE, options=OPTIONS), APT)
+    assert "new: head.weight (3, 24), head.bias (3,)" in start_from(other, trained)
+    for name, value in other.state_dict().items():
+        assert name.startswith("head") or torch.equal(value, source.state_dict()[name])
     assert source.cell_embed.zero.weight.abs().sum() > 0
     model = build_timm(NAME, 2, img_size=SIDE, checkpoint=trained, options=OPTIONS)
     fast = build_classifier(model, APT, trained)

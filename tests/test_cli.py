@@ -130,17 +130,36 @@ def test_train_resumes_by_itself(trained, capsys):
 
 @pytest.mark.slow
 def test_resuming_another_architecture_is_refused(trained, tmp_path, capsys):
-    options = [f"resume={trained}", "size.dim=48", f"hydra.run.dir={tmp_path}"]
+    last = trained / "checkpoints" / "last.ckpt"
+    options = [f"resume={last}", "size.dim=48", f"hydra.run.dir={tmp_path}"]
     error = fail(capsys, "train", *small_runs.train(), *options)
     assert "size.dim is 24 in the checkpoint, 48 here" in error
 
 
 def test_resuming_another_configuration_is_refused_with_the_differences(trained, tmp_path, capsys):
-    options = [f"resume={trained}", "seed=3", "optim.lr=0.1", f"hydra.run.dir={tmp_path}"]
+    last = trained / "checkpoints" / "last.ckpt"
+    options = [f"resume={last}", "seed=3", "optim.lr=0.1", f"hydra.run.dir={tmp_path}"]
     error = fail(capsys, "train", *small_runs.train(), *options)
     assert "seed is 0 in the checkpoint, 3 here" in error
     assert "optim.lr is 0.0005 in the checkpoint, 0.1 here" in error
     assert not (tmp_path / "config.yaml").exists()
+
+
+def test_resuming_a_run_names_what_must_not_change(trained, tmp_path, capsys):
+    typed = ["train", f"resume={trained}", "seed=3", "optim.lr=0.1", f"hydra.run.dir={tmp_path}"]
+    changes = "seed=3 (was 0); optim.lr=0.1 (was 0.0005)"
+    said = f"error: {trained} cannot be resumed with {changes}: leave that out, or type"
+    assert said in fail(capsys, *typed)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_its_own_configuration(trained, tmp_path, capsys):
+    typed = [f"resume={trained}", "trainer.max_steps=4", "test.steps=0"]
+    run(capsys, "train", *typed, f"hydra.run.dir={tmp_path}")
+    config, before = (yaml.safe_load((p / "config.yaml").read_text()) for p in (tmp_path, trained))
+    changed = {"trainer": before["trainer"] | {"max_steps": 4}, "resume": str(trained)}
+    assert config == before | changed | {"test": before["test"] | {"steps": 0}}
+    assert read_checkpoint(tmp_path)["global_step"] == 4
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ READERS = {
     "data": ([WellData.__init__, ImageData.__init__], {"generate", "format"}),
     "optim": ([Optim, ClassifierOptim], set()),
     "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
-    "logger": ([make_trainer], set()),
+    "logger": ([make_trainer], {"tensorboard", "mlflow"}),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
     "tokenizer": ([], set()),
     "processor": ([], set()),
@@ -50,7 +50,7 @@ READERS = {
 CKPT = {name: ["ckpt=x"] for name in ("eval", "finetune")}
 ROOT = Path(__file__).parents[1]
 SOURCES = "".join(path.read_text() for path in (ROOT / "adaptok").rglob("*.py"))
-GLOBAL = ("task", "recipe", "launcher", "search")  # they set keys of other groups
+GLOBAL = ("task", "recipe", "launcher", "search", "experiment")  # they set keys of other groups
 PLUGINS = {
     "launcher/joblib": ["hydra_joblib_launcher"],
     "launcher/submitit": ["hydra_submitit_launcher"],
@@ -73,6 +73,7 @@ COMMAND_KEYS = {
         "mode",
         "data_fraction",
         "from_scratch",
+        "init",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -87,6 +88,7 @@ COMMAND_KEYS = {
         "callbacks",
         "sweep",
         "budget",
+        "init",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -101,6 +103,7 @@ COMMAND_KEYS = {
         "callbacks",
         "sweep",
         "budget",
+        "init",
         "resume",
         "resume_anyway",
         "activation_checkpointing",
@@ -131,7 +134,8 @@ def side_by_side() -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for choice in CHOICES:
         groups.setdefault(choice.split("/")[0], []).append(choice)
-    alone = [[choice] for group in GLOBAL for choice in groups.pop(group)]
+    groups.pop("experiment")  # tests/test_presets.py
+    alone = [[choice] for group in GLOBAL if group in groups for choice in groups.pop(group)]
     together = itertools.zip_longest(*groups.values())
     return [*alone, *([choice for choice in one if choice] for one in together)]
 

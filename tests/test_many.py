@@ -163,10 +163,10 @@ def test_mistakes_in_finetuning(pretrained, tmp_path, capsys):
     assert "data.max_lead=3, but the model knows lead times up to 2" in error
     assert "data_fraction must be a number above 0" in fail(capsys, *command, "data_fraction=0")
     checkpoint = read_checkpoint(pretrained)
-    del checkpoint["adaptok_config"]["vocabulary"]
+    del checkpoint["adaptok_config"]["processor"]
     torch.save(checkpoint, tmp_path / "other.ckpt")
     error = fail(capsys, *command, f"ckpt={tmp_path / 'other.ckpt'}")
-    assert "is not of adaptok train task=pretrain" in error
+    assert "is not of a surrogate" in error
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from adaptok.config import menu as config
-from adaptok.config.run_ids import run_id
+from adaptok.config.run_ids import name_of_sets, run_id
 
 
 @functools.cache
@@ -62,7 +62,24 @@ def test_lists_of_sets_that_merge_into_the_same():
     lists.append("data=[active_matter,shear_flow,euler_multi_quadrants_openBC]")
     composed = [config.compose("train", ["task=pretrain", given]) for given in lists]
     assert config.plain(composed[0]) == config.plain(composed[1])
-    assert identity("task=pretrain", lists[0]) != identity("task=pretrain", lists[1])
+    first, second = (identity("task=pretrain", given) for given in lists)
+    assert first != second
+    assert first.startswith("shear_flow-active_matte-euler_multi_iap_vit_seed0_")
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["shear_flow"], "last"),
+        (["shear_flow", "last"], "shear_flow-last"),
+        (["acoustic_scattering_maze", "rayleigh_benard", "last"], "acoustic_sca-rayleigh_ben-last"),
+        ([*"abcdefgh", "x" * 99, "last"], "a-b-c-d-e-f-g-h-xxxxxx-last"),
+        (["last", "of_another_job"], "last"),
+    ],
+)
+def test_a_list_of_sets_is_named_after_all(names, short):
+    given = ["seed=1", f"data=[{','.join(names)}]"]
+    assert name_of_sets(given, "last") == short
 
 
 def test_the_resolver_gives_the_same_and_may_stand_in_the_configuration():

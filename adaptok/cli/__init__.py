@@ -100,8 +100,10 @@ def _dispatch(args: list[str]) -> int:
         return _sweep(command, rest)
     else:
         from adaptok.cli import commands
+        from adaptok.cli.resuming import completed
 
         _check_alone(command, rest)
+        rest = completed(command, rest)
         failures: list[Exception] = []
         _launch(_alone(getattr(commands, command), command, rest, failures), command, rest)
         if failures:

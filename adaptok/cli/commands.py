@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from adaptok import create_tokenizer
+from adaptok.cli.resuming import own_configuration, run_named, typed_values
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.channels import with_channels
 from adaptok.config.leaves import check_leaves
@@ -366,6 +367,13 @@ def _checked(config: DictConfig, command: str) -> dict[str, Any]:
     wanted = plain(config)
     job = HydraConfig.get()
     parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    if run := run_named(wanted.get("resume")):
+        wanted = own_configuration(wanted, parsed)
+        typed, sets = typed_values(wanted, parsed, "data"), wanted["data"]
+        if isinstance(sets, list):
+            wanted["data"] = [_placed(one, typed, run) for one in sets]
+        elif wanted["task"] != "classify":
+            wanted["data"] = _placed(sets, typed, run)
     lines = [*unread(wanted, [override.key_or_group for override in parsed])]
     if lines and is_first():
         if job.mode is RunMode.RUN:
@@ -395,6 +403,8 @@ def _data_of_each(config: Config) -> list[dict[str, Any]]:
     has a key for; the merged configuration has already refused those that no set has.
     """
     job = HydraConfig.get()
+    if isinstance(config["data"], list):  # of the run that is resumed
+        return config["data"]
     if "data" in job.runtime.choices:
         return [config["data"]]
     folders = [s.path for s in job.runtime.config_sources if s.provider == "command-line"]

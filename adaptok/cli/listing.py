@@ -33,13 +33,15 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
     kind = singular.get(kind, kind.removesuffix("s"))
     if rest:
         raise ValueError(f"list takes a kind and a pattern, got also {' '.join(rest)}")
-    accepted = [*kinds, "backend", "combination", "markdown"]
+    accepted = [*kinds, "backend", "combination", "experiment", "markdown"]
     if kind:
         choice("kind", kind, accepted)
     if kind == "backend":
         return _print_backends(pattern)
     if kind == "combination":
         return _print_combinations(pattern)
+    if kind == "experiment":
+        return _print_experiments(pattern)
     if kind == "markdown":
         return print(parts_markdown(), end="")
     for name in [kind] if kind else list(kinds):
@@ -59,6 +61,8 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
                 print(KNOB.fill(knob.strip()))
         print()
     if not kind:
+        with contextlib.suppress(ModuleNotFoundError):  # the core alone has no command line
+            _print_experiments("*")
         print("adaptok list KIND says what the knobs mean: adaptok list tokenizer 'i*'")
 
 
@@ -92,6 +96,24 @@ def _print_backends(pattern: str) -> None:
         reason = usable()[name]
         state = "usable" if reason is None else f"not here: {reason}"
         print(f"  {name:<11}{state}\n             needs {BACKENDS[name].needs}")
+
+
+def _print_experiments(pattern: str) -> None:
+    """Prints the presets of the command line."""
+    from adaptok.config.menu import presets
+
+    known = presets()
+    found = fnmatch.filter(known, pattern)
+    if not found:
+        raise ValueError(f"no experiment matches {pattern!r}; there are {', '.join(known)}")
+    print("experiments (adaptok train experiment=NAME)")
+    for name in found:
+        print(
+            textwrap.fill(
+                f"{name}: {known[name]}", 98, initial_indent="  ", subsequent_indent="    "
+            )
+        )
+    print()
 
 
 def _print_combinations(pattern: str) -> None:

@@ -7,6 +7,7 @@ defaults, third-party plug-ins included.
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +21,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adaptok.config.run_ids import register_run_id
+from adaptok.config.run_ids import register_run_id, register_set_names
 from adaptok.data.synthetic import SOLVERS
 from adaptok.models.baselines import BASELINES
 from adaptok.models.schedules import SCHEDULES
@@ -94,12 +96,41 @@ def task_of(overrides: Sequence[str]) -> str:
     Raises:
         ValueError: an unknown task, or more than one.
     """
-    given = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "task"]
-    task = given[-1] if given else TASKS[0]
+    words = [o.partition("=")[::2] for o in overrides]
+    given = [value for key, value in words if key == "task"]
+    presets = [task_of_preset(value) for key, value in words if key == "experiment"]
+    task = given[-1] if given else presets[-1] if presets else TASKS[0]
     if task not in TASKS:
         several = "; a sweep has one task" if "," in task else close_matches(task, TASKS)
         raise ValueError(f"unknown task {task!r}{several}; choices: {', '.join(TASKS)}")
     return task
+
+
+@cache
+def task_of_preset(names: str) -> str:
+    """Finds the task that ``experiment=`` chooses; of a list or a sweep, all its names'.
+
+    A preset of the user's, in a folder of ``--config-dir``, has the task that is typed.
+    """
+    found = dict.fromkeys(_task_in(name.strip()) for name in names.strip("[]").split(","))
+    return ",".join(found)
+
+
+def _task_in(preset: str) -> str:
+    file = config_dir() / "experiment" / f"{preset}.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    chosen = [one for one in content.get("defaults", []) if isinstance(one, dict)]
+    return next((one[key] for one in chosen if (key := "override /task") in one), TASKS[0])
+
+
+def validation_error(task: str) -> str:
+    """Names what a task minimises on the validation split."""
+    return "val/error" if task == "classify" else "val/vrmse"
+
+
+def run_folder() -> str:
+    """Returns the folder of the running job; outside of one, the working folder."""
+    return HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "."
 
 
 def register_parts(task: str = TASKS[0]) -> None:
@@ -110,6 +141,9 @@ def register_parts(task: str = TASKS[0]) -> None:
     """
     OmegaConf.register_new_resolver("adaptok.label", label_of_model, replace=True)
     OmegaConf.register_new_resolver("adaptok.folder", name_of_folder, replace=True)
+    OmegaConf.register_new_resolver("adaptok.validation_error", validation_error, replace=True)
+    OmegaConf.register_new_resolver("adaptok.run_folder", run_folder, replace=True)
+    register_set_names()
     if not OmegaConf.has_resolver("adaptok.run_id"):  # a sweep registers one that knows its keys
         register_run_id()
     store = ConfigStore.instance()
@@ -188,6 +222,16 @@ def compose(
     search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     with readable_errors(name, overrides), _hydra(task_of(overrides)):
         return hydra_compose(name, [*search, *overrides])
+
+
+def presets() -> dict[str, str]:
+    """Maps the presets of ``experiment=`` to what their files say of them."""
+    found = {}
+    for name in choices("experiment"):
+        lines = (config_dir() / "experiment" / f"{name}.yaml").read_text("utf-8").splitlines()
+        about = itertools.takewhile(lambda line: line.startswith("#"), lines[1:])
+        found[name] = " ".join(line.lstrip("# ") for line in about)
+    return found
 
 
 def choices(group: str = "", task: str = TASKS[0]) -> list[str]:

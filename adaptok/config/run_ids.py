@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,9 +28,38 @@ def run_id(config: DictConfig, overrides: Iterable[str] = (), swept: Sequence[st
         for key, value in flattened(_resolved(config))
         if counts(key, NEW_RUN) or _below(key, swept)
     }
+    overrides = list(overrides)
     lists = [override for override in overrides if override.startswith("data=[")]
     text = json.dumps([values, lists], sort_keys=True, default=str)
+    values["data.name"] = name_of_sets(overrides, values.get("data.name"))
     return "_".join([*_label(values), hashlib.sha256(text.encode()).hexdigest()[:10]])
+
+
+def name_of_sets(overrides: Iterable[str], name: Any) -> Any:
+    """Names the sets of ``data=[a,b]``, shortened to about 40 characters; else, what is given.
+
+    Args:
+        overrides: of a job.
+        name: of the set that Hydra has merged the list into, the last one.
+    """
+    lists = [o.partition("[")[2].rstrip("] ") for o in overrides if o.startswith("data=[")]
+    names = [one.strip() for one in lists[-1].split(",")] if lists else []
+    if len(names) < 2 or names[-1] != name:
+        return name
+    longest = len("-".join(names)) if len("-".join(names)) <= 40 else max(40 // len(names) - 1, 6)
+    return "-".join(one[:longest].rstrip("_") for one in names)
+
+
+def register_set_names() -> None:
+    """Makes ``${adaptok.sets:${data.name}}`` name all sets that a job is given."""
+
+    def resolve(name: Any, *, _root_: DictConfig) -> Any:
+        hydra = _root_.get("hydra")  # the task's configuration has none
+        if hydra is None and HydraConfig.initialized():
+            hydra = HydraConfig.get()
+        return name if hydra is None else name_of_sets(hydra.overrides.task, name)
+
+    OmegaConf.register_new_resolver("adaptok.sets", resolve, replace=True)
 
 
 def register_run_id(swept: Sequence[str] = ()) -> None:

@@ -66,7 +66,7 @@ RULES = (
         "the model is a baseline, without tokens",
     ),
     Rule(
-        "optim trainer schedule callbacks resume resume_anyway",
+        "optim trainer schedule callbacks init resume resume_anyway",
         _trains_nothing,
         "model=persistence trains nothing",
     ),
@@ -75,6 +75,7 @@ RULES = (
         lambda config: config.get("tokenizers") is not None,
         "tokenizers are drawn as named; knobs go into the list, [{name: iap, k: 2}]",
     ),
+    Rule("init", lambda config: bool(config.get("from_scratch")), "from_scratch=true"),
     Rule("optim.warmup", _has_warmup_in_steps, "optim.warmup_steps or warmup_epochs is set"),
     Rule(
         "seed",

@@ -28,6 +28,8 @@ from adaptok.utils.arguments import (
 )
 from adaptok.utils.magnitude import Moments, divisor, moments, wide
 
+# Buffers of a model that describe the data it is trained on.
+STATISTICS = ("mean", "std", "delta_std", "constant_mean", "constant_std")
 NORMALISATIONS = ("sample", "context", "dataset", "none", "context_absolute")
 LEAST_CHANGE = 1e-4  # std of a change, in units of the std of the field
 LEAST_UNIT = 1e-4  # of errors, in that of the training data
@@ -143,9 +145,8 @@ class OneStepModel(nn.Module):
         self.history, self.history_mode = o.history, o.history_mode
         self.constant_channels = o.constant_channels
         self.normalise, self.score_on, self.predict = o.normalise, o.score_on, o.predict
-        sizes = dict.fromkeys(("mean", "std", "delta_std"), o.in_channels)
-        sizes |= dict.fromkeys(("constant_mean", "constant_std"), o.constant_channels)
-        for name, size in sizes.items():
+        for name in STATISTICS:
+            size = o.constant_channels if name.startswith("constant") else o.in_channels
             start = torch.zeros(size) if name.endswith("mean") else torch.ones(size)
             self.register_buffer(name, start)
 

@@ -151,7 +151,7 @@ def from_pretrained(
             whose class is not given.
     """
     folder = _find(where, revision)
-    model = build(_read_config(folder), folder / CONFIG, parts)
+    model = build(read_config(folder), folder / CONFIG, parts)
     _load(model, folder / WEIGHTS)
     return model.eval()
 
@@ -205,7 +205,12 @@ def _find(where: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads what `build` takes from a folder of `save_pretrained`.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
     path = folder / CONFIG
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
@@ -227,6 +232,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load(model: nn.Module, path: Path) -> None:
+    there = read_tensors(path)
+    if wrong := wrong_tensors(there, model.state_dict(), "in the file", "in the model"):
+        raise ValueError(f"{path} does not fit its {CONFIG}: {wrong}")
+    model.load_state_dict(there)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file of `save_pretrained` by name.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
     if not path.is_file():
         raise ValueError(f"no {path.name} in {path.parent}; weights in other files are not read")
     try:
@@ -237,9 +254,7 @@ def _load(model: nn.Module, path: Path) -> None:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
     if damaged:
         raise ValueError(f"{path} is damaged: its checksum is wrong; copy it again")
-    if wrong := wrong_tensors(there, model.state_dict(), "in the file", "in the model"):
-        raise ValueError(f"{path} does not fit its {CONFIG}: {wrong}")
-    model.load_state_dict(there)
+    return there
 
 
 def wrong_tensors(

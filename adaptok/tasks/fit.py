@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from lightning import LightningDataModule
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import nn
 
 from adaptok.models.compiling import compile_model
@@ -18,6 +19,7 @@ from adaptok.training import make_trainer
 from adaptok.training.checkpoints import check_resumable, check_resume, find_resume, read_checkpoint
 from adaptok.training.fit_module import FitModule
 from adaptok.training.parallel import checkpoint_activations, process_group
+from adaptok.training.transfer import find_source, start_from
 from adaptok.utils.atomic import replacing
 
 Config = Mapping[str, Any]
@@ -51,7 +53,8 @@ def fit(
     *,
     monitor: str = "val/vrmse",
 ) -> Fitted | None:
-    """Fits a module, from the start or from where ``config["resume"]`` says.
+    """Fits a module, from the start, from the weights of ``config["init"]``, or from where
+    ``config["resume"]`` says.
 
     Args:
         trainer_knobs: of `make_trainer`.
@@ -79,6 +82,13 @@ def fit(
             print(f"resuming from {checkpoint}")
             _keep_metrics(folder)
         write_config(config, folder)
+        for one in trainer.loggers:
+            if not isinstance(one, (CSVLogger, WandbLogger)):  # those have it
+                one.log_hyperparams(dict(config))
+    if checkpoint is None and config["init"] is not None:
+        told = start_from(module, config["init"])
+        if trainer.is_global_zero:
+            print(told)
     try:
         with process_group():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -86,6 +96,16 @@ def fit(
         raise KeyboardInterrupt from None
     took = Fitted(trainer.global_step, module.seconds_per_step)
     return took if trainer.is_global_zero else None
+
+
+def check_start(config: Config) -> None:
+    """Checks before any slow work what a training starts from.
+
+    Raises:
+        ValueError: ``config["init"]`` is no run, checkpoint or saved model.
+    """
+    if config["init"] is not None and config["resume"] is None:
+        find_source(config["init"])
 
 
 def of_lightning(config: Config) -> dict[str, Any]:
@@ -108,6 +128,24 @@ def write_config(config: Config, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads the configuration that `write_config` wrote.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no run folder: it has no {file.name}")
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is damaged: it holds no configuration")
+    return config
 
 
 def quiet() -> None:

@@ -9,18 +9,21 @@ from adaptok.config.build import (
     build_data,
     build_mixture,
     build_multiphysics,
+    build_surrogate,
     vocabulary_of,
 )
 from adaptok.data.info import system_of
 from adaptok.evaluation.evaluate import check_settings
 from adaptok.evaluation.results import FinishedRun, Results
+from adaptok.models.multiphysics import TRAINED
 from adaptok.models.pretrained import save_pretrained
+from adaptok.registry import choice
 from adaptok.tasks.fit import Config, prepare
 from adaptok.tasks.surrogate import begin, fit_on, fit_surrogate, objectives, test_and_draw
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.pretraining import PretrainModule
 
-OF_MODEL = ("tokenizer", "processor", "decoder", "size", "field_width", *MODEL_KEYS)
+OF_MODEL = ("model", "tokenizer", "processor", "decoder", "size", "field_width", *MODEL_KEYS)
 
 
 def pretrain_and_test(config: Config, folder: Path) -> dict[str, Results] | None:
@@ -68,16 +71,28 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, Results] | None
 
 
 def finetune_and_test(wanted: Config, folder: Path) -> FinishedRun | None:
-    """Trains a pretrained model on one set, after adding the fields that are new to it.
+    """Trains the model of another run on one set.
+
+    A model of ``task=pretrain`` gets weights for the fields that are new to it; of the model of one
+    set, the weights that fit are taken.
 
     Raises:
-        ValueError: a checkpoint of another task, or a mode that does not exist.
+        ValueError: a checkpoint of another task, or a mode that does not exist or fit.
     """
-    checkpoint = read_checkpoint(wanted["ckpt"])
+    path = wanted["ckpt"]
+    checkpoint = read_checkpoint(path)
     trained = checkpoint.get("adaptok_config", {})
+    if "processor" not in trained:
+        raise ValueError(f"{path} is not of a surrogate: adaptok train task=pretrain or surrogate")
+    config = {**{key: trained[key] for key in OF_MODEL if key in trained}, **wanted}
     if "vocabulary" not in trained:
-        raise ValueError(f"{wanted['ckpt']} is not of adaptok train task=pretrain")
-    config = {**{key: trained[key] for key in OF_MODEL}, **wanted}
+        choice("mode", wanted["mode"], TRAINED)
+        if wanted["mode"] != "all":
+            raise ValueError(f"mode={wanted['mode']} is for models of task=pretrain, {path} is not")
+        config["init"] = wanted["init"] or (None if wanted["from_scratch"] else path)
+        begin(config)
+        data = build_data(config)
+        return fit_on(data, build_surrogate(config, data.info), config, folder)
     begin(config)
     data = build_data(config)
     info = data.info
@@ -87,7 +102,7 @@ def finetune_and_test(wanted: Config, folder: Path) -> FinishedRun | None:
             f"data.max_lead={data.max_lead}, but the model knows lead times up to {model.max_lead}"
         )
     if not wanted["from_scratch"]:
-        load_weights(model, checkpoint, path=wanted["ckpt"])
+        load_weights(model, checkpoint, path=path)
     new, missing = model.compare_fields(info.fields, info.constants)
     model.add_fields(info.fields, info.constants)
     model.train_only(wanted["mode"], info.fields, info.constants)

@@ -24,7 +24,17 @@ from adaptok.models.pretrained import save_pretrained
 from adaptok.models.schedules import Schedule
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
-from adaptok.tasks.fit import Config, Fitted, fit, of_lightning, prepare, quiet, write_config
+from adaptok.tasks.fit import (
+    Config,
+    Fitted,
+    check_start,
+    fit,
+    of_lightning,
+    prepare,
+    quiet,
+    read_config,
+    write_config,
+)
 from adaptok.training import SurrogateModule
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.optim import Optim
@@ -40,9 +50,18 @@ def fit_and_test(config: Config, folder: Path) -> FinishedRun | None:
     """
     begin(config)
     data = build_data(config)
-    if config["budget"] is not None:
+    if config["budget"] is not None and not _is_at_budget(config):
         config = config_at_budget(config, data)
     return fit_on(data, build_surrogate(config, data.info), config, folder)
+
+
+def _is_at_budget(config: Config) -> bool:
+    """Tells whether the tokenizer is that of the run that is resumed, which found it."""
+    folder = Path(config["resume"] or "")
+    if config["resume"] is None or not (folder / "config.yaml").is_file():
+        return False
+    saved = read_config(folder)
+    return all(saved.get(key) == config[key] for key in ("budget", "tokenizer"))
 
 
 def config_at_budget(config: Config, data: WellData) -> Config:
@@ -86,6 +105,7 @@ def begin(config: Config) -> None:
     check_knobs(Optim, "optim", config["optim"])
     check_knobs(L.Trainer, "trainer", of_lightning(config))
     objectives(config)
+    check_start(config)
 
 
 def objectives(config: Config) -> tuple[Optim, Schedule]:

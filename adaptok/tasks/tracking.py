@@ -11,6 +11,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
+from adaptok.training.targets import check_loggers
 from adaptok.utils.keys import flattened
 
 Config = Mapping[str, Any]
@@ -24,7 +25,11 @@ def tracked(config: Config, folder: Path) -> Iterator[None]:
         config: plain configuration; ``config["logger"]["wandb"]`` is None, or arguments of
             Lightning's WandbLogger.
         folder: of the run.
+
+    Raises:
+        ValueError: a logger whose package is not installed.
     """
+    check_loggers(config["logger"])
     if config["logger"].get("wandb") is None:
         yield
         return

@@ -3,7 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
+
+# What the loggers of the menu need, by class; wandb has no class there.
+NEEDED = {
+    "wandb": ("wandb",),
+    "lightning.pytorch.loggers.TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", "mlflow_skinny"),
+}
+
+
+def check_loggers(loggers: Mapping[str, Any]) -> None:
+    """Checks that the packages of the loggers of the menu are installed.
+
+    Raises:
+        ValueError: names the package that is missing.
+    """
+    for name, node in loggers.items():
+        target = node.get("_target_", name) if isinstance(node, Mapping) else None
+        packages = NEEDED.get(str(target), ())
+        if packages and not any(map(find_spec, packages)):
+            raise ValueError(f"logger={name} needs {packages[0]}: pip install {packages[0]}")
 
 
 def instantiate(key: str, node: Mapping[str, Any], **more: Any) -> Any:

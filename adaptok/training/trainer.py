@@ -11,13 +11,22 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 
+from adaptok.registry import choice
 from adaptok.training.averaging import Averaging
 from adaptok.training.finite import Finite
 from adaptok.training.parallel import FullySharded
 from adaptok.training.saving import AtomicIO, Checkpoints
 from adaptok.training.steps import NEVER, Steps
 from adaptok.training.targets import instantiate_each
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 class LineProgress(Callback):
@@ -47,6 +56,7 @@ def make_trainer(
     precision: str = "auto",
     strategy: str = "auto",
     monitor: str = "val/vrmse",
+    profiler: Profiler | str | None = None,
     **knobs: Any,
 ) -> L.Trainer:
     """Makes a trainer that keeps metrics.csv and checkpoints/{best,last}.ckpt in `folder`.
@@ -59,6 +69,7 @@ def make_trainer(
         strategy: "fsdp" shards weights over the processes (FSDP2); else one of Lightning's, such as
             "ddp".
         monitor: metric whose lowest value makes best.ckpt.
+        profiler: "simple", "advanced" or "pytorch", which write to `folder`, or one of Lightning's.
         precision: "auto" (bf16-mixed on CUDA, else 32-true) or one of Lightning's.
         knobs: of lightning.Trainer; `val_check_interval` counts optimizer steps, and None means
             once per epoch. A training that is shorter is validated at its end.
@@ -67,6 +78,9 @@ def make_trainer(
     if precision == "auto":
         cuda = knobs.get("accelerator", "auto") != "cpu" and torch.cuda.is_available()
         precision = "bf16-mixed" if cuda else "32-true"
+    if isinstance(profiler, str):
+        choice("profiler", profiler, PROFILERS)
+        profiler = PROFILERS[profiler](dirpath=folder, filename="profile")
     steps = Steps(knobs.pop("val_check_interval", 1000))
     checkpoints = Checkpoints(folder / "checkpoints", steps, monitor)
     used: list[Callback] = [Averaging(ema), steps, *instantiate_each("callbacks", callbacks)]
@@ -84,6 +98,7 @@ def make_trainer(
         plugins=[AtomicIO()],
         callbacks=used,
         logger=logging,
+        profiler=profiler,
         precision=precision,  # type: ignore[arg-type]
         check_val_every_n_epoch=None,
         val_check_interval=NEVER,  # `Steps` says after which batch

@@ -30,14 +30,15 @@ KEYS: dict[Role, str] = {
     " score_on field_width budget ckpt",
     Role.DATA: "data",
     Role.FILE: "data.path",
-    Role.TRAINING: "task optim schedule train compare mode data_fraction from_scratch",
+    Role.TRAINING: "task optim schedule train compare mode data_fraction from_scratch init",
     Role.FIT: "trainer callbacks",
     Role.SEED: "seed",
     Role.TEST: "test split settings steps patch_size samples tokenizers save_predictions video",
     Role.PLACE: "data.base data.storage_options",
     Role.MACHINE: "data.num_workers data.cache data.cache_limit trainer.accelerator trainer.devices"
     " trainer.num_nodes trainer.strategy trainer.compile activation_checkpointing device hydra",
-    Role.DISPLAY: "name sweep logger picture trainer.enable_progress_bar trainer.log_every_n_steps",
+    Role.DISPLAY: "name sweep logger picture trainer.enable_progress_bar trainer.log_every_n_steps"
+    " trainer.profiler",
     Role.START: "resume resume_anyway overwrite",
     Role.NEUTRAL: "trainer.val_check_interval trainer.limit_val_batches",
     Role.DERIVED: "vocabulary",

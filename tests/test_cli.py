@@ -301,7 +301,9 @@ def test_version(capsys):
     [
         (["trian"], "got 'trian' (did you mean 'train'?)"),
         (["train", "tokenizer=aip"], "unknown tokenizer 'aip' (did you mean 'iap'"),
-        (["train", "tokenizer.bugdet=3"], "(did you mean 'budget'?); valid here: name, min_size"),
+        (["train", "tokenizer.bugdet=3"], "'tokenizer.bugdet' (did you mean 'tokenizer.budget'?)"),
+        (["train", "lr=3"], "unknown key 'lr' (did you mean 'optim.lr'?)"),
+        (["train", "data=unknown"], "choices: acoustic_scattering_maze, "),
         (["train", "+sede=3"], "unknown key 'sede'"),
         (["train", "+tokenizer.knob=3"], "'iap' has no knob 'knob'"),
         (["train", "+optim.momentum=3"], "unknown key 'optim.momentum'"),

@@ -136,11 +136,11 @@ def test_a_job_without_results_is_run_again(tmp_path, quick):
     assert len(quick) == 2
 
 
-def test_a_folder_of_another_job_is_not_taken_for_finished(tmp_path, quick):
+def test_a_folder_of_another_job_is_left_alone(tmp_path, quick, capsys):
     command = ["train", "-m", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=one"]
-    for history in (1, 2, 2):
-        assert main([*command, f"history={history}"]) == 0
-    assert quick == [1, 2]
+    assert [main([*command, f"history={history}"]) for history in (1, 2, 1)] == [0, 2, 0]
+    assert quick == [1]
+    assert "holds another job, " in capsys.readouterr().err
 
 
 def test_a_killed_job_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import sys
 import traceback
 import uuid
@@ -20,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from adaptok.cli import as_typed, overrides_in, restored, typed_folders
+from adaptok.cli.folders import OtherRunError, check_free
 from adaptok.config.menu import register_parts, task_of
 from adaptok.config.run_ids import id_of_job, register_run_id
 from adaptok.utils.atomic import replacing
@@ -35,19 +37,20 @@ class Watch(Callback):
     """
 
     folder: ClassVar[Path | None] = None
-    in_use: ClassVar[InUseError | None] = None
+    refused: ClassVar[ValueError | None] = None
     held: ClassVar[ExitStack] = ExitStack()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Locks the run folder before Hydra writes its files there.
+        """Locks the run folder before Hydra writes its files there, if it holds no other run.
 
-        Hydra ignores what a callback raises, so that the task must raise `in_use`.
+        Hydra ignores what a callback raises, so that the task must raise `refused`.
         """
-        Watch.in_use = None
+        Watch.refused, folder = None, Path(config.hydra.run.dir)
         try:
-            Watch.held.enter_context(only_writer(Path(config.hydra.run.dir)))
-        except InUseError as error:
-            Watch.in_use = error
+            Watch.held.enter_context(only_writer(folder))
+            check_free(folder, config)
+        except (InUseError, OtherRunError) as error:
+            Watch.refused = error
             with read_write(config), open_dict(config):
                 config.hydra.output_subdir = None
 
@@ -93,6 +96,11 @@ class Job:
         name = id_of_job(config, job, self.swept)
         record = {"id": name, "start": self.start, "number": job.job.num}
         before = _read(folder / RECORD)
+        if before.get("id", name) != name and before.get("state") != "failed":
+            raise OtherRunError(
+                f"{folder} holds another job, {before['id']}: choose another hydra.sweep.dir or "
+                "hydra.sweep.subdir, or remove the folder"
+            )
         if before.get("id") == record["id"] and self.command in RESTARTED:
             if before["state"] == "finished" and any(folder.rglob("metrics.json")):
                 print(f"finished before, skipped: {folder}")
@@ -127,6 +135,16 @@ class Job:
         given = [o for o in job.overrides.task if not (resume and o.startswith("resume="))]
         sys.argv = [self.program, self.command, *typed_folders(self.args), *given, *resume]
         return getattr(commands, self.command)(config)
+
+
+def check_cluster(args: Sequence[str]) -> None:
+    """Raises ``ValueError`` for a launcher whose cluster this machine does not belong to."""
+    slurm = ("launcher=slurm", "hydra/launcher=submitit_slurm")
+    if any(arg.startswith(slurm) for arg in args) and shutil.which("srun") is None:
+        raise ValueError(
+            "launcher=slurm needs SLURM, and this machine has no srun; launcher=submitit runs the "
+            "same jobs here"
+        )
 
 
 def swept_keys(args: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptok import create_surrogate
@@ -11,7 +12,7 @@ from adaptok.config.channels import check_ignored, with_channels
 from adaptok.config.unread import check_place
 from adaptok.data import FieldInfo
 from adaptok.data.info import set_statistics, system_of
-from adaptok.data.synthetic import generate
+from adaptok.data.synthetic import DifferentSetError, generate
 from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import Multiphysics, create_multiphysics
 from adaptok.models.one_step import OneStepModel
@@ -45,14 +46,27 @@ def build_data(
     knobs = data.pop("generate", None)  # knobs of the solver
     if knobs is not None:
         check_place(data)
-        data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
+        data["path"] = str(_generated(data["name"], data["base"], overwrite, knobs))
     if data["path"] is not None:
         data |= {"name": None, "base": None}
     data.setdefault("target_steps", config.get("optim", {}).get("unroll", 1))
     check_knobs(WellData, "data", data)
     module = formats[layout](history=config["history"], seed=config["seed"], **data)
+    if stage is None:
+        module.check_steps(("train", "valid"), module.target_steps, "optim.unroll")
+        module.check_steps(("train",), module.max_lead, "data.max_lead")
     module.setup(stage)
     return module
+
+
+def _generated(name: str, base: str, overwrite: bool, knobs: Mapping[str, Any]) -> Path:
+    try:
+        return generate(name, base, overwrite=overwrite, **knobs)
+    except DifferentSetError as error:
+        raise ValueError(
+            f"{error.found}; overwrite=true of adaptok data replaces it, another data.base=... "
+            "keeps both"
+        ) from error
 
 
 def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:

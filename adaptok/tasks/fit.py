@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from lightning import LightningDataModule
 from torch import nn
@@ -31,6 +33,31 @@ class Fitted(NamedTuple):
 
     steps: int
     seconds_per_step: float
+
+
+def check_trainer(knobs: Config) -> None:
+    """Checks what Lightning would find out late or never.
+
+    Args:
+        knobs: the group "trainer".
+
+    Raises:
+        ValueError: nothing ends the training, or a CPU is asked for more processes than it has
+            cores.
+    """
+    ends = knobs.get("max_epochs") not in (None, -1) or knobs.get("max_time") is not None
+    if knobs.get("max_steps", -1) == -1 and not ends:
+        raise ValueError(
+            "nothing ends the training: trainer.max_steps=-1 leaves that to trainer.max_epochs or "
+            "trainer.max_time"
+        )
+    devices, cores = knobs.get("devices"), os.cpu_count() or 1
+    on_cpu = knobs.get("accelerator") == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and isinstance(devices, int) and devices > cores:
+        raise ValueError(
+            f"trainer.devices={devices} on the CPU starts as many processes, and this machine has "
+            f"{cores} cores"
+        )
 
 
 def prepare(model: nn.Module, config: Config) -> None:
@@ -112,8 +139,10 @@ def write_config(config: Config, folder: Path) -> None:
 
 def quiet() -> None:
     """Keeps Lightning's advertisements and advice that does not apply out of the output."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    advice = "is deprecated, use `isinstance", "exists and is not empty", "num_workers"
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    advice = ["is deprecated, use `isinstance", "exists and is not empty", "num_workers"]
+    advice += ["smaller than the logging interval", "`max_epochs` was not set"]
     warnings.filterwarnings("ignore", f".*({'|'.join(advice)})")
 
 

@@ -81,16 +81,23 @@ def identifying(key: str, value: Any) -> Any:
 
 
 def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], roles: Collection[Role]
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    roles: Collection[Role],
+    where: str = "in the checkpoint",
 ) -> Iterator[str]:
-    """Yields a sentence per dotted key in which two configurations differ; none if one is empty."""
+    """Yields a sentence per dotted key in which two configurations differ; none if one is empty.
+
+    Args:
+        where: the first one is.
+    """
     if not there or not here:
         return
     flat_there, flat_here = identity(there, roles), identity(here, roles)
     for key in {**flat_there, **flat_here}:
         a, b = flat_there.get(key, "absent"), flat_here.get(key, "absent")
         if a != b:
-            yield f"{key} is {a} in the checkpoint, {b} here"
+            yield f"{key} is {a} {where}, {b} here"
 
 
 def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

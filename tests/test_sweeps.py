@@ -70,6 +70,8 @@ def test_a_failing_job_is_recorded_and_the_others_are_not_run_again(tmp_path, ca
     assert "history=99" in failure["overrides"]
     assert set(failure) == {"error", "traceback", "when", "overrides"}
     assert f"failed: {failed}: {failure['error']}" in out
+    assert f"job 1 of 3: {tmp_path}" in out
+    assert "job 3 of 3, about " in out
     summary = out[out.index(f"sweep {tmp_path}: 2 finished, 1 failed") :].splitlines()
     assert [line.split()[0] for line in summary[1:]] == ["finished", "failed", "finished"]
     assert failure["error"] in summary[2]

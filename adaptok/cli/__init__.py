@@ -35,12 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(args)
     except BrokenPipeError:  # the reader of our output is gone, as in `adaptok list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        hint = ""
-        if args[:1] in (["train"], ["finetune"]):
-            hint = "; resume=auto resumes from its last checkpoint"
-            if _is_sweep(args):
-                hint = "; the same command resumes it"
+    except KeyboardInterrupt as error:
+        hint = f" {error}" if str(error) else ""
+        if _is_sweep(args) and args[0] in ("train", "finetune"):
+            hint = "; the same command resumes it"
         print(f"adaptok: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -217,11 +215,30 @@ def _alone(
             with Watch.held:
                 if Watch.refused is not None:
                     raise Watch.refused
-                return task(config)
+                with _kept():
+                    return task(config)
         except Exception as error:
             failures.append(error)
 
     return run
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Keeps what a run prints, its error too; ``adaptok data`` has no folder of its own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from adaptok.utils.log import kept, note
+
+    if HydraConfig.get().output_subdir is None:
+        yield
+        return
+    with kept(Path(HydraConfig.get().runtime.output_dir)):
+        try:
+            yield
+        except Exception as error:
+            note(f"error: {_one_line(error)}")
+            raise
 
 
 def typed_folders(args: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from adaptok.utils.keys import FIXED, NEW_RUN, differences
 from adaptok.utils.locks import is_first
 
 HYDRAS = ".hydra"  # where Hydra keeps the configuration of a run, before anything else
+SHOWN = 3  # differences in a message
 APART = ("hydra", "logger")  # keys whose values refer to the running job
 
 
@@ -44,9 +45,10 @@ def check_free(folder: Path, config: DictConfig) -> None:
         was = _read(folder / HYDRAS / "config.yaml")
         differ = [*differences(was, _plain(config), roles, "there")]
     if differ:
+        more = [f"and {len(differ) - SHOWN} more"] if len(differ) > SHOWN else []
         raise OtherRunError(
-            f"{folder} holds another run: {'; '.join(differ)}. Choose another hydra.run.dir, or "
-            "remove the folder"
+            f"{folder} holds another run: {'; '.join(differ[:SHOWN] + more)}. Choose another "
+            "hydra.run.dir, or remove the folder"
         )
 
 

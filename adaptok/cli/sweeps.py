@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ from adaptok.config.menu import register_parts, task_of
 from adaptok.config.run_ids import id_of_job, register_run_id
 from adaptok.utils.atomic import replacing
 from adaptok.utils.locks import InUseError, is_first, only_writer
+from adaptok.utils.log import kept, span
 
 RECORD, FAILURE = "job.json", "failed.json"
 RESTARTED = ("train", "finetune")  # commands whose finished jobs are skipped and others resumed
@@ -73,6 +76,8 @@ class Job:
     def __init__(self, command: str, args: Sequence[str]):
         self.command, self.args, self.program = command, list(args), sys.argv[0]
         self.swept, self.start = swept_keys(args), uuid.uuid4().hex
+        self.count = job_count(args)
+        self.seconds: list[float] = []  # of the jobs that ran in this process
         register_run_id(self.swept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -85,16 +90,26 @@ class Job:
         """Returns what sweepers minimise; None for a job that failed."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            with restored(), only_writer(folder):
+            with restored(), only_writer(folder), kept(folder):
                 return self._run(config, folder)
         except InUseError:
             print(f"runs elsewhere, left alone: {folder}")
             return None
 
+    def _announce(self, number: int, folder: Path) -> None:
+        """Says which job begins, and how long the others take if they are like those before."""
+        count = HydraConfig.get().sweeper.get("n_trials") or self.count
+        left = ""
+        if self.seconds and count > number:
+            mean = sum(self.seconds) / len(self.seconds)
+            left = f", about {span(mean * (count - number))} left"
+        print(f"job {number + 1} of {count}{left}: {as_typed(folder)}", flush=True)
+
     def _run(self, config: DictConfig, folder: Path) -> float | None:
         job = HydraConfig.get()
         name = id_of_job(config, job, self.swept)
         record = {"id": name, "start": self.start, "number": job.job.num}
+        record["measure"] = "wrong" if task_of(overrides_in(self.args)) == "classify" else "VRMSE"
         before = _read(folder / RECORD)
         if before.get("id", name) != name and before.get("state") != "failed":
             raise OtherRunError(
@@ -110,11 +125,14 @@ class Job:
             if last.is_file():
                 config.resume = str(last)
         _write(folder, {**record, "state": "running"})
+        self._announce(job.job.num, folder)
+        begun = time.monotonic()
         try:
             value, reason = self._task(config, folder), None
         except Exception as error:
             value, reason = None, " ".join(f"{type(error).__name__}: {error}".split())
             _keep_failure(folder, reason)
+        self.seconds.append(time.monotonic() - begun)
         if reason is not None:
             _write(folder, {**record, "state": "failed", "error": reason})
             print(f"failed: {folder}: {reason}", flush=True)
@@ -153,6 +171,13 @@ def swept_keys(args: Sequence[str]) -> list[str]:
     return [o.key_or_group for o in parsed if o.is_sweep_override()]
 
 
+def job_count(args: Sequence[str]) -> int:
+    """Counts the combinations of the values that the command line gives."""
+    parsed = OverridesParser.create().parse_overrides(overrides_in(args))
+    sizes = [len([*o.sweep_iterator()]) for o in parsed if o.is_sweep_override()]
+    return math.prod(sizes)
+
+
 def summarise(folder: Path, start: str) -> tuple[str, int]:
     """Summarises the outcome of the jobs of a sweep.
 
@@ -172,7 +197,7 @@ def summarise(folder: Path, start: str) -> tuple[str, int]:
         state = "skipped" if record.get("skipped") else state
         counts[state] += 1
         value = record.get("value")
-        about = record.get("error", "" if value is None else f"{value:.4g}")
+        about = record.get("error", "" if value is None else f"{record['measure']} {value:.4g}")
         lines.append(f"  {state:<9} {as_typed(path)}  {about}".rstrip())
     head = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     text = "\n".join([f"sweep {as_typed(folder)}: {head or 'no job was started'}", *lines])

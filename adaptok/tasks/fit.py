@@ -9,17 +9,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 import torch
 import yaml
 from lightning import LightningDataModule
 from torch import nn
 
 from adaptok.models.compiling import compile_model
+from adaptok.tasks.banner import banner, resolved
 from adaptok.tasks.tracking import logger_arguments
 from adaptok.training import make_trainer
 from adaptok.training.checkpoints import check_resumable, check_resume, find_resume, read_checkpoint
 from adaptok.training.fit_module import FitModule
 from adaptok.training.parallel import checkpoint_activations, process_group
+from adaptok.training.saving import Checkpoints
 from adaptok.utils.atomic import replacing
 
 Config = Mapping[str, Any]
@@ -105,14 +108,24 @@ def fit(
         if checkpoint is not None:
             print(f"resuming from {checkpoint}")
             _keep_metrics(folder)
-        write_config(config, folder)
+        model: Any = module.surrogate if hasattr(module, "surrogate") else module.model
+        write_config({**config, "resolved": resolved(model, config, trainer)}, folder)
+        print(banner(model, data, config, trainer), flush=True)
     try:
         with process_group():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(_hint(trainer)) from None
     took = Fitted(trainer.global_step, module.seconds_per_step)
     return took if trainer.is_global_zero else None
+
+
+def _hint(trainer: L.Trainer) -> str:
+    """Says what an interrupted training leaves."""
+    saved = next(one for one in trainer.callbacks if isinstance(one, Checkpoints))
+    if saved.file is None:
+        return f"in step {trainer.global_step}, before its first checkpoint: it would start afresh"
+    return f"in step {trainer.global_step}; resume=auto resumes from step {saved.saved}"
 
 
 def of_lightning(config: Config) -> dict[str, Any]:

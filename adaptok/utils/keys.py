@@ -22,7 +22,7 @@ class Role(Enum):
     DISPLAY = "names, logs and progress"
     START = "whether a run starts anew or resumes"
     NEUTRAL = "how often validation looks, which trains nothing"
-    DERIVED = "follows from the data"
+    DERIVED = "follows from the data and the machine"
 
 
 KEYS: dict[Role, str] = {
@@ -40,7 +40,7 @@ KEYS: dict[Role, str] = {
     Role.DISPLAY: "name sweep logger picture trainer.enable_progress_bar trainer.log_every_n_steps",
     Role.START: "resume resume_anyway overwrite",
     Role.NEUTRAL: "trainer.val_check_interval trainer.limit_val_batches",
-    Role.DERIVED: "vocabulary",
+    Role.DERIVED: "vocabulary resolved",
 }
 # A key that is not listed has the role of its nearest parent.
 ROLES = {key: role for role, keys in KEYS.items() for key in keys.split()}

@@ -70,7 +70,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    of_job = OmegaConf.masked_copy(config, [key for key in config if key not in APART])
+    of_job = OmegaConf.masked_copy(config, [str(key) for key in config if key not in APART])
     try:
         plain: Any = OmegaConf.to_container(of_job, resolve=True)
     except OmegaConfBaseException:  # such as a mandatory value, which the run will report

@@ -122,7 +122,8 @@ def fit(
 
 def _hint(trainer: L.Trainer) -> str:
     """Says what an interrupted training leaves."""
-    saved = next(one for one in trainer.callbacks if isinstance(one, Checkpoints))
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    saved = next(one for one in callbacks if isinstance(one, Checkpoints))
     if saved.file is None:
         return f"in step {trainer.global_step}, before its first checkpoint: it would start afresh"
     return f"in step {trainer.global_step}; resume=auto resumes from step {saved.saved}"

@@ -13,9 +13,21 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import small_runs
+from PIL import Image
 
 from adaptok.config.menu import compose, default_choices, plain
 from adaptok.utils.keys import flattened
+
+
+def small_images() -> list[str]:
+    """Overrides that choose four tiny images for one step."""
+    root = small_runs.root() / "images"
+    for name in ("train/a/1", "train/b/1", "val/a/1", "val/b/1"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root / f"{name}.png")
+    sizes = ["data.batch_size=2", "data.num_workers=0", "trainer.max_steps=1"]
+    return [f"data.path={root}", *sizes]
+
 
 # Command and what is typed besides, so small that a line that is accepted ends soon.
 BASES: dict[str, tuple[str, list[str]]] = {
@@ -23,7 +35,7 @@ BASES: dict[str, tuple[str, list[str]]] = {
     "composed": ("train", [*small_runs.data(), *small_runs.SIZE, *small_runs.RUN]),
     "baseline": ("train", [*small_runs.data(), *small_runs.RUN, "model=fno"]),
     "pretrain": ("train", ["task=pretrain", *small_runs.train()]),
-    "classify": ("train", ["task=classify", "model=test_vit", "trainer.max_steps=1"]),
+    "classify": ("train", ["task=classify", "model=test_vit", "data=images", *small_images()]),
     "finetune": ("finetune", ["ckpt=nowhere.ckpt", *small_runs.data(), *small_runs.RUN]),
     "eval": ("eval", ["ckpt=nowhere.ckpt"]),
     "tokenize": ("tokenize", small_runs.data()),

@@ -163,11 +163,29 @@ def test_steps_of_the_training_are_named_as_typed():
         build_data(config)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("processor.norm=no", "norm must be one of"),
+        ("size.heads=5", "heads"),
+        ("size.dim=25", "dim"),
+    ],
+)
+def test_parts_are_built_before_data_is_generated(override, message, tmp_path):
+    changed = [override, f"data.base={tmp_path}"]
+    config = plain(compose("train", [*small_runs.train(), *changed]))
+    with pytest.raises(ValueError, match=message):
+        build_data(config)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_training_without_an_end_or_with_too_many_processes_is_refused():
     check_trainer({"max_steps": -1, "max_time": "00:01:00"})
     check_trainer({"max_steps": -1, "max_epochs": 2})
     with pytest.raises(ValueError, match="nothing ends the training"):
         check_trainer({"max_steps": -1, "max_epochs": -1})
+    with pytest.raises(ValueError, match=r"trainer.strategy must be one of auto, .*'dpd'"):
+        check_trainer({"max_steps": 1, "strategy": "dpd"})
     with pytest.raises(ValueError, match=r"trainer.devices=999 on the CPU"):
         check_trainer({"max_steps": 1, "accelerator": "cpu", "devices": 999})
 

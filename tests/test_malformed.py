@@ -9,6 +9,7 @@ from pathlib import Path
 
 import malformed
 import pytest
+import small_runs
 
 from adaptok.cli import main
 
@@ -31,14 +32,20 @@ def check(line: malformed.Line, status: int, errors: str) -> None:
 def test_lines_are_drawn_from_all_commands_and_kinds():
     drawn = malformed.lines(IN_PROCESS)
     assert drawn == malformed.lines(IN_PROCESS)
-    assert len({tuple(line.words) for line in drawn}) == IN_PROCESS
+    assert len({(line.command, *line.words) for line in drawn}) == IN_PROCESS
     assert {line.command for line in drawn} == {command for command, _ in malformed.BASES.values()}
     kinds = {kind for wrong in malformed.WRONG.values() for kind in wrong} | {"key", "group"}
     assert {line.kind for line in drawn} == kinds
 
 
+@pytest.fixture(scope="module")
+def made() -> None:
+    """The data set of the lines: making it shows a bar."""
+    assert main(["data", *small_runs.data()]) == 0
+
+
 @pytest.mark.slow
-def test_malformed_lines_in_this_process(capsys, tmp_path, monkeypatch):
+def test_malformed_lines_in_this_process(made, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in malformed.lines(IN_PROCESS):
         status = main([line.command, *line.words])
@@ -47,7 +54,7 @@ def test_malformed_lines_in_this_process(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_malformed_lines_as_processes(tmp_path):
+def test_malformed_lines_as_processes(made, tmp_path):
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     for line in malformed.lines(AS_PROCESSES, seed=1):

@@ -117,7 +117,8 @@ def _about_steps(data: Any, config: Config, trainer: L.Trainer) -> str:
         of += f" ({batch} x {accumulate} batches x {processes} processes)"
     every = config["trainer"]["val_check_interval"]
     then = "each epoch" if every is None else f"every {every:,} steps"
-    return f"{length} of {of} samples; validation and checkpoint {then}"
+    plural = "" if of == "1" else "s"
+    return f"{length} of {of} sample{plural}; validation and checkpoint {then}"
 
 
 def _about_device(trainer: L.Trainer) -> str:

@@ -13,9 +13,11 @@ import lightning as L
 import torch
 import yaml
 from lightning import LightningDataModule
+from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 
 from adaptok.models.compiling import compile_model
+from adaptok.registry import choice
 from adaptok.tasks.banner import banner, resolved
 from adaptok.tasks.tracking import logger_arguments
 from adaptok.training import make_trainer
@@ -45,9 +47,11 @@ def check_trainer(knobs: Config) -> None:
         knobs: the group "trainer".
 
     Raises:
-        ValueError: nothing ends the training, or a CPU is asked for more processes than it has
-            cores.
+        ValueError: an unknown strategy, nothing ends the training, or a CPU is asked for more
+            processes than it has cores.
     """
+    accepted = [*StrategyRegistry.available_strategies(), "auto", "fsdp", "fsdp2"]
+    choice("trainer.strategy", knobs.get("strategy", "auto"), sorted({*accepted}))
     ends = knobs.get("max_epochs") not in (None, -1) or knobs.get("max_time") is not None
     if knobs.get("max_steps", -1) == -1 and not ends:
         raise ValueError(

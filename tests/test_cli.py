@@ -58,6 +58,28 @@ def test_train_leaves_a_complete_run_folder(trained):
     assert all((trained / name).stat().st_size > 10000 for name in names if name.endswith(".png"))
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["tokenizer"]["budget"] == 22
+    assert config["decoder"]["name"] == "auto"  # as typed
+    assert config["resolved"]["decoder"] == "linear"
+    assert config["resolved"]["history_mode"] == "fold"
+    assert config["resolved"]["cells"] == [[8, 8], [4, 4], [2, 2]]
+
+
+def test_the_log_holds_banner_progress_and_results(trained):
+    log = (trained / "adaptok.log").read_text()
+    for text in (
+        "data       acoustic_scattering_maze: 2D, 16 x 16 points, 3 fields and 2 constants, 10 tr",
+        "model      iap + vit + linear: ",
+        "tokens     22 per sample",
+        "training   3 steps of 2 samples; validation and checkpoint every 3 steps",
+        "device     cpu, 1 thread, precision 32-true",
+        f"folder     {trained}",
+        "commit     ",
+        "step 3/3  train/loss ",
+        "| persistence |",
+        f"run folder: {trained}",
+    ):
+        assert text in log, text
+    assert "samples/s 0 " not in log
     results = json.loads((trained / "metrics.json").read_text())
     assert [row["label"] for row in results["settings"]] == ["budget=10", "budget=22"]
     assert results["seconds_per_training_step"] > 0
@@ -79,14 +101,16 @@ def test_eval_repeats_the_test_of_the_training_run(trained, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_eval_with_other_data_options_and_another_tokenizer(trained, tmp_path, capsys):
-    common = ["eval", f"ckpt={trained}", "steps=0", f"hydra.run.dir={tmp_path}"]
-    run(capsys, *common, "+data.batch_size=1", "+tokenizer.splits_per_step=2")
+    common = ["eval", f"ckpt={trained}", "steps=0"]
+    folder = f"hydra.run.dir={tmp_path}"
+    run(capsys, *common, folder, "+data.batch_size=1", "+tokenizer.splits_per_step=2")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["data"]["batch_size"] == 1
     trained_with = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["tokenizer"] == {**trained_with["tokenizer"], "splits_per_step": 2}
     assert config["data"].keys() == trained_with["data"].keys()
     assert config["seed"] == trained_with["seed"]
+    common.append(f"hydra.run.dir={tmp_path / 'other'}")
     assert "seed is not read" in fail(capsys, *common, "seed=7")
     error = fail(capsys, *common, "tokenizer=uniform")
     assert "another architecture: tokenizer.name is iap in the checkpoint, uniform here" in error
@@ -180,7 +204,7 @@ def test_the_configuration_of_a_checkpoint_never_makes_an_object(trained, tmp_pa
     out = run(capsys, "train", *small_runs.train(), *options, folder)
     assert f"resuming from {path}" in out
     assert read_checkpoint(tmp_path / "run")["global_step"] == 4
-    run(capsys, "eval", f"ckpt={path}", "steps=0", "device=cpu", folder)
+    run(capsys, "eval", f"ckpt={path}", "steps=0", "device=cpu", f"{folder}_eval")
     load_surrogate(path)
     assert not made.exists()
 
@@ -332,7 +356,9 @@ def test_version(capsys):
     [
         (["trian"], "got 'trian' (did you mean 'train'?)"),
         (["train", "tokenizer=aip"], "unknown tokenizer 'aip' (did you mean 'iap'"),
-        (["train", "tokenizer.bugdet=3"], "(did you mean 'budget'?); valid here: name, min_size"),
+        (["train", "tokenizer.bugdet=3"], "'tokenizer.bugdet' (did you mean 'tokenizer.budget'?)"),
+        (["train", "lr=3"], "unknown key 'lr' (did you mean 'optim.lr'?)"),
+        (["train", "data=unknown"], "choices: acoustic_scattering_maze, "),
         (["train", "+sede=3"], "unknown key 'sede'"),
         (["train", "+tokenizer.knob=3"], "'iap' has no knob 'knob'"),
         (["train", "+optim.momentum=3"], "unknown key 'optim.momentum'"),

@@ -218,7 +218,7 @@ def test_rollouts_start_each_trajectory(root, cache):
     assert torch.equal(torch.cat([b["target"] for b in whole])[:, :, 0], pressure[:, 2:])
     short = torch.cat([b["target"] for b in data.rollout_loader("test", 3)])
     assert torch.equal(short[:, :, 0], pressure[:, 2:5])
-    with pytest.raises(ValueError, match=r"target_steps=5.* need 7 frames.*has 6"):
+    with pytest.raises(ValueError, match=r"and 5 steps ahead.* need 7 frames.*has 6"):
         data.rollout_loader("test", 5)
 
 
@@ -386,7 +386,7 @@ def test_statistics_that_do_not_fit_are_refused(copy):
     ("knobs", "message"),
     [
         ({"train_samples": 46}, "train_samples=46, but there are only 45"),
-        ({"history": 6}, r"history=6, target_steps=1, stride=1 need 7 frames.*has 6"),
+        ({"history": 6}, r"history=6 and 1 steps ahead .* need 7 frames.*has 6"),
         ({"history": 0}, "history must be a whole number of at least 1, got 0"),
         ({"stride": 1.5}, "stride must be a whole number"),
         ({"num_workers": -1}, "num_workers must be a whole number of at least 0"),

@@ -12,12 +12,18 @@ from adaptok.config.menu import GROUPS, compose, plain
 from adaptok.data import WellData
 from adaptok.data.synthetic import SOLVERS
 from adaptok.tasks.classify import ClassifierOptim, ImageData
+from adaptok.tasks.classify.models import build_timm
 from adaptok.training.optim import Optim
 from adaptok.utils.arguments import hints_of
 from adaptok.utils.keys import flattened
 
 FACTORIES = {"data": WellData, "optim": Optim, "trainer": L.Trainer}
-OF_IMAGES = {"data": ImageData, "optim": ClassifierOptim, "trainer": L.Trainer}
+OF_IMAGES = {
+    "data": ImageData,
+    "optim": ClassifierOptim,
+    "model": build_timm,
+    "trainer": L.Trainer,
+}
 COMMANDS: list[tuple[str, list[str]]] = [
     ("train", []),
     ("train", ["task=pretrain"]),
@@ -73,6 +79,14 @@ def test_every_leaf_has_a_type_and_the_defaults_pass(command, overrides):
         "data.batch_size=true",
         "data.cache=1",
         "data.generate.frames=two",
+        "data.generate.seed=-1",
+        "data.base=null",
+        "logger.wandb=7",
+        "processor.name=7",
+        "trainer.devices=-7",
+        "trainer.precision=abc",
+        "trainer.compile=fast",
+        "trainer.enable_progress_bar=null",
         "history=0",
         "seed=-1",
         "name=null",

@@ -70,6 +70,8 @@ def test_a_failing_job_is_recorded_and_the_others_are_not_run_again(tmp_path, ca
     assert "history=99" in failure["overrides"]
     assert set(failure) == {"error", "traceback", "when", "overrides"}
     assert f"failed: {failed}: {failure['error']}" in out
+    assert f"job 1 of 3: {tmp_path}" in out
+    assert "job 3 of 3, about " in out
     summary = out[out.index(f"sweep {tmp_path}: 2 finished, 1 failed") :].splitlines()
     assert [line.split()[0] for line in summary[1:]] == ["finished", "failed", "finished"]
     assert failure["error"] in summary[2]
@@ -140,11 +142,11 @@ def test_a_job_without_results_is_run_again(tmp_path, quick):
 
 
 @pytest.mark.slow
-def test_a_folder_of_another_job_is_not_taken_for_finished(tmp_path, quick):
+def test_a_folder_of_another_job_is_left_alone(tmp_path, quick, capsys):
     command = ["train", "-m", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=one"]
-    for history in (1, 2, 2):
-        assert main([*command, f"history={history}"]) == 0
-    assert quick == [1, 2]
+    assert [main([*command, f"history={history}"]) for history in (1, 2, 1)] == [0, 2, 0]
+    assert quick == [1]
+    assert "holds another job, " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -7,12 +7,14 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from adaptok.cli.usage import COMMANDS, command_help, main_help
+from adaptok.utils.disk import why_full
 
 TRACEBACK = "ADAPTOK_DEBUG"
 
@@ -29,15 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files, also without a display
     logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # it announces every film
     try:
-        return _dispatch(args)
+        with short_warnings():
+            return _dispatch(args)
     except BrokenPipeError:  # the reader of our output is gone, as in `adaptok list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        hint = ""
-        if args[:1] in (["train"], ["finetune"]):
-            hint = "; resume=auto resumes from its last checkpoint"
-            if _is_sweep(args):
-                hint = "; the same command resumes it"
+    except KeyboardInterrupt as error:
+        hint = f" {error}" if str(error) else ""
+        if _is_sweep(args) and args[0] in ("train", "finetune"):
+            hint = "; the same command resumes it"
         print(f"adaptok: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -126,10 +127,11 @@ def _check_alone(command: str, args: list[str]) -> None:
 
 def _sweep(command: str, args: list[str]) -> int:
     """Runs the jobs of a sweep and summarises them; returns the exit status."""
-    from adaptok.cli.sweeps import Job, Watch, summarise
+    from adaptok.cli.sweeps import Job, Watch, check_cluster, summarise
     from adaptok.config.menu import readable_errors
 
     with readable_errors(command, overrides_in(args)):
+        check_cluster(args)
         job, failed = Job(command, args), 0
     Watch.folder = None
     try:
@@ -154,6 +156,24 @@ def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
         sys.argv = [f"adaptok {command}", *flags_first(args)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # it re-raises
         run()
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Prints each warning once, in one line without its place in the code."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in said:
+            print(f"adaptok: warning: {text}", file=sys.stderr, flush=True)
+        said.add(text)
+
+    shown, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 @contextmanager
@@ -195,13 +215,32 @@ def _alone(
         sys.argv = [program, command, *typed_folders(args), *HydraConfig.get().overrides.task]
         try:
             with Watch.held:
-                if Watch.in_use is not None:
-                    raise Watch.in_use
-                return task(config)
+                if Watch.refused is not None:
+                    raise Watch.refused
+                with _kept():
+                    return task(config)
         except Exception as error:
             failures.append(error)
 
     return run
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Keeps what a run prints, its error too; ``adaptok data`` has no folder of its own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from adaptok.utils.log import kept, note
+
+    if HydraConfig.get().output_subdir is None:
+        yield
+        return
+    with kept(Path(HydraConfig.get().runtime.output_dir)):
+        try:
+            yield
+        except Exception as error:
+            note(f"error: {_one_line(error)}")
+            raise
 
 
 def typed_folders(args: Sequence[str]) -> list[str]:
@@ -246,7 +285,10 @@ def check_folders(args: Sequence[str]) -> None:
 
 def _is_users(error: Exception) -> bool:
     """Tells whether the message suffices; every other error deserves its traceback."""
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's, such as no such device
+    kind = type(error)
+    if kind.__name__ == "MisconfigurationException":  # Lightning's, such as no such device
+        return True
+    if kind.__module__.startswith("submitit.") or why_full(error):
         return True
     return isinstance(error, (ValueError, OSError, ModuleNotFoundError))
 
@@ -263,4 +305,7 @@ def _one_line(error: Exception) -> str:
         return (
             f"{error}; this command needs more than the core: pip install 'adaptok[train,vision]'"
         )
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    if (reason := why_full(error)) and reason not in text:
+        text = f"{reason}: {getattr(error, 'filename', None) or text}"
+    return text

@@ -40,8 +40,9 @@ from adaptok.models.one_step import OneStepOptions
 from adaptok.models.parts import mode_of_history
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
+from adaptok.plots.rollouts import check_video
 from adaptok.plots.samples import middle_of, sample_of
-from adaptok.registry import choice, split_part
+from adaptok.registry import split_part
 from adaptok.tasks.fit import GROUPS, config_of_eval, write_config
 from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
 from adaptok.tasks.surrogate import fit_and_test
@@ -113,7 +114,8 @@ def _show_classifier(results: Any) -> float:
 def eval(config: DictConfig) -> float | None:
     """Task of ``adaptok eval``."""
     wanted, folder = _checked(config, "eval"), _run_folder()
-    choice("video", wanted["video"] or "null", ("null", "gif", "mp4"))
+    if wanted["video"] is not None:
+        check_video(wanted["video"])
     path = find_checkpoint(wanted["ckpt"])
     checkpoint = read_checkpoint(path)
     trained = _of_checkpoint(checkpoint, config, path)
@@ -215,9 +217,9 @@ def tokenize(config: DictConfig) -> None:
     surrogate = _without_weights(wanted, data)
     controls = resolve_settings(surrogate, data, wanted["settings"])
     labels = [label_of(setting) for setting in wanted["settings"]]
+    drawn = {n: sample_of(data, wanted["split"], n) for n in samples}
     write_config(wanted, folder)
-    for number in samples:
-        sample = sample_of(data, wanted["split"], number)
+    for number, sample in drawn.items():
         files, counts = pictures.of_tokens(
             surrogate,
             data.info,
@@ -387,8 +389,10 @@ def _factories(config: Config) -> dict[str, Any]:
     """What the leaves of a group become arguments of."""
     if config.get("task") == "classify":
         from adaptok.tasks.classify import ClassifierOptim, ImageData
+        from adaptok.tasks.classify.models import build_timm
 
-        return {"data": ImageData, "optim": ClassifierOptim, "trainer": L.Trainer}
+        others = {"data": ImageData, "optim": ClassifierOptim, "model": build_timm}
+        return {**others, "trainer": L.Trainer}
     return {"data": WellData, "optim": Optim, "trainer": L.Trainer}
 
 

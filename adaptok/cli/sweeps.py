@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import math
+import shutil
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Sequence
@@ -20,10 +23,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from adaptok.cli import as_typed, overrides_in, restored, typed_folders
+from adaptok.cli.folders import OtherRunError, check_free
 from adaptok.config.menu import register_parts, task_of
 from adaptok.config.run_ids import id_of_job, register_run_id
 from adaptok.utils.atomic import replacing
 from adaptok.utils.locks import InUseError, is_first, only_writer
+from adaptok.utils.log import kept, span
 
 RECORD, FAILURE = "job.json", "failed.json"
 RESTARTED = ("train", "finetune")  # commands whose finished jobs are skipped and others resumed
@@ -35,19 +40,20 @@ class Watch(Callback):
     """
 
     folder: ClassVar[Path | None] = None
-    in_use: ClassVar[InUseError | None] = None
+    refused: ClassVar[ValueError | None] = None
     held: ClassVar[ExitStack] = ExitStack()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Locks the run folder before Hydra writes its files there.
+        """Locks the run folder before Hydra writes its files there, if it holds no other run.
 
-        Hydra ignores what a callback raises, so that the task must raise `in_use`.
+        Hydra ignores what a callback raises, so that the task must raise `refused`.
         """
-        Watch.in_use = None
+        Watch.refused, folder = None, Path(config.hydra.run.dir)
         try:
-            Watch.held.enter_context(only_writer(Path(config.hydra.run.dir)))
-        except InUseError as error:
-            Watch.in_use = error
+            Watch.held.enter_context(only_writer(folder))
+            check_free(folder, config)
+        except (InUseError, OtherRunError) as error:
+            Watch.refused = error
             with read_write(config), open_dict(config):
                 config.hydra.output_subdir = None
 
@@ -70,6 +76,8 @@ class Job:
     def __init__(self, command: str, args: Sequence[str]):
         self.command, self.args, self.program = command, list(args), sys.argv[0]
         self.swept, self.start = swept_keys(args), uuid.uuid4().hex
+        self.count = job_count(args)
+        self.seconds: list[float] = []  # of the jobs that ran in this process
         register_run_id(self.swept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -82,17 +90,32 @@ class Job:
         """Returns what sweepers minimise; None for a job that failed."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            with restored(), only_writer(folder):
+            with restored(), only_writer(folder), kept(folder):
                 return self._run(config, folder)
         except InUseError:
             print(f"runs elsewhere, left alone: {folder}")
             return None
 
+    def _announce(self, number: int, folder: Path) -> None:
+        """Says which job begins, and how long the others take if they are like those before."""
+        count = HydraConfig.get().sweeper.get("n_trials") or self.count
+        left = ""
+        if self.seconds and count > number:
+            mean = sum(self.seconds) / len(self.seconds)
+            left = f", about {span(mean * (count - number))} left"
+        print(f"job {number + 1} of {count}{left}: {as_typed(folder)}", flush=True)
+
     def _run(self, config: DictConfig, folder: Path) -> float | None:
         job = HydraConfig.get()
         name = id_of_job(config, job, self.swept)
         record = {"id": name, "start": self.start, "number": job.job.num}
+        record["measure"] = "wrong" if task_of(overrides_in(self.args)) == "classify" else "VRMSE"
         before = _read(folder / RECORD)
+        if before.get("id", name) != name and before.get("state") != "failed":
+            raise OtherRunError(
+                f"{folder} holds another job, {before['id']}: choose another hydra.sweep.dir or "
+                "hydra.sweep.subdir, or remove the folder"
+            )
         if before.get("id") == record["id"] and self.command in RESTARTED:
             if before["state"] == "finished" and any(folder.rglob("metrics.json")):
                 print(f"finished before, skipped: {folder}")
@@ -102,11 +125,14 @@ class Job:
             if last.is_file():
                 config.resume = str(last)
         _write(folder, {**record, "state": "running"})
+        self._announce(job.job.num, folder)
+        begun = time.monotonic()
         try:
             value, reason = self._task(config, folder), None
         except Exception as error:
             value, reason = None, " ".join(f"{type(error).__name__}: {error}".split())
             _keep_failure(folder, reason)
+        self.seconds.append(time.monotonic() - begun)
         if reason is not None:
             _write(folder, {**record, "state": "failed", "error": reason})
             print(f"failed: {folder}: {reason}", flush=True)
@@ -129,10 +155,27 @@ class Job:
         return getattr(commands, self.command)(config)
 
 
+def check_cluster(args: Sequence[str]) -> None:
+    """Raises ``ValueError`` for a launcher whose cluster this machine does not belong to."""
+    slurm = ("launcher=slurm", "hydra/launcher=submitit_slurm")
+    if any(arg.startswith(slurm) for arg in args) and shutil.which("srun") is None:
+        raise ValueError(
+            "launcher=slurm needs SLURM, and this machine has no srun; launcher=submitit runs the "
+            "same jobs here"
+        )
+
+
 def swept_keys(args: Sequence[str]) -> list[str]:
     """Lists the keys that the command line gives several values."""
     parsed = OverridesParser.create().parse_overrides(overrides_in(args))
     return [o.key_or_group for o in parsed if o.is_sweep_override()]
+
+
+def job_count(args: Sequence[str]) -> int:
+    """Counts the combinations of the values that the command line gives."""
+    parsed = OverridesParser.create().parse_overrides(overrides_in(args))
+    sizes = [len([*o.sweep_iterator()]) for o in parsed if o.is_sweep_override()]
+    return math.prod(sizes)
 
 
 def summarise(folder: Path, start: str) -> tuple[str, int]:
@@ -154,7 +197,7 @@ def summarise(folder: Path, start: str) -> tuple[str, int]:
         state = "skipped" if record.get("skipped") else state
         counts[state] += 1
         value = record.get("value")
-        about = record.get("error", "" if value is None else f"{value:.4g}")
+        about = record.get("error", "" if value is None else f"{record['measure']} {value:.4g}")
         lines.append(f"  {state:<9} {as_typed(path)}  {about}".rstrip())
     head = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     text = "\n".join([f"sweep {as_typed(folder)}: {head or 'no job was started'}", *lines])

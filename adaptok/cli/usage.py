@@ -10,7 +10,6 @@ import yaml
 # What each command does, its arguments if it has no configuration, and examples; then other texts.
 USAGE = yaml.safe_load(Path(__file__).with_name("usage.yaml").read_text(encoding="utf-8"))
 COMMANDS: dict[str, str] = {k: v["about"] for k, v in USAGE.items() if isinstance(v, dict)}
-MANY = 60  # choices of a group that are not all listed
 
 
 def main_help() -> str:
@@ -38,7 +37,7 @@ def _menu(command: str, overrides: Sequence[str]) -> list[str]:
     """Lists groups with their choices, then the other keys with their defaults."""
     from omegaconf import OmegaConf
 
-    from adaptok.config.menu import choices, compose, config_dir, default_choices, task_of
+    from adaptok.config.menu import MANY, choices, compose, config_dir, default_choices, task_of
 
     task = task_of(overrides)
     chosen_task = [f"task={task}"] if command == "train" else []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from adaptok import create_surrogate
 from adaptok.config.channels import check_ignored, with_channels
 from adaptok.config.unread import check_place
 from adaptok.data import FieldInfo
 from adaptok.data.info import set_statistics, system_of
-from adaptok.data.synthetic import generate
+from adaptok.data.synthetic import SOLVERS, DifferentSetError, generate
 from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import Multiphysics, create_multiphysics
 from adaptok.models.one_step import OneStepModel
@@ -45,14 +48,56 @@ def build_data(
     knobs = data.pop("generate", None)  # knobs of the solver
     if knobs is not None:
         check_place(data)
-        data["path"] = str(generate(data["name"], data["base"], overwrite=overwrite, **knobs))
+        if not (Path(data["base"]) / data["name"]).is_dir():
+            check_parts(config)
+        data["path"] = str(_generated(data["name"], data["base"], overwrite, knobs))
     if data["path"] is not None:
         data |= {"name": None, "base": None}
     data.setdefault("target_steps", config.get("optim", {}).get("unroll", 1))
     check_knobs(WellData, "data", data)
     module = formats[layout](history=config["history"], seed=config["seed"], **data)
+    if stage is None:
+        module.check_steps(("train", "valid"), module.target_steps, "optim.unroll")
+        module.check_steps(("train",), module.max_lead, "data.max_lead")
     module.setup(stage)
     return module
+
+
+def check_parts(config: Mapping[str, Any]) -> None:
+    """Builds the model for a set that is yet to be generated, without memory for its weights.
+
+    With a budget, cell sizes are found on the data, so that nothing is built.
+
+    Raises:
+        ValueError: parts that do not fit, or a knob that is not accepted.
+    """
+    data = config["data"]
+    knobs = {k: v for k, v in data["generate"].items() if k != "seed"}
+    solver = SOLVERS.create(data["name"], **knobs)
+    fields = getattr(solver, "field_names", ())  # a solver of others may not say
+    if config.get("task") != "surrogate" or config["budget"] is not None or not fields:
+        return
+    constants = getattr(solver, "constant_names", ())
+    of_fields, of_constants = torch.ones(len(fields)), torch.ones(len(constants))
+    info = FieldInfo(
+        data["name"],
+        len(solver.shape),
+        solver.shape,
+        *(fields, constants, *[of_fields] * 4, *[of_constants] * 2),
+        boundary=torch.zeros(len(solver.shape), 2, dtype=torch.long),
+    )
+    with torch.random.fork_rng(), torch.device("meta"):
+        without_statistics(config, info)
+
+
+def _generated(name: str, base: str, overwrite: bool, knobs: Mapping[str, Any]) -> Path:
+    try:
+        return generate(name, base, overwrite=overwrite, **knobs)
+    except DifferentSetError as error:
+        raise ValueError(
+            f"{error.found}; overwrite=true of adaptok data replaces it, another data.base=... "
+            "keeps both"
+        ) from error
 
 
 def build_surrogate(config: Mapping[str, Any], info: FieldInfo) -> OneStepModel:

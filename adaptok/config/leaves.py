@@ -18,10 +18,12 @@ from adaptok.models.one_step import NORMALISATIONS
 from adaptok.registry import Registry, choice, close_matches
 from adaptok.utils.arguments import (
     NonNegative,
+    NonNegativeFloat,
     Positive,
     PositiveFloat,
     PositiveShare,
     Settings,
+    Share,
     check_value,
     hints_of,
 )
@@ -42,9 +44,14 @@ def any_of(*hints: Any) -> Any:
     return Union[hints]  # noqa: UP007
 
 
+Unlimited = Literal[-1]
 PatchSize = any_of(Positive, Sequence[Positive], None)
 
-OF_TIMM = ("model", "tokenizer")  # groups that task=classify fills with timm's models
+PRECISIONS = (  # auto, or Lightning's words
+    *("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
+    *("transformer-engine", "transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
+)
+COMPILED = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 LEAVES: dict[str, Any] = {
     "name": Name,
     "sweep": Name,
@@ -60,6 +67,9 @@ LEAVES: dict[str, Any] = {
     "size.heads": Positive,
     "size.mlp_ratio": PositiveFloat,
     "field_width": Positive,
+    "task": Literal["surrogate", "pretrain", "classify", "finetune"],
+    "compare": Mapping[str, Sequence[str]],
+    "logger.wandb": Mapping[str, Any] | None,
     "test.settings": Settings,
     "test.steps": NonNegative,
     "test.patch_size": PatchSize,
@@ -69,7 +79,7 @@ LEAVES: dict[str, Any] = {
     "split": Literal["train", "valid", "test"],
     "samples": any_of(Annotated[Sequence[NonNegative], Len(1)], None),
     "tokenizers": any_of(Annotated[Sequence[str | Mapping[str, Any]], Len(1)], None),
-    "device": str,
+    "device": Literal["auto", "cpu", "cuda", "mps"],
     "save_predictions": bool,
     "video": Literal["gif", "mp4"] | None,
     "ckpt": str,
@@ -84,15 +94,28 @@ LEAVES: dict[str, Any] = {
     "resume_anyway": bool,
     "overwrite": bool,
     "picture": str | None,
-    "trainer.compile": bool | str,
-    "trainer.precision": str | int,  # Lightning's words, or auto
+    "trainer.compile": any_of(bool, Literal[COMPILED]),
+    "trainer.enable_progress_bar": bool,
+    "trainer.precision": Literal[PRECISIONS],
     "trainer.profiler": Literal["simple", "advanced", "pytorch"] | None,
     "trainer.val_check_interval": any_of(Positive, None),
+    "trainer.max_steps": any_of(Positive, Unlimited),
+    "trainer.max_epochs": any_of(Positive, Unlimited, None),
+    "trainer.accumulate_grad_batches": Positive,
+    "trainer.log_every_n_steps": Positive,
+    "trainer.gradient_clip_val": any_of(NonNegativeFloat, None),
+    "trainer.limit_val_batches": any_of(NonNegative, Share, None),
+    "trainer.num_nodes": Positive,
+    "trainer.devices": any_of(Positive, Unlimited, Sequence[NonNegative], Literal["auto"]),
+    "trainer.accelerator": Literal["auto", "cpu", "cuda", "gpu", "mps", "tpu"],
     "data.format": Literal["well", "pdebench"],
     "data.generate": Mapping[str, Any] | None,
+    "data.generate.seed": NonNegative,
 }
+GENERATED = {"data.name": str, "data.base": str}  # of a set that is generated
 
 
+WITHOUT_KNOBS = {"model": "surrogate", "decoder": "auto"}  # no entries of the registries
 # Checked before any data is generated; models know the same.
 CHOICES = {
     "history_mode": ("auto", "fold", "frames"),
@@ -112,9 +135,9 @@ def check_leaves(config: Config, factories: Mapping[str, Callable[..., Any]]) ->
         ValueError: names the key of a value of another type or outside its range, says what is
             accepted and what was given; or a key that nothing reads.
     """
-    for key, hint in LEAVES.items():
-        group, _, leaf = key.rpartition(".")
-        node = config.get(group) if group else config
+    is_generated = _parent(config, "data.generate.seed") is not None
+    for key, hint in {**LEAVES, **(GENERATED if is_generated else {})}.items():
+        node, leaf = _parent(config, key), key.rpartition(".")[2]
         if isinstance(node, Mapping) and leaf in node:
             check_value(node[leaf], hint, key)
     for key, accepted in CHOICES.items():
@@ -129,13 +152,29 @@ def check_leaves(config: Config, factories: Mapping[str, Callable[..., Any]]) ->
             if isinstance(node, Mapping):
                 others = [leaf for leaf in node if f"{group}.{leaf}" not in LEAVES]
                 check_knobs(factory, group, others)
-    for group, registry in GROUPS.items():
-        if "/" not in group and not (config.get("task") == "classify" and group in OF_TIMM):
-            _check_part(config.get(group), registry, group)
+    groups = {name: registry for name, registry in GROUPS.items() if "/" not in name}
+    if config.get("task") == "classify":
+        groups = _of_images()
+    for group, registry in groups.items():
+        _check_part(config.get(group), registry, group)
     data = config.get("data")
     for node in data if isinstance(data, list) else [data]:
         if isinstance(node, Mapping) and node.get("name") in SOLVERS.names():
             _check(node.get("generate"), SOLVERS.get(node["name"]), "data.generate")
+
+
+def _parent(config: Config, key: str) -> Any:
+    """Finds the node that a dotted key is in."""
+    node: Any = config
+    for name in key.split(".")[:-1]:
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _of_images() -> dict[str, Registry]:
+    from adaptok.vision import IMAGE_TOKENIZERS  # timm takes seconds to import
+
+    return {"tokenizer": IMAGE_TOKENIZERS}
 
 
 def _check(node: Any, factory: Callable[..., Any], group: str) -> None:
@@ -157,10 +196,16 @@ def _check_names(node: Any, group: str) -> None:
 
 def _check_part(node: Any, registry: Registry, group: str) -> None:
     """Checks the knobs of a part, and of the parts that are knobs of it."""
-    if not isinstance(node, Mapping) or node.get("name") not in registry.names():
-        return  # the message about the name comes later
+    if not isinstance(node, Mapping) or "name" not in node:
+        return  # a name alone, or nothing
+    check_value(node["name"], str, f"{group}.name")
+    if node["name"] == WITHOUT_KNOBS.get(group):
+        return
+    registry.get(node["name"])
     _check(node, registry.get(node["name"]), group)
     registry.check_knobs(node["name"], [leaf for leaf in node if leaf != "name"])
     for leaf, inner in node.items():
-        if f"{group}/{leaf}" in GROUPS:
-            _check_part(inner, GROUPS[f"{group}/{leaf}"], f"{group}.{leaf}")
+        if parts := GROUPS.get(f"{group}/{leaf}"):
+            _check_part(
+                {"name": inner} if isinstance(inner, str) else inner, parts, f"{group}.{leaf}"
+            )

@@ -6,6 +6,7 @@ defaults, third-party plug-ins included.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import itertools
 import json
@@ -40,6 +41,7 @@ from adaptok.registry import (
     Registry,
     close_matches,
 )
+from adaptok.utils.keys import flattened
 
 GROUPS: dict[str, Registry] = {
     "tokenizer": TOKENIZERS,
@@ -61,6 +63,12 @@ FOLLOWS = {
 
 
 _TIMM_MODELS: dict[str, Any] = {}  # hundreds of nodes, made once
+MANY = 60  # choices of a group that are not all listed
+OF_SWEEPS = "'adaptok[sweeps]'"
+PACKAGES = {  # of Hydra's launchers
+    "ray": "hydra-ray-launcher",
+    **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm"), OF_SWEEPS),
+}
 
 
 def config_dir() -> Path:
@@ -279,11 +287,10 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     text = str(error).removeprefix("ValueError raised while resolving interpolation: ")
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        plugin = "; others are plug-ins: pip install 'adaptok[sweeps]'"
-        return (
-            f"unknown {group} {choice!r}{close_matches(choice, error.options)}; "
-            f"choices: {', '.join(error.options)}{plugin if group.startswith('hydra/') else ''}"
-        )
+        if group == "hydra/launcher" and choice in PACKAGES:
+            return f"launcher={choice} needs a package: pip install {PACKAGES[choice]}"
+        options = [name for name in error.options if not name.startswith("_")]
+        return f"unknown {group} {choice!r}{_among(choice, options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {text.splitlines()[0]}"
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -293,8 +300,18 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     return re.sub(r"\s+", " ", re.split(r"\nSee |\n\s*full_key", text)[0]).strip()
 
 
+def _among(word: str, options: Sequence[str]) -> str:
+    """Lists choices; of many, only those that begin almost like a word."""
+    if len(options) <= MANY:
+        return f"{close_matches(word, options)}; choices: {', '.join(options)}"
+    beginnings = {name[: len(word) + 1]: name for name in reversed(options)}
+    near = difflib.get_close_matches(word, beginnings, n=3)
+    hint = f" (did you mean {' or '.join(repr(beginnings[one]) for one in near)}?)" if near else ""
+    return f"{hint}; there are {len(options)} choices: adaptok.vision.supported() lists them"
+
+
 def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
-    """Lists the keys beside a wrong one, given the chosen groups."""
+    """Names a key that may be meant, or lists those beside a wrong one, given the choices."""
     groups = choices()
     chosen = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups]
     parent, _, word = key.partition("@")[0].rpartition(".")
@@ -304,7 +321,14 @@ def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
     keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
     if not keys:
         return f"; to change one value that has no default here: +{key}=..."
-    return f"{close_matches(word, keys)}; valid here: {', '.join(keys)}"
+    full = [f"{parent}.{one}" if parent else one for one in keys]
+    plain = OmegaConf.to_container(config)
+    inner = [path for path, _ in flattened(plain) if path.rpartition(".")[2] == word]
+    if near := close_matches(word, keys):
+        return near.replace(" '", f" '{parent}.") if parent else near
+    if inner:  # it stands elsewhere
+        return f" (did you mean {' or '.join(map(repr, inner[:3]))}?)"
+    return f"; valid here: {', '.join(full)}"
 
 
 def plain(config: Any) -> Any:

@@ -58,7 +58,9 @@ def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
         return Report(1, [Defect(str(location), what) for what in check_file(location)])
     if not location.is_folder():
         if location.is_file():
-            raise ValueError(f"{location} is no HDF5 file: its name ends in none of {HDF5}")
+            raise ValueError(
+                f"{location} is no HDF5 file: its name must end in {' or '.join(HDF5)}"
+            )
         raise ValueError(f"no such file or folder: {location}")
     if (location / "data").is_folder():
         return _check_set(location)

@@ -64,7 +64,7 @@ class Split:
         needed = span(history, target_steps, stride)
         if needed > self.steps:
             raise ValueError(
-                f"history={history}, target_steps={target_steps}, stride={stride} need {needed} "
+                f"history={history} and {target_steps} steps ahead (stride={stride}) need {needed} "
                 f"frames; the shortest trajectory of {self.where} has {self.steps}"
             )
         if not self.cached:

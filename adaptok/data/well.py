@@ -148,6 +148,27 @@ class WellData(LightningDataModule):
             _ = self.train_sampler() if split == "train" else self._windows(split)
         _ = self.info
 
+    def check_steps(self, splits: Sequence[str], steps: int, name: str) -> None:
+        """Raises ``ValueError`` for more steps ahead than the shortest trajectory has frames for.
+
+        Args:
+            splits: of "train", "valid" and "test".
+            steps: frames that follow the history.
+            name: of the number of steps, for the message.
+        """
+        for split in splits:
+            source = self._split(split)
+            most = self._steps_after(source)
+            if steps > most >= 1:  # with none, the message is about the history
+                raise ValueError(
+                    f"{name}={steps} is too long: the shortest trajectory of {source.where} has "
+                    f"{source.steps} frames (history={self.history}, stride={self.stride}); at "
+                    f"most {name}={most}"
+                )
+
+    def _steps_after(self, source: Split) -> int:
+        return (source.steps - 1) // self.stride - self.history + 1
+
     def train_dataloader(self) -> DataLoader:
         """Loads shuffled training batches, without an incomplete last one.
 
@@ -205,7 +226,7 @@ class WellData(LightningDataModule):
         """
         source = self._split(split)
         if n_steps is None:
-            n_steps = max(1, (source.steps - 1) // self.stride - self.history + 1)
+            n_steps = max(1, self._steps_after(source))
         check_value(n_steps, Positive, "n_steps")
         windows = source.windows(self.history, n_steps, self.stride)
         return self.make_loader(Subset(windows, windows.starts))

@@ -76,6 +76,7 @@ def evaluate(
     """
     if not settings:
         raise ValueError("settings is a list of controls, at least [{}], got an empty one")
+    data.check_steps((split,), steps, "steps")
     if predictions is not None and steps < 1:
         raise ValueError(f"predictions are those of rollouts: give steps, not {steps}")
     place = device_of(device)
@@ -225,7 +226,13 @@ def _metrics(
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA if there is one."""
+    """The device of a name; "auto" is CUDA if there is one.
+
+    Raises:
+        ValueError: CUDA where there is none.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name}, but torch finds no CUDA device here")
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(automatic if name == "auto" else name)
 

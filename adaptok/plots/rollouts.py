@@ -103,6 +103,11 @@ def rollout_video(
     return path
 
 
+def check_video(ending: str) -> None:
+    """Raises ``ValueError`` if no film with this ending, "gif" or "mp4", can be made here."""
+    _writer(Path(f"film.{ending}"), 1)
+
+
 def _writer(path: Path, fps: int) -> animation.AbstractMovieWriter:
     if path.suffix == ".gif":
         return animation.PillowWriter(fps=fps)

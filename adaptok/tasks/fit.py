@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
+import torch
 import yaml
 from lightning import LightningDataModule
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 
 from adaptok.models.compiling import compile_model
+from adaptok.registry import choice
+from adaptok.tasks.banner import banner, resolved
 from adaptok.tasks.tracking import logger_arguments
 from adaptok.training import make_trainer
 from adaptok.training.checkpoints import check_resumable, check_resume, find_resume, read_checkpoint
 from adaptok.training.fit_module import FitModule
 from adaptok.training.parallel import checkpoint_activations, process_group
+from adaptok.training.saving import Checkpoints
 from adaptok.training.transfer import find_source, start_from
 from adaptok.utils.atomic import replacing
 
@@ -33,6 +40,33 @@ class Fitted(NamedTuple):
 
     steps: int
     seconds_per_step: float
+
+
+def check_trainer(knobs: Config) -> None:
+    """Checks what Lightning would find out late or never.
+
+    Args:
+        knobs: the group "trainer".
+
+    Raises:
+        ValueError: an unknown strategy, nothing ends the training, or a CPU is asked for more
+            processes than it has cores.
+    """
+    accepted = [*StrategyRegistry.available_strategies(), "auto", "fsdp", "fsdp2"]
+    choice("trainer.strategy", knobs.get("strategy", "auto"), sorted({*accepted}))
+    ends = knobs.get("max_epochs") not in (None, -1) or knobs.get("max_time") is not None
+    if knobs.get("max_steps", -1) == -1 and not ends:
+        raise ValueError(
+            "nothing ends the training: trainer.max_steps=-1 leaves that to trainer.max_epochs or "
+            "trainer.max_time"
+        )
+    devices, cores = knobs.get("devices"), os.cpu_count() or 1
+    on_cpu = knobs.get("accelerator") == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and isinstance(devices, int) and devices > cores:
+        raise ValueError(
+            f"trainer.devices={devices} on the CPU starts as many processes, and this machine has "
+            f"{cores} cores"
+        )
 
 
 def prepare(model: nn.Module, config: Config) -> None:
@@ -81,7 +115,9 @@ def fit(
         if checkpoint is not None:
             print(f"resuming from {checkpoint}")
             _keep_metrics(folder)
-        write_config(config, folder)
+        model: Any = module.surrogate if hasattr(module, "surrogate") else module.model
+        write_config({**config, "resolved": resolved(model, config, trainer)}, folder)
+        print(banner(model, data, config, trainer), flush=True)
         for one in trainer.loggers:
             if not isinstance(one, (CSVLogger, WandbLogger)):  # those have it
                 one.log_hyperparams(dict(config))
@@ -93,7 +129,7 @@ def fit(
         with process_group():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(_hint(trainer)) from None
     took = Fitted(trainer.global_step, module.seconds_per_step)
     return took if trainer.is_global_zero else None
 
@@ -106,6 +142,15 @@ def check_start(config: Config) -> None:
     """
     if config["init"] is not None and config["resume"] is None:
         find_source(config["init"])
+
+
+def _hint(trainer: L.Trainer) -> str:
+    """Says what an interrupted training leaves."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    saved = next(one for one in callbacks if isinstance(one, Checkpoints))
+    if saved.file is None:
+        return f"in step {trainer.global_step}, before its first checkpoint: it would start afresh"
+    return f"in step {trainer.global_step}; resume=auto resumes from step {saved.saved}"
 
 
 def of_lightning(config: Config) -> dict[str, Any]:
@@ -150,8 +195,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def quiet() -> None:
     """Keeps Lightning's advertisements and advice that does not apply out of the output."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    advice = "is deprecated, use `isinstance", "exists and is not empty", "num_workers"
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    advice = ["is deprecated, use `isinstance", "exists and is not empty", "num_workers"]
+    advice += ["smaller than the logging interval", "`max_epochs` was not set"]
     warnings.filterwarnings("ignore", f".*({'|'.join(advice)})")
 
 

@@ -13,13 +13,19 @@ from adaptok.config.build import (
     vocabulary_of,
 )
 from adaptok.data.info import system_of
-from adaptok.evaluation.evaluate import check_settings
 from adaptok.evaluation.results import FinishedRun, Results
 from adaptok.models.multiphysics import TRAINED
 from adaptok.models.pretrained import save_pretrained
 from adaptok.registry import choice
 from adaptok.tasks.fit import Config, prepare
-from adaptok.tasks.surrogate import begin, fit_on, fit_surrogate, objectives, test_and_draw
+from adaptok.tasks.surrogate import (
+    begin,
+    check_test,
+    fit_on,
+    fit_surrogate,
+    objectives,
+    test_and_draw,
+)
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.pretraining import PretrainModule
 
@@ -53,7 +59,7 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, Results] | None
             "trainer.compile=false"
         )
     for one in mixture.sets.values():
-        check_settings(system_of(model, one.info), one, config["test"]["settings"])
+        check_test(system_of(model, one.info), one, config["test"])
     prepare(model, config)
     about = (*objectives(config), config)
     module = PretrainModule(model, mixture.infos, *about, seed=config["seed"])

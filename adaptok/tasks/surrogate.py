@@ -28,6 +28,7 @@ from adaptok.tasks.fit import (
     Config,
     Fitted,
     check_start,
+    check_trainer,
     fit,
     of_lightning,
     prepare,
@@ -104,6 +105,7 @@ def begin(config: Config) -> None:
     L.seed_everything(config["seed"], workers=True, verbose=False)
     check_knobs(Optim, "optim", config["optim"])
     check_knobs(L.Trainer, "trainer", of_lightning(config))
+    check_trainer(config["trainer"])
     objectives(config)
     check_start(config)
 
@@ -118,7 +120,7 @@ def fit_on(data: WellData, model: OneStepModel, config: Config, folder: Path) ->
     given = config["schedule"]
     resolved = resolve_settings(model, data, given["settings"])
     config = {**config, "schedule": {**given, "settings": resolved}}
-    check_settings(model, data, config["test"]["settings"])  # now, not after the training
+    check_test(model, data, config["test"])
     prepare(model, config)
     module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
     took = fit_surrogate(module, data, config, folder)
@@ -130,6 +132,16 @@ def fit_on(data: WellData, model: OneStepModel, config: Config, folder: Path) ->
     results = test_and_draw(model, data, config, folder, took)
     save_pretrained(model, folder / "model", results=results)
     return FinishedRun(results, model, data, folder)
+
+
+def check_test(model: OneStepModel, data: WellData, test: Config) -> None:
+    """Checks now what would end the test after the training: settings and rollouts.
+
+    Raises:
+        ValueError: see `check_settings` and `WellData.check_steps`.
+    """
+    data.check_steps(("test",), test["steps"], "test.steps")
+    check_settings(model, data, test["settings"])
 
 
 def test_and_draw(

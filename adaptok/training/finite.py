@@ -64,8 +64,5 @@ class Finite(Callback):
                 self._stop(f"the weights are not finite after step {step}")
 
     def _stop(self, reason: str) -> None:
-        saved = self.checkpoints
-        there = "no checkpoint was written before it"
-        if saved.file is not None:
-            there = f"the last good checkpoint is {saved.file}, of step {saved.saved}"
+        there = self.checkpoints.last_good()
         raise ValueError(f"{reason}; {there}. A lower learning rate (optim.lr) may help")

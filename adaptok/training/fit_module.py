@@ -62,11 +62,12 @@ class FitModule(L.LightningModule):
         self._samples += size * self.trainer.world_size
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.global_step % every == 0:
-            speed = self._samples / self._seconds if self._seconds else 0.0
-            self._seconds, self._samples = 0.0, 0
-            facts = {"samples/s": speed}
+            facts = {}
             if self.tokens_per_sample is not None:
-                facts = {"tokens/sample": self.tokens_per_sample, **facts}
+                facts["tokens/sample"] = self.tokens_per_sample
+            if self._seconds:  # no batch has ended before the first line
+                facts["samples/s"] = self._samples / self._seconds
+                self._seconds, self._samples = 0.0, 0
             self.log_dict(facts, prog_bar=True, batch_size=size)
             self.log("lr", max(g["lr"] for g in self.trainer.optimizers[0].param_groups))
 

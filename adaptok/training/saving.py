@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from adaptok.training.steps import Steps
 from adaptok.utils.atomic import replacing
+from adaptok.utils.disk import why_full
 
 
 class Checkpoints(Checkpoint):
@@ -76,11 +77,20 @@ class Checkpoints(Checkpoint):
     def _save_last(self, trainer: L.Trainer) -> None:
         """Saves once per step, even if a step takes several batches."""
         if trainer.global_step != self.saved:
-            self.saved, self.file = trainer.global_step, self.folder / "last.ckpt"
             self._save(trainer, "last")
+            self.saved, self.file = trainer.global_step, self.folder / "last.ckpt"
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
-        trainer.save_checkpoint(self.folder / f"{name}.ckpt")  # all ranks: they gather shards
+        try:
+            trainer.save_checkpoint(self.folder / f"{name}.ckpt")  # all ranks: they gather shards
+        except OSError as error:
+            raise OSError(f"{error}; {self.last_good()}") from error
+
+    def last_good(self) -> str:
+        """Says from which checkpoint the training can resume, if any."""
+        if self.file is None:
+            return "there is no checkpoint before it"
+        return f"the last good checkpoint is {self.file}, of step {self.saved}"
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -92,17 +102,15 @@ class AtomicIO(TorchCheckpointIO):
         """Writes the whole file or none of it.
 
         Raises:
-            OSError: the disk is full or the like; says what is left.
+            OSError: the disk is full or the like.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        step = checkpoint.get("global_step")
         try:
-            with replacing(path) as temporary:
-                torch.save(checkpoint, temporary)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
-            whole = [file for file in (path.with_name("last.ckpt"), path) if file.exists()]
-            there = f"the previous {whole[0]} is whole" if whole else "there is none before it"
-            raise OSError(
-                f"cannot write the checkpoint of step {checkpoint.get('global_step')} ({error}); "
-                f"{there}"
-            ) from error
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Given a name, torch says nothing of a full disk.
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            reason = why_full(error) or error
+            raise OSError(f"cannot write {path}, of step {step}: {reason}") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
@@ -22,28 +22,12 @@ from adaptok.registry import choice
 from adaptok.training.averaging import Averaging
 from adaptok.training.finite import Finite
 from adaptok.training.parallel import FullySharded
+from adaptok.training.progress import Progress
 from adaptok.training.saving import AtomicIO, Checkpoints
 from adaptok.training.steps import NEVER, Steps
 from adaptok.training.targets import instantiate_each
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-
-
-class LineProgress(Callback):
-    """Prints progress for logs and pipes: about twenty lines instead of a bar."""
-
-    _printed = 0
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Prints loss, tokens per sample, samples per second."""
-        step, last = trainer.global_step, trainer.estimated_stepping_batches
-        if step == self._printed:  # the batches of one step
-            return
-        self._printed = step
-        if step % max(last // 20, 1) == 0 or step == last:
-            facts = {k: float(v) for k, v in trainer.progress_bar_metrics.items()}
-            print(f"step {step}/{last}  " + "  ".join(f"{k} {v:.4g}" for k, v in facts.items()))
-            sys.stdout.flush()
 
 
 def make_trainer(
@@ -84,9 +68,8 @@ def make_trainer(
     steps = Steps(knobs.pop("val_check_interval", 1000))
     checkpoints = Checkpoints(folder / "checkpoints", steps, monitor)
     used: list[Callback] = [Averaging(ema), steps, *instantiate_each("callbacks", callbacks)]
-    if knobs.get("enable_progress_bar", True):
-        knobs["enable_progress_bar"] = sys.stderr.isatty()
-        used.append(TQDMProgressBar(refresh_rate=5) if sys.stderr.isatty() else LineProgress())
+    if knobs.pop("enable_progress_bar", True):
+        used.append(Progress(bar=sys.stderr.isatty()))
     used += [Finite(checkpoints), checkpoints]
     logging: list[Any] = [CSVLogger(folder, name="", version="")]
     if wandb is not None:
@@ -104,5 +87,6 @@ def make_trainer(
         val_check_interval=NEVER,  # `Steps` says after which batch
         num_sanity_val_steps=0,
         enable_model_summary=False,
+        enable_progress_bar=False,  # Lightning's is of an epoch
         **knobs,
     )

@@ -22,7 +22,7 @@ class Role(Enum):
     DISPLAY = "names, logs and progress"
     START = "whether a run starts anew or resumes"
     NEUTRAL = "how often validation looks, which trains nothing"
-    DERIVED = "follows from the data"
+    DERIVED = "follows from the data and the machine"
 
 
 KEYS: dict[Role, str] = {
@@ -41,7 +41,7 @@ KEYS: dict[Role, str] = {
     " trainer.profiler",
     Role.START: "resume resume_anyway overwrite",
     Role.NEUTRAL: "trainer.val_check_interval trainer.limit_val_batches",
-    Role.DERIVED: "vocabulary",
+    Role.DERIVED: "vocabulary resolved",
 }
 # A key that is not listed has the role of its nearest parent.
 ROLES = {key: role for role, keys in KEYS.items() for key in keys.split()}
@@ -82,16 +82,23 @@ def identifying(key: str, value: Any) -> Any:
 
 
 def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], roles: Collection[Role]
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    roles: Collection[Role],
+    where: str = "in the checkpoint",
 ) -> Iterator[str]:
-    """Yields a sentence per dotted key in which two configurations differ; none if one is empty."""
+    """Yields a sentence per dotted key in which two configurations differ; none if one is empty.
+
+    Args:
+        where: the first one is.
+    """
     if not there or not here:
         return
     flat_there, flat_here = identity(there, roles), identity(here, roles)
     for key in {**flat_there, **flat_here}:
         a, b = flat_there.get(key, "absent"), flat_here.get(key, "absent")
         if a != b:
-            yield f"{key} is {a} in the checkpoint, {b} here"
+            yield f"{key} is {a} {where}, {b} here"
 
 
 def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

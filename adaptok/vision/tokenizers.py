@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Len
 from torch import nn
 
 from adaptok.registry import Part, Registry, choice
+from adaptok.utils.arguments import Finite, Positive
 from adaptok.vision.apply import apply_apt
 from adaptok.vision.random_cells import RandomCells
 
+Thresholds = Annotated[Sequence[Finite], Len(1)]
 IMAGE_TOKENIZERS = Registry("image_tokenizer")
 
 
@@ -26,8 +29,8 @@ def apt(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Sequence[float] = (5.5, 4.0),
-    budget: int | None = None,
+    thresholds: Thresholds = (5.5, 4.0),
+    budget: Positive | None = None,
     indicator: Part = "entropy",
     pooling: str = "area",
     resize: str = "central",
@@ -60,8 +63,8 @@ def resize(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Sequence[float] = (5.5, 4.0),
-    budget: int | None = None,
+    thresholds: Thresholds = (5.5, 4.0),
+    budget: Positive | None = None,
     indicator: Part = "entropy",
     pooling: str = "area",
     resize: str = "central",
@@ -85,7 +88,7 @@ def random(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Sequence[float] = (5.5, 4.0),
+    thresholds: Thresholds = (5.5, 4.0),
     indicator: Part = "entropy",
 ) -> nn.Module:
     """As many patches as APT has cells, kept at random; the rest is dropped (a baseline).

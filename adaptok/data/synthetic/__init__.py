@@ -6,7 +6,7 @@ from adaptok.data.synthetic.euler_multi_quadrants import (
     EulerMultiQuadrantsOpen,
     EulerMultiQuadrantsPeriodic,
 )
-from adaptok.data.synthetic.generation import generate
+from adaptok.data.synthetic.generation import DifferentSetError, generate
 from adaptok.data.synthetic.gray_scott_reaction_diffusion import GrayScott
 from adaptok.data.synthetic.rayleigh_benard import RayleighBenard
 from adaptok.data.synthetic.shear_flow import ShearFlow
@@ -17,6 +17,7 @@ __all__ = [
     "SOLVERS",
     "AcousticScatteringMaze",
     "ActiveMatter",
+    "DifferentSetError",
     "EulerMultiQuadrantsOpen",
     "EulerMultiQuadrantsPeriodic",
     "GrayScott",

@@ -25,9 +25,18 @@ from adaptok.data.synthetic.store import Statistics, write_file
 from adaptok.data.well_format import SPLITS
 from adaptok.utils.arguments import NonNegative, check_value
 from adaptok.utils.checksums import write_checksums
+from adaptok.utils.disk import why_full
 
 MAX_WORKERS = 4
 LOCK = ".adaptok.lock"  # stays in the folder of all sets
+
+
+class DifferentSetError(ValueError):
+    """The place of a set holds another one; `found` says so without advice."""
+
+    def __init__(self, found: str):
+        super().__init__(f"{found}; overwrite=True replaces it, another root keeps both")
+        self.found = found
 
 
 def generate(
@@ -76,15 +85,16 @@ def generate(
             if not difference:
                 return folder
             if not overwrite:
-                raise ValueError(
-                    f"{folder} holds a different set: {difference}; "
-                    "use overwrite=True to replace it, or another root"
-                )
+                raise DifferentSetError(f"{folder} holds a different set: {difference}")
         with tempfile.TemporaryDirectory(
             prefix=f".{name}.partial-", dir=root, ignore_cleanup_errors=True
         ) as partial:
             new = Path(partial, "new")
-            _write_set(new, solver, wanted, progress, device)
+            try:
+                _write_set(new, solver, wanted, progress, device)
+            except OSError as error:
+                reason = why_full(error) or error
+                raise OSError(f"cannot write the set {folder}: {reason}") from error
             if folder.exists():
                 os.replace(folder, Path(partial, "old"))
             os.replace(new, folder)

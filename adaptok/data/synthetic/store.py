@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def write_file(
     """
     axes = list(data.coordinates)
     batch = next(v for members in data.fields.values() for v in members.values()).shape[0]
-    with h5py.File(path, "w") as file:
+    content = io.BytesIO()  # on a full disk HDF5 prints pages, and may crash
+    with h5py.File(content, "w") as file:
         file.attrs.update(
             dataset_name=name,
             grid_type="cartesian",
@@ -57,6 +59,7 @@ def write_file(
             _dataset(scalars, key, np.float32(value), time=False, sample=False)
         for order in ORDERS:
             _write_fields(file.create_group(f"t{order}_fields"), data, order)
+    path.write_bytes(content.getbuffer())
 
 
 def _write_boundary(group: h5py.Group, data: Trajectories, boundary: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adaptok.registry import close_matches
 from adaptok.training.checkpoints import read_checkpoint
+from adaptok.utils.arguments import Positive, Rate
 from adaptok.vision import IMAGE_TOKENIZERS, supported
 
 PREFIX = "model."  # of the weights in a checkpoint of adaptok
@@ -24,8 +25,8 @@ def build_timm(
     *,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
-    img_size: int | None = None,
-    drop_path_rate: float = 0.0,
+    img_size: Positive | None = None,
+    drop_path_rate: Rate = 0.0,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Builds a timm model, with a new classifier if the number of classes differs.

@@ -19,7 +19,15 @@ from adaptok.tasks.classify import ClassifierModule, ClassifierOptim, ImageData,
 from adaptok.tasks.classify.evaluation import ClassifierResults, classifier_markdown
 from adaptok.tasks.classify.models import build_classifier, build_timm, load_classifier
 from adaptok.tasks.classify.sets import find_images
-from adaptok.tasks.fit import check_start, config_of_eval, fit, of_lightning, quiet, write_config
+from adaptok.tasks.fit import (
+    check_start,
+    check_trainer,
+    config_of_eval,
+    fit,
+    of_lightning,
+    quiet,
+    write_config,
+)
 from adaptok.training.steps import steps_per_epoch
 
 Config = Mapping[str, Any]
@@ -36,6 +44,7 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
     if config["trainer"]["strategy"].startswith("fsdp"):
         raise ValueError("classifiers are not sharded: trainer.strategy=ddp")
     check_knobs(ClassifierOptim, "optim", config["optim"])
+    check_trainer(config["trainer"])
     check_start(config)
     node, images = dict(config["model"]), config["data"]
     # The images need the model's size, and the model the number of classes.

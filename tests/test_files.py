@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -399,3 +400,60 @@ def test_a_file_of_another_kind_is_not_called_missing(tmp_path):
         check(tmp_path / "x.txt")
     with pytest.raises(ValueError, match="no such file or folder"):
         check(tmp_path / "y")
+
+
+# Data replaced during a run. Searched for every open of a file of data: `Location.hdf5`, the Well's
+# reader and `Location.text`. Images are read from a list of paths and are not watched.
+
+
+def changed_by(how: str, folder: Path, root: Path) -> None:
+    """Makes a set another one: deleted and rebuilt, a file replaced, changed in place, removed."""
+    path = next((folder / "data" / "train").iterdir())
+    if how == "rebuilt":
+        shutil.rmtree(folder)
+        generate(folder.name, root, **KNOBS | {"seed": 9}, progress=False)
+    elif how == "replaced":
+        with replacing(path) as temporary:
+            shutil.copyfile(path, temporary)
+    elif how == "removed":
+        path.unlink()
+    else:
+        with h5py.File(path, "r+") as file:
+            file["t0_fields/pressure"][...] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("how", "cache"),
+    [(how, False) for how in ("rebuilt", "replaced", "in place", "removed")] + [("rebuilt", True)],
+)
+def test_data_that_is_replaced_during_a_run_is_never_mixed(how, cache, tmp_path):
+    folder = generated_copy(tmp_path)
+    data = WellData(path=folder, batch_size=2, cache=cache)
+    data.setup("fit")
+    windows = data.loader("train").dataset
+    before = [windows[i]["input"] for i in range(len(windows))]
+    changed_by(how, folder, tmp_path)
+    if cache:  # it goes on with what it has read
+        assert all(torch.equal(windows[i]["input"], x) for i, x in enumerate(before))
+    else:
+        with pytest.raises(ValueError, match=r"train.*was replaced, changed or removed while"):
+            windows[0]
+    with pytest.raises(ValueError, match="data set was changed while it is in use"):
+        data.loader("test")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_file_of_pdebench_that_is_replaced_is_never_mixed(cache, tmp_path):
+    write_trajectories(tmp_path / "x.h5", [5] * 10)
+    data = PDEBench(path=tmp_path / "x.h5", history=1, batch_size=2, cache=cache)
+    data.setup("fit")
+    windows = data.loader("train").dataset
+    before = windows[0]["input"]
+    write_trajectories(tmp_path / "x.h5", [5] * 10, data=np.ones((5, 8, 8, 1), "f4"))
+    if cache:
+        assert torch.equal(windows[0]["input"], before)
+    else:
+        with pytest.raises(ValueError, match=r"x\.h5 was replaced"):
+            windows[0]
+    with pytest.raises(ValueError, match="data set was changed while it is in use"):
+        data.loader("test")

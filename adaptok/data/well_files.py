@@ -27,12 +27,14 @@ class WellFile(NamedTuple):
         times: of the frames, (t,), or (trajectories, t) if they differ.
         schema: name of the set, grid, names of the fields by order, and names of the scalars; all
             files of a set share it.
+        version: of the file that was described, see `Location.version`.
     """
 
     location: Location
     trajectories: int
     times: np.ndarray
     schema: tuple[Any, ...]
+    version: tuple[int, int] | None
 
     @property
     def steps(self) -> int:
@@ -46,6 +48,7 @@ class WellFile(NamedTuple):
         Raises:
             ValueError: if it is damaged or not in the Well's format.
         """
+        version = location.version()
         with location.hdf5() as file:
             missing = [group for group in GROUPS if group not in file]
             if missing:
@@ -59,7 +62,7 @@ class WellFile(NamedTuple):
             names = [tuple(map(str, group.attrs["field_names"])) for group in groups]
             times = increasing_times(sizes["time"][...], str(location))
             schema = (str(file.attrs["dataset_name"]), shape, *names)
-            return cls(location, int(file.attrs["n_trajectories"]), times, schema)
+            return cls(location, int(file.attrs["n_trajectories"]), times, schema, version)
 
     def difference(self, first: WellFile) -> str:
         """Says how the schema differs from that of another file of the set; empty if equal."""

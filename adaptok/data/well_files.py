@@ -16,6 +16,7 @@ from adaptok.data.synthetic import SOLVERS
 from adaptok.data.well_format import GROUPS, ORDERS, SPLITS, TABLES
 from adaptok.data.windows import increasing_times
 from adaptok.registry import choice, close_matches
+from adaptok.utils.keys import is_small
 
 
 class WellFile(NamedTuple):
@@ -175,8 +176,9 @@ def read_statistics(folder: Location) -> dict[str, Any]:
         )
     try:
         content = yaml.safe_load(path.text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(t), dict) for t in TABLES):
+    tables = content if isinstance(content, dict) and is_small(content) else {}
+    if not all(isinstance(tables.get(name), dict) for name in TABLES):
         raise ValueError(f"{path} must have the tables {', '.join(TABLES)}, each by field name")
-    return content
+    return tables

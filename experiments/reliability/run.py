@@ -13,8 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-PARTS = ("kills",)
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "experiments")]
+PARTS = (
+    *("combinations", "arguments", "units", "kills", "signals", "disks", "shared", "foreign"),
+    *("damaged", "pages", "plugins", "load", "compiled", "parallel", "replaced"),
+)
 
 
 def main() -> int:
@@ -30,7 +34,9 @@ def main() -> int:
     for name in options.parts or PARTS:
         begin = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"adaptok-{name}-") as folder:
-            for row in importlib.import_module(name).run(Path(folder), options.quick):
+            for row in importlib.import_module(f"reliability.{name}").run(
+                Path(folder), options.quick
+            ):
                 lines.append("| " + " | ".join(map(str, row)).replace("\n", " ") + " |")
                 failed += row.failed
                 print(lines[-1], flush=True)

@@ -417,12 +417,12 @@ def test_a_file_of_another_kind_is_not_called_missing(tmp_path):
 # reader and `Location.text`. Images are read from a list of paths and are not watched.
 
 
-def changed_by(how: str, folder: Path, root: Path) -> None:
+def changed_by(how: str, folder: Path, root: Path, knobs: dict[str, int] = KNOBS) -> None:
     """Makes a set another one: deleted and rebuilt, a file replaced, changed in place, removed."""
     path = next((folder / "data" / "train").iterdir())
     if how == "rebuilt":
         shutil.rmtree(folder)
-        generate(folder.name, root, **KNOBS | {"seed": 9}, progress=False)
+        generate(folder.name, root, **knobs | {"seed": 9}, progress=False)
     elif how == "replaced":
         with replacing(path) as temporary:
             shutil.copyfile(path, temporary)

@@ -14,6 +14,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -219,7 +220,9 @@ class Registry:
         except BaseException as error:  # SystemExit too: a broken plug-in must not break the others
             for name in set(self._factories) - before:
                 del self._factories[name]
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = type(error).__name__
+            with suppress(Exception):  # its text is the plug-in's code too
+                reason = " ".join(f"{reason}: {error}".split())
             where = f"{self.kind} plug-in {point.name!r} ({point.value})"
             warnings.warn(f"{where} was left out: {reason}", stacklevel=5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -123,7 +124,16 @@ def test_the_processes_of_one_run_share_its_lock(name, tmp_path, monkeypatch):
 # report's runs, curves and pictures, plug-ins, the records of sweeps.
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "just text", "a: &a [*a]", "\x00", "- 1"])
+# A kilobyte that stands for 9 ** 11 values.
+ALIASES = "a0: &a0 [1, 1]\n" + "\n".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a: [", "just text", "a: &a [*a]", "\x00", "- 1", pytest.param(ALIASES, id="aliases")],
+)
 def test_a_damaged_neighbour_does_not_stop_resume_auto(text, tmp_path, capsys):
     for name, content in (("bad", text), ("good", yaml.safe_dump({"history": 1}))):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
@@ -132,8 +142,7 @@ def test_a_damaged_neighbour_does_not_stop_resume_auto(text, tmp_path, capsys):
     os.utime(tmp_path / "good" / "checkpoints" / "last.ckpt", (1, 1))  # the bad one comes first
     found = find_resume("auto", tmp_path / "new", tmp_path, {"history": 1})
     assert found == tmp_path / "good" / "checkpoints" / "last.ckpt"
-    if text != "a: &a [*a]":
-        assert str(tmp_path / "bad") in capsys.readouterr().out
+    assert str(tmp_path / "bad") in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -146,8 +155,7 @@ def test_a_report_leaves_out_bombs_and_shortens_errors(tmp_path, monkeypatch):
     (good / "failed.json").write_text(json.dumps({"error": "x" * 10_000_000}))
     Image.new("RGB", (100, 100)).save(good / "pictures" / "cells.png")
     (good / "metrics.json").write_text(json.dumps({"settings": [{"vrmse": {"mean": 0.5}}]}))
-    aliases = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
-    (bomb / "config.yaml").write_text(f"a0: &a0 [1, 1]\n{aliases}\n")
+    (bomb / "config.yaml").write_text(ALIASES)
     assert main(["report", str(tmp_path), f"out={tmp_path / 'out'}"]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "picture cannot be read" in page
@@ -240,7 +248,11 @@ def test_a_flipped_bit_in_a_generated_set_is_found(tmp_path):
         assert any(path.name in str(problem) for problem in check(folder).problems)
 
 
+ONE = [1, 1]
+for _ in range(20):
+    ONE = [ONE] * 9
 FOREIGN = {
+    "configuration of billions of values": {"adaptok_config": {"a": ONE}},
     "state of strings": {"state_dict": {"a": "text"}},
     "state is a list": {"state_dict": [torch.zeros(2)]},
     "average is nothing": {"averaged_state_dict": None},
@@ -402,3 +414,60 @@ def test_a_file_of_another_kind_is_not_called_missing(tmp_path):
         check(tmp_path / "x.txt")
     with pytest.raises(ValueError, match="no such file or folder"):
         check(tmp_path / "y")
+
+
+# Data replaced during a run. Searched for every open of a file of data: `Location.hdf5`, the Well's
+# reader and `Location.text`. Images are read from a list of paths and are not watched.
+
+
+def changed_by(how: str, folder: Path, root: Path, knobs: dict[str, int] = KNOBS) -> None:
+    """Makes a set another one: deleted and rebuilt, a file replaced, changed in place, removed."""
+    path = next((folder / "data" / "train").iterdir())
+    if how == "rebuilt":
+        shutil.rmtree(folder)
+        generate(folder.name, root, **knobs | {"seed": 9}, progress=False)
+    elif how == "replaced":
+        with replacing(path) as temporary:
+            shutil.copyfile(path, temporary)
+    elif how == "removed":
+        path.unlink()
+    else:
+        with h5py.File(path, "r+") as file:
+            file["t0_fields/pressure"][...] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("how", "cache"),
+    [(how, False) for how in ("rebuilt", "replaced", "in place", "removed")] + [("rebuilt", True)],
+)
+def test_data_that_is_replaced_during_a_run_is_never_mixed(how, cache, tmp_path):
+    folder = generated_copy(tmp_path)
+    data = WellData(path=folder, batch_size=2, cache=cache)
+    data.setup("fit")
+    windows = data.loader("train").dataset
+    before = [windows[i]["input"] for i in range(len(windows))]
+    changed_by(how, folder, tmp_path)
+    if cache:  # it goes on with what it has read
+        assert all(torch.equal(windows[i]["input"], x) for i, x in enumerate(before))
+    else:
+        with pytest.raises(ValueError, match=r"train.*was replaced, changed or removed while"):
+            windows[0]
+    with pytest.raises(ValueError, match="data set was changed while it is in use"):
+        data.loader("test")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_file_of_pdebench_that_is_replaced_is_never_mixed(cache, tmp_path):
+    write_trajectories(tmp_path / "x.h5", [5] * 10)
+    data = PDEBench(path=tmp_path / "x.h5", history=1, batch_size=2, cache=cache)
+    data.setup("fit")
+    windows = data.loader("train").dataset
+    before = windows[0]["input"]
+    write_trajectories(tmp_path / "x.h5", [5] * 10, data=np.ones((5, 8, 8, 1), "f4"))
+    if cache:
+        assert torch.equal(windows[0]["input"], before)
+    else:
+        with pytest.raises(ValueError, match=r"x\.h5 was replaced"):
+            windows[0]
+    with pytest.raises(ValueError, match="data set was changed while it is in use"):
+        data.loader("test")

@@ -165,12 +165,22 @@ def entry_point(name: str, value: str) -> EntryPoint:
     return EntryPoint(name=name, value=value, group="adaptok.sweets")
 
 
+MUTE = """
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+raise Mute
+"""
+
+
 def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatch, tmp_path):
     """Whatever else runs code of others at import: only `Registry._load_plugins` (searched for
     entry_points, import_module and __import__)."""
     asked = []
     (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
     (tmp_path / "leaving_not.py").write_text("thing = None")
+    (tmp_path / "mute.py").write_text(MUTE)
     monkeypatch.syspath_prepend(tmp_path)
 
     def entry_points(group: str) -> list[EntryPoint]:
@@ -183,6 +193,7 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
             entry_point("number", "math:pi"),
             entry_point("nothing", "leaving_not:thing"),
             entry_point("leaves", "leaving:thing"),
+            entry_point("mute", "mute:thing"),
         ]
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
@@ -190,7 +201,7 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
         assert sweets.names() == ["candy", "caramel", "mapping"]
     assert asked == ["adaptok.sweets"]
     texts = [str(warning.message) for warning in caught]
-    assert len(texts) == 6
+    assert len(texts) == 7
     for name, reason in (
         ("gone", "No module named 'no_such_package'"),
         ("candy", "already"),
@@ -198,6 +209,7 @@ def test_plugins_are_loaded_once_and_a_broken_one_is_left_out(sweets, monkeypatc
         ("number", "cannot be called"),
         ("nothing", "is None"),
         ("leaves", "SystemExit: 3"),
+        ("mute", "left out: Mute"),
     ):
         assert any(f"plug-in '{name}'" in text and reason in text for text in texts)
     assert sweets.get("mapping") is Fraction

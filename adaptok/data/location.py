@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 import h5py
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 from fsspec.spec import AbstractFileSystem
 
@@ -66,6 +67,27 @@ class Location:
     def hdf5_files(self) -> list[Location]:
         """Lists the HDF5 files in the folder, sorted by name."""
         return [file for file in self.members() if file.name.endswith(HDF5)]
+
+    def version(self) -> tuple[int, int] | None:
+        """Returns what tells a file from one that replaces it: its size and time, in nanoseconds.
+
+        None for URLs, which would be asked over the network, and for what does not exist.
+        """
+        if not isinstance(self.fs, LocalFileSystem):
+            return None
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    def check_version(self, version: tuple[int, int] | None) -> None:
+        """Raises ``ValueError`` if the file has been replaced, changed or removed since."""
+        if self.version() != version:
+            raise ValueError(
+                f"{self} was replaced, changed or removed while it is in use; what is read from "
+                "now on would not go with what was read before, start again"
+            )
 
     def text(self) -> str:
         """Returns the content of a text file."""

@@ -73,6 +73,7 @@ class PDEBenchFile(NamedTuple):
         trajectories: how many.
         steps: frames of each, one number per trajectory.
         shape: grid points.
+        version: of the file that was described, see `Location.version`.
     """
 
     location: Location
@@ -81,6 +82,7 @@ class PDEBenchFile(NamedTuple):
     trajectories: int
     steps: tuple[int, ...]
     shape: tuple[int, ...]
+    version: tuple[int, int] | None
 
     @classmethod
     def describe(cls, location: Location) -> PDEBenchFile:
@@ -89,19 +91,22 @@ class PDEBenchFile(NamedTuple):
         Raises:
             ValueError: it is damaged, or no 2D file of a known family.
         """
+        version = location.version()
         with location.hdf5() as file:
             for family in (COMPRESSIBLE, INCOMPRESSIBLE):
                 if all(name in file for name in family.arrays):
                     shape = file[family.arrays[0]].shape
                     if len(shape) - (family is INCOMPRESSIBLE) == 4:
                         count, steps, *grid = shape[:4]
-                        return cls(location, family, (), count, (steps,) * count, tuple(grid))
+                        frames = (steps,) * count
+                        return cls(location, family, (), count, frames, tuple(grid), version)
             groups = tuple(name for name in sorted(file) if name.isdigit() and "data" in file[name])
             if groups:
                 steps, grid = _shapes(file, groups, location)
                 for family in (SHALLOW_WATER, DIFFUSION_REACTION):
                     if len(grid) == 3 and grid[-1] == len(family.scalars):
-                        return cls(location, family, groups, len(groups), steps, grid[:2])
+                        count = len(groups)
+                        return cls(location, family, groups, count, steps, grid[:2], version)
             raise ValueError(
                 f"{location} is none of PDEBench's 2D files of incompressible or compressible "
                 "flow, shallow water or diffusion and reaction; "
@@ -203,12 +208,13 @@ class PDEBenchSplit(Split):
         """Reads some frames of a trajectory.
 
         Raises:
-            ValueError: the file is damaged, or a value is not finite.
+            ValueError: the file is damaged or was replaced, or a value is not finite.
         """
         source, number = self.members[index]
         more = f", trajectory {number}"
         with source.location.hdf5(more) as file:
             frames, times = source.frames(file, number, chosen), source.times(file, number)
+        source.location.check_version(source.version)
         where = f"{source.location}{more}"
         values = torch.as_tensor(numbers(frames, f"the fields of {where}"))
         fields = finite_channels(values, 1, self.channels, where, self.replace_nan)
@@ -253,6 +259,9 @@ class PDEBench(WellData):
                     f"{first.location} {first.family.name} on {first.shape}; use a folder for each"
                 )
         return files
+
+    def _versions(self) -> dict[str, Any]:
+        return {str(file.location): file.location.version() for file in self.files}
 
     def _open(self, split: str) -> PDEBenchSplit:
         return PDEBenchSplit(self.files, split, self._cache_bytes, self.replace_nan)

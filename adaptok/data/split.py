@@ -168,17 +168,19 @@ class WellWindows(Windows):
         """Reads the frames of one window of a trajectory.
 
         Raises:
-            ValueError: the file is damaged, or a value is not finite.
+            ValueError: the file is damaged or was replaced, or a value is not finite.
         """
         file, row = self.members[trajectory]
         where = f"{file.location}, trajectory {row}"
         try:
             sample = self.dataset[self.starts[trajectory] + frames.start]
         except (OSError, KeyError, RuntimeError, IndexError, TypeError) as error:
+            file.location.check_version(file.version)
             raise ValueError(
                 "damaged or truncated HDF5 file, or fields of another shape or type, "
                 f"{where}: {error}"
             ) from error
+        file.location.check_version(file.version)  # afterwards: it may change during the reading
         fields = torch.cat([sample["input_fields"], sample["output_fields"]])
         times = file.times[row] if file.times.ndim == 2 else file.times
         metadata, constants = self.dataset.metadata, None

@@ -127,7 +127,7 @@ class WellData(LightningDataModule):
         """Names, shapes and statistics of the set."""
         # any split has the same channels: evaluation does without the training files
         split = next(iter(self._splits.values()), None) or self._split("train")
-        return FieldInfo(
+        info = FieldInfo(
             name=split.metadata.dataset_name,
             ndim=split.metadata.n_spatial_dims,
             shape=tuple(split.metadata.spatial_resolution),
@@ -137,6 +137,8 @@ class WellData(LightningDataModule):
             scalars=tuple(split.scalars),
             **self._statistics(split),
         )
+        self._check_unchanged()
+        return info
 
     def setup(self, stage: str | None = None) -> None:
         """Checks the splits that a stage needs (None: all), and reads those that are cached.
@@ -253,8 +255,36 @@ class WellData(LightningDataModule):
 
     def _split(self, split: str) -> Split:
         if split not in self._splits:
+            _ = self._found
             self._splits[split] = self._open(split)
+            self._check_unchanged()
         return self._splits[split]
+
+    @cached_property
+    def _found(self) -> dict[str, Any]:
+        """Versions of the files of all splits and of the statistics, before the first is read."""
+        return self._versions()
+
+    def _versions(self) -> dict[str, Any]:
+        if self.folder.version() is None:  # a URL
+            return {}
+        places = [self.folder / "data" / split for split in SPLITS]
+        files = [file for place in places for file in place.hdf5_files()]
+        return {str(file): file.version() for file in [*files, self.folder / "stats.yaml"]}
+
+    def _check_unchanged(self) -> None:
+        """Raises ``ValueError`` if a file of the set was replaced, added or removed since.
+
+        What is read later, such as the test split after the training, is of the same set.
+        """
+        found, now = self._found, self._versions()
+        changed = [name for name in {**found, **now} if found.get(name) != now.get(name)]
+        if changed:
+            raise ValueError(
+                f"the data set was changed while it is in use: {changed[0]} was replaced, changed, "
+                "added or removed; what is read from now on would not go with what was read "
+                "before, start again"
+            )
 
     def _open(self, split: str) -> Split:
         return WellSplit(self.folder, split, self._cache_bytes, self.replace_nan, self.skip_bad)

@@ -16,6 +16,7 @@ from adaptok.data.synthetic import SOLVERS
 from adaptok.data.well_format import GROUPS, ORDERS, SPLITS, TABLES
 from adaptok.data.windows import increasing_times
 from adaptok.registry import choice, close_matches
+from adaptok.utils.keys import is_small
 
 
 class WellFile(NamedTuple):
@@ -27,12 +28,14 @@ class WellFile(NamedTuple):
         times: of the frames, (t,), or (trajectories, t) if they differ.
         schema: name of the set, grid, names of the fields by order, and names of the scalars; all
             files of a set share it.
+        version: of the file that was described, see `Location.version`.
     """
 
     location: Location
     trajectories: int
     times: np.ndarray
     schema: tuple[Any, ...]
+    version: tuple[int, int] | None
 
     @property
     def steps(self) -> int:
@@ -46,6 +49,7 @@ class WellFile(NamedTuple):
         Raises:
             ValueError: if it is damaged or not in the Well's format.
         """
+        version = location.version()
         with location.hdf5() as file:
             missing = [group for group in GROUPS if group not in file]
             if missing:
@@ -59,7 +63,7 @@ class WellFile(NamedTuple):
             names = [tuple(map(str, group.attrs["field_names"])) for group in groups]
             times = increasing_times(sizes["time"][...], str(location))
             schema = (str(file.attrs["dataset_name"]), shape, *names)
-            return cls(location, int(file.attrs["n_trajectories"]), times, schema)
+            return cls(location, int(file.attrs["n_trajectories"]), times, schema, version)
 
     def difference(self, first: WellFile) -> str:
         """Says how the schema differs from that of another file of the set; empty if equal."""
@@ -172,8 +176,9 @@ def read_statistics(folder: Location) -> dict[str, Any]:
         )
     try:
         content = yaml.safe_load(path.text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(t), dict) for t in TABLES):
+    tables = content if isinstance(content, dict) and is_small(content) else {}
+    if not all(isinstance(tables.get(name), dict) for name in TABLES):
         raise ValueError(f"{path} must have the tables {', '.join(TABLES)}, each by field name")
-    return content
+    return tables

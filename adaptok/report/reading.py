@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from adaptok.report.runs import (
     Runs,
     SettingResult,
 )
-from adaptok.utils.keys import flattened
+from adaptok.utils.keys import flattened, is_small
 from adaptok.utils.tables import read_metrics
 
 # Folders inside run folders, and beside them, that hold no run.
@@ -42,7 +41,6 @@ CURVES = {
 }
 Curve = Sequence[Mapping[str, float]]  # rows of metrics.csv
 ABOUT = ("parameters", "seconds_per_training_step")
-MOST_VALUES = 1_000_000  # in a file; a few lines of YAML can stand for billions
 LONGEST = 2_000  # characters of an error
 
 
@@ -258,20 +256,12 @@ def _mapping(path: Path, problems: list[LeftOut] | None = None) -> dict[str, Any
         return None
     except Exception:  # of the file system, of the encoding or of the parser
         content = None
-    if isinstance(content, dict) and not any(islice(_values(content), MOST_VALUES, None)):
+    if isinstance(content, dict) and is_small(content):
         return content
     if problems is not None:
         more = " or only half written" if is_json else ""
         problems.append(LeftOut(path.parent, f"{path.name} is damaged{more}"))
     return None
-
-
-def _values(content: Any) -> Iterator[bool]:
-    """Yields True for every value in nested mappings and lists, shared ones each time."""
-    for value in content.values() if isinstance(content, dict) else content:
-        if isinstance(value, (dict, list)):
-            yield from _values(value)
-        yield True
 
 
 def chain(content: Any, *keys: str) -> Any:

@@ -15,7 +15,7 @@ from torch import nn
 
 from adaptok.models.pretrained import build, wrong_tensors
 from adaptok.utils.checksums import damaged_member
-from adaptok.utils.keys import FIXED, WEIGHTS, differences
+from adaptok.utils.keys import FIXED, WEIGHTS, differences, is_small
 
 # What a checkpoint may hold -> its type, and the type in words.
 KEYS: dict[str, tuple[type, str]] = {
@@ -84,6 +84,8 @@ def _fits(checkpoint: Mapping[str, Any], key: str) -> bool:
     value = checkpoint[key]
     if key in ("state_dict", "averaged_state_dict"):
         return all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+    if key.startswith("adaptok_") and not is_small(value):
+        return False
     return not isinstance(value, dict) or all(isinstance(name, str) for name in value)
 
 
@@ -243,7 +245,7 @@ def find_resume(
             continue
         try:
             there = yaml.safe_load(saved.read_text())
-            if not isinstance(there, dict):
+            if not isinstance(there, dict) or not is_small(there):
                 raise ValueError("it holds no configuration")
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             reason = " ".join(str(error).split())

@@ -46,6 +46,8 @@ KEYS: dict[Role, str] = {
 # A key that is not listed has the role of its nearest parent.
 ROLES = {key: role for role, keys in KEYS.items() for key in keys.split()}
 
+MOST_VALUES = 1_000_000  # in a file; a few lines of YAML can stand for billions
+
 # Roles of keys that ...
 WEIGHTS = frozenset({Role.MODEL, Role.DATA, Role.FILE})  # ... the shapes of weights depend on
 FIXED = WEIGHTS | {Role.TRAINING, Role.SEED}  # ... must not change when a run resumes
@@ -108,3 +110,16 @@ def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in config.items():
         yield from flattened(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def is_small(content: Any) -> bool:
+    """Tells whether nested mappings and lists hold at most `MOST_VALUES` values, of which those
+    that several places share, or that contain themselves, count each time.
+    """
+    rest, count = [content], 0
+    while rest and count <= MOST_VALUES:
+        value = rest.pop()
+        if isinstance(value, (Mapping, list, tuple)):
+            count += len(value)
+            rest.extend(value.values() if isinstance(value, Mapping) else value)
+    return count <= MOST_VALUES

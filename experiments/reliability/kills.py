@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from reliability.rows import Row, row
 
 HERE = Path(__file__).parent
 STEPS = 30
@@ -28,15 +29,6 @@ HOOKS = (  # of the run, or of a job of the sweep
     "os.replace:after:5",
     "adaptok.tasks.surrogate.evaluate:before:1",  # trained, not yet tested
 )
-
-
-class Row(NamedTuple):
-    """A line of the table of figures."""
-
-    what: str
-    tried: int
-    failed: int
-    note: str = ""
 
 
 def command(folder: Path, mode: str, data: Path) -> list[str]:
@@ -134,7 +126,7 @@ def killed_by_hook(hook: str, mode: str, folder: Path, reference: Reference) -> 
     if code != -signal.SIGKILL:
         return f"{hook} did not kill: exit {code}: {errors[-300:]}"
     code, errors = finish(arguments)
-    return _judged(code, errors, folder, reference)
+    return judged(code, errors, folder, reference)
 
 
 def killed_at_random(
@@ -150,12 +142,12 @@ def killed_at_random(
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             continue
-        return number, _judged(process.returncode, errors, folder, reference)
+        return number, judged(process.returncode, errors, folder, reference)
     code, errors = finish(arguments)
-    return kills, _judged(code, errors, folder, reference)
+    return kills, judged(code, errors, folder, reference)
 
 
-def _judged(code: int, errors: str, folder: Path, reference: Reference) -> str:
+def judged(code: int, errors: str, folder: Path, reference: Reference) -> str:
     if code:
         return f"exit {code}: {errors[-300:]}"
     return "" if equal(contents(folder), reference.left) else "other bits than without a kill"
@@ -170,7 +162,7 @@ def run(folder: Path, quick: bool = False) -> list[Row]:
         hooks = HOOKS[-1:] if quick else HOOKS
         for number, hook in enumerate(hooks):
             wrong.append(killed_by_hook(hook, mode, place / f"hook{number}" / "run", reference))
-        rows.append(_row(f"kill -9 at hooked points, {mode}", len(hooks), wrong))
+        rows.append(row(f"kill -9 at hooked points, {mode}", wrong, "bits equal"))
         goal, done, wrong, number = (1 if quick else 10), 0, [], 0
         while done < goal and number < 10 * goal:
             to = min(goal - done, 3)
@@ -178,10 +170,8 @@ def run(folder: Path, quick: bool = False) -> list[Row]:
             kills, reason = killed_at_random(to, mode, own, reference, seed=number)
             done, number = done + kills, number + 1
             wrong.append(reason)
-        rows.append(_row(f"kill -9 at random, {mode}", done, wrong))
+        failed = row("", wrong)
+        rows.append(
+            Row(f"kill -9 at random, {mode}", done, failed.failed, failed.note or "bits equal")
+        )
     return rows
-
-
-def _row(what: str, tried: int, wrong: Sequence[str]) -> Row:
-    failed = [reason for reason in wrong if reason]
-    return Row(what, tried, len(failed), "; ".join(failed) or "bits equal")

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-PARTS = ("kills",)
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "experiments")]
+PARTS = (
+    *("combinations", "arguments", "units", "kills", "signals", "disks", "shared", "foreign"),
+    *("damaged", "pages", "plugins", "load", "compiled", "parallel", "replaced"),
+)
 
 
 def main() -> int:
@@ -28,13 +33,18 @@ def main() -> int:
         parser.error(f"unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}")
     lines, failed = ["| what | tried | failed | note |", "| --- | ---: | ---: | --- |"], 0
     for name in options.parts or PARTS:
-        begin = time.monotonic()
+        begin, used = time.monotonic(), sum(os.times()[:4])
         with tempfile.TemporaryDirectory(prefix=f"adaptok-{name}-") as folder:
-            for row in importlib.import_module(name).run(Path(folder), options.quick):
+            for row in importlib.import_module(f"reliability.{name}").run(
+                Path(folder), options.quick
+            ):
                 lines.append("| " + " | ".join(map(str, row)).replace("\n", " ") + " |")
                 failed += row.failed
                 print(lines[-1], flush=True)
-        print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr)
+        seconds = (
+            f"{time.monotonic() - begin:.0f} s, {sum(os.times()[:4]) - used:.0f} s of one core"
+        )
+        print(f"{name}: {seconds}", file=sys.stderr)
     if options.out is not None:
         options.out.write_text("\n".join(lines) + "\n")
     return 1 if failed else 0

@@ -81,6 +81,7 @@ def own_configuration(wanted: Config, typed: Sequence[Any]) -> dict[str, Any]:
     run = wanted["resume"]
     saved = read_config(Path(run))
     config = {**copy.deepcopy(dict(wanted)), **copy.deepcopy(saved)}
+    config.pop("resolved", None)  # found anew
     for key in wanted:
         if role_of(key) is Role.START or key in ("logger", "sweep"):
             config[key] = wanted[key]

@@ -40,6 +40,7 @@ READERS = {
     "optim": ([Optim, ClassifierOptim], set()),
     "trainer": ([lightning.Trainer, make_trainer], {"compile"}),
     "logger": ([make_trainer], {"tensorboard", "mlflow"}),
+    "callbacks": ([], {"early_stopping", "learning_rate"}),
     "size": ([], {"dim", "depth", "heads", "mlp_ratio"}),
     "tokenizer": ([], set()),
     "processor": ([], set()),
@@ -124,7 +125,7 @@ COMMAND_KEYS = {
         "save_predictions",
         "video",
     },
-    "tokenize": {"split", "samples", "settings"},
+    "tokenize": {"split", "samples", "settings", "tokenizers", "budget"},
     "data": {"overwrite", "picture"},
 }
 

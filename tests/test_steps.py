@@ -219,7 +219,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     module.register_buffer("unused", torch.zeros(1))
     first = module.model[1].weight
     first.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(ValueError, match=r"weights are not finite after step 1; no checkpoint was"):
+    with pytest.raises(
+        ValueError, match=r"weights are not finite after step 1; there is no checkpoint before"
+    ):
         fit(module, tmp_path, max_steps=1)
     assert not (tmp_path / "checkpoints").exists()
 

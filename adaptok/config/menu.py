@@ -138,7 +138,8 @@ def validation_error(task: str) -> str:
 
 def run_folder() -> str:
     """Returns the folder of the running job; outside of one, the working folder."""
-    return HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "."
+    runtime = HydraConfig.get().runtime if HydraConfig.initialized() else {}
+    return runtime.get("output_dir") or "."
 
 
 def register_parts(task: str = TASKS[0]) -> None:

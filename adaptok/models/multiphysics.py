@@ -23,7 +23,7 @@ from adaptok.models.parts import (
     mode_of_history,
     tokenize,
 )
-from adaptok.models.recording import recorded_values
+from adaptok.models.recording import recorded_values, with_border
 from adaptok.registry import Part, choice
 from adaptok.utils.arguments import Depth, Dimensions, Positive, checked
 
@@ -345,7 +345,7 @@ def create_multiphysics(
     model = Multiphysics(*parts, options, **made)
     names = {"fields": list(fields), "constants": list(model.constants)}
     arguments |= {"dim": model.tokenizer.spec.dim, **names}
-    model.config = {"kind": "multiphysics", **recorded_values(arguments)}
+    model.config = {"kind": "multiphysics", **with_border(recorded_values(arguments), "clip")}
     return model
 
 

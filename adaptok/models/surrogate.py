@@ -14,7 +14,7 @@ from adaptok.cells import Cells
 from adaptok.layers.mixed import by_shape, check_list, decoded, of_run, runs
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
-from adaptok.models.recording import recorded_values
+from adaptok.models.recording import recorded_values, with_border
 from adaptok.registry import Part
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, check_value, checked
@@ -217,7 +217,7 @@ def create_surrogate(
     sizes = {"dim": dim, "depth": depth, "heads": heads}
     surrogate = Surrogate(tokenizer, processor, decoder, options, **sizes)
     arguments["dim"] = surrogate.tokenizer.spec.dim
-    surrogate.config = {"kind": "surrogate", **recorded_values(arguments)}
+    surrogate.config = {"kind": "surrogate", **with_border(recorded_values(arguments), "clip")}
     return surrogate
 
 

@@ -63,7 +63,7 @@ def grid_index(cells: Cells, level: int) -> Int64[Tensor, " n"]:
     """
     size = cells.sizes[level]
     index = cells.sample
-    for axis, (g, p) in enumerate(zip(level_grid(cells.shape, size), size, strict=True)):
+    for axis, (g, p) in enumerate(zip(level_grid(cells.reach, size), size, strict=True)):
         index = index * g + cells.origin[:, axis].long() // p
     return index
 
@@ -91,7 +91,7 @@ def scatter_to_grid(
         values: one per entry of `rows`; those of one grid cell add up.
         rows: as `rows_of_levels` gives them; values of filler rows (number n) are left out.
     """
-    grid, n = level_grid(cells.shape, cells.sizes[level]), cells.count
+    grid, n = level_grid(cells.reach, cells.sizes[level]), cells.count
     count = cells.batch_size * product(grid)
     slots = torch.where(rows < n, grid_index(cells, level)[rows.clamp(max=n - 1)], count)
     canvas = values.new_zeros(count + 1, values.shape[1]).index_add(0, slots, values)
@@ -109,16 +109,16 @@ def _bounded_rows(cells: Cells, level: int) -> Int64[Tensor, " m"]:
     if not cells.on_grid:  # any number of cells may have one level
         own = cells.level == level
         return torch.where(own, torch.arange(n, device=cells.device), n)
-    every = product(level_grid(cells.shape, cells.sizes[level]))
+    every = product(level_grid(cells.reach, cells.sizes[level]))
     # Samples of one known length each keep the bound: it is stated for one and repeated.
     length = common(cells.lengths)
     samples, rows = (cells.batch_size, n) if length is None else (1, length)
     bound = min(rows, samples * min(every, cells.max_seqlen))
     size, finest = cells.sizes[level], cells.sizes[-1]
-    if cells.tiling and not any(s % p for s, p in zip(cells.shape, size, strict=True)):
+    if cells.tiling and not any(s % p for s, p in zip(cells.reach, size, strict=True)):
         # Holds only if every cell of this level is whole, and every other one covers at least one.
         merged = product(size) // product(finest)
-        spare = samples * product(level_grid(cells.shape, finest)) - rows
+        spare = samples * product(level_grid(cells.reach, finest)) - rows
         bound = min(bound, spare // (merged - 1)) if merged > 1 else bound
     bound = bound if length is None else bound * cells.batch_size
     member = cells.level == level
@@ -135,7 +135,7 @@ def owner_grid(cells: Cells) -> Int64[Tensor, "b g"]:
     rows = torch.arange(n, device=cells.device)
     owner: Tensor | None = None
     for level, size in enumerate(cells.sizes):
-        grid = level_grid(cells.shape, size)
+        grid = level_grid(cells.reach, size)
         count = b * product(grid)
         slots = torch.where(cells.level == level, grid_index(cells, level), count)
         own = torch.full((count + 1,), -1, dtype=torch.int64, device=cells.device)
@@ -181,7 +181,7 @@ def finest_owner(cells: Cells) -> Int64[Tensor, "b *shape"]:
     levels.
     """
     owner, finest = owner_grid(cells), cells.sizes[-1]
-    owner = owner.unflatten(1, level_grid(cells.shape, finest))
+    owner = owner.unflatten(1, level_grid(cells.reach, finest))
     for axis, (p, n) in enumerate(zip(finest, cells.shape, strict=True)):
         owner = owner.repeat_interleave(p, dim=axis + 1).narrow(axis + 1, 0, n)
     return owner

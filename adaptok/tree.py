@@ -37,21 +37,26 @@ class Counts(NamedTuple):
 class Tree:
     """Static description of all possible cells of a domain (hashable; holds no tensors).
 
-    If the domain does not divide, the root grid overhangs it: a node that crosses the border always
-    splits, and a finest cell that crosses it is clipped.
+    If the domain does not divide, the root grid overhangs it, and `border` says what then happens.
+    "split": a node that crosses the border always splits, and a finest cell that crosses it is
+    clipped. "clip": nodes that cross it are like others; their cells keep their size and are cut
+    at the border where values are read and painted.
 
     Args:
         shape: grid points per space axis.
         sizes: cell size of each level, coarse to fine, one number per space axis.
         order: order of a sample's cells, see `ORDERS`.
+        border: "split" or "clip".
     """
 
     shape: tuple[int, ...]
     sizes: Sizes
     order: str = "depth_first"
+    border: str = "split"
 
     def __post_init__(self):
         choice("order", self.order, ORDERS)
+        choice("border", self.border, BORDERS)
         if any(len(size) != len(self.shape) for size in self.sizes):
             raise ValueError(f"sizes {self.sizes} do not have {len(self.shape)} axes each")
         if not nested(self.sizes) or min(map(min, self.sizes)) < 1:
@@ -86,7 +91,19 @@ class Tree:
 
     def counts(self) -> Counts:
         """Counts the cells and splits per frame that the borders force, and all possible splits."""
-        return _tables(self.shape, self.sizes).counts
+        counts = _tables(self.shape, self.sizes).counts
+        return counts if self.border == "split" else Counts(self.inside[0], 0, counts.possible)
+
+    @property
+    def divides(self) -> bool:
+        """Whether no node that can split crosses the border."""
+        return self.inside[:-1] == self.whole[:-1]
+
+    @property
+    def overhangs(self) -> bool:
+        """Whether cells may stick out of the domain."""
+        pairs = zip(self.shape, self.sizes[0], strict=True)
+        return self.border == "clip" and any(n % size for n, size in pairs)
 
     @property
     def inside(self) -> tuple[int, ...]:
@@ -100,7 +117,7 @@ class Tree:
 
     def nodes(self, device: torch.device) -> Nodes:
         """Returns the geometry of all nodes as tensors, cached per device."""
-        return _nodes(self.shape, self.sizes, self.order, device)
+        return _nodes(self.shape, self.sizes, self.order, self.border, device)
 
     def expand(self, coarse: Tensor, level: int) -> Tensor:
         """Hands the values of the nodes of `level`, (..., nodes), down to their children."""
@@ -154,15 +171,17 @@ def _tables(shape: tuple[int, ...], sizes: Sizes) -> _Tables:
 
 
 class Nodes(NamedTuple):
-    """Geometry of the nodes of a tree: `forced`, `outside` and `inside` by node number, the rest
-    in the order of cells."""
+    """Geometry of the nodes of a tree: the first three in the order of cells, the rest by node
+    number."""
 
     origin: Tensor  # int32 (nodes, D)
-    size: Tensor  # int32 (nodes, D), clipped to the domain; below 1 for nodes outside
+    size: Tensor  # int32 (nodes, D); "split": clipped to the domain, below 1 for nodes outside
     level: Tensor  # int8 (nodes,)
     order: Tensor  # int64 (nodes,): number of each node in the order of cells
     inside: Tensor  # bool (nodes,): meets the domain
-    forced: Tensor  # bool (inner,): crosses the border, so it always splits
+    points: Tensor  # int64 (nodes,): grid points inside the domain
+    beyond: Tensor  # int64 (inner,): children beyond the border, of a node inside it
+    forced: Tensor  # bool (inner,): crosses the border and therefore always splits
     outside: Tensor  # bool (inner,)
 
 
@@ -195,16 +214,22 @@ def _level_raster(tree: Tree) -> Tensor:
 
 
 ORDERS = {"depth_first": _depth_first, "level": _level_raster}
+BORDERS = ("clip", "split")
 
 
 @cached_constant(64)
-def _nodes(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.device) -> Nodes:
-    tree = Tree(shape, sizes, order)
+def _nodes(
+    shape: tuple[int, ...], sizes: Sizes, order: str, border: str, device: torch.device
+) -> Nodes:
+    tree = Tree(shape, sizes, order, border)
     origin, size, level = _node_geometry(tree)
     end = torch.tensor(shape)
     inside = (origin < end).all(1)
     crosses = inside & (origin + size > end).any(1)
     clipped = torch.minimum(size, end - origin)
+    points = clipped.clamp_min(0).prod(1)
+    if border == "clip":
+        crosses, clipped = torch.zeros_like(crosses), size
     rows = ORDERS[order](tree)
     nodes = Nodes(
         origin=origin[rows].int(),
@@ -212,10 +237,18 @@ def _nodes(shape: tuple[int, ...], sizes: Sizes, order: str, device: torch.devic
         level=level[rows].to(torch.int8),
         order=rows,
         inside=inside,
+        points=points,
+        beyond=_children_beyond(inside, tree),
         forced=crosses[: tree.inner],
         outside=~inside[: tree.inner],
     )
     return Nodes(*(x.to(device) for x in nodes))
+
+
+def _children_beyond(inside: Bool[Tensor, " nodes"], tree: Tree) -> Int64[Tensor, " inner"]:
+    levels = tree.per_level(inside)
+    counts = [tree.sum_children((~levels[i + 1]).long(), i) for i in range(tree.n_levels - 1)]
+    return torch.cat([*counts, inside.new_zeros(0, dtype=torch.int64)]) * inside[: tree.inner]
 
 
 def sum_pyramid(points: Float[Tensor, "b f *s"], tree: Tree) -> Float[Tensor, "b f inner"]:
@@ -247,7 +280,10 @@ def _sum_blocks(x: Tensor, axis: int, block: int) -> Tensor:
 
 
 def leaves(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f nodes"]:
-    """Finds nodes that exist and do not split; a split below an unsplit node has no effect."""
+    """Finds nodes that exist and do not split; a split below an unsplit node has no effect.
+
+    With the border "clip" nodes beyond the border exist too, as children of nodes that cross it.
+    """
     levels = _existing_levels(split, tree)
     splits = tree.per_level(split)
     out = [exists & ~parents for exists, parents in zip(levels, splits, strict=False)]
@@ -262,12 +298,12 @@ def existing(split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f 
 def _existing_levels(
     split: Bool[Tensor, "b f inner"], tree: Tree
 ) -> list[Bool[Tensor, "b f level"]]:
-    divides = tree.counts().forced == 0
+    every = tree.divides or tree.border == "clip"
     inside = tree.per_level(tree.nodes(split.device).inside)
     out = [inside[0].expand(*split.shape[:2], -1)]
     for level, splits in enumerate(tree.per_level(split)):
         children = tree.expand(out[-1] & splits, level)
-        out.append(children if divides else children & inside[level + 1])
+        out.append(children if every else children & inside[level + 1])
     return out
 
 
@@ -282,9 +318,33 @@ def cells_from_splits(
 ) -> Cells:
     """Turns the leaves of split masks into cells, see `cells_from_nodes`."""
     node = leaves(split, tree)
+    if tree.overhangs:
+        node = _filled(node, tree, lengths, total, frames)
     return cells_from_nodes(
         node, tree, frames=frames, frame_size=frame_size, lengths=lengths, total=total
     )
+
+
+def _filled(
+    node: Bool[Tensor, "b f nodes"],
+    tree: Tree,
+    lengths: Lengths | None,
+    total: Count | None,
+    frames: int,
+) -> Bool[Tensor, "b f nodes"]:
+    """Drops leaves beyond the border, but for those that are needed to reach a known number."""
+    inside = tree.nodes(node.device).inside
+    within, beyond = node & inside, node & ~inside
+    if lengths is None and total is None:
+        return within
+    shared = frames // node.shape[1]  # frames that use each tiling
+    if lengths is not None:
+        beyond, wanted = beyond.flatten(1), known.column(lengths, node.device) // shared
+        have = within.flatten(1).sum(1, keepdim=True)
+    else:
+        beyond, wanted, have = beyond.flatten(), total // shared, within.sum()
+    kept = beyond & (beyond.cumsum(-1) <= wanted - have)
+    return within | kept.view_as(within)
 
 
 def cells_from_nodes(
@@ -333,6 +393,7 @@ def cells_from_nodes(
         sizes=tuple((frame_size, *size) for size in tree.sizes),
         tiling=tiling,
         on_grid=True,
+        overhang=tree.overhangs,
     )
 
 

@@ -24,7 +24,8 @@ def tokens_on(shape, budgets, *, dim=24, frames=1, frame_size=1, uniform=None) -
         tokenizer = adaptok.create_tokenizer("uniform", **make, size=uniform)
         cells = tokenizer.cells(field)
     else:
-        tokenizer = adaptok.create_tokenizer("iap", **make, min_size=2, max_size=8)
+        make |= {"min_size": 2, "max_size": 8, "border": "split"}
+        tokenizer = adaptok.create_tokenizer("iap", **make)
         cells = tokenizer.cells(field, budget=list(budgets))
     features = torch.randn(len(cells), dim, dtype=torch.float64)
     return tokenizer.spec, TokenSet(features, cells)

@@ -83,6 +83,7 @@ def tokens_on(shape, sizes, frame_size, frames, mode, version):
         dim=8,
         sizes=sizes,
         mode=mode,
+        border="split",
         fraction=0.4,
         frame_size=frame_size,
         embedding={"name": "hmlp", "version": version},

@@ -174,6 +174,7 @@ def test_a_budget_is_never_exceeded_and_equation_1_holds(height, width, step, ex
             max_size=8,
             budget=budget,
             splits_per_step=step,
+            border="split",
         )
     assert len(cells) == least + 3 * number_of_splits(forest, budget, step) <= budget
 

@@ -34,7 +34,8 @@ def fields():
 
 
 def mixed_tokens() -> TokenSet:
-    tokenizer = adaptok.create_tokenizer("iap", ndim=2, in_channels=2, dim=8)
+    knobs = {"ndim": 2, "in_channels": 2, "dim": 8, "border": "split"}
+    tokenizer = adaptok.create_tokenizer("iap", **knobs)
     return tokenizer([x[:1] for x in fields()], budget=[42, 42, 38])
 
 

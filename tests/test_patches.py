@@ -70,7 +70,7 @@ def cells_of(kind: str, frames: int = 1) -> Cells:
         "1d": ((61,), [12, 30]),
     }[kind]
     ndim = len(shape)
-    knobs = {"min_size": 2, "max_size": 8, "frame_size": frames}
+    knobs = {"min_size": 2, "max_size": 8, "frame_size": frames, "border": "split"}
     tokenizer = adaptok.create_tokenizer("iap", ndim=ndim, in_channels=1, dim=8, **knobs)
     return tokenizer.cells(torch.rand(2, frames, 1, *shape), budget=budgets)
 

@@ -97,6 +97,7 @@ def test_cells_equal_a_heap(domain, kind, fill, seed):
         min_size=sizes[-1],
         max_size=sizes[0],
         budget=budget,
+        border="split",
     )
     assert boxes(cells) == refine(score, sizes, budget)
     assert len(cells) <= budget
@@ -115,6 +116,7 @@ def test_several_splits_per_step_equal_the_literal_loop(domain, kind, step, fill
         max_size=sizes[0],
         budget=budgets,
         splits_per_step=step,
+        border="split",
     )
     for sample, budget in enumerate(budgets):
         assert boxes(cells, sample) == refine(scores[sample], sizes, budget, step)
@@ -210,9 +212,10 @@ def test_counts_equal_brute_force(domain):
 
 
 def test_the_border_rule():
-    """A node that crosses the border always splits; a finest cell that crosses it is clipped."""
-    cells = adaptok.cells_from_score(torch.zeros(1, 8, 11), min_size=2, max_size=8, budget=24)
-    least = adaptok.cells_from_score(torch.zeros(1, 8, 11), min_size=2, max_size=8, budget=9)
+    """With "split" a node that crosses the border splits; a finest cell that does is clipped."""
+    knobs = {"min_size": 2, "max_size": 8, "border": "split"}
+    cells = adaptok.cells_from_score(torch.zeros(1, 8, 11), **knobs, budget=24)
+    least = adaptok.cells_from_score(torch.zeros(1, 8, 11), **knobs, budget=9)
     assert boxes(least) == [
         (0, (0, 0), (8, 8)),
         *[(2, (y, x), (2, min(2, 11 - x))) for y in (0, 2) for x in (8, 10)],
@@ -220,7 +223,7 @@ def test_the_border_rule():
     ]
     assert cells.size[:, 2].min() == 1
     with pytest.raises(ValueError, match="budget 8 is below the 9 cells"):
-        adaptok.cells_from_score(torch.zeros(1, 8, 11), min_size=2, max_size=8, budget=8)
+        adaptok.cells_from_score(torch.zeros(1, 8, 11), **knobs, budget=8)
 
 
 # ---- pyramid

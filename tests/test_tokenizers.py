@@ -33,8 +33,13 @@ def embed_by_hand(tokenizer, x: torch.Tensor, cells) -> torch.Tensor:
 
 SMALL = {
     "uniform": {"size": 4},
-    "iap": {"min_size": 2, "max_size": 8, "budget": 60},
-    "composed": {"min_size": 2, "max_size": 8, "marking": {"name": "random", "budget": 60}},
+    "iap": {"min_size": 2, "max_size": 8, "budget": 60, "border": "split"},
+    "composed": {
+        "min_size": 2,
+        "max_size": 8,
+        "marking": {"name": "random", "budget": 60},
+        "border": "split",
+    },
 }
 
 

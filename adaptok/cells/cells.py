@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from adaptok.cells.groups import GridLayout, Groups, inverse_permutation, product, sorted_groups
 from adaptok.cells.lengths import Count, Equal, Lengths, common, each, repeated
 from adaptok.utils.arguments import check_fields
+from adaptok.utils.constants import constant
 from adaptok.utils.reading import reads_are_free
 
 
@@ -29,7 +30,8 @@ class Cells:
 
     Attributes:
         origin: first grid point; may be negative if supports overlap a padded border.
-        size: extent, at least 1 (cells at the border of a domain that does not divide are clipped).
+        size: extent, at least 1; cells at the border of a domain that does not divide are clipped,
+            unless they `overhang`.
         level: index into `sizes`, 0 is the coarsest.
         cu_seqlens: sample i owns rows cu_seqlens[i]:cu_seqlens[i + 1].
         max_seqlen: host number, at least the longest sample.
@@ -43,6 +45,9 @@ class Cells:
         on_grid: whether every cell lies on the grid of its level: the origin a multiple of the
             level's size, the size that of the level but for clipping at the border. Parts that
             index such grids refuse other cells.
+        overhang: whether cells at the border keep the size of their level, stick out, and may lie
+            beyond it (they fill up a fixed number of tokens). `extended` gives them the domain that
+            they tile; values beyond the border are made by the boundary's rule, and cut off again.
         mixed: shapes of the samples if they differ (`shape` is then ignored), else None.
         bounded: whether no two cells are alike, so that geometry bounds how many rows share a
             group; False for rows with filler, which repeats a cell any number of times.
@@ -59,6 +64,7 @@ class Cells:
     tiling: bool = True
     layout: Any = None
     on_grid: bool = dataclasses.field(default=False, kw_only=True)
+    overhang: bool = dataclasses.field(default=False, kw_only=True)
     mixed: tuple[tuple[int, ...], ...] | None = dataclasses.field(default=None, kw_only=True)
     bounded: bool = dataclasses.field(default=True, kw_only=True)
 
@@ -105,6 +111,22 @@ class Cells:
             return self.shape
         return torch.tensor(self.mixed, device=self.device)[self.sample]
 
+    def _rounded(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if not self.overhang:
+            return shape
+        return tuple(-(-n // size) * size for n, size in zip(shape, self.sizes[0], strict=True))
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """(t, *space) that the cells tile: `shape`, or if they overhang the next multiple of the
+        coarsest size.
+        """
+        return self._rounded(self.shape)
+
+    def extended(self) -> Cells:
+        """The same cells of a domain in which none sticks out, see `reach`."""
+        return self.replace(shape=self.reach, overhang=False) if self.overhang else self
+
     @property
     def batch_size(self) -> Count:
         """Number of samples."""
@@ -146,8 +168,13 @@ class Cells:
 
     @property
     def volume(self) -> Int64[Tensor, " n"]:
-        """Number of grid points in each cell."""
-        return self.size.prod(1)
+        """Number of grid points in each cell, inside the domain."""
+        size = self.size
+        if self.overhang:
+            ends: Any = self.extents
+            ends = constant(ends, self.device) if isinstance(ends, tuple) else ends
+            size = torch.minimum(size, ends.to(size.dtype) - self.origin).clamp(min=0)
+        return size.prod(1)
 
     def to(self, *args: Any, **kwargs: Any) -> Cells:
         """Moves the geometry to a device; dtypes stay as they are."""
@@ -163,7 +190,8 @@ class Cells:
         """Puts the samples of several batches into one; their shapes may differ.
 
         Raises:
-            ValueError: no parts, or parts with other sizes, layout or axes.
+            ValueError: no parts, parts with other sizes, layout or axes, or some whose cells are
+                clipped at the border and others where they are not.
         """
         if not parts:
             raise ValueError("Cells.cat needs at least one part")
@@ -174,6 +202,11 @@ class Cells:
                     "parts must share sizes and layout, got "
                     f"{first.sizes}, {first.layout} and {part.sizes}, {part.layout}"
                 )
+        overhang = any(part.overhang for part in parts)
+        for part in parts:
+            ends = {n % size for s in part.shapes for n, size in zip(s, part.sizes[0], strict=True)}
+            if part.overhang != overhang and ends != {0}:
+                raise ValueError("the cells of some parts are clipped at the border, others not")
         known = [part.lengths for part in parts if isinstance(part.lengths, tuple)]
         starts, before = [first.cu_seqlens[:1]], 0
         for part in parts:
@@ -191,6 +224,7 @@ class Cells:
             all(part.tiling for part in parts),
             first.layout,
             on_grid=all(part.on_grid for part in parts),
+            overhang=overhang,
             mixed=tuple(itertools.chain(*(part.shapes for part in parts))),
             bounded=all(part.bounded for part in parts),
         )
@@ -313,8 +347,9 @@ class Cells:
         return min(self.max_seqlen, layers * product(counts))
 
     def _largest(self) -> tuple[int, ...]:
-        """Largest extent of each axis over the samples."""
-        return self.shape if self.mixed is None else tuple(map(max, *self.mixed))
+        """Largest extent of each axis over the samples, up to where cells reach."""
+        largest = self.shape if self.mixed is None else tuple(map(max, *self.mixed))
+        return self._rounded(largest)
 
     def _grid_groups(self, axes: Sequence[int], layout: GridLayout) -> Groups:
         """Groups by bands of a regular grid, whose equal lengths are known without asking the
@@ -387,7 +422,7 @@ class Cells:
         what = "no cell is larger than the size of its level"
         if self.on_grid and bool(fits.all()):
             extent = torch.as_tensor(self.extents, device=self.device)
-            inside = torch.minimum(size, extent - self.origin)
+            inside = size if self.overhang else torch.minimum(size, extent - self.origin)
             fits = (self.origin % size == 0) & (self.size == inside)
             what = "every cell lies on the grid of its level (on_grid=True)"
         if not bool(fits.all()):
@@ -404,18 +439,20 @@ class Cells:
         Raises:
             ValueError: the cells of a sample overlap, leave a hole or stick out of the domain.
         """
-        owner = torch.full((self.batch_size, *self.shape), -1)
+        whole = self.reach
+        owner = torch.full((self.batch_size, *whole), -1)
         samples, starts = self.sample.tolist(), self.origin.tolist()
         for row, (sample, start, size) in enumerate(
             zip(samples, starts, self.size.tolist(), strict=True)
         ):
             box = tuple(slice(o, o + s) for o, s in zip(start, size, strict=True))
-            if any(s.start < 0 or s.stop > e for s, e in zip(box, self.shape, strict=True)):
-                raise ValueError(f"cell {row} at {start} of size {size} sticks out of {self.shape}")
+            if any(s.start < 0 or s.stop > e for s, e in zip(box, whole, strict=True)):
+                raise ValueError(f"cell {row} at {start} of size {size} sticks out of {whole}")
             region = owner[(sample, *box)]
             if bool((region != -1).any()):
                 raise ValueError(f"cell {row} at {start} of size {size} overlaps another cell")
             region.fill_(row)
+        owner = owner[(slice(None), *map(slice, self.shape))]
         if bool((owner == -1).any()):
             raise ValueError("the cells leave a hole: not a tiling")
         return owner.to(self.device)
@@ -453,7 +490,7 @@ def register_pytree(cls: type, leaves: tuple[str, ...], static: tuple[str, ...] 
 _TENSORS = ("origin", "size", "level", "cu_seqlens")
 _STATIC = (
     *("max_seqlen", "lengths", "shape", "sizes", "tiling", "layout"),
-    *("on_grid", "mixed", "bounded"),
+    *("on_grid", "overhang", "mixed", "bounded"),
 )
 _FIELDS = _TENSORS + _STATIC
 register_pytree(Cells, _TENSORS, _STATIC)

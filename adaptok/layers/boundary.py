@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from adaptok.cells import Count
@@ -57,6 +58,35 @@ def check_boundary(boundary: Any, batch: Count, ndim: int) -> None:
         raise ValueError(
             f"boundary: an axis is periodic at both ends or at none, got {codes.tolist()}"
         )
+
+
+def periodic_axes(boundary: Boundary, ndim: int, like: Tensor) -> list[Tensor | None]:
+    """Returns per axis a bool tensor that broadcasts against `like`; the host reads no code."""
+    if boundary is None:
+        return [None] * ndim
+    codes = codes_of_samples(boundary, like.shape[0], ndim)
+    periodic = (codes.to(like.device) == PERIODIC).all(-1).expand(like.shape[0], ndim)
+    return [periodic[:, axis].view(-1, *[1] * (like.ndim - 1)) for axis in range(ndim)]
+
+
+def pad_beyond(
+    x: Float[Tensor, "b t c *s"], space: Sequence[int], boundary: Boundary
+) -> Float[Tensor, "b t c *r"]:
+    """Continues a field beyond the far end of each axis up to `space` grid points.
+
+    A periodic axis starts anew; a wall and an open end repeat the last value.
+    """
+    first = x.ndim - len(space)
+    for axis, wrap in enumerate(periodic_axes(boundary, len(space), x), start=first):
+        n, end = x.shape[axis], space[axis - first]
+        if n == end:
+            continue
+        beyond = torch.arange(n, end, device=x.device)
+        more = x.index_select(axis, torch.full_like(beyond, n - 1))
+        if wrap is not None:
+            more = torch.where(wrap, x.index_select(axis, beyond % n), more)
+        x = torch.cat([x, more], axis)
+    return x
 
 
 def boundary_codes(

@@ -114,17 +114,29 @@ def collate(samples: Sequence[Any]) -> Any:
     return default_collate(samples)
 
 
+def decoded(decode: Callable[..., Any], tokens: TokenSet, *args: Any, **kwargs: Any) -> Any:
+    """Calls a decoder, for cells that stick out of the domain with the domain that they tile, and
+    keeps what it paints inside.
+    """
+    cells = tokens.cells
+    if cells.mixed is not None or not cells.overhang:
+        return decode(tokens, *args, **kwargs)
+    painted = decode(tokens.replace(cells=cells.extended()), *args, **kwargs)
+    return painted[(..., *map(slice, cells.shape[1:]))]
+
+
 def gives_lists(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a decoder take tokens of samples of different size; it returns a list of fields
-    (t, c, *space) for them.
+    (t, c, *space) for them. See `decoded` for cells that stick out.
     """
 
     @functools.wraps(forward)
     def call(self: Any, tokens: TokenSet, *args: Any, **kwargs: Any) -> Any:
         check_tokens(tokens, getattr(self, "spec", None), self)
+        own = functools.partial(forward, self)
         if tokens.cells.mixed is None:
-            return forward(self, tokens, *args, **kwargs)
-        parts = [forward(self, part, *args, **kwargs) for part in by_shape(tokens)]
+            return decoded(own, tokens, *args, **kwargs)
+        parts = [decoded(own, part, *args, **kwargs) for part in by_shape(tokens)]
         return [field for part in parts for field in part]
 
     return call

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from adaptok.cells import Cells
+from adaptok.layers.mixed import decoded
 from adaptok.models.fields import FieldEmbedding, FieldHeads
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import (
@@ -22,7 +23,7 @@ from adaptok.models.parts import (
     mode_of_history,
     tokenize,
 )
-from adaptok.models.recording import recorded_values
+from adaptok.models.recording import recorded_values, with_border
 from adaptok.registry import Part, choice
 from adaptok.utils.arguments import Depth, Dimensions, Positive, checked
 
@@ -99,7 +100,7 @@ class Multiphysics(nn.Module):
         lifted = self.options.folded(self.embedding(x, inputs))
         tokens = tokenize(self.tokenizer, seen, lifted, boundary=boundary, **control)
         tokens = tokens.replace(cond=self._condition(lead_time, x))
-        painted = self.decoder(self.processor(tokens))  # (b, t', width, *space)
+        painted = decoded(self.decoder, self.processor(tokens))  # (b, t', width, *space)
         return self.heads(nn.functional.gelu(painted), outputs)
 
     def cells(
@@ -344,7 +345,7 @@ def create_multiphysics(
     model = Multiphysics(*parts, options, **made)
     names = {"fields": list(fields), "constants": list(model.constants)}
     arguments |= {"dim": model.tokenizer.spec.dim, **names}
-    model.config = {"kind": "multiphysics", **recorded_values(arguments)}
+    model.config = {"kind": "multiphysics", **with_border(recorded_values(arguments), "clip")}
     return model
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.layers.two_stage import ConvLayout
 from adaptok.models.one_step import OneStepOptions
-from adaptok.models.recording import recorded
+from adaptok.models.recording import recorded, with_border
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, is_factory, name_of
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.utils.arguments import Dimensions, Positive, checked
@@ -118,7 +118,11 @@ def create_tokenizer(
             f"tokenizer {name_of(name)} is for {spec.in_channels} channel(s) in {spec.ndim} "
             f"dimension(s), it gets {in_channels} in {ndim}"
         )
-    _note(tokenizer, name, {"kind": "tokenizer", **recorded(part), **wired})
+    _note(
+        tokenizer,
+        name,
+        with_border({"kind": "tokenizer", **recorded(part), **wired}, "clip"),
+    )
     return tokenizer
 
 

@@ -19,7 +19,7 @@ from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import create_multiphysics, create_system
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.parts import create_tokenizer
-from adaptok.models.recording import CLASS, places, recorded, refusals, with_parts
+from adaptok.models.recording import CLASS, places, recorded, refusals, with_border, with_parts
 from adaptok.models.surrogate import create_surrogate
 from adaptok.tokens import Tokenizer, TokenizerSpec
 from adaptok.utils.atomic import replacing
@@ -173,6 +173,7 @@ def build(
     """
     if not isinstance(config, Mapping) or config.get("kind") not in BUILDERS:
         raise ValueError(f"{where} must name the kind of its model, one of {', '.join(BUILDERS)}")
+    config = with_border(config, "split")
     arguments = {k: v for k, v in with_parts(config, parts or {}).items() if k != "kind"}
     try:
         return BUILDERS[config["kind"]](**arguments)

@@ -15,6 +15,7 @@ from torch import nn
 
 from adaptok.registry import Part, is_factory, name_of
 
+CLIPPING = ("composed", "iap", "matey")  # tokenizers whose default border has become "clip"
 CLASS, REFUSED = "class", "not recorded"  # the keys; no parameter can have these names
 
 
@@ -40,6 +41,22 @@ def recorded_values(value: Any) -> Any:
     if is_factory(value):
         return _factory(value)
     return _ready(value) if callable(value) else value
+
+
+def with_border(config: Mapping[str, Any], border: str) -> dict[str, Any]:
+    """Notes what cells do at the border if the configuration of a model does not say it.
+
+    Models of before this knob have none, and were made with "split".
+    """
+    name, tokenizer = config.get("name"), config.get("tokenizer")
+    if config.get("kind") == "tokenizer" and name in CLIPPING:
+        return {"border": border, **config}
+    if isinstance(config.get("model"), Mapping):
+        return {**config, "model": with_border(config["model"], border)}
+    knobs = {"name": tokenizer} if isinstance(tokenizer, str) else tokenizer
+    if isinstance(knobs, Mapping) and knobs.get("name") in CLIPPING:
+        return {**config, "tokenizer": {"border": border, **knobs}}
+    return dict(config)
 
 
 def _factory(factory: Callable[..., Any]) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.cells import Cells
-from adaptok.layers.mixed import by_shape, check_list, of_run, runs
+from adaptok.layers.mixed import by_shape, check_list, decoded, of_run, runs
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
-from adaptok.models.recording import recorded_values
+from adaptok.models.recording import recorded_values, with_border
 from adaptok.registry import Part
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, check_value, checked
@@ -111,7 +111,7 @@ class Surrogate(OneStepModel):
         processed = by_shape(self.processor(TokenSet.cat([tokens for *_, tokens in parts])))
         out: list[Tensor] = []
         for (x, prepared, _), tokens in zip(parts, processed, strict=True):
-            out += self._in_physical_units(x, prepared, self.decoder(tokens), all_frames)
+            out += self._in_physical_units(x, prepared, decoded(self.decoder, tokens), all_frames)
         return out
 
     if TYPE_CHECKING:  # torch types every call as Any
@@ -147,7 +147,7 @@ class Surrogate(OneStepModel):
     ) -> Float[Tensor, "b t c *s"]:
         given = (prepared.scored, prepared.x)
         tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
-        return self.decoder(self.processor(tokens))
+        return decoded(self.decoder, self.processor(tokens))
 
     def cells(
         self,
@@ -217,7 +217,7 @@ def create_surrogate(
     sizes = {"dim": dim, "depth": depth, "heads": heads}
     surrogate = Surrogate(tokenizer, processor, decoder, options, **sizes)
     arguments["dim"] = surrogate.tokenizer.spec.dim
-    surrogate.config = {"kind": "surrogate", **recorded_values(arguments)}
+    surrogate.config = {"kind": "surrogate", **with_border(recorded_values(arguments), "clip")}
     return surrogate
 
 

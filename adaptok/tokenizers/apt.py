@@ -32,6 +32,7 @@ def apt(
     frame_size: Positive = 1,
     per_frame: bool = False,
     ignore: Ignore = "constants",
+    border: str = "split",
 ) -> TreeTokenizer:
     """APT: entropy against a threshold per level, resized patches with a zero-initialised branch.
 
@@ -58,6 +59,8 @@ def apt(
         per_frame: a tiling per frame.
         ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
             or channels by number; [] for none, the paper's behaviour.
+        border: what cells do that cross the border of the domain: "split" (down to the finest,
+            paper) or "clip" (they may stay whole), see `composed`.
 
     Raises:
         ValueError: thresholds that do not fit the sizes, or invalid knobs.
@@ -83,4 +86,5 @@ def apt(
         frame_size=frame_size,
         per_frame=per_frame,
         ignore=ignore,
+        border=border,
     )

@@ -27,7 +27,6 @@ from adaptok.tokenizers.marking import (
 from adaptok.tokenizers.marking.fraction import cells_of_fraction
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import Tokenizer, as_field
-from adaptok.tree import Tree
 
 
 @runtime_checkable
@@ -182,8 +181,7 @@ def _ratio(tokenizer: TreeTokenizer, budget: int, shape: Sequence[int]) -> float
     """Finds the largest share of cells to split, to 2^-20, that stays within the budget."""
     frames = frames_of_cells(shape[0], tokenizer.spec.sizes[0][0])
     own, shared = (frames, 1) if tokenizer.per_frame else (1, frames)
-    sizes = tuple(size[1:] for size in tokenizer.spec.sizes)
-    tree = Tree(tuple(shape[1:]), sizes, tokenizer.order)
+    tree = tokenizer.tree(shape[1:])
 
     def count(ratio: float) -> int:
         return shared * cells_of_fraction(ratio, tree, own, kept=not tokenizer.spec.tiling)

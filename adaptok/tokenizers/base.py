@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.layers.boundary import check_boundary
+from adaptok.layers.boundary import check_boundary, pad_beyond
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
@@ -74,12 +74,17 @@ class CellTokenizer(nn.Module):
     ) -> TokenSet:
         """Embeds cells; `x` may differ from the field that they were made for.
 
+        Cells that stick out of the domain see it continued by the boundary's rule, see
+        `adaptok.layers.boundary.pad_beyond`.
+
         Raises:
             ValueError: another number of channels than `spec.in_channels`, or another shape.
         """
         x = as_field(x, self.spec.ndim, self.spec.in_channels)
         check_embedded(x, cells, boundary, self)
-        return TokenSet(self.embedding(x, cells), cells)
+        whole = cells.extended()
+        x = pad_beyond(x, whole.shape[1:], boundary)
+        return TokenSet(self.embedding(x, whole), cells)
 
     @takes_lists
     def tokenize(

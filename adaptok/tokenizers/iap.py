@@ -30,6 +30,7 @@ def iap(
     frames: str = "mean",
     frame_size: Positive = 1,
     per_frame: bool = False,
+    border: str = "clip",
 ) -> TreeTokenizer:
     """IAP: Sobel gradient indicator and best-first refinement to a token budget.
 
@@ -54,6 +55,8 @@ def iap(
         frames: "mean" or "max" over frames, if these are not folded into channels.
         frame_size: extent of every cell in time.
         per_frame: a tiling per frame.
+        border: what cells do that cross the border of the domain: "clip" (they may stay whole) or
+            "split" (down to the finest), see `composed`.
     """
     gradient = {"k": k, "padding": padding, "weights": weights}
     gradient |= {"power": power, "channels": channels, "frames": frames}
@@ -73,4 +76,5 @@ def iap(
         frame_size=frame_size,
         per_frame=per_frame,
         ignore=ignore,
+        border=border,
     )

@@ -35,6 +35,7 @@ def matey(
     embedding: Part = "linear",
     legacy_positions: bool = False,
     ignore: Ignore = "constants",
+    border: str = "clip",
 ) -> TreeTokenizer:
     """MATEY: cells whose variance is close to the largest one are refined.
 
@@ -56,6 +57,8 @@ def matey(
         legacy_positions: give fine tokens the misplaced positions of the paper-era code.
         ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
             or channels by number; [] for none, the paper's behaviour.
+        border: what cells do that cross the border of the domain: "clip" (they may stay whole) or
+            "split" (down to the finest), see `composed`.
 
     Raises:
         ValueError: sizes that do not nest, or legacy positions without their two levels or with a
@@ -85,6 +88,7 @@ def matey(
         EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=spec.sizes),
         per_frame=per_frame,
         ignore=ignore,
+        border=border,
     )
 
 

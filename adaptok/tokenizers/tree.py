@@ -66,6 +66,7 @@ class TreeTokenizer(CellTokenizer):
         per_frame: a tiling per frame instead of one for all frames.
         ignore: channels that the indicator does not see: "constants" (those that `tell_channels`
             was told; none of a tokenizer alone), or a list of numbers, negative ones from the end.
+        border: "clip" or "split" cells that cross the border, see `Tree`.
     """
 
     def __init__(
@@ -78,15 +79,16 @@ class TreeTokenizer(CellTokenizer):
         order: str = "depth_first",
         per_frame: bool = False,
         ignore: Ignore = "constants",
+        border: str = "clip",
     ):
         super().__init__(dataclasses.replace(spec, on_grid=True), embedding)
         self.indicator = INDICATORS.checked(indicator)
         self.marking = MARKINGS.checked(marking)
-        self.order = order
+        self.order, self.border = order, border
         self.per_frame = per_frame
         self.ignore = as_ignore(ignore)
         self.constants: tuple[int, ...] = ()
-        Tree((1,) * spec.ndim, self._space_sizes, order)  # raises here if the sizes are wrong
+        self.tree((1,) * spec.ndim)  # raises here if the sizes are wrong
 
     def tell_channels(self, constants: Sequence[int], channels: int) -> None:
         """Tells which of the channels are static constants; a surrogate does so.
@@ -116,9 +118,10 @@ class TreeTokenizer(CellTokenizer):
         name = (getattr(self, "config", None) or {}).get("name", type(self).__name__)
         return f"tokenizer {name!r} with the marking {type(self.marking).__name__}"
 
-    @property
-    def _space_sizes(self) -> Sizes:
-        return tuple(size[1:] for size in self.spec.sizes)
+    def tree(self, space: Sequence[int]) -> Tree:
+        """Returns the tree over a domain."""
+        sizes = tuple(size[1:] for size in self.spec.sizes)
+        return Tree(tuple(space), sizes, self.order, self.border)
 
     @takes_lists
     def cells(
@@ -172,7 +175,7 @@ class TreeTokenizer(CellTokenizer):
                 cells = cells_from_splits(marks.split, tree, **size, **known)
                 check_count(marks, cells, self.marking)
             else:  # more than the leaves, whose number does not help
-                node = existing(marks.split, tree)
+                node = existing(marks.split, tree) & tree.nodes(scores.device).inside
                 cells = cells_from_nodes(node, tree, **size, tiling=False)
         return _Refined(scores, tree, cells)
 
@@ -197,7 +200,7 @@ class TreeTokenizer(CellTokenizer):
             field = rearrange(field, "b (f fs) ... -> (b f) fs ...", fs=frame_size)
             if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1:
                 boundary = repeat(boundary, "b ... -> (b f) ...", f=frames)
-        tree = Tree(tuple(field.shape[3:]), self._space_sizes, self.order)
+        tree = self.tree(field.shape[3:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.indicator)):
             scores = self.indicator(field, tree, boundary=boundary)
         check_scores(scores, (field.shape[0], tree.inner), self.indicator)
@@ -215,7 +218,7 @@ class TreeTokenizer(CellTokenizer):
         points = getattr(self.indicator, "score_map", None)
         if points is not None:
             return points(field, boundary=boundary)
-        tree = Tree(tuple(field.shape[3:]), self._space_sizes)
+        tree = self.tree(field.shape[3:])
         finest = tree.per_level(self.indicator(field, tree, boundary=boundary))[-1]
         x = finest.unflatten(1, tree.grids[-2])
         for axis, (size, n) in enumerate(zip(tree.sizes[-2], tree.shape, strict=True)):
@@ -259,6 +262,7 @@ def composed(
     frame_size: Positive = 1,
     per_frame: bool = False,
     ignore: Ignore = "constants",
+    border: str = "clip",
 ) -> TreeTokenizer:
     """Combines any indicator × marking × embedding × order; a part is a name, or a name with knobs.
 
@@ -276,6 +280,9 @@ def composed(
         per_frame: a tiling per frame instead of one shared by all frames of a sample.
         ignore: what the indicator does not see: "constants" (the static fields of a surrogate),
             fields by name or channels by number; [] for none.
+        border: what a cell does that crosses the border of a domain that does not divide: "clip"
+            (it may stay whole; beyond the border it sees the field continued by the boundary's
+            rule) or "split" (it splits down to the finest, which is padded with zeros).
     """
     sizes = level_sizes(
         2 if min_size is None else min_size, 16 if max_size is None else max_size, ndim, frame_size
@@ -289,6 +296,7 @@ def composed(
         order=order,
         per_frame=per_frame,
         ignore=ignore,
+        border=border,
     )
 
 
@@ -312,6 +320,7 @@ def cells_from_score(
     max_size: PerAxis,
     budget: Budget,
     splits_per_step: Positive = 1,
+    border: str = "clip",
 ) -> Cells:
     """Refines a score map best-first to a token budget; returns cells of one frame.
 
@@ -324,6 +333,7 @@ def cells_from_score(
         max_size: coarsest cell, min_size times a power of two.
         budget: cells per sample, one number or one per sample; never exceeded.
         splits_per_step: 1 is exact; K > 1 runs the paper's loop (IAP, Algorithms 1 and 2).
+        border: "clip" or "split" cells that cross the border of the domain, see `composed`.
 
     Raises:
         ValueError: not a finite floating-point map, sizes that do not nest, or a budget below the
@@ -334,7 +344,8 @@ def cells_from_score(
         raise ValueError(f"a score map is (b, *space) with 1 to 3 axes, got {tuple(score.shape)}")
     score = as_field(score.unsqueeze(1), ndim, what="score map")[:, 0].detach()  # (b, 1, *space)
     score = score.to(torch.promote_types(score.dtype, torch.float32))  # sums overflow float16
-    tree = Tree(tuple(score.shape[2:]), tuple(s[1:] for s in level_sizes(min_size, max_size, ndim)))
+    sizes = tuple(size[1:] for size in level_sizes(min_size, max_size, ndim))
+    tree = Tree(tuple(score.shape[2:]), sizes, border=border)
     marking = BudgetMarking(splits_per_step=splits_per_step)
     marks = marking(sum_pyramid(score, tree), tree, budget=budget)
     return cells_from_splits(marks.split, tree, frames=1, lengths=marks.lengths)

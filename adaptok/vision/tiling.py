@@ -41,7 +41,12 @@ class ImageCells(nn.Module):
         self.spec, self.stats = spec, (tuple(mean), tuple(std))
         rule = {"name": "threshold", "thresholds": thresholds} if marking is None else marking
         self.trees = TreeTokenizer(
-            spec, INDICATORS.build(indicator), MARKINGS.build(rule), nn.Identity(), order="level"
+            spec,
+            INDICATORS.build(indicator),
+            MARKINGS.build(rule),
+            nn.Identity(),
+            order="level",
+            border="split",
         )
         self.thresholds = tuple(thresholds) if marking is None else None
 

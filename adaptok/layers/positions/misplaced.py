@@ -22,7 +22,7 @@ def misplaced_center(cells: Cells) -> Float[Tensor, "n a"]:
     if len(cells.sizes) != 2:
         raise ValueError(f"misplaced positions have two levels, these cells {len(cells.sizes)}")
     coarse, fine = cells.sizes[0], cells.level == 1
-    grid = level_grid(cells.shape, coarse)
+    grid = level_grid(cells.reach, coarse)
     count, space = cells.batch_size * product(grid), product(grid[1:])
     parent = grid_index(cells, 0)  # of a fine cell: the coarse grid cell around its origin
     refined = torch.zeros(count, dtype=torch.int64, device=cells.device)

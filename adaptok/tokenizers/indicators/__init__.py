@@ -1,11 +1,10 @@
 """Indicators: functions that score every inner node of a tree."""
 
+from adaptok.layers.boundary import periodic_axes
 from adaptok.tokenizers.indicators.base import (
-    PERIODIC,
     Indicator,
     Intensity,
     channel_weights,
-    periodic_axes,
     points_of_nodes,
 )
 from adaptok.tokenizers.indicators.entropy import EntropyIndicator
@@ -18,6 +17,7 @@ from adaptok.tokenizers.indicators.gradient import (
 from adaptok.tokenizers.indicators.laplacian import LaplacianIndicator
 from adaptok.tokenizers.indicators.resampling import ResamplingIndicator
 from adaptok.tokenizers.indicators.variance import VarianceIndicator, channel_variances
+from adaptok.utils.boundary import PERIODIC
 
 __all__ = [
     "PERIODIC",

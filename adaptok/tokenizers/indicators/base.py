@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from adaptok.layers.boundary import Boundary, codes_of_samples
+from adaptok.layers.boundary import Boundary
 from adaptok.registry import choice
 from adaptok.tree import Tree
-from adaptok.utils.boundary import PERIODIC
 from adaptok.utils.magnitude import squarable, wide
 
 LUMA = (0.2989, 0.5870, 0.1140)  # the sum of 0.9999 is the reference's
@@ -37,21 +36,9 @@ class Indicator(Protocol):
         ...
 
 
-def periodic_axes(boundary: Boundary, ndim: int, like: Tensor) -> list[Tensor | None]:
-    """Returns per axis a bool tensor that broadcasts against `like`; the host reads no code."""
-    if boundary is None:
-        return [None] * ndim
-    codes = codes_of_samples(boundary, like.shape[0], ndim)
-    periodic = (codes.to(like.device) == PERIODIC).all(-1).expand(like.shape[0], ndim)
-    return [periodic[:, axis].view(-1, *[1] * (like.ndim - 1)) for axis in range(ndim)]
-
-
 def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]:
     """Counts the grid points of every inner node that lie inside the domain."""
-    nodes = tree.nodes(device)
-    points = nodes.size.long().clamp_min(0).prod(1)
-    by_number = torch.empty_like(points).scatter_(0, nodes.order, points)
-    return by_number[: tree.inner]
+    return tree.nodes(device).points[: tree.inner]
 
 
 def check_weights(weights: Sequence[float] | None) -> tuple[float, ...] | None:

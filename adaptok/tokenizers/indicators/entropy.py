@@ -68,7 +68,7 @@ def entropies(
     if tree.n_levels == 1:
         return torch.zeros(b, 0, device=device)
     counts, scores = histograms(bin_of_point, tree, bins), []
-    points = tree.per_level(points_of_nodes(tree, device)) if tree.counts().forced else None
+    points = tree.per_level(points_of_nodes(tree, device)) if not tree.divides else None
     for level in reversed(range(tree.n_levels - 1)):
         if level < tree.n_levels - 2:
             for axis, ratio in enumerate(tree.ratios[level]):  # adds up the children

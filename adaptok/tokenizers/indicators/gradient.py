@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.layers.boundary import Boundary
+from adaptok.layers.boundary import Boundary, periodic_axes
 from adaptok.registry import INDICATORS, choice
 from adaptok.tokenizers.indicators.base import (
     Field,
     Scores,
     channel_weights,
     check_weights,
-    periodic_axes,
 )
 from adaptok.tree import Tree, sum_pyramid
 from adaptok.utils.arguments import Positive, Power, Weights, checked

@@ -6,14 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.layers.boundary import Boundary
+from adaptok.layers.boundary import Boundary, periodic_axes
 from adaptok.patches import pad_end
 from adaptok.registry import INDICATORS, choice
 from adaptok.tokenizers.indicators.base import (
     Field,
     Intensity,
     Scores,
-    periodic_axes,
     points_of_nodes,
 )
 from adaptok.tokenizers.indicators.gradient import PADDINGS, stencil

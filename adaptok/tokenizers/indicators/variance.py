@@ -94,7 +94,7 @@ def _points(field: Tensor, tree: Tree, t: int) -> tuple[Tensor, Tensor, Tensor]:
     size, channels = (t, *tree.sizes[-2]), field.shape[2]
     field = pad_end(field, tree.sizes[0])
     values = patchify(field, size).unflatten(2, (channels, -1)).movedim(2, -1)  # (b, nodes, k, c)
-    if tree.counts().forced == 0:
+    if tree.divides:
         inside = values.new_ones(1, 1, values.shape[2], 1)
     else:
         mask = pad_end(field.new_ones(1, t, 1, *tree.shape), tree.sizes[0])

@@ -72,7 +72,7 @@ def rankable(scores: Float[Tensor, "b f inner"], tree: Tree) -> Float[Tensor, "b
     that do not exist.
     """
     scores = finite(scores)
-    if not tree.counts().forced:
+    if tree.divides:
         return scores
     nodes = tree.nodes(scores.device)
     return scores.masked_fill(nodes.forced, torch.inf).masked_fill(nodes.outside, -torch.inf)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -12,20 +14,36 @@ from adaptok.tree import Tree, leaves
 from adaptok.utils.reading import reads_are_free
 
 
-def top_mask(scores: Float[Tensor, "b k"], counts: Lengths) -> Bool[Tensor, "b k"]:
+class Wanted(NamedTuple):
+    """How many nodes each sample splits, and bounds that the host knows."""
+
+    counts: Int64[Tensor, "b 1"]
+    least: int
+    most: int
+
+    @classmethod
+    def of(cls, counts: Lengths | Wanted, device: torch.device) -> Wanted:
+        """Uploads numbers of the host."""
+        if isinstance(counts, Wanted):
+            return counts
+        known = distinct(counts)
+        return cls(column(counts, device), min(known, default=0), max(known, default=0))
+
+
+def top_mask(scores: Float[Tensor, "b k"], counts: Lengths | Wanted) -> Bool[Tensor, "b k"]:
     """Selects the `counts[i]` highest entries of row i; among equals, those of lower index.
 
     A plain top-k breaks ties in any order and could take a child without its parent.
     """
-    wanted, known = column(counts, scores.device), distinct(counts)
-    bar = _nth_highest(scores, wanted, min(known, default=0), max(known, default=0))
+    wanted = Wanted.of(counts, scores.device)
+    bar = _nth_highest(scores, *wanted)
     above, ties = scores > bar, scores == bar
-    room = wanted - above.sum(1, keepdim=True)
+    room = wanted.counts - above.sum(1, keepdim=True)
     return above | (ties & (ties.cumsum(1) <= room))
 
 
 def split_best_first(
-    scores: Float[Tensor, "b f inner"], tree: Tree, counts: Lengths
+    scores: Float[Tensor, "b f inner"], tree: Tree, counts: Lengths | Wanted
 ) -> Bool[Tensor, "b f inner"]:
     """Exact best-first refinement for any scores, by selection instead of sorting.
 
@@ -44,9 +62,9 @@ def split_best_first(
     """
     if tree.n_levels == 1:
         return torch.zeros_like(scores, dtype=torch.bool)
-    left, known = column(counts, scores.device), distinct(counts)
+    left, *bounds = Wanted.of(counts, scores.device)
     candidates = torch.ones_like(scores, dtype=torch.bool)
-    return _pop(scores, candidates, left, (min(known), max(known)), tree, tree.n_levels - 1)
+    return _pop(scores, candidates, left, (bounds[0], bounds[1]), tree, tree.n_levels - 1)
 
 
 def _pop(
@@ -149,7 +167,7 @@ def _handed_down(
 
 
 def split_stepwise(
-    scores: Float[Tensor, "b f inner"], tree: Tree, counts: Lengths, step: int
+    scores: Float[Tensor, "b f inner"], tree: Tree, counts: Lengths | Wanted, step: int
 ) -> Bool[Tensor, "b f inner"]:
     """Runs the paper's loop: each step splits the `step` best of the current leaves (IAP,
     Algorithm 1).
@@ -158,13 +176,14 @@ def split_stepwise(
     those; the loop continues until every sample has its number of splits.
     """
     split = tree.nodes(scores.device).forced.expand_as(scores).clone()
-    left, most = column(counts, scores.device).squeeze(1), max(distinct(counts))
-    left = left - split.flatten(1).sum(1)
+    wanted = Wanted.of(counts, scores.device)
+    left, most = wanted.counts.squeeze(1) - split.flatten(1).sum(1), wanted.most
     forced = scores.shape[1] * tree.counts().forced
     # List scheduling of out-trees on `step` machines ends within this many steps (Graham's bound).
+    inside = ~tree.nodes(scores.device).outside
     steps = -(-(most - forced) // step) + tree.n_levels
     for _ in range(steps if most > forced else 0):
-        candidates = leaves(split, tree)[..., : tree.inner]
+        candidates = leaves(split, tree)[..., : tree.inner] & inside
         masked = scores.masked_fill(~candidates, -torch.inf).flatten(1)
         order = masked.argsort(dim=1, descending=True, stable=True)[:, :step]
         room = torch.arange(order.shape[1], device=scores.device) < left[:, None]

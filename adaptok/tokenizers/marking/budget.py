@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from adaptok.cells import Lengths, product
@@ -18,9 +18,16 @@ from adaptok.tokenizers.marking.base import (
     per_sample,
     rankable,
 )
-from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwise, top_mask
+from adaptok.tokenizers.marking.best_first import (
+    Wanted,
+    split_best_first,
+    split_stepwise,
+    top_mask,
+)
 from adaptok.tree import Tree
 from adaptok.utils.arguments import Positive, checked
+
+ROUNDS = 4  # of splits in place of those whose children lie beyond the border
 
 
 @MARKINGS.register("budget")
@@ -28,6 +35,8 @@ class BudgetMarking:
     """Best-first refinement to a token budget (IAP, Algorithms 1 and 2), never above it.
 
     Ties split the coarser node first, then in raster order; tilings per frame go frame by frame.
+    If cells may stick out of the domain, a split that leaves children beyond the border pays only
+    for those inside; the few cells that are missing to a number that the host knows lie beyond it.
 
     Args:
         budget: cells per sample over all frames; per call also one number per sample.
@@ -76,14 +85,34 @@ class BudgetMarking:
         _warn_above_finest(budgets, tree, frames * shared)
         splits = each(budgets, lambda t: plans[t][0])
         lengths = each(budgets, lambda t: plans[t][1] * shared)
-        scores = rankable(scores, tree)
-        if self.splits_per_step > 1:
-            split = split_stepwise(scores, tree, splits, self.splits_per_step)
-        elif monotone:
-            split = top_mask(scores.flatten(1), splits).view_as(scores)
-        else:
-            split = split_best_first(scores, tree, splits)
+        split = self._split(rankable(scores, tree), tree, splits, monotone)
         return Marks(split, lengths)
+
+    def _split(
+        self, scores: Tensor, tree: Tree, counts: Lengths, monotone: bool
+    ) -> Bool[Tensor, "b f inner"]:
+        if self.splits_per_step > 1:
+            return split_stepwise(scores, tree, counts, self.splits_per_step)
+        split = _best(scores, tree, counts, monotone)
+        if tree.n_levels == 1 or not tree.overhangs:
+            return split
+        # Children beyond the border are no use, so others split in their place, round by round.
+        first, beyond = Wanted.of(counts, scores.device), tree.nodes(scores.device).beyond
+        most = scores.shape[1] * tree.counts().possible
+        for _ in range(ROUNDS):
+            spare = (split * beyond).flatten(1).sum(1, keepdim=True)
+            more = first.counts + spare // (product(tree.ratios[0]) - 1)
+            wanted = Wanted(more.clamp(max=most), first.least, most)
+            split = _best(scores, tree, wanted, monotone)
+        return split
+
+
+def _best(
+    scores: Float[Tensor, "b f inner"], tree: Tree, counts: Lengths | Wanted, monotone: bool
+) -> Bool[Tensor, "b f inner"]:
+    if monotone:
+        return top_mask(scores.flatten(1), counts).view_as(scores)
+    return split_best_first(scores, tree, counts)
 
 
 def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tuple[int, int]:
@@ -106,7 +135,10 @@ def plan(budget: int, tree: Tree, frames: int, shared: int, step: int = 1) -> tu
     if len(children) > 1:
         raise ValueError(f"a budget needs one ratio between all levels, got sizes {tree.sizes}")
     gain = children.pop() - 1
-    splits = min(step * ((budget - leaves) // (step * gain)), possible - forced)
+    most = possible - forced
+    if tree.overhangs and step == 1:  # others split in place of those with children beyond
+        most = min(most, -((leaves - frames * tree.inside[-1]) // gain))
+    splits = min(step * ((budget - leaves) // (step * gain)), most)
     return forced + splits, leaves + splits * gain
 
 

@@ -52,6 +52,8 @@ class FractionMarking:
         exists: Tensor | None = None
         split = []
         for level, own in enumerate(tree.per_level(rankable(scores, tree))):
+            if tree.border == "clip":  # what lies beyond the border ranks last, but exists
+                own = own.clamp(min=torch.finfo(own.dtype).min)
             own = own if exists is None else own.masked_fill(~exists, -torch.inf)
             chosen = top_mask(own.flatten(1), repeated(counts[level], b)).view_as(own)
             split.append(chosen)
@@ -69,10 +71,12 @@ def cells_of_fraction(ratio: float, tree: Tree, frames: int, *, kept: bool = Fal
 def _plan(ratio: float, tree: Tree, frames: int) -> tuple[list[int], int]:
     """Counts splits per level, and leaves, of one sample over `frames` trees."""
     inside, whole = tree.inside, tree.whole
+    if tree.border == "clip":  # nodes beyond the border exist, too
+        inside = whole = tuple(map(product, tree.grids))
     exist, splits, leaves = frames * inside[0], [], 0
     for level, ratios in enumerate(tree.ratios):
         crossing = frames * (inside[level] - whole[level])
-        chosen = max(int(ratio * exist), crossing)
+        chosen = min(max(int(ratio * exist), crossing), frames * tree.inside[level])
         splits.append(chosen)
         leaves += exist - chosen
         # Whatever does not lie below whole nodes lies below crossing ones.

@@ -335,14 +335,14 @@ def _filled(
     """Drops leaves beyond the border, but for those that are needed to reach a known number."""
     inside = tree.nodes(node.device).inside
     within, beyond = node & inside, node & ~inside
-    if lengths is None and total is None:
-        return within
     shared = frames // node.shape[1]  # frames that use each tiling
     if lengths is not None:
         beyond, wanted = beyond.flatten(1), known.column(lengths, node.device) // shared
         have = within.flatten(1).sum(1, keepdim=True)
-    else:
+    elif total is not None:
         beyond, wanted, have = beyond.flatten(), total // shared, within.sum()
+    else:
+        return within
     kept = beyond & (beyond.cumsum(-1) <= wanted - have)
     return within | kept.view_as(within)
 

@@ -138,8 +138,11 @@ def validation_error(task: str) -> str:
 
 def run_folder() -> str:
     """Returns the folder of the running job; outside of one, the working folder."""
-    runtime = HydraConfig.get().runtime if HydraConfig.initialized() else {}
-    return runtime.get("output_dir") or "."
+    if not HydraConfig.initialized() or OmegaConf.is_missing(
+        HydraConfig.get().runtime, "output_dir"
+    ):
+        return "."
+    return HydraConfig.get().runtime.output_dir
 
 
 def register_parts(task: str = TASKS[0]) -> None:

@@ -126,11 +126,15 @@ def test_a_full_size_model_has_the_counts_of_the_paper(name):
     assert len(lines) == 1
 
 
+# Of its runs at six budgets each one takes minutes: thousands of steps of the paper's loop.
+COUNTED = [name for name in OWN if name != "iap_table7"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", COUNTED)
 def test_full_size_models_have_the_counts_of_the_paper(name):
-    """Every third one: `make reproduce EXP=... DRY=1` counts all, in minutes."""
-    chosen = [run.name for run in read(name).runs["full"]][::3]
+    """Every fifth one: `make reproduce EXP=... DRY=1` counts all, in minutes."""
+    chosen = [run.name for run in read(name).runs["full"]][::5]
     lines, wrong = dry().dry_run(read(name), chosen)
     assert not wrong
     assert len(lines) == len(chosen)

@@ -101,10 +101,9 @@ class Ragged:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["linear", "cross_attention", "local"])
-def test_a_compiled_training_step_equals_the_eager_one(decoder):
+def test_a_compiled_training_step_equals_the_eager_one():
     torch.manual_seed(0)
-    make = {**SMALL, "decoder": decoder, "tokenizer": {"name": "iap", "max_size": 8, "budget": 40}}
+    make = {**SMALL, "decoder": "local", "tokenizer": {"name": "iap", "max_size": 8, "budget": 40}}
     model = adaptok.create_surrogate(**make)
     field = torch.rand(2, 1, 1, 32, 32)
     eager = model(field)

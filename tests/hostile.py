@@ -16,7 +16,9 @@ import adaptok
 from adaptok import cells_from_boxes, create_surrogate, create_tokenizer
 from adaptok.cells import Cells
 from adaptok.data.synthetic.solver import SOLVERS
+from adaptok.evaluation.metrics import mse, nmse
 from adaptok.models.baselines import BASELINES, create_baseline
+from adaptok.registry import LOSSES, METRICS
 from adaptok.tokens import TokenSet
 
 NAN, INF = float("nan"), float("inf")
@@ -143,6 +145,7 @@ def all_cases() -> Iterator[Case]:
     """Every knob of every registered part, and every argument of the public calls."""
     yield from knobs_of_parts()
     yield from knobs_of_models()
+    yield from measures()
     yield from calls()
 
 
@@ -245,6 +248,18 @@ def knobs_of_models() -> Iterator[Case]:
         (adaptok.TokenizerSpec, {**SMALL, "sizes": ((1, 4, 4),)}),
     ):
         yield from _arguments(build.__name__, build, given, lambda made: made)
+
+
+def measures() -> Iterator[Case]:
+    """Arguments of metrics and losses."""
+    x, y = field(), field().flip(-1)
+    named = {name: METRICS.get(name) for name in METRICS.names()}
+    for name, metric in {"mse": mse, "nmse": nmse, **named}.items():
+        given = {"prediction": x, "target": y, "ndim": 2}
+        yield from _arguments(name, metric, given, lambda made: made)
+    for name in LOSSES.names():
+        loss = LOSSES.get(name)
+        yield from _arguments(name, loss, {"error": x, "target": y}, lambda made: made)
 
 
 def predicted(model: Any) -> torch.Tensor:

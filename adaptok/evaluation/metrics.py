@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.registry import METRICS
+from adaptok.utils.arguments import NonNegativeFloat, Positive, checked
 from adaptok.utils.magnitude import excess, wide
 
 EPS = 1e-7
@@ -38,7 +40,12 @@ def _check(prediction: Tensor, target: Tensor, ndim: int) -> None:
         raise ValueError(f"ndim is the number of space axes (1 to {target.ndim} here), got {ndim}")
 
 
-def mse(prediction: Tensor, target: Tensor, ndim: int) -> Tensor:
+@checked
+def mse(
+    prediction: Float[Tensor, "..."],
+    target: Float[Tensor, "..."],
+    ndim: Positive,
+) -> Float[Tensor, "..."]:
     """Mean squared error over space."""
     _check(prediction, target, ndim)
     return (wide(prediction) - wide(target)).square().mean(_space(ndim))
@@ -60,18 +67,32 @@ class Squarable(NamedTuple):
         prediction, target = wide(prediction), wide(target)
         powers = (excess(x, _space(ndim)) for x in (prediction, target))
         power = torch.maximum(*powers).clamp(min=1)
-        small = (eps / power / power)[(..., *[0] * ndim)].clamp(min=torch.finfo(power.dtype).tiny)
+        small = (float(eps) / power / power)[(..., *[0] * ndim)].clamp(
+            min=torch.finfo(power.dtype).tiny
+        )
         return cls(prediction / power, target / power, small)
 
 
-def nmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
+@checked
+def nmse(
+    prediction: Float[Tensor, "..."],
+    target: Float[Tensor, "..."],
+    ndim: Positive,
+    eps: NonNegativeFloat = EPS,
+) -> Float[Tensor, "..."]:
     """Mean squared error over the mean square of the target (MATEY's training loss)."""
     prediction, target, small = Squarable.of(prediction, target, ndim, eps)
     return mse(prediction, target, ndim) / (target.square().mean(_space(ndim)) + small)
 
 
 @METRICS.register("nrmse")
-def nrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
+@checked
+def nrmse(
+    prediction: Float[Tensor, "..."],
+    target: Float[Tensor, "..."],
+    ndim: Positive,
+    eps: NonNegativeFloat = EPS,
+) -> Float[Tensor, "..."]:
     """Root of `nmse`; its mean is the NRMSE of MATEY.
 
     Args:
@@ -81,7 +102,13 @@ def nrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Te
 
 
 @METRICS.register("vrmse")
-def vrmse(prediction: Tensor, target: Tensor, ndim: int, eps: float = EPS) -> Tensor:
+@checked
+def vrmse(
+    prediction: Float[Tensor, "..."],
+    target: Float[Tensor, "..."],
+    ndim: Positive,
+    eps: NonNegativeFloat = EPS,
+) -> Float[Tensor, "..."]:
     """Root of the mean squared error over the variance of the target (1: as good as its mean).
 
     The variance is the unbiased one, as in the Well. For a nearly constant frame, `eps` (in squared

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Len
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.evaluation.metrics import EPS
@@ -24,9 +25,12 @@ from adaptok.utils.arguments import (
     Rate,
     Share,
     check_value,
+    checked,
     hints_of,
 )
 from adaptok.utils.magnitude import wide
+
+Frames = Float[Tensor, "b t c *space"]
 
 # A loss takes error and target, (b, t, c, *space) in units of the training split's std, the target
 # relative to its mean, in at least float32, and returns a scalar. Attributes of the function change
@@ -37,7 +41,8 @@ from adaptok.utils.magnitude import wide
 
 
 @LOSSES.register("mse")
-def mse_loss(error: Tensor, target: Tensor) -> Tensor:
+@checked
+def mse_loss(error: Frames, target: Frames) -> Float[Tensor, ""]:
     """Mean square of the error."""
     return error.square().mean()
 
@@ -45,18 +50,29 @@ def mse_loss(error: Tensor, target: Tensor) -> Tensor:
 mse_loss.error_only = True  # type: ignore[attr-defined]
 
 
+def _check_alike(error: Tensor, target: Tensor) -> None:
+    if error.shape != target.shape:
+        raise ValueError(
+            f"error and target differ in shape: {tuple(error.shape)} and {tuple(target.shape)}"
+        )
+
+
 @LOSSES.register("nmse")
-def nmse_loss(error: Tensor, target: Tensor) -> Tensor:
+@checked
+def nmse_loss(error: Frames, target: Frames) -> Float[Tensor, ""]:
     """Mean square over that of the target, per sample and channel; the 1e-3 floor limits the weight
     of nearly constant fields."""
+    _check_alike(error, target)
     axes = tuple(range(3, error.ndim))
     return (error.square().mean(axes) / (target.square().mean(axes) + 1e-3)).mean()
 
 
 @LOSSES.register("matey_nmse")
-def matey_nmse_loss(error: Tensor, target: Tensor) -> Tensor:
+@checked
+def matey_nmse_loss(error: Frames, target: Frames) -> Float[Tensor, ""]:
     """Mean square over that of the target, 0 being the reference: the training loss of MATEY's
     code; its floor of 1e-7 is in units of the training split's variance."""
+    _check_alike(error, target)
     axes = tuple(range(3, error.ndim))
     return (error.square().mean(axes) / (target.square().mean(axes) + EPS)).mean()
 

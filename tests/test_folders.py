@@ -184,7 +184,7 @@ def test_a_training_without_an_end_or_with_too_many_processes_is_refused():
     check_trainer({"max_steps": -1, "max_epochs": 2})
     with pytest.raises(ValueError, match="nothing ends the training"):
         check_trainer({"max_steps": -1, "max_epochs": -1})
-    with pytest.raises(ValueError, match=r"trainer.strategy must be one of auto, .*'dpd'"):
+    with pytest.raises(ValueError, match=r"trainer.strategy must be auto, .*'dpd'"):
         check_trainer({"max_steps": 1, "strategy": "dpd"})
     with pytest.raises(ValueError, match=r"trainer.devices=999 on the CPU"):
         check_trainer({"max_steps": 1, "accelerator": "cpu", "devices": 999})

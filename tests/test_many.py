@@ -121,16 +121,16 @@ def test_a_run_from_scratch_has_other_weights(pretrained):
 
 @pytest.mark.slow
 def test_eval_of_both(pretrained, finetuned, tmp_path, capsys):
-    def evaluate(*args):
-        assert main(["eval", *args, "steps=0", f"hydra.run.dir={tmp_path}"]) == 0
-        return json.loads((tmp_path / "metrics.json").read_text())["settings"][0]["vrmse"]["mean"]
-
     def wrote(folder):
         return json.loads((folder / "metrics.json").read_text())["settings"][0]["vrmse"]["mean"]
 
-    assert evaluate(f"ckpt={finetuned}") == pytest.approx(wrote(finetuned))
+    def evaluate(name, *args):
+        assert main(["eval", *args, "steps=0", f"hydra.run.dir={tmp_path / name}"]) == 0
+        return wrote(tmp_path / name)
+
+    assert evaluate("finetuned", f"ckpt={finetuned}") == pytest.approx(wrote(finetuned))
     knobs = ["data=gray_scott_reaction_diffusion", *data(nodes=False)]
-    found = evaluate(f"ckpt={pretrained}", *knobs)
+    found = evaluate("pretrained", f"ckpt={pretrained}", *knobs)
     assert found == pytest.approx(wrote(pretrained / "gray_scott_reaction_diffusion"))
     error = fail(capsys, "eval", f"ckpt={pretrained}", f"hydra.run.dir={tmp_path}")
     assert "several data sets; choose one: data=... (acoustic_scattering_maze, gray_scott" in error

@@ -157,7 +157,7 @@ def test_the_command_keeps_predictions_and_a_film(trained, tmp_path, capsys):
     assert (tmp_path / "predictions" / "as_built" / "stats.yaml").exists()
     names = {p.name for p in (tmp_path / "pictures").iterdir()}
     assert {"rollout.gif", "error_maps.png", "spectra.png", "rollout.png"} <= names
-    assert main(["eval", f"ckpt={trained}", "video=avi", f"hydra.run.dir={tmp_path}"]) == 2
+    assert main(["eval", f"ckpt={trained}", "video=avi", f"hydra.run.dir={tmp_path / 'avi'}"]) == 2
     err = capsys.readouterr().err
     assert "gif or mp4" in err
     assert "'avi'" in err

@@ -147,9 +147,17 @@ def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
     """Lets Hydra compose the configuration and run the task, once or per job of a sweep."""
     import hydra
 
-    from adaptok.config.menu import config_dir, readable_errors, register_parts, task_of
+    from adaptok.config.menu import (
+        check_choices,
+        config_dir,
+        readable_errors,
+        register_parts,
+        task_of,
+    )
 
     check_folders(args)
+    with readable_errors(command, overrides_in(args)):
+        check_choices(overrides_in(args))
     register_parts(task_of(args))
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
     with restored(), readable_errors(command, overrides_in(args)):

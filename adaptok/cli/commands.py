@@ -43,7 +43,7 @@ from adaptok.plots import pictures
 from adaptok.plots.rollouts import check_video
 from adaptok.plots.samples import middle_of, sample_of
 from adaptok.registry import split_part
-from adaptok.tasks.fit import GROUPS, config_of_eval, write_config
+from adaptok.tasks.fit import GROUPS, check_trainer, config_of_eval, write_config
 from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
 from adaptok.tasks.surrogate import fit_and_test
 from adaptok.tasks.tracking import tracked
@@ -382,6 +382,8 @@ def _checked(config: DictConfig, command: str) -> dict[str, Any]:
             raise ValueError("; ".join(lines))
         print("\n".join(lines))  # another job of the sweep may read the key
     check_leaves(wanted, _factories(wanted))
+    if "trainer" in wanted:
+        check_trainer(wanted["trainer"])
     return wanted
 
 

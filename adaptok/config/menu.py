@@ -23,6 +23,8 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -80,8 +82,8 @@ def config_dir() -> Path:
     raise ValueError(f"no configuration files in {here / 'conf'} or {here.parent / 'conf'}")
 
 
-def label_of_model(model: str, tokenizer: str) -> str:
-    """Names a run after its tokenizer, or its baseline."""
+def label_of_model(model: Any, tokenizer: Any) -> Any:
+    """Names a run after its tokenizer, or its baseline; both are checked after it is composed."""
     return tokenizer if model == "surrogate" else model
 
 
@@ -254,6 +256,19 @@ def choices(group: str = "", task: str = TASKS[0]) -> list[str]:
     return [name for name in names if not name.startswith("_") and name != "hydra"]
 
 
+def check_choices(overrides: Sequence[str]) -> None:
+    """Raises ``ValueError`` for a list of choices that are not all names."""
+    groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        value = override.value()
+        listed = override.key_or_group in groups and isinstance(value, list)
+        if listed and not all(isinstance(name, (str, QuotedString)) for name in value):
+            raise ValueError(
+                f"{override.key_or_group} takes a name or a list of names, got "
+                f"{override.get_value_string()}"
+            )
+
+
 def default_choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
     """Maps the groups of a command to what it chooses from each."""
     with _hydra(task_of(overrides)):
@@ -297,8 +312,12 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
         return f"unknown {group} {choice!r}{_among(choice, options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {text.splitlines()[0]}"
+    if found := re.search(r"Could not load '(\w+)/([^']+)'", text):
+        return f"unknown {found[1]} {found[2]!r}{_among(found[2], choices(found[1]))}"
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"unknown key {found[1]!r}{_valid_keys(found[1], name, overrides)}"
+        inside = re.search(r"full_key: (\S+)", str(error.__cause__))  # of key={knob: value}
+        key = inside[1] if inside else found[1]
+        return f"unknown key {key!r}{_valid_keys(key, name, overrides)}"
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{found[1]} must be given: {found[1]}=..."
     return re.sub(r"\s+", " ", re.split(r"\nSee |\n\s*full_key", text)[0]).strip()
@@ -317,7 +336,8 @@ def _among(word: str, options: Sequence[str]) -> str:
 def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
     """Names a key that may be meant, or lists those beside a wrong one, given the choices."""
     groups = choices()
-    chosen = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups]
+    words = [(o, *o.partition("=")[::2]) for o in overrides]
+    chosen = [o for o, key, value in words if key.lstrip("+") in groups and value[:1] != "{"]
     parent, _, word = key.partition("@")[0].rpartition(".")
     with _hydra(task_of(overrides)):
         config = hydra_compose(name, chosen)

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 
 from adaptok.models.compiling import compile_model
-from adaptok.registry import choice
+from adaptok.registry import close_matches
 from adaptok.tasks.banner import banner, resolved
 from adaptok.tasks.tracking import logger_arguments
 from adaptok.training import make_trainer
@@ -52,8 +52,12 @@ def check_trainer(knobs: Config) -> None:
         ValueError: an unknown strategy, nothing ends the training, or a CPU is asked for more
             processes than it has cores.
     """
-    accepted = [*StrategyRegistry.available_strategies(), "auto", "fsdp", "fsdp2"]
-    choice("trainer.strategy", knobs.get("strategy", "auto"), sorted({*accepted}))
+    accepted = {*StrategyRegistry.available_strategies(), "auto", "fsdp", "fsdp2"}
+    if (strategy := knobs.get("strategy", "auto")) not in accepted:
+        raise ValueError(
+            "trainer.strategy must be auto, ddp, fsdp, fsdp2 or another name of Lightning's, got "
+            f"{strategy!r}{close_matches(str(strategy), sorted(accepted))}"
+        )
     ends = knobs.get("max_epochs") not in (None, -1) or knobs.get("max_time") is not None
     if knobs.get("max_steps", -1) == -1 and not ends:
         raise ValueError(

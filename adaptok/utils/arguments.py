@@ -99,12 +99,12 @@ def check_fields(instance: Any) -> None:
 
 
 def check_value(value: Any, hint: Any, name: str) -> None:
-    """Checks a value against an annotation.
+    """Checks a value against an annotation; in a graph that is traced it does not.
 
     Raises:
         ValueError: says what is accepted, and what was given.
     """
-    if not accepts(hint, value):
+    if not torch.compiler.is_compiling() and not accepts(hint, value):
         big = isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST
         large = ", which is too large" if big else ""
         raise ValueError(f"{name} must be {described(hint)}, got {shown(value)}{large}")

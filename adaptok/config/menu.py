@@ -260,7 +260,7 @@ def check_choices(overrides: Sequence[str]) -> None:
     """Raises ``ValueError`` for a list of choices that are not all names."""
     groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        value = override.value()
+        value: Any = override.value()
         listed = override.key_or_group in groups and isinstance(value, list)
         if listed and not all(isinstance(name, (str, QuotedString)) for name in value):
             raise ValueError(

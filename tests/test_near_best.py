@@ -91,18 +91,14 @@ def test_errors_and_scores_equal_least_squares(ndim, degree, frames, data):
                 np.testing.assert_allclose(scores[sample, number(tree, node)], score, **close)
 
 
-@pytest.mark.parametrize("degree", [0, 1])
-def test_cells_are_those_of_a_heap(degree):
+def test_cells_are_those_of_a_heap():
     """Splitting the highest modified error first, one node at a time, gives the same cells."""
     sizes, shape = halvings(2, 16, 2), (32, 48)
     forest = Forest(shape, sizes)
     field = smooth(2, 2, 2, *shape)
-    make = {"ndim": 2, "in_channels": 2, "dim": 4, "marking": "budget"}
-    tokenizer = adaptok.create_tokenizer(
-        "composed", **make, indicator={"name": "near_best", "degree": degree}
-    )
+    tokenizer = adaptok.create_tokenizer("near_best", ndim=2, in_channels=2, dim=4)
     for sample, x in enumerate(field.numpy()):
-        scores = modified_errors(node_errors(x, forest, degree), forest)
+        scores = modified_errors(node_errors(x, forest, 0), forest)
         order = pop_order(forest, scores.__getitem__)
         for splits in (0, 1, 17, 60):
             cells = tokenizer.cells(field, budget=2 * (6 + 3 * splits))

@@ -41,7 +41,7 @@ from adaptok.models.parts import mode_of_history
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
 from adaptok.plots.rollouts import check_video
-from adaptok.plots.samples import middle_of, sample_of
+from adaptok.plots.samples import certificate_of, middle_of, sample_of
 from adaptok.registry import split_part
 from adaptok.tasks.fit import GROUPS, config_of_eval, write_config
 from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
@@ -227,7 +227,11 @@ def tokenize(config: DictConfig) -> None:
             dict(zip(labels, controls, strict=True)),
             folder / f"sample_{number}",
         )
-        _say_tokens(number, counts, files)
+        errors = {
+            label: certificate_of(surrogate, sample.batch, setting)
+            for label, setting in zip(labels, controls, strict=True)
+        }
+        _say_tokens(number, counts, errors, files)
 
 
 def _tokenize_side_by_side(
@@ -249,12 +253,20 @@ def _tokenize_side_by_side(
         sample = sample_of(data, wanted["split"], number)
         out = folder / f"sample_{number}"
         files, counts = pictures.of_methods(models, data.info, sample, out)
-        _say_tokens(number, counts, files)
+        errors = {label: certificate_of(each, sample.batch, {}) for label, each in models.items()}
+        _say_tokens(number, counts, errors, files)
 
 
-def _say_tokens(number: int, counts: Mapping[str, int], files: Sequence[Path]) -> None:
+def _say_tokens(
+    number: int,
+    counts: Mapping[str, int],
+    errors: Mapping[str, float | None],
+    files: Sequence[Path],
+) -> None:
     for label, count in counts.items():
-        print(f"sample {number}, {label}: {count} tokens")
+        error = errors[label]
+        held = "" if error is None else f", projection error {error:.3g}"
+        print(f"sample {number}, {label}: {count} tokens{held}")
     print("\n".join(str(file) for file in files))
 
 

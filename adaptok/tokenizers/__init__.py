@@ -7,6 +7,7 @@ from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.matey import matey
+from adaptok.tokenizers.near_best import near_best
 from adaptok.tokenizers.uniform import UniformTokenizer
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "calibrate",
     "iap",
     "matey",
+    "near_best",
     "part_at_budget",
 ]

@@ -12,6 +12,7 @@ from adaptok.tokenizers.marking.threshold import (
     as_thresholds,
     level_thresholds,
 )
+from adaptok.tokenizers.marking.tolerance import ToleranceMarking, split_to_error
 
 __all__ = [
     "Budget",
@@ -24,11 +25,13 @@ __all__ = [
     "RandomMarking",
     "ThresholdMarking",
     "Thresholds",
+    "ToleranceMarking",
     "as_thresholds",
     "level_thresholds",
     "per_sample",
     "plan",
     "split_best_first",
     "split_stepwise",
+    "split_to_error",
     "top_mask",
 ]

@@ -8,6 +8,8 @@ from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.near_best import near_best
+from adaptok.tokenizers.radial import radial
+from adaptok.tokenizers.random import random
 from adaptok.tokenizers.uniform import UniformTokenizer
 
 __all__ = [
@@ -21,4 +23,6 @@ __all__ = [
     "matey",
     "near_best",
     "part_at_budget",
+    "radial",
+    "random",
 ]

@@ -17,6 +17,7 @@ from adaptok.tokenizers.indicators.gradient import (
 from adaptok.tokenizers.indicators.laplacian import LaplacianIndicator
 from adaptok.tokenizers.indicators.near_best import NearBestIndicator, modified
 from adaptok.tokenizers.indicators.projection import local_errors, relative_errors
+from adaptok.tokenizers.indicators.radial import RadialIndicator
 from adaptok.tokenizers.indicators.resampling import ResamplingIndicator
 from adaptok.tokenizers.indicators.variance import VarianceIndicator, channel_variances
 from adaptok.utils.boundary import PERIODIC
@@ -29,6 +30,7 @@ __all__ = [
     "Intensity",
     "LaplacianIndicator",
     "NearBestIndicator",
+    "RadialIndicator",
     "ResamplingIndicator",
     "VarianceIndicator",
     "central_difference",

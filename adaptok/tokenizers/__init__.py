@@ -6,6 +6,7 @@ from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.iap import iap
+from adaptok.tokenizers.marking import PriceController
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.near_best import near_best
 from adaptok.tokenizers.radial import radial
@@ -15,6 +16,7 @@ from adaptok.tokenizers.uniform import UniformTokenizer
 __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
+    "PriceController",
     "UniformTokenizer",
     "apt",
     "at_budget",

@@ -22,6 +22,7 @@ from adaptok.tokenizers.marking import (
     FractionMarking,
     MaximumMarking,
     OutOfReachError,
+    PriceMarking,
     ThresholdMarking,
 )
 from adaptok.tokenizers.marking.fraction import cells_of_fraction
@@ -85,7 +86,7 @@ def _controls(
         marking = tokenizer.marking
         if isinstance(marking, FractionMarking):
             return {"ratio": _ratio(tokenizer, budget, shape)}
-        if isinstance(marking, MaximumMarking) or _scalable(marking):
+        if isinstance(marking, (MaximumMarking, PriceMarking)) or _scalable(marking):
             control = marking.controls[0]
             return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
     if "budget" in tokenizer.controls:
@@ -98,8 +99,8 @@ def _controls(
         return {"patch_size": nearest_size(tokenizer, sizes, budget, shape)}
     accepted = ", ".join(tokenizer.controls) or "none"
     raise ValueError(
-        "a budget needs a control budget, thresholds, gamma, ratio or patch_size; this tokenizer's "
-        f"controls: {accepted}"
+        "a budget needs a control budget, thresholds, gamma, price, ratio or patch_size; this "
+        f"tokenizer's controls: {accepted}"
     )
 
 

@@ -1,5 +1,5 @@
-"""Near-best tilings, to a tolerance or to a budget (Binev & DeVore, "Fast computation in adaptive
-tree approximation", Numer. Math. 97, 2004)."""
+"""Near-best tilings, to a tolerance, a budget or a price (Binev & DeVore, "Fast computation in
+adaptive tree approximation", Numer. Math. 97, 2004)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from adaptok.tokenizers.tree import TreeTokenizer, composed
 from adaptok.utils.arguments import (
     Degree,
     Dimensions,
+    NonNegativeFloat,
     PerAxis,
     Positive,
     PositiveShare,
@@ -27,6 +28,7 @@ def near_best(
     max_size: PerAxis | None = None,
     tolerance: PositiveShare | None = None,
     budget: Positive | None = None,
+    price: NonNegativeFloat | None = None,
     degree: Degree = 0,
     normalise: bool = False,
     frame_size: Positive = 1,
@@ -48,6 +50,9 @@ def near_best(
             None: 0.05, or with a budget none.
         budget: with a tolerance the most tokens per sample over all frames, else their number; also
             per call.
+        price: of a token, in place of both: nodes split whose score is above it, so that samples
+            and steps share their tokens (marking `price`); also per call, and found by
+            `adaptok.calibrate` for a mean number.
         degree: of the polynomials on a cell: 0 (its mean) or 1 (a slope per axis too).
         normalise: measure each channel in units of its own spread over the sample.
         frame_size: extent of every cell in time.
@@ -55,10 +60,17 @@ def near_best(
         ignore: what is not scored: "constants" (the static fields of a surrogate), fields by name
             or channels by number; [] for none.
         border: "clip" or "split" cells that cross the border of the domain, see `composed`.
+
+    Raises:
+        ValueError: a price beside a tolerance or a budget.
     """
     marking = {"name": "tolerance", "tolerance": tolerance, "budget": budget}
     if tolerance is None and budget is not None:  # a fixed number of tokens: static shapes
         marking = {"name": "budget", "budget": budget}
+    if price is not None:
+        if tolerance is not None or budget is not None:
+            raise ValueError("a price takes the place of tolerance and budget: give one of them")
+        marking = {"name": "price", "price": price}
     return composed(
         ndim,
         in_channels,

@@ -5,6 +5,7 @@ from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwi
 from adaptok.tokenizers.marking.budget import BudgetMarking, plan
 from adaptok.tokenizers.marking.fraction import FractionMarking
 from adaptok.tokenizers.marking.maximum import MaximumMarking
+from adaptok.tokenizers.marking.price import PriceController, PriceMarking
 from adaptok.tokenizers.marking.random import RandomMarking
 from adaptok.tokenizers.marking.threshold import (
     ThresholdMarking,
@@ -22,6 +23,8 @@ __all__ = [
     "Marks",
     "MaximumMarking",
     "OutOfReachError",
+    "PriceController",
+    "PriceMarking",
     "RandomMarking",
     "ThresholdMarking",
     "Thresholds",

@@ -55,8 +55,8 @@ def measure(
     sets: Sequence[str] | None = None,
     *,
     resolution: int = 64,
-    trajectories: int = 2,
-    photographs: int = 4,
+    trajectories: int = 4,
+    photographs: int = 6,
 ) -> list[Row]:
     """Measures every method on every set; one row per set and method.
 
@@ -242,8 +242,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", nargs="?", default="docs/benchmarks", type=Path)
     parser.add_argument("--sets", nargs="+", default=None, choices=SOLVERS.names())
     parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--trajectories", type=int, default=2)
-    parser.add_argument("--photographs", type=int, default=4)
+    parser.add_argument("--trajectories", type=int, default=4)
+    parser.add_argument("--photographs", type=int, default=6)
     options = vars(parser.parse_args(given))
     folder = options.pop("folder")
     torch.set_num_threads(1)

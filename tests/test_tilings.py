@@ -92,7 +92,7 @@ def test_the_benchmark_of_indicators(tmp_path, capsys, drawn):
     content = json.loads((tmp_path / "indicators.json").read_text())
     rows = {row["method"]: row for row in content["rows"]}
     names = adaptok.TOKENIZERS.names()
-    assert {*names} - {"csm"} <= {*rows}
+    assert {*names} - {"csm", "composed"} <= {*rows}
     assert {f"{name}, budget" for name in adaptok.INDICATORS.names()} <= {*rows}
     for name in [*(n for n in names if n in ("iap", "near_best", "random")), "oracle"]:
         for column in ("field 0", "field 1", "change 0", "change 1"):

@@ -10,7 +10,8 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def measure(
     sets: Sequence[str] | None = None,
     *,
     resolution: int = 64,
-    trajectories: int = 4,
-    side: int = 8,
+    trajectories: int = 3,
+    side: int = 4,
     photographs: int = 6,
 ) -> list[Row]:
     """Measures every method on every set; one row per set and method.
@@ -95,7 +96,7 @@ def photographs_of(count: int, size: int) -> Changes | None:
 
 
 @torch.no_grad()
-def rows_of(data: Changes, side: int = 8) -> list[Row]:
+def rows_of(data: Changes, side: int = 4) -> list[Row]:
     """Measures every method on one set, see `measure`."""
     b, _, channels, *space = data.field.shape
     wanted = product(tuple(n // (side if len(space) < 3 else side // 2) for n in space))
@@ -114,15 +115,17 @@ def rows_of(data: Changes, side: int = 8) -> list[Row]:
         cells = tokenizer.cells(data.field, boundary=data.boundary)
         if cells.tiling:
             add("tokenizer", name, cells, target.shares(None))
-    for name in INDICATORS.names():
-        knobs = {"value_range": None} if "value_range" in INDICATORS.knobs(name) else {}
-        parts: Row = {**ends, "indicator": {"name": name, **knobs}}
-        shares = target.shares(composed(**make, **parts).indicator)
-        for marking in [m for m in MARKINGS.names() if m not in OTHERS]:
-            tokenizer = composed(**make, **parts, marking=marking)
-            controls = at_budget(tokenizer, wanted, data.field, boundary=data.boundary)
-            cells = tokenizer.cells(data.field, boundary=data.boundary, **controls)
-            add("composed", f"{name}, {marking}", cells, shares)
+    for label, indicator in _indicators():
+        parts: Row = {**ends, "indicator": indicator}
+        try:
+            shares = target.shares(composed(**make, **parts).indicator)
+            for marking in [m for m in MARKINGS.names() if m not in OTHERS]:
+                tokenizer = composed(**make, **parts, marking=marking)
+                controls = at_budget(tokenizer, wanted, data.field, boundary=data.boundary)
+                cells = tokenizer.cells(data.field, boundary=data.boundary, **controls)
+                add("composed", f"{label}, {marking}", cells, shares)
+        except ValueError as error:  # of others' parts, which may need more than their defaults
+            warnings.warn(f"{label} is left out on {data.name}: {error}", stacklevel=2)
     best = composed(**make, **ends, indicator="near_best")
     if data.change is not None:
         cells = best.cells(data.change, boundary=data.boundary, budget=wanted)
@@ -130,6 +133,16 @@ def rows_of(data: Changes, side: int = 8) -> list[Row]:
     tree = Tree(tuple(space), tuple(size[1:] for size in best.spec.sizes))
     least = {"set": data.name, "kind": "reference", "method": "optimal tree", "tokens": wanted}
     return [least | {"wanted": wanted} | target.least(tree, wanted) | target.shares(None), *rows]
+
+
+def _indicators() -> Iterator[tuple[str, Row]]:
+    """Every registered indicator, in the units of the field, with every degree that it has."""
+    for name in INDICATORS.names():
+        known = INDICATORS.knobs(name)
+        knobs = {"value_range": None} if "value_range" in known else {}
+        for degree in (0, 1) if "degree" in known else (None,):
+            own = {} if degree is None else {"degree": degree}
+            yield " ".join([name, *map(str, own.values())]), {"name": name, **knobs, **own}
 
 
 def _at_budget(part: Part, make: Row, wanted: int, data: Changes) -> Any:
@@ -244,8 +257,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", nargs="?", default="docs/benchmarks", type=Path)
     parser.add_argument("--sets", nargs="+", default=None, choices=SOLVERS.names())
     parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--trajectories", type=int, default=4)
-    parser.add_argument("--side", type=int, default=8)
+    parser.add_argument("--trajectories", type=int, default=3)
+    parser.add_argument("--side", type=int, default=4)
     parser.add_argument("--photographs", type=int, default=6)
     options = vars(parser.parse_args(given))
     folder = options.pop("folder")

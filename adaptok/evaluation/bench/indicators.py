@@ -102,7 +102,7 @@ def rows_of(data: Changes, side: int = 4) -> list[Row]:
     wanted = product(tuple(n // (side if len(space) < 3 else side // 2) for n in space))
     sizes, target = ladder(space, wanted), _Targets(data)
     make: Row = {"ndim": len(space), "in_channels": channels, "dim": 12}  # the width has no part
-    ends = {"min_size": sizes[0], "max_size": sizes[-1]}
+    ends: Row = {"min_size": sizes[0], "max_size": sizes[-1]}
     rows: list[Row] = []
 
     def add(kind: str, method: str, cells: Cells, shares: Row) -> None:

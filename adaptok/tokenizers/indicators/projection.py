@@ -44,9 +44,8 @@ def local_errors(
     """
     axes = range(len(tree.shape))
     whole = pad_end(maps, tree.sizes[0])
-    like = {"device": maps.device}
     lengths = [
-        (torch.arange(n, **like) < inside).to(maps.dtype)
+        (torch.arange(n, device=maps.device) < inside).to(maps.dtype)
         for n, inside in zip(whole.shape[2:], tree.shape, strict=True)
     ]
     zero = torch.zeros_like(whole)

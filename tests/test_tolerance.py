@@ -14,11 +14,9 @@ from references import Forest, boxes, pop_order
 from test_near_best import modified_errors, node_errors, residual, smooth
 
 import adaptok
-from adaptok.models.combinations import build
 from adaptok.testing.inputs import random_errors
 from adaptok.tokenizers.marking import ToleranceMarking
 from adaptok.tree import Tree
-from adaptok.utils.auxiliary import collect_auxiliary
 
 
 def true_error(x: np.ndarray, cells, sample: int, degree: int) -> float:
@@ -166,15 +164,6 @@ def test_a_certificate_of_any_tree_tokenizer():
     listed = tokenizer.certificate([x[:, :, :n] for x, n in zip(field, (16, 32, 32), strict=True)])
     assert torch.equal(listed[1:], found[1:])
     assert tokenizer.certificate(torch.ones_like(field)).eq(0).all()
-
-
-def test_the_error_is_reported_with_the_losses():
-    parts = {"tokenizer": "near_best", "processor": "vit", "decoder": "linear"}
-    model, field = build(parts), torch.randn(2, 2, 2, 32, 32)
-    with collect_auxiliary() as found, torch.no_grad():
-        model(field)
-    wanted = model.tokenizer.certificate(model.scored(field)).mean()
-    torch.testing.assert_close(found.figures["certificate"], wanted)
 
 
 def test_what_makes_no_sense_is_refused():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.cells import Cells, product
+from adaptok.models.one_step import OneStepModel
+from adaptok.models.surrogate import Surrogate
 from adaptok.patches import grid_index
+from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tree import Tree, sum_pyramid
 
 
@@ -38,6 +43,23 @@ def tiling_errors(
 def tree_of(cells: Cells) -> Tree:
     """Returns the tree whose levels are the sizes of the cells."""
     return Tree(tuple(cells.shape[1:]), tuple(size[1:] for size in cells.sizes), border="clip")
+
+
+def certificate_of(
+    model: OneStepModel,
+    field: Float[Tensor, "b t c *s"],
+    *,
+    constants: Tensor | None = None,
+    boundary: Tensor | None = None,
+    **control: Any,
+) -> Float[Tensor, " b"] | None:
+    """Asks the tokenizer of a surrogate for the error that its cells reach on what it scores, see
+    `TreeTokenizer.certificate`; None for a model without a tree.
+    """
+    if not isinstance(model, Surrogate) or not isinstance(model.tokenizer, TreeTokenizer):
+        return None
+    scored = model.scored(field, constants)
+    return model.tokenizer.certificate(scored, boundary=boundary, **control)
 
 
 def optimal_errors(

@@ -75,18 +75,6 @@ def tilings_of(
     }
 
 
-def certificate_of(model: Surrogate, batch: Batch, setting: Mapping[str, Any]) -> float | None:
-    """Error of what the cells of a sample hold, see `TreeTokenizer.certificate`; None without a
-    tree; a schedule counts as built.
-    """
-    if not isinstance(model.tokenizer, TreeTokenizer):
-        return None
-    known = inputs_of(batch, model.mean.device)
-    field = model.scored(batch["input"].to(model.mean.device), known["constants"])
-    chosen = controls_of(setting)
-    return float(model.tokenizer.certificate(field, boundary=known["boundary"], **chosen))
-
-
 def controls_of(setting: Mapping[str, Any]) -> dict[str, Any]:
     """Controls of a setting; none of a schedule, which is drawn as built."""
     return {} if "name" in setting else dict(setting)

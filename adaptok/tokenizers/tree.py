@@ -37,7 +37,6 @@ from adaptok.tree import (
     sum_pyramid,
 )
 from adaptok.utils.arguments import Dimensions, PerAxis, Positive, checked
-from adaptok.utils.auxiliary import report_figure
 
 
 class _Refined(NamedTuple):
@@ -170,9 +169,8 @@ class TreeTokenizer(CellTokenizer):
         with torch.no_grad():
             shared = 1 if self.per_frame else frames
             hints = {"monotone": getattr(self.indicator, "monotone", False), "shared": shared}
-            errors = None
             if getattr(self.marking, "needs_errors", False):
-                hints["errors"] = errors = self._errors(field, boundary)
+                hints["errors"] = self._errors(field, boundary)
             marks = self.marking(scores.detach(), tree, **hints, **control)
             check_marks(marks, tuple(scores.shape), self.marking)
             size: dict[str, Any] = {"frames": frames, "frame_size": frame_size}
@@ -183,8 +181,6 @@ class TreeTokenizer(CellTokenizer):
             else:  # more than the leaves, whose number does not help
                 node = existing(marks.split, tree) & tree.nodes(scores.device).inside
                 cells = cells_from_nodes(node, tree, **size, tiling=False)
-            if errors is not None:
-                report_figure("certificate", _certified(errors, marks.split, tree).mean())
         return _Refined(scores, tree, cells, marks.split)
 
     def scores(

@@ -43,9 +43,10 @@ def changes_of(name: str, *, resolution: int = 64, trajectories: int = 3) -> Cha
     solver: Solver = SOLVERS.create(
         name, resolution=resolution // 2 if small else resolution, frames=FRAMES
     )
-    flushed = torch.set_flush_denormal(True)  # ahead of fronts, fields fade through such numbers
-    runs = [solver.run(0, "test", range(i, i + 1)) for i in range(trajectories)]
-    if flushed:
+    torch.set_flush_denormal(True)  # ahead of fronts, fields fade through such numbers
+    try:
+        runs = [solver.run(0, "test", range(i, i + 1)) for i in range(trajectories)]
+    finally:
         torch.set_flush_denormal(False)
     frames = torch.cat([_channels(run) for run in runs])  # (b, t, c, *space)
     field = torch.cat([frames[:, t : t + 1] for t in TAKEN])

@@ -50,7 +50,7 @@ def at_budget(
 ) -> dict[str, Any]:
     """Finds controls of a call that give about `budget` tokens per sample, over all its frames.
 
-    A tokenizer with a budget gets it; thresholds, gamma and the like are calibrated so that the
+    A tokenizer with a budget gets it (beside a tolerance it is a cap); thresholds, gamma and the like are calibrated so that the
     mean over the fields is the closest from below; of patch sizes, the one with the nearest number
     of tokens is chosen (in logarithms; the fewer of two).
 

@@ -20,12 +20,12 @@ class _Fit(NamedTuple):
     Attributes:
         mean: of the values, (b, m, *grid).
         slopes: along each axis, per grid point; none for degree 0.
-        square: mean squared residual.
+        square: mean squared residual; None for points, which have none.
     """
 
     mean: Tensor
     slopes: tuple[Tensor, ...]
-    square: Tensor
+    square: Tensor | None
 
 
 def local_errors(
@@ -48,15 +48,16 @@ def local_errors(
         (torch.arange(n, device=maps.device) < inside).to(maps.dtype)
         for n, inside in zip(whole.shape[2:], tree.shape, strict=True)
     ]
-    zero = torch.zeros_like(whole)
-    fit = _Fit(whole, (zero,) * (degree * len(axes)), zero)
+    slopes = (torch.zeros_like(whole),) * len(axes) if degree else ()
+    fit = _Fit(whole, slopes, None)
     out = []
     for ratio in (tree.sizes[-1], *reversed(tree.ratios)):
         for axis in axes:
             if ratio[axis] > 1:
                 fit = _merge(fit, axis, ratio[axis], lengths)
                 lengths[axis] = lengths[axis].unflatten(0, (-1, ratio[axis])).sum(1)
-        out.append(fit.square.flatten(2))
+        square = torch.zeros_like(fit.mean) if fit.square is None else fit.square
+        out.append(square.flatten(2))
     return torch.cat(out[::-1], 2)
 
 
@@ -74,7 +75,9 @@ def _merge(fit: _Fit, axis: int, ratio: int, lengths: list[Tensor]) -> _Fit:
     shift = (away * weight).sum(dim + 1, keepdim=True)
     away = away - shift
     mean = (first + shift).squeeze(dim + 1)
-    square = fit.square.unflatten(dim, (-1, ratio))
+    apart: Tensor | float = 0.0  # of the parts: their residuals, and their slopes from the whole's
+    if fit.square is not None:
+        apart = fit.square.unflatten(dim, (-1, ratio))
     slopes = []
     for other, slope in enumerate(fit.slopes):
         steep = slope.unflatten(dim, (-1, ratio))
@@ -89,9 +92,9 @@ def _merge(fit: _Fit, axis: int, ratio: int, lengths: list[Tensor]) -> _Fit:
             trailing = [1] * (fit.mean.ndim - other - 3 + (other < axis))
             spread = spread.view(-1, *trailing)
             joined = (weight * steep).sum(dim + 1, keepdim=True)
-        square = square + spread * (steep - joined).square()
+        apart = apart + spread * (steep - joined).square()
         slopes.append(joined.squeeze(dim + 1))
-    square = (weight * (square + away.square())).sum(dim + 1)
+    square = (weight * (away.square() + apart)).sum(dim + 1)
     return _Fit(mean, tuple(slopes), square)
 
 

@@ -50,9 +50,9 @@ def at_budget(
 ) -> dict[str, Any]:
     """Finds controls of a call that give about `budget` tokens per sample, over all its frames.
 
-    A tokenizer with a budget gets it (beside a tolerance it is a cap); thresholds, gamma and the like are calibrated so that the
-    mean over the fields is the closest from below; of patch sizes, the one with the nearest number
-    of tokens is chosen (in logarithms; the fewer of two).
+    A tokenizer with a budget gets it (beside a tolerance it is a cap); thresholds, gamma and the
+    like are calibrated so that the mean over the fields is the closest from below; of patch sizes,
+    the one with the nearest number of tokens is chosen (in logarithms; the fewer of two).
 
     Args:
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several; only their

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import Forest, boxes, halvings, pop_order
 
@@ -64,6 +64,7 @@ def smooth(*shape: int, dtype=torch.float64) -> torch.Tensor:
     return torch.randn(shape, dtype=dtype).cumsum(-1).cumsum(-2)
 
 
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 3), st.integers(0, 1), st.integers(1, 2), st.data())
 def test_errors_and_scores_equal_least_squares(ndim, degree, frames, data):
     fine, ratio = (
@@ -93,15 +94,15 @@ def test_errors_and_scores_equal_least_squares(ndim, degree, frames, data):
 
 def test_cells_are_those_of_a_heap():
     """Splitting the highest modified error first, one node at a time, gives the same cells."""
-    sizes, shape = halvings(2, 16, 2), (32, 48)
+    sizes, shape = halvings(2, 16, 2), (32, 32)
     forest = Forest(shape, sizes)
     field = smooth(2, 2, 2, *shape)
     tokenizer = adaptok.create_tokenizer("near_best", ndim=2, in_channels=2, dim=4)
     for sample, x in enumerate(field.numpy()):
         scores = modified_errors(node_errors(x, forest, 0), forest)
         order = pop_order(forest, scores.__getitem__)
-        for splits in (0, 1, 17, 60):
-            cells = tokenizer.cells(field, budget=2 * (6 + 3 * splits))
+        for splits in (1, 40):
+            cells = tokenizer.cells(field, budget=2 * (4 + 3 * splits))
             wanted = [forest.box(leaf) for leaf in forest.leaves(set(order[:splits]))]
             assert boxes(cells, sample) == wanted * 2  # the same in both frames
 
@@ -134,7 +135,7 @@ def test_constants_score_zero_and_nothing_is_nan(degree, normalise):
 
 
 @pytest.mark.parametrize("degree", [0, 1])
-@pytest.mark.parametrize("offset", [0.0, 1e3, 1e5])
+@pytest.mark.parametrize("offset", [0.0, 1e5])
 def test_nothing_cancels_where_the_mean_is_large(degree, offset):
     """Single precision, as good as the rounding of the field itself allows."""
     field = (offset + smooth(1, 1, 1, 32, 32) * 20).float()
@@ -145,6 +146,7 @@ def test_nothing_cancels_where_the_mean_is_large(degree, offset):
     )
 
 
+@settings(max_examples=8, deadline=None)
 @given(st.integers(-30, 30), st.integers(0, 1000))
 def test_the_unit_of_the_field_does_not_matter(power, seed):
     field = torch.randn(1, 1, 2, 16, 16, generator=torch.Generator().manual_seed(seed)).cumsum(-1)

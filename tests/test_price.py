@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import boxes
 
@@ -47,6 +47,7 @@ def test_cells_are_those_above_the_price():
         tokenizer(price=1e-3, budget=64)
 
 
+@settings(max_examples=5, deadline=None)
 @given(st.sampled_from(["near_best", "variance"]), st.integers(0, 100), st.floats(20, 100))
 def test_calibration_gives_the_closest_mean_from_below(indicator, seed, wanted):
     priced = adaptok.create_tokenizer(

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import Forest
 from test_near_best import number, smooth
@@ -50,7 +50,8 @@ def trees(forest: Forest):
         yield frozenset().union(*parts)
 
 
-@given(st.sampled_from([((24,), 8), ((8,), 8), ((4, 8), 4)]), st.integers(0, 1000))
+@settings(max_examples=4, deadline=None)
+@given(st.sampled_from([((24,), 8), ((8,), 8), ((4, 4), 4)]), st.integers(0, 1000))
 def test_the_optimal_tree_is_the_best_of_all(case, seed):
     shape, coarsest = case
     sizes = tuple((coarsest >> i,) * len(shape) for i in range(3))

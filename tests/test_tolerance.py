@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import Forest, boxes, pop_order
 from test_near_best import modified_errors, node_errors, residual, smooth
@@ -45,6 +45,7 @@ def pieces(batch: int, t: int, shape: tuple[int, ...], seed: int) -> torch.Tenso
     return field
 
 
+@settings(max_examples=8, deadline=None)
 @given(
     st.sampled_from([(37,), (16, 24), (21, 18), (8, 9, 12)]),
     st.sampled_from([0.02, 0.05, 0.3]),

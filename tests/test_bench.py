@@ -51,6 +51,7 @@ BENCHMARKS = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.nam
     "module",
     [
         *(f"benchmarks.{name}" for name in BENCHMARKS),
+        "adaptok.evaluation.bench.indicators",
         pytest.param("adaptok.evaluation.bench.vision", marks=pytest.mark.slow),  # timm is slow
     ],
 )

@@ -26,6 +26,9 @@ REACH = {
     "apt": {"min_size": 2, "max_size": 8},
     "composed": {"max_size": 8},
     "iap": {"max_size": 8},
+    "near_best": {"max_size": 8},
+    "radial": {"max_size": 8},
+    "random": {"max_size": 8},
 }
 # What a budget becomes, per call.
 CONTROL = {
@@ -36,6 +39,9 @@ CONTROL = {
     "matey": {"gamma"},
     "ckm": {"patch_size"},
     "csm": {"patch_size"},
+    "near_best": {"budget"},
+    "radial": {"budget"},
+    "random": {"budget"},
 }
 
 

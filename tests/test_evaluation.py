@@ -171,7 +171,12 @@ def test_figures_that_a_part_reports_are_averaged(parts):
         handle.remove()
     rate = results["settings"][0]["auxiliary"]["gate/rate"]
     assert 1 <= rate <= len(seen)
-    assert "auxiliary" not in evaluate(surrogate, data, device="cpu").to_json()["settings"][0]
+    row = evaluate(surrogate, data, device="cpu").to_json()["settings"][0]
+    assert "auxiliary" not in row
+    batch = next(iter(data.loader("test", 1)))  # one batch is counted in tests
+    scored = surrogate.scored(batch["input"], batch["constants"])
+    found = surrogate.tokenizer.certificate(scored, boundary=batch["boundary"])
+    assert row["certificate"] == pytest.approx(float(found.mean()))
 
 
 def test_mistakes(parts):

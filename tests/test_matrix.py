@@ -150,7 +150,7 @@ def test_fields_by_name(tokenizer, history_mode):
 def has_static_counts(tokenizer: str) -> bool:
     """A budget, or nothing that depends on the values of the field."""
     made = adaptok.create_tokenizer(tokenizer, ndim=2, in_channels=2, dim=DIM)
-    exact = "budget" in made.controls and "thresholds" not in made.controls  # else it is a cap
+    exact = "budget" in made.controls and made.static  # else it is a cap
     return exact or not hasattr(made, "indicator")
 
 

@@ -43,7 +43,9 @@ def test_decoders(name):
     testing.check_decoder(adaptok.create_decoder(name, SPEC, 3), SPEC, 3)
 
 
-@pytest.mark.parametrize("name", ["iap", "apt", "matey", "uniform", "ckm", "csm"])
+@pytest.mark.parametrize(
+    "name", ["iap", "apt", "matey", "uniform", "ckm", "csm", "near_best", "radial"]
+)
 def test_tokenizers(name):
     knobs = {"budget": 80} if name == "iap" else {}
     testing.check_tokenizer(adaptok.create_tokenizer(name, ndim=2, in_channels=2, dim=24, **knobs))

@@ -439,6 +439,7 @@ def test_metrics_of_plugins_and_auxiliary_figures_are_columns(tmp_path):
         results = json.loads((folder / "metrics.json").read_text())
         metric = {"mean": drift, "median": drift, "fields": {"pressure": {"mean": drift}}}
         results["settings"][0] |= {"drift": metric, "auxiliary": {"ponder": 0.5}}
+        results["settings"][0] |= {"certificate": 0.04}
         results["persistence"]["drift"] = {"mean": 0.8}
         (folder / "metrics.json").write_text(json.dumps(results))
     rows = {row["tokenizer"]: row for row in tidy_rows(read_runs(tmp_path).runs)}
@@ -451,6 +452,7 @@ def test_metrics_of_plugins_and_auxiliary_figures_are_columns(tmp_path):
     ]  # fmt: skip
     assert [c.rank for c in column(sheet, "drift")] == [None, 1, None, 2, None]
     assert [c.text for c in column(sheet, "ponder")] == ["", *["0.5000"] * 4]
+    assert [c.text for c in column(sheet, "projection error")] == ["", *["0.0400"] * 4]
     titles = list(sheet.columns)
     assert titles.index("VRMSE ↓") < titles.index("drift ↓") < titles.index("FLOPs")
 

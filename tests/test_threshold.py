@@ -264,9 +264,7 @@ def test_calibration_takes_one_batch_too():
 def test_calibration_of_what_has_no_thresholds():
     field = torch.rand(1, 1, 1, 32, 32)
     make = {"ndim": 2, "in_channels": 1, "dim": 4}
-    with pytest.raises(
-        ValueError, match="marks by thresholds or by the maximum, got BudgetMarking"
-    ):
+    with pytest.raises(ValueError, match="by the maximum or by a price, got BudgetMarking"):
         adaptok.calibrate(create_tokenizer("iap", **make), field, 60)
     with pytest.raises(ValueError, match="positive and finite"):
         adaptok.calibrate(create_tokenizer("apt", **make, thresholds=(-1, 3)), field, 60)

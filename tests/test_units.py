@@ -22,6 +22,7 @@ import adaptok
 from adaptok.evaluation import metrics
 from adaptok.models.baselines import BASELINES, create_baseline
 from adaptok.registry import DECODERS, INDICATORS, MARKINGS, PROCESSORS, TOKENIZERS
+from adaptok.testing.inputs import random_errors
 from adaptok.tokenizers.embeddings.hmlp import ImageNorm
 from adaptok.tokenizers.indicators.variance import channel_variances
 from adaptok.tokenizers.marking import split_best_first, top_mask
@@ -411,9 +412,13 @@ def test_markings_survive_any_score(shape, name, seed, what):
         "threshold": [{"thresholds": 0.5}, {"thresholds": (0.2, 0.6), "budget": 70}],
         "fraction": [{"ratio": 0.3}],
         "maximum": [{"gamma": 0.4}],
+        "tolerance": [{"tolerance": 0.5}, {"tolerance": 0.5, "budget": 70}, {"budget": 70}],
     }.get(name, [{}])  # fmt: skip
     for each in knobs:
-        marks = MARKINGS.create(name, **each)(scores, tree, monotone=False, shared=1)
+        marking = MARKINGS.create(name, **each)
+        asked = getattr(marking, "needs_errors", False)
+        errors = {"errors": random_errors(tree, frames=2)} if asked else {}
+        marks = marking(scores, tree, monotone=False, shared=1, **errors)
         known = {"lengths": marks.lengths, "total": marks.total}
         cells_from_splits(marks.split, tree, frames=2, **known).validate()
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from adaptok import create_tokenizer
 from adaptok.cli.resuming import own_configuration, run_named, typed_values
@@ -25,7 +25,7 @@ from adaptok.config.unread import unread
 from adaptok.data import WellData
 from adaptok.data.info import set_statistics
 from adaptok.data.well_format import SPLITS
-from adaptok.evaluation.budgets import part_with_budget, resolve_settings
+from adaptok.evaluation.budgets import inputs_of, part_with_budget, resolve_settings
 from adaptok.evaluation.evaluate import evaluate, label_of, persistence
 from adaptok.evaluation.results import (
     Errors,
@@ -35,13 +35,14 @@ from adaptok.evaluation.results import (
     tokens_cell,
     write_results,
 )
+from adaptok.evaluation.tilings import certificate_of
 from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepOptions
 from adaptok.models.parts import mode_of_history
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
 from adaptok.plots.rollouts import check_video
-from adaptok.plots.samples import middle_of, sample_of
+from adaptok.plots.samples import controls_of, middle_of, sample_of
 from adaptok.registry import split_part
 from adaptok.tasks.fit import GROUPS, check_trainer, config_of_eval, write_config
 from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
@@ -227,7 +228,11 @@ def tokenize(config: DictConfig) -> None:
             dict(zip(labels, controls, strict=True)),
             folder / f"sample_{number}",
         )
-        _say_tokens(number, counts, files)
+        errors = {
+            label: _certificate(surrogate, sample.batch, controls_of(setting))
+            for label, setting in zip(labels, controls, strict=True)
+        }
+        _say_tokens(number, counts, errors, files)
 
 
 def _tokenize_side_by_side(
@@ -249,12 +254,28 @@ def _tokenize_side_by_side(
         sample = sample_of(data, wanted["split"], number)
         out = folder / f"sample_{number}"
         files, counts = pictures.of_methods(models, data.info, sample, out)
-        _say_tokens(number, counts, files)
+        errors = {label: _certificate(each, sample.batch, {}) for label, each in models.items()}
+        _say_tokens(number, counts, errors, files)
 
 
-def _say_tokens(number: int, counts: Mapping[str, int], files: Sequence[Path]) -> None:
+def _certificate(
+    model: Surrogate, batch: Mapping[str, Tensor], setting: Mapping[str, Any]
+) -> float | None:
+    given = {**inputs_of(batch, "cpu"), **setting}
+    error = certificate_of(model, batch["input"], **given)
+    return None if error is None else float(error)
+
+
+def _say_tokens(
+    number: int,
+    counts: Mapping[str, int],
+    errors: Mapping[str, float | None],
+    files: Sequence[Path],
+) -> None:
     for label, count in counts.items():
-        print(f"sample {number}, {label}: {count} tokens")
+        error = errors[label]
+        held = "" if error is None else f", projection error {error:.3g}"
+        print(f"sample {number}, {label}: {count} tokens{held}")
     print("\n".join(str(file) for file in files))
 
 

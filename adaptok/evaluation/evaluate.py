@@ -30,6 +30,7 @@ from adaptok.evaluation.results import (
     Tokens,
 )
 from adaptok.evaluation.spectra import patch_harmonics, residual_spectrum, resolves
+from adaptok.evaluation.tilings import certificate_of
 from adaptok.models.compiling import eager
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule, create_schedule
@@ -160,7 +161,7 @@ def _one_step(
     device: torch.device,
 ) -> SettingResult:
     schedule = _schedule(model, controls)
-    errors, spectral, costs = [], [], []
+    errors, spectral, costs, held = [], [], [], []
     figures: dict[str, Tensor] = {}  # sum over samples, number of samples
     ndim, loader = data.info.ndim, data.loader(split, 1)
     counted = {i * len(loader) // COUNTED for i in range(COUNTED)}
@@ -175,6 +176,8 @@ def _one_step(
             for name, value in reported.figures.items():
                 sums = figures.setdefault(name, torch.zeros(2))
                 sums += len(field) * torch.stack([value.float().cpu(), torch.ones(())])
+            if number in counted and (error := certificate_of(model, field, **given)) is not None:
+                held.append(error.float().cpu())
             if number in counted and (cost := cost_of(model, call, [field, given])) is not None:
                 costs.append((cost, len(field)))
                 if counts:
@@ -198,6 +201,7 @@ def _one_step(
         memory=memory,
         metrics=_summaries(errors, data.info.fields),
         spectral_nmse=plain(torch.cat(spectral).mean((0, 1, 2))),
+        certificate=plain(torch.cat(held).mean()) if held else None,
         auxiliary={k: plain(sums[0] / sums[1]) for k, sums in figures.items()} or None,
     )
 

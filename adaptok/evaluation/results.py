@@ -134,6 +134,8 @@ class SettingResult:
         spectral_nmse: in three bands of wavenumbers, low to high.
         rollout: if the test had one.
         predictions: folder of the rollouts, if they were kept.
+        certificate: mean error of what the cells hold (`TreeTokenizer.certificate`), over some
+            batches; None for a model without a tree.
         auxiliary: means of the figures that parts reported (`adaptok.utils.auxiliary`), if any.
     """
 
@@ -149,6 +151,7 @@ class SettingResult:
     spectral_nmse: Sequence[Number] = ()
     rollout: Rollout | None = None
     predictions: str | None = None
+    certificate: Number = None
     auxiliary: Mapping[str, Number] | None = None
 
     @property

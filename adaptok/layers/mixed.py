@@ -57,7 +57,7 @@ def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
             own = [_of_run(x, start, stop) for x in args]
             more = of_run(kwargs, start, stop, batch)
             parts.append(method(self, torch.stack(list(fields[start:stop])), *own, **more))
-        return type(parts[0]).cat(parts)
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else type(parts[0]).cat(parts)
 
     return call
 

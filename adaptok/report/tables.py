@@ -16,6 +16,7 @@ from adaptok.report.summaries import Spread, Summary, Transfer, Verdict, ranks, 
 SIZES = "cell_sizes_"  # the shares among the values of a result
 ARROWS = {True: " ↓", False: " ↑"}
 COSTS: dict[str, tuple[str, Callable[[Number], str]]] = {
+    "certificate": ("projection error", formats.error),
     "flops": ("FLOPs", lambda value: formats.quantity(value, "FLOP")),
     "seconds_per_step": ("time / step", formats.seconds),
     "images_per_second": ("images / s", formats.quantity),

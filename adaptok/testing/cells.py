@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from adaptok.testing.inputs import attempt, random_fields, require, trees
+from adaptok.testing.inputs import attempt, random_errors, random_fields, require, trees
 from adaptok.tokenizers.indicators import Indicator
 from adaptok.tokenizers.marking import Marking
 from adaptok.tree import Tree, leaves
@@ -71,6 +71,8 @@ def check_marking(marking: Marking, *, ndim: int = 2, **control: Any) -> None:
     for tree in trees(ndim):
         counts = []
         points = torch.rand(3, 1, tree.inner, generator=generator)
+        if getattr(marking, "needs_errors", False):
+            control["errors"] = random_errors(tree)
         for scores in (points, points * 100, _falling(points, tree)):
             marks = attempt(marking, "marking", lambda s=scores, t=tree: marking(s, t, **control))
             split = marks.split

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptok.cells import Cells
+from adaptok.tokenizers.indicators import relative_errors
 from adaptok.tokens import TokenizerSpec
 from adaptok.tree import Tree, cells_from_splits
 
@@ -66,6 +67,13 @@ def trees(ndim: int) -> Iterator[Tree]:
     for space in (SPACE[ndim], ODD_SPACE[ndim]):
         yield Tree(space, sizes)
     yield Tree(SPACE[ndim], sizes[-1:])
+
+
+def random_errors(tree: Tree, *, batch: int = 3, frames: int = 1) -> Tensor:
+    """Errors (b, f, nodes) of a rough field, as markings with ``needs_errors`` get them."""
+    generator = torch.Generator().manual_seed(2)
+    field = torch.randn(batch * frames, 1, 1, *tree.shape, generator=generator)
+    return relative_errors(field, tree).unflatten(0, (batch, frames))
 
 
 def random_cells(spec: TokenizerSpec, *, batch: int = 3) -> Cells:

@@ -6,17 +6,25 @@ from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.iap import iap
+from adaptok.tokenizers.marking import PriceController
 from adaptok.tokenizers.matey import matey
+from adaptok.tokenizers.near_best import near_best
+from adaptok.tokenizers.radial import radial
+from adaptok.tokenizers.random import random
 from adaptok.tokenizers.uniform import UniformTokenizer
 
 __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
+    "PriceController",
     "UniformTokenizer",
     "apt",
     "at_budget",
     "calibrate",
     "iap",
     "matey",
+    "near_best",
     "part_at_budget",
+    "radial",
+    "random",
 ]

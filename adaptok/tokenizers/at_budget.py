@@ -22,6 +22,7 @@ from adaptok.tokenizers.marking import (
     FractionMarking,
     MaximumMarking,
     OutOfReachError,
+    PriceMarking,
     ThresholdMarking,
 )
 from adaptok.tokenizers.marking.fraction import cells_of_fraction
@@ -49,9 +50,9 @@ def at_budget(
 ) -> dict[str, Any]:
     """Finds controls of a call that give about `budget` tokens per sample, over all its frames.
 
-    A tokenizer with a budget gets it; thresholds, gamma and the like are calibrated so that the
-    mean over the fields is the closest from below; of patch sizes, the one with the nearest number
-    of tokens is chosen (in logarithms; the fewer of two).
+    A tokenizer with a budget gets it (beside a tolerance it is a cap); thresholds, gamma and the
+    like are calibrated so that the mean over the fields is the closest from below; of patch sizes,
+    the one with the nearest number of tokens is chosen (in logarithms; the fewer of two).
 
     Args:
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several; only their
@@ -85,7 +86,7 @@ def _controls(
         marking = tokenizer.marking
         if isinstance(marking, FractionMarking):
             return {"ratio": _ratio(tokenizer, budget, shape)}
-        if isinstance(marking, MaximumMarking) or _scalable(marking):
+        if isinstance(marking, (MaximumMarking, PriceMarking)) or _scalable(marking):
             control = marking.controls[0]
             return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
     if "budget" in tokenizer.controls:
@@ -98,8 +99,8 @@ def _controls(
         return {"patch_size": nearest_size(tokenizer, sizes, budget, shape)}
     accepted = ", ".join(tokenizer.controls) or "none"
     raise ValueError(
-        "a budget needs a control budget, thresholds, gamma, ratio or patch_size; this tokenizer's "
-        f"controls: {accepted}"
+        "a budget needs a control budget, thresholds, gamma, price, ratio or patch_size; this "
+        f"tokenizer's controls: {accepted}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Calibration of thresholds, or of gamma, to a mean number of tokens."""
+"""Calibration of thresholds, gamma or a price to a mean number of tokens."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from adaptok.tokenizers.base import frames_of_cells
 from adaptok.tokenizers.marking import (
     MaximumMarking,
     OutOfReachError,
+    PriceMarking,
     ThresholdMarking,
     level_thresholds,
 )
@@ -30,28 +31,30 @@ def calibrate(
     tokenizer: TreeTokenizer, fields: Fields, tokens: float, *, boundary: Boundary = None
 ) -> tuple[float, ...] | float:
     """Scales the tokenizer's thresholds by the one factor that gives a mean number of tokens; of a
-    marking relative to the maximum, finds the gamma that does.
+    marking relative to the maximum or by a price, finds the gamma or the price that does.
 
     Scores are computed once. A node splits iff the factor is at most ``score / threshold`` of
-    the node and of all its ancestors (gamma: below ``score / max``), so sorting these numbers gives
+    the node and of all its ancestors (gamma: below ``score / max``; a price: below ``score``), so
+    sorting these numbers gives
     the token count of every factor; no search re-runs the tokenizer, and nothing is trained. A
     budget of the tokenizer is ignored.
 
     Args:
-        tokenizer: one that marks by the maximum, or by thresholds, all positive, whose ratios are
-            kept.
+        tokenizer: one that marks by the maximum, by a price, or by thresholds, all positive, whose
+            ratios are kept.
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several.
         tokens: mean number per sample over all its frames; the result is the closest from below.
         boundary: codes, as in a call of the tokenizer.
 
     Returns:
-        thresholds (in the order of the tokenizer's) or gamma, for a call or for a new tokenizer.
+        thresholds (in the order of the tokenizer's), gamma or price, for a call or for a new
+        tokenizer.
 
     Raises:
         ValueError: another marking, thresholds that are not positive, or a number of tokens out of
             reach.
     """
-    bars = _bars(tokenizer)
+    bars, priced = _bars(tokenizer), isinstance(tokenizer.marking, PriceMarking)
     parts, coarsest, samples = [], 0, 0
     for field in [fields] if isinstance(fields, Tensor) else fields:
         scores, tree = tokenizer.scores(field, boundary=boundary)
@@ -63,14 +66,18 @@ def calibrate(
         else:  # per level, coarse to fine, the largest factor at which a node alone splits
             levels = zip(tree.per_level(scores.double()), bars[::-1], strict=True)
             own = [(s / bar).nan_to_num(math.inf, math.inf, -math.inf) for s, bar in levels]
+            if priced:  # what scores nothing splits at no price
+                own = [s.masked_fill(s <= 0, -math.inf) for s in own]
         parts.append(_splits(own, tree, shared, kept=not tokenizer.spec.tiling))
         roots = int(tree.per_level(tree.nodes(scores.device).inside)[0].sum())
         samples, coarsest = samples + b, coarsest + b * f * shared * roots
     if not parts:
         raise ValueError("calibrate needs at least one field")
     factors, gains = (torch.cat(part) for part in zip(*parts, strict=True))
-    factor = _factor(factors, gains, coarsest, tokens, samples, relative=bars is None)
-    return factor if bars is None else tuple(factor * bar for bar in bars)
+    relative = bars is None
+    options = {"relative": relative, "positive": relative or priced}
+    factor = _factor(factors, gains, coarsest, tokens, samples, **options)
+    return factor if bars is None or priced else tuple(factor * bar for bar in bars)
 
 
 def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
@@ -78,13 +85,15 @@ def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
     marking = tokenizer.marking
     if isinstance(marking, MaximumMarking) and len(tokenizer.spec.sizes) > 1:
         return None
-    if not isinstance(marking, (ThresholdMarking, MaximumMarking)):
+    if not isinstance(marking, (ThresholdMarking, MaximumMarking, PriceMarking)):
         raise ValueError(
-            "calibrate needs a tokenizer that marks by thresholds or by the maximum, got "
-            f"{type(marking).__name__}"
+            "calibrate needs a tokenizer that marks by thresholds, by the maximum or by a price, "
+            f"got {type(marking).__name__}"
         )
     if len(tokenizer.spec.sizes) == 1:
         raise ValueError(f"calibrate needs several cell sizes, got {tokenizer.spec.sizes}")
+    if isinstance(marking, PriceMarking):
+        return (1.0,) * (len(tokenizer.spec.sizes) - 1)
     assert isinstance(marking, ThresholdMarking)
     bars = level_thresholds(marking.thresholds, len(tokenizer.spec.sizes) - 1)
     if not all(0 < bar < math.inf for bar in bars):
@@ -126,7 +135,14 @@ def _splits(
 
 
 def _factor(
-    factors: Tensor, gains: Tensor, coarsest: int, tokens: float, samples: int, relative: bool
+    factors: Tensor,
+    gains: Tensor,
+    coarsest: int,
+    tokens: float,
+    samples: int,
+    *,
+    relative: bool,
+    positive: bool,
 ) -> float:
     """Finds the factor whose splits give the most cells that do not exceed the wanted number.
 
@@ -138,6 +154,7 @@ def _factor(
 
     Args:
         relative: whether the factor is a gamma, in (0, 1].
+        positive: whether it is at least 0.
     """
     coarsest += int(gains[factors == math.inf].sum())
     values, order = factors[factors.isfinite()].sort(descending=True)
@@ -152,11 +169,9 @@ def _factor(
     if len(values) == 0:
         return 1.0  # the borders decide everything
     first, last = values[:1], values[-1:]
-    if relative:
-        ends = torch.ones_like(first), torch.zeros_like(last)
-    else:
-        ends = first + first.abs() + 1, last - last.abs() - 1
-    edges = torch.cat([ends[0], values, ends[1]])
+    top = torch.ones_like(first) if relative else first + first.abs() + 1
+    bottom = torch.zeros_like(last) if positive else last - last.abs() - 1
+    edges = torch.cat([top, values, bottom])
     above, below = edges[:-1], edges[1:]
     # The marking compares in single precision, in which both ends have to differ.
     possible = (above - below > 1e-6 * above.abs()) & (totals <= tokens * samples)

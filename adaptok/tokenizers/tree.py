@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
@@ -24,7 +24,7 @@ from adaptok.tokenizers.base import (
     per_axis,
 )
 from adaptok.tokenizers.ignoring import Ignore, as_ignore, only, seen_channels
-from adaptok.tokenizers.indicators import Indicator
+from adaptok.tokenizers.indicators import Indicator, relative_errors
 from adaptok.tokenizers.marking import Budget, BudgetMarking, Marking
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 from adaptok.tree import (
@@ -33,6 +33,7 @@ from adaptok.tree import (
     cells_from_nodes,
     cells_from_splits,
     existing,
+    leaves,
     sum_pyramid,
 )
 from adaptok.utils.arguments import Dimensions, PerAxis, Positive, checked
@@ -42,6 +43,7 @@ class _Refined(NamedTuple):
     scores: Tensor
     tree: Tree
     cells: Cells
+    split: Tensor
 
 
 class TreeTokenizer(CellTokenizer):
@@ -154,7 +156,7 @@ class TreeTokenizer(CellTokenizer):
             return super().tokenize(scored, x, boundary=boundary, **control)
         refined = self._refine(scored, boundary, control)
         tokens = self.embed(x, refined.cells, boundary=boundary)
-        score = scores_of_cells(*refined, per_frame=self.per_frame)
+        score = scores_of_cells(*refined[:3], per_frame=self.per_frame)
         return tokens.replace(payload={**tokens.payload, "score": score})
 
     def _refine(self, field: Tensor, boundary: Tensor | None, control: dict[str, Any]) -> _Refined:
@@ -167,6 +169,8 @@ class TreeTokenizer(CellTokenizer):
         with torch.no_grad():
             shared = 1 if self.per_frame else frames
             hints = {"monotone": getattr(self.indicator, "monotone", False), "shared": shared}
+            if getattr(self.marking, "needs_errors", False):
+                hints["errors"] = self._errors(field, boundary)
             marks = self.marking(scores.detach(), tree, **hints, **control)
             check_marks(marks, tuple(scores.shape), self.marking)
             size: dict[str, Any] = {"frames": frames, "frame_size": frame_size}
@@ -177,7 +181,7 @@ class TreeTokenizer(CellTokenizer):
             else:  # more than the leaves, whose number does not help
                 node = existing(marks.split, tree) & tree.nodes(scores.device).inside
                 cells = cells_from_nodes(node, tree, **size, tiling=False)
-        return _Refined(scores, tree, cells)
+        return _Refined(scores, tree, cells, marks.split)
 
     def scores(
         self,
@@ -190,7 +194,47 @@ class TreeTokenizer(CellTokenizer):
         """
         return self._scores(as_field(field, self.spec.ndim), boundary)
 
+    @takes_lists
+    @torch.no_grad()
+    def certificate(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Float[Tensor, " b"]:
+        """Computes the error of what cells hold, ``||f - Pf|| / ||f - mean f||`` of each sample.
+
+        P is the best polynomial on each cell and frame, of the channels that the indicator sees;
+        its degree is that of the indicator, if it has ``errors`` as `near_best` does, else 0: a
+        cell holds its mean. With a tiling per frame the worst frame counts. A field that does not
+        vary has 0.
+
+        Args:
+            control: as for `cells`.
+        """
+        refined = self._refine(field, boundary, control)
+        errors = self._errors(as_field(field, self.spec.ndim), boundary)
+        return _certified(errors, refined.split, refined.tree)
+
+    def _errors(self, field: Tensor, boundary: Tensor | None) -> Float[Tensor, "b f nodes"]:
+        b = field.shape[0]
+        field, tree, _ = self._rows(field, boundary)
+        errors = getattr(self.indicator, "errors", relative_errors)(field, tree)
+        return errors.unflatten(0, (b, -1))
+
     def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
+        b = field.shape[0]
+        field, tree, boundary = self._rows(field, boundary)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.indicator)):
+            scores = self.indicator(field, tree, boundary=boundary)
+        check_scores(scores, (field.shape[0], tree.inner), self.indicator)
+        return scores.unflatten(0, (b, -1)), tree
+
+    def _rows(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree, Tensor | None]:
+        """Returns what each tree sees as a sample: the channels that are not ignored, and with a
+        tiling per frame the frames of one cell; its tree, and its boundary codes.
+        """
         field = only(field, self.seen(field.shape[2]))
         b, t = field.shape[:2]
         check_boundary(boundary, b, self.spec.ndim)
@@ -200,11 +244,7 @@ class TreeTokenizer(CellTokenizer):
             field = rearrange(field, "b (f fs) ... -> (b f) fs ...", fs=frame_size)
             if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1:
                 boundary = repeat(boundary, "b ... -> (b f) ...", f=frames)
-        tree = self.tree(field.shape[3:])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.indicator)):
-            scores = self.indicator(field, tree, boundary=boundary)
-        check_scores(scores, (field.shape[0], tree.inner), self.indicator)
-        return scores.unflatten(0, (b, -1)), tree
+        return field, self.tree(field.shape[3:]), boundary
 
     def score_map(
         self, field: Float[Tensor, "b *tcs"], *, boundary: Int[Tensor, "..."] | None = None
@@ -224,6 +264,13 @@ class TreeTokenizer(CellTokenizer):
         for axis, (size, n) in enumerate(zip(tree.sizes[-2], tree.shape, strict=True)):
             x = x.repeat_interleave(size, dim=axis + 1).narrow(axis + 1, 0, n)
         return x
+
+
+def _certified(
+    errors: Float[Tensor, "b f nodes"], split: Bool[Tensor, "b f inner"], tree: Tree
+) -> Float[Tensor, " b"]:
+    """Adds up the errors of the leaves; of several trees the largest counts."""
+    return (errors * leaves(split, tree)).sum(-1).amax(1).sqrt()
 
 
 def level_sizes(

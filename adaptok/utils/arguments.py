@@ -27,6 +27,7 @@ Positive = Annotated[int, at.Interval(ge=1, le=LARGEST)]
 NonNegative = Annotated[int, at.Interval(ge=0, le=LARGEST)]
 Dimensions = Annotated[int, at.Interval(ge=1, le=3)]  # of space
 Depth = Annotated[int, at.Interval(ge=0, le=10_000)]  # blocks, levels
+Degree = Annotated[int, at.Interval(ge=0, le=1)]  # of polynomials on cells
 Seed = Annotated[int, at.Interval(ge=-(2**63), le=2**63 - 1)]
 PerAxis = Positive | Sequence[Positive]  # grid points, one number or one per space axis
 LevelSizes = Annotated[tuple[tuple[Positive, ...], ...], at.Len(1)]

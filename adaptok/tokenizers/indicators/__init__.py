@@ -15,6 +15,9 @@ from adaptok.tokenizers.indicators.gradient import (
     stencil,
 )
 from adaptok.tokenizers.indicators.laplacian import LaplacianIndicator
+from adaptok.tokenizers.indicators.near_best import NearBestIndicator, modified
+from adaptok.tokenizers.indicators.projection import local_errors, relative_errors
+from adaptok.tokenizers.indicators.radial import RadialIndicator
 from adaptok.tokenizers.indicators.resampling import ResamplingIndicator
 from adaptok.tokenizers.indicators.variance import VarianceIndicator, channel_variances
 from adaptok.utils.boundary import PERIODIC
@@ -26,13 +29,18 @@ __all__ = [
     "Indicator",
     "Intensity",
     "LaplacianIndicator",
+    "NearBestIndicator",
+    "RadialIndicator",
     "ResamplingIndicator",
     "VarianceIndicator",
     "central_difference",
     "channel_variances",
     "channel_weights",
     "gradient_norm",
+    "local_errors",
+    "modified",
     "periodic_axes",
     "points_of_nodes",
+    "relative_errors",
     "stencil",
 ]

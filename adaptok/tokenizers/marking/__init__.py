@@ -5,6 +5,7 @@ from adaptok.tokenizers.marking.best_first import split_best_first, split_stepwi
 from adaptok.tokenizers.marking.budget import BudgetMarking, plan
 from adaptok.tokenizers.marking.fraction import FractionMarking
 from adaptok.tokenizers.marking.maximum import MaximumMarking
+from adaptok.tokenizers.marking.price import PriceController, PriceMarking
 from adaptok.tokenizers.marking.random import RandomMarking
 from adaptok.tokenizers.marking.threshold import (
     ThresholdMarking,
@@ -12,6 +13,7 @@ from adaptok.tokenizers.marking.threshold import (
     as_thresholds,
     level_thresholds,
 )
+from adaptok.tokenizers.marking.tolerance import ToleranceMarking, split_to_error
 
 __all__ = [
     "Budget",
@@ -21,14 +23,18 @@ __all__ = [
     "Marks",
     "MaximumMarking",
     "OutOfReachError",
+    "PriceController",
+    "PriceMarking",
     "RandomMarking",
     "ThresholdMarking",
     "Thresholds",
+    "ToleranceMarking",
     "as_thresholds",
     "level_thresholds",
     "per_sample",
     "plan",
     "split_best_first",
     "split_stepwise",
+    "split_to_error",
     "top_mask",
 ]

@@ -42,7 +42,9 @@ class Marking(Protocol):
     `monotone` says that no child outscores its parent; `shared` is the number of frames that use
     each tiling; budgets and lengths count the leaves of all frames of a sample. `controls` names
     what may change per call. A marking whose number of leaves does not depend on the scores sets
-    ``static = True``; then a whole step can be compiled.
+    ``static = True``; then a whole step can be compiled. One that asks how well cells hold the
+    field sets ``needs_errors = True``; it is called with ``errors`` (b, f, nodes) too, the squared
+    errors of all nodes, which add up to that of the tiling (`relative_errors`).
     """
 
     controls: tuple[str, ...]

@@ -76,7 +76,7 @@ def _pop(
     rounds: int,
 ) -> Bool[Tensor, "b f inner"]:
     """The `left` first nodes that a heap pops among the candidates; `bounds` hold for `left`."""
-    bottleneck = _bottlenecks(scores, candidates, tree)
+    bottleneck = bottlenecks(scores, candidates, tree)
     bar = _nth_highest(bottleneck.flatten(1), left, *bounds)[:, :, None]
     above, at = bottleneck > bar, bottleneck == bar
     left = left - above.flatten(1).sum(1, keepdim=True)
@@ -109,7 +109,7 @@ def _nth_highest(
     return torch.where(rank == 0, torch.inf, nth)
 
 
-def _bottlenecks(
+def bottlenecks(
     scores: Float[Tensor, "b f inner"], candidates: Bool[Tensor, "b f inner"], tree: Tree
 ) -> Float[Tensor, "b f inner"]:
     """Lowest score on the path of candidates that leads to each candidate; -inf for the others."""
@@ -121,7 +121,7 @@ def _bottlenecks(
             above = levels[-1].masked_fill(~may[level - 1], torch.inf)
             low = torch.minimum(low, tree.expand(above, level - 1))
         levels.append(low)
-    return torch.cat(levels, -1)
+    return torch.cat([scores[..., :0], *levels], -1)
 
 
 def _blocks(

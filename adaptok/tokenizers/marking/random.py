@@ -11,6 +11,7 @@ from adaptok.tokenizers.marking.base import Budget, Marks
 from adaptok.tokenizers.marking.budget import BudgetMarking
 from adaptok.tree import Tree
 from adaptok.utils.arguments import Positive, Seed, checked
+from adaptok.utils.constants import cached_constant
 
 
 @MARKINGS.register("random")
@@ -43,6 +44,12 @@ class RandomMarking:
         seed: Seed | None = None,
     ) -> Marks:
         """Refines by random scores; the given ones only lend their shape."""
-        generator = torch.Generator().manual_seed(int(self.seed if seed is None else seed))
-        draws = torch.rand(scores.shape[1:], generator=generator).to(scores.device)
+        chosen = int(self.seed if seed is None else seed)
+        draws = _draws(chosen, scores.shape[1], scores.shape[2], scores.device)
         return self._marking(draws.expand_as(scores), tree, shared=shared, budget=budget)
+
+
+@cached_constant(16)  # graphs know no generators
+def _draws(seed: int, frames: int, nodes: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(frames, nodes, generator=generator).to(device)

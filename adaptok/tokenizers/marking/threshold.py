@@ -71,7 +71,7 @@ class ThresholdMarking:
         marked = marked | tree.nodes(scores.device).forced
         budget = self.budget if budget is None else budget
         if budget is not None:
-            marked = _cap(marked, scores, tree, budget, monotone=monotone, shared=shared)
+            marked = capped(marked, scores, tree, budget, monotone=monotone, shared=shared)
         return Marks(marked, None)
 
 
@@ -102,7 +102,7 @@ def level_thresholds(thresholds: Thresholds, n_levels: int) -> tuple[float, ...]
     return given
 
 
-def _cap(
+def capped(
     marked: Bool[Tensor, "b f inner"],
     scores: Float[Tensor, "b f inner"],
     tree: Tree,

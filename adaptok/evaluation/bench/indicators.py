@@ -1,0 +1,277 @@
+"""What tilings hold of a field and of its next change, at equal tokens and without training.
+
+Run ``adaptok bench indicators [--help]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptok.cells import Cells, product
+from adaptok.data.synthetic import SOLVERS
+from adaptok.evaluation.bench.timing import write_results
+from adaptok.evaluation.changes import Changes, changes_of, standard
+from adaptok.evaluation.tilings import energy_share, optimal_errors, tiling_errors, tree_of
+from adaptok.registry import INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.tokenizers import at_budget, part_at_budget
+from adaptok.tokenizers.indicators import relative_errors
+from adaptok.tokenizers.ladder import ladder, with_ladder
+from adaptok.tokenizers.tree import composed
+from adaptok.tree import Tree, sum_pyramid
+
+Row = dict[str, Any]
+COLUMNS = tuple(itertools.product(("field", "change"), (0, 1)))  # what is held, by which degree
+SHARES = (0.25, 0.1)
+OTHERS = ("random", "tolerance")  # markings that at a budget are a tokenizer and another marking
+NOTE = (
+    "Every registered tokenizer, and every indicator with every marking, tiles the same fields "
+    "into the same number of tokens; nothing is trained. `field 0`, `field 1`, `change 0` and "
+    "`change 1`: the error of the best polynomial of degree 0 or 1 on each cell, for the field and "
+    "for its change until the next frame (each channel in units of its spread), over that of the "
+    "optimal tree, the best of as many cells per sample *for this column*, found by dynamic "
+    "programming; geometric mean over {sets}. Markings that are calibrated to a mean (`threshold`, "
+    "`maximum`, `price`) may give more cells to one sample than to another, and so be below 1. "
+    "`25 %` and `10 %`: the part of the squared change inside that share of the blocks of two "
+    "points per side, those that the indicator scores highest. `oracle` is the near-best tiling, "
+    "and the choice of blocks, made from the coming change itself: what an indicator that predicts "
+    "could reach. `tokens`: mean, over the wanted number; what is calibrated comes from below. The "
+    "sizes of cells are those of a run with this budget. Left out: cells that overlap (`csm`), and "
+    "the markings `random` (the tokenizer of this name) and `tolerance` (at a budget the marking "
+    "`budget`)."
+)
+
+
+def measure(
+    sets: Sequence[str] | None = None,
+    *,
+    resolution: int = 64,
+    trajectories: int = 3,
+    side: int = 4,
+    photographs: int = 6,
+) -> list[Row]:
+    """Measures every method on every set; one row per set and method.
+
+    Args:
+        sets: names of generated sets; None for all.
+        resolution: grid points along the shortest axis in 2D; half of it in 3D and for long
+            domains.
+        trajectories: of each set, two frames each.
+        side: of the uniform cells that are as many as the tokens, in 2D; half of it in 3D.
+        photographs: of scikit-image, if it is installed; they have no change. 0 for none.
+
+    Returns:
+        Rows with "set", "kind" (reference, tokenizer or composed), "method", "tokens" and "wanted",
+        errors in "field 0" to "change 1" (mean over samples) and shares in "25 %" and "10 %"; None
+        for what there is not.
+    """
+    rows = []
+    sizes = {"resolution": resolution, "trajectories": trajectories}
+    for name in SOLVERS.names() if sets is None else sets:
+        rows += rows_of(changes_of(name, **sizes), side)
+    pictures = photographs_of(photographs, 2 * resolution) if photographs else None
+    return rows + (rows_of(pictures, side) if pictures is not None else [])
+
+
+def photographs_of(count: int, size: int) -> Changes | None:
+    """Loads photographs as a set without changes; None without scikit-image or timm."""
+    try:
+        import skimage  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+        from adaptok.evaluation.bench.vision import photographs
+    except ImportError:
+        return None
+    images, _ = photographs(count, size)
+    return Changes("photographs", standard(images[:, None]), None, None)
+
+
+@torch.no_grad()
+def rows_of(data: Changes, side: int = 4) -> list[Row]:
+    """Measures every method on one set, see `measure`."""
+    b, _, channels, *space = data.field.shape
+    wanted = product(tuple(n // (side if len(space) < 3 else side // 2) for n in space))
+    sizes, target = ladder(space, wanted), _Targets(data)
+    make: Row = {"ndim": len(space), "in_channels": channels, "dim": 12}  # the width has no part
+    ends: Row = {"min_size": sizes[0], "max_size": sizes[-1]}
+    rows: list[Row] = []
+
+    def add(kind: str, method: str, cells: Cells, shares: Row) -> None:
+        about = {"set": data.name, "kind": kind, "method": method}
+        counts = {"tokens": len(cells) / b, "wanted": wanted}
+        rows.append(about | counts | target.errors_of(cells) | shares)
+
+    for name in [name for name in TOKENIZERS.names() if name != "composed"]:
+        tokenizer = _at_budget(with_ladder({"name": name}, space, wanted), make, wanted, data)
+        cells = tokenizer.cells(data.field, boundary=data.boundary)
+        if cells.tiling:
+            add("tokenizer", name, cells, target.shares(None))
+    for label, indicator in _indicators():
+        parts: Row = {**ends, "indicator": indicator}
+        try:
+            shares = target.shares(composed(**make, **parts).indicator)
+            for marking in [m for m in MARKINGS.names() if m not in OTHERS]:
+                tokenizer = composed(**make, **parts, marking=marking)
+                controls = at_budget(tokenizer, wanted, data.field, boundary=data.boundary)
+                cells = tokenizer.cells(data.field, boundary=data.boundary, **controls)
+                add("composed", f"{label}, {marking}", cells, shares)
+        except ValueError as error:  # of others' parts, which may need more than their defaults
+            warnings.warn(f"{label} is left out on {data.name}: {error}", stacklevel=2)
+    best = composed(**make, **ends, indicator="near_best")
+    if data.change is not None:
+        cells = best.cells(data.change, boundary=data.boundary, budget=wanted)
+        add("reference", "oracle", cells, target.shares(_energy))
+    tree = Tree(tuple(space), tuple(size[1:] for size in best.spec.sizes))
+    least = {"set": data.name, "kind": "reference", "method": "optimal tree", "tokens": wanted}
+    return [least | {"wanted": wanted} | target.least(tree, wanted) | target.shares(None), *rows]
+
+
+def _indicators() -> Iterator[tuple[str, Row]]:
+    """Every registered indicator, in the units of the field, with every degree that it has."""
+    for name in INDICATORS.names():
+        known = INDICATORS.knobs(name)
+        knobs = {"value_range": None} if "value_range" in known else {}
+        for degree in (0, 1) if "degree" in known else (None,):
+            own = {} if degree is None else {"degree": degree}
+            yield " ".join([name, *map(str, own.values())]), {"name": name, **knobs, **own}
+
+
+def _at_budget(part: Part, make: Row, wanted: int, data: Changes) -> Any:
+    source, knobs = TOKENIZERS.split(part)
+    tokenizer = TOKENIZERS.create(source, **make, **knobs)
+    found = part_at_budget(part, tokenizer, wanted, data.field, boundary=data.boundary)
+    source, knobs = TOKENIZERS.split(found)
+    return TOKENIZERS.create(source, **make, **knobs)
+
+
+class _Targets:
+    """What tilings are to hold: the field and its change."""
+
+    def __init__(self, data: Changes):
+        self.data = data
+        self.fields = {"field": data.field, "change": data.change}
+        self.known: dict[Any, Tensor] = {}
+
+    def errors(self, what: str, degree: int, tree: Tree) -> Tensor | None:
+        """Squared errors of all nodes, computed once per tree; None without a change."""
+        field, key = self.fields[what], (what, degree, tree)
+        if field is None:
+            return None
+        if key not in self.known:
+            self.known[key] = relative_errors(field, tree, degree)
+        return self.known[key]
+
+    def _columns(self, tree: Tree, error: Callable[[Tensor], Tensor]) -> Row:
+        found = {(what, degree): self.errors(what, degree, tree) for what, degree in COLUMNS}
+        return {
+            f"{what} {degree}": None if errors is None else float(error(errors).mean())
+            for (what, degree), errors in found.items()
+        }
+
+    def errors_of(self, cells: Cells) -> Row:
+        """The columns of errors of a tiling."""
+        tree = tree_of(cells)
+        return self._columns(tree, lambda errors: tiling_errors(errors, tree, cells))
+
+    def least(self, tree: Tree, budget: int) -> Row:
+        """Those of the best tree for each column."""
+        return self._columns(tree, lambda errors: optimal_errors(errors, tree, budget))
+
+    def shares(self, score: Callable[..., Tensor] | None) -> Row:
+        """The columns of shares of the change inside the blocks with the highest score."""
+        change, ndim = self.data.change, self.data.field.ndim - 3
+        names = [f"{100 * share:g} %" for share in SHARES]
+        if change is None or score is None:
+            return dict.fromkeys(names)
+        tree = Tree(tuple(change.shape[3:]), ((2,) * ndim, (1,) * ndim))
+        given = change if score is _energy else self.data.field
+        scores = score(given, tree, boundary=self.data.boundary)
+        shares = [energy_share(change, scores, tree, share) for share in SHARES]
+        return {name: float(share.mean()) for name, share in zip(names, shares, strict=True)}
+
+
+def _energy(field: Tensor, tree: Tree, *, boundary: Tensor | None) -> Tensor:
+    """Squared values of each block: what an indicator that knows the change would say."""
+    return sum_pyramid(field.square().sum((1, 2))[:, None], tree)[:, 0]
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """One row per method: geometric means over sets of errors over the least, means of shares."""
+    least = {row["set"]: row for row in rows if row["method"] == "optimal tree"}
+    names = [f"{what} {degree}" for what, degree in COLUMNS]
+    found = []
+    for kind, method in dict.fromkeys((row["kind"], row["method"]) for row in rows):
+        own = [row for row in rows if (row["kind"], row["method"]) == (kind, method)]
+        row = {"method": method, "kind": kind}
+        row["tokens"] = round(statistics.fmean(r["tokens"] / r["wanted"] for r in own), 3)
+        for name in names:
+            ratios = [r[name] / least[r["set"]][name] for r in own if r[name] is not None]
+            row[name] = round(statistics.geometric_mean(ratios), 3) if ratios else None
+        for name in [f"{100 * share:g} %" for share in SHARES]:
+            shares = [r[name] for r in own if r[name] is not None]
+            row[name] = round(statistics.fmean(shares), 3) if shares else None
+        found.append(row)
+    order = ("reference", "tokenizer", "composed")
+    return sorted(found, key=lambda r: (order.index(r["kind"]), r["change 0"] or math.inf))
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draws the errors of the change, and the shares of it that indicators choose."""
+    from matplotlib.figure import Figure
+
+    shown = [r for r in rows if r["kind"] != "composed" or r["method"].endswith(", budget")]
+    stars = [" *" * (row["kind"] == "composed") for row in shown]
+    labels = [r["method"].removesuffix(", budget") + s for r, s in zip(shown, stars, strict=True)]
+    figure = Figure(figsize=(9, 1 + 0.2 * len(shown)), layout="constrained")
+    errors, shares = figure.subplots(1, 2, sharey=True)
+    places = range(len(shown))
+    for number, name in enumerate(("field 0", "change 0")):
+        width = [r[name] or 0 for r in shown]
+        errors.barh([p + 0.4 * number for p in places], width, 0.4, label=name)
+    for number, share in enumerate(SHARES):
+        width = [r[f"{100 * share:g} %"] or 0 for r in shown]
+        shares.barh([p + 0.4 * number for p in places], width, 0.4, label=f"{100 * share:g} %")
+    errors.set_yticks([p + 0.2 for p in places], labels, fontsize="small")
+    errors.invert_yaxis()
+    errors.axvline(1, color="0.3", ls="--", lw=1)
+    errors.set(xlabel="error / error of the optimal tree (lower is better)", xlim=(0.9, None))
+    shares.set(xlabel="change inside the chosen blocks (higher is better)")
+    errors.legend(fontsize="small")
+    shares.legend(fontsize="small")
+    figure.suptitle("* an indicator with the marking budget", fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measures, writes JSON, Markdown and a picture, and prints the table."""
+    parser = argparse.ArgumentParser(prog="adaptok bench indicators", description=__doc__)
+    parser.add_argument("folder", nargs="?", default="docs/benchmarks", type=Path)
+    parser.add_argument("--sets", nargs="+", default=None, choices=SOLVERS.names())
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--trajectories", type=int, default=3)
+    parser.add_argument("--side", type=int, default=4)
+    parser.add_argument("--photographs", type=int, default=6)
+    options = vars(parser.parse_args(given))
+    folder = options.pop("folder")
+    torch.set_num_threads(1)
+    rows = measure(**options)
+    names = list(dict.fromkeys(row["set"] for row in rows))
+    note = NOTE.format(sets=f"{len(names)} sets ({', '.join(names)})")
+    command = "adaptok bench indicators"
+    path = write_results(folder, "indicators", summary(rows), note, plot, command)
+    file = path.with_suffix(".json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sets": rows}, indent=1))
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
+from adaptok.tokenizers.embeddings import with_halo
 from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.uniform import UniformTokenizer
@@ -19,4 +20,5 @@ __all__ = [
     "iap",
     "matey",
     "part_at_budget",
+    "with_halo",
 ]

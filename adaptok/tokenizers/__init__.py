@@ -7,6 +7,7 @@ from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.embeddings import with_halo
 from adaptok.tokenizers.iap import iap
+from adaptok.tokenizers.learning import indicator_loss
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.uniform import UniformTokenizer
 
@@ -18,6 +19,7 @@ __all__ = [
     "at_budget",
     "calibrate",
     "iap",
+    "indicator_loss",
     "matey",
     "part_at_budget",
     "with_halo",

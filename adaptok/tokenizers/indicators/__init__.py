@@ -15,6 +15,7 @@ from adaptok.tokenizers.indicators.gradient import (
     stencil,
 )
 from adaptok.tokenizers.indicators.laplacian import LaplacianIndicator
+from adaptok.tokenizers.indicators.learned import LearnedIndicator
 from adaptok.tokenizers.indicators.resampling import ResamplingIndicator
 from adaptok.tokenizers.indicators.variance import VarianceIndicator, channel_variances
 from adaptok.utils.boundary import PERIODIC
@@ -26,6 +27,7 @@ __all__ = [
     "Indicator",
     "Intensity",
     "LaplacianIndicator",
+    "LearnedIndicator",
     "ResamplingIndicator",
     "VarianceIndicator",
     "central_difference",

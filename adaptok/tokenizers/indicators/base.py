@@ -29,7 +29,8 @@ class Indicator(Protocol):
 
     An attribute ``monotone = True`` states that no child ever outscores its parent, which allows
     faster marking (without it: False). An indicator with parameters that require gradients (or
-    ``learned = True``) is called with a graph, see `TreeTokenizer`.
+    ``learned = True``) is called with a graph, see `TreeTokenizer`. One that says
+    ``sees_all = True`` gets ignored channels as well, and ``seen=``, the others by number.
     """
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:

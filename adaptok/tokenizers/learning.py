@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +13,7 @@ from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import as_field
 
 
-def learns_from_outcome(tokenizer: Any) -> bool:
+def learns_from_outcome(tokenizer: Any) -> TypeGuard[TreeTokenizer]:
     """Whether a tokenizer has an indicator that learns from what happens next."""
     own = isinstance(tokenizer, TreeTokenizer)
     return own and getattr(tokenizer.indicator, "needs_outcome", False)

@@ -71,22 +71,23 @@ class LearnedIndicator(nn.Module):
         weight: NonNegativeFloat = 0.1,
     ):
         super().__init__()
-        if len(sizes) < 2:
-            raise ValueError(
-                f"a learned indicator chooses between cell sizes, and all cells are of {sizes[0]}: "
-                "it would have nothing to learn"
-            )
         self.sizes = tuple(tuple(size[1:]) for size in sizes)
+        if len(self.sizes) < 2:
+            raise ValueError(
+                f"a learned indicator chooses between cell sizes, and all cells are of "
+                f"{self.sizes[0]}: it would have nothing to learn"
+            )
         self.in_channels, self.target, self.weight = in_channels, target, weight
         choice("target", target, TARGETS)
         self.gradient = GradientIndicator()
         self.node = nn.Linear(in_channels * product(self.sizes[-2]), width)
         conv = conv_class(len(self.sizes[0]))
         self.convolutions = nn.ModuleList(conv(width, width, 3) for _ in range(depth))
-        self.heads = nn.ModuleList(nn.Linear(width + 1, 1) for _ in self.sizes[:-1])
-        for head in self.heads:
+        heads = [nn.Linear(width + 1, 1) for _ in self.sizes[:-1]]
+        for head in heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleList(heads)
 
     def forward(
         self,

@@ -74,8 +74,8 @@ class LearnedIndicator(nn.Module):
         self.sizes = tuple(tuple(size[1:]) for size in sizes)
         if len(self.sizes) < 2:
             raise ValueError(
-                f"a learned indicator chooses between cell sizes, and all cells are of "
-                f"{self.sizes[0]}: it would have nothing to learn"
+                f"a learned indicator chooses between cell sizes, and has {self.sizes} alone: it "
+                "would have nothing to learn"
             )
         self.in_channels, self.target, self.weight = in_channels, target, weight
         choice("target", target, TARGETS)

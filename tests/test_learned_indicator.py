@@ -194,9 +194,7 @@ def test_compiled_without_a_break():
 
 
 def test_without_a_training_signal_it_is_refused():
-    with pytest.raises(
-        ValueError, match=r"chooses between cell sizes, and has .* alone"
-    ):
+    with pytest.raises(ValueError, match=r"chooses between cell sizes, and has .* alone"):
         tokenizer_of(max_size=2)
     with pytest.raises(ValueError, match="target must be one of change, error, got 'next'"):
         tokenizer_of({"name": "learned", "target": "next"})

@@ -1,4 +1,4 @@
-"""An indicator that learns where the error of what comes will be."""
+"""An indicator that learns where errors will be."""
 
 from __future__ import annotations
 

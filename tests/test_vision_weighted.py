@@ -96,6 +96,11 @@ def test_it_is_a_knob_of_ways_to_cut_images(name):
         apply_apt(model_of(), **NORM, weighted=-1.0)
 
 
+def test_an_indicator_that_learns_from_what_comes_next_is_refused():
+    with pytest.raises(ValueError, match="there is no training signal"):
+        apply_apt(model_of(), (1.0,), **NORM, indicator="learned")
+
+
 @pytest.mark.parametrize("name", ["variance", "resampling"])
 def test_scores_by_area_calibrated_to_a_number_of_tokens(name):
     indicator = {"name": name, "by_area": True}

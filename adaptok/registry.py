@@ -43,6 +43,7 @@ class Registry:
         self.kind, self.needs = kind, needs
         self.group = f"adaptok.{plural or kind + 's'}"
         self._factories: dict[str, Callable[..., Any]] = {}
+        self._finishing: list[Callable[..., Any]] = []
         self._plugins_loaded = self._loading = False
         self._lock = threading.RLock()
 
@@ -58,6 +59,14 @@ class Registry:
             return factory
 
         return enter
+
+    def finish(self, function: Factory) -> Factory:
+        """Decorates ``function(part, *, knob=default)``: its knobs are knobs of every part of this
+        kind, and a part that is built with one of them goes through it. A factory with such a knob
+        of its own keeps it.
+        """
+        self._finishing.append(function)
+        return function
 
     def names(self, pattern: str = "*") -> list[str]:
         """Lists the names that match a shell-style pattern, sorted."""
@@ -89,11 +98,20 @@ class Registry:
     def meanings(self, name: str) -> dict[str, str]:
         """Returns what the docstring says of each knob under "Args:", or "" if it says nothing."""
         said = documented_args(self.get(name))
+        for function in self._finishing:
+            said = documented_args(function) | said
         return {knob: said.get(knob, "") for knob in self.knobs(name)}
+
+    def hints(self, name: str | Callable[..., Any]) -> dict[str, Any]:
+        """Returns the annotations of the parameters."""
+        hints = hints_of(self.get(name))
+        for function in self._finishing:
+            hints = hints_of(function) | hints
+        return hints
 
     def ranges(self, name: str) -> dict[str, str]:
         """Returns in words what each knob accepts whose annotation has a range."""
-        hints = hints_of(self.get(name))
+        hints = self.hints(name)
         named = {knob: hints.get(knob, Any) for knob in self.knobs(name)}
         return {knob: described(hint) for knob, hint in named.items() if has_range(hint)}
 
@@ -118,11 +136,21 @@ class Registry:
             ValueError: an unknown knob, or a value that the annotation of its parameter does not
                 accept, see `adaptok.utils.arguments`; lists what is accepted.
         """
-        factory = self.get(name)
+        factory, what = self.get(name), f"{self.kind} {name_of(name)!r}"
         self.check_knobs(name, kwargs)
-        given = dict(zip((p.name for p in self._parameters(name)), args, strict=False)) | kwargs
-        check_arguments(factory, given, f"{self.kind} {name_of(name)!r}")
-        return factory(*args, **kwargs)
+        names = [p.name for p in _parameters_of(factory)]
+        own = {knob: value for knob, value in kwargs.items() if knob in names}
+        check_arguments(factory, dict(zip(names, args, strict=False)) | own, what)
+        finish = []
+        for function in self._finishing:
+            knobs = [p.name for p in _parameters_of(function)]
+            more = {k: value for k, value in kwargs.items() if k in knobs and k not in own}
+            check_arguments(function, more, what)
+            finish += [functools.partial(function, **more)] * bool(more)
+        part = factory(*args, **own)
+        for function in finish:
+            part = function(part)
+        return part
 
     def check_knobs(self, name: str | Callable[..., Any], given: Iterable[str]) -> None:
         """Raises ``ValueError`` for a parameter that the factory does not have."""
@@ -190,7 +218,11 @@ class Registry:
         return part
 
     def _parameters(self, name: str | Callable[..., Any]) -> list[inspect.Parameter]:
-        return _parameters_of(self.get(name))
+        found = {p.name: p for p in _parameters_of(self.get(name))}
+        for function in self._finishing:
+            more = (p for p in _parameters_of(function) if p.default is not p.empty)
+            found = found | {p.name: p for p in more if p.name not in found}
+        return list(found.values())
 
     def _load_plugins(self) -> None:
         if self._plugins_loaded:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, owners, register_pytree
+from adaptok.cells import Cells, owners, product, register_pytree
 from adaptok.patches import finest_owner, rows_of_levels
 from adaptok.registry import choice
 from adaptok.utils.arguments import (
@@ -219,6 +219,22 @@ class TokenSet:
             self.cond,
             payload={name: value[rows] for name, value in self.payload.items()},
         )
+
+    @property
+    def weight(self) -> Float[Tensor, " n"]:
+        """What each token stands for, in finest cells: ``payload["weight"]``, such as that of
+        merged tokens, else the volume of its cell inside the domain. In at least float32.
+
+        Raises:
+            ValueError: a payload that is not one number of at least 0 per token.
+        """
+        dtype = torch.promote_types(self.features.dtype, torch.float32)
+        if "weight" not in self.payload:
+            return self.cells.volume.to(dtype) / product(self.cells.sizes[-1])
+        weight = self.payload["weight"]
+        if weight.ndim != 1 or (reads_are_free(weight) and bool((weight < 0).any())):
+            raise ValueError(f"weight is a number of at least 0 per token, got {shown(weight)}")
+        return weight.to(dtype)
 
     def pool(self, how: str = "mean", weight: str | None = None) -> Float[Tensor, "b d"]:
         """Reduces the features of each sample.

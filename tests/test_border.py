@@ -143,7 +143,8 @@ def test_every_marking_tiles_the_domain(knobs, per_frame):
 @pytest.mark.parametrize("indicator", INDICATORS.names())
 def test_scores_see_points_inside_the_domain_only(indicator):
     """So they are those of a tree that splits at the border, whose boxes are clipped."""
-    score, field = INDICATORS.create(indicator), torch.rand(2, 1, 1, 13, 18) * 255
+    wired = {"in_channels": 1, "sizes": tuple((1, *size) for size in SIZES)}
+    score, field = INDICATORS.build(indicator, **wired), torch.rand(2, 1, 1, 13, 18) * 255
     given = (score(field, Tree((13, 18), SIZES, border=border)) for border in ("clip", "split"))
     assert torch.equal(*given)
 

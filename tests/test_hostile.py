@@ -18,7 +18,7 @@ import adaptok
 from adaptok.cli.listing import REGISTRIES
 from adaptok.data.synthetic.solver import SOLVERS
 from adaptok.tokens import TokenSet
-from adaptok.utils.arguments import accepts, hints_of
+from adaptok.utils.arguments import accepts
 
 NAN = float("nan")
 
@@ -53,7 +53,7 @@ def test_every_hostile_call(cases):
 @pytest.mark.parametrize("registry", [*REGISTRIES, SOLVERS], ids=lambda registry: registry.kind)
 def test_every_knob_says_what_it_accepts(registry):
     for name in registry.names():
-        hints = hints_of(registry.get(name))
+        hints = registry.hints(name)
         for knob, default in registry.knobs(name).items():
             assert knob in hints, f"{registry.kind} {name}: {knob} has no annotation"
             assert accepts(hints[knob], default), f"{registry.kind} {name}: {knob}={default!r}"

@@ -181,8 +181,9 @@ def test_every_indicator_scores_every_inner_node(name):
     for shape, sizes in (((16, 24), ((8, 8), (4, 4), (2, 2))), ((9, 7, 8), ((4,) * 3, (2,) * 3))):
         tree = Tree(shape, sizes)
         field = torch.randn(2, 2, 3, *shape)
-        indicator = INDICATORS.build(name)
-        scores = indicator(field, tree)
+        wired = {"in_channels": 3, "sizes": tuple((1, *size) for size in sizes)}
+        indicator = INDICATORS.build(name, **wired)
+        scores = indicator(field, tree).detach()
         assert scores.shape == (2, tree.inner)
         assert torch.isfinite(scores).all()
         assert not scores.requires_grad

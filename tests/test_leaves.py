@@ -51,7 +51,7 @@ def test_every_leaf_has_a_type_and_the_defaults_pass(command, overrides):
         elif group in GROUPS and not images:
             if config[group]["name"] in ("auto", "surrogate"):
                 continue
-            hints = hints_of(GROUPS[group].get(config[group]["name"])) | {"name": str}
+            hints = GROUPS[group].hints(config[group]["name"]) | {"name": str}
         elif group == "data.generate":
             hints = hints_of(SOLVERS.get(config["data"]["name"])) | {"seed": int}
         known = key in LEAVES or leaf in hints or (images and key.startswith(FREE))

@@ -19,7 +19,7 @@ SPEC = adaptok.create_tokenizer("iap", ndim=2, in_channels=2, dim=24).spec
 
 @pytest.mark.parametrize("name", INDICATORS.names())
 def test_indicators(name):
-    testing.check_indicator(INDICATORS.create(name))
+    testing.check_indicator(INDICATORS.build(name, in_channels=2, sizes=SPEC.sizes[1:]))
 
 
 @pytest.mark.parametrize("name", MARKINGS.names())

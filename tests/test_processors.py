@@ -268,9 +268,9 @@ def test_queries_and_keys_have_the_dtype_of_the_values(monkeypatch):
 
     seen = []
 
-    def spy(q, k, v, *groups):
+    def spy(q, k, v, *groups, **options):
         seen.extend([q.dtype, k.dtype, v.dtype])
-        return adaptok.attend(q, k, v, *groups)
+        return adaptok.attend(q, k, v, *groups, **options)
 
     monkeypatch.setattr(layers, "attend", spy)
     tokens = ragged_tokens()

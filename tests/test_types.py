@@ -77,7 +77,9 @@ def test_protocols_can_be_asked_at_run_time():
     tokenizer = adaptok.create_tokenizer("iap", ndim=2, in_channels=2, dim=24)
     assert isinstance(tokenizer, adaptok.Tokenizer)
     assert not isinstance(nn.Identity(), adaptok.Tokenizer)
-    assert all(isinstance(INDICATORS.create(n), adaptok.Indicator) for n in INDICATORS.names())
+    wired = {"in_channels": 2, "sizes": tokenizer.spec.sizes}
+    made = [INDICATORS.build(name, **wired) for name in INDICATORS.names()]
+    assert all(isinstance(each, adaptok.Indicator) for each in made)
     assert all(isinstance(MARKINGS.create(n), adaptok.Marking) for n in MARKINGS.names())
     assert not isinstance(INDICATORS.create("gradient"), adaptok.Marking)
     embedding = EMBEDDINGS.create("linear", 2, 24, tokenizer.spec.sizes)

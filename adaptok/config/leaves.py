@@ -179,10 +179,13 @@ def _of_images() -> dict[str, Registry]:
 
 def _check(node: Any, factory: Callable[..., Any], group: str) -> None:
     if isinstance(node, Mapping):
-        hints = hints_of(factory)
-        for leaf, value in node.items():
-            if f"{group}.{leaf}" not in LEAVES:
-                check_value(value, hints.get(leaf, Any), f"{group}.{leaf}")
+        _check_hints(node, hints_of(factory), group)
+
+
+def _check_hints(node: Config, hints: Mapping[str, Any], group: str) -> None:
+    for leaf, value in node.items():
+        if f"{group}.{leaf}" not in LEAVES:
+            check_value(value, hints.get(leaf, Any), f"{group}.{leaf}")
 
 
 def _check_names(node: Any, group: str) -> None:
@@ -201,8 +204,7 @@ def _check_part(node: Any, registry: Registry, group: str) -> None:
     check_value(node["name"], str, f"{group}.name")
     if node["name"] == WITHOUT_KNOBS.get(group):
         return
-    registry.get(node["name"])
-    _check(node, registry.get(node["name"]), group)
+    _check_hints(node, registry.hints(node["name"]), group)
     registry.check_knobs(node["name"], [leaf for leaf in node if leaf != "name"])
     for leaf, inner in node.items():
         if parts := GROUPS.get(f"{group}/{leaf}"):

@@ -66,8 +66,10 @@ class Attention(nn.Module):
         context: Float[Tensor, "m d"] | None = None,
         context_groups: Groups | None = None,
         context_rotate: Rotary | None = None,
+        key_bias: Float[Tensor, " m"] | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Each row of x attends to the rows of its group in x, or in the context.
+        """Each row of x attends to the rows of its group in x, or in the context, whose scores get
+        the `key_bias`.
 
         With several partitions into groups, the results are averaged.
         """
@@ -80,7 +82,10 @@ class Attention(nn.Module):
         k = k if source_rotate is None else source_rotate(k)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under CUDA autocast a layer norm returns float32
         partitions = (groups,) if isinstance(groups, Groups) else groups
-        results = [attend(q, k, v, partition, context_groups) for partition in partitions]
+        results = [
+            attend(q, k, v, partition, context_groups, key_bias=key_bias)
+            for partition in partitions
+        ]
         out = results[0] if len(results) == 1 else torch.stack(results).mean(0)
         out = out.flatten(1)
         return self.out(out if self.norm_out is None else self.norm_out(out, segments))
@@ -149,9 +154,11 @@ class AttentionBranch(nn.Module):
         sample: Int64[Tensor, " n"],
         samples: Count,
         segments: Segments | None = None,
+        key_bias: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Adds attention inside the groups to the rows; instance norms need the segments."""
-        out = self.attention(self.norm_attention(x, segments), groups, rotate, segments=segments)
+        options = {"segments": segments, "key_bias": key_bias}
+        out = self.attention(self.norm_attention(x, segments), groups, rotate, **options)
         return self._add(x, out, self.scale_attention, sample, samples)
 
     def _add(
@@ -191,9 +198,10 @@ class Block(AttentionBranch):
         sample: Int64[Tensor, " n"],
         samples: Count,
         segments: Segments | None = None,
+        key_bias: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Adds attention inside the groups to the rows, then the MLP."""
-        x = super().forward(x, groups, rotate, sample, samples, segments)
+        x = super().forward(x, groups, rotate, sample, samples, segments, key_bias)
         if self.norm_first:
             out = self.mlp(self.norm_mlp(x, segments))
         else:
@@ -215,6 +223,20 @@ def conditioned(tokens: TokenSet) -> Float[Tensor, "n d"]:
             f"{tokens.features.shape[1]}"
         )
     return tokens.features + tokens.cond[tokens.cells.sample]
+
+
+def bias_by_weight(tokens: TokenSet, weighted: float) -> Float[Tensor, " n"] | None:
+    """Returns the logarithm of what each token stands for (`TokenSet.weight`) times a power, to be
+    added to the scores of keys; None for the power 0.
+
+    With the power 1 a token counts as that many equal ones ("proportional attention" of ToMe:
+    Bolya et al., "Token merging: your ViT but faster", Sec. 3). What stands for nothing, a cell
+    beyond the border, keeps a vanishing weight, so that a group of such cells has a softmax.
+    """
+    if not weighted:
+        return None
+    weight = tokens.weight
+    return weighted * weight.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def head_width(dim: int, heads: int) -> int:

@@ -32,6 +32,12 @@ class ConvLayout(GridLayout):
     strides: Pairs
     padding: Pairs
 
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Grid points (t, *space) that a cell sees."""
+        stages = zip(self.kernels, self.strides, strict=True)
+        return (1, *(k1 + (k2 - 1) * s1 for (k1, k2), (s1, _) in stages))
+
 
 def make_layout(
     shape: tuple[int, ...], kernels: Pairs, strides: Pairs, *, centered: bool
@@ -78,15 +84,13 @@ def cells_of_layout(
     """
     b, device = field.shape[0], field.device
     shape = (field.shape[1], *field.shape[3:])
-    stages = zip(layout.kernels, layout.strides, strict=True)
-    reach = [1, *(k1 + (k2 - 1) * s1 for (k1, k2), (s1, _) in stages)]
     before = [0, *(lead for lead, _ in layout.padding)]
     starts = [
         torch.arange(g, device=device, dtype=torch.int32) * p - lead
         for g, p, lead in zip(layout.grid, layout.pitch, before, strict=True)
     ]
     origin = torch.cartesian_prod(*starts)
-    size = torch.tensor(reach, dtype=torch.int32).to(device).expand_as(origin)
+    size = torch.tensor(layout.reach, dtype=torch.int32).to(device).expand_as(origin)
     if tiling:
         end = torch.tensor(shape, dtype=torch.int32).to(device)
         size = torch.minimum(size, end - origin)

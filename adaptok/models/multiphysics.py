@@ -25,6 +25,7 @@ from adaptok.models.parts import (
 )
 from adaptok.models.recording import recorded_values, with_border
 from adaptok.registry import Part, choice
+from adaptok.tokenizers.learning import learns_from_outcome
 from adaptok.utils.arguments import Depth, Dimensions, Positive, checked
 
 TRAINED = ("all", "prepost")
@@ -341,6 +342,11 @@ def create_multiphysics(
     channels = width * (history if options.history_mode == "fold" else 1)
     named, sizes = (tokenizer, processor, decoder), {"dim": dim, "depth": depth, "heads": heads}
     parts = create_parts(options, channels, width, *named, **sizes)
+    if learns_from_outcome(parts[0]):
+        raise ValueError(
+            "a learned indicator is a network of one set of fields, and a model of many systems "
+            "has several: score by another indicator"
+        )
     made = {"fields": fields, "constants": constants, "width": width, "max_lead": max_lead}
     model = Multiphysics(*parts, options, **made)
     names = {"fields": list(fields), "constants": list(model.constants)}

@@ -12,13 +12,19 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, Count, GridLayout, Groups
 from adaptok.layers.attention import attend
-from adaptok.layers.blocks import DropPath, conditioned, drop_path_rates, head_width
+from adaptok.layers.blocks import (
+    DropPath,
+    bias_by_weight,
+    conditioned,
+    drop_path_rates,
+    head_width,
+)
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.layers.positions import Rotary, rotary
 from adaptok.processors.factorised import frame_groups, time_groups
 from adaptok.registry import PROCESSORS, choice
 from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
-from adaptok.utils.arguments import Base, Depth, Positive, Rate, Scale, checked
+from adaptok.utils.arguments import Base, Depth, Positive, Rate, Scale, Weighted, checked
 
 
 class Context(NamedTuple):
@@ -30,6 +36,7 @@ class Context(NamedTuple):
     sample: Int64[Tensor, " n"]
     samples: Count
     frames: Segments | None  # for the statistics of group norms
+    key_bias: Float[Tensor, " n"] | None  # added to the scores of each token as a key
 
 
 @PROCESSORS.register("spacetime_parallel")
@@ -53,6 +60,7 @@ class ParallelSpaceTime(nn.Module):
         rope_base: base of the rotary frequencies of "cell".
         layer_scale: initial factor per channel on the output of a branch (paper's code: 1e-6).
         drop_path: stochastic depth rate of the last block, growing linearly from 0; per sample.
+        weighted: let a token count as a key for what it stands for, see `Transformer`.
 
     Raises:
         ValueError: cells that neither tile nor form a grid, or invalid knobs.
@@ -73,6 +81,7 @@ class ParallelSpaceTime(nn.Module):
         rope_base: Base = 10000.0,
         layer_scale: Scale = 1e-6,
         drop_path: Rate = 0.0,
+        weighted: Weighted = False,
     ):
         super().__init__()
         grid = spec.layout is not None and issubclass(spec.layout, GridLayout)
@@ -82,7 +91,7 @@ class ParallelSpaceTime(nn.Module):
         self.rope, self.rope_base = choice("rope", rope, ("cell", "endpoint")), rope_base
         rates = drop_path_rates(depth, drop_path)
         self.spec, self.head_dim = spec, head_width(spec.dim, heads)
-        self.by_frame = norm == "group"
+        self.by_frame, self.weighted = norm == "group", float(weighted)
         self.time = nn.ModuleList(
             TimeAttention(spec.dim, heads, causal, norm, layer_scale, rate) for rate in rates
         )
@@ -93,12 +102,13 @@ class ParallelSpaceTime(nn.Module):
     def forward(self, tokens: TokenSet) -> TokenSet:
         """Maps tokens to tokens of the same cells."""
         check_tokens(tokens, self.spec, self)
-        context, x = self.context(tokens.cells), conditioned(tokens)
+        key_bias = bias_by_weight(tokens, self.weighted)
+        context, x = self.context(tokens.cells, key_bias), conditioned(tokens)
         for over_time, over_space in zip(self.time, self.space, strict=True):
             x = over_space(over_time(x, context), context)
         return tokens.replace(features=x)
 
-    def context(self, cells: Cells) -> Context:
+    def context(self, cells: Cells, key_bias: Float[Tensor, " n"] | None = None) -> Context:
         """Computes groups, positions and segments once for all blocks."""
         if self.rope == "endpoint":
             rotate = endpoint_rotary(cells, self.head_dim)
@@ -107,7 +117,7 @@ class ParallelSpaceTime(nn.Module):
             rotate = rotary(center, cells.shape[1:], self.head_dim, self.rope_base)
         time, space = time_groups(cells), frame_groups(cells)
         frames = Segments.of(space, cells.count) if self.by_frame else None
-        return Context(time, space, rotate, cells.sample, cells.batch_size, frames)
+        return Context(time, space, rotate, cells.sample, cells.batch_size, frames, key_bias)
 
 
 class TimeAttention(nn.Module):
@@ -131,8 +141,8 @@ class TimeAttention(nn.Module):
         qkv = self.qkv(self.norm(x, context.frames)).unflatten(-1, (self.heads, 3, -1))
         q, k, v = qkv.unbind(2)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
-        bias = self.bias(context.time.max_seqlen)
-        out = attend(q, k, v, context.time, bias=bias, causal=self.causal)
+        biases = {"bias": self.bias(context.time.max_seqlen), "key_bias": context.key_bias}
+        out = attend(q, k, v, context.time, causal=self.causal, **biases)
         out = self.scale * self.out(out.flatten(1))
         return x + self.drop_path(out, context.sample, context.samples)
 
@@ -157,7 +167,8 @@ class ParallelSpace(nn.Module):
         mlp, qkv = self.mlp_qkv(self.norm(x, context.frames)).split(widths, -1)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)
         q, k = (context.rotate(norm(y)) for norm, y in ((self.norm_q, q), (self.norm_k, k)))
-        attended = attend(q.to(v.dtype), k.to(v.dtype), v, context.space)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        attended = attend(q, k, v, context.space, key_bias=context.key_bias)
         value, gate = mlp.chunk(2, -1)
         out = self.scale * (self.out(attended.flatten(1)) + self.down(F.silu(gate) * value))
         return x + self.drop_path(out, context.sample, context.samples)

@@ -8,11 +8,26 @@ from typing import Any, ClassVar
 from torch import nn
 
 from adaptok.cells import Cells, Groups
-from adaptok.layers.blocks import AttentionBranch, Block, conditioned, drop_path_rates
+from adaptok.layers.blocks import (
+    AttentionBranch,
+    Block,
+    bias_by_weight,
+    conditioned,
+    drop_path_rates,
+)
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.registry import POSITIONS, PROCESSORS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
-from adaptok.utils.arguments import Base, Depth, Positive, Rate, Ratio, Scale, checked
+from adaptok.utils.arguments import (
+    Base,
+    Depth,
+    Positive,
+    Rate,
+    Ratio,
+    Scale,
+    Weighted,
+    checked,
+)
 
 
 class Transformer(nn.Module):
@@ -32,6 +47,8 @@ class Transformer(nn.Module):
         norm: "layer", "rms" or "instance" (over the tokens that the processor names, as MATEY).
         norm_placement: "pre", or "matey": MATEY's norm placement, no final norm.
         layer_scale: initial factor per channel on the output of a branch (MATEY: 1e-6).
+        weighted: let a token count as a key for what it stands for, by the logarithm of its area in
+            finest cells (or ``payload["weight"]``) added to its scores; a number is a factor on it.
 
     Raises:
         ValueError: a negative depth, heads that do not divide dim, an unknown choice or option.
@@ -54,12 +71,13 @@ class Transformer(nn.Module):
         norm: str = "layer",
         norm_placement: str = "pre",
         layer_scale: Scale | None = None,
+        weighted: Weighted = False,
         **unknown: Any,
     ):
         PROCESSORS.check_knobs(type(self), unknown)  # says more than Python would
         super().__init__()
         rates = drop_path_rates(depth, drop_path)
-        self.spec, self.by_segment = spec, norm == "instance"
+        self.spec, self.by_segment, self.weighted = spec, norm == "instance", float(weighted)
         head_dim = spec.dim // max(heads, 1)  # the attention refuses heads that do not fit
         self.positions = POSITIONS.build(
             positions, spec=spec, head_dim=head_dim, rope_base=rope_base
@@ -82,9 +100,10 @@ class Transformer(nn.Module):
         if self.by_segment:
             segments = [Segments.of(each, cells.count) for each in self.norm_groups(cells, groups)]
         sample, samples = cells.sample, cells.batch_size
+        key_bias = bias_by_weight(tokens, self.weighted)
         for block in zip(*(getattr(self, name) for name in self.stacks), strict=True):
             for layer, group, segment in zip(block, groups, segments, strict=True):
-                x = layer(x, group, rotate, sample, samples, segment)
+                x = layer(x, group, rotate, sample, samples, segment, key_bias)
         return tokens.replace(features=x if self.norm is None else self.norm(x, segments[-1]))
 
     def groups(self, cells: Cells) -> Sequence[Groups | tuple[Groups, ...]]:

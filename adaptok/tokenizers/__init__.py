@@ -5,7 +5,9 @@ from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
+from adaptok.tokenizers.embeddings import with_halo
 from adaptok.tokenizers.iap import iap
+from adaptok.tokenizers.learning import indicator_loss
 from adaptok.tokenizers.marking import PriceController
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.near_best import near_best
@@ -22,9 +24,11 @@ __all__ = [
     "at_budget",
     "calibrate",
     "iap",
+    "indicator_loss",
     "matey",
     "near_best",
     "part_at_budget",
     "radial",
     "random",
+    "with_halo",
 ]

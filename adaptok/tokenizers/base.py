@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.layers.boundary import check_boundary, pad_beyond
+from adaptok.layers.boundary import Boundary, check_boundary, pad_beyond
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import close_matches
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
@@ -33,6 +33,9 @@ class Embedding(Protocol):
 class CellTokenizer(nn.Module):
     """A `Tokenizer` whose subclass writes `cells` and names its `controls`.
 
+    A subclass that embeds in another way than by ``embedding(x, cells)`` writes `features`, so that
+    what all tokenizers share (the checks, the `halo` of `with_halo`) stays in one place.
+
     Args:
         spec: what processors and decoders are built from.
         embedding: patches to features, called as ``embedding(x, cells)``.
@@ -53,6 +56,12 @@ class CellTokenizer(nn.Module):
             )
         self.spec = spec
         self.embedding = embedding
+        self.halo: nn.Module | None = None
+
+    @property
+    def extents(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """Grid points (t, *space) that a whole cell of each size covers."""
+        return {size: size for size in self.spec.sizes}
 
     def cells(
         self,
@@ -82,9 +91,17 @@ class CellTokenizer(nn.Module):
         """
         x = as_field(x, self.spec.ndim, self.spec.in_channels)
         check_embedded(x, cells, boundary, self)
+        features = self.features(x, cells, boundary)
+        if self.halo is not None:
+            features = features + self.halo(x, cells, boundary)
+        return TokenSet(features, cells)
+
+    def features(
+        self, x: Float[Tensor, "b t c *s"], cells: Cells, boundary: Boundary
+    ) -> Float[Tensor, "n d"]:
+        """Computes the features of cells from what lies inside them."""
         whole = cells.extended()
-        x = pad_beyond(x, whole.shape[1:], boundary)
-        return TokenSet(self.embedding(x, whole), cells)
+        return self.embedding(pad_beyond(x, whole.shape[1:], boundary), whole)
 
     @takes_lists
     def tokenize(

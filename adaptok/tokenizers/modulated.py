@@ -10,12 +10,11 @@ from torch import Tensor
 
 from adaptok.cells import Cells, nested, product
 from adaptok.layers.boundary import Boundary
-from adaptok.layers.mixed import takes_lists
 from adaptok.layers.two_stage import KERNELS, ConvLayout, Pairs, cells_of_layout
-from adaptok.tokenizers.base import check_embedded, per_axis
+from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.embeddings.conv_stem import ConvStem
 from adaptok.tokenizers.patch_sizes import PatchSizeTokenizer
-from adaptok.tokens import TokenizerSpec, TokenSet, as_field
+from adaptok.tokens import TokenizerSpec
 
 
 class ModulatedTokenizer(PatchSizeTokenizer):
@@ -98,16 +97,19 @@ class ModulatedTokenizer(PatchSizeTokenizer):
         sizes = per_axis(size, self.spec.ndim, "patch_size")
         return product(self.layout(sizes, tuple(shape)).grid)
 
-    @takes_lists
-    def embed(
-        self, x: Float[Tensor, "b *tcs"], cells: Cells, *, boundary: Boundary = None
-    ) -> TokenSet:
-        """Embeds the cells; without boundary codes all ends are open."""
-        x = as_field(x, self.spec.ndim, self.spec.in_channels)
-        check_embedded(x, cells, boundary, self)
+    @property
+    def extents(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """Grid points (t, *space) that a whole cell of each size sees."""
+        sizes = dict.fromkeys([*self.spec.sizes, (1, *self.size)])  # that of most calls too
+        return {size: self.layout(size[1:], size).reach for size in sizes}
+
+    def features(
+        self, x: Float[Tensor, "b t c *s"], cells: Cells, boundary: Boundary
+    ) -> Float[Tensor, "n d"]:
+        """Runs the stem over the field; without boundary codes all ends are open."""
         if not isinstance(cells.layout, ConvLayout):
             raise ValueError("these cells are those of another tokenizer: they carry no kernels")
-        return TokenSet(self.embedding(x, cells.layout, boundary), cells)
+        return self.embedding(x, cells.layout, boundary)
 
 
 def stages(size: Sequence[int], valid: Sequence[int]) -> Pairs:

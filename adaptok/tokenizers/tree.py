@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.layers.boundary import check_boundary
+from adaptok.layers.boundary import Boundary, check_boundary
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, is_factory
 from adaptok.tokenizers.asked import check_count, check_marks, check_scores, learns, scores_of_cells
@@ -219,32 +219,43 @@ class TreeTokenizer(CellTokenizer):
 
     def _errors(self, field: Tensor, boundary: Tensor | None) -> Float[Tensor, "b f nodes"]:
         b = field.shape[0]
-        field, tree, _ = self._rows(field, boundary)
+        field, _, given = self.as_scored(field, boundary)
+        if given:  # an indicator that sees all channels
+            field = only(field, given["seen"])
+        tree = self.tree(field.shape[3:])
         errors = getattr(self.indicator, "errors", relative_errors)(field, tree)
         return errors.unflatten(0, (b, -1))
 
     def _scores(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree]:
         b = field.shape[0]
-        field, tree, boundary = self._rows(field, boundary)
+        field, boundary, given = self.as_scored(field, boundary)
+        tree = self.tree(field.shape[3:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.indicator)):
-            scores = self.indicator(field, tree, boundary=boundary)
+            scores = self.indicator(field, tree, boundary=boundary, **given)
         check_scores(scores, (field.shape[0], tree.inner), self.indicator)
         return scores.unflatten(0, (b, -1)), tree
 
-    def _rows(self, field: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tree, Tensor | None]:
-        """Returns what each tree sees as a sample: the channels that are not ignored, and with a
-        tiling per frame the frames of one cell; its tree, and its boundary codes.
+    def as_scored(
+        self, field: Float[Tensor, "b t c *s"], boundary: Boundary
+    ) -> tuple[Float[Tensor, "bf fs k *s"], Boundary, dict[str, Any]]:
+        """Returns what the indicator is called with: field, boundary, and which channels are not
+        ignored if it sees all; each frame of cells is a sample if these have tilings of their own.
         """
-        field = only(field, self.seen(field.shape[2]))
-        b, t = field.shape[:2]
-        check_boundary(boundary, b, self.spec.ndim)
+        check_boundary(boundary, field.shape[0], self.spec.ndim)
         frame_size = self.spec.sizes[0][0]
-        frames = frames_of_cells(t, frame_size)
-        if self.per_frame:  # scores every frame of cells as a sample
+        frames = frames_of_cells(field.shape[1], frame_size)
+        field, given = self._seen(field)
+        if self.per_frame:
             field = rearrange(field, "b (f fs) ... -> (b f) fs ...", fs=frame_size)
             if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1:
                 boundary = repeat(boundary, "b ... -> (b f) ...", f=frames)
-        return field, self.tree(field.shape[3:]), boundary
+        return field, boundary, given
+
+    def _seen(self, field: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        seen = self.seen(field.shape[2])
+        if getattr(self.indicator, "sees_all", False):
+            return field, {"seen": seen}
+        return only(field, seen), {}
 
     def score_map(
         self, field: Float[Tensor, "b *tcs"], *, boundary: Int[Tensor, "..."] | None = None
@@ -254,12 +265,12 @@ class TreeTokenizer(CellTokenizer):
         """
         field = as_field(field, self.spec.ndim, self.spec.in_channels)
         check_boundary(boundary, field.shape[0], self.spec.ndim)
-        field = only(field, self.seen(field.shape[2]))
+        field, given = self._seen(field)
         points = getattr(self.indicator, "score_map", None)
         if points is not None:
-            return points(field, boundary=boundary)
+            return points(field, boundary=boundary, **given)
         tree = self.tree(field.shape[3:])
-        finest = tree.per_level(self.indicator(field, tree, boundary=boundary))[-1]
+        finest = tree.per_level(self.indicator(field, tree, boundary=boundary, **given))[-1]
         x = finest.unflatten(1, tree.grids[-2])
         for axis, (size, n) in enumerate(zip(tree.sizes[-2], tree.shape, strict=True)):
             x = x.repeat_interleave(size, dim=axis + 1).narrow(axis + 1, 0, n)
@@ -337,7 +348,9 @@ def composed(
     spec = TokenizerSpec(ndim, in_channels, dim, sizes)
     return TreeTokenizer(
         spec,
-        INDICATORS.build(_by_channel(indicator, in_channels)),
+        INDICATORS.build(
+            _by_channel(indicator, in_channels), in_channels=in_channels, sizes=spec.sizes
+        ),
         MARKINGS.build(marking),
         EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=spec.sizes),
         order=order,

@@ -12,10 +12,11 @@ from adaptok.evaluation.metrics import vrmse
 from adaptok.models.multiphysics import Multiphysics
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule
+from adaptok.tokenizers.learning import indicator_loss, learns_from_outcome
 from adaptok.training.fit_module import FitModule
 from adaptok.training.optim import Optim
 from adaptok.training.parallel import shard
-from adaptok.utils.auxiliary import collect_auxiliary
+from adaptok.utils.auxiliary import collect_auxiliary, report_loss
 
 Batch = Mapping[str, Any]  # tensors, and names of sets
 
@@ -93,6 +94,8 @@ class SurrogateModule(FitModule):
         for ahead in range(1, optim.unroll + 1):
             given, fine = (window, None) if ahead == 1 else model.usable(window, batch["input"])
             prediction = self.predict({**batch, "input": given}, step, all_frames=every)
+            if ahead == 1:
+                self._teach_indicator(model, batch, prediction, frames)
             if fine is not None:
                 prediction = torch.where(fine, prediction, torch.nan)
             target = frames[:, ahead if every else ahead + history - 1 : ahead + history]
@@ -101,6 +104,24 @@ class SurrogateModule(FitModule):
             last = prediction[:, -1:]
             window = torch.cat([window[:, 1:], last if optim.through_time else last.detach()], 1)
         return total
+
+    def _teach_indicator(
+        self, model: Any, batch: Batch, prediction: Tensor, frames: Tensor
+    ) -> None:
+        """Reports the loss of an indicator that learns from the next frames."""
+        tokenizer, history = getattr(model, "tokenizer", None), model.history
+        if not learns_from_outcome(tokenizer):
+            return
+        window, after = frames[:, :history], frames[:, 1 : history + 1]
+        error = prediction.detach() - after[:, -prediction.shape[1] :]
+        outcome = error if tokenizer.indicator.target == "error" else after - window
+        if model.history_mode == "fold":
+            outcome = outcome[:, -1:]
+        scored = model.scored(window, batch.get("constants"))
+        loss = indicator_loss(
+            tokenizer, scored, outcome / model.scale(window), boundary=batch["boundary"]
+        )
+        report_loss("indicator", loss, weight=tokenizer.indicator.weight)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of one batch plus the auxiliary losses that parts report."""

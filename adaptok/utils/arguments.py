@@ -71,6 +71,7 @@ def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], what:
 Pair = Annotated[Sequence[Finite], at.Len(2, 2)]  # the ends of a range
 Weights = Sequence[NonNegativeFloat]
 Bins = Annotated[int, at.Interval(ge=2, le=2**20)]
+Weighted = bool | Annotated[float, at.Interval(ge=0, le=100)]  # True is 1
 Settings = Annotated[Sequence[Mapping[str, Any]], at.Len(1)]  # controls by name, one or several
 Halvings = Annotated[int, at.Interval(ge=0, le=16)]
 

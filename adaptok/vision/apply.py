@@ -14,6 +14,7 @@ from adaptok.models.recording import recorded_values
 from adaptok.registry import Part, choice
 from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
+from adaptok.utils.arguments import Weighted, check_value
 from adaptok.vision.embedding import CellPositions, cell_embedding
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_window
@@ -33,6 +34,7 @@ def apply_apt(
     pooling: str = "area",
     resize: str = "central",
     branch: bool = True,
+    weighted: Weighted = False,
     window: int | None = None,
     global_blocks: Iterable[int] = (),
 ) -> AptMixin:
@@ -54,6 +56,8 @@ def apply_apt(
         pooling: "area" or "plain" mean over tokens, see `adaptok.vision.pooling.pool`.
         resize: "central" or "area", see `ResizeZeroEmbedding`.
         branch: add the zero-initialised convolution, see `ResizeZeroEmbedding`.
+        weighted: let a cell count as a key for its area, by the logarithm of its patches added to
+            its scores in every attention; a number is a factor on it, True is 1.
         window: side in pixels of attention windows in all blocks but `global_blocks` (ViTDet), a
             multiple of the coarsest cell. None: every block attends to the whole image.
         global_blocks: indices of the blocks without windows.
@@ -76,6 +80,7 @@ def apply_apt(
             f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
         )
     choice("pooling", pooling, ("area", "plain"))
+    check_value(weighted, Weighted, "weighted")
     patch = tuple(source.patch_embed.patch_size)
     sizes = tuple((1, *(p << level for p in patch)) for level in range(len(bars), -1, -1))
     check_window(window, sizes)
@@ -97,12 +102,18 @@ def apply_apt(
     embed = cell_embedding(fast.patch_embed, spec, resize, branch)
     fast.cell_embed = embed.to(weight.device, weight.dtype)
     fast.cell_positions = CellPositions()
-    fast.pooling, fast.window, fast.global_blocks = pooling, window, blocks
+    fast.pooling, fast.weighted = pooling, float(weighted)
+    fast.window, fast.global_blocks = window, blocks
     fast.last_cells = None
     parts = {"indicator": indicator, "marking": marking}
     fast.options = {"thresholds": list(bars), **recorded_values(parts)}
     fast.options |= {"mean": list(mean), "std": list(std), "pooling": pooling, "resize": resize}
-    fast.options |= {"branch": branch, "window": window, "global_blocks": list(blocks)}
+    fast.options |= {
+        "branch": branch,
+        "weighted": weighted,
+        "window": window,
+        "global_blocks": list(blocks),
+    }
     return fast.train(model.training)
 
 

@@ -32,12 +32,14 @@ class Packing(NamedTuple):
         sample: image of each row, for stochastic depth.
         samples: number of images.
         rope: rotation of queries and keys, or None.
+        key_bias: added to the scores of each row as a key, or None.
     """
 
     groups: Groups
     sample: Int64[Tensor, " n"]
     samples: Count
     rope: Rope | None
+    key_bias: Float[Tensor, " n"] | None = None
 
 
 def run_block(block: nn.Module, x: Float[Tensor, "n d"], packing: Packing) -> Float[Tensor, "n d"]:
@@ -68,10 +70,14 @@ def attention(attn: Any, x: Tensor, packing: Packing) -> Tensor:
     groups = getattr(attn, "num_kv_groups", 1)
     if groups > 1:  # grouped-query attention
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    out = attn.norm(attend(q.type_as(v), k.type_as(v), v, packing.groups).flatten(1))
+    out = attn.norm(_attend(q, k, v, packing).flatten(1))
     if attn.gate is not None:
         out = out * attn.gate(x).sigmoid()
     return attn.proj_drop(attn.proj(out))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    return attend(q.type_as(v), k.type_as(v), v, packing.groups, key_bias=packing.key_bias)
 
 
 def _qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,11 +101,11 @@ def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, packing: Packing) 
     """Runs differential attention: the difference of two softmax maps, applied to the values."""
     heads, width = attn.num_heads, attn.head_dim  # values are twice as wide as queries
     # Two maps times two halves of the values make four heads of one width for the same kernels.
-    q = attn.q_norm(q.unflatten(-1, (heads, 2, 1, width))).type_as(v)
-    k = attn.k_norm(k.unflatten(-1, (heads, 2, 1, width))).type_as(v)
+    q = attn.q_norm(q.unflatten(-1, (heads, 2, 1, width)))
+    k = attn.k_norm(k.unflatten(-1, (heads, 2, 1, width)))
     v = v.unflatten(-1, (heads, 1, 2, width))
     q, k, v = (x.expand(-1, -1, 2, 2, -1).flatten(1, 3) for x in (q, k, v))  # head, map, half
-    out = attend(q, k, v, packing.groups).unflatten(1, (heads, 2, 2))
+    out = _attend(q, k, v, packing).unflatten(1, (heads, 2, 2))
     first, second = out.flatten(3).unbind(2)
     out = first - attn._compute_lambda().type_as(q) * second
     return (attn.sub_norm(out) * (1 - attn.lambda_init)).flatten(1)
@@ -135,8 +141,7 @@ def _parallel_scaling(block: Any, x: Tensor, packing: Packing) -> Tensor:
         attended = _differential(block, q, k, v, packing)
     else:
         q, k, v = (part.unflatten(-1, (block.num_heads, -1)) for part in (q, k, v))
-        q, k = block.q_norm(q).type_as(v), block.k_norm(k).type_as(v)
-        attended = attend(q, k, v, packing.groups).flatten(1)
+        attended = _attend(block.q_norm(q), block.k_norm(k), v, packing).flatten(1)
     hidden = block.mlp_drop(block.mlp_act(hidden))
     if block.out_proj is not None:
         y = block.out_proj(torch.cat((attended, hidden), dim=-1))

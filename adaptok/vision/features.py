@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from adaptok.cells import Cells, product
+from adaptok.cells import Cells, Groups, product
 from adaptok.layers.mixed import by_shape
 from adaptok.patches import level_grid, owner_grid
 from adaptok.tokens import TokenSet
@@ -71,6 +71,22 @@ def dense_map(tokens: TokenSet) -> Float[Tensor, "b d gh gw"] | list[Tensor]:
     _, *grid = level_grid(cells.shape, cells.sizes[-1])
     rows = tokens.features[owner_grid(cells)]  # (b, g, d)
     return rows.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def area_bias(
+    cells: Cells, groups: Groups, prefix: int, weighted: float
+) -> Float[Tensor, " n"] | None:
+    """Returns the logarithm of the patches in each cell times a power, to be added to the scores of
+    keys, in the order of the packed rows; 0 for special tokens. None for the power 0.
+
+    Args:
+        groups: of all rows of an image, special tokens first.
+        prefix: special tokens per image.
+    """
+    if not weighted:
+        return None
+    bias = weighted * patches_per_cell(cells).log()
+    return groups.gather(torch.cat([bias.new_zeros(cells.batch_size * prefix), bias]))
 
 
 def patches_per_cell(cells: Cells) -> Float[Tensor, " n"]:

@@ -20,7 +20,7 @@ from adaptok.tokens import TokenSet
 from adaptok.utils.constants import constant
 from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.embedding import CellPositions
-from adaptok.vision.features import VisionTokens
+from adaptok.vision.features import VisionTokens, area_bias
 from adaptok.vision.pooling import pool
 from adaptok.vision.rope import Grid, Rope, rotations
 from adaptok.vision.tiling import ImageCells
@@ -39,6 +39,7 @@ class AptMixin(nn.Module):
     cell_embed: ResizeZeroEmbedding
     cell_positions: CellPositions
     pooling: str
+    weighted: float
     window: int | None
     global_blocks: tuple[int, ...]
     last_cells: Cells | None
@@ -86,7 +87,8 @@ class AptMixin(nn.Module):
         model: Any = self
         if not model.global_pool and model.attn_pool is None:
             return self._map(x, model.fc_norm, model.head_drop, *[model.head] * (not pre_logits))
-        y = model.head_drop(model.fc_norm(pool(self, x, self.pooling)))
+        pooled = pool(self, x, self.pooling, self.weighted)
+        y = model.head_drop(model.fc_norm(pooled))
         return y if pre_logits else model.head(y)
 
     def dense_features(self, x: Images, *, cells: Cells | None = None, **control: Any) -> Any:
@@ -222,7 +224,9 @@ class AptMixin(nn.Module):
         if self.window is not None:
             windows = window_groups(cells, groups, prefix, self.window)
             local = [packed if i in self.global_blocks else windows for i in range(depth)]
-        return [Packing(own, sample, b, rope) for own, rope in zip(local, ropes, strict=True)]
+        bias = area_bias(cells, groups, prefix, self.weighted)
+        pairs = zip(local, ropes, strict=True)
+        return [Packing(own, sample, b, rope, bias) for own, rope in pairs]
 
 
 def patch_index(cells: Cells) -> Float[Tensor, "n 2"]:

@@ -12,19 +12,20 @@ from torch import Tensor
 from adaptok.cells import Cells, Count, Groups, repeated
 from adaptok.cells.lengths import offsets_of
 from adaptok.layers.attention import attend
-from adaptok.vision.features import VisionTokens, patches_per_cell
+from adaptok.vision.features import VisionTokens, area_bias, patches_per_cell
 
 
-def pool(model: Any, x: VisionTokens, pooling: str) -> Float[Tensor, "b d"]:
+def pool(model: Any, x: VisionTokens, pooling: str, weighted: float = 0.0) -> Float[Tensor, "b d"]:
     """Pools as ``model.pool`` does, for tokens that stand for different areas.
 
     Args:
         pooling: "area" weighs each token in a mean by its number of patches, so that merging equal
             patches changes nothing; "plain" counts tokens (the authors' code).
+        weighted: power of the number of patches that weighs a key where attention pools.
     """
     if model.attn_pool is not None:
         with_prefix = getattr(model, "pool_include_prefix", True)  # Eva has no such choice
-        return _attention_pool(model.attn_pool, x, with_prefix, pooling)
+        return _attention_pool(model.attn_pool, x, with_prefix, pooling, weighted)
     if model.global_pool == "token":
         return x.prefix[:, 0]
     prefix = x.prefix if getattr(model, "pool_include_prefix", False) else x.prefix[:, :0]
@@ -55,25 +56,29 @@ def _max(prefix: Tensor, features: Tensor, cells: Cells) -> Float[Tensor, "b d"]
 
 
 def _attention_pool(
-    attn: Any, x: VisionTokens, with_prefix: bool, pooling: str
+    attn: Any, x: VisionTokens, with_prefix: bool, pooling: str, weighted: float
 ) -> Float[Tensor, "b d"]:
     cells, b = x.cells, x.cells.batch_size
     prefix = x.prefix if with_prefix else x.prefix[:, :0]
     p = prefix.shape[1]
     groups = cells.groups(prefix=p) if p else cells.groups()
     rows = groups.gather(torch.cat([prefix.flatten(0, 1), x.tokens.features]))
+    bias = area_bias(cells, groups, p, weighted)
     if isinstance(attn, AttentionPoolLatent):
-        return _latent_pool(attn, rows, groups.packed, b)
+        return _latent_pool(attn, rows, groups.packed, b, bias)
     rows = attn.pre_norm(rows)  # PRR: self-attention without projections
     heads = rows.unflatten(1, (attn.num_heads, attn.head_dim))
-    rows = groups.scatter(attn.post_norm(attend(heads, heads, heads, groups.packed).flatten(1)))
+    out = attend(heads, heads, heads, groups.packed, key_bias=bias)
+    rows = groups.scatter(attn.post_norm(out.flatten(1)))
     refined = rows[: b * p].unflatten(0, (b, p))
     if attn.pool == "token":
         return refined[:, 0]
     return _mean(refined, rows[b * p :], cells, pooling)
 
 
-def _latent_pool(attn: Any, rows: Tensor, groups: Groups, b: Count) -> Float[Tensor, "b d"]:
+def _latent_pool(
+    attn: Any, rows: Tensor, groups: Groups, b: Count, bias: Tensor | None
+) -> Float[Tensor, "b d"]:
     length = attn.latent_len
     query = attn.q(attn.latent.expand(b, -1, -1)).flatten(0, 1)
     query = attn.q_norm(query.unflatten(1, (attn.num_heads, attn.head_dim)))
@@ -81,7 +86,8 @@ def _latent_pool(attn: Any, rows: Tensor, groups: Groups, b: Count) -> Float[Ten
     key = attn.k_norm(key)
     lengths = repeated(length, b)
     queries = Groups(None, None, offsets_of(lengths, rows.device), length, lengths)
-    y = attend(query.type_as(value), key.type_as(value), value, queries, groups)
+    query, key = query.type_as(value), key.type_as(value)
+    y = attend(query, key, value, queries, groups, key_bias=bias)
     y = attn.proj_drop(attn.proj(y.flatten(1).unflatten(0, (b, length))))
     if attn.mlp is not None:
         y = y + attn.mlp(attn.norm(y))

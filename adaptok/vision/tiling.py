@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, repeated
 from adaptok.layers.mixed import of_run, runs
-from adaptok.registry import INDICATORS, MARKINGS, Part
+from adaptok.registry import INDICATORS, MARKINGS, Part, name_of
 from adaptok.tokenizers.base import check_controls, check_exportable, check_shape
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
@@ -39,6 +39,11 @@ class ImageCells(nn.Module):
     ):
         super().__init__()
         self.spec, self.stats = spec, (tuple(mean), tuple(std))
+        if INDICATORS.says(indicator, "needs_outcome"):
+            raise ValueError(
+                f"indicator {name_of(indicator)!r} learns from what comes after a field, and "
+                "nothing comes after an image: there is no training signal"
+            )
         rule = {"name": "threshold", "thresholds": thresholds} if marking is None else marking
         self.trees = TreeTokenizer(
             spec,

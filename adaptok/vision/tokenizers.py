@@ -9,7 +9,7 @@ from annotated_types import Len
 from torch import nn
 
 from adaptok.registry import Part, Registry, choice
-from adaptok.utils.arguments import Finite, Positive
+from adaptok.utils.arguments import Finite, Positive, Weighted
 from adaptok.vision.apply import apply_apt
 from adaptok.vision.random_cells import RandomCells
 
@@ -35,6 +35,7 @@ def apt(
     pooling: str = "area",
     resize: str = "central",
     branch: str = "zero",
+    weighted: Weighted = False,
 ) -> nn.Module:
     """APT: cells by the entropy of their pixels, with the zero-initialised branch (Eq. 2).
 
@@ -46,9 +47,10 @@ def apt(
         resize: "central" or "area" (antialiased).
         branch: initial last layer of the branch: "zero" (the paper's choice), "random" or
             "identity" (its ablation, Table 7).
+        weighted: let a cell count for its area in attention, see `apply_apt`.
     """
     choice("branch", branch, ("zero", "random", "identity"))
-    parts = {"indicator": indicator, "pooling": pooling, "resize": resize}
+    parts = {"indicator": indicator, "pooling": pooling, "resize": resize, "weighted": weighted}
     fast = _capped(model, thresholds, budget, mean=mean, std=std, **parts)
     if branch == "random":
         fast.cell_embed.zero.reset_parameters()
@@ -68,6 +70,7 @@ def resize(
     indicator: Part = "entropy",
     pooling: str = "area",
     resize: str = "central",
+    weighted: Weighted = False,
 ) -> nn.Module:
     """APT's cells without its branch: a large cell is only its shrunk pixels (a baseline).
 
@@ -77,8 +80,9 @@ def resize(
         indicator: score in place of the entropy.
         pooling: "area" or "plain" mean over tokens.
         resize: "central" or "area" (antialiased).
+        weighted: let a cell count for its area in attention, see `apply_apt`.
     """
-    parts = {"indicator": indicator, "pooling": pooling, "resize": resize}
+    parts = {"indicator": indicator, "pooling": pooling, "resize": resize, "weighted": weighted}
     return _capped(model, thresholds, budget, mean=mean, std=std, branch=False, **parts)
 
 

@@ -2,6 +2,7 @@
 
 from adaptok.tokenizers.embeddings.boxes import BoxEmbedding
 from adaptok.tokenizers.embeddings.conv_stem import ConvStem
+from adaptok.tokenizers.embeddings.halo import CellHalo, with_halo
 from adaptok.tokenizers.embeddings.hmlp import HmlpEmbedding
 from adaptok.tokenizers.embeddings.learned_table import LearnedPositions, resample_positions
 from adaptok.tokenizers.embeddings.linear import LinearEmbedding, restore_rows
@@ -9,6 +10,7 @@ from adaptok.tokenizers.embeddings.resize_zero import ResizeZeroEmbedding
 
 __all__ = [
     "BoxEmbedding",
+    "CellHalo",
     "ConvStem",
     "HmlpEmbedding",
     "LearnedPositions",
@@ -16,4 +18,5 @@ __all__ = [
     "ResizeZeroEmbedding",
     "resample_positions",
     "restore_rows",
+    "with_halo",
 ]

@@ -15,6 +15,7 @@ from adaptok.tokenizers.indicators.gradient import (
     stencil,
 )
 from adaptok.tokenizers.indicators.laplacian import LaplacianIndicator
+from adaptok.tokenizers.indicators.learned import LearnedIndicator
 from adaptok.tokenizers.indicators.near_best import NearBestIndicator, modified
 from adaptok.tokenizers.indicators.projection import local_errors, relative_errors
 from adaptok.tokenizers.indicators.radial import RadialIndicator
@@ -29,6 +30,7 @@ __all__ = [
     "Indicator",
     "Intensity",
     "LaplacianIndicator",
+    "LearnedIndicator",
     "NearBestIndicator",
     "RadialIndicator",
     "ResamplingIndicator",

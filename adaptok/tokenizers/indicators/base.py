@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from adaptok.cells import product
 from adaptok.layers.boundary import Boundary
 from adaptok.registry import choice
 from adaptok.tree import Tree
@@ -28,7 +29,8 @@ class Indicator(Protocol):
 
     An attribute ``monotone = True`` states that no child ever outscores its parent, which allows
     faster marking (without it: False). An indicator with parameters that require gradients (or
-    ``learned = True``) is called with a graph, see `TreeTokenizer`.
+    ``learned = True``) is called with a graph, see `TreeTokenizer`. One that says
+    ``sees_all = True`` gets ignored channels as well, and ``seen=``, the others by number.
     """
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
@@ -39,6 +41,11 @@ class Indicator(Protocol):
 def points_of_nodes(tree: Tree, device: torch.device) -> Int64[Tensor, " inner"]:
     """Counts the grid points of every inner node that lie inside the domain."""
     return tree.nodes(device).points[: tree.inner]
+
+
+def areas_of_nodes(tree: Tree, device: torch.device) -> Float[Tensor, " inner"]:
+    """Measures every inner node inside the domain in finest cells."""
+    return points_of_nodes(tree, device) / product(tree.sizes[-1])
 
 
 def check_weights(weights: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -10,7 +10,13 @@ from torch.nn.functional import interpolate
 from adaptok.layers.boundary import Boundary
 from adaptok.patches import pad_end
 from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import Field, Intensity, Scores, points_of_nodes
+from adaptok.tokenizers.indicators.base import (
+    Field,
+    Intensity,
+    Scores,
+    areas_of_nodes,
+    points_of_nodes,
+)
 from adaptok.tree import Tree, sum_pyramid
 from adaptok.utils.arguments import Pair, checked
 
@@ -28,13 +34,15 @@ class ResamplingIndicator:
 
     Args:
         value_range: lowest and highest value, or None for the range of each channel of each sample.
+        by_area: multiply by the cell's area in finest cells: what a merge loses in total, so that
+            one threshold serves cells of all sizes.
     """
 
     monotone = False
 
     @checked
-    def __init__(self, *, value_range: Pair | None = (0.0, 255.0)):
-        self.intensity = Intensity("channels", value_range)
+    def __init__(self, *, value_range: Pair | None = (0.0, 255.0), by_area: bool = False):
+        self.intensity, self.by_area = Intensity("channels", value_range), by_area
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Computes the mean squared error of each node."""
@@ -47,7 +55,8 @@ class ResamplingIndicator:
             sums = tree.per_level(sum_pyramid(error[:, None], tree)[:, 0])[level]
             points = tree.per_level(points_of_nodes(tree, field.device))[level]
             scores.append(sums / points.clamp_min(1))
-        return torch.cat(scores, 1)
+        out = torch.cat(scores, 1)
+        return out * areas_of_nodes(tree, out.device) if self.by_area else out
 
 
 def down_up(x: Float[Tensor, "b c *s"], factors: tuple[int, ...]) -> Float[Tensor, "b c *s"]:

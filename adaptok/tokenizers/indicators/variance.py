@@ -11,7 +11,13 @@ from torch import Tensor
 from adaptok.layers.boundary import Boundary
 from adaptok.patches import pad_end, patchify
 from adaptok.registry import INDICATORS
-from adaptok.tokenizers.indicators.base import Field, Scores, channel_weights, check_weights
+from adaptok.tokenizers.indicators.base import (
+    Field,
+    Scores,
+    areas_of_nodes,
+    channel_weights,
+    check_weights,
+)
 from adaptok.tree import Tree
 from adaptok.utils.arguments import Weights, checked
 from adaptok.utils.magnitude import squarable
@@ -33,6 +39,8 @@ class VarianceIndicator:
         normalise: divide the variance of each channel by that of its whole sample.
         weights: non-negative weight per channel, default 1 each.
         ignore: channels left out; negative ones count from the end.
+        by_area: multiply by the cell's area in finest cells: what a merge loses in total, so that
+            one threshold serves cells of all sizes.
     """
 
     monotone = False  # a child may vary more than its parent
@@ -44,10 +52,11 @@ class VarianceIndicator:
         normalise: bool = False,
         weights: Weights | None = None,
         ignore: Sequence[int] = (),
+        by_area: bool = False,
     ):
         self.normalise = normalise
         self.weights = check_weights(weights)
-        self.ignore = tuple(ignore)
+        self.ignore, self.by_area = tuple(ignore), by_area
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Averages the variances over channels, weighted."""
@@ -58,7 +67,8 @@ class VarianceIndicator:
             whole = field.var(points)[:, None]  # of a constant, nodes have none
             variance = variance / whole.clamp(min=torch.finfo(variance.dtype).tiny)
         weights = channel_weights(self.weights, self.ignore, field.shape[2])
-        return (variance * variance.new_tensor(weights)).sum(-1) / sum(weights)
+        scores = (variance * variance.new_tensor(weights)).sum(-1) / sum(weights)
+        return scores * areas_of_nodes(tree, scores.device) if self.by_area else scores
 
 
 def channel_variances(field: Field, tree: Tree) -> Float[Tensor, "b inner c"]:

@@ -175,7 +175,9 @@ def register_parts(task: str = TASKS[0]) -> None:
 
 def _register(store: ConfigStore, group: str, registry: Registry) -> None:
     for name in registry.names():
-        knobs = {k: FOLLOWS.get((group, k), v) for k, v in registry.knobs(name).items()}
+        own = registry.says(name, "own_sizes") or ()
+        knobs = registry.knobs(name)
+        knobs |= {k: FOLLOWS[group, k] for k in knobs if (group, k) in FOLLOWS and k not in own}
         node = {"name": name, **{k: v for k, v in knobs.items() if _is_plain(v)}}
         _store(store, group, name, node)
 

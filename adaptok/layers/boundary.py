@@ -72,20 +72,38 @@ def periodic_axes(boundary: Boundary, ndim: int, like: Tensor) -> list[Tensor | 
 def pad_beyond(
     x: Float[Tensor, "b t c *s"], space: Sequence[int], boundary: Boundary
 ) -> Float[Tensor, "b t c *r"]:
-    """Continues a field beyond the far end of each axis up to `space` grid points.
-
-    A periodic axis starts anew; a wall and an open end repeat the last value.
+    """Continues a field beyond the far end of each axis up to `space` grid points, see
+    `pad_around`.
     """
-    first = x.ndim - len(space)
-    for axis, wrap in enumerate(periodic_axes(boundary, len(space), x), start=first):
-        n, end = x.shape[axis], space[axis - first]
-        if n == end:
-            continue
-        beyond = torch.arange(n, end, device=x.device)
-        more = x.index_select(axis, torch.full_like(beyond, n - 1))
-        if wrap is not None:
-            more = torch.where(wrap, x.index_select(axis, beyond % n), more)
-        x = torch.cat([x, more], axis)
+    here = x.shape[x.ndim - len(space) :]
+    return pad_around(x, [(0, end - n) for n, end in zip(here, space, strict=True)], boundary)
+
+
+def pad_around(
+    x: Float[Tensor, "b *cs"], margins: Sequence[tuple[int, int]], boundary: Boundary
+) -> Float[Tensor, "b *cr"]:
+    """Continues a field before and after each space axis.
+
+    A periodic axis starts anew, however wide the margin; a wall and an open end repeat the last
+    value.
+
+    Args:
+        margins: grid points before and after, one pair per space axis, which come last in x.
+        boundary: codes (d, 2), or (b, d, 2) per sample.
+    """
+    first = x.ndim - len(margins)
+    for axis, wrap in enumerate(periodic_axes(boundary, len(margins), x), start=first):
+        n, (before, after) = x.shape[axis], margins[axis - first]
+        parts = [x]
+        for start, stop in ((-before, 0), (n, n + after)):
+            if start == stop:
+                continue
+            beyond = torch.arange(start, stop, device=x.device)
+            more = x.index_select(axis, beyond.clamp(0, n - 1))
+            if wrap is not None:
+                more = torch.where(wrap, x.index_select(axis, beyond % n), more)
+            parts.insert(0 if stop == 0 else len(parts), more)
+        x = torch.cat(parts, axis) if len(parts) > 1 else x
     return x
 
 

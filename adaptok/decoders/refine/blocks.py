@@ -1,0 +1,118 @@
+"""Blocks of grid points: gathered with what lies around them, computed on, and put back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from adaptok.cells import Cells, product
+from adaptok.patches import level_grid, point_owners
+from adaptok.tree import Tree
+from adaptok.utils.constants import cached_constant
+
+
+def block_tree(space: Sequence[int], block: int) -> Tree:
+    """The tree whose inner nodes are the blocks, so that any indicator scores and any marking
+    chooses them.
+    """
+    part = block // 2 if block % 2 == 0 else 1
+    return Tree(tuple(space), ((block,) * len(space), (part,) * len(space)), border="clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Some of the blocks of a batch of frames; those at the border may stick out of the domain.
+
+    Attributes:
+        index: of each block, in raster order over (frames of all samples, *blocks).
+        space: grid points of the domain.
+        block: grid points of a block per axis.
+    """
+
+    index: Int64[Tensor, " m"]
+    space: tuple[int, ...]
+    block: int
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of blocks per axis."""
+        return level_grid(self.space, (self.block,) * len(self.space))
+
+    @property
+    def places(self) -> list[Int64[Tensor, " m"]]:
+        """Frame of each block, and its place in the grid of blocks along each axis."""
+        rest, found = self.index, []
+        for n in reversed(self.grid):
+            found.append(rest % n)
+            rest = rest // n
+        return [rest, *reversed(found)]
+
+    def taps(self, x: Float[Tensor, "f *r c"], margin: int, spacing: int) -> Float[Tensor, "q k"]:
+        """Values around each point, three per axis, as rows in the order of `scatter`.
+
+        Args:
+            x: channels last; has at least `margin` points before and after the blocks.
+            spacing: between the taps, at most `margin`.
+
+        Returns:
+            One row per point, k = 3^d * c.
+        """
+        extents = tuple(x.shape[1:-1])
+        first, *places = self.places
+        for place, n in zip(places, extents, strict=True):
+            first = first * n + place * self.block
+        around = _offsets(extents, self.block, margin, spacing, x.device)
+        index = first[:, None] + around
+        # A lookup of rows; with other ways to say so torch takes twice the time on a CPU.
+        return F.embedding(index, x.flatten(0, -2)).view(-1, around_count(extents) * x.shape[-1])
+
+    def scatter(self, rows: Float[Tensor, "q c"], frames: int) -> Float[Tensor, "f c *s"]:
+        """Field of values at the points of the blocks, block by block, and zeros elsewhere."""
+        whole = tuple(n * self.block for n in self.grid)
+        first, *places = self.places
+        for place, n in zip(places, whole, strict=True):
+            first = first * n + place * self.block
+        index = first[:, None] + _offsets(whole, self.block, 0, 0, rows.device)
+        field = rows.new_zeros(frames * product(whole), rows.shape[1])
+        field = field.index_copy(0, index.flatten(), rows).unflatten(0, (frames, *whole))
+        return field[(slice(None), *map(slice, self.space))].movedim(-1, 1)
+
+    def owners(self, cells: Cells) -> Int64[Tensor, "m p"]:
+        """Row of the token at each point, -1 for none; p is 1 if no block has several owners."""
+        owner = point_owners(cells)
+        offsets = itertools.product(range(self.block), repeat=len(self.space))
+        if cells.on_grid and all(n % self.block == 0 for n in cells.sizes[-1][1:]):
+            offsets = [(0,) * len(self.space)]
+        step = torch.tensor(list(offsets), device=owner.device)
+        index, *places = (place[:, None] for place in self.places)
+        for axis, (place, n) in enumerate(zip(places, self.space, strict=True)):
+            index = index * n + (place * self.block + step[:, axis]).clamp(max=n - 1)
+        return owner.flatten()[index]
+
+
+def around_count(extents: Sequence[int]) -> int:
+    """Counts the taps of a point."""
+    return 3 ** len(extents)
+
+
+@cached_constant()
+def _offsets(
+    extents: tuple[int, ...], block: int, margin: int, spacing: int, device: torch.device
+) -> Int64[Tensor, " k"]:
+    """Raster offsets of the points of a block, and of the taps of each (spacing 0: of the points
+    alone), from the first point of the block; the field has a margin before it.
+    """
+    axes: list[list[int]] = []
+    for axis in range(len(extents)):
+        stride = product(extents[axis + 1 :])
+        axes.append([(margin + point) * stride for point in range(block)])
+    for axis in range(len(extents) if spacing else 0):
+        stride = product(extents[axis + 1 :])
+        axes.append([tap * spacing * stride for tap in (-1, 0, 1)])
+    return torch.tensor([sum(each) for each in itertools.product(*axes)], device=device)

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from adaptok.cells import Cells, product
-from adaptok.patches import level_grid, point_owners
+from adaptok.cells import product
+from adaptok.patches import level_grid
 from adaptok.tree import Tree
 from adaptok.utils.constants import cached_constant
+from adaptok.utils.reading import reads_are_free
 
 
 def block_tree(space: Sequence[int], block: int) -> Tree:
@@ -53,6 +54,14 @@ class Blocks:
             rest = rest // n
         return [rest, *reversed(found)]
 
+    def split(self, most: int) -> list[Blocks]:
+        """Parts of at most so many blocks in eager calls on the CPU; elsewhere one part, because
+        more would be as many kernels, or as much code.
+        """
+        if not reads_are_free(self.index):
+            return [self]
+        return [dataclasses.replace(self, index=part) for part in self.index.split(max(most, 1))]
+
     def taps(self, x: Float[Tensor, "f *r c"], margin: int, spacing: int) -> Float[Tensor, "q k"]:
         """Values around each point, three per axis, as rows in the order of `scatter`.
 
@@ -75,25 +84,30 @@ class Blocks:
     def scatter(self, rows: Float[Tensor, "q c"], frames: int) -> Float[Tensor, "f c *s"]:
         """Field of values at the points of the blocks, block by block, and zeros elsewhere."""
         whole = tuple(n * self.block for n in self.grid)
+        channels, points = rows.shape[1], product(whole)
         first, *places = self.places
+        first = first * channels
         for place, n in zip(places, whole, strict=True):
             first = first * n + place * self.block
         index = first[:, None] + _offsets(whole, self.block, 0, 0, rows.device)
-        field = rows.new_zeros(frames * product(whole), rows.shape[1])
-        field = field.index_copy(0, index.flatten(), rows).unflatten(0, (frames, *whole))
-        return field[(slice(None), *map(slice, self.space))].movedim(-1, 1)
+        index = index.flatten()[:, None] + torch.arange(channels, device=rows.device) * points
+        field = rows.new_zeros(frames * channels * points)
+        field = field.scatter(0, index.flatten(), rows.flatten())
+        field = field.unflatten(0, (frames, channels, *whole))
+        return field[(..., *map(slice, self.space))]
 
-    def owners(self, cells: Cells) -> Int64[Tensor, "m p"]:
-        """Row of the token at each point, -1 for none; p is 1 if no block has several owners."""
-        owner = point_owners(cells)
-        offsets = itertools.product(range(self.block), repeat=len(self.space))
-        if cells.on_grid and all(n % self.block == 0 for n in cells.sizes[-1][1:]):
-            offsets = [(0,) * len(self.space)]
-        step = torch.tensor(list(offsets), device=owner.device)
+    def at_points(
+        self, values: Shaped[Tensor, "f *s"], *, first: bool = False
+    ) -> Shaped[Tensor, "m p"]:
+        """Values at the points of each block, or at its first point alone (p = 1); beyond the
+        border those at the border.
+        """
+        offsets = itertools.product(range(1 if first else self.block), repeat=len(self.space))
+        step = torch.tensor(list(offsets), device=values.device)
         index, *places = (place[:, None] for place in self.places)
         for axis, (place, n) in enumerate(zip(places, self.space, strict=True)):
             index = index * n + (place * self.block + step[:, axis]).clamp(max=n - 1)
-        return owner.flatten()[index]
+        return values.flatten()[index]
 
 
 def around_count(extents: Sequence[int]) -> int:

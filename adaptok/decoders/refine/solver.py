@@ -15,6 +15,8 @@ from adaptok.layers.boundary import Boundary, pad_around
 from adaptok.layers.convolution import conv_class
 from adaptok.patches import point_owners
 
+CACHED = 2**20  # values gathered at a time on a CPU, so that they stay in its cache
+
 
 class PointSolver(nn.Module):
     """Stencils of the inputs, gain and bias from the token that owns the point, pointwise layers.
@@ -80,45 +82,63 @@ class PointSolver(nn.Module):
             cells: of the tokens.
             boundary: codes of the frames.
         """
-        sources = self._sources(x, 1 if blocks is None else blocks.block, boundary)
-        modulation = self.modulation(features)
+        modulation, owner = self.modulation(features), point_owners(cells).flatten(0, 1)
         if blocks is None:
-            z = self._convolved(sources)
-            z = self._pointwise(_modulated(z, modulation, point_owners(cells).flatten(0, 1)))
-            return z.movedim(-1, 1)
-        parts = [
-            F.linear(blocks.taps(source, spacing, spacing), _as_matrix(conv.weight), conv.bias)
-            for source, conv, spacing in zip(sources, self.stencils, self.spacings, strict=True)
-        ]
-        z = sum(parts[1:], parts[0]).unflatten(0, (blocks.index.shape[0], -1))
-        z = self._pointwise(_modulated(z, modulation, blocks.owners(cells)))
-        return blocks.scatter(z.flatten(0, 1), x.shape[0])
+            z = self._convolved(self._sources(x, 1, boundary))
+            return self._pointwise(z, modulation, owner, cells.tiling).movedim(-1, 1)
+        sources = self._sources(x, blocks.block, boundary)
+        weights = [conv.weight.movedim(1, -1).flatten(1) for conv in self.stencils]
+        alike = cells.on_grid and all(n % blocks.block == 0 for n in cells.sizes[-1][1:])
+        rows = []
+        for some in blocks.split(CACHED // (weights[0].shape[1] * blocks.block**cells.ndim)):
+            z = self._gathered(sources, weights, some)
+            own = some.at_points(owner, first=alike)  # of all points alike: once per block
+            rows.append(self._pointwise(z, modulation, own, cells.tiling).flatten(0, 1))
+        return blocks.scatter(torch.cat(rows), x.shape[0])
 
-    def _sources(self, x: Tensor, block: int, boundary: Boundary) -> list[Tensor]:
-        """Means over the spacing of each stencil, channels last, with a margin of the spacing; up
-        to multiples of the block.
+    def _sources(self, x: Tensor, block: int, boundary: Boundary) -> list[tuple[Tensor, int]]:
+        """Means over the spacing of each stencil, channels last, up to multiples of the block, and
+        how many grid points more there are before and after.
         """
-        space, reach = x.shape[2:], max(s + s // 2 for s in self.spacings)
-        x = pad_around(x, [(reach, reach + -n % block) for n in space], boundary)
+        reach = max(spacing + spacing // 2 for spacing in self.spacings)
+        x = pad_around(x, [(reach, reach + -n % block) for n in x.shape[2:]], boundary)
         x = x.movedim(1, -1).contiguous()
-        found = []
-        for spacing in self.spacings:
-            source, margin = _means(x, spacing), spacing + spacing // 2
-            for axis in range(1, x.ndim - 1):
-                cut = reach - margin
-                source = source.narrow(axis, cut, source.shape[axis] - 2 * cut)
-            found.append(source.contiguous())
-        return found
+        return [(_means(x, spacing), reach - spacing // 2) for spacing in self.spacings]
 
-    def _convolved(self, sources: Sequence[Tensor]) -> Float[Tensor, "f *s w"]:
-        convolved = [
-            conv(source.movedim(-1, 1)).movedim(1, -1)
-            for source, conv in zip(sources, self.stencils, strict=True)
-        ]
-        return sum(convolved[1:], convolved[0])
+    def _convolved(self, sources: Sequence[tuple[Tensor, int]]) -> Float[Tensor, "f *s w"]:
+        parts = []
+        for (source, margin), conv, spacing in zip(
+            sources, self.stencils, self.spacings, strict=True
+        ):
+            cut = margin - spacing
+            inside = [slice(cut, n - cut) for n in source.shape[1:-1]]
+            parts.append(conv(source[(slice(None), *inside)].movedim(-1, 1)).movedim(1, -1))
+        return sum(parts[1:], parts[0])
 
-    def _pointwise(self, z: Float[Tensor, "... w"]) -> Float[Tensor, "... o"]:
-        z = F.gelu(z)
+    def _gathered(
+        self, sources: Sequence[tuple[Tensor, int]], weights: Sequence[Tensor], blocks: Blocks
+    ) -> Float[Tensor, "m p w"]:
+        z = None
+        for (source, margin), conv, weight, spacing in zip(
+            sources, self.stencils, weights, self.spacings, strict=True
+        ):
+            part = F.linear(blocks.taps(source, margin, spacing), weight, conv.bias)
+            z = part if z is None else z + part
+        assert z is not None
+        return z.unflatten(0, (blocks.index.shape[0], -1))
+
+    def _pointwise(
+        self,
+        z: Float[Tensor, "*q w"],
+        modulation: Float[Tensor, "n m"],
+        owner: Int64[Tensor, "*r"],
+        tiling: bool,
+    ) -> Float[Tensor, "*q o"]:
+        own = F.embedding(owner if tiling else owner.clamp(min=0), modulation)
+        if not tiling:  # nobody owns a hole
+            own = own * (owner >= 0)[..., None]
+        gain, bias = own.chunk(2, -1)
+        z = F.gelu(torch.addcmul(z + bias, z, gain))
         for layer in self.layers:
             z = F.gelu(layer(z))
         return self.head(z)
@@ -131,27 +151,14 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _as_matrix(weight: Float[Tensor, "w c *k"]) -> Float[Tensor, "w k"]:
-    return weight.movedim(1, -1).flatten(1)
-
-
-def _modulated(
-    z: Float[Tensor, "*q w"], modulation: Float[Tensor, "n m"], owner: Int64[Tensor, "*r"]
-) -> Float[Tensor, "*q w"]:
-    """Gain and bias of the owner; none where there is no owner."""
-    own = F.embedding(owner.clamp(min=0), modulation) * (owner >= 0)[..., None]
-    gain, bias = own.chunk(2, -1)
-    return torch.addcmul(z + bias, z, gain)
-
-
 def _means(x: Float[Tensor, "f *s c"], size: int) -> Float[Tensor, "f *r c"]:
     """Means over `size` points per axis, at the points that have all of them."""
     if size == 1:
         return x
     for axis in range(1, x.ndim - 1):
         n = x.shape[axis] - size + 1
-        total = x.narrow(axis, 0, n)
-        for shift in range(1, size):
-            total = total + x.narrow(axis, shift, n)
+        total = x.narrow(axis, 0, n) + x.narrow(axis, 1, n)
+        for shift in range(2, size):
+            total += x.narrow(axis, shift, n)
         x = total
     return x / size ** (x.ndim - 2)

@@ -84,8 +84,12 @@ class GradientIndicator:
             if not any(own):
                 continue
             maps = self.channel_maps(field[:, :, first : first + step], boundary=boundary)
-            maps *= maps.new_tensor(own).view(-1, *[1] * len(space))
-            maps = maps.sum(2) if self.channels == "mean" else maps.amax(2)
+            if any(weight != 1 for weight in own):
+                maps *= maps.new_tensor(own).view(-1, *[1] * len(space))
+            if len(own) == 1:
+                maps = maps.squeeze(2)
+            else:
+                maps = maps.sum(2) if self.channels == "mean" else maps.amax(2)
             if total is None:
                 total = maps
             elif self.channels == "mean":

@@ -300,6 +300,9 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {text.splitlines()[0]}"
     if found := re.search(r"Could not override '([^']+)'", text):
+        if found[1] in choices():  # a group of other tasks or commands
+            task = task_of(overrides)
+            return f"unknown key {found[1]!r}: adaptok {name} with task={task} has no {found[1]}"
         return f"unknown key {found[1]!r}{_valid_keys(found[1], name, overrides)}"
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{found[1]} must be given: {found[1]}=..."

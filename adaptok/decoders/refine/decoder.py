@@ -95,13 +95,7 @@ class RefineDecoder(nn.Module):
     ):
         super().__init__()
         self.spec = spec
-        part = decoder_for(base, spec)
-        if DECODERS.says(part, "reads_field"):
-            raise ValueError(
-                f"base={name_of(part)!r} reads the field itself: refine goes around a decoder that "
-                "paints tokens alone"
-            )
-        self.base = DECODERS.build(part, spec=spec, out_channels=out_channels)
+        self.base = _built(base, spec, out_channels)
         rules = {"points": points, "tolerance": tolerance, "marking": marking}
         choice = BlockChoice(spec.ndim, indicator, block=block, share=share, ignore=ignore, **rules)
         every = share == 1 and all(rule is None for rule in rules.values())
@@ -162,3 +156,13 @@ class RefineDecoder(nn.Module):
         if self.smoothing is not None:
             out = out + self.smoothing(out, x, boundary)
         return out.unflatten(0, (b, t))
+
+
+def _built(base: Part, spec: TokenizerSpec, out_channels: int) -> Any:
+    part = decoder_for(base, spec)
+    try:
+        if DECODERS.says(part, "reads_field"):
+            raise ValueError("it reads the field itself; one that paints tokens alone is refined")
+        return DECODERS.build(part, spec=spec, out_channels=out_channels)
+    except ValueError as error:
+        raise ValueError(f"base {name_of(base)!r}: {error}") from error

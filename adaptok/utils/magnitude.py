@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -92,7 +91,8 @@ def standardised(x: Float[Tensor, "..."], axes: tuple[int, ...]) -> Float[Tensor
     x = x / magnitude(x, axes)  # in place from here on: one copy of the field is enough
     for _ in range(2):  # what rounding leaves of the mean of far values goes the second time
         x.sub_(x.mean(axes, keepdim=True))
-    count = math.prod(x.shape[axis] for axis in axes)
-    std = torch.linalg.vector_norm(x, dim=axes, keepdim=True) / count**0.5  # 5 times std_mean
+    std = torch.linalg.vector_norm(x, dim=axes, keepdim=True)  # a fifth of the time of std_mean
+    for axis in axes:
+        std = std / x.shape[axis] ** 0.5
     noise = std <= 2 * torch.finfo(x.dtype).eps
     return x.div_(std.masked_fill_(noise, torch.inf))

@@ -33,10 +33,10 @@ CASES = (
 NOTE = (
     "Choice of the points and solver of `refine` (block 2, stencil 1 and 3, one pointwise layer; "
     "without base and smoothing) on one sample with 64 uniform tokens of width 96, against the "
-    "dense solver of the same weights. The scores of the default indicator count. The dense one is "
-    "checked to agree at the chosen points. Medians of paired runs in milliseconds, one thread, "
-    "float32; the ratios are medians of the ratios of paired runs. `backward` is a forward and a "
-    "backward pass, with gradients of all weights and of the tokens."
+    "dense solver with the same weights. The scores of the default indicator count. The sparse one "
+    "is checked to agree with the dense one at the chosen points. Medians of paired runs in "
+    "milliseconds of processor time, one thread, float32; the ratios are medians of the ratios of "
+    "paired runs. Backward passes have gradients of all weights and of the tokens."
 )
 
 
@@ -62,7 +62,7 @@ def measure(repeats: int = 9) -> list[dict[str, Any]]:
             runs[f"{share:.0%}"] = own
         solve = {name: solving(decoder, tokens, x) for name, decoder in runs.items()}
         check(solve)
-        for what, wrap in (("forward", _forward), ("backward", _backward)):
+        for what, wrap in (("forward", _forward), ("forward + backward", _backward)):
             calls = {name: wrap(function) for name, function in solve.items()}
             seconds = paired(calls, repeats=repeats, clock=clock_of("cpu"))
             for share in SHARES:

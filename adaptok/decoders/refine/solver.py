@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,8 @@ class PointSolver(nn.Module):
     Raises:
         ValueError: no stencil, or an even spacing, whose means have no centre.
     """
+
+    stencils: Any  # torch types the entries of a ModuleList as modules alone
 
     def __init__(
         self,

@@ -7,12 +7,14 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.errors import ConfigCompositionException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import adaptok
 from adaptok import DECODERS, INDICATORS, MARKINGS, create_decoder, create_surrogate
+from adaptok.config.menu import compose, readable_errors
 from adaptok.decoders.refine import BlockChoice, block_tree
 from adaptok.layers.boundary import pad_around
 from adaptok.models.compiling import compile_model
@@ -140,7 +142,7 @@ def check_definition(problem) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:budget")
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(problems([1, 2]))
 def test_solver_and_gradients_equal_the_definition(problem):
     check_definition(problem)
@@ -398,19 +400,21 @@ def test_points_that_follow_the_content_stay_out_of_graphs(monkeypatch):
         model.decoder.choice(torch.randn(2, 1, 2, 16, 16), None)
 
 
-@pytest.mark.slow
-def test_a_share_of_the_points_compiles_in_one_graph():
-    model, x = surrogate(), torch.randn(2, 1, 2, 16, 16).double()
-    expected = model(x)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), expected)
-    torch._dynamo.reset()
-
-
 def test_depth_of_the_model_is_not_that_of_the_solver():
     model = create_surrogate(ndim=1, in_channels=1, dim=12, depth=3, heads=2, decoder="refine")
     assert len(model.decoder.solver.layers) == 1
+
+
+def test_the_command_line():
+    typed = compose("train", ["decoder=refine", "decoder.share=0.5", "size=base"])
+    knobs = {"name": "refine", "share": 0.5, "stencil": [1, 3], "depth": 1}
+    assert typed.decoder.items() >= knobs.items()
+    hydra = ConfigCompositionException("Could not override 'decoder'. No match in the defaults.")
+    with (
+        pytest.raises(ValueError, match="adaptok train with task=classify has no decoder"),
+        readable_errors("train", ["task=classify", "decoder=refine"]),
+    ):
+        raise hydra
 
 
 # ---- refusals

@@ -230,6 +230,13 @@ def test_a_tolerance_takes_the_fewest(tolerance, seed):
     assert not mask[1].any()
 
 
+def test_nothing_to_refine():
+    """A constant field has no point above a tolerance; all weights still have gradients."""
+    model = surrogate(decoder={"name": "refine", **SMALL, "tolerance": 0.1})
+    model(torch.ones(2, 1, 2, 16, 16).double()).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize("marking", [n for n in MARKINGS.names() if n != "random"])
 @pytest.mark.parametrize("indicator", INDICATORS.names())
 def test_any_indicator_and_marking(indicator, marking):

@@ -46,6 +46,11 @@ class Blocks:
         return level_grid(self.space, (self.block,) * len(self.space))
 
     @property
+    def points(self) -> int:
+        """Number of grid points of a block."""
+        return self.block ** len(self.space)
+
+    @property
     def places(self) -> list[Int64[Tensor, " m"]]:
         """Frame of each block, and its place in the grid of blocks along each axis."""
         rest, found = self.index, []
@@ -79,7 +84,8 @@ class Blocks:
         around = _offsets(extents, self.block, margin, spacing, x.device)
         index = first[:, None] + around
         # A lookup of rows; with other ways to say so torch takes twice the time on a CPU.
-        return F.embedding(index, x.flatten(0, -2)).view(-1, around_count(extents) * x.shape[-1])
+        values = F.embedding(index, x.flatten(0, -2))  # (m, points * taps, c)
+        return values.view(index.shape[0] * self.points, 3 ** len(extents) * x.shape[-1])
 
     def scatter(self, rows: Float[Tensor, "q c"], frames: int) -> Float[Tensor, "f c *s"]:
         """Field of values at the points of the blocks, block by block, and zeros elsewhere."""
@@ -102,17 +108,18 @@ class Blocks:
         """Values at the points of each block, or at its first point alone (p = 1); beyond the
         border those at the border.
         """
-        offsets = itertools.product(range(1 if first else self.block), repeat=len(self.space))
-        step = torch.tensor(list(offsets), device=values.device)
+        step = _points(1 if first else self.block, len(self.space), values.device)
         index, *places = (place[:, None] for place in self.places)
         for axis, (place, n) in enumerate(zip(places, self.space, strict=True)):
             index = index * n + (place * self.block + step[:, axis]).clamp(max=n - 1)
         return values.flatten()[index]
 
 
-def around_count(extents: Sequence[int]) -> int:
-    """Counts the taps of a point."""
-    return 3 ** len(extents)
+@cached_constant()
+def _points(block: int, ndim: int, device: torch.device) -> Int64[Tensor, "p d"]:
+    """The points of a block, in raster order."""
+    points = list(itertools.product(range(block), repeat=ndim))
+    return torch.tensor(points, device=device)
 
 
 @cached_constant()

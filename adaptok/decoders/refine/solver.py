@@ -92,8 +92,11 @@ class PointSolver(nn.Module):
         sources = self._sources(x, blocks.block, boundary)
         weights = [conv.weight.movedim(1, -1).flatten(1) for conv in self.stencils]
         alike = cells.on_grid and all(n % blocks.block == 0 for n in cells.sizes[-1][1:])
+        most = CACHED // (weights[0].shape[1] * blocks.points)
+        if sources[0][0].requires_grad:  # whose gradient is a whole field, for each part
+            most = blocks.index.shape[0]
         rows = []
-        for some in blocks.split(CACHED // (weights[0].shape[1] * blocks.block**cells.ndim)):
+        for some in blocks.split(most):
             z = self._gathered(sources, weights, some)
             own = some.at_points(owner, first=alike)  # of all points alike: once per block
             rows.append(self._pointwise(z, modulation, own, cells.tiling).flatten(0, 1))
@@ -128,7 +131,7 @@ class PointSolver(nn.Module):
             part = F.linear(blocks.taps(source, margin, spacing), weight, conv.bias)
             z = part if z is None else z + part
         assert z is not None
-        return z.unflatten(0, (blocks.index.shape[0], -1))
+        return z.unflatten(0, (blocks.index.shape[0], blocks.points))
 
     def _pointwise(
         self,

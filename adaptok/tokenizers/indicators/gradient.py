@@ -21,7 +21,7 @@ from adaptok.tree import Tree, sum_pyramid
 from adaptok.utils.arguments import Positive, Power, Weights, checked
 from adaptok.utils.magnitude import standardised
 
-SMALL = 2**18  # values whose scoring needs no care for memory
+SMALL = 2**16  # values that are scored at once: more leave the cache
 
 
 @INDICATORS.register("gradient")

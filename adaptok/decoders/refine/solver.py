@@ -167,4 +167,4 @@ def _means(x: Float[Tensor, "f *s c"], size: int) -> Float[Tensor, "f *r c"]:
         for shift in range(2, size):
             total += x.narrow(axis, shift, n)
         x = total
-    return x / size ** (x.ndim - 2)
+    return x.mul_(1 / size ** (x.ndim - 2))

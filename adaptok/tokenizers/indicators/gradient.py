@@ -124,14 +124,15 @@ def gradient_norm(
     """
     smooth = [float(math.comb(2 * k, j)) for j in range(2 * k + 1)]
     difference = central_difference(k)
-    smoothed, differences = x, []  # along the axes so far; one difference per axis
+    extents = [x.shape[axis] for axis in axes]
     for axis, wrap in zip(axes, periodic_axes(boundary, len(axes), x), strict=True):
-        n = x.shape[axis]
-        differences = [stencil(part, axis, smooth, padding, wrap) for part in differences]
-        padded = _padded(smoothed, axis, k, padding, wrap)
-        differences.append(_correlated(padded, axis, n, difference))
+        x = _padded(x, axis, k, padding, wrap)
+    smoothed, differences = x, []  # along the axes so far; one difference per axis
+    for axis, n in zip(axes, extents, strict=True):
+        differences = [_correlated(part, axis, n, smooth) for part in differences]
+        differences.append(_correlated(smoothed, axis, n, difference))
         if axis != axes[-1]:
-            smoothed = _correlated(padded, axis, n, smooth)
+            smoothed = _correlated(smoothed, axis, n, smooth)
     squared = differences[0].square()
     for part in differences[1:]:
         squared += part.square()

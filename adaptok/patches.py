@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from adaptok.cells import Cells, box_points, product
+from adaptok.cells import Cells, GridLayout, box_points, owners, product
 from adaptok.cells.lengths import common
 from adaptok.utils.reading import reads_are_free
 
@@ -185,6 +185,27 @@ def finest_owner(cells: Cells) -> Int64[Tensor, "b *shape"]:
     for axis, (p, n) in enumerate(zip(finest, cells.shape, strict=True)):
         owner = owner.repeat_interleave(p, dim=axis + 1).narrow(axis + 1, 0, n)
     return owner
+
+
+def point_owners(cells: Cells) -> Int64[Tensor, "b *shape"]:
+    """Row of the smallest cell over each grid point, -1 for none; of cells that overlap in one
+    regular grid (a `GridLayout`), that with the nearest centre.
+    """
+    layout = cells.layout
+    if isinstance(layout, GridLayout) and cells.count == cells.batch_size * product(layout.grid):
+        return _nearest_in_grid(cells, layout)
+    return finest_owner(cells) if cells.on_grid else owners(cells, rows_of_levels(cells))
+
+
+def _nearest_in_grid(cells: Cells, layout: GridLayout) -> Int64[Tensor, "b *shape"]:
+    index = torch.arange(cells.batch_size, device=cells.device)
+    index = index.view(-1, *[1] * len(cells.shape))
+    for axis, n in enumerate(cells.shape):
+        count, pitch, offset = layout.grid[axis], layout.pitch[axis], layout.offset[axis]
+        point = torch.arange(n, device=cells.device) + 0.5
+        band = ((point - offset) / pitch).floor().long().clamp(0, count - 1)
+        index = index * count + band.view(-1, *[1] * (len(cells.shape) - axis - 1))
+    return index
 
 
 def check_levels(cells: Cells, sizes: tuple[tuple[int, ...], ...]) -> None:

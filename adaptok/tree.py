@@ -402,12 +402,15 @@ def _compact(
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"] | None]:
     """Finds node and frame (None for one frame) of the `total` true entries."""
     _, frames, count = chosen.shape
-    mask = chosen.reshape(-1)
-    if reads_are_free(chosen):
-        index = mask.nonzero().squeeze(1)
-    else:  # static shapes, no sync
-        rank = mask.cumsum(0) - 1
-        slots = torch.where(mask, rank, total)
-        rows = torch.arange(mask.shape[0], device=chosen.device)
-        index = rows.new_zeros(total + 1).scatter(0, slots, rows)[:total]
+    index = true_entries(chosen.reshape(-1), total)
     return index % count, index // count % frames if frames > 1 else None
+
+
+def true_entries(mask: Bool[Tensor, " k"], total: Count) -> Int64[Tensor, " n"]:
+    """Lists the indices of the `total` true entries: static shapes, no synchronisation."""
+    if reads_are_free(mask):
+        return mask.nonzero().squeeze(1)
+    rank = mask.cumsum(0) - 1
+    slots = torch.where(mask, rank, total)
+    rows = torch.arange(mask.shape[0], device=mask.device)
+    return rows.new_zeros(total + 1).scatter(0, slots, rows)[:total]

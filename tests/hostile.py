@@ -17,6 +17,7 @@ from adaptok import cells_from_boxes, create_surrogate, create_tokenizer
 from adaptok.cells import Cells
 from adaptok.data.synthetic.solver import SOLVERS
 from adaptok.evaluation.metrics import mse, nmse
+from adaptok.layers.mixed import painted
 from adaptok.models.baselines import BASELINES, create_baseline
 from adaptok.registry import LOSSES, METRICS
 from adaptok.tokens import TokenSet
@@ -201,7 +202,8 @@ def knobs_of_parts() -> Iterator[Case]:
         def paint(name: str = name, source: str = source, **knobs: Any) -> torch.Tensor:
             given = {"heads": 2} | knobs if "heads" in adaptok.DECODERS.knobs(name) else knobs
             spec = {"ckm": ckm, "iap": iap}[source].spec
-            return adaptok.create_decoder(name, spec, 2, **given)(tokens[source])
+            decoder = adaptok.create_decoder(name, spec, 2, **given)
+            return painted(decoder, tokens[source], field=x)
 
         yield from _knobs(adaptok.DECODERS, name, paint)
 

@@ -130,6 +130,9 @@ def test_names_are_checked_before_a_set_is_generated():
     with pytest.raises(ValueError, match="got 'walls'"):
         check_ignored(wrong)
     check_ignored(config(["density"], data=wrong["data"]))
+    decoder = {"name": "refine", "ignore": ["walls", "density"]}
+    with pytest.raises(ValueError, match=r"decoder.ignore must be .* got 'walls'"):
+        check_ignored(config(["density"], data=wrong["data"], decoder=decoder))
 
 
 @pytest.mark.parametrize("name", SOLVERS.names())

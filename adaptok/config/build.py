@@ -120,8 +120,11 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
             **channels,
             ndim=info.ndim,
             dim=config["size"]["dim"],
-            tokenizer=with_channels(config, info.fields, info.constants),
-            **{key: config[key] for key in ("processor", "decoder", *MODEL_KEYS)},
+            **{
+                part: with_channels(config, info.fields, info.constants, part)
+                for part in ("tokenizer", "decoder")
+            },
+            **{key: config[key] for key in ("processor", *MODEL_KEYS)},
         )
     if config["history_mode"] not in ("auto", "fold"):
         raise ValueError(

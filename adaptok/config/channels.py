@@ -1,4 +1,4 @@
-"""Fields by name in ``tokenizer.ignore``, as the channels that a tokenizer gets."""
+"""Fields by name in ``tokenizer.ignore`` and ``decoder.ignore``, as the channels that these get."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from adaptok.tokenizers.ignoring import seen_channels
 
 
 def with_channels(
-    config: Mapping[str, Any], fields: Sequence[str], constants: Sequence[str]
+    config: Mapping[str, Any],
+    fields: Sequence[str],
+    constants: Sequence[str],
+    part: str = "tokenizer",
 ) -> Any:
     """Returns the tokenizer of a configuration with numbers in place of names of fields.
 
@@ -22,32 +25,33 @@ def with_channels(
         config: plain, with `tokenizer`, `history` and `history_mode`.
         fields: names of the channels that change with time.
         constants: names of those that do not.
+        part: "tokenizer" or "decoder".
 
     Raises:
         ValueError: an unknown name, a number out of range, or nothing left to score.
     """
-    tokenizer = config["tokenizer"]
-    given = tokenizer.get("ignore") if isinstance(tokenizer, Mapping) else None
+    node = config[part]
+    given = node.get("ignore") if isinstance(node, Mapping) else None
     if not isinstance(given, (list, tuple)) or not given:
-        return tokenizer
+        return node
     mode = mode_of_history(config["history_mode"], config.get("processor", "vit"))
     channels = [*fields] * (config["history"] if mode == "fold" else 1) + [*constants]
     numbers: list[int] = []
     for one in given:
         if isinstance(one, str):
-            choice("each field of tokenizer.ignore", one, dict.fromkeys(channels))
+            choice(f"each field of {part}.ignore", one, dict.fromkeys(channels))
             numbers += [i for i, name in enumerate(channels) if name == one]
         else:
             numbers.append(one)
     try:
         seen_channels(numbers, len(channels))
     except ValueError as error:
-        raise ValueError(f"tokenizer.ignore={list(given)}: {error}") from None
-    return {**tokenizer, "ignore": numbers}
+        raise ValueError(f"{part}.ignore={list(given)}: {error}") from None
+    return {**node, "ignore": numbers}
 
 
 def check_ignored(config: Mapping[str, Any]) -> None:
-    """Checks ``tokenizer.ignore`` for a set that is generated, before it is.
+    """Checks what tokenizer and decoder ignore for a set that is generated, before it is.
 
     Raises:
         ValueError: see `with_channels`.
@@ -60,4 +64,6 @@ def check_ignored(config: Mapping[str, Any]) -> None:
         return  # a baseline has no tokenizer
     solver = SOLVERS.get(data["name"])
     if fields := getattr(solver, "field_names", ()):  # a solver of others may not say
-        with_channels(config, fields, getattr(solver, "constant_names", ()))
+        for part in ("tokenizer", "decoder"):
+            if part in config:
+                with_channels(config, fields, getattr(solver, "constant_names", ()), part)

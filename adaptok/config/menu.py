@@ -177,7 +177,9 @@ def register_parts(task: str = TASKS[0]) -> None:
 
 def _register(store: ConfigStore, group: str, registry: Registry) -> None:
     for name in registry.names():
-        knobs = {k: FOLLOWS.get((group, k), v) for k, v in registry.knobs(name).items()}
+        own = registry.says(name, "own_sizes") or ()
+        knobs = registry.knobs(name)
+        knobs |= {k: FOLLOWS[group, k] for k in knobs if (group, k) in FOLLOWS and k not in own}
         node = {"name": name, **{k: v for k, v in knobs.items() if _is_plain(v)}}
         _store(store, group, name, node)
 
@@ -317,6 +319,10 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     if found := re.search(r"Could not override '([^']+)'", text):
         inside = re.search(r"full_key: (\S+)", str(error.__cause__))  # of key={knob: value}
         key = inside[1] if inside else found[1]
+        if key in choices():  # a group of other tasks or commands
+            return (
+                f"unknown key {key!r}: adaptok {name} with task={task_of(overrides)} has no {key}"
+            )
         return f"unknown key {key!r}{_valid_keys(key, name, overrides)}"
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{found[1]} must be given: {found[1]}=..."

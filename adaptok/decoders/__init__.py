@@ -6,6 +6,7 @@ from adaptok.decoders.hmlp import HmlpDecoder
 from adaptok.decoders.linear import LinearDecoder
 from adaptok.decoders.local import LocalDecoder
 from adaptok.decoders.modulated import ModulatedDecoder
+from adaptok.decoders.refine import RefineDecoder
 
 __all__ = [
     "BoxDecoder",
@@ -14,4 +15,5 @@ __all__ = [
     "LinearDecoder",
     "LocalDecoder",
     "ModulatedDecoder",
+    "RefineDecoder",
 ]

@@ -125,18 +125,44 @@ def decoded(decode: Callable[..., Any], tokens: TokenSet, *args: Any, **kwargs: 
     return painted[(..., *map(slice, cells.shape[1:]))]
 
 
+def painted(
+    decoder: Any,
+    tokens: TokenSet,
+    *,
+    field: Any,
+    scored: Any = None,
+    boundary: Tensor | None = None,
+) -> Any:
+    """Calls a decoder with what it reads: tokens, and if it says ``reads_field = True`` also the
+    field that they were made of, the one that was scored, and the boundary codes.
+
+    Such a decoder gets cells that stick out of the domain as they are.
+    """
+    if getattr(decoder, "reads_field", False):
+        return decoder(tokens, field=field, scored=scored, boundary=boundary)
+    return decoded(decoder, tokens)
+
+
 def gives_lists(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a decoder take tokens of samples of different size; it returns a list of fields
     (t, c, *space) for them. See `decoded` for cells that stick out.
+
+    One that says ``reads_field = True`` then takes lists of fields (t, c, *space), too.
     """
 
     @functools.wraps(forward)
     def call(self: Any, tokens: TokenSet, *args: Any, **kwargs: Any) -> Any:
         check_tokens(tokens, getattr(self, "spec", None), self)
         own = functools.partial(forward, self)
+        if not getattr(self, "reads_field", False):
+            own = functools.partial(decoded, own)
         if tokens.cells.mixed is None:
-            return decoded(own, tokens, *args, **kwargs)
-        parts = [decoded(own, part, *args, **kwargs) for part in by_shape(tokens)]
-        return [field for part in parts for field in part]
+            return own(tokens, *args, **kwargs)
+        fields = []
+        for start, stop in runs(tokens.cells.mixed):
+            given = {k: _of_run(value, start, stop) for k, value in kwargs.items()}
+            given = of_run(given, start, stop, tokens.cells.batch_size)
+            fields += own(tokens.samples(start, stop), *args, **given)
+        return fields
 
     return call

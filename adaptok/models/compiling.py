@@ -29,17 +29,18 @@ def is_static(tokenizer: Any) -> bool:
 def compile_model(model: nn.Module, mode: str | None = None) -> None:
     """Compiles a one-step model in place; weights keep their names.
 
-    If the number of tokens is static, the whole step becomes one graph per shape and setting, up to
-    `GRAPHS` of them, so that a process may sweep over more budgets than torch's limit of 8. If
-    it follows from the content, tokenizer and decoder stay eager, and the processor is compiled
-    once per bucket, see `in_bucket`.
+    If the number of tokens is static (and the decoder does not say ``static = False``), the whole
+    step becomes one graph per shape and setting, up to `GRAPHS` of them, so that a process may
+    sweep over more budgets than torch's limit of 8. If it follows from the content, tokenizer and
+    decoder stay eager, and the processor is compiled once per bucket, see `in_bucket`.
 
     Args:
         model: a surrogate or a baseline.
         mode: of ``torch.compile``, such as "reduce-overhead" (CUDA graphs).
     """
     tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None or is_static(tokenizer):
+    paints_static = getattr(getattr(model, "decoder", None), "static", True)
+    if tokenizer is None or (is_static(tokenizer) and paints_static):
         model.compile(fullgraph=True, dynamic=False, mode=mode, **many_graphs())
         return
     processor: Any = model.processor

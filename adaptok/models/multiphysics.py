@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from adaptok.cells import Cells
-from adaptok.layers.mixed import decoded
+from adaptok.layers.mixed import painted
 from adaptok.models.fields import FieldEmbedding, FieldHeads
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import (
@@ -101,8 +101,9 @@ class Multiphysics(nn.Module):
         lifted = self.options.folded(self.embedding(x, inputs))
         tokens = tokenize(self.tokenizer, seen, lifted, boundary=boundary, **control)
         tokens = tokens.replace(cond=self._condition(lead_time, x))
-        painted = decoded(self.decoder, self.processor(tokens))  # (b, t', width, *space)
-        return self.heads(nn.functional.gelu(painted), outputs)
+        read = {"field": lifted, "scored": seen, "boundary": boundary}
+        features = painted(self.decoder, self.processor(tokens), **read)  # (b, t', width, *space)
+        return self.heads(nn.functional.gelu(features), outputs)
 
     def cells(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.layers.two_stage import ConvLayout
+from adaptok.decoders.auto import decoder_for
 from adaptok.models.one_step import OneStepOptions
 from adaptok.models.recording import recorded, with_border
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, is_factory, name_of
@@ -28,7 +28,12 @@ class Processor(Protocol):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Paints tokens on the grid of their cells."""
+    """Paints tokens on the grid of their cells.
+
+    One with an attribute ``reads_field = True`` is called as ``decoder(tokens, field=x,
+    scored=scored, boundary=boundary)``: what the tokenizer embedded and scored. Its ``own_sizes``
+    names knobs that do not follow those of the model, such as "depth".
+    """
 
     def __call__(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Returns a field."""
@@ -161,14 +166,6 @@ def create_decoder(
     return decoder
 
 
-def decoder_for(part: Part, spec: TokenizerSpec) -> Part:
-    """Resolves "auto": "modulated" for the cells of CKM and CSM, else "linear"."""
-    name = "modulated" if spec.layout is ConvLayout else "linear"
-    if isinstance(part, Mapping):
-        return {**part, "name": name} if part.get("name") == "auto" else part
-    return name if part == "auto" else part
-
-
 def _with_knobs(part: Part, knobs: Mapping[str, Any]) -> Part:
     """The part with these knobs on top of its own, as a mapping unless it has none at all."""
     if not knobs:
@@ -203,9 +200,6 @@ def create_parts(
         shared: knobs that go to each processor and decoder that has them and does not set them.
     """
     built = create_tokenizer(tokenizer, ndim=options.ndim, in_channels=in_channels, dim=dim)
-    if (tell := getattr(built, "tell_channels", None)) is not None:
-        first = in_channels - options.constant_channels  # they come last, also after a history
-        tell(range(first, in_channels), in_channels)
     needs_frames = PROCESSORS.says(processor, "needs_frames")
     if needs_frames and options.history > 1 and options.history_mode == "fold":
         raise ValueError(
@@ -214,18 +208,21 @@ def create_parts(
         )
     processor = _shared(PROCESSORS, processor, shared)
     decoder = _shared(DECODERS, decoder_for(decoder, built.spec), shared)
-    return (
-        built,
-        create_processor(processor, built.spec),
-        create_decoder(decoder, built.spec, out_channels),
-    )
+    process = create_processor(processor, built.spec)
+    paint = create_decoder(decoder, built.spec, out_channels)
+    first = in_channels - options.constant_channels  # they come last, also after a history
+    for part in (built, paint):
+        if (tell := getattr(part, "tell_channels", None)) is not None:
+            tell(range(first, in_channels), in_channels)
+    return built, process, paint
 
 
 def _shared(registry: Any, part: Part, shared: Mapping[str, int]) -> Part:
     source, knobs = registry.split(part)
     if not isinstance(source, str) and not is_factory(source):
         return part
-    sizes = {k: v for k, v in shared.items() if k in registry.knobs(source)}
+    own = registry.says(source, "own_sizes") or ()
+    sizes = {k: v for k, v in shared.items() if k in registry.knobs(source) and k not in own}
     return {"name": source, **sizes, **knobs}
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.cells import Cells
-from adaptok.layers.mixed import by_shape, check_list, decoded, of_run, runs
+from adaptok.layers.mixed import by_shape, check_list, of_run, painted, runs
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values, with_border
@@ -107,11 +107,12 @@ class Surrogate(OneStepModel):
             prepared = self._prepare(x, fixed)
             own = of_run({"boundary": boundary, **control}, start, stop, len(field))
             tokens = tokenize(self.tokenizer, prepared.scored, prepared.x, **own)
-            parts.append((x, prepared, tokens))
-        processed = by_shape(self.processor(TokenSet.cat([tokens for *_, tokens in parts])))
+            parts.append((x, prepared, own["boundary"], tokens))
+        processed = by_shape(self.processor(TokenSet.cat([part[-1] for part in parts])))
         out: list[Tensor] = []
-        for (x, prepared, _), tokens in zip(parts, processed, strict=True):
-            out += self._in_physical_units(x, prepared, decoded(self.decoder, tokens), all_frames)
+        for (x, prepared, codes, _), tokens in zip(parts, processed, strict=True):
+            made = self._paint(tokens, prepared, codes)
+            out += self._in_physical_units(x, prepared, made, all_frames)
         return out
 
     if TYPE_CHECKING:  # torch types every call as Any
@@ -147,7 +148,11 @@ class Surrogate(OneStepModel):
     ) -> Float[Tensor, "b t c *s"]:
         given = (prepared.scored, prepared.x)
         tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
-        return decoded(self.decoder, self.processor(tokens))
+        return self._paint(self.processor(tokens), prepared, boundary)
+
+    def _paint(self, tokens: TokenSet, prepared: Prepared, boundary: Tensor | None) -> Tensor:
+        given = {"field": prepared.x, "scored": prepared.scored, "boundary": boundary}
+        return painted(self.decoder, tokens, **given)
 
     def cells(
         self,

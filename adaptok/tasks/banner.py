@@ -11,9 +11,10 @@ import lightning as L
 import torch
 
 from adaptok import __version__
+from adaptok.decoders.auto import decoder_for
 from adaptok.evaluation.budgets import scored_fields
 from adaptok.evaluation.cost import parameters_by_stage
-from adaptok.models.parts import decoder_for, mode_of_history
+from adaptok.models.parts import mode_of_history
 from adaptok.models.surrogate import Surrogate
 
 Config = Mapping[str, Any]

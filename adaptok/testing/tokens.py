@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
+from adaptok.layers.mixed import painted
 from adaptok.testing.inputs import (
     SPACE,
     attempt,
@@ -150,13 +151,15 @@ def check_processor(
 
 
 def check_decoder(
-    decoder: Callable[[TokenSet], Tensor],
+    decoder: Callable[..., Tensor],
     spec: TokenizerSpec,
     out_channels: int,
     *,
     cells: Cells | None = None,
 ) -> None:
     """The field has the shape that the cells were made for, is finite, and samples do not mix.
+
+    A decoder that says ``reads_field = True`` gets a random field as well.
 
     Args:
         spec: that it was built for.
@@ -168,19 +171,25 @@ def check_decoder(
     """
     cells = random_cells(spec) if cells is None else cells
     x = torch.randn(len(cells), spec.dim, generator=torch.Generator().manual_seed(4))
-    field = attempt(decoder, "decoding", lambda: decoder(TokenSet(x, cells)))
-    wanted = (cells.batch_size, cells.shape[0], out_channels, *cells.shape[1:])
+    b, t, *space = cells.batch_size, *cells.shape
+    read = torch.randn(b, t, spec.in_channels, *space, generator=torch.Generator().manual_seed(5))
+
+    def decode(features: Tensor) -> Tensor:
+        return painted(decoder, TokenSet(features, cells), field=read)
+
+    field = attempt(decoder, "decoding", lambda: decode(x))
+    wanted = (b, t, out_channels, *space)
     require(
         tuple(field.shape) == wanted, decoder, f"the field is {wanted}, got {tuple(field.shape)}"
     )
     require(field.isfinite().all(), decoder, "the field is finite")
     with _evaluating(decoder):
-        before = decoder(TokenSet(x, cells))
-        for sample in range(cells.batch_size):
+        before = decode(x)
+        for sample in range(b):
             y = x.clone()
             y[rows_of(cells, sample)] = 0
-            after = decoder(TokenSet(y, cells))
-            others = [i for i in range(cells.batch_size) if i != sample]
+            after = decode(y)
+            others = [i for i in range(b) if i != sample]
             require(
                 torch.allclose(after[others], before[others], atol=1e-5),
                 decoder,

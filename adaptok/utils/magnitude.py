@@ -89,6 +89,10 @@ def standardised(x: Float[Tensor, "..."], axes: tuple[int, ...]) -> Float[Tensor
     """Returns ``(x - mean) / std`` with the population std, 0 for constants; no gradient."""
     x = wide(x.detach())
     x = x / magnitude(x, axes)  # in place from here on: one copy of the field is enough
-    std, mean = torch.std_mean(x, dim=axes, correction=0, keepdim=True)
+    for _ in range(2):  # what rounding leaves of the mean of far values goes the second time
+        x.sub_(x.mean(axes, keepdim=True))
+    std = torch.linalg.vector_norm(x, dim=axes, keepdim=True)  # a fifth of the time of std_mean
+    for axis in axes:
+        std = std / x.shape[axis] ** 0.5
     noise = std <= 2 * torch.finfo(x.dtype).eps
-    return x.sub_(mean).div_(std.masked_fill_(noise, torch.inf))
+    return x.div_(std.masked_fill_(noise, torch.inf))

@@ -21,7 +21,7 @@ from adaptok.tree import Tree, sum_pyramid
 from adaptok.utils.arguments import Positive, Power, Weights, checked
 from adaptok.utils.magnitude import standardised
 
-SMALL = 2**18  # values whose scoring needs no care for memory
+SMALL = 2**16  # values that are scored at once: more leave the cache
 
 
 @INDICATORS.register("gradient")
@@ -84,8 +84,12 @@ class GradientIndicator:
             if not any(own):
                 continue
             maps = self.channel_maps(field[:, :, first : first + step], boundary=boundary)
-            maps *= maps.new_tensor(own).view(-1, *[1] * len(space))
-            maps = maps.sum(2) if self.channels == "mean" else maps.amax(2)
+            if any(weight != 1 for weight in own):
+                maps *= maps.new_tensor(own).view(-1, *[1] * len(space))
+            if len(own) == 1:
+                maps = maps.squeeze(2)
+            else:
+                maps = maps.sum(2) if self.channels == "mean" else maps.amax(2)
             if total is None:
                 total = maps
             elif self.channels == "mean":
@@ -120,12 +124,17 @@ def gradient_norm(
     """
     smooth = [float(math.comb(2 * k, j)) for j in range(2 * k + 1)]
     difference = central_difference(k)
-    wraps = periodic_axes(boundary, len(axes), x)
-    squared = torch.zeros_like(x)
-    for along in axes:
-        part = x
-        for axis, wrap in zip(axes, wraps, strict=True):
-            part = stencil(part, axis, difference if axis == along else smooth, padding, wrap)
+    extents = [x.shape[axis] for axis in axes]
+    for axis, wrap in zip(axes, periodic_axes(boundary, len(axes), x), strict=True):
+        x = _padded(x, axis, k, padding, wrap)
+    smoothed, differences = x, []  # along the axes so far; one difference per axis
+    for axis, n in zip(axes, extents, strict=True):
+        differences = [_correlated(part, axis, n, smooth) for part in differences]
+        differences.append(_correlated(smoothed, axis, n, difference))
+        if axis != axes[-1]:
+            smoothed = _correlated(smoothed, axis, n, smooth)
+    squared = differences[0].square()
+    for part in differences[1:]:
         squared += part.square()
     return squared.sqrt()
 
@@ -143,12 +152,26 @@ def central_difference(k: int) -> list[float]:
 def stencil(x: Tensor, axis: int, taps: list[float], padding: str, wrap: Tensor | None) -> Tensor:
     """Correlates with a short stencil along one axis; the size stays."""
     k, n = len(taps) // 2, x.shape[axis]
-    steps = torch.arange(-k, n + k, device=x.device)
-    padded = x.index_select(axis, PADDINGS[padding](steps, n))
-    if wrap is not None and padding != "circular":
-        padded = torch.where(wrap, x.index_select(axis, steps % n), padded)
-    first, *others = [(padded.narrow(axis, j, n), tap) for j, tap in enumerate(taps) if tap != 0]
-    total = first[0] * first[1]
+    return _correlated(_padded(x, axis, k, padding, wrap), axis, n, taps)
+
+
+def _padded(x: Tensor, axis: int, k: int, padding: str, wrap: Tensor | None) -> Tensor:
+    n, parts = x.shape[axis], [x]
+    for first, place in ((-k, 0), (n, 2)):
+        steps = torch.arange(first, first + k, device=x.device)
+        end = x.index_select(axis, PADDINGS[padding](steps, n))
+        if wrap is not None and padding != "circular":
+            end = torch.where(wrap, x.index_select(axis, steps % n), end)
+        parts.insert(place, end)
+    return torch.cat(parts, axis)
+
+
+def _correlated(padded: Tensor, axis: int, n: int, taps: list[float]) -> Tensor:
+    first, second, *others = [
+        (padded.narrow(axis, j, n), tap) for j, tap in enumerate(taps) if tap != 0
+    ]
+    total = first[0] if first[1] == 1 else first[0] * first[1]
+    total = torch.add(total, second[0], alpha=second[1])
     for part, tap in others:  # in place: a list of terms would take as much memory as taps
         total.add_(part, alpha=tap)
     return total

@@ -21,9 +21,10 @@ SHAPE = (48, 40)  # the second axis divides by no size of 16
 
 
 @functools.cache
+@functools.cache
 def some() -> list[Combination]:
-    """Nine hundred combinations, drawn: to build all of them takes minutes."""
-    drawn = random.Random(0).sample(list(candidates()), 900)
+    """Four hundred combinations, drawn: to build all of them takes minutes."""
+    drawn = random.Random(0).sample(list(candidates()), 400)
     return [Combination(parts, reason_against(parts)) for parts in drawn]
 
 
@@ -67,7 +68,7 @@ def test_every_two_parts_that_go_together_run_together():
 def test_every_refused_one_raises_with_its_reason():
     refused = [one for one in some() if one.reason is not None]
     assert len(refused) > 50
-    for one in refused[::3]:
+    for one in refused[::10]:
         assert len(one.reason or "") > 20
         with pytest.raises(ValueError, match=re.escape(one.reason or "")):
             build(one.parts)

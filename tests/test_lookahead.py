@@ -208,6 +208,7 @@ def test_a_custom_tokenizer_says_its_budget():
         ({"lookahead": 0}, "lookahead must be .* got 0"),
         ({"lookahead": True}, "lookahead must be .* got True"),
         ({"tokenizer": {"name": "composed", "indicator": "learned"}}, "choose cells by another"),
+        ({"decoder": {"name": "refine", "indicator": "learned"}}, "choose points by another"),
         (
             {"out_channels": 1, "predict": "state", "normalise": "none"},
             "1 channels are predicted of 2",

@@ -129,6 +129,9 @@ def test_the_first_pass_has_its_share_of_any_budget():
         ahead(draw(), budget=budget)
     first, second = found[::2], found[1::2]
     assert first == [(15, 15), (24, 24), (9, 24), (9, 24), (6, 6), (15, 15)]  # 3 at a time, from 6
+    for wrong in ("many", 2.5, True, [None, 40], [40], -1):
+        with pytest.raises(ValueError, match="budget"):
+            ahead(draw(), budget=wrong)
     assert second == [(63, 63), (96, 96), (39, 96), (39, 96), (6, 6), (63, 63)]
 
 

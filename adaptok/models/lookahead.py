@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Annotated, Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 from adaptok.models.one_step import OneStepOptions, Prepared
 from adaptok.registry import name_of
 from adaptok.tokenizers.base import frames_of_cells
-from adaptok.tokenizers.marking import Budget
 from adaptok.tokenizers.tree import TreeTokenizer
 
 Lookahead = Annotated[float, Interval(gt=0, lt=1)]  # share of the budget
@@ -76,12 +76,14 @@ def _least(tokenizer: Any, shape: Sequence[int]) -> int:
     return frames * tokenizer.tree(shape[1:]).counts().leaves
 
 
-def _share_of(budget: Budget, share: float, least: int) -> Budget:
+def _share_of(budget: Any, share: float, least: int) -> Any:
     if isinstance(budget, Tensor):
         return (budget * share).round().long().clamp(min=least)
-    if isinstance(budget, Sequence):
-        return [max(round(int(one) * share), least) for one in budget]
-    return max(round(int(budget) * share), least)
+    if isinstance(budget, Sequence) and not isinstance(budget, str):
+        return [_share_of(one, share, least) for one in budget]
+    if isinstance(budget, Integral) and not isinstance(budget, bool):
+        return max(round(int(budget) * share), least)
+    return budget  # none, and the tokenizer says so
 
 
 def change_as_scored(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +182,69 @@ def test_given_boxes_of_any_place(embedding):
     torch.testing.assert_close(added, halo_by_hand(tokenizer, x, cells, codes))
 
 
+def blocks_by_hand(x, block):
+    """The mean of each block of points (b, t, c, *blocks), at the end of those that there are."""
+    shape = [-(-n // k) for n, k in zip(x.shape[3:], block, strict=True)]
+    out = x.new_zeros(*x.shape[:3], *shape)
+    for place in itertools.product(*map(range, shape)):
+        spans = (slice(k * i, k * i + k) for i, k in zip(place, block, strict=True))
+        out[(..., *place)] = x[(..., *spans)].flatten(3).mean(-1)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("shape", "knobs"),
+    [
+        ((37,), {"border": "clip", "halo": 3}),
+        ((13, 17), {"border": "split", "halo": 2}),
+        ((16, 21), {"border": "clip", "halo": 3, "min_size": (4, 2), "max_size": (16, 8)}),
+        ((8, 9, 8), {"border": "clip", "halo": 1}),
+    ],
+)
+def test_a_pooled_margin_is_the_margin_of_means(shape, knobs):
+    """That of larger cells on the grid of means, block by block; that of the finest as it is."""
+    ndim, ends, ring = len(shape), [WALL, OPEN], [PERIODIC, PERIODIC]
+    make = {"ndim": ndim, "in_channels": 2, "dim": 3, "min_size": 2, "max_size": 8} | knobs
+    marking = {"name": "fraction", "ratio": 0.6}
+    tokenizer = create_tokenizer("composed", **make, marking=marking, halo_pooled=True).double()
+    x = torch.randn(2, 1, 2, *shape).double()
+    codes = [[ends, ring, ring][:ndim], [ring, ends, ring][:ndim]]
+    tokens = tokenizer(x, boundary=torch.tensor(codes))
+    cells, expected = tokens.cells, []
+    added = tokens.features - inside_alone(tokenizer, x, cells, torch.tensor(codes))
+    block = cells.sizes[-1]
+    pooled = blocks_by_hand(x, block[1:])
+    for row in range(len(cells)):
+        level = int(cells.level[row])
+        finest = level == len(cells.sizes) - 1
+        pitch = (1,) * (ndim + 1) if finest else block
+        down = [n // k for n, k in zip(cells.sizes[level], pitch, strict=True)]
+        width = [-(-knobs["halo"] // k) for k in pitch[1:]]
+        step = torch.tensor(pitch)
+        on_blocks = SimpleNamespace(
+            shape=[-(-n // k) for n, k in zip(cells.shape, pitch, strict=True)],
+            origin=cells.origin // step,
+            size=(cells.size + step - 1) // step,
+            sample=cells.sample,
+        )
+        spans = (range(-k, n + k) for n, k in zip(down[1:], width, strict=True))
+        window = list(itertools.product([0], *spans))
+        around = [place for place in window if not is_inside(place, down)]
+        field, own = x if finest else pooled, codes[int(cells.sample[row])]
+        values = window_by_hand(field, on_blocks, row, around, down, own)
+        expected.append(tokenizer.halo.levels[level].weight @ values.flatten())
+    assert len({*cells.level.tolist()}) > 1
+    torch.testing.assert_close(added, torch.stack(expected))
+
+
+def test_a_pooled_margin_needs_grids():
+    make = {"ndim": 2, "in_channels": 1, "dim": 8, "halo": 2, "halo_pooled": True}
+    with pytest.raises(ValueError, match="of CsmTokenizer need not lie on the grids"):
+        create_tokenizer("csm", **make)
+    one = create_tokenizer("uniform", **make, size=4)  # one size, so nothing is coarse
+    assert one.halo.levels[0].weight.shape == (8, 8 * 8 - 4 * 4)
+
+
 @pytest.mark.parametrize("name", ["iap", "ckm", "uniform"])
 def test_static_rows_give_the_same(name, monkeypatch):
     tokenizer = create_tokenizer(name, ndim=2, in_channels=2, dim=8, halo=2)
@@ -191,9 +255,9 @@ def test_static_rows_give_the_same(name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["iap", "csm"])
-def test_compiled_without_a_break(name):
-    tokenizer = create_tokenizer(name, ndim=2, in_channels=2, dim=8, halo=2)
+@pytest.mark.parametrize(("name", "pooled"), [("iap", False), ("iap", True), ("csm", False)])
+def test_compiled_without_a_break(name, pooled):
+    tokenizer = create_tokenizer(name, ndim=2, in_channels=2, dim=8, halo=2, halo_pooled=pooled)
     x, boundary = torch.randn(2, 1, 2, 40, 52), torch.tensor([[2, 2], [0, 1]])
     compiled = torch.compile(tokenizer, backend="aot_eager", fullgraph=True)
     wanted = tokenizer(x, boundary=boundary).features

@@ -181,6 +181,44 @@ def test_training_reports_its_loss(target, form):
     torch.testing.assert_close(found.losses["indicator"], 0.1 * found.figures["indicator"])
 
 
+@pytest.mark.parametrize("mode", ["fold", "frames"])
+def test_it_learns_which_points_to_refine(mode, tmp_path):
+    """Its loss is that of a tokenizer of such cells per frame; its model is saved with it."""
+    part = {"name": "learned", "width": 6}
+    decoder = {"name": "refine", "indicator": part, "width": 4}
+    options = {"ndim": 2, "in_channels": 2, "history": 2, "constant_channels": 1}
+    sizes = {"dim": 12, "depth": 1, "heads": 2, "history_mode": mode, "tokenizer": "iap"}
+    model = adaptok.create_surrogate(**options, **sizes, decoder=decoder)
+    choice = model.decoder.choice
+    with torch.no_grad():
+        for weight in choice.indicator.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    channels = 5 if mode == "fold" else 3
+    blocks = {"min_size": 1, "max_size": 2, "per_frame": True}
+    alike = tokenizer_of(part, channels=channels, **blocks, ignore=[channels - 1])
+    alike.indicator.load_state_dict(choice.indicator.state_dict())
+    module = SurrogateModule(model, Optim(), adaptok.create_schedule({"name": "fixed"}))
+    frames, walls = torch.randn(2, 3, 2, 16, 16), torch.randn(2, 1, 16, 16)
+    codes = torch.tensor([[[2, 2], [0, 1]], [[1, 1], [2, 2]]])
+    batch = {"input": frames[:, :2], "target": frames[:, 2:], "constants": walls, "boundary": codes}
+    with collect_auxiliary() as found:
+        module.loss(batch, 0)
+    change = frames.diff(dim=1)[:, -1:] if mode == "fold" else frames.diff(dim=1)
+    scored, unit = model.scored(frames[:, :2], walls), model.scale(frames[:, :2])
+    expected = indicator_loss(alike, scored, change / unit, boundary=codes)
+    assert set(found.losses) == {"indicator_of_points"}
+    torch.testing.assert_close(found.figures["indicator_of_points"], expected.detach())
+    found.total().backward()
+    expected.backward()
+    for own, other in zip(choice.parameters(), alike.indicator.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, 0.1 * other.grad)
+    scores = alike.scores(scored, boundary=codes)[0].flatten(0, 1)
+    torch.testing.assert_close(choice.scores(scored, codes)[0], scores)
+    adaptok.save_pretrained(model, tmp_path)
+    again = adaptok.from_pretrained(tmp_path).decoder.choice
+    assert torch.equal(again(scored, codes).index, choice(scored, codes).index)
+
+
 def test_it_is_saved_with_its_model(tmp_path):
     tokenizer = tokenizer_of("learned")
     torch.nn.init.normal_(tokenizer.indicator.heads[0].weight)
@@ -203,8 +241,11 @@ def test_without_a_training_signal_it_is_refused():
     with pytest.raises(ValueError, match="target must be one of change, error, got 'next'"):
         tokenizer_of({"name": "learned", "target": "next"})
     part = {"name": "composed", "indicator": "learned"}
-    with pytest.raises(ValueError, match="a network of one set of fields"):
-        adaptok.create_multiphysics(ndim=2, fields=["u"], tokenizer=part, dim=12, heads=2)
+    make = {"ndim": 2, "fields": ["u"], "dim": 12, "heads": 2}
+    points = {"name": "refine", "indicator": "learned"}
+    for chosen in ({"tokenizer": part}, {"decoder": points}):
+        with pytest.raises(ValueError, match="a network of one set of fields"):
+            adaptok.create_multiphysics(**make, **chosen)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,24 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import adaptok
-from adaptok import DECODERS, INDICATORS, MARKINGS, create_decoder, create_surrogate
+from adaptok import (
+    DECODERS,
+    INDICATORS,
+    MARKINGS,
+    TokenizerSpec,
+    create_decoder,
+    create_surrogate,
+)
 from adaptok.config.menu import compose, readable_errors
 from adaptok.decoders.refine import BlockChoice, block_tree
 from adaptok.layers.boundary import pad_around
 from adaptok.models.compiling import compile_model
 from adaptok.patches import point_owners
+from adaptok.tokenizers.indicators import relative_errors
 
 WALL, OPEN, PERIODIC = 0, 1, 2
 SMALL = {"width": 5, "smooth": 2}
+SPEC = TokenizerSpec(2, 2, 8, ((1, 4, 4),))
 
 
 def random_weights(module: torch.nn.Module) -> torch.nn.Module:
@@ -88,7 +97,7 @@ def mask_of(decoder, x, boundary) -> torch.Tensor:
     """1 at the points that a decoder refines, (b, t, *space)."""
     if decoder.choice is None:
         return torch.ones_like(x[:, :, 0])
-    blocks = decoder.choice(x, boundary.repeat_interleave(x.shape[1], 0))
+    blocks = decoder.choice(x, boundary)
     mask = torch.zeros(x.shape[0] * x.shape[1], *blocks.grid).double()
     mask.view(-1)[blocks.index] = 1
     for axis, n in enumerate(x.shape[3:], start=1):
@@ -199,7 +208,7 @@ def test_padding_continues_a_field(n, before, after, code):
 
 
 def choice(**rule) -> BlockChoice:
-    return BlockChoice(2, "gradient", block=2, **({"share": 0.25} | rule))
+    return BlockChoice(SPEC, "gradient", block=2, **({"share": 0.25} | rule))
 
 
 def chosen_by(rule: BlockChoice, x: torch.Tensor) -> torch.Tensor:
@@ -243,7 +252,7 @@ def test_any_indicator_and_marking(indicator, marking):
     knobs = {"budget": {"budget": 60}, "threshold": {"thresholds": 0.5}}.get(marking, {})
     color = {"color": "channels"} if "color" in INDICATORS.knobs(indicator) else {}
     rule = BlockChoice(
-        2,
+        SPEC,
         {"name": indicator, **color},
         block=2,
         share=0.25,
@@ -252,10 +261,13 @@ def test_any_indicator_and_marking(indicator, marking):
     x = torch.rand(3, 1, 2, 12, 11).cumsum(-1)
     mask, scores = chosen_by(rule, x)
     whole = block_tree((12, 12), 2)
-    split = rule.marking(scores[:, None], whole, monotone=False).split[:, 0]
+    errors = {}
+    if getattr(rule.marking, "needs_errors", False):
+        errors["errors"] = relative_errors(x, block_tree((12, 11), 2))[:, None]
+    split = rule.marking(scores[:, None], whole, monotone=False, **errors).split[:, 0]
     assert torch.equal(mask, split)
     if rule.static:  # the number that the host knows is the true one
-        assert rule._marked(scores, block_tree((12, 11), 2))[1] == int(split.sum())
+        assert rule._marked(scores, block_tree((12, 11), 2), x)[1] == int(split.sum())
 
 
 def test_constants_are_not_scored():

@@ -125,6 +125,7 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
                 for part in ("tokenizer", "decoder")
             },
             **{key: config[key] for key in ("processor", *MODEL_KEYS)},
+            lookahead=config.get("lookahead"),  # runs of before have none
         )
     if config["history_mode"] not in ("auto", "fold"):
         raise ValueError(

@@ -14,6 +14,7 @@ from annotated_types import Len, Predicate
 from adaptok.config.build import check_knobs
 from adaptok.config.menu import GROUPS
 from adaptok.data.synthetic import SOLVERS
+from adaptok.models.lookahead import Lookahead
 from adaptok.models.one_step import NORMALISATIONS
 from adaptok.registry import Registry, choice, close_matches
 from adaptok.utils.arguments import (
@@ -62,6 +63,7 @@ LEAVES: dict[str, Any] = {
     "normalise": str,
     "score_on": str,
     "budget": any_of(Positive, None),
+    "lookahead": any_of(Lookahead, None),
     "size.dim": Positive,
     "size.depth": Positive,
     "size.heads": Positive,

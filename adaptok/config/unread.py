@@ -61,9 +61,14 @@ RULES = (
         "the set is not generated",
     ),
     Rule(
-        "tokenizer processor decoder size score_on activation_checkpointing",
+        "tokenizer processor decoder size score_on lookahead activation_checkpointing",
         _is_baseline,
         "the model is a baseline, without tokens",
+    ),
+    Rule(
+        "lookahead",
+        lambda config: config.get("task") == "pretrain",
+        "a model of several sets runs once per step",
     ),
     Rule(
         "optim trainer schedule callbacks init resume resume_anyway",

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adaptok.models.compiling import is_compiled
 
-# What runs before the processor counts as tokenizer (normalisation too), what follows as decoder.
+# What runs before the processor counts as tokenizer (normalisation too, and the first pass of a
+# model that looks ahead), what follows as decoder.
 STAGES = ("tokenizer", "processor", "decoder")
 Number = TypeVar("Number", int, float)
 

@@ -58,8 +58,9 @@ def certificate_of(
     """
     if not isinstance(model, Surrogate) or not isinstance(model.tokenizer, TreeTokenizer):
         return None
-    scored = model.scored(field, constants)
-    return model.tokenizer.certificate(scored, boundary=boundary, **control)
+    given = {"boundary": boundary, **control}
+    scored = model.scored_ahead(field, constants, **given)
+    return model.tokenizer.certificate(scored, **given)
 
 
 def optimal_errors(

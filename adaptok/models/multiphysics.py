@@ -343,7 +343,7 @@ def create_multiphysics(
     channels = width * (history if options.history_mode == "fold" else 1)
     named, sizes = (tokenizer, processor, decoder), {"dim": dim, "depth": depth, "heads": heads}
     parts = create_parts(options, channels, width, *named, **sizes)
-    if learns_from_outcome(parts[0]):
+    if any(map(learns_from_outcome, (parts[0], getattr(parts[2], "choice", None)))):
         raise ValueError(
             "a learned indicator is a network of one set of fields, and a model of many systems "
             "has several: score by another indicator"

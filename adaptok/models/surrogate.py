@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptok.cells import Cells
+from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import by_shape, check_list, of_run, painted, runs
+from adaptok.models.lookahead import (
+    Lookahead,
+    change_as_scored,
+    check_lookahead,
+    first_controls,
+)
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values, with_border
@@ -33,6 +40,7 @@ class Surrogate(OneStepModel):
         dim: width of the tokens, unless the tokenizer is ready.
         depth: of every part that has such a knob and does not set it.
         heads: likewise.
+        lookahead: see `create_surrogate`.
         given: fields of `OneStepOptions`, instead of or on top of `options`. A tokenizer that is
             ready says `ndim` and `in_channels` itself.
 
@@ -51,6 +59,7 @@ class Surrogate(OneStepModel):
         dim: Positive = 384,
         depth: Depth = 8,
         heads: Positive = 6,
+        lookahead: Lookahead | None = None,
         **given: Any,
     ):
         if options is None:
@@ -64,7 +73,11 @@ class Surrogate(OneStepModel):
         self.tokenizer, self.processor, self.decoder = parts
         named = {"tokenizer": tokenizer, "processor": processor, "decoder": decoder}
         plain = dataclasses.asdict(o) | recorded_values(named) | sizes
-        self.config = {"kind": "surrogate", **plain, "dim": self.tokenizer.spec.dim}
+        if lookahead is not None:
+            check_lookahead(self.tokenizer, self.decoder, o)
+        self.lookahead = lookahead
+        own = {"dim": self.tokenizer.spec.dim, "lookahead": lookahead}
+        self.config = {"kind": "surrogate", **plain, **own}
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -104,8 +117,8 @@ class Surrogate(OneStepModel):
         for start, stop in runs([x.shape for x in field]):
             fixed = None if constants is None else torch.stack(list(constants[start:stop]))
             x = self._check(torch.stack(list(field[start:stop])), fixed)
-            prepared = self._prepare(x, fixed)
             own = of_run({"boundary": boundary, **control}, start, stop, len(field))
+            prepared = self._look_ahead(self._prepare(x, fixed), **own)
             tokens = tokenize(self.tokenizer, prepared.scored, prepared.x, **own)
             parts.append((x, prepared, own["boundary"], tokens))
         processed = by_shape(self.processor(TokenSet.cat([part[-1] for part in parts])))
@@ -146,9 +159,26 @@ class Surrogate(OneStepModel):
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
+        prepared = self._look_ahead(prepared, boundary, **control)
         given = (prepared.scored, prepared.x)
         tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
         return self._paint(self.processor(tokens), prepared, boundary)
+
+    @torch.no_grad()
+    def _look_ahead(self, prepared: Prepared, boundary: Tensor | None, **control: Any) -> Prepared:
+        """Runs the first pass, if there is one, and scores what it predicts."""
+        if self.lookahead is None:
+            return prepared
+        x = prepared.x
+        shape = (x.shape[1], *x.shape[3:])
+        first = first_controls(self.tokenizer, self.lookahead, shape, control)
+        tokens = tokenize(self.tokenizer, prepared.scored, x, boundary=boundary, **first)
+        # Hooks of the processor count tokens, operations and time of the pass that predicts. This
+        # one is among the cost of finding cells, so that it passes them by.
+        module = isinstance(self.processor, nn.Module)
+        process = self.processor.forward if module else self.processor
+        decoded = self._paint(process(tokens), prepared, boundary)
+        return prepared._replace(scored=change_as_scored(self.options, prepared, decoded))
 
     def _paint(self, tokens: TokenSet, prepared: Prepared, boundary: Tensor | None) -> Tensor:
         given = {"field": prepared.x, "scored": prepared.scored, "boundary": boundary}
@@ -163,7 +193,23 @@ class Surrogate(OneStepModel):
         **control: Any,
     ) -> Cells:
         """Returns the cells that `forward` would use."""
-        return self.tokenizer.cells(self.scored(field, constants), boundary=boundary, **control)
+        given = {"boundary": boundary, **control}
+        return self.tokenizer.cells(self.scored_ahead(field, constants, **given), **given)
+
+    def scored_ahead(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        constants: Float[Tensor, "b cc *s"] | None = None,
+        *,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Float[Tensor, "b t c *s"]:
+        """Returns what the indicator sees in `forward`: the predicted change if the model looks
+        ahead (see `adaptok.models.lookahead.change_as_scored`), else as `scored`.
+        """
+        field = self._check(field, constants)
+        check_boundary(boundary, field.shape[0], self.ndim)
+        return self._look_ahead(self._prepare(field, constants), boundary, **control).scored
 
 
 @checked
@@ -184,6 +230,7 @@ def create_surrogate(
     normalise: str = "sample",
     score_on: str = "normalised",
     predict: str = "delta",
+    lookahead: Lookahead | None = None,
 ) -> Surrogate:
     """Builds a surrogate from parts.
 
@@ -209,6 +256,9 @@ def create_surrogate(
             others but "none" give the same in any units.
         score_on: what the indicator sees, "normalised" or "raw".
         predict: "delta" (the change since the last frame) or "state".
+        lookahead: run the model twice: without a graph and at this share of the budget, then with
+            cells for the change that it has predicted, which the indicator of the tokenizer (and
+            that of the decoder `refine`) sees in place of the field. None: once.
 
     Raises:
         ValueError: unknown parts or knobs, or parts that do not go together, with the reason.
@@ -220,7 +270,7 @@ def create_surrogate(
         history_mode=mode_of_history(history_mode, processor),
     )
     sizes = {"dim": dim, "depth": depth, "heads": heads}
-    surrogate = Surrogate(tokenizer, processor, decoder, options, **sizes)
+    surrogate = Surrogate(tokenizer, processor, decoder, options, lookahead=lookahead, **sizes)
     arguments["dim"] = surrogate.tokenizer.spec.dim
     surrogate.config = {"kind": "surrogate", **with_border(recorded_values(arguments), "clip")}
     return surrogate

@@ -120,7 +120,7 @@ def followed(
     best = info.fields[0]
     if isinstance(tokenizer, TreeTokenizer):
         known = inputs_of(batch, model.mean.device)
-        field = model.scored(batch["input"].to(model.mean.device), known["constants"])
+        field = _scored(model, batch)
         names = [*info.fields] * ((field.shape[2] - len(info.constants)) // len(info.fields))
         names += info.constants
         totals = dict.fromkeys(names, 0.0)
@@ -131,6 +131,14 @@ def followed(
             totals[names[channel]] += float(scores.sum())
         best = max(totals, key=lambda name: totals[name])
     return best, values[best]
+
+
+def _scored(model: Surrogate | FieldSystem, batch: Batch) -> Tensor:
+    """What the indicator sees of a sample."""
+    known, field = inputs_of(batch, model.mean.device), batch["input"].to(model.mean.device)
+    if isinstance(model, Surrogate):
+        return model.scored_ahead(field, **known)
+    return model.scored(field, known["constants"])
 
 
 def _seen(model: Surrogate | FieldSystem, tokenizer: TreeTokenizer, field: Tensor) -> list[int]:
@@ -157,8 +165,7 @@ def planes_of(model: OneStepModel, batch: Batch) -> Sequence[Cut] | None:
     if newest.ndim != 4:
         return None
     if isinstance(model, Surrogate) and isinstance(model.tokenizer, TreeTokenizer):
-        known = inputs_of(batch, model.mean.device)
-        field = model.scored(batch["input"].to(model.mean.device), known["constants"])
-        score = model.tokenizer.score_map(field, boundary=known["boundary"])
+        boundary = inputs_of(batch, model.mean.device)["boundary"]
+        score = model.tokenizer.score_map(_scored(model, batch), boundary=boundary)
         return cuts_of(score[0].detach().float().cpu().numpy())
     return cuts_of(deviation(newest))

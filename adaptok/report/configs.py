@@ -8,7 +8,10 @@ from typing import Any
 from adaptok.utils.keys import NEW_MODEL, identity
 
 # Parts that a baseline does not have, though its configuration names them.
-OF_SURROGATE = ("tokenizer", "processor", "decoder", "size", "history_mode", "score_on", "schedule")
+OF_SURROGATE = (
+    *("tokenizer", "processor", "decoder", "size", "history_mode", "score_on", "schedule"),
+    "lookahead",
+)
 # Knobs that follow from a budget of the whole model and from the data.
 CALIBRATED = ("budget", "size", "patch_size", "thresholds", "gamma", "price", "fraction", "ratio")
 # Keys that the samples of the training split depend on, but those of the test split do not.

@@ -29,7 +29,10 @@ from adaptok.tasks.surrogate import (
 from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.pretraining import PretrainModule
 
-OF_MODEL = ("model", "tokenizer", "processor", "decoder", "size", "field_width", *MODEL_KEYS)
+OF_MODEL = (
+    *("model", "tokenizer", "processor", "decoder", "size", "field_width", "lookahead"),
+    *MODEL_KEYS,
+)
 
 
 def pretrain_and_test(config: Config, folder: Path) -> dict[str, Results] | None:

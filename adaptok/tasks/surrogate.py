@@ -89,7 +89,8 @@ def config_at_budget(config: Config, data: WellData) -> Config:
 
 
 def _surrogate_with(tokenizer: Any, config: Config, data: WellData) -> Surrogate:
-    model = build_surrogate({**config, "tokenizer": tokenizer}, data.info)
+    # Without a first pass: its share is one of a budget that is yet to be found.
+    model = build_surrogate({**config, "tokenizer": tokenizer, "lookahead": None}, data.info)
     assert isinstance(model, Surrogate), "its kind was asked for"
     return model
 

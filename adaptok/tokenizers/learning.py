@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.layers.boundary import Boundary
-from adaptok.tokenizers.base import frames_of_cells
-from adaptok.tokenizers.tree import TreeTokenizer
-from adaptok.tokens import as_field
+from adaptok.tokens import TokenizerSpec, as_field
+from adaptok.tree import Tree
 
 
-def learns_from_outcome(tokenizer: Any) -> TypeGuard[TreeTokenizer]:
-    """Whether a tokenizer has an indicator that learns from what happens next."""
-    own = isinstance(tokenizer, TreeTokenizer)
-    return own and getattr(tokenizer.indicator, "needs_outcome", False)
+@runtime_checkable
+class Scoring(Protocol):
+    """What an indicator scores a tree for: `TreeTokenizer`, or the choice of refined points."""
+
+    spec: TokenizerSpec
+    indicator: Any
+
+    def tree(self, space: Sequence[int]) -> Tree:
+        """Returns the tree over a domain."""
+        ...
+
+    def as_scored(
+        self, field: Float[Tensor, "b t c *s"], boundary: Boundary
+    ) -> tuple[Float[Tensor, "bf fs k *s"], Boundary, dict[str, Any]]:
+        """Returns what the indicator is called with; frames may be samples."""
+        ...
+
+
+def learns_from_outcome(part: Any) -> TypeGuard[Scoring]:
+    """Whether a tokenizer, or what chooses points, has an indicator that learns from what happens
+    next.
+    """
+    return isinstance(part, Scoring) and getattr(part.indicator, "needs_outcome", False)
 
 
 def indicator_loss(
-    tokenizer: TreeTokenizer,
+    tokenizer: Scoring,
     field: Float[Tensor, "b *tcs"],
     outcome: Float[Tensor, "b *tks"],
     *,
@@ -32,7 +51,7 @@ def indicator_loss(
     learns by ``indicator_loss(tokenizer, field, after - field).backward()``.
 
     Args:
-        tokenizer: with such an indicator.
+        tokenizer: with such an indicator; for refined points the `choice` of a `RefineDecoder`.
         field: what the indicator sees.
         outcome: what comes after each frame of the field, or after the last one: the change to the
             next frame or, for ``target="error"``, the error of a prediction of it; any number of
@@ -55,9 +74,8 @@ def indicator_loss(
             f"the outcome of a field of shape {tuple(field.shape)} has its samples, grid "
             f"points and frames, or one frame, got {tuple(outcome.shape)}"
         )
-    frames = frames_of_cells(t, tokenizer.spec.sizes[0][0]) if tokenizer.per_frame else 1
+    b, (field, boundary, given) = field.shape[0], tokenizer.as_scored(field, boundary)
+    frames = field.shape[0] // b  # that are scored one by one
     outcome = outcome.expand(-1, t, *outcome.shape[2:]).unflatten(1, (frames, -1))
-    field, boundary, given = tokenizer.as_scored(field, boundary)
     last = outcome[:, :, -1].flatten(0, 1)
-    loss: Any = indicator.loss  # type: ignore[attr-defined]
-    return loss(field, tokenizer.tree(space), last, boundary=boundary, **given)
+    return indicator.loss(field, tokenizer.tree(space), last, boundary=boundary, **given)

@@ -95,7 +95,7 @@ class SurrogateModule(FitModule):
             given, fine = (window, None) if ahead == 1 else model.usable(window, batch["input"])
             prediction = self.predict({**batch, "input": given}, step, all_frames=every)
             if ahead == 1:
-                self._teach_indicator(model, batch, prediction, frames)
+                self._teach_indicators(model, batch, prediction, frames)
             if fine is not None:
                 prediction = torch.where(fine, prediction, torch.nan)
             target = frames[:, ahead if every else ahead + history - 1 : ahead + history]
@@ -105,23 +105,27 @@ class SurrogateModule(FitModule):
             window = torch.cat([window[:, 1:], last if optim.through_time else last.detach()], 1)
         return total
 
-    def _teach_indicator(
+    def _teach_indicators(
         self, model: Any, batch: Batch, prediction: Tensor, frames: Tensor
     ) -> None:
-        """Reports the loss of an indicator that learns from the next frames."""
-        tokenizer, history = getattr(model, "tokenizer", None), model.history
-        if not learns_from_outcome(tokenizer):
-            return
+        """Reports the losses of indicators, of cells and of refined points, that learn from the
+        next frames.
+        """
+        choice = getattr(getattr(model, "decoder", None), "choice", None)
+        parts = {"indicator": getattr(model, "tokenizer", None), "indicator_of_points": choice}
+        history = model.history
         window, after = frames[:, :history], frames[:, 1 : history + 1]
-        error = prediction.detach() - after[:, -prediction.shape[1] :]
-        outcome = error if tokenizer.indicator.target == "error" else after - window
-        if model.history_mode == "fold":
-            outcome = outcome[:, -1:]
-        scored = model.scored(window, batch.get("constants"))
-        loss = indicator_loss(
-            tokenizer, scored, outcome / model.scale(window), boundary=batch["boundary"]
-        )
-        report_loss("indicator", loss, weight=tokenizer.indicator.weight)
+        for name, part in parts.items():
+            if not learns_from_outcome(part):
+                continue
+            error = prediction.detach() - after[:, -prediction.shape[1] :]
+            outcome = error if part.indicator.target == "error" else after - window
+            if model.history_mode == "fold":
+                outcome = outcome[:, -1:]
+            scored = model.scored(window, batch.get("constants"))
+            outcome = outcome / model.scale(window)
+            loss = indicator_loss(part, scored, outcome, boundary=batch["boundary"])
+            report_loss(name, loss, weight=part.indicator.weight)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of one batch plus the auxiliary losses that parts report."""

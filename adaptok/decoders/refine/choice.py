@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,8 +16,10 @@ from adaptok.layers.boundary import Boundary
 from adaptok.registry import INDICATORS, MARKINGS, Part
 from adaptok.tokenizers.asked import check_marks, check_scores, learns
 from adaptok.tokenizers.ignoring import Ignore, as_ignore, only, seen_channels
+from adaptok.tokenizers.indicators import relative_errors
 from adaptok.tokenizers.marking import top_mask
 from adaptok.tokenizers.marking.base import finite
+from adaptok.tokens import TokenizerSpec
 from adaptok.tree import Tree, true_entries
 
 
@@ -27,7 +30,7 @@ class BlockChoice(nn.Module):
     goes through it.
 
     Args:
-        ndim: space axes.
+        spec: specification of the tokenizer.
         indicator: scores blocks.
         block: grid points of a block per axis.
         share: of the blocks.
@@ -42,7 +45,7 @@ class BlockChoice(nn.Module):
 
     def __init__(
         self,
-        ndim: int,
+        spec: TokenizerSpec,
         indicator: Part,
         *,
         block: int,
@@ -57,11 +60,15 @@ class BlockChoice(nn.Module):
         given = [name for name, value in rules.items() if value is not None]
         if len(given) > 1:
             raise ValueError(f"the points are chosen by one rule, got {' and '.join(given)}")
+        ndim = spec.ndim
         if points is not None and points < block**ndim:
             raise ValueError(
                 f"points={points} leaves none: a block has {block}^{ndim} = {block**ndim} points"
             )
-        self.indicator = INDICATORS.build(indicator)
+        self.spec = spec
+        sizes = tuple((1, *size) for size in block_tree((block,) * ndim, block).sizes)
+        wired = {"in_channels": spec.in_channels, "sizes": sizes}
+        self.indicator = INDICATORS.build(indicator, **wired)
         self.marking = None if marking is None else MARKINGS.build(marking)
         self.block, self.share, self.points, self.tolerance = block, share, points, tolerance
         self.ignore = as_ignore(ignore)
@@ -90,9 +97,6 @@ class BlockChoice(nn.Module):
 
         A number that depends on the content (`static` is False) costs one synchronisation.
 
-        Args:
-            boundary: codes of the frames, in their order.
-
         Raises:
             ValueError: an indicator or marking that breaks its promise, or a program is exported
                 of a number that depends on the content.
@@ -104,7 +108,7 @@ class BlockChoice(nn.Module):
             )
         scores, tree = self.scores(scored, boundary)
         with torch.no_grad():
-            chosen, count = self._chosen(scores.detach(), tree)
+            chosen, count = self._chosen(scores.detach(), tree, scored)
             entries = chosen.flatten()
             index = entries.nonzero().squeeze(1) if count is None else true_entries(entries, count)
         return Blocks(index, tree.shape, self.block)
@@ -113,20 +117,39 @@ class BlockChoice(nn.Module):
         self, scored: Float[Tensor, "b t c *s"], boundary: Boundary
     ) -> tuple[Float[Tensor, "f g"], Tree]:
         """Scores the blocks of every frame, and returns the tree that numbers them."""
-        field = only(scored, self._seen(scored.shape[2])).flatten(0, 1).unsqueeze(1)
-        tree = block_tree(field.shape[3:], self.block)
+        field, boundary, given = self.as_scored(scored, boundary)
+        tree = self.tree(field.shape[3:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.indicator)):
-            scores = self.indicator(field, tree, boundary=boundary)
+            scores = self.indicator(field, tree, boundary=boundary, **given)
         check_scores(scores, (field.shape[0], tree.inner), self.indicator)
         return scores, tree
 
+    def tree(self, space: Sequence[int]) -> Tree:
+        """Returns the tree whose inner nodes are the blocks of a domain."""
+        return block_tree(space, self.block)
+
+    def as_scored(
+        self, field: Float[Tensor, "b t c *s"], boundary: Boundary
+    ) -> tuple[Float[Tensor, "f 1 k *s"], Boundary, dict[str, Any]]:
+        """Returns what the indicator is called with, see `TreeTokenizer.as_scored`; each frame is a
+        sample.
+        """
+        if boundary is not None and boundary.ndim == 3:
+            boundary = boundary.repeat_interleave(field.shape[1], 0)
+        seen, given = self._seen(field.shape[2]), {}
+        if getattr(self.indicator, "sees_all", False):
+            given["seen"] = seen
+        else:
+            field = only(field, seen)
+        return field.flatten(0, 1).unsqueeze(1), boundary, given
+
     def _chosen(
-        self, scores: Float[Tensor, "f g"], tree: Tree
+        self, scores: Float[Tensor, "f g"], tree: Tree, scored: Float[Tensor, "b t c *s"]
     ) -> tuple[Bool[Tensor, "f g"], int | None]:
         """The chosen blocks, and their number if the host knows it."""
         frames, blocks = scores.shape
         if self.marking is not None:
-            return self._marked(scores, tree)
+            return self._marked(scores, tree, scored)
         scores = finite(scores[:, None])[:, 0]
         if self.tolerance is not None:
             return within(scores, self.tolerance), None
@@ -137,12 +160,16 @@ class BlockChoice(nn.Module):
         return top_mask(scores, repeated(count, frames)), count * frames
 
     def _marked(
-        self, scores: Float[Tensor, "f g"], tree: Tree
+        self, scores: Float[Tensor, "f g"], tree: Tree, scored: Float[Tensor, "b t c *s"]
     ) -> tuple[Bool[Tensor, "f g"], int | None]:
         assert self.marking is not None
         whole = block_tree([n * self.block for n in tree.grids[0]], self.block)
-        monotone = getattr(self.indicator, "monotone", False)
-        marks = self.marking(scores[:, None], whole, monotone=monotone, shared=1)
+        hints = {"monotone": getattr(self.indicator, "monotone", False), "shared": 1}
+        if getattr(self.marking, "needs_errors", False):
+            field = only(scored, self._seen(scored.shape[2])).flatten(0, 1).unsqueeze(1)
+            errors = getattr(self.indicator, "errors", relative_errors)
+            hints["errors"] = errors(field, tree)[:, None]
+        marks = self.marking(scores[:, None], whole, **hints)
         check_marks(marks, (scores.shape[0], 1, scores.shape[1]), self.marking)
         leaves = marks.total if marks.lengths is None else total(marks.lengths)
         if leaves is None:

@@ -56,7 +56,8 @@ class RefineDecoder(nn.Module):
         tolerance: refine the fewest blocks that leave out at most this share of the summed scores.
         marking: refine the blocks that this marking splits (whole blocks and the parts of split
             ones are the cells that it counts).
-        indicator: scores the blocks.
+        indicator: scores the blocks; one that learns from what comes next is trained with the
+            model.
         ignore: what the indicator does not see: "constants" (the static fields of a surrogate), or
             channels by number; [] for none.
         block: grid points per axis of a block.
@@ -97,7 +98,7 @@ class RefineDecoder(nn.Module):
         self.spec = spec
         self.base = _built(base, spec, out_channels)
         rules = {"points": points, "tolerance": tolerance, "marking": marking}
-        choice = BlockChoice(spec.ndim, indicator, block=block, share=share, ignore=ignore, **rules)
+        choice = BlockChoice(spec, indicator, block=block, share=share, ignore=ignore, **rules)
         every = share == 1 and all(rule is None for rule in rules.values())
         self.choice = None if every else choice
         channels = (spec.ndim, spec.in_channels)
@@ -147,9 +148,9 @@ class RefineDecoder(nn.Module):
         check_alike(x, self, "field")
         check_boundary(boundary, x.shape[0], self.spec.ndim)
         b, t = x.shape[:2]
+        blocks = None if self.choice is None else self.choice(scored, boundary)
         if boundary is not None and boundary.ndim == 3 and t > 1:
             boundary = boundary.repeat_interleave(t, 0)  # the frames are as many samples
-        blocks = None if self.choice is None else self.choice(scored, boundary)
         x = x.flatten(0, 1)
         out = self.base(tokens).flatten(0, 1)
         out = out + self.solver(x, tokens.features, cells, boundary, blocks)

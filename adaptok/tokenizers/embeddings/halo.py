@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -20,15 +21,18 @@ from adaptok.utils.constants import cached_constant
 
 
 @TOKENIZERS.finish
-def with_halo(tokenizer: Any, *, halo: NonNegative = 0) -> Any:
+def with_halo(tokenizer: Any, *, halo: NonNegative = 0, halo_pooled: bool = False) -> Any:
     """Lets the cells of a tokenizer see the grid points around them; returns the tokenizer.
 
     Args:
         halo: width in grid points of the margin around each cell that its token sees as well,
             continued at the border by the boundary's rule; 0 for none.
+        halo_pooled: show coarser cells the means of blocks of the finest cell's size in their
+            margin, which becomes whole blocks wide: fewer weights and less time, most in 3D.
 
     Raises:
-        ValueError: a tokenizer that does not derive from `CellTokenizer`, or has its own `embed`.
+        ValueError: a tokenizer that does not derive from `CellTokenizer`, or has its own `embed`; a
+            pooled margin of cells that need not lie on the grids of their levels.
     """
     if halo == 0:
         return tokenizer
@@ -43,8 +47,45 @@ def with_halo(tokenizer: Any, *, halo: NonNegative = 0) -> Any:
             "it write `features` instead"
         )
     spec = tokenizer.spec
-    tokenizer.halo = CellHalo(spec.in_channels, spec.dim, tokenizer.extents, halo)
+    if halo_pooled and not spec.on_grid:
+        raise ValueError(
+            f"halo_pooled=True: the cells of {type(tokenizer).__name__} need not lie on the grids "
+            "of their levels, which the blocks of the margin are aligned with"
+        )
+    extents = tokenizer.extents
+    tokenizer.halo = CellHalo(spec.in_channels, spec.dim, extents, halo, pooled=halo_pooled)
     return tokenizer
+
+
+class Margin(NamedTuple):
+    """The margin around cells of one size, in blocks of points that it sees the means of.
+
+    Attributes:
+        extent: blocks (t, *space) of a whole cell.
+        width: blocks per space axis.
+        pitch: points (t, *space) of a block.
+    """
+
+    extent: tuple[int, ...]
+    width: tuple[int, ...]
+    pitch: tuple[int, ...]
+
+    @classmethod
+    def of(cls, extent: Sequence[int], halo: int, pitch: Sequence[int]) -> Margin:
+        """Counts the blocks of a cell of so many points, and of at least `halo` points."""
+        blocks = tuple(n // p for n, p in zip(extent, pitch, strict=True))
+        return cls(blocks, tuple(-(-halo // p) for p in pitch[1:]), tuple(pitch))
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Blocks of cell and margin along time and each space axis."""
+        frames, *space = self.extent
+        return (frames, *(n + 2 * k for n, k in zip(space, self.width, strict=True)))
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks in the margin."""
+        return product(self.window) - product(self.extent)
 
 
 class CellHalo(nn.Module):
@@ -60,6 +101,7 @@ class CellHalo(nn.Module):
         dim: width of the features.
         extents: grid points (t, *space) that a whole cell covers, by the size of its level.
         halo: width of the margin in grid points.
+        pooled: see means over blocks of the finest extent around larger ones that it divides.
     """
 
     def __init__(
@@ -68,12 +110,21 @@ class CellHalo(nn.Module):
         dim: Positive,
         extents: Mapping[tuple[int, ...], tuple[int, ...]],
         halo: Positive,
+        *,
+        pooled: bool = False,
     ):
         super().__init__()
         self.extents, self.width = dict(extents), halo
+        block = (1, *min(self.extents.values(), key=product)[1:])
+        self.margins = []
+        for extent in self.extents.values():
+            coarse = extent[1:] != block[1:] and not any(
+                n % p for n, p in zip(extent, block, strict=True)
+            )
+            pitch = block if pooled and coarse else (1,) * len(extent)
+            self.margins.append(Margin.of(extent, halo, pitch))
         self.levels = nn.ModuleList(
-            nn.Linear(in_channels * points_around(extent, halo), dim, bias=False)
-            for extent in self.extents.values()
+            nn.Linear(in_channels * margin.blocks, dim, bias=False) for margin in self.margins
         )
 
     def forward(
@@ -86,18 +137,22 @@ class CellHalo(nn.Module):
                 built.
         """
         self._check(cells)
-        values = x.movedim(2, -1).flatten(0, -2)  # (b * t * points, c)
+        values: dict[tuple[int, ...], Tensor] = {}  # (b * t * blocks, c) by their pitch
         wraps = periodic_axes(boundary, cells.ndim, x)
         wraps = [None if wrap is None else wrap.flatten() for wrap in wraps]  # (b,) per axis
         rows = dict(zip(cells.sizes, rows_of_levels(cells), strict=True))
         parts, order = [], []
-        for (size, extent), linear in zip(self.extents.items(), self.levels, strict=True):
+        levels = zip(self.extents, self.margins, self.levels, strict=True)
+        for size, margin, linear in levels:
             own = rows.get(size)
             if own is None:  # maps without a cell run on no rows: all ranks use all parameters
                 own = torch.arange(0, device=cells.device)
             real = own.clamp(max=cells.count - 1)
-            index, seen = around(cells, real, extent, self.width, wraps)
-            ring = values[index] if seen is None else values[index] * seen[..., None]  # (m, r, c)
+            if margin.pitch not in values:
+                values[margin.pitch] = means(x, margin.pitch[1:]).movedim(2, -1).flatten(0, -2)
+            index, seen = around(cells, real, margin, wraps)
+            ring = values[margin.pitch][index]  # (m, r, c)
+            ring = ring if seen is None else ring * seen[..., None]
             parts.append(linear(ring.flatten(1)))
             order.append(own)
         return restore_rows(torch.cat(parts), torch.cat(order), cells.count)
@@ -117,45 +172,54 @@ class CellHalo(nn.Module):
             )
 
 
-def points_around(extent: Sequence[int], halo: int) -> int:
-    """Counts the points in the margin around a cell."""
-    frames, *space = extent
-    return frames * (product(n + 2 * halo for n in space) - product(space))
+def means(x: Float[Tensor, "b t c *s"], block: Sequence[int]) -> Float[Tensor, "b t c *r"]:
+    """Means over blocks of points, at the end of an axis over those that there are."""
+    if product(block) == 1:
+        return x
+    pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(block) - 1]
+    rest = {"ceil_mode": True, "count_include_pad": False}
+    return pool(x.flatten(0, 1), tuple(block), **rest).unflatten(0, x.shape[:2])
 
 
 @cached_constant(64)
-def ring_of(extent: tuple[int, ...], halo: int, device: torch.device) -> Int64[Tensor, " r"]:
-    """Lists the points of the margin as raster indices into the window of cell and margin."""
-    window = torch.ones(extent[0], *(n + 2 * halo for n in extent[1:]), dtype=torch.bool)
-    window[(slice(None), *(slice(halo, halo + n) for n in extent[1:]))] = False
+def ring_of(margin: Margin, device: torch.device) -> Int64[Tensor, " r"]:
+    """Lists the blocks of the margin as raster indices into the window of cell and margin."""
+    window = torch.ones(margin.window, dtype=torch.bool)
+    spans = zip(margin.extent[1:], margin.width, strict=True)
+    window[(slice(None), *(slice(k, k + n) for n, k in spans))] = False
     return window.flatten().nonzero().squeeze(1).to(device)
 
 
 def around(
     cells: Cells,
     rows: Int64[Tensor, " m"],
-    extent: tuple[int, ...],
-    halo: int,
+    margin: Margin,
     wraps: Sequence[Bool[Tensor, " b"] | None],
 ) -> tuple[Int64[Tensor, "m r"], Bool[Tensor, "m r"] | None]:
-    """Grid points in the margins of some cells, as raster indices into (b, t, *space).
+    """Blocks in the margins of some cells, as raster indices into (b, t, *blocks of space).
 
-    A cell may be smaller than `extent`: its margin begins where it ends, and of the points beside
-    it those exist that lie beside the cell; the mask says which, None if all cells are whole.
+    A cell may be smaller than ``margin.extent``: its margin begins where it ends, and of the blocks
+    beside it those exist that lie beside the cell; the mask says which, None if all cells are
+    whole.
 
     Args:
         wraps: per space axis, whether it is periodic in each sample, or None for nowhere.
     """
     sample = cells.sample[rows]
+    points = [n * p for n, p in zip(margin.extent, margin.pitch, strict=True)]
     whole = cells.on_grid and (
-        cells.overhang or not any(n % k for n, k in zip(cells.shape, extent, strict=True))
+        cells.overhang or not any(n % k for n, k in zip(cells.shape, points, strict=True))
     )
     index, seen = sample[:, None], torch.ones_like(sample, dtype=torch.bool)[:, None]
-    for axis, (n, width) in enumerate(zip(cells.shape, extent, strict=True)):
-        margin = halo if axis else 0  # none in time
-        step = torch.arange(-margin, width + margin, device=rows.device)
-        size, after = cells.size[rows, axis, None].long(), step >= width
-        at = cells.origin[rows, axis, None].long() + torch.where(after, step - width + size, step)
+    for axis, (width, pitch) in enumerate(zip(margin.extent, margin.pitch, strict=True)):
+        n = -(-cells.shape[axis] // pitch)
+        beside = margin.width[axis - 1] if axis else 0  # none in time
+        step = torch.arange(-beside, width + beside, device=rows.device)
+        size, origin = (x[rows, axis, None].long() for x in (cells.size, cells.origin))
+        if pitch > 1:  # whole blocks, also of a cell that the border cuts off
+            size, origin = (size + pitch - 1) // pitch, origin // pitch
+        after = step >= width
+        at = origin + torch.where(after, step - width + size, step)
         own = (step < size) | after
         inside = at.clamp(0, n - 1)
         wrap = wraps[axis - 1] if axis else None
@@ -167,5 +231,5 @@ def around(
         index = (index[..., None] * n + inside[:, None]).flatten(1)
         if not whole:
             seen = (seen[..., None] & own[:, None]).flatten(1)
-    ring = ring_of(extent, halo, rows.device)
+    ring = ring_of(margin, rows.device)
     return index.index_select(1, ring), None if whole else seen.index_select(1, ring)

@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from adaptivity import costs, pages, run
+from adaptivity import costs, pages, rows, run
 from adaptivity.claims import CLAIMS, judged
 from adaptivity.plan import estimate, plan, priced
 from adaptivity.results import Results, fault
@@ -295,3 +296,68 @@ def test_words_of_the_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "decisive" in out
     assert "core-hours" in out
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> Iterator[Callable[[str], costs.Set]]:
+    """Replaces a set by one that trains in seconds."""
+
+    def forget() -> None:
+        rows.all_rows.cache_clear()
+        rows.candidates.cache_clear()
+
+    def replaced(data: str) -> costs.Set:
+        more = {"nodes": 3, "pulses": 2} if data == "maze" else {}
+        few = {"train": 2, "valid": 1, "test": 1, "frames": 18, "resolution": 16, **more}
+        small = {"points": 16, "tokens": 64, "width": 8, "batch": 2, "depth": 1}
+        monkeypatch.setitem(costs.SETS, data, replace(costs.SETS[data], generate=few, **small))
+        monkeypatch.setitem(rows.MORE, data, 64)
+        monkeypatch.setitem(rows.FEWER, data, 16 if data == "maze" else 8)
+        forget()
+        return costs.SETS[data]
+
+    yield replaced
+    forget()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["maze", "blast"])
+def test_every_row_can_be_built(data, tmp_path, tiny):
+    from adaptivity import train  # with lightning
+
+    tiny(data)
+    every = [(name, model) for _, name, model in rows.models(data) if model is not None]
+    for name, model in [*every, *rows.candidates(data).items()]:
+        row = Row(data, name, model, 0, 1)
+        config, _, built = train.configured(row, tmp_path)
+        assert (type(built.decoder).__name__ == "RefineDecoder") == bool(model.width)
+        assert (config["size"]["dim"], config["seed"]) == (model.dim, 0)
+
+
+@pytest.mark.slow
+def test_an_interrupted_row_ends_with_the_numbers_of_one_that_was_not(tmp_path, monkeypatch, tiny):
+    from adaptivity import train
+
+    from adaptok.training import SurrogateModule
+
+    row = Row("maze", "tiny", replace(coarse_fine(tiny("maze")), dim=32), 0, 1, 12)
+    whole = train.train(row, tmp_path / "whole")
+    assert fault(whole, row) == ""
+    assert whole["flops"] == whole["flops_expected"]
+    assert [step for step, _ in whole["curve"]] == [2, 4, 6, 8, 10, 12]
+    loss = SurrogateModule.loss
+
+    def stopped(self, batch, step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return loss(self, batch, step)
+
+    monkeypatch.setattr(SurrogateModule, "loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(row, tmp_path / "other")
+    monkeypatch.setattr(SurrogateModule, "loss", loss)
+    other = train.train(row, tmp_path / "other")
+    assert [other[key] for key in ("vrmse", "worst", "rollout")] == [
+        whole[key] for key in ("vrmse", "worst", "rollout")
+    ]
+    assert other["curve"] == whole["curve"]

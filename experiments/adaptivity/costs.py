@@ -96,7 +96,7 @@ class Model:
         width: of the solver at full resolution; 0 for none, the model as published.
         share: of the points that the solver sees.
         smooth: channels of the dense network over the result.
-        points: the indicator that chooses them.
+        points: the indicator that chooses them, or "random".
         scores_constants: whether the indicator of the cells sees static channels.
     """
 

@@ -61,7 +61,10 @@ class Row:
     def overrides(self) -> list[str]:
         """Returns what is given to `adaptok train`."""
         assert self.model is not None
-        words = [*overrides_of_set(SETS[self.data]), *overrides_of(self.model, SETS[self.data])]
+        words = [
+            *overrides_of_set(SETS[self.data]),
+            *overrides_of(self.model, SETS[self.data], self.seed),
+        ]
         words += [f"trainer.limit_val_batches={VALIDATED}", f"trainer.max_steps={self.steps}"]
         return [*words, f"trainer.val_check_interval={self.steps // CHECKS}"]
 
@@ -75,7 +78,7 @@ def overrides_of_set(about: Set) -> list[str]:
     return words
 
 
-def overrides_of(model: Model, about: Set) -> list[str]:
+def overrides_of(model: Model, about: Set, seed: int) -> list[str]:
     """Returns the model; cells of all adaptive tokenizers come from one ladder."""
     words = [*CELLS.get(model.cells, [f"tokenizer={model.cells}"])]
     words += [f"size.dim={model.dim}", f"size.heads={model.dim // 32}"]
@@ -89,7 +92,13 @@ def overrides_of(model: Model, about: Set) -> list[str]:
         words.append(f"tokenizer.halo={model.halo}")
     if model.width:
         words += ["decoder=refine", f"decoder.width={model.width}", f"decoder.share={model.share}"]
-        words += [f"decoder.smooth={model.smooth}", f"decoder.indicator={model.points}"]
+        words.append(f"decoder.smooth={model.smooth}")
+        if model.points == "random":  # every seed has points of its own
+            blocks = (about.points // 2) ** about.ndim
+            cells = blocks + round(model.share * blocks) * (2**about.ndim - 1)
+            words.append(f"decoder.marking={{name:random,budget:{cells},seed:{seed}}}")
+        else:
+            words.append(f"decoder.indicator={model.points}")
     return words
 
 

@@ -146,7 +146,10 @@ def train(row: Row, work: Path) -> dict[str, Any]:
     found = tested(model, data, config["test"]["settings"][0])
     still = persistence(data, "test", STEPS)
     assert still.rollout is not None
-    curve = [[int(m["step"]) + 1, m["val/vrmse"]] for m in read_metrics(folder) if "val/vrmse" in m]
+    logged = [
+        (int(m["step"]) + 1, m["val/vrmse"]) for m in read_metrics(folder) if "val/vrmse" in m
+    ]
+    curve = sorted(dict(logged).items())  # once each, though a kill may repeat one
     return {
         "label": row.label,
         "key": row.key,

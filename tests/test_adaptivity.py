@@ -195,6 +195,21 @@ def test_the_end_of_the_hours_stops_a_row_and_keeps_it_open(tmp_path, monkeypatc
     assert run.run(run.chosen("maze_256-*"), results, tmp_path / "work", hours=1.0) == []
 
 
+def test_ctrl_c_stops_row_and_study(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "results"
+    fake(tmp_path, "import time; time.sleep(60)", monkeypatch)
+
+    def wait(process: subprocess.Popen, _: float) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    words = ["--rows", "maze_256-*", "--results", str(results), "--work", str(tmp_path / "work")]
+    assert run.main(words) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    assert "interrupted" in (results / "ledger.csv").read_text()
+
+
 def test_a_row_of_another_process_is_left_to_it(tmp_path, monkeypatch, capsys):
     results, work = Results(tmp_path / "results"), tmp_path / "work"
     monkeypatch.setattr(run, "start", lambda *_: pytest.fail("a row ran twice"))

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from adaptivity.claims import CLAIMS, counts, judged, seeds_of
 from adaptivity.costs import SETS
 from adaptivity.results import Found, Results, Study
-from adaptivity.rows import all_rows
+from adaptivity.rows import MAIN, ablations, all_rows
 
 from adaptok.plots.style import COLORS
 from adaptok.utils.tables import table
@@ -35,7 +35,7 @@ def write(results: Results, pages: Path) -> str:
         draw(study, pages / "images" / PICTURE)
         texts.insert(0, f"![Error against cost](images/{PICTURE})")
     replace_part(pages / STUDY, "rows", "\n\n".join(text for text in texts if text))
-    replace_part(pages / METHOD, "ablations", ablations(study) or "No rows yet.")
+    replace_part(pages / METHOD, "ablations", ablation_table(study) or "No rows yet.")
     return left_out(study)
 
 
@@ -112,16 +112,17 @@ def claim_table(study: Study) -> str:
     return "**Who earned it**\n\n" + table(header, body).rstrip()
 
 
-def ablations(study: Study) -> str:
+def ablation_table(study: Study) -> str:
     """Makes the table of `coarse_fine` and of what it is without a part; empty without rows."""
     body = []
     for data in SETS:
         if not (whole := list(seeds_of(study, data, "coarse_fine").values())):
             continue
         base = mean(row["vrmse"] for row in whole)
-        for name in names_of(data):
+        changed = ablations(SETS[data]) if data in MAIN else {}
+        for name in ("coarse_fine", "coarse_fine_random", *changed):
             rows = list(seeds_of(study, data, name).values())
-            if rows and name.startswith("coarse_fine") and name[12:13] not in tuple("0123456789l"):
+            if rows:
                 error = [row["vrmse"] for row in rows]
                 cost = f"{mean(row['flops'] for row in rows) / 1e6:.0f}"
                 ratio = f"{mean(error) / base:.3f}"

@@ -134,6 +134,12 @@ def candidates(data: str) -> dict[str, Model]:
     return {name: model for name, model in found.items() if model is not None}
 
 
+def published(about: Set, cells: str) -> Model:
+    """Returns a tokenizer with the linear decoder; some papers' indicators see static channels."""
+    scores = cells in ("iap", "apt", "matey") and about.constants > 0
+    return Model(cells, about.tokens, scores_constants=scores)
+
+
 def plain_at_flops(about: Set) -> Model:
     """Returns uniform cells as published that come nearest to the operations of `coarse_fine`."""
     target = flops(coarse_fine(about), about)
@@ -181,14 +187,15 @@ def models(data: str) -> Iterator[tuple[int, str, Model | None]]:
     for name, model in ablations(about).items():
         yield 5, name, model
     for cells in PUBLISHED:
-        scores = cells in ("iap", "apt", "matey") and about.constants > 0
-        yield 6, cells, Model(cells, about.tokens, scores_constants=scores)
+        yield 6, cells, published(about, cells)
+    if about.constants:
+        yield 6, "iap_ignoring", Model("iap", about.tokens)
     more = replace(about, tokens=MORE[data])
     n = more.tokens
     yield 7, f"coarse_fine_{n}", coarse_fine(more)
     for cells in ("uniform", "iap"):
         yield 7, f"{cells}_help_{n}", helped(more, cells)
-        yield 7, f"{cells}_{n}", Model(cells, n)
+        yield 7, f"{cells}_{n}", published(more, cells)
 
 
 @cache

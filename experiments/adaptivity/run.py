@@ -96,8 +96,9 @@ def run(rows: Sequence[Row], results: Results, work: Path, hours: float) -> list
         study, widths = results.read(), results.widths()
         left = min(deadline, time.monotonic() + 3600 * TOTAL - results.spent())
         todo = [row for row in rows if ready(row, study, widths) and row.label not in tried]
-        if not todo or left <= time.monotonic():
-            print(f"{len(todo)} rows are left" if todo else "nothing is left to run", flush=True)
+        over = left <= time.monotonic()
+        if over or not todo:
+            print("the time is over" if over else "nothing is left to run", flush=True)
             return failed
         row = todo[0]
         tried.add(row.label)
@@ -140,7 +141,11 @@ def main(words: Sequence[str] | None = None) -> int:
     print(plan(priced(rows, results.read()), results.spent(), 3600 * TOTAL, full=options.plan))
     if options.plan:
         return 0
-    failed = run(rows, results, options.work.resolve(), options.hours)
+    try:
+        failed = run(rows, results, options.work.resolve(), options.hours)
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes", file=sys.stderr)
+        return 130
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -197,4 +197,7 @@ def main(label: str, results: Path, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    try:
+        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    except KeyboardInterrupt as stopped:
+        sys.exit(f"{sys.argv[1]}: stopped {stopped}")

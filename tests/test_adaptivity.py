@@ -286,7 +286,8 @@ def test_tables_claims_and_picture_go_into_the_pages(tmp_path):
     table = (docs / pages.METHOD).read_text()
     assert "`coarse_fine_iap`" in table
     assert "1.444" in table
-    assert "blast-coarse_fine-0" in said
+    assert "blast-coarse_fine (0, 1, 2)" in said
+    assert "maze-uniform (2)" in said
     (docs / pages.STUDY).write_text("no place")
     with pytest.raises(ValueError, match="needs <!-- rows -->"):
         pages.write(results, docs)

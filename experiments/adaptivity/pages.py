@@ -133,14 +133,17 @@ def ablation_table(study: Study) -> str:
 
 def left_out(study: Study) -> str:
     """Names missing and bad rows, and those that do not beat persistence."""
-    labels = [row.label for row in all_rows()]
+    open_rows = [r for r in all_rows() if r.label not in study.done and r.label not in study.bad]
+    missing: dict[str, list[str]] = {}
+    for row in open_rows:
+        missing.setdefault(f"{row.data}-{row.name}", []).append(str(row.seed))
     groups = {
         "Left out": [f"{label} ({why})" for label, why in study.bad.items()],
         "Behind persistence, not counted": [k for k, row in study.done.items() if not counts(row)],
-        "Missing": [k for k in labels if k not in study.done and k not in study.bad],
+        "Missing, with their seeds": [f"{k} ({', '.join(seeds)})" for k, seeds in missing.items()],
     }
     lines = [f"{title}: {', '.join(names)}." for title, names in groups.items() if names]
-    return "\n\n".join(lines) or f"All {len(labels)} rows are there."
+    return "\n\n".join(lines) or f"All {len(all_rows())} rows are there."
 
 
 def spent(results: Results) -> str:

@@ -35,7 +35,7 @@ OF_PAPERS = {  # the run of an experiment that a preset is
     "matey": ("matey_fig4", "vit_adaptive"),
     "apt": ("apt_table1", "vit_b_384_apt"),
 }
-OURS = ("cpu", "six_tokenizers", "digits")
+OURS = ("cpu", "six_tokenizers", "digits", "coarse_fine", "coarse_fine_3d")
 
 
 def of_preset(name: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_the_preset_for_a_cpu():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*OF_PAPERS, "six_tokenizers", "digits"])
+@pytest.mark.parametrize("name", [*OF_PAPERS, *OURS[1:]])
 def test_a_preset_passes_all_checks_and_is_the_run_that_it_names(name):
     config = of_preset(name)
     if name in OF_PAPERS:

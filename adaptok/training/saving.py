@@ -82,6 +82,8 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         try:
+            for logger in trainer.loggers:  # a resumed run does not log again what came before
+                logger.save()
             trainer.save_checkpoint(self.folder / f"{name}.ckpt")  # all ranks: they gather shards
         except OSError as error:
             raise OSError(f"{error}; {self.last_good()}") from error

@@ -1,0 +1,211 @@
+"""Tables, claims and pictures of the rows that there are, written into the documentation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from adaptivity.claims import CLAIMS, counts, judged, seeds_of
+from adaptivity.costs import SETS
+from adaptivity.results import Found, Results, Study
+from adaptivity.rows import MAIN, ablations, all_rows
+
+from adaptok.plots.style import COLORS
+from adaptok.utils.tables import table
+
+PICTURE = "adaptivity.png"
+STUDY, METHOD = "adaptivity.md", "methods/coarse-fine.md"
+HEADER = [
+    *("model", "tokens", "MFLOP", "s, training step", "s, inference step", "VRMSE", "worst"),
+    *("rollout, 16th step", "last sixth", "seeds"),
+]
+COSTS = {"flops": "MFLOP per sample", "seconds": "seconds of one core per training step"}
+Pair = tuple[str, str]
+
+
+def write(results: Results, pages: Path) -> str:
+    """Writes the generated parts of two pages and the picture; returns what is missing or bad."""
+    study = results.read()
+    texts = [result_table(study, data) for data in SETS]
+    texts += [claim_table(study), spent(results), left_out(study)]
+    if study.done:
+        (pages / "images").mkdir(exist_ok=True)
+        draw(study, pages / "images" / PICTURE)
+        texts.insert(0, f"![Error against cost](images/{PICTURE})")
+    replace_part(pages / STUDY, "rows", "\n\n".join(text for text in texts if text))
+    replace_part(pages / METHOD, "ablations", ablation_table(study) or "No rows yet.")
+    return left_out(study)
+
+
+def replace_part(page: Path, name: str, text: str) -> None:
+    """Replaces what a page has between two comments, `<!-- name -->` and `<!-- /name -->`.
+
+    Raises:
+        ValueError: the page lacks them.
+    """
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    content = page.read_text()
+    if content.count(first) != 1 or content.count(last) != 1:
+        raise ValueError(f"{page} needs {first} and {last} once each")
+    before, _, rest = content.partition(first)
+    after = rest.partition(last)[2]
+    page.write_text(f"{before}{first}\n\n{text.strip()}\n\n{last}{after}")
+
+
+def names_of(data: str) -> list[str]:
+    """Lists the models of a set in the order of the rows."""
+    return list(dict.fromkeys(row.name for row in all_rows() if row.data == data))
+
+
+def result_table(study: Study, data: str) -> str:
+    """Makes the table of a set, the lowest error first; empty without rows."""
+    found = {name: list(seeds_of(study, data, name).values()) for name in names_of(data)}
+    found = {name: rows for name, rows in found.items() if rows}
+    if not found:
+        return ""
+    still = next(iter(found.values()))[0]["persistence"]
+    about = SETS[data]
+    size = "³" if about.ndim == 3 else "²"
+    title = f"**{data}**, {about.points}{size} (persistence {still['vrmse']:.4f}"
+    title += f"; at the 16th step {still['rollout'][-1]:.3f})\n\n"
+    ordered = sorted(found, key=lambda name: mean(row["vrmse"] for row in found[name]))
+    return title + table(HEADER, [[f"`{n}`", *cells_of(found[n])] for n in ordered]).rstrip()
+
+
+def cells_of(rows: Sequence[Found]) -> list[str]:
+    """Returns the cells of a model: means over seeds, and the spread of the error."""
+    last = [row["rollout"][-1] for row in rows]
+    rolled = "diverged" if None in last else f"{mean(last):.3f}"
+    falls = [1 - row["curve"][-1][1] / row["curve"][-2][1] for row in rows if len(row["curve"]) > 1]
+    return [
+        f"{mean(row['tokens'] for row in rows):.0f}",
+        f"{mean(row['flops'] for row in rows) / 1e6:.0f}",
+        f"{mean(row['seconds']['training'] for row in rows):.3f}",
+        f"{mean(row['seconds']['inference'] for row in rows):.3f}",
+        spread([row["vrmse"] for row in rows]),
+        f"{mean(row['worst'] for row in rows):.3f}",
+        rolled,
+        f"{-100 * mean(falls):.0f} %" if falls else "",
+        str(len(rows)),
+    ]
+
+
+def claim_table(study: Study) -> str:
+    """Makes the table of the claims; empty without any."""
+    body = []
+    for claim in CLAIMS:
+        for data in SETS:
+            if (verdict := judged(claim, study, data)) is None:
+                continue
+            ratio = f"{verdict.ratio:.3f}"
+            ratio += f" ± {verdict.spread:.3f}" if verdict.seeds > 1 else ""
+            rolled = "diverged" if verdict.rollout is None else f"{verdict.rollout:.2f}"
+            about = [claim.earner, f"`{claim.ahead}`", f"`{claim.behind}`: {claim.text}", data]
+            numbers = [ratio, f"{verdict.worst:.2f}", rolled, str(verdict.seeds)]
+            body.append([*about, *numbers, verdict.said])
+    if not body:
+        return ""
+    header = ["what differs", "model", "over", "set", "ratio of errors", "of worst samples"]
+    header += ["of 16th steps", "seeds", "verdict"]
+    return "**Who earned it**\n\n" + table(header, body).rstrip()
+
+
+def ablation_table(study: Study) -> str:
+    """Makes the table of `coarse_fine` and of what it is without a part; empty without rows."""
+    body = []
+    for data in SETS:
+        if not (whole := list(seeds_of(study, data, "coarse_fine").values())):
+            continue
+        base = mean(row["vrmse"] for row in whole)
+        changed = ablations(SETS[data]) if data in MAIN else {}
+        for name in ("coarse_fine", "coarse_fine_random", *changed):
+            rows = list(seeds_of(study, data, name).values())
+            if rows:
+                error = [row["vrmse"] for row in rows]
+                cost = f"{mean(row['flops'] for row in rows) / 1e6:.0f}"
+                ratio = f"{mean(error) / base:.3f}"
+                body.append([data, f"`{name}`", cost, spread(error), ratio, str(len(rows))])
+    header = ["set", "model", "MFLOP", "VRMSE", "over the whole", "seeds"]
+    return table(header, body).rstrip() if body else ""
+
+
+def left_out(study: Study) -> str:
+    """Names missing and bad rows, and those that do not beat persistence."""
+    open_rows = [r for r in all_rows() if r.label not in study.done and r.label not in study.bad]
+    missing: dict[str, list[str]] = {}
+    for row in open_rows:
+        missing.setdefault(f"{row.data}-{row.name}", []).append(str(row.seed))
+    groups = {
+        "Left out": [f"{label} ({why})" for label, why in study.bad.items()],
+        "Behind persistence, not counted": [k for k, row in study.done.items() if not counts(row)],
+        "Missing, with their seeds": [f"{k} ({', '.join(seeds)})" for k, seeds in missing.items()],
+    }
+    lines = [f"{title}: {', '.join(names)}." for title, names in groups.items() if names]
+    return "\n\n".join(lines) or f"All {len(all_rows())} rows are there."
+
+
+def spent(results: Results) -> str:
+    """Says what the rows took."""
+    return f"Spent so far: {results.spent() / 3600:.2f} core-hours."
+
+
+def draw(study: Study, path: Path) -> None:
+    """Draws error against operations and seconds, with the front of what nothing beats in both."""
+    drawn = [data for data in SETS if result_table(study, data)]
+    size = {"figsize": (9, 3.4 * len(drawn)), "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(len(drawn), len(COSTS), **size)
+    for line, data in zip(axes, drawn, strict=True):
+        found = {name: list(seeds_of(study, data, name).values()) for name in names_of(data)}
+        found = {name: rows for name, rows in found.items() if rows}
+        for axis, (cost, label) in zip(line, COSTS.items(), strict=True):
+            points = {n: (cost_of(rows, cost), error_of(rows)) for n, rows in found.items()}
+            for name, (x, y) in points.items():
+                axis.errorbar(x, y[0], yerr=y[1], marker="o", ms=5, color=color_of(name))
+                axis.annotate(
+                    name, (x, y[0]), fontsize=5, xytext=(3, 3), textcoords="offset points"
+                )
+            best = front([(x, y[0]) for x, y in points.values()])
+            axis.plot(*zip(*best, strict=True), color="0.5", lw=1, zorder=0)
+            axis.set(xscale="log", yscale="log", xlabel=label, title=data)
+            axis.grid(alpha=0.3)
+        line[0].set_ylabel("one-step VRMSE")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the points of which no other is lower in both, by rising cost."""
+    best: list[tuple[float, float]] = []
+    for cost, error in sorted(points):
+        if not best or error < best[-1][1]:
+            best.append((cost, error))
+    return best
+
+
+def color_of(name: str) -> str:
+    """One color per kind of model."""
+    kinds = ("coarse_fine", "uniform", "iap", "near_best")
+    return next((c for k, c in zip(kinds, COLORS, strict=False) if name.startswith(k)), "0.6")
+
+
+def cost_of(rows: Sequence[Found], cost: str) -> float:
+    if cost == "flops":
+        return mean(row["flops"] for row in rows) / 1e6
+    return mean(row["seconds"]["training"] for row in rows)
+
+
+def error_of(rows: Sequence[Found]) -> tuple[float, float]:
+    errors = [row["vrmse"] for row in rows]
+    return mean(errors), statistics.stdev(errors) if len(errors) > 1 else 0.0
+
+
+def mean(values: Iterable[float]) -> float:
+    return statistics.mean(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
+    more = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{more}"

@@ -1,0 +1,203 @@
+"""Trains and tests one row in this process: `python -m adaptivity.train LABEL RESULTS WORK`.
+
+An interrupted training resumes from its last checkpoint. The result appears in RESULTS at once, or
+not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from adaptivity.costs import SETS, Model, flops
+from adaptivity.results import Results, commit
+from adaptivity.rows import Row, all_rows, candidates, coarse_fine, decided, winner
+
+from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.menu import compose, plain
+from adaptok.data import WellData
+from adaptok.evaluation.cost import cost_of, environment
+from adaptok.evaluation.evaluate import count_tokens, inputs_of, persistence, rollouts
+from adaptok.evaluation.metrics import vrmse
+from adaptok.models.schedules import create_schedule
+from adaptok.tasks.surrogate import begin, config_at_budget, fit_surrogate, objectives
+from adaptok.training import SurrogateModule
+from adaptok.utils.atomic import replacing
+from adaptok.utils.tables import read_metrics
+
+STEPS = 16  # of a rollout
+REPEATS = 4  # steps that are timed
+WIDEST = 96  # solver that equal seconds may ask for
+
+
+def configured(row: Row, work: Path) -> tuple[dict[str, Any], WellData, Any]:
+    """Returns configuration, data and fresh model of a row."""
+    words = [*row.overrides(), f"seed={row.seed}", f"data.base={work / 'data' / row.data}"]
+    last = work / row.label / row.key / "checkpoints" / "last.ckpt"
+    words += [f"resume={last}"] if last.is_file() else []
+    config = plain(compose("train", [*words, f"test.steps={STEPS}"]))
+    begin(config)
+    data = build_data(config)
+    if config["budget"] is not None:
+        config = dict(config_at_budget(config, data))
+    return config, data, build_surrogate(config, data.info)
+
+
+def step_seconds(config: Mapping[str, Any], data: WellData, model: Any) -> dict[str, float]:
+    """Measures the seconds of one core per step of a batch, tokenizer and optimizer included; the
+    least of some, so that other processes count little. The model is trained a few steps by it.
+    """
+    module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6)
+    batch = next(iter(data.loader("train", 1)))
+    took: dict[str, list[float]] = {"training": [], "inference": []}
+    for _ in range(REPEATS):
+        start = time.process_time()
+        loss = module.loss(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        took["training"].append(time.process_time() - start)
+        with torch.no_grad():
+            start = time.process_time()
+            module.predict(batch, 0)
+            took["inference"].append(time.process_time() - start)
+    return {name: min(values) for name, values in took.items()}
+
+
+def measured(row: Row, work: Path) -> float:
+    """Returns the seconds of a training step of a row."""
+    torch.manual_seed(0)
+    return step_seconds(*configured(row, work))["training"]
+
+
+def width_of_equal_seconds(data: str, model: Model, work: Path) -> int:
+    """Finds the width of a dense help whose training step takes the seconds of `coarse_fine`."""
+    about = SETS[data]
+    target = measured(Row(data, "coarse_fine", coarse_fine(about), 0, 0), work)
+
+    def too_slow(width: int) -> bool:
+        return measured(Row(data, "width", replace(model, width=width), 0, 0), work) > target
+
+    low, high = 1, WIDEST
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if too_slow(middle) else (middle, high)
+    return low
+
+
+@torch.no_grad()
+def tested(model: Any, data: WellData, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Tests the averaged weights: one step, rollouts, operations, tokens."""
+    model.eval()
+    errors, counted = [], None
+    schedule = create_schedule({"name": "fixed", "settings": [dict(setting)]})
+    with count_tokens(model) as counts:
+        for number, batch in enumerate(data.loader("test", 1)):
+            given = inputs_of(batch, "cpu")
+
+            def call(batch: Any = batch, given: Any = given, number: int = number) -> Any:
+                return model(batch["input"], **given, **schedule(number))
+
+            if counted is None:
+                cost = cost_of(model, call)
+                assert cost is not None
+                counted = cost.flops["total"] / len(batch["input"])
+                counts.clear()
+            errors.append(vrmse(call().float(), batch["target"][:, :1], model.ndim))
+    tokens = torch.cat([one.tokens for one in counts]).double()
+    each = torch.cat(errors).flatten(1).mean(1)
+    rolled = [
+        vrmse(prediction, batch["target"], model.ndim).mean(-1)
+        for batch, prediction in rollouts(model, data, "test", schedule, STEPS)
+    ]
+    steps = torch.cat(rolled)
+    return {
+        "vrmse": each.mean().item(),
+        "worst": each.max().item(),
+        "rollout": finite(steps.mean(0)),
+        "rollout_worst": finite(steps.max(0).values),
+        "tokens": tokens.mean().item(),
+        "tokens_most": tokens.max().item(),
+        "flops": counted,
+    }
+
+
+def finite(values: torch.Tensor) -> list[float | None]:
+    """Plain numbers; None for those that are not finite."""
+    return [float(value) if value.isfinite() else None for value in values]
+
+
+def train(row: Row, work: Path) -> dict[str, Any]:
+    """Trains and tests a row; returns what its file holds."""
+    assert row.model is not None
+    start, folder = time.process_time(), work / row.label / row.key
+    config, data, model = configured(row, work)
+    module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
+    took = fit_surrogate(module, data, config, folder)
+    assert took is not None
+    found = tested(model, data, config["test"]["settings"][0])
+    still = persistence(data, "test", STEPS)
+    assert still.rollout is not None
+    logged = [
+        (int(m["step"]) + 1, m["val/vrmse"]) for m in read_metrics(folder) if "val/vrmse" in m
+    ]
+    curve = sorted(dict(logged).items())  # once each, though a kill may repeat one
+    return {
+        "label": row.label,
+        "key": row.key,
+        "data": row.data,
+        "name": row.name,
+        "seed": row.seed,
+        "steps": took.steps,
+        "model": asdict(row.model),
+        "overrides": row.overrides(),
+        "tokenizer": config["tokenizer"],
+        **found,
+        "flops_expected": flops(row.model, SETS[row.data]),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "curve": curve,
+        "persistence": {
+            "vrmse": still.vrmse.mean,
+            "rollout": list(still.rollout.mean),
+        },
+        "seconds": step_seconds(config, data, model),
+        "seconds_total": time.process_time() - start,
+        "environment": environment(torch.device("cpu")),
+        "commit": commit(),
+    }
+
+
+def main(label: str, results: Path, work: Path) -> None:
+    """Trains the row of a label, and first what it waits for and only measurements can decide."""
+    torch.set_num_threads(1)
+    store = Results(results)
+    (row,) = [row for row in all_rows() if row.label == label]
+    if row.name == "tuned_seconds" and row.data not in store.widths():
+        best = winner(row.data, store.read().done)
+        if best is None:
+            raise ValueError(f"{label} waits for the tuning")
+        width = width_of_equal_seconds(row.data, candidates(row.data)[best], work)
+        store.keep_width(row.data, width)
+    known, why = decided(row, store.read().done, store.widths())
+    if known is None:
+        raise ValueError(f"{label} {why}")
+    found = train(known, work)
+    with replacing(store.file(row)) as temporary:
+        temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    shutil.rmtree(work / row.label)
+    print(f"{label}: VRMSE {found['vrmse']:.4f}, {found['seconds_total']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    except KeyboardInterrupt as stopped:
+        sys.exit(f"{sys.argv[1]}: stopped {stopped}")

@@ -70,7 +70,13 @@ def counting(surrogate) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("name", elastic_names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("iap", "uniform") else pytest.mark.slow)
+        for name in elastic_names()
+    ],
+)
 def test_training_evaluation_and_rollouts_take_settings(name):
     surrogate, data, choices = parts_of(name)
     batch = next(iter(data.train_dataloader()))

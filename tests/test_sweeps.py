@@ -59,6 +59,7 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "job.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_recorded_and_the_others_are_not_run_again(tmp_path, capsys, quick):
     command = ["train", "-m", "history=1,99,2", f"hydra.sweep.dir={tmp_path}"]
     assert main(command) == 1

@@ -319,7 +319,7 @@ def test_damage_that_only_the_readers_constructor_meets_is_named(copy, monkeypat
         raise RuntimeError("Link iteration failed (bad heap free list)")
 
     monkeypatch.setattr("adaptok.data.split.WellDataset", broken)
-    data = WellData(path=copy)
+    data = WellData(MAZE, copy)
     with pytest.raises(ValueError, match=r"cannot read .*\.hdf5 .*Link iteration failed"):
         data.setup("fit")
 

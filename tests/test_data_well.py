@@ -314,6 +314,16 @@ def test_missing_splits_are_named(copy):
         data.loader("val")
 
 
+def test_damage_that_only_the_readers_constructor_meets_is_named(copy, monkeypatch):
+    def broken(**_):
+        raise RuntimeError("Link iteration failed (bad heap free list)")
+
+    monkeypatch.setattr("adaptok.data.split.WellDataset", broken)
+    data = WellData(MAZE, copy)
+    with pytest.raises(ValueError, match=r"cannot read .*\.hdf5 .*Link iteration failed"):
+        data.setup("fit")
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_damaged_files_are_named(copy, cache):
     path = copy / MAZE / "data" / "train" / "train_001.hdf5"

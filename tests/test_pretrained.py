@@ -148,8 +148,9 @@ def test_missing_and_damaged_files_are_named(saved, tmp_path):
     refused(saved, "config.json is damaged")
     (saved / CONFIG).write_text(json.dumps(config | {"format": 99}))
     refused(saved, "format 99; this version of adaptok reads format 1")
-    (saved / CONFIG).write_text(json.dumps(config | {"kind": "bert"}))
-    refused(saved, "must name the kind of its model, one of surrogate, baseline, tokenizer")
+    for kind in ("bert", ["surrogate"], {"a": 1}, None):
+        (saved / CONFIG).write_text(json.dumps(config | {"kind": kind}))
+        refused(saved, "must name the kind of its model, one of surrogate, baseline, tokenizer")
     (saved / CONFIG).write_text(json.dumps(config | {"tokenizer": {"name": "aip"}}))
     refused(saved, r"did you mean 'iap'")
     (saved / CONFIG).write_text(json.dumps(config | {"dim": 48}))

@@ -156,8 +156,10 @@ class WellWindows(Windows):
                 return_grid=False,  # a space grid per sample; the times are known
                 storage_options=dict(where.options),
             )
-        except (AssertionError, KeyError, OSError) as error:
-            raise ValueError(f"cannot read the files in {where}: {error}") from error
+        except Exception as error:  # whatever damage leads the readers below to
+            names = ", ".join(file.location.name for file in files[:3])
+            more = ", ..." if len(files) > 3 else ""
+            raise ValueError(f"cannot read {names}{more} in {where}: {error}") from error
         if self.dataset.files_paths != paths:
             raise ValueError(
                 f"cannot choose between the files in {where}: one path is part of another, of "
@@ -174,7 +176,7 @@ class WellWindows(Windows):
         where = f"{file.location}, trajectory {row}"
         try:
             sample = self.dataset[self.starts[trajectory] + frames.start]
-        except (OSError, KeyError, RuntimeError, IndexError, TypeError) as error:
+        except Exception as error:
             file.location.check_version(file.version)
             raise ValueError(
                 "damaged or truncated HDF5 file, or fields of another shape or type, "

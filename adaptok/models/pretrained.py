@@ -171,12 +171,13 @@ def build(
     Raises:
         ValueError: it does not describe a model that this version builds.
     """
-    if not isinstance(config, Mapping) or config.get("kind") not in BUILDERS:
+    kind = config.get("kind") if isinstance(config, Mapping) else None
+    if not isinstance(kind, str) or kind not in BUILDERS:
         raise ValueError(f"{where} must name the kind of its model, one of {', '.join(BUILDERS)}")
     config = with_border(config, "split")
     arguments = {k: v for k, v in with_parts(config, parts or {}).items() if k != "kind"}
     try:
-        return BUILDERS[config["kind"]](**arguments)
+        return BUILDERS[kind](**arguments)
     except Exception as error:  # whatever the arguments of somebody else lead to
         raise ValueError(f"{where} does not describe a model that can be built: {error}") from error
 

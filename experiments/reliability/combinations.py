@@ -15,7 +15,7 @@ from torch import Tensor
 from adaptok.cells import Cells
 from adaptok.models.combinations import build, candidates
 
-SPACES = {1: [(64,), (53,)], 2: [(32, 32), (24, 40), (19, 26)], 3: [(16, 16, 16), (8, 12, 16)]}
+SPACES = {1: [(64,), (53,)], 2: [(32, 32), (24, 40), (19, 26)], 3: [(16, 16, 16), (16, 18, 20)]}
 
 
 def field(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -41,6 +41,9 @@ def install(hook: str) -> None:
 
 
 if __name__ == "__main__":
+    # Those of a terminal: a shell starts what it runs in the background without them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if os.environ.get("HOOK"):
         install(os.environ["HOOK"])
     from adaptok.cli import main

@@ -97,4 +97,5 @@ def test_the_rules_name_what_a_run_of_a_baseline_does_not_read(tmp_path, monkeyp
         surrogate.fit_and_test(recorded, tmp_path / model)
         seen[model] = recorded.seen
     (rule,) = [rule for rule in RULES if "baseline" in rule.why]
-    assert seen["surrogate"] - seen["fno"] == {*rule.keys.split()} - {"activation_checkpointing"}
+    only = seen["surrogate"] - seen["fno"] - {"task"}  # which a set that is made first hides
+    assert only == {*rule.keys.split()} - {"activation_checkpointing"}

@@ -11,11 +11,13 @@ import torch
 from the_well.data.datasets import WellDataset, WellMetadata
 from torch import Tensor
 
-from adaptok.data.location import Location
+from adaptok.data.location import DAMAGE, Location
 from adaptok.data.well_files import WellFile, find_well_files
 from adaptok.data.windows import ReadWindows, Trajectory, Windows, finite_channels, span
 
 FLOAT_BYTES = 4
+# What damage leads the Well's own reader to as well.
+READING = (*DAMAGE, AssertionError, AttributeError, TypeError, ValueError)
 
 
 def component_names(names: Mapping[int, Sequence[str]]) -> list[str]:
@@ -156,7 +158,7 @@ class WellWindows(Windows):
                 return_grid=False,  # a space grid per sample; the times are known
                 storage_options=dict(where.options),
             )
-        except Exception as error:  # whatever damage leads the readers below to
+        except READING as error:
             names = ", ".join(file.location.name for file in files[:3])
             more = ", ..." if len(files) > 3 else ""
             raise ValueError(f"cannot read {names}{more} in {where}: {error}") from error
@@ -176,7 +178,7 @@ class WellWindows(Windows):
         where = f"{file.location}, trajectory {row}"
         try:
             sample = self.dataset[self.starts[trajectory] + frames.start]
-        except Exception as error:
+        except READING as error:
             file.location.check_version(file.version)
             raise ValueError(
                 "damaged or truncated HDF5 file, or fields of another shape or type, "

@@ -24,6 +24,7 @@ from adaptok.utils.arguments import NonNegativeFloat, Positive, checked
 from adaptok.utils.magnitude import excess, wide
 
 EPS = 1e-7
+Values = Float[Tensor, "..."]
 
 
 def _space(ndim: int) -> tuple[int, ...]:
@@ -41,11 +42,7 @@ def _check(prediction: Tensor, target: Tensor, ndim: int) -> None:
 
 
 @checked
-def mse(
-    prediction: Float[Tensor, "..."],
-    target: Float[Tensor, "..."],
-    ndim: Positive,
-) -> Float[Tensor, "..."]:
+def mse(prediction: Values, target: Values, ndim: Positive) -> Values:
     """Mean squared error over space."""
     _check(prediction, target, ndim)
     return (wide(prediction) - wide(target)).square().mean(_space(ndim))
@@ -67,19 +64,13 @@ class Squarable(NamedTuple):
         prediction, target = wide(prediction), wide(target)
         powers = (excess(x, _space(ndim)) for x in (prediction, target))
         power = torch.maximum(*powers).clamp(min=1)
-        small = (float(eps) / power / power)[(..., *[0] * ndim)].clamp(
-            min=torch.finfo(power.dtype).tiny
-        )
-        return cls(prediction / power, target / power, small)
+        small = (float(eps) / power / power)[(..., *[0] * ndim)]
+        tiny = torch.finfo(power.dtype).tiny
+        return cls(prediction / power, target / power, small.clamp(min=tiny))
 
 
 @checked
-def nmse(
-    prediction: Float[Tensor, "..."],
-    target: Float[Tensor, "..."],
-    ndim: Positive,
-    eps: NonNegativeFloat = EPS,
-) -> Float[Tensor, "..."]:
+def nmse(prediction: Values, target: Values, ndim: Positive, eps: NonNegativeFloat = EPS) -> Values:
     """Mean squared error over the mean square of the target (MATEY's training loss)."""
     prediction, target, small = Squarable.of(prediction, target, ndim, eps)
     return mse(prediction, target, ndim) / (target.square().mean(_space(ndim)) + small)
@@ -88,11 +79,8 @@ def nmse(
 @METRICS.register("nrmse")
 @checked
 def nrmse(
-    prediction: Float[Tensor, "..."],
-    target: Float[Tensor, "..."],
-    ndim: Positive,
-    eps: NonNegativeFloat = EPS,
-) -> Float[Tensor, "..."]:
+    prediction: Values, target: Values, ndim: Positive, eps: NonNegativeFloat = EPS
+) -> Values:
     """Root of `nmse`; its mean is the NRMSE of MATEY.
 
     Args:
@@ -104,11 +92,8 @@ def nrmse(
 @METRICS.register("vrmse")
 @checked
 def vrmse(
-    prediction: Float[Tensor, "..."],
-    target: Float[Tensor, "..."],
-    ndim: Positive,
-    eps: NonNegativeFloat = EPS,
-) -> Float[Tensor, "..."]:
+    prediction: Values, target: Values, ndim: Positive, eps: NonNegativeFloat = EPS
+) -> Values:
     """Root of the mean squared error over the variance of the target (1: as good as its mean).
 
     The variance is the unbiased one, as in the Well. For a nearly constant frame, `eps` (in squared

@@ -51,7 +51,7 @@ def page(contents: ReportContents, out: str | Path, csv: str = "") -> str:
             "runs tested": f"{len(contents.tested)} of {len(contents.read.runs)}",
             "models": len(groups),
             "data sets": len({run.data for run in contents.tested}),
-            "seeds": contents.seeds,
+            "seed numbers": contents.seeds,
         },
         runs=tables.runs_sheet(contents.read.runs, labels, Path(out)),
         left=tables.left_out_sheet(left),

@@ -163,7 +163,17 @@ def test_every_file_composes_and_every_key_is_read(chosen):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes_and_every_key_of_it_is_read(command):
     composed = config.plain(config.compose(command, [*CKPT.get(command, [])]))
-    known = {"seed", "name", "model", "tokenizer", "processor", "decoder", "size", "data"}
+    known = {
+        "seed",
+        "name",
+        "model",
+        "tokenizer",
+        "processor",
+        "decoder",
+        "size",
+        "data",
+        "lookahead",
+    }
     known |= {*build.MODEL_KEYS, *COMMAND_KEYS[command]}
     assert set(composed) <= known
     assert COMMAND_KEYS[command] <= set(composed)
@@ -261,7 +271,7 @@ def test_a_part_registered_later_needs_no_file():
         chosen = config.plain(composed)["tokenizer"]
     finally:
         del TOKENIZERS._factories["for_this_test"]
-    shared = {"halo": 0}  # what every tokenizer has
+    shared = {"halo": 0, "halo_pooled": False}  # what every tokenizer has
     assert chosen == {"name": "for_this_test", "knob": 3, "more": 0.5, **shared}
 
 

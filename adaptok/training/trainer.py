@@ -70,7 +70,7 @@ def make_trainer(
     used: list[Callback] = [Averaging(ema), steps, *instantiate_each("callbacks", callbacks)]
     if knobs.pop("enable_progress_bar", True):
         used.append(Progress(bar=sys.stderr.isatty()))
-    used += [Finite(checkpoints), checkpoints]
+    used += [Finite(checkpoints), checkpoints, Termination()]
     logging: list[Any] = [CSVLogger(folder, name="", version="")]
     if wandb is not None:
         logging.append(WandbLogger(save_dir=folder, **wandb))

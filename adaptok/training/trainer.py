@@ -26,6 +26,7 @@ from adaptok.training.progress import Progress
 from adaptok.training.saving import AtomicIO, Checkpoints
 from adaptok.training.steps import NEVER, Steps
 from adaptok.training.targets import instantiate_each
+from adaptok.training.termination import Termination
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 

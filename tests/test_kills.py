@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from reliability import kills
+from reliability import kills, signals
 
 REFERENCES: dict[str, kills.Reference] = {}
 
@@ -30,3 +30,11 @@ def test_killed_at_random(reference, mode, tmp_path):
     done, wrong = kills.killed_at_random(1, mode, tmp_path / "run", reference)
     assert not wrong
     assert done <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp"])
+def test_a_signal_to_one_of_two_processes_ends_both(reference, mode, tmp_path):
+    """Lightning's own handler leaves them waiting for each other."""
+    hook = signals.HOOKS[0]
+    assert not signals.ended(hook, "SIGTERM", mode, tmp_path / "run", reference)

@@ -10,7 +10,7 @@ from reliability import kills
 from reliability.rows import Row, Wrong, tried
 
 HOOKS = ("torch.save:after:4", "adaptok.tasks.surrogate.evaluate:before:1")
-SIGNALS = {"SIGTERM": (-15, 130, 143), "SIGINT": (130,), "SIGHUP": (-1, 129)}  # exit statuses
+SIGNALS = {"SIGTERM": (-15, 130, 143), "SIGINT": (130,), "SIGHUP": (-1, 129, 130)}  # exit statuses
 
 
 def ended(hook: str, name: str, mode: str, folder: Path, reference: kills.Reference) -> Wrong:

@@ -21,10 +21,9 @@ SHAPE = (48, 40)  # the second axis divides by no size of 16
 
 
 @functools.cache
-@functools.cache
 def some() -> list[Combination]:
-    """Four hundred combinations, drawn: to build all of them takes minutes."""
-    drawn = random.Random(0).sample(list(candidates()), 400)
+    """A hundred and fifty combinations, drawn: to build all of them takes minutes."""
+    drawn = random.Random(0).sample(list(candidates()), 150)
     return [Combination(parts, reason_against(parts)) for parts in drawn]
 
 
@@ -67,7 +66,7 @@ def test_every_two_parts_that_go_together_run_together():
 
 def test_every_refused_one_raises_with_its_reason():
     refused = [one for one in some() if one.reason is not None]
-    assert len(refused) > 50
+    assert len(refused) > 20
     for one in refused[::10]:
         assert len(one.reason or "") > 20
         with pytest.raises(ValueError, match=re.escape(one.reason or "")):

@@ -27,6 +27,7 @@ REACH = {
     "composed": {"max_size": 8},
     "iap": {"max_size": 8},
     "near_best": {"max_size": 8},
+    "quadformer": {"max_size": 8},
     "radial": {"max_size": 8},
     "random": {"max_size": 8},
 }
@@ -40,6 +41,7 @@ CONTROL = {
     "ckm": {"patch_size"},
     "csm": {"patch_size"},
     "near_best": {"budget"},
+    "quadformer": {"budget"},
     "radial": {"budget"},
     "random": {"budget"},
 }

@@ -128,6 +128,7 @@ EVERY = [
     ("iap", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("apt", {"min_size": 2}, {}),
     ("near_best", {"min_size": 2, "max_size": 8, "tolerance": 0.9}, {}),
+    ("quadformer", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("radial", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("random", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("matey", {"sizes": [2, 4], "mode": "add"}, {}),

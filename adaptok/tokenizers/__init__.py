@@ -11,6 +11,7 @@ from adaptok.tokenizers.learning import indicator_loss
 from adaptok.tokenizers.marking import PriceController
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.near_best import near_best
+from adaptok.tokenizers.quadformer import quadformer
 from adaptok.tokenizers.radial import radial
 from adaptok.tokenizers.random import random
 from adaptok.tokenizers.uniform import UniformTokenizer
@@ -28,6 +29,7 @@ __all__ = [
     "matey",
     "near_best",
     "part_at_budget",
+    "quadformer",
     "radial",
     "random",
     "with_halo",

@@ -3,15 +3,25 @@
 from adaptok.layers.positions.fourier import FourierPositions, fourier_features
 from adaptok.layers.positions.misplaced import misplaced_center
 from adaptok.layers.positions.none import NoPositions
-from adaptok.layers.positions.rotary import Rotary, RotaryPositions, pairs_per_axis, rotary
+from adaptok.layers.positions.rotary import (
+    Rotary,
+    RotaryPositions,
+    common_shape,
+    pairs_per_axis,
+    rotary,
+)
+from adaptok.layers.positions.sinusoid import SinusoidPositions, sinusoid
 
 __all__ = [
     "FourierPositions",
     "NoPositions",
     "Rotary",
     "RotaryPositions",
+    "SinusoidPositions",
+    "common_shape",
     "fourier_features",
     "misplaced_center",
     "pairs_per_axis",
     "rotary",
+    "sinusoid",
 ]

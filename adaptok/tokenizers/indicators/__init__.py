@@ -7,6 +7,7 @@ from adaptok.tokenizers.indicators.base import (
     channel_weights,
     points_of_nodes,
 )
+from adaptok.tokenizers.indicators.blur import BlurIndicator
 from adaptok.tokenizers.indicators.entropy import EntropyIndicator
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
@@ -25,6 +26,7 @@ from adaptok.utils.boundary import PERIODIC
 
 __all__ = [
     "PERIODIC",
+    "BlurIndicator",
     "EntropyIndicator",
     "GradientIndicator",
     "Indicator",

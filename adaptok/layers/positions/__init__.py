@@ -1,5 +1,6 @@
 """Positions: ways to tell features where their cells lie. One kind per file."""
 
+from adaptok.layers.positions.film import FilmPositions
 from adaptok.layers.positions.fourier import FourierPositions, fourier_features
 from adaptok.layers.positions.misplaced import misplaced_center
 from adaptok.layers.positions.none import NoPositions
@@ -13,6 +14,7 @@ from adaptok.layers.positions.rotary import (
 from adaptok.layers.positions.sinusoid import SinusoidPositions, sinusoid
 
 __all__ = [
+    "FilmPositions",
     "FourierPositions",
     "NoPositions",
     "Rotary",

@@ -1,6 +1,7 @@
 """Indicators: functions that score every inner node of a tree."""
 
 from adaptok.layers.boundary import periodic_axes
+from adaptok.tokenizers.indicators.activity import ActivityIndicator
 from adaptok.tokenizers.indicators.base import (
     Indicator,
     Intensity,
@@ -26,6 +27,7 @@ from adaptok.utils.boundary import PERIODIC
 
 __all__ = [
     "PERIODIC",
+    "ActivityIndicator",
     "BlurIndicator",
     "EntropyIndicator",
     "GradientIndicator",

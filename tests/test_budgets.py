@@ -26,7 +26,9 @@ REACH = {
     "apt": {"min_size": 2, "max_size": 8},
     "composed": {"max_size": 8},
     "iap": {"max_size": 8},
+    "meshtok": {"sizes": [4, 8]},
     "near_best": {"max_size": 8},
+    "quadformer": {"max_size": 8},
     "radial": {"max_size": 8},
     "random": {"max_size": 8},
 }
@@ -39,7 +41,9 @@ CONTROL = {
     "matey": {"gamma"},
     "ckm": {"patch_size"},
     "csm": {"patch_size"},
+    "meshtok": {"ratio"},
     "near_best": {"budget"},
+    "quadformer": {"budget"},
     "radial": {"budget"},
     "random": {"budget"},
 }

@@ -5,6 +5,7 @@ from adaptok.decoders.cross_attention import CrossAttentionDecoder
 from adaptok.decoders.hmlp import HmlpDecoder
 from adaptok.decoders.linear import LinearDecoder
 from adaptok.decoders.local import LocalDecoder
+from adaptok.decoders.mlp import MlpDecoder
 from adaptok.decoders.modulated import ModulatedDecoder
 from adaptok.decoders.refine import RefineDecoder
 
@@ -14,6 +15,7 @@ __all__ = [
     "HmlpDecoder",
     "LinearDecoder",
     "LocalDecoder",
+    "MlpDecoder",
     "ModulatedDecoder",
     "RefineDecoder",
 ]

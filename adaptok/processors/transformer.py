@@ -42,7 +42,9 @@ class Transformer(nn.Module):
         mlp_ratio: hidden width of the MLP over dim.
         qk_norm: layer norm on queries and keys.
         drop_path: stochastic depth rate of the last block, growing linearly from 0; per sample.
-        positions: "rotary", "fourier" or "none", or a mapping of name and knobs.
+        positions: "rotary", "fourier", "sinusoid", "film" or "none", or a mapping of name and
+            knobs. One with a method ``in_block(number, x, cells, center)`` also changes the
+            features in front of each block.
         rope_base: base of the rotary frequencies, positions in grid points.
         norm: "layer", "rms" or "instance" (over the tokens that the processor names, as MATEY).
         norm_placement: "pre", or "matey": MATEY's norm placement, no final norm.
@@ -80,7 +82,7 @@ class Transformer(nn.Module):
         self.spec, self.by_segment, self.weighted = spec, norm == "instance", float(weighted)
         head_dim = spec.dim // max(heads, 1)  # the attention refuses heads that do not fit
         self.positions = POSITIONS.build(
-            positions, spec=spec, head_dim=head_dim, rope_base=rope_base
+            positions, spec=spec, depth=depth, head_dim=head_dim, rope_base=rope_base
         )
         options: dict[str, Any] = {"qk_norm": qk_norm, "norm": norm, "layer_scale": layer_scale}
         options["norm_placement"] = norm_placement
@@ -94,14 +96,19 @@ class Transformer(nn.Module):
         """Maps tokens to tokens of the same cells."""
         check_tokens(tokens, self.spec, self)
         cells = tokens.cells
-        x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
+        center = self.spec.position_center(cells)
+        x, rotate = self.positions(conditioned(tokens), cells, center)
+        in_block = getattr(self.positions, "in_block", None)
         groups = self.groups(cells)
         segments: list[Segments | None] = [None] * len(groups)
         if self.by_segment:
             segments = [Segments.of(each, cells.count) for each in self.norm_groups(cells, groups)]
         sample, samples = cells.sample, cells.batch_size
         key_bias = bias_by_weight(tokens, self.weighted)
-        for block in zip(*(getattr(self, name) for name in self.stacks), strict=True):
+        blocks = zip(*(getattr(self, name) for name in self.stacks), strict=True)
+        for number, block in enumerate(blocks):
+            if in_block is not None:
+                x = in_block(number, x, cells, center)
             for layer, group, segment in zip(block, groups, segments, strict=True):
                 x = layer(x, group, rotate, sample, samples, segment, key_bias)
         return tokens.replace(features=x if self.norm is None else self.norm(x, segments[-1]))

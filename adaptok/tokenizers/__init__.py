@@ -10,7 +10,9 @@ from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.learning import indicator_loss
 from adaptok.tokenizers.marking import PriceController
 from adaptok.tokenizers.matey import matey
+from adaptok.tokenizers.meshtok import meshtok
 from adaptok.tokenizers.near_best import near_best
+from adaptok.tokenizers.quadformer import quadformer
 from adaptok.tokenizers.radial import radial
 from adaptok.tokenizers.random import random
 from adaptok.tokenizers.uniform import UniformTokenizer
@@ -26,8 +28,10 @@ __all__ = [
     "iap",
     "indicator_loss",
     "matey",
+    "meshtok",
     "near_best",
     "part_at_budget",
+    "quadformer",
     "radial",
     "random",
     "with_halo",

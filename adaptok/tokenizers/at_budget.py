@@ -181,7 +181,8 @@ def _shape(field: Tensor, tokenizer: Tokenizer) -> tuple[int, ...]:
 def _ratio(tokenizer: TreeTokenizer, budget: int, shape: Sequence[int]) -> float:
     """Finds the largest share of cells to split, to 2^-20, that stays within the budget."""
     frames = frames_of_cells(shape[0], tokenizer.spec.sizes[0][0])
-    own, shared = (frames, 1) if tokenizer.per_frame else (1, frames)
+    together = tokenizer.per_frame and not getattr(tokenizer.marking, "each_frame", False)
+    own, shared = (frames, 1) if together else (1, frames)
     tree = tokenizer.tree(shape[1:])
 
     def count(ratio: float) -> int:

@@ -38,6 +38,7 @@ Share = Annotated[float, at.Interval(ge=0, le=1)]
 PositiveShare = Annotated[float, at.Interval(gt=0, le=1)]
 Rate = Annotated[float, at.Interval(ge=0, lt=1)]  # of what is dropped
 Power = Annotated[float, at.Interval(gt=0, le=100)]
+SizePower = Annotated[float, at.Interval(ge=0, le=8)]  # of a cell's size, in a score
 Base = Annotated[float, at.Interval(gt=0, le=1e12)]  # of rotary frequencies
 Scale = Annotated[float, at.Interval(ge=-1e6, le=1e6)]
 Ratio = Annotated[float, at.Interval(gt=0, le=1024)]  # of widths

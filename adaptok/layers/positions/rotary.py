@@ -84,13 +84,15 @@ class RotaryPositions(nn.Module):
         self, x: Float[Tensor, "n d"], cells: Cells, center: Float[Tensor, "n a"]
     ) -> tuple[Float[Tensor, "n d"], Rotary | None]:
         """Unchanged features, and the rotation of queries and keys."""
-        return x, rotary(center, _common_shape(cells), self.head_dim, self.rope_base)
+        return x, rotary(center, common_shape(cells), self.head_dim, self.rope_base)
 
 
-def _common_shape(cells: Cells) -> tuple[int, ...]:
-    """A shape whose axes longer than 1 are those of every sample."""
+def common_shape(cells: Cells) -> tuple[int, ...]:
+    """Returns a shape whose axes longer than 1 are those of every sample; raises ``ValueError`` if
+    samples differ in them.
+    """
     if cells.mixed is None:
         return cells.shape
     if len({tuple(n > 1 for n in shape) for shape in cells.mixed}) > 1:
-        raise ValueError(f"rotary positions need samples with the same axes, got {cells.mixed}")
+        raise ValueError(f"these positions need samples with the same axes, got {cells.mixed}")
     return cells.mixed[0]

@@ -1,12 +1,14 @@
 """Indicators: functions that score every inner node of a tree."""
 
 from adaptok.layers.boundary import periodic_axes
+from adaptok.tokenizers.indicators.activity import ActivityIndicator
 from adaptok.tokenizers.indicators.base import (
     Indicator,
     Intensity,
     channel_weights,
     points_of_nodes,
 )
+from adaptok.tokenizers.indicators.blur import BlurIndicator
 from adaptok.tokenizers.indicators.entropy import EntropyIndicator
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
@@ -25,6 +27,8 @@ from adaptok.utils.boundary import PERIODIC
 
 __all__ = [
     "PERIODIC",
+    "ActivityIndicator",
+    "BlurIndicator",
     "EntropyIndicator",
     "GradientIndicator",
     "Indicator",

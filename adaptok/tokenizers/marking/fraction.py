@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from adaptok.cells import product, repeated
@@ -24,14 +24,16 @@ class FractionMarking:
 
     Args:
         ratio: in [0, 1]; also per call.
+        each_frame: let every frame with a tiling of its own have as many splits (MeshTok), instead
+            of sharing them.
     """
 
     controls = ("ratio",)
     static = True
 
     @checked
-    def __init__(self, *, ratio: Share = 0.25):
-        self.ratio = ratio
+    def __init__(self, *, ratio: Share = 0.25, each_frame: bool = False):
+        self.ratio, self.each_frame = ratio, each_frame
 
     def __call__(
         self,
@@ -48,18 +50,29 @@ class FractionMarking:
         elif not torch.compiler.is_compiling():
             check_value(ratio, Share, "ratio")
         b, frames, _ = scores.shape
-        counts, leaves = _plan(ratio, tree, frames)
-        exists: Tensor | None = None
-        split = []
-        for level, own in enumerate(tree.per_level(rankable(scores, tree))):
-            if tree.border == "clip":  # what lies beyond the border ranks last, but exists
-                own = own.clamp(min=torch.finfo(own.dtype).min)
-            own = own if exists is None else own.masked_fill(~exists, -torch.inf)
-            chosen = top_mask(own.flatten(1), repeated(counts[level], b)).view_as(own)
-            split.append(chosen)
-            exists = tree.expand(chosen, level)
-        empty = scores.new_zeros(b, frames, 0, dtype=torch.bool)
-        return Marks(torch.cat([empty, *split], -1), repeated(leaves * shared, b))
+        if not self.each_frame:
+            split, cells = _marked(scores, tree, ratio)
+            return Marks(split, repeated(cells * shared, b))
+        split, cells = _marked(scores.flatten(0, 1).unsqueeze(1), tree, ratio)
+        return Marks(split.view_as(scores), repeated(cells * frames * shared, b))
+
+
+def _marked(
+    scores: Float[Tensor, "b f inner"], tree: Tree, ratio: float
+) -> tuple[Bool[Tensor, "b f inner"], int]:
+    """Marks the best of all frames of a sample; also counts its leaves."""
+    b, frames, _ = scores.shape
+    counts, leaves = _plan(ratio, tree, frames)
+    exists: Tensor | None = None
+    split = [scores.new_zeros(b, frames, 0, dtype=torch.bool)]
+    for level, own in enumerate(tree.per_level(rankable(scores, tree))):
+        if tree.border == "clip":  # what lies beyond the border ranks last, but exists
+            own = own.clamp(min=torch.finfo(own.dtype).min)
+        own = own if exists is None else own.masked_fill(~exists, -torch.inf)
+        chosen = top_mask(own.flatten(1), repeated(counts[level], b)).view_as(own)
+        split.append(chosen)
+        exists = tree.expand(chosen, level)
+    return torch.cat(split, -1), leaves
 
 
 def cells_of_fraction(ratio: float, tree: Tree, frames: int, *, kept: bool = False) -> int:

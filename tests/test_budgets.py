@@ -32,6 +32,7 @@ REACH = {
 }
 # What a budget becomes, per call.
 CONTROL = {
+    "apf": {"budget"},
     "uniform": set(),
     "iap": {"budget"},
     "composed": {"budget"},

@@ -137,10 +137,11 @@ EVERY = [
     ("ckm", {"patch_sizes": [8], "size": 12}, {}),
     ("csm", {"patch_sizes": [4, 8]}, {"patch_size": 4}),
 ]
+REFUSING = {"apf"}  # sizes that follow the domain
 
 
 def test_every_tokenizer_is_among_those_below():
-    assert {name for name, *_ in EVERY} == set(TOKENIZERS.names())
+    assert {name for name, *_ in EVERY} == set(TOKENIZERS.names()) - REFUSING
 
 
 @pytest.mark.parametrize(("name", "knobs", "control"), EVERY)

@@ -6,6 +6,7 @@ from adaptok.decoders.hmlp import HmlpDecoder
 from adaptok.decoders.linear import LinearDecoder
 from adaptok.decoders.local import LocalDecoder
 from adaptok.decoders.modulated import ModulatedDecoder
+from adaptok.decoders.paste import PasteDecoder
 from adaptok.decoders.refine import RefineDecoder
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "LinearDecoder",
     "LocalDecoder",
     "ModulatedDecoder",
+    "PasteDecoder",
     "RefineDecoder",
 ]

@@ -7,6 +7,7 @@ from adaptok.tokenizers.indicators.base import (
     channel_weights,
     points_of_nodes,
 )
+from adaptok.tokenizers.indicators.edges import EdgesIndicator, canny
 from adaptok.tokenizers.indicators.entropy import EntropyIndicator
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
@@ -25,6 +26,7 @@ from adaptok.utils.boundary import PERIODIC
 
 __all__ = [
     "PERIODIC",
+    "EdgesIndicator",
     "EntropyIndicator",
     "GradientIndicator",
     "Indicator",
@@ -35,6 +37,7 @@ __all__ = [
     "RadialIndicator",
     "ResamplingIndicator",
     "VarianceIndicator",
+    "canny",
     "central_difference",
     "channel_variances",
     "channel_weights",

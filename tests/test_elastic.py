@@ -18,8 +18,14 @@ from adaptok.training import SurrogateModule
 from adaptok.training.optim import Optim
 
 # Three values of a control of each tokenizer, few tokens and many.
-VALUES = {"budget": (10, 22, 40), "patch_size": (1, 4, 8), "gamma": (1.0, 0.9, 0.5)}
+VALUES = {
+    "budget": (10, 22, 40),
+    "patch_size": (1, 4, 8),
+    "gamma": (1.0, 0.9, 0.5),
+    "price": (9.0, 2.0, 1.0),
+}
 KNOBS = {  # what makes a setting of it
+    "amr": {"mode": "passing"},
     "uniform": {"patch_sizes": [1, 4, 8], "size": 8},
     "matey": {"sizes": [2, 8]},
     "apt": {"min_size": 2, "max_size": 8, "thresholds": [-1.0, -1.0]},

@@ -123,6 +123,7 @@ def test_a_linear_embedding_with_a_halo_is_one_linear_map_of_the_window(case):
 
 
 EVERY = [
+    ("amr", {"min_size": 2, "max_size": 8, "mode": "passing"}, {}),
     ("uniform", {"size": 4}, {}),
     ("uniform", {"size": 4, "patch_sizes": [2, 4]}, {"patch_size": 2}),
     ("iap", {"min_size": 2, "max_size": 8, "budget": 20}, {}),

@@ -22,7 +22,7 @@ from adaptok.cells import Cells, product
 from adaptok.data.synthetic import SOLVERS
 from adaptok.evaluation.bench.timing import write_results
 from adaptok.evaluation.changes import Changes, changes_of, standard
-from adaptok.evaluation.tilings import energy_share, optimal_errors, tiling_errors, tree_of
+from adaptok.evaluation.tilings import energy_share, optimal_errors, tiling_errors, tree_of, visible
 from adaptok.registry import INDICATORS, MARKINGS, TOKENIZERS, Part
 from adaptok.tokenizers import at_budget, part_at_budget
 from adaptok.tokenizers.indicators import relative_errors
@@ -46,7 +46,8 @@ NOTE = (
     "points per side, those that the indicator scores highest. `oracle` is the near-best tiling, "
     "and the choice of blocks, made from the coming change itself: what an indicator that predicts "
     "could reach. `tokens`: mean, over the wanted number; what is calibrated comes from below. The "
-    "sizes of cells are those of a run with this budget. Left out: cells that overlap (`csm`), and "
+    "sizes of cells are those of a run with this budget. Of cells that stay beside those inside of "
+    "them (`amr`) all count as tokens, and the smallest hold the field. Left out: `csm`, and "
     "the markings `random` (the tokenizer of this name) and `tolerance` (at a budget the marking "
     "`budget`)."
 )
@@ -105,16 +106,17 @@ def rows_of(data: Changes, side: int = 4) -> list[Row]:
     ends: Row = {"min_size": sizes[0], "max_size": sizes[-1]}
     rows: list[Row] = []
 
-    def add(kind: str, method: str, cells: Cells, shares: Row) -> None:
+    def add(kind: str, method: str, cells: Cells, shares: Row, count: int | None = None) -> None:
         about = {"set": data.name, "kind": kind, "method": method}
-        counts = {"tokens": len(cells) / b, "wanted": wanted}
+        counts = {"tokens": (len(cells) if count is None else count) / b, "wanted": wanted}
         rows.append(about | counts | target.errors_of(cells) | shares)
 
     for name in [name for name in TOKENIZERS.names() if name != "composed"]:
         tokenizer = _at_budget(with_ladder({"name": name}, space, wanted), make, wanted, data)
         cells = tokenizer.cells(data.field, boundary=data.boundary)
-        if cells.tiling:
-            add("tokenizer", name, cells, target.shares(None))
+        shown = cells if cells.tiling or not cells.on_grid else visible(cells)
+        if shown.tiling:
+            add("tokenizer", name, shown, target.shares(None), len(cells))
     for label, indicator in _indicators():
         parts: Row = {**ends, "indicator": indicator}
         try:

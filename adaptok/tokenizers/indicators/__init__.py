@@ -9,6 +9,12 @@ from adaptok.tokenizers.indicators.base import (
 )
 from adaptok.tokenizers.indicators.edges import EdgesIndicator, canny
 from adaptok.tokenizers.indicators.entropy import EntropyIndicator
+from adaptok.tokenizers.indicators.flow import (
+    FlowIndicator,
+    MomentumIndicator,
+    VelocityGradientIndicator,
+    VorticityIndicator,
+)
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
     central_difference,
@@ -28,15 +34,19 @@ __all__ = [
     "PERIODIC",
     "EdgesIndicator",
     "EntropyIndicator",
+    "FlowIndicator",
     "GradientIndicator",
     "Indicator",
     "Intensity",
     "LaplacianIndicator",
     "LearnedIndicator",
+    "MomentumIndicator",
     "NearBestIndicator",
     "RadialIndicator",
     "ResamplingIndicator",
     "VarianceIndicator",
+    "VelocityGradientIndicator",
+    "VorticityIndicator",
     "canny",
     "central_difference",
     "channel_variances",

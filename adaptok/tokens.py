@@ -43,6 +43,9 @@ class TokenizerSpec:
         layout: type of ``Cells.layout``, or None if boxes say everything.
         on_grid: whether all cells lie on the grids of their levels, see `Cells`; parts that index
             such grids refuse a spec without it.
+        rooted: whether the coarsest cell is the whole domain, so that the cells of a call have as
+            many sizes as the domain asks for; `sizes` is then the finest alone. Parts with weights
+            per size refuse such a spec, see `check_sizes`.
         position_center: centres (n, a) in grid points that processors compute positions from. Only
             a tokenizer that reproduces the misplaced positions of published code has others than
             those of its cells (`adaptok.layers.positions.misplaced_center`).
@@ -55,6 +58,7 @@ class TokenizerSpec:
     tiling: bool = True
     layout: type | None = None
     on_grid: bool = dataclasses.field(default=False, kw_only=True)
+    rooted: bool = dataclasses.field(default=False, kw_only=True)
     position_center: Callable[[Cells], Tensor] = dataclasses.field(
         default=cell_center, kw_only=True
     )
@@ -311,6 +315,17 @@ class TokenSet:
 
 
 register_pytree(TokenSet, ("features", "cells", "cond", "payload"))
+
+
+def check_sizes(spec: TokenizerSpec, part: str) -> None:
+    """Raises ``ValueError`` for a part with weights per cell size and a tokenizer whose sizes
+    follow the domain.
+    """
+    if spec.rooted:
+        raise ValueError(
+            f"{part} has weights for each cell size, and the sizes of this tokenizer follow the "
+            "domain; 'paste' and 'boxes' have one set of weights for all sizes"
+        )
 
 
 def check_tokens(tokens: Any, spec: TokenizerSpec | None, module: nn.Module) -> None:

@@ -22,6 +22,7 @@ from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 SMALL = {"ndim": 2, "in_channels": 2, "dim": 24}
 # Knobs with which 20 to 100 tokens of a 32 x 32 field are within reach.
 REACH = {
+    "amr": {"max_size": 8},
     "matey": {"sizes": [2, 4, 8]},
     "apt": {"min_size": 2, "max_size": 8},
     "composed": {"max_size": 8},
@@ -34,6 +35,8 @@ REACH = {
 }
 # What a budget becomes, per call.
 CONTROL = {
+    "amr": {"price"},
+    "apf": {"budget"},
     "uniform": set(),
     "iap": {"budget"},
     "composed": {"budget"},

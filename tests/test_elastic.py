@@ -12,6 +12,7 @@ import adaptok
 from adaptok import TOKENIZERS, create_schedule, create_tokenizer
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
+from adaptok.decoders.auto import decoder_for
 from adaptok.evaluation.evaluate import evaluate
 from adaptok.training import SurrogateModule
 from adaptok.training.optim import Optim
@@ -22,8 +23,10 @@ VALUES = {
     "patch_size": (1, 4, 8),
     "gamma": (1.0, 0.9, 0.5),
     "ratio": (0.1, 0.4, 1.0),
+    "price": (9.0, 2.0, 1.0),
 }
 KNOBS = {  # what makes a setting of it
+    "amr": {"mode": "passing"},
     "uniform": {"patch_sizes": [1, 4, 8], "size": 8},
     "matey": {"sizes": [2, 8]},
     "meshtok": {"sizes": [2, 8]},
@@ -46,7 +49,7 @@ def choices_of(tokenizer) -> list[dict]:
 
 
 def decoder_of(tokenizer) -> str:
-    return "modulated" if tokenizer.spec.layout else "linear"
+    return decoder_for("auto", tokenizer.spec)
 
 
 def parts_of(name: str):

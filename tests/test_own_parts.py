@@ -47,6 +47,8 @@ def test_decoders(name):
     "name",
     [
         "iap",
+        "amr",
+        "apf",
         "apt",
         "matey",
         "meshtok",

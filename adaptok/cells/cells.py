@@ -189,15 +189,20 @@ class Cells:
     def cat(parts: Sequence[Cells]) -> Cells:
         """Puts the samples of several batches into one; their shapes may differ.
 
+        The sizes of a part may be the last of those of another one, such as in trees whose root is
+        the whole domain.
+
         Raises:
             ValueError: no parts, parts with other sizes, layout or axes, or some whose cells are
                 clipped at the border and others where they are not.
         """
         if not parts:
             raise ValueError("Cells.cat needs at least one part")
-        first = parts[0]
-        for part in parts[1:]:
-            if (part.sizes, part.layout, part.ndim) != (first.sizes, first.layout, first.ndim):
+        first = max(parts, key=lambda part: len(part.sizes))
+        coarser = [len(first.sizes) - len(part.sizes) for part in parts]
+        for part, missing in zip(parts, coarser, strict=True):
+            sizes = first.sizes[missing:]
+            if (part.sizes, part.layout, part.ndim) != (sizes, first.layout, first.ndim):
                 raise ValueError(
                     "parts must share sizes and layout, got "
                     f"{first.sizes}, {first.layout} and {part.sizes}, {part.layout}"
@@ -215,7 +220,7 @@ class Cells:
         return Cells(
             torch.cat([part.origin for part in parts]),
             torch.cat([part.size for part in parts]),
-            torch.cat([part.level for part in parts]),
+            torch.cat([part.level + k for part, k in zip(parts, coarser, strict=True)]),
             torch.cat(starts),
             max(part.max_seqlen for part in parts),
             tuple(itertools.chain(*known)) if len(known) == len(parts) else None,

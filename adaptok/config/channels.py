@@ -1,4 +1,5 @@
-"""Fields by name in ``tokenizer.ignore`` and ``decoder.ignore``, as the channels that these get."""
+"""Fields by name in ``tokenizer.ignore``, ``decoder.ignore`` and the roles of channels that a
+tokenizer knows (``tokenizer.velocity``), as the channels that these get."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from adaptok.models.parts import mode_of_history
 from adaptok.registry import choice
 from adaptok.tokenizers.ignoring import seen_channels
 
+ROLES = ("velocity", "density")  # knobs that are channels, and what these are
+
 
 def with_channels(
     config: Mapping[str, Any],
@@ -19,7 +22,8 @@ def with_channels(
 ) -> Any:
     """Returns the tokenizer of a configuration with numbers in place of names of fields.
 
-    With a folded history, a name stands for the channels of all frames.
+    With a folded history, a name stands for the channels of all frames, and the names of a role
+    for those of each frame in turn.
 
     Args:
         config: plain, with `tokenizer`, `history` and `history_mode`.
@@ -31,11 +35,21 @@ def with_channels(
         ValueError: an unknown name, a number out of range, or nothing left to score.
     """
     node = config[part]
-    given = node.get("ignore") if isinstance(node, Mapping) else None
-    if not isinstance(given, (list, tuple)) or not given:
+    if not isinstance(node, Mapping):
         return node
     mode = mode_of_history(config["history_mode"], config.get("processor", "vit"))
-    channels = [*fields] * (config["history"] if mode == "fold" else 1) + [*constants]
+    frames = config["history"] if mode == "fold" else 1
+    channels = [*fields] * frames + [*constants]
+    for role in ROLES:
+        if names := _names_of(node.get(role)):
+            for name in names:
+                choice(f"{part}.{role}", name, dict.fromkeys(channels))
+            numbers = [_number(name, fields, channels, t) for t in range(frames) for name in names]
+            static = all(name in constants for name in names)
+            node = {**node, role: numbers[: len(names)] if static else numbers}
+    given = node.get("ignore")
+    if not isinstance(given, (list, tuple)) or not given:
+        return node
     numbers: list[int] = []
     for one in given:
         if isinstance(one, str):
@@ -48,6 +62,20 @@ def with_channels(
     except ValueError as error:
         raise ValueError(f"{part}.ignore={list(given)}: {error}") from None
     return {**node, "ignore": numbers}
+
+
+def _names_of(given: Any) -> list[str]:
+    """The names of fields in a role; none if it has numbers, which are those of channels."""
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, (list, tuple)) or not any(isinstance(one, str) for one in listed):
+        return []
+    return [*listed]
+
+
+def _number(name: str, fields: Sequence[str], channels: Sequence[str], frame: int) -> int:
+    if name in fields:
+        return frame * len(fields) + list(fields).index(name)
+    return list(channels).index(name)
 
 
 def check_ignored(config: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from adaptok.decoders.linear import LinearDecoder
 from adaptok.decoders.local import LocalDecoder
 from adaptok.decoders.mlp import MlpDecoder
 from adaptok.decoders.modulated import ModulatedDecoder
+from adaptok.decoders.paste import PasteDecoder
 from adaptok.decoders.refine import RefineDecoder
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "LocalDecoder",
     "MlpDecoder",
     "ModulatedDecoder",
+    "PasteDecoder",
     "RefineDecoder",
 ]

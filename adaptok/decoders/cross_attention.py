@@ -18,7 +18,7 @@ from adaptok.layers.positions import pairs_per_axis, rotary
 from adaptok.patches import check_levels, level_grid, owner_grid, rows_of_levels, unpatchify
 from adaptok.registry import DECODERS
 from adaptok.tokenizers.base import per_axis
-from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.tokens import TokenizerSpec, TokenSet, check_sizes
 from adaptok.utils.arguments import Base, PerAxis, Positive, Ratio, checked
 
 
@@ -64,6 +64,8 @@ class CrossAttentionDecoder(nn.Module):
                 "decoder 'cross_attention' reads the covering cell of each latent off the level "
                 f"grids, which a {spec.layout.__name__} lacks; use the decoder paired with it"
             )
+        if latent or window is not None:
+            check_sizes(spec, "decoder 'cross_attention' (but for latent=False without a window)")
         self.sizes = spec.sizes
         frame, *finest = spec.sizes[-1]
         size = finest if latent_size is None else latent_size
@@ -85,7 +87,8 @@ class CrossAttentionDecoder(nn.Module):
     def forward(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
         """Decodes a field of the shape that the cells were made for."""
         cells = tokens.cells
-        check_levels(cells, self.sizes)
+        if not self.spec.rooted:
+            check_levels(cells, self.sizes)
         grid = level_grid(cells.shape, self.latent_size)
         point, center = self._latent_grid(cells, grid)  # (q, a), the same for each sample
         owner = self._owner(cells, point)  # (b * q,)

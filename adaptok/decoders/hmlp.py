@@ -25,7 +25,7 @@ from adaptok.patches import (
 )
 from adaptok.registry import DECODERS
 from adaptok.tokenizers.embeddings.hmlp import ImageNorm, check_hmlp, kernels, place_in_parent
-from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.tokens import TokenizerSpec, TokenSet, check_sizes
 from adaptok.utils.arguments import Positive, checked
 
 
@@ -55,6 +55,7 @@ class HmlpDecoder(nn.Module):
         super().__init__()
         self.spec = spec
         check_hmlp(spec.dim, version)
+        check_sizes(spec, "decoder 'hmlp'")
         if spec.layout is not None:
             raise ValueError(
                 f"decoder 'hmlp' decodes level grids, which a {spec.layout.__name__} lacks; "

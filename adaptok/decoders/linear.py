@@ -15,7 +15,7 @@ from adaptok.patches import (
     unpatchify,
 )
 from adaptok.registry import DECODERS
-from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.tokens import TokenizerSpec, TokenSet, check_sizes
 from adaptok.utils.arguments import Positive, checked
 
 
@@ -37,6 +37,7 @@ class LinearDecoder(nn.Module):
     def __init__(self, spec: TokenizerSpec, out_channels: Positive):
         super().__init__()
         self.spec = spec
+        check_sizes(spec, "decoder 'linear'")
         if spec.layout is not None:
             raise ValueError(
                 f"decoder 'linear' paints cells on the grid of their level, but this tokenizer's "

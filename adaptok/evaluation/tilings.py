@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptok.cells import Cells, product
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
-from adaptok.patches import grid_index
+from adaptok.patches import finest_owner, grid_index
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tree import Tree, sum_pyramid
 
@@ -43,6 +43,17 @@ def tiling_errors(
 def tree_of(cells: Cells) -> Tree:
     """Returns the tree whose levels are the sizes of the cells."""
     return Tree(tuple(cells.shape[1:]), tuple(size[1:] for size in cells.sizes), border="clip")
+
+
+def visible(cells: Cells) -> Cells:
+    """Leaves out the cells that smaller ones cover completely; what is left is a tiling if it is
+    one. Of cells on the grids of their levels.
+    """
+    owner = finest_owner(cells)
+    rows = owner.unique()
+    seen = cells.select(rows[rows >= 0])
+    whole = seen.volume.sum() == owner.numel() and bool((owner >= 0).all())
+    return seen.replace(tiling=bool(whole))
 
 
 def certificate_of(

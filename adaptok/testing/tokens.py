@@ -43,7 +43,7 @@ def check_tokenizer(tokenizer: Tokenizer, *, frames: int = 1, space: tuple[int, 
         attempt(tokenizer, f"validate() of its cells on {what}", cells.validate)
         tokens = attempt(tokenizer, f"tokenizing {what}", lambda f=field: tokenizer(f))
         for name, given, wanted in (
-            ("sizes", cells.sizes, spec.sizes),
+            ("sizes", cells.sizes[-len(spec.sizes) :] if spec.rooted else cells.sizes, spec.sizes),
             ("tiling", cells.tiling, spec.tiling),
             ("shape", cells.shape, (frames, *space)),
         ):

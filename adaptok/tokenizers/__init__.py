@@ -1,5 +1,7 @@
 """Tokenizers: turn fields into packed tokens. One method per file, each composed of parts."""
 
+from adaptok.tokenizers.amr import amr
+from adaptok.tokenizers.apf import apf
 from adaptok.tokenizers.apt import apt
 from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 from adaptok.tokenizers.calibration import calibrate
@@ -22,6 +24,8 @@ __all__ = [
     "CsmTokenizer",
     "PriceController",
     "UniformTokenizer",
+    "amr",
+    "apf",
     "apt",
     "at_budget",
     "calibrate",

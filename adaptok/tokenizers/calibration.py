@@ -19,6 +19,7 @@ from adaptok.tokenizers.marking import (
     level_thresholds,
 )
 from adaptok.tokenizers.marking.base import finite
+from adaptok.tokenizers.passing import PassingTokenizer
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import as_field
 from adaptok.tree import Tree
@@ -68,7 +69,10 @@ def calibrate(
             own = [(s / bar).nan_to_num(math.inf, math.inf, -math.inf) for s, bar in levels]
             if priced:  # what scores nothing splits at no price
                 own = [s.masked_fill(s <= 0, -math.inf) for s in own]
-        parts.append(_splits(own, tree, shared, kept=not tokenizer.spec.tiling))
+        if isinstance(tokenizer, PassingTokenizer):
+            parts.append(_splits(own, tree, shared, passing=True))
+        else:
+            parts.append(_splits(own, tree, shared, kept=not tokenizer.spec.tiling))
         roots = int(tree.per_level(tree.nodes(scores.device).inside)[0].sum())
         samples, coarsest = samples + b, coarsest + b * f * shared * roots
     if not parts:
@@ -93,7 +97,7 @@ def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
     if len(tokenizer.spec.sizes) == 1:
         raise ValueError(f"calibrate needs several cell sizes, got {tokenizer.spec.sizes}")
     if isinstance(marking, PriceMarking):
-        return (1.0,) * (len(tokenizer.spec.sizes) - 1)
+        return (1.0,) * (tokenizer.tree((1,) * tokenizer.spec.ndim).n_levels - 1)
     assert isinstance(marking, ThresholdMarking)
     bars = level_thresholds(marking.thresholds, len(tokenizer.spec.sizes) - 1)
     if not all(0 < bar < math.inf for bar in bars):
@@ -111,13 +115,19 @@ def _over_maximum(scores: Float[Tensor, "b f inner"], tree: Tree) -> list[Float[
 
 
 def _splits(
-    own: list[Float[Tensor, "b f _"]], tree: Tree, shared: int, kept: bool
+    own: list[Float[Tensor, "b f _"]],
+    tree: Tree,
+    shared: int,
+    *,
+    kept: bool = False,
+    passing: bool = False,
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Computes, per node inside the domain, the largest factor at which it splits, and how many
     cells this adds.
 
     Args:
         kept: whether cells that split stay beside their children.
+        passing: whether cells that split are kept, and the coarsest ones, but no other children.
     """
     nodes = tree.nodes(own[0].device)
     forced, inside = tree.per_level(nodes.forced), tree.per_level(nodes.inside)
@@ -129,6 +139,8 @@ def _splits(
         factors.append(factor)
         children = tree.sum_children(inside[level + 1].long(), level)
         gains.append(shared * (children - int(not kept)))
+        if passing:
+            gains[-1] = torch.full_like(children, shared if level else 0)
     real = ~nodes.outside
     gain = torch.cat(gains)[real].expand(*own[0].shape[:2], -1)
     return torch.cat(factors, -1)[..., real].flatten(), gain.flatten()

@@ -25,7 +25,7 @@ from adaptok.tokenizers.base import (
 )
 from adaptok.tokenizers.ignoring import Ignore, as_ignore, only, seen_channels
 from adaptok.tokenizers.indicators import Indicator, relative_errors
-from adaptok.tokenizers.marking import Budget, BudgetMarking, Marking
+from adaptok.tokenizers.marking import Budget, BudgetMarking, Marking, Marks
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
 from adaptok.tree import (
     Sizes,
@@ -96,10 +96,13 @@ class TreeTokenizer(CellTokenizer):
         """Tells which of the channels are static constants; a surrogate does so.
 
         Raises:
-            ValueError: a channel is ignored that does not exist, or all are.
+            ValueError: a channel is ignored that does not exist, or all are; or the indicator asks
+                for one that does not exist.
         """
         self.constants = tuple(constants)
         self.seen(channels)
+        if (check := getattr(self.indicator, "check_channels", None)) is not None:
+            check(channels, self.spec.ndim)
 
     def seen(self, channels: int) -> list[int]:
         """Lists which channels of a field the indicator sees."""
@@ -173,15 +176,18 @@ class TreeTokenizer(CellTokenizer):
                 hints["errors"] = self._errors(field, boundary)
             marks = self.marking(scores.detach(), tree, **hints, **control)
             check_marks(marks, tuple(scores.shape), self.marking)
-            size: dict[str, Any] = {"frames": frames, "frame_size": frame_size}
-            if self.spec.tiling:
-                known = {"lengths": marks.lengths, "total": marks.total}
-                cells = cells_from_splits(marks.split, tree, **size, **known)
-                check_count(marks, cells, self.marking)
-            else:  # more than the leaves, whose number does not help
-                node = existing(marks.split, tree) & tree.nodes(scores.device).inside
-                cells = cells_from_nodes(node, tree, **size, tiling=False)
+            cells = self._packed(marks, tree, frames)
         return _Refined(scores, tree, cells, marks.split)
+
+    def _packed(self, marks: Marks, tree: Tree, frames: int) -> Cells:
+        size: dict[str, Any] = {"frames": frames, "frame_size": self.spec.sizes[0][0]}
+        if not self.spec.tiling:  # more than the leaves, whose number does not help
+            node = existing(marks.split, tree) & tree.nodes(marks.split.device).inside
+            return cells_from_nodes(node, tree, **size, tiling=False)
+        known = {"lengths": marks.lengths, "total": marks.total}
+        cells = cells_from_splits(marks.split, tree, **size, **known)
+        check_count(marks, cells, self.marking)
+        return cells
 
     def scores(
         self,
@@ -215,7 +221,11 @@ class TreeTokenizer(CellTokenizer):
         """
         refined = self._refine(field, boundary, control)
         errors = self._errors(as_field(field, self.spec.ndim), boundary)
-        return _certified(errors, refined.split, refined.tree)
+        return _certified(errors, self._covering(refined.split, refined.tree), refined.tree)
+
+    def _covering(self, split: Bool[Tensor, "b f inner"], tree: Tree) -> Bool[Tensor, "b f inner"]:
+        """The splits whose leaves are cells and tile the domain."""
+        return split
 
     def _errors(self, field: Tensor, boundary: Tensor | None) -> Float[Tensor, "b f nodes"]:
         b = field.shape[0]

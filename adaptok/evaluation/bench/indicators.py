@@ -22,8 +22,8 @@ from adaptok.cells import Cells, product
 from adaptok.data.synthetic import SOLVERS
 from adaptok.evaluation.bench.timing import write_results
 from adaptok.evaluation.changes import Changes, changes_of, standard
-from adaptok.evaluation.tilings import energy_share, optimal_errors, tiling_errors, tree_of
-from adaptok.registry import INDICATORS, MARKINGS, TOKENIZERS, Part
+from adaptok.evaluation.tilings import energy_share, optimal_errors, tiling_errors, tree_of, visible
+from adaptok.registry import INDICATORS, MARKINGS, TOKENIZERS, Part, Registry
 from adaptok.tokenizers import at_budget, part_at_budget
 from adaptok.tokenizers.indicators import relative_errors
 from adaptok.tokenizers.ladder import ladder, with_ladder
@@ -46,7 +46,8 @@ NOTE = (
     "points per side, those that the indicator scores highest. `oracle` is the near-best tiling, "
     "and the choice of blocks, made from the coming change itself: what an indicator that predicts "
     "could reach. `tokens`: mean, over the wanted number; what is calibrated comes from below. The "
-    "sizes of cells are those of a run with this budget. Left out: cells that overlap (`csm`), and "
+    "sizes of cells are those of a run with this budget. Of cells that stay beside those inside of "
+    "them (`amr`) all count as tokens, and the smallest hold the field. Left out: `csm`, and "
     "the markings `random` (the tokenizer of this name) and `tolerance` (at a budget the marking "
     "`budget`)."
 )
@@ -105,17 +106,19 @@ def rows_of(data: Changes, side: int = 4) -> list[Row]:
     ends: Row = {"min_size": sizes[0], "max_size": sizes[-1]}
     rows: list[Row] = []
 
-    def add(kind: str, method: str, cells: Cells, shares: Row) -> None:
+    def add(kind: str, method: str, cells: Cells, shares: Row, count: int | None = None) -> None:
         about = {"set": data.name, "kind": kind, "method": method}
-        counts = {"tokens": len(cells) / b, "wanted": wanted}
+        counts = {"tokens": (len(cells) if count is None else count) / b, "wanted": wanted}
         rows.append(about | counts | target.errors_of(cells) | shares)
 
     for name in [name for name in TOKENIZERS.names() if name != "composed"]:
-        tokenizer = _at_budget(with_ladder({"name": name}, space, wanted), make, wanted, data)
+        part = {"name": name} | _roles(TOKENIZERS, name, data)
+        tokenizer = _at_budget(with_ladder(part, space, wanted), make, wanted, data)
         cells = tokenizer.cells(data.field, boundary=data.boundary)
-        if cells.tiling:
-            add("tokenizer", name, cells, target.shares(None))
-    for label, indicator in _indicators():
+        shown = cells if cells.tiling or not cells.on_grid else visible(cells)
+        if shown.tiling:
+            add("tokenizer", name, shown, target.shares(None), len(cells))
+    for label, indicator in _indicators(data):
         parts: Row = {**ends, "indicator": indicator}
         try:
             shares = target.shares(composed(**make, **parts).indicator)
@@ -135,11 +138,24 @@ def rows_of(data: Changes, side: int = 4) -> list[Row]:
     return [least | {"wanted": wanted} | target.least(tree, wanted) | target.shares(None), *rows]
 
 
-def _indicators() -> Iterator[tuple[str, Row]]:
+def _roles(registry: Registry, name: str, data: Changes) -> Row:
+    """The channels of velocity and density, for a part that asks for them, of a set that says."""
+    if data.name not in SOLVERS.names():
+        return {}
+    fields = list(getattr(SOLVERS.get(data.name), "field_names", ()))
+    velocity = [i for i, field in enumerate(fields) if field.startswith("velocity")]
+    roles: Row = {"velocity": velocity} if len(velocity) == data.field.ndim - 3 else {}
+    if "density" in fields:
+        roles["density"] = fields.index("density")
+    return {role: channels for role, channels in roles.items() if role in registry.knobs(name)}
+
+
+def _indicators(data: Changes) -> Iterator[tuple[str, Row]]:
     """Every registered indicator, in the units of the field, with every degree that it has."""
     for name in INDICATORS.names():
         known = INDICATORS.knobs(name)
-        knobs = {"value_range": None} if "value_range" in known else {}
+        knobs: Row = {"value_range": None} if "value_range" in known else {}
+        knobs |= _roles(INDICATORS, name, data)
         for degree in (0, 1) if "degree" in known else (None,):
             own = {} if degree is None else {"degree": degree}
             yield " ".join([name, *map(str, own.values())]), {"name": name, **knobs, **own}

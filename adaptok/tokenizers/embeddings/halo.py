@@ -16,6 +16,7 @@ from adaptok.patches import rows_of_levels
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.base import CellTokenizer
 from adaptok.tokenizers.embeddings.linear import restore_rows
+from adaptok.tokens import check_sizes
 from adaptok.utils.arguments import NonNegative, Positive
 from adaptok.utils.constants import cached_constant
 
@@ -47,6 +48,7 @@ def with_halo(tokenizer: Any, *, halo: NonNegative = 0, halo_pooled: bool = Fals
             "it write `features` instead"
         )
     spec = tokenizer.spec
+    check_sizes(spec, f"halo={halo}")
     if halo_pooled and not spec.on_grid:
         raise ValueError(
             f"halo_pooled=True: the cells of {type(tokenizer).__name__} need not lie on the grids "

@@ -9,7 +9,14 @@ from adaptok.tokenizers.indicators.base import (
     points_of_nodes,
 )
 from adaptok.tokenizers.indicators.blur import BlurIndicator
+from adaptok.tokenizers.indicators.edges import EdgesIndicator, canny
 from adaptok.tokenizers.indicators.entropy import EntropyIndicator
+from adaptok.tokenizers.indicators.flow import (
+    FlowIndicator,
+    MomentumIndicator,
+    VelocityGradientIndicator,
+    VorticityIndicator,
+)
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
     central_difference,
@@ -29,16 +36,22 @@ __all__ = [
     "PERIODIC",
     "ActivityIndicator",
     "BlurIndicator",
+    "EdgesIndicator",
     "EntropyIndicator",
+    "FlowIndicator",
     "GradientIndicator",
     "Indicator",
     "Intensity",
     "LaplacianIndicator",
     "LearnedIndicator",
+    "MomentumIndicator",
     "NearBestIndicator",
     "RadialIndicator",
     "ResamplingIndicator",
     "VarianceIndicator",
+    "VelocityGradientIndicator",
+    "VorticityIndicator",
+    "canny",
     "central_difference",
     "channel_variances",
     "channel_weights",

@@ -21,6 +21,7 @@ VALUES = {"budget": (10, 22, 40), "patch_size": (1, 4, 8), "gamma": (1.0, 0.9, 0
 KNOBS = {  # what makes a setting of it
     "uniform": {"patch_sizes": [1, 4, 8], "size": 8},
     "matey": {"sizes": [2, 8]},
+    "msvit": {"sizes": [2, 8]},
     "apt": {"min_size": 2, "max_size": 8, "thresholds": [-1.0, -1.0]},
 }
 

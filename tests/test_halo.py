@@ -127,6 +127,7 @@ EVERY = [
     ("uniform", {"size": 4, "patch_sizes": [2, 4]}, {"patch_size": 2}),
     ("iap", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("apt", {"min_size": 2}, {}),
+    ("msvit", {"sizes": [2, 4]}, {}),
     ("near_best", {"min_size": 2, "max_size": 8, "tolerance": 0.9}, {}),
     ("radial", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("random", {"min_size": 2, "max_size": 8, "budget": 20}, {}),

@@ -10,6 +10,7 @@ from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.learning import indicator_loss
 from adaptok.tokenizers.marking import PriceController
 from adaptok.tokenizers.matey import matey
+from adaptok.tokenizers.msvit import msvit
 from adaptok.tokenizers.near_best import near_best
 from adaptok.tokenizers.radial import radial
 from adaptok.tokenizers.random import random
@@ -26,6 +27,7 @@ __all__ = [
     "iap",
     "indicator_loss",
     "matey",
+    "msvit",
     "near_best",
     "part_at_budget",
     "radial",

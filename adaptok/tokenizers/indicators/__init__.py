@@ -8,6 +8,7 @@ from adaptok.tokenizers.indicators.base import (
     points_of_nodes,
 )
 from adaptok.tokenizers.indicators.entropy import EntropyIndicator
+from adaptok.tokenizers.indicators.gate import GateIndicator
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
     central_difference,
@@ -26,6 +27,7 @@ from adaptok.utils.boundary import PERIODIC
 __all__ = [
     "PERIODIC",
     "EntropyIndicator",
+    "GateIndicator",
     "GradientIndicator",
     "Indicator",
     "Intensity",

@@ -6,6 +6,7 @@ from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.embeddings import with_halo
+from adaptok.tokenizers.given import GivenTokenizer, given
 from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.learning import indicator_loss
 from adaptok.tokenizers.marking import PriceController
@@ -19,11 +20,13 @@ from adaptok.tokenizers.uniform import UniformTokenizer
 __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
+    "GivenTokenizer",
     "PriceController",
     "UniformTokenizer",
     "apt",
     "at_budget",
     "calibrate",
+    "given",
     "iap",
     "indicator_loss",
     "matey",

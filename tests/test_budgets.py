@@ -28,6 +28,7 @@ REACH = {
     "composed": {"max_size": 8},
     "iap": {"max_size": 8},
     "meshtok": {"sizes": [4, 8]},
+    "msvit": {"sizes": [2, 4, 8]},
     "near_best": {"max_size": 8},
     "quadformer": {"max_size": 8},
     "radial": {"max_size": 8},
@@ -45,6 +46,7 @@ CONTROL = {
     "ckm": {"patch_size"},
     "csm": {"patch_size"},
     "meshtok": {"ratio"},
+    "msvit": {"budget"},
     "near_best": {"budget"},
     "quadformer": {"budget"},
     "radial": {"budget"},
@@ -63,7 +65,7 @@ def mean_tokens(tokenizer, field, **control) -> float:
 @pytest.mark.parametrize("name", sorted(CONTROL))
 @pytest.mark.parametrize("budget", [30, 64])
 def test_every_tokenizer_meets_a_budget(name, budget):
-    assert set(CONTROL) == set(TOKENIZERS.names())
+    assert {*CONTROL, "given"} == set(TOKENIZERS.names())
     knobs, field = REACH.get(name, {}), draw(4, 1, 2, 32, 32)
     tokenizer = create_tokenizer(name, **SMALL, **knobs)
     controls = at_budget(tokenizer, budget, field)

@@ -122,12 +122,15 @@ def test_a_linear_embedding_with_a_halo_is_one_linear_map_of_the_window(case):
     torch.testing.assert_close(tokens.features, torch.stack(rows))
 
 
+LEVELS = torch.arange(13 * 17).view(13, 17) % 3
 EVERY = [
     ("amr", {"min_size": 2, "max_size": 8, "mode": "passing"}, {}),
     ("uniform", {"size": 4}, {}),
     ("uniform", {"size": 4, "patch_sizes": [2, 4]}, {"patch_size": 2}),
     ("iap", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("apt", {"min_size": 2}, {}),
+    ("given", {"min_size": 2, "max_size": 8}, {"levels": LEVELS}),
+    ("msvit", {"sizes": [2, 4]}, {}),
     ("near_best", {"min_size": 2, "max_size": 8, "tolerance": 0.9}, {}),
     ("quadformer", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("radial", {"min_size": 2, "max_size": 8, "budget": 20}, {}),

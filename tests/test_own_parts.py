@@ -44,21 +44,7 @@ def test_decoders(name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "iap",
-        "amr",
-        "apf",
-        "apt",
-        "matey",
-        "meshtok",
-        "uniform",
-        "ckm",
-        "csm",
-        "near_best",
-        "quadformer",
-        "radial",
-    ],
+    "name", [n for n in TOKENIZERS.names() if n not in ("composed", "given", "random")]
 )
 def test_tokenizers(name):
     knobs = {"budget": 80} if name == "iap" else {}

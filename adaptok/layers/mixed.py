@@ -15,6 +15,8 @@ from adaptok.cells import Cells
 from adaptok.tokens import TokenSet, check_tokens
 from adaptok.utils.arguments import shown
 
+PER_SAMPLE = ("boundary", "boxes", "budget", "levels")  # arguments that may be
+
 
 def runs(shapes: Sequence[Any]) -> Iterator[tuple[int, int]]:
     """Neighbouring samples of one shape, as (start, stop)."""
@@ -70,7 +72,7 @@ def _of_run(given: Any, start: int, stop: int) -> Any:
 
 def of_run(given: Mapping[str, Any], start: int, stop: int, batch: int) -> dict[str, Any]:
     """The part of the arguments of a call that belongs to some of its samples: of cells, and of
-    budgets and boundary codes that are given per sample.
+    budgets, boundary codes, levels and boxes that are given per sample.
     """
     own = dict(given)
     for name, value in given.items():
@@ -79,7 +81,8 @@ def of_run(given: Mapping[str, Any], start: int, stop: int, batch: int) -> dict[
             continue
         per_sample = isinstance(value, Tensor) and value.ndim == (3 if name == "boundary" else 1)
         per_sample = per_sample or (isinstance(value, (list, tuple)) and name == "budget")
-        if per_sample and name in ("boundary", "budget") and len(value) == batch:
+        per_sample = per_sample or (type(value) in (list, tuple) and name in ("boxes", "levels"))
+        if per_sample and name in PER_SAMPLE and len(value) == batch:
             own[name] = value[start:stop]
     return own
 

@@ -34,7 +34,7 @@ def check_indicator(indicator: Indicator, *, ndim: int = 2, channels: int = 2) -
             require(given == wanted, indicator, f"scores are (b, inner) = {wanted}, got {given}")
             require(scores.isfinite().all(), indicator, f"scores are finite, not so on {what}")
             alone = torch.cat([indicator(f[None], tree, boundary=None) for f in field])
-            largest = float(scores.abs().max()) if scores.numel() else 0.0
+            largest = float(scores.detach().abs().max()) if scores.numel() else 0.0
             close = torch.allclose(scores, alone, rtol=1e-4, atol=1e-6 * largest)
             require(close, indicator, f"scores of a sample depend on it alone, not so on {what}")
             if monotone:

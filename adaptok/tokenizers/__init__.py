@@ -8,11 +8,13 @@ from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.embeddings import with_halo
+from adaptok.tokenizers.given import GivenTokenizer, given
 from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.learning import indicator_loss
 from adaptok.tokenizers.marking import PriceController
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.meshtok import meshtok
+from adaptok.tokenizers.msvit import msvit
 from adaptok.tokenizers.near_best import near_best
 from adaptok.tokenizers.quadformer import quadformer
 from adaptok.tokenizers.radial import radial
@@ -22,6 +24,7 @@ from adaptok.tokenizers.uniform import UniformTokenizer
 __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
+    "GivenTokenizer",
     "PriceController",
     "UniformTokenizer",
     "amr",
@@ -29,10 +32,12 @@ __all__ = [
     "apt",
     "at_budget",
     "calibrate",
+    "given",
     "iap",
     "indicator_loss",
     "matey",
     "meshtok",
+    "msvit",
     "near_best",
     "part_at_budget",
     "quadformer",

@@ -17,6 +17,7 @@ from adaptok.layers.boundary import Boundary
 from adaptok.registry import TOKENIZERS, Part, split_part
 from adaptok.tokenizers.base import frames_of_cells
 from adaptok.tokenizers.calibration import Fields, calibrate
+from adaptok.tokenizers.given import GivenTokenizer
 from adaptok.tokenizers.ladder import SIZES, ladder, sizes_of
 from adaptok.tokenizers.marking import (
     FractionMarking,
@@ -52,7 +53,8 @@ def at_budget(
 
     A tokenizer with a budget gets it (beside a tolerance it is a cap); thresholds, gamma and the
     like are calibrated so that the mean over the fields is the closest from below; of patch sizes,
-    the one with the nearest number of tokens is chosen (in logarithms; the fewer of two).
+    the one with the nearest number of tokens is chosen (in logarithms; the fewer of two). Cells
+    that are given stay.
 
     Args:
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several; only their
@@ -97,6 +99,8 @@ def _controls(
             return {}  # one size only
         sizes = [size[1:] for size in tokenizer.spec.sizes]
         return {"patch_size": nearest_size(tokenizer, sizes, budget, shape)}
+    if isinstance(tokenizer, GivenTokenizer):
+        return {}  # the simulation decides
     accepted = ", ".join(tokenizer.controls) or "none"
     raise ValueError(
         "a budget needs a control budget, thresholds, gamma, price, ratio or patch_size; this "

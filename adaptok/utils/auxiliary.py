@@ -46,6 +46,11 @@ def collect_auxiliary() -> Iterator[Auxiliary]:
         _COLLECTORS.remove(collected)
 
 
+def is_collecting() -> bool:
+    """Whether somebody collects what parts report."""
+    return bool(_COLLECTORS)
+
+
 def report_loss(name: str, value: Tensor, *, weight: float = 1.0) -> None:
     """Adds ``weight * value``, a scalar, to the training objective, and `value` to the figures."""
     if _COLLECTORS:

@@ -33,6 +33,7 @@ from adaptok.tree import Tree, sum_pyramid
 Row = dict[str, Any]
 COLUMNS = tuple(itertools.product(("field", "change"), (0, 1)))  # what is held, by which degree
 SHARES = (0.25, 0.1)
+LEFT_OUT = ("composed", "given")
 OTHERS = ("random", "tolerance")  # markings that at a budget are a tokenizer and another marking
 NOTE = (
     "Every registered tokenizer, and every indicator with every marking, tiles the same fields "
@@ -47,7 +48,8 @@ NOTE = (
     "and the choice of blocks, made from the coming change itself: what an indicator that predicts "
     "could reach. `tokens`: mean, over the wanted number; what is calibrated comes from below. The "
     "sizes of cells are those of a run with this budget. Of cells that stay beside those inside of "
-    "them (`amr`) all count as tokens, and the smallest hold the field. Left out: `csm`, and "
+    "them (`amr`) all count as tokens, and the smallest hold the field. Left out: `csm`, "
+    "`given`, whose cells no budget decides, and "
     "the markings `random` (the tokenizer of this name) and `tolerance` (at a budget the marking "
     "`budget`)."
 )
@@ -111,7 +113,7 @@ def rows_of(data: Changes, side: int = 4) -> list[Row]:
         counts = {"tokens": (len(cells) if count is None else count) / b, "wanted": wanted}
         rows.append(about | counts | target.errors_of(cells) | shares)
 
-    for name in [name for name in TOKENIZERS.names() if name != "composed"]:
+    for name in [name for name in TOKENIZERS.names() if name not in LEFT_OUT]:
         part = {"name": name} | _roles(TOKENIZERS, name, data)
         tokenizer = _at_budget(with_ladder(part, space, wanted), make, wanted, data)
         cells = tokenizer.cells(data.field, boundary=data.boundary)

@@ -4,7 +4,11 @@ from adaptok.tokenizers.embeddings.boxes import BoxEmbedding
 from adaptok.tokenizers.embeddings.conv_stem import ConvStem
 from adaptok.tokenizers.embeddings.halo import CellHalo, with_halo
 from adaptok.tokenizers.embeddings.hmlp import HmlpEmbedding
-from adaptok.tokenizers.embeddings.learned_table import LearnedPositions, resample_positions
+from adaptok.tokenizers.embeddings.learned_table import (
+    LearnedPositions,
+    PositionedEmbedding,
+    resample_positions,
+)
 from adaptok.tokenizers.embeddings.linear import LinearEmbedding, restore_rows
 from adaptok.tokenizers.embeddings.mlp import MlpEmbedding
 from adaptok.tokenizers.embeddings.resize_zero import ResizeZeroEmbedding
@@ -17,6 +21,7 @@ __all__ = [
     "LearnedPositions",
     "LinearEmbedding",
     "MlpEmbedding",
+    "PositionedEmbedding",
     "ResizeZeroEmbedding",
     "resample_positions",
     "restore_rows",

@@ -25,10 +25,12 @@ class LearnedPositions(nn.Module):
     Args:
         dim: width of the features.
         grid: side of the table in finest cells, per space axis.
+        pooled: a coarse cell has the mean of the positions of its finest cells instead.
     """
 
-    def __init__(self, dim: int, grid: Sequence[int]):
+    def __init__(self, dim: int, grid: Sequence[int], *, pooled: bool = False):
         super().__init__()
+        self._resample = pooled_positions if pooled else resample_positions
         self.table = nn.Parameter(torch.empty(*grid, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
         self._kept: tuple[tuple, Tensor] | None = None
@@ -40,7 +42,7 @@ class LearnedPositions(nn.Module):
     def tables(self, cells: Cells) -> Float[Tensor, "m d"]:
         """Resamples the table to all levels, coarse to fine, each in raster order."""
         table = self.table
-        make = functools.partial(resample_positions, table, cells.shape[1:], cells.sizes)
+        make = functools.partial(self._resample, table, cells.shape[1:], cells.sizes)
         fixed = not (self.training or (torch.is_grad_enabled() and table.requires_grad))
         if not fixed or torch.compiler.is_compiling() or table.is_inference():
             return make()
@@ -78,6 +80,45 @@ def resample_positions(
     return torch.cat(out).to(table.dtype)
 
 
+def pooled_positions(
+    table: Float[Tensor, "*g d"], space: tuple[int, ...], sizes: tuple[tuple[int, ...], ...]
+) -> Float[Tensor, "m d"]:
+    """As `resample_positions`, but the position of a coarse cell is the mean over its finest
+    cells.
+    """
+    finest = sizes[-1][1:]
+    x = resample_positions(table, space, sizes[-1:]).unflatten(0, level_grid(space, finest))
+    out = []
+    for size in sizes:
+        pooled = x
+        for axis, (s, fine) in enumerate(zip(size[1:], finest, strict=True)):
+            if s > fine:
+                means = _means(x.shape[axis], s // fine, x.device).to(x.dtype)
+                pooled = (pooled.movedim(axis, -1) @ means.T).movedim(-1, axis)
+        out.append(pooled.flatten(0, -2))
+    return torch.cat(out)
+
+
+class PositionedEmbedding(nn.Module):
+    """Adds learned positions to the features of an embedding.
+
+    Args:
+        embedding: called as ``embedding(x, cells)``.
+        positions: called as ``positions(cells)``.
+    """
+
+    needs_grid = True
+
+    def __init__(self, embedding: nn.Module, positions: LearnedPositions):
+        super().__init__()
+        self.embedding, self.positions = embedding, positions
+
+    def forward(self, x: Float[Tensor, "b t c *s"], cells: Cells) -> Float[Tensor, "n d"]:
+        """Returns features of each cell, in the order of the cells."""
+        features = self.embedding(x, cells)
+        return features + self.positions(cells).to(features.dtype)
+
+
 def position_rows(cells: Cells) -> Tensor:
     """Finds the row of each cell in the tables of all levels."""
     rows, start = torch.zeros_like(cells.level, dtype=torch.int64), 0
@@ -104,3 +145,11 @@ def _bicubic(given: int, wanted: int, scale: float, device: torch.device) -> Ten
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
     return (weights / weights.sum(1, keepdim=True)).float().to(device)
+
+
+@cached_constant(128)
+def _means(given: int, block: int, device: torch.device) -> Tensor:
+    """Computes weights (blocks, given) of means over blocks, the last of which may be shorter."""
+    owner = torch.arange(given) // block
+    weights = torch.nn.functional.one_hot(owner).T.float()
+    return (weights / weights.sum(1, keepdim=True)).to(device)

@@ -17,6 +17,7 @@ from adaptok.tokenizers.indicators.flow import (
     VelocityGradientIndicator,
     VorticityIndicator,
 )
+from adaptok.tokenizers.indicators.gate import GateIndicator
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
     central_difference,
@@ -39,6 +40,7 @@ __all__ = [
     "EdgesIndicator",
     "EntropyIndicator",
     "FlowIndicator",
+    "GateIndicator",
     "GradientIndicator",
     "Indicator",
     "Intensity",

@@ -21,6 +21,7 @@ from adaptok.models.parts import (
 from adaptok.models.pretrained import from_pretrained, save_pretrained
 from adaptok.models.schedules import SCHEDULES, create_schedule
 from adaptok.models.surrogate import Surrogate, create_surrogate
+from adaptok.processors import reducers
 from adaptok.registry import (
     DECODERS,
     EMBEDDINGS,
@@ -28,6 +29,7 @@ from adaptok.registry import (
     MARKINGS,
     POSITIONS,
     PROCESSORS,
+    REDUCERS,
     TOKENIZERS,
     Registry,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "MARKINGS",
     "POSITIONS",
     "PROCESSORS",
+    "REDUCERS",
     "SCHEDULES",
     "TOKENIZERS",
     "CellTokenizer",
@@ -82,6 +85,7 @@ __all__ = [
     "pi_resize",
     "positions",
     "processors",
+    "reducers",
     "save_pretrained",
     "tokenizers",
     "vision",

@@ -17,7 +17,15 @@ from adaptok.vision import IMAGE_TOKENIZERS
 REGISTRIES = (
     *(adaptok.TOKENIZERS, adaptok.PROCESSORS, adaptok.DECODERS),
     *(adaptok.INDICATORS, adaptok.MARKINGS, adaptok.EMBEDDINGS),
-    *(adaptok.POSITIONS, adaptok.SCHEDULES, LOSSES, METRICS, BASELINES, IMAGE_TOKENIZERS),
+    *(
+        adaptok.REDUCERS,
+        adaptok.POSITIONS,
+        adaptok.SCHEDULES,
+        LOSSES,
+        METRICS,
+        BASELINES,
+        IMAGE_TOKENIZERS,
+    ),
 )
 KNOB = textwrap.TextWrapper(98, " " * 6, " " * 10, break_on_hyphens=False)  # its paragraph
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from adaptok.layers.norms import Segments, create_norm
 from adaptok.layers.positions import Rotary
 from adaptok.registry import choice
 from adaptok.tokens import TokenSet
+
+# Rows after attention, and its input, queries and keys -> rows, their sample and segments.
+Between = Callable[[Tensor, list[Tensor]], tuple[Tensor, Tensor, Segments | None]]
 
 
 class Mlp(nn.Module):
@@ -67,17 +70,21 @@ class Attention(nn.Module):
         context_groups: Groups | None = None,
         context_rotate: Rotary | None = None,
         key_bias: Float[Tensor, " m"] | None = None,
+        observed: list[Tensor] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Each row of x attends to the rows of its group in x, or in the context, whose scores get
         the `key_bias`.
 
-        With several partitions into groups, the results are averaged.
+        With several partitions into groups, the results are averaged. A list `observed` gets x, the
+        queries and the keys, before rotation.
         """
         source = x if context is None else context
         source_rotate = rotate if context is None else context_rotate
         q = self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)))
         k, v = self.kv(source).unflatten(-1, (2, self.heads, -1)).unbind(1)
         k = self.norm_k(k)
+        if observed is not None:
+            observed += [x, q, k]
         q = q if rotate is None else rotate(q)
         k = k if source_rotate is None else source_rotate(k)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under CUDA autocast a layer norm returns float32
@@ -155,9 +162,10 @@ class AttentionBranch(nn.Module):
         samples: Count,
         segments: Segments | None = None,
         key_bias: Float[Tensor, " n"] | None = None,
+        observed: list[Tensor] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Adds attention inside the groups to the rows; instance norms need the segments."""
-        options = {"segments": segments, "key_bias": key_bias}
+        options: Any = {"segments": segments, "key_bias": key_bias, "observed": observed}
         out = self.attention(self.norm_attention(x, segments), groups, rotate, **options)
         return self._add(x, out, self.scale_attention, sample, samples)
 
@@ -199,9 +207,15 @@ class Block(AttentionBranch):
         samples: Count,
         segments: Segments | None = None,
         key_bias: Float[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "n d"]:
-        """Adds attention inside the groups to the rows, then the MLP."""
-        x = super().forward(x, groups, rotate, sample, samples, segments, key_bias)
+        between: Between | None = None,
+    ) -> Float[Tensor, "m d"]:
+        """Adds attention inside the groups to the rows, then the MLP to what `between` makes of
+        them.
+        """
+        observed: list[Tensor] | None = None if between is None else []
+        x = super().forward(x, groups, rotate, sample, samples, segments, key_bias, observed)
+        if between is not None and observed is not None:
+            x, sample, segments = between(x, observed)
         if self.norm_first:
             out = self.mlp(self.norm_mlp(x, segments))
         else:

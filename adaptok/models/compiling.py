@@ -32,7 +32,8 @@ def compile_model(model: nn.Module, mode: str | None = None) -> None:
     If the number of tokens is static (and the decoder does not say ``static = False``), the whole
     step becomes one graph per shape and setting, up to `GRAPHS` of them, so that a process may
     sweep over more budgets than torch's limit of 8. If it follows from the content, tokenizer and
-    decoder stay eager, and the processor is compiled once per bucket, see `in_bucket`.
+    decoder stay eager, and the processor is compiled once per bucket, see `in_bucket`; with a
+    reducer it stays eager, because how many tokens are left depends on the lengths.
 
     Args:
         model: a surrogate or a baseline.
@@ -44,6 +45,8 @@ def compile_model(model: nn.Module, mode: str | None = None) -> None:
         model.compile(fullgraph=True, dynamic=False, mode=mode, **many_graphs())
         return
     processor: Any = model.processor
+    if getattr(processor, "reducer", None) is not None:
+        return
     compiled = torch.compile(
         processor.forward, fullgraph=True, dynamic=False, mode=mode, **many_graphs()
     )

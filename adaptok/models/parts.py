@@ -32,7 +32,8 @@ class Decoder(Protocol):
 
     One with an attribute ``reads_field = True`` is called as ``decoder(tokens, field=x,
     scored=scored, boundary=boundary)``: what the tokenizer embedded and scored. Its ``own_sizes``
-    names knobs that do not follow those of the model, such as "depth".
+    names knobs that do not follow those of the model, such as "depth". ``takes_merged = True`` lets
+    it get the tokens that a reducer left (`unmerge=False`), whose cells leave holes.
     """
 
     def __call__(self, tokens: TokenSet) -> Float[Tensor, "b t c *s"]:
@@ -209,6 +210,11 @@ def create_parts(
     processor = _shared(PROCESSORS, processor, shared)
     decoder = _shared(DECODERS, decoder_for(decoder, built.spec), shared)
     process = create_processor(processor, built.spec)
+    if getattr(process, "unmerge", True) is False and not DECODERS.says(decoder, "takes_merged"):
+        raise ValueError(
+            f"decoder {name_of(decoder)!r} paints every cell from its own token, and processor "
+            f"{name_of(processor)!r} keeps them merged: set unmerge=True"
+        )
     paint = create_decoder(decoder, built.spec, out_channels)
     first = in_channels - options.constant_channels  # they come last, also after a history
     for part in (built, paint):

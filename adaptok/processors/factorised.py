@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from adaptok.cells import Cells, GridLayout, Groups
 from adaptok.layers.blocks import AttentionBranch, Block
@@ -15,6 +16,10 @@ class FactorisedTransformer(Transformer):
     attends_over_time = True
     needs_frames = True  # a history that is folded into channels leaves no time to attend to
     stacks: ClassVar = {"time": AttentionBranch, "space": Block}
+
+    def merge_groups(self, cells: Cells, groups: Sequence[Any]) -> Groups:
+        """The tokens of a frame."""
+        return frame_groups(cells)
 
 
 def frame_groups(cells: Cells) -> Groups:

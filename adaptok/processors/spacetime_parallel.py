@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,8 @@ from adaptok.layers.blocks import (
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.layers.positions import Rotary, rotary
 from adaptok.processors.factorised import frame_groups, time_groups
-from adaptok.registry import PROCESSORS, choice
+from adaptok.processors.reducers import Reducer, advance, begin, subset
+from adaptok.registry import PROCESSORS, REDUCERS, Part, choice
 from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
 from adaptok.utils.arguments import Base, Depth, Positive, Rate, Scale, Weighted, checked
 
@@ -61,6 +62,9 @@ class ParallelSpaceTime(nn.Module):
         layer_scale: initial factor per channel on the output of a branch (paper's code: 1e-6).
         drop_path: stochastic depth rate of the last block, growing linearly from 0; per sample.
         weighted: let a token count as a key for what it stands for, see `Transformer`.
+        reducer: merges or drops tokens of a frame after a block, see `Transformer`; time is then
+            counted along the tokens that are left.
+        unmerge: see `Transformer`.
 
     Raises:
         ValueError: cells that neither tile nor form a grid, or invalid knobs.
@@ -82,6 +86,8 @@ class ParallelSpaceTime(nn.Module):
         layer_scale: Scale = 1e-6,
         drop_path: Rate = 0.0,
         weighted: Weighted = False,
+        reducer: Part | None = None,
+        unmerge: bool = True,
     ):
         super().__init__()
         grid = spec.layout is not None and issubclass(spec.layout, GridLayout)
@@ -98,15 +104,43 @@ class ParallelSpaceTime(nn.Module):
         self.space = nn.ModuleList(
             ParallelSpace(spec.dim, heads, norm, layer_scale, rate) for rate in rates
         )
+        self.unmerge, self.reducer = unmerge, None
+        if reducer is not None:
+            sizes = {"dim": spec.dim, "heads": heads, "depth": depth}
+            self.reducer: Reducer | None = REDUCERS.build(reducer, **sizes)
 
     def forward(self, tokens: TokenSet) -> TokenSet:
-        """Maps tokens to tokens of the same cells."""
+        """Maps tokens to tokens of the same cells; with a reducer and without `unmerge`, to those
+        that are left.
+        """
         check_tokens(tokens, self.spec, self)
+        if self.reducer is not None:
+            return self._reduced(self.reducer, tokens)
         key_bias = bias_by_weight(tokens, self.weighted)
         context, x = self.context(tokens.cells, key_bias), conditioned(tokens)
         for over_time, over_space in zip(self.time, self.space, strict=True):
             x = over_space(over_time(x, context), context)
         return tokens.replace(features=x)
+
+    def _reduced(self, reducer: Reducer, tokens: TokenSet) -> TokenSet:
+        """Attention and MLP run side by side, so that the reducer acts after a block."""
+        flow, cells, x = begin(reducer, tokens, self.weighted), tokens.cells, conditioned(tokens)
+        context = self.context(cells, flow.key_bias)
+        for i, (over_time, over_space) in enumerate(zip(self.time, self.space, strict=True)):
+            acts, observed = reducer.acts(i), []
+            for place in ("before", "between"):
+                if place == "between":
+                    y = over_space(over_time(x, context), context, observed)
+                    x = flow.gated(x, y)
+                if acts and reducer.place == place:
+                    more: Any = {"observed": observed, "rotate": context.rotate}
+                    x, flow, found = advance(reducer, flow, i, x, context.space, **more)
+                    if found is not None:
+                        cells = subset(cells, context.space, found)
+                    context = self.context(cells, flow.key_bias)
+        if self.unmerge:
+            return flow.unmerged(tokens, x)
+        return flow.reduced(tokens, x, cells)
 
     def context(self, cells: Cells, key_bias: Float[Tensor, " n"] | None = None) -> Context:
         """Computes groups, positions and segments once for all blocks."""
@@ -161,12 +195,20 @@ class ParallelSpace(nn.Module):
         self.scale = nn.Parameter(torch.full((dim,), float(scale)))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
-        """Adds attention and MLP to x."""
+    def forward(
+        self, x: Float[Tensor, "n d"], context: Context, observed: list[Tensor] | None = None
+    ) -> Float[Tensor, "n d"]:
+        """Adds attention and MLP to x; a list `observed` gets their input, queries and keys before
+        rotation.
+        """
         widths = 4 * self.dim, 3 * self.dim
-        mlp, qkv = self.mlp_qkv(self.norm(x, context.frames)).split(widths, -1)
+        normed = self.norm(x, context.frames)
+        mlp, qkv = self.mlp_qkv(normed).split(widths, -1)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)
-        q, k = (context.rotate(norm(y)) for norm, y in ((self.norm_q, q), (self.norm_k, k)))
+        q, k = self.norm_q(q), self.norm_k(k)
+        if observed is not None:
+            observed += [normed, q, k]
+        q, k = context.rotate(q), context.rotate(k)
         q, k = q.to(v.dtype), k.to(v.dtype)
         attended = attend(q, k, v, context.space, key_bias=context.key_bias)
         value, gate = mlp.chunk(2, -1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from adaptok.cells import Cells, Groups
 from adaptok.layers.blocks import (
@@ -16,7 +16,9 @@ from adaptok.layers.blocks import (
     drop_path_rates,
 )
 from adaptok.layers.norms import Segments, create_norm
-from adaptok.registry import POSITIONS, PROCESSORS, Part
+from adaptok.layers.positions import Rotary
+from adaptok.processors.reducers import Flow, Reducer, advance, begin, subset
+from adaptok.registry import POSITIONS, PROCESSORS, REDUCERS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
 from adaptok.utils.arguments import (
     Base,
@@ -28,6 +30,28 @@ from adaptok.utils.arguments import (
     Weighted,
     checked,
 )
+
+
+class Place(NamedTuple):
+    """What the layers of a block are told about the rows.
+
+    Attributes:
+        cells: of the rows.
+        sample: of each row.
+        groups: rows that attend to one another, per stack.
+        segments: of instance norms, per stack.
+        rotate: rotation of queries and keys.
+        key_bias: added to the scores of each row as a key.
+        flow: state of the reducer, if there is one.
+    """
+
+    cells: Cells
+    sample: Tensor
+    groups: Sequence[Groups | tuple[Groups, ...]]
+    segments: Sequence[Segments | None]
+    rotate: Rotary | None
+    key_bias: Tensor | None
+    flow: Flow | None
 
 
 class Transformer(nn.Module):
@@ -51,6 +75,10 @@ class Transformer(nn.Module):
         layer_scale: initial factor per channel on the output of a branch (MATEY: 1e-6).
         weighted: let a token count as a key for what it stands for, by the logarithm of its area in
             finest cells (or ``payload["weight"]``) added to its scores; a number is a factor on it.
+        reducer: merges or drops tokens inside the blocks; a name of `adaptok.reducers`, or a
+            mapping of name and knobs.
+        unmerge: give every cell the feature of the token that it became part of, at the end. False:
+            return the tokens that are left, with what they stand for as ``payload["weight"]``.
 
     Raises:
         ValueError: a negative depth, heads that do not divide dim, an unknown choice or option.
@@ -74,6 +102,8 @@ class Transformer(nn.Module):
         norm_placement: str = "pre",
         layer_scale: Scale | None = None,
         weighted: Weighted = False,
+        reducer: Part | None = None,
+        unmerge: bool = True,
         **unknown: Any,
     ):
         PROCESSORS.check_knobs(type(self), unknown)  # says more than Python would
@@ -91,27 +121,75 @@ class Transformer(nn.Module):
             layers = (layer(spec.dim, heads, drop_path=r, **more, **options) for r in rates)
             setattr(self, name, nn.ModuleList(layers))
         self.norm = create_norm(norm, spec.dim) if norm_placement == "pre" else None
+        self.unmerge, self.reducer = unmerge, None
+        if reducer is not None:
+            sizes = {"dim": spec.dim, "heads": heads, "depth": depth}
+            self.reducer: Reducer | None = REDUCERS.build(reducer, **sizes)
 
     def forward(self, tokens: TokenSet) -> TokenSet:
-        """Maps tokens to tokens of the same cells."""
+        """Maps tokens to tokens of the same cells; with a reducer and without `unmerge`, to those
+        that are left.
+        """
         check_tokens(tokens, self.spec, self)
         cells = tokens.cells
-        center = self.spec.position_center(cells)
-        x, rotate = self.positions(conditioned(tokens), cells, center)
-        in_block = getattr(self.positions, "in_block", None)
+        x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
+        flow = begin(self.reducer, tokens, self.weighted) if self.reducer is not None else None
+        bias = bias_by_weight(tokens, self.weighted) if flow is None else flow.key_bias
+        start = place = self._place(cells, rotate, bias, flow)
+        for i, block in enumerate(zip(*(getattr(self, name) for name in self.stacks), strict=True)):
+            x, place = self._block(i, block, x, place)
+        if place.flow is not None and self.unmerge:
+            x, place = place.flow.trail.unmerge(x), start
+        x = x if self.norm is None else self.norm(x, place.segments[-1])
+        if place.flow is None or self.unmerge:
+            return tokens.replace(features=x)
+        return place.flow.reduced(tokens, x, place.cells)
+
+    def _block(
+        self, i: int, layers: Sequence[AttentionBranch], x: Tensor, place: Place
+    ) -> tuple[Tensor, Place]:
+        """Runs one layer of every stack; the reducer acts in the last one, or before the first."""
+        if (in_block := getattr(self.positions, "in_block", None)) is not None:
+            x = in_block(i, x, place.cells, self.spec.position_center(place.cells))
+        reducer, *_, last = (self.reducer, *layers)
+        acts = reducer is not None and reducer.acts(i)
+        if acts and reducer.place == "before":
+            x, place = self.reduce(i, x, place)
+        before = x
+        step = _Step(self, i, place)
+        for layer, group, segment in zip(layers, place.groups, place.segments, strict=True):
+            more: Any = {}
+            if acts and reducer.place == "between" and layer is last:
+                more = {"between": step}
+            samples = place.cells.batch_size
+            given = group, place.rotate, place.sample, samples, segment, place.key_bias
+            x = layer(x, *given, **more)
+        place = step.place
+        return (x if place.flow is None else place.flow.gated(before, x)), place
+
+    def reduce(
+        self, i: int, x: Tensor, place: Place, observed: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Place]:
+        """Lets the reducer act on the rows of a block; for `observed` see `advance`."""
+        assert self.reducer is not None
+        assert place.flow is not None
+        groups = self.merge_groups(place.cells, place.groups)
+        more: Any = {"observed": observed, "rotate": place.rotate}
+        x, flow, found = advance(self.reducer, place.flow, i, x, groups, **more)
+        if found is None:
+            return x, place._replace(flow=flow, key_bias=flow.key_bias)
+        rotate = place.rotate and Rotary(*(part[found.kept] for part in place.rotate))
+        cells = subset(place.cells, groups, found)
+        return x, self._place(cells, rotate, flow.key_bias, flow)
+
+    def _place(
+        self, cells: Cells, rotate: Rotary | None, bias: Tensor | None, flow: Flow | None
+    ) -> Place:
         groups = self.groups(cells)
         segments: list[Segments | None] = [None] * len(groups)
         if self.by_segment:
             segments = [Segments.of(each, cells.count) for each in self.norm_groups(cells, groups)]
-        sample, samples = cells.sample, cells.batch_size
-        key_bias = bias_by_weight(tokens, self.weighted)
-        blocks = zip(*(getattr(self, name) for name in self.stacks), strict=True)
-        for number, block in enumerate(blocks):
-            if in_block is not None:
-                x = in_block(number, x, cells, center)
-            for layer, group, segment in zip(block, groups, segments, strict=True):
-                x = layer(x, group, rotate, sample, samples, segment, key_bias)
-        return tokens.replace(features=x if self.norm is None else self.norm(x, segments[-1]))
+        return Place(cells, cells.sample, groups, segments, rotate, bias, flow)
 
     def groups(self, cells: Cells) -> Sequence[Groups | tuple[Groups, ...]]:
         """Groups whose tokens attend to one another, per stack; several partitions are averaged."""
@@ -124,3 +202,24 @@ class Transformer(nn.Module):
             groups: the result of `groups`.
         """
         raise NotImplementedError
+
+    def merge_groups(self, cells: Cells, groups: Sequence[Any]) -> Groups:
+        """Groups inside which a reducer merges tokens.
+
+        Args:
+            groups: the result of `groups`.
+        """
+        return groups[-1]
+
+
+class _Step:
+    """What a block does between attention and MLP; keeps what the rows share from there on."""
+
+    def __init__(self, processor: Transformer, block: int, place: Place):
+        self.processor, self.block, self.place = processor, block, place
+
+    def __call__(
+        self, rows: Tensor, observed: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Segments | None]:
+        rows, self.place = self.processor.reduce(self.block, rows, self.place, observed)
+        return rows, self.place.sample, self.place.segments[-1]

@@ -1,6 +1,6 @@
 """timm's vision transformers on adaptive patches (APT). Importing this does not import timm."""
 
-from adaptok.vision.apply import apply_apt, freeze_all_but_new, supported
+from adaptok.vision.apply import apply_apt, apply_reducer, freeze_all_but_new, supported
 from adaptok.vision.batches import pack
 from adaptok.vision.features import VisionTokens, dense_map
 from adaptok.vision.pyramid import FeaturePyramid
@@ -14,6 +14,7 @@ __all__ = [
     "VisionTokens",
     "VisionTower",
     "apply_apt",
+    "apply_reducer",
     "dense_map",
     "freeze_all_but_new",
     "pack",

@@ -21,6 +21,7 @@ from adaptok.vision.windows import check_window
 
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
+    from adaptok.vision.reduce import ReducedMixin
 
 
 def apply_apt(
@@ -115,6 +116,27 @@ def apply_apt(
         "global_blocks": list(blocks),
     }
     return fast.train(model.training)
+
+
+def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:
+    """Lets a reducer merge or drop tokens inside the blocks of a model.
+
+    The result is a new module that shares the model's parameters; its class derives from the
+    model's, and ``forward_features`` and ``forward_head`` are as timm's. The given model stays
+    usable. With nothing to take away the result equals it.
+
+    Args:
+        model: a ``VisionTransformer``, ``VisionTransformerDistilled`` or ``Eva`` of timm, with any
+            number of class and register tokens; these never merge.
+        name: a name of `adaptok.reducers`, or a mapping of name and knobs.
+        knobs: settings of this reducer.
+
+    Raises:
+        ValueError: the model is not supported (with the reason), or a knob is invalid.
+    """
+    from adaptok.vision.reduce import reduced_model
+
+    return reduced_model(model, name, **knobs)
 
 
 def supported(pattern: str = "*") -> list[str]:

@@ -23,6 +23,8 @@ from adaptok.cells import Count, Groups
 from adaptok.layers.attention import attend
 from adaptok.vision.rope import Rope
 
+Between = Callable[[Tensor, Any], tuple[Tensor, Any]]
+
 
 class Packing(NamedTuple):
     """Holds what the rows of one block share.
@@ -33,6 +35,8 @@ class Packing(NamedTuple):
         samples: number of images.
         rope: rotation of queries and keys, or None.
         key_bias: added to the scores of each row as a key, or None.
+        observed: list that gets input, queries and keys of the attention, before rotation.
+        between: what a block does with its rows between attention and MLP.
     """
 
     groups: Groups
@@ -40,6 +44,12 @@ class Packing(NamedTuple):
     samples: Count
     rope: Rope | None
     key_bias: Float[Tensor, " n"] | None = None
+    observed: list[Tensor] | None = None
+    between: Between | None = None
+
+    def reduced(self, x: Tensor) -> tuple[Tensor, Packing]:
+        """The rows between attention and MLP, and what they share from there on."""
+        return (x, self) if self.between is None else self.between(x, self)
 
 
 def run_block(block: nn.Module, x: Float[Tensor, "n d"], packing: Packing) -> Float[Tensor, "n d"]:
@@ -65,6 +75,8 @@ def attention(attn: Any, x: Tensor, packing: Packing) -> Tensor:
         return attn.proj_drop(attn.proj(attn.norm(_differential(attn, q, k, v, packing))))
     q, k, v = _qkv(attn, x)
     q, k = attn.q_norm(q), attn.k_norm(k)
+    if packing.observed is not None:
+        packing.observed.extend((x, q, k))
     if packing.rope is not None:
         q, k = packing.rope(q), packing.rope(k)
     groups = getattr(attn, "num_kv_groups", 1)
@@ -113,20 +125,20 @@ def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, packing: Packing) 
 
 def _block(block: Any, x: Tensor, packing: Packing) -> Tensor:
     y = block.ls1(attention(block.attn, block.norm1(x), packing))
-    x = x + drop_path(block.drop_path1, y, packing)
+    x, packing = packing.reduced(x + drop_path(block.drop_path1, y, packing))
     return x + drop_path(block.drop_path2, block.ls2(block.mlp(block.norm2(x))), packing)
 
 
 def _post_norm(block: Any, x: Tensor, packing: Packing) -> Tensor:
     y = block.norm1(attention(block.attn, x, packing))
-    x = x + drop_path(block.drop_path1, y, packing)
+    x, packing = packing.reduced(x + drop_path(block.drop_path1, y, packing))
     return x + drop_path(block.drop_path2, block.norm2(block.mlp(x)), packing)
 
 
 def _eva(block: Any, x: Tensor, packing: Packing) -> Tensor:
     y = attention(block.attn, block.norm1(x), packing)
     y = y if block.gamma_1 is None else block.gamma_1 * y
-    x = x + drop_path(block.drop_path1, y, packing)
+    x, packing = packing.reduced(x + drop_path(block.drop_path1, y, packing))
     y = block.mlp(block.norm2(x))
     y = y if block.gamma_2 is None else block.gamma_2 * y
     return x + drop_path(block.drop_path2, y, packing)

@@ -65,7 +65,7 @@ def _attention_pool(
     rows = groups.gather(torch.cat([prefix.flatten(0, 1), x.tokens.features]))
     bias = area_bias(cells, groups, p, weighted)
     if isinstance(attn, AttentionPoolLatent):
-        return _latent_pool(attn, rows, groups.packed, b, bias)
+        return latent_pool(attn, rows, groups.packed, b, bias)
     rows = attn.pre_norm(rows)  # PRR: self-attention without projections
     heads = rows.unflatten(1, (attn.num_heads, attn.head_dim))
     out = attend(heads, heads, heads, groups.packed, key_bias=bias)
@@ -76,9 +76,14 @@ def _attention_pool(
     return _mean(refined, rows[b * p :], cells, pooling)
 
 
-def _latent_pool(
+def latent_pool(
     attn: Any, rows: Tensor, groups: Groups, b: Count, bias: Tensor | None
 ) -> Float[Tensor, "b d"]:
+    """Pools the rows of each of b groups as timm's ``AttentionPoolLatent`` does.
+
+    Args:
+        bias: added to the scores of each row as a key, or None.
+    """
     length = attn.latent_len
     query = attn.q(attn.latent.expand(b, -1, -1)).flatten(0, 1)
     query = attn.q_norm(query.unflatten(1, (attn.num_heads, attn.head_dim)))

@@ -1,0 +1,321 @@
+"""`apply_reducer`: a timm vision transformer with fewer tokens from block to block."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.attention_pool import AttentionPoolLatent
+from timm.models import checkpoint
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from torch import Tensor, nn
+
+from adaptok.cells import Groups, repeated
+from adaptok.cells.lengths import offsets_of
+from adaptok.processors.reducers import Flow, Reducer, advance
+from adaptok.registry import REDUCERS
+from adaptok.vision.blocks import BLOCKS, Packing
+from adaptok.vision.pooling import latent_pool
+from adaptok.vision.rope import Rope, rotations, unsupported_rope
+
+
+class Step:
+    """What one block asks of the reducer: the state before it, and after it."""
+
+    def __init__(self, reducer: Reducer, block: int, flow: Flow, prefix: int):
+        self.reducer, self.block, self.before, self.prefix = reducer, block, flow, prefix
+        self.flow = flow
+
+    def __call__(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
+        """Reduces the rows, and says which of them attend to each other from now on."""
+        given: Any = {"observed": packing.observed or (), "rotate": packing.rope}
+        given["prefix"] = self.prefix
+        x, self.flow, found = advance(
+            self.reducer, self.before, self.block, x, packing.groups, **given
+        )
+        if found is None:
+            return x, packing._replace(key_bias=self.flow.key_bias)
+        groups = _groups(packing.samples, len(x) // packing.samples, x.device)
+        rope = packing.rope and _rows_of(packing.rope, found.kept)
+        sample = packing.sample[found.kept]
+        return x, packing._replace(
+            groups=groups, sample=sample, rope=rope, key_bias=self.flow.key_bias
+        )
+
+
+class ReducedBlock(nn.Module):
+    """Runs a block of timm's on (b, n, d), reduced between attention and MLP."""
+
+    def forward(self, x: Float[Tensor, "b n d"], packing: Packing) -> Float[Tensor, "b m d"]:
+        """Runs it; `packing` describes its rows, one image after the other."""
+        run = BLOCKS[type(self).__mro__[2]]  # that of timm's class
+        return run(self, x.flatten(0, 1), packing).unflatten(0, (len(x), -1))
+
+
+class _Block(ReducedBlock, Block): ...
+
+
+class _ResPostBlock(ReducedBlock, ResPostBlock): ...
+
+
+class _EvaBlock(ReducedBlock, EvaBlock): ...
+
+
+class _EvaBlockPostNorm(ReducedBlock, EvaBlockPostNorm): ...
+
+
+class ReducedMixin(nn.Module):
+    """Runs a timm ViT with a reducer; built by `apply_reducer`.
+
+    Attributes:
+        last: state after the last forward pass, without gradients: what each token stands for and
+            where each patch went.
+    """
+
+    reducer: Reducer
+    last: Flow | None
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
+        """Returns logits, or features if the head has no classifier."""
+        features, flow, _ = self._run(x)
+        return self.forward_head(features, mass=_mass(flow, features))
+
+    def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m d"]:
+        """Returns the tokens that are left, after the last norm; prefix tokens come first."""
+        return self._run(x)[0]
+
+    def forward_head(
+        self,
+        x: Float[Tensor, "b m d"],
+        pre_logits: bool = False,
+        *,
+        mass: Float[Tensor, "b m"] | None = None,
+    ) -> Any:
+        """Applies pooling, norm and classifier.
+
+        Args:
+            mass: what each token stands for, in means and in attention pooling; by default that of
+                the last forward pass, if it had as many tokens.
+        """
+        model: Any = self
+        if mass is None and self.last is not None and self.last.mass.numel() == x[..., 0].numel():
+            mass = _mass(self.last, x)
+        if mass is None or isinstance(self, VisionTransformerDistilled):
+            return super().forward_head(x, pre_logits=pre_logits)  # pyright: ignore
+        if model.attn_pool is not None:
+            skip = 0 if getattr(model, "pool_include_prefix", True) else model.num_prefix_tokens
+            y = self._attention_pool(x[:, skip:], mass[:, skip:])
+        elif model.global_pool in ("avg", "avgmax"):
+            y = self._mean(x, mass)
+        else:
+            return super().forward_head(x, pre_logits=pre_logits)  # pyright: ignore
+        y = model.head_drop(model.fc_norm(y))
+        return y if pre_logits else model.head(y)
+
+    def unmerge(self, features: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+        """Gives each patch the feature of the token that it became part of in the last forward
+        pass; prefix tokens come first. A dropped patch gets the one that it was dropped with.
+
+        Raises:
+            ValueError: features of another number of tokens.
+        """
+        if self.last is None or self.last.mass.numel() != features[..., 0].numel():
+            known = "none yet" if self.last is None else f"{self.last.mass.numel()} tokens"
+            raise ValueError(
+                f"unmerge takes the features of the last forward pass ({known}), got "
+                f"{tuple(features.shape)}"
+            )
+        return self._unmerged(features, self.last)
+
+    def dense_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d gh gw"]:
+        """Features of all patches, after the last norm; see `unmerge`."""
+        features, flow, _ = self._run(x)
+        return self._map(self._unmerged(features, flow), x)
+
+    def forward_intermediates(
+        self,
+        x: Float[Tensor, "b c h w"],
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Returns dense maps (b, d, gh, gw) after chosen blocks, as timm's method does.
+
+        Args:
+            indices: how many of the last blocks, or their indices; default all.
+            norm: apply the final norm to each of them.
+            intermediates_only: leave out the final features.
+        """
+        depth, model = len(self.blocks), self  # pyright: ignore
+        chosen = range(depth) if indices is None else indices
+        chosen = range(depth - chosen, depth) if isinstance(chosen, int) else chosen
+        final, _, between = self._run(x, {i % depth for i in chosen})
+        maps = [self._map(model.norm(y) if norm else y, x) for y in between]  # pyright: ignore
+        return maps if intermediates_only else (final, maps)
+
+    def _run(
+        self, x: Tensor, take: set[int] | frozenset[int] = frozenset()
+    ) -> tuple[Tensor, Flow, list[Tensor]]:
+        model: Any = self
+        size = x.shape[-2:]
+        x = model.patch_embed(x)
+        x = model._pos_embed(x)
+        x = x[0] if isinstance(x, tuple) else x  # Eva's comes with timm's rotation
+        x = model.norm_pre(x)
+        ropes, prefix = self._ropes(x, size), model.num_prefix_tokens
+        b, n = x.shape[:2]
+        ones = torch.ones(b * n, dtype=torch.float32, device=x.device)
+        flow, between = Flow(ones, self.reducer.weighted, True), []
+        image = torch.arange(b, device=x.device)
+        for i, (block, rope) in enumerate(zip(model.blocks, ropes, strict=True)):
+            rope = _rows_of(rope, flow.kept) if rope is not None and flow.kept is not None else rope
+            sample = image.repeat_interleave(x.shape[1], output_size=b * x.shape[1])
+            groups = _groups(b, x.shape[1], x.device)
+            packing = Packing(groups, sample, b, rope, flow.key_bias)
+            acts, step = self.reducer.acts(i), Step(self.reducer, i, flow, prefix)
+            if acts and self.reducer.place == "before":
+                rows, packing = step(x.flatten(0, 1), packing)
+                x, flow = rows.unflatten(0, (b, -1)), step.flow
+            elif acts:
+                packing = packing._replace(observed=[], between=step)
+            before = x
+            if model.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, packing)
+            else:
+                x = block(x, packing)
+            flow = step.flow
+            if flow.gate is not None:
+                x = flow.gated(before.flatten(0, 1), x.flatten(0, 1)).unflatten(0, (b, -1))
+            if i in take:
+                between.append(self._unmerged(x, flow, norm=False))
+        if not torch.compiler.is_exporting():  # what a trace makes would outlive it
+            trail = flow.trail
+            if trail.last is not None:
+                trail = trail._replace(last=trail.last.detach())
+            self.last = flow._replace(mass=flow.mass.detach(), trail=trail, gate=None)
+        return model.norm(x), flow, between
+
+    def _unmerged(self, features: Tensor, flow: Flow, norm: bool = True) -> Tensor:
+        trail, model = flow.trail, self
+        if norm and trail.last is not None:
+            trail = trail._replace(last=model.norm(trail.last))  # pyright: ignore
+        return trail.unmerge(features.flatten(0, 1)).unflatten(0, (len(features), -1))
+
+    def _map(self, x: Tensor, images: Tensor) -> Tensor:
+        model: Any = self
+        grid = model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
+        return x[:, model.num_prefix_tokens :].unflatten(1, tuple(grid)).permute(0, 3, 1, 2)
+
+    def _ropes(self, x: Tensor, size: Sequence[int]) -> list[Rope | None]:
+        model: Any = self
+        depth = len(model.blocks)
+        if getattr(model, "rope", None) is None:
+            return [None] * depth
+        height, width = model.patch_embed.dynamic_feat_size(tuple(size))
+        axes = (torch.arange(n, device=x.device, dtype=torch.float32) for n in (height, width))
+        index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
+        special = model.num_prefix_tokens
+        index = torch.cat([index.new_zeros(special, 2), index]).repeat(len(x), 1)
+        real = (torch.arange(x.shape[1], device=x.device) >= special).repeat(len(x))[:, None]
+        return [*rotations(model.rope, index, real, (height, width), depth)]
+
+    def _mean(self, x: Tensor, mass: Tensor) -> Tensor:
+        """timm's means, of the patches that the tokens stand for."""
+        model: Any = self
+        skip = 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens
+        x, own = x[:, skip:], mass[:, skip:, None]
+        mean = ((x * own).sum(1) / own.sum(1)).to(x.dtype)
+        return mean if model.global_pool == "avg" else 0.5 * (x.amax(1) + mean)
+
+    def _attention_pool(self, x: Tensor, mass: Tensor) -> Tensor:
+        model: Any = self
+        b, n = x.shape[:2]
+        bias = self.reducer.weighted * mass.flatten().log() if self.reducer.weighted else None
+        groups = _groups(b, n, x.device)
+        return latent_pool(model.attn_pool, x.flatten(0, 1), groups, b, bias)
+
+
+class ReducedVisionTransformer(ReducedMixin, VisionTransformer):
+    """Runs timm's ``VisionTransformer`` with a reducer."""
+
+
+class ReducedDistilled(ReducedMixin, VisionTransformerDistilled):
+    """Runs timm's ``VisionTransformerDistilled`` with a reducer."""
+
+
+class ReducedEva(ReducedMixin, Eva):
+    """Runs timm's ``Eva`` with a reducer."""
+
+
+MODELS: dict[type, type[ReducedMixin]] = {
+    VisionTransformer: ReducedVisionTransformer,
+    VisionTransformerDistilled: ReducedDistilled,
+    Eva: ReducedEva,
+}
+REDUCED_BLOCKS: dict[type, type[ReducedBlock]] = {
+    Block: _Block,
+    ResPostBlock: _ResPostBlock,
+    EvaBlock: _EvaBlock,
+    EvaBlockPostNorm: _EvaBlockPostNorm,
+}
+
+
+def reduced_model(model: nn.Module, name: Any, **knobs: Any) -> ReducedMixin:
+    """See `adaptok.vision.apply_reducer`."""
+    if reason := reason_against(model):
+        raise ValueError(f"{type(model).__name__} cannot run with a reducer: {reason}")
+    source: Any = model
+    heads, depth = source.blocks[0].attn.num_heads, len(source.blocks)
+    part = {"name": name, **knobs} if isinstance(name, str) else name
+    reducer = REDUCERS.build(part, dim=source.embed_dim, heads=heads, depth=depth)
+    # A deep copy that keeps the tensors: new modules around the same parameters and buffers.
+    tensors = [*model.parameters(), *model.buffers()]
+    made: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    made.__class__ = MODELS[type(model)]
+    for block in made.blocks:
+        block.__class__ = REDUCED_BLOCKS[type(block)]
+    weight = source.norm.weight if hasattr(source.norm, "weight") else tensors[0]
+    made.reducer, made.last = reducer.to(weight.device, weight.dtype), None
+    return made.train(model.training)
+
+
+def reason_against(model: nn.Module) -> str | None:
+    """Says why a model cannot run with a reducer, or returns None."""
+    if type(model) not in MODELS:
+        return "not a plain vision transformer of timm (VisionTransformer or Eva)"
+    source: Any = model
+    if not len(source.blocks):
+        return "it has no blocks"
+    for block in source.blocks:
+        if type(block) not in REDUCED_BLOCKS:
+            return f"its blocks are of type {type(block).__name__}"
+        if type(block.attn) not in (Attention, AttentionRope, EvaAttention):
+            return f"its attention is of type {type(block.attn).__name__}"
+        if getattr(block.attn, "attn_drop", None) is not None and block.attn.attn_drop.p > 0:
+            return "it drops attention weights (attn_drop_rate), which packed kernels cannot"
+    if getattr(getattr(source, "patch_drop", None), "prob", 0) > 0:
+        return "it drops patches in training (patch_drop_rate)"
+    if source.attn_pool is not None and type(source.attn_pool) is not AttentionPoolLatent:
+        return f"its pooling is of type {type(source.attn_pool).__name__}"
+    if getattr(source.attn_pool, "pos_embed", None) is not None:
+        return "its attention pooling has position embeddings"
+    return unsupported_rope(getattr(source, "rope", None))
+
+
+def _groups(b: int, n: int, device: torch.device) -> Groups:
+    lengths = repeated(n, b)
+    return Groups(None, None, offsets_of(lengths, device), n, lengths)
+
+
+def _rows_of(rope: Rope, rows: Tensor) -> Rope:
+    return rope._replace(sin=rope.sin[rows], cos=rope.cos[rows])
+
+
+def _mass(flow: Flow, features: Tensor) -> Tensor:
+    return flow.mass.view(features.shape[:2])

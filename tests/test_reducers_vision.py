@@ -1,0 +1,149 @@
+"""timm models with reducers, against timm and against a slow copy of the papers' blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import adaptok
+from adaptok import REDUCERS
+
+pytest.importorskip("timm")
+
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+
+from adaptok.vision import apply_reducer
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
+MODELS = {
+    "class token": (VisionTransformer, {}),
+    "mean, four registers": (VisionTransformer, {"global_pool": "avg", "reg_tokens": 4}),
+    "no prefix": (VisionTransformer, {"class_token": False, "global_pool": "avgmax"}),
+    "attention pooling": (VisionTransformer, {"class_token": False, "global_pool": "map"}),
+    "distilled": (VisionTransformerDistilled, {}),
+    "eva": (Eva, {"use_rot_pos_emb": True}),
+    "post norm": (VisionTransformer, {"block_fn": ResPostBlock}),
+}
+ACTIVE = {"tome": {"r": [5, 3, 0]}}
+
+
+def model_of(name: str = "class token", **more):
+    torch.manual_seed(0)
+    kind, options = MODELS[name]
+    model = kind(**{**SMALL, "num_classes": 5, **options, **more})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def images(n: int = 2) -> torch.Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_to_take_away_is_timm(name):
+    model, x = model_of(name), images()
+    same = apply_reducer(model, "tome", r=0)
+    torch.testing.assert_close(same(x), model(x), atol=1e-5, rtol=1e-5)
+    features = model.forward_features(x)
+    torch.testing.assert_close(same.forward_features(x), features, atol=1e-5, rtol=1e-5)
+    rest = features[:, model.num_prefix_tokens :]
+    maps = rest.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(same.dense_features(x), maps, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reducer", REDUCERS.names())
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_equals_its_images(name, reducer):
+    model, x = model_of(name), images()
+    fast = apply_reducer(model, reducer, **ACTIVE[reducer])
+    alone = [fast(one[None]) for one in x]
+    together = fast(x)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    features = fast.forward_features(x)
+    assert features.shape[1] < 16 + model.num_prefix_tokens
+    torch.testing.assert_close(fast.forward_head(features), together)
+    assert fast.unmerge(features).shape == model.forward_features(x).shape
+    assert fast.dense_features(x).shape == (2, 24, 4, 4)
+    _, between = fast.forward_intermediates(x, norm=True)
+    torch.testing.assert_close(between[-1], fast.dense_features(x))
+    with pytest.raises(ValueError, match="unmerge takes the features"):
+        fast.unmerge(features[:, 1:])
+    assert (together - model(x)).abs().max() > 1e-4
+
+
+def tome_by_hand(block, x, mass, r):
+    """One image (n, d) through a pre-norm block, as the paper says it, in loops over tokens."""
+    attn, h = block.attn, block.norm1(x)
+    q, k, v = attn.qkv(h).unflatten(-1, (3, 3, 8)).permute(1, 2, 0, 3)
+    weights = (q @ k.mT / 8**0.5 + mass.log()).softmax(-1)
+    x = x + attn.proj((weights @ v).transpose(0, 1).flatten(1))
+    if not r:  # not even the order changes
+        return x + block.mlp(block.norm2(x)), mass
+    metric = torch.nn.functional.normalize(k.mean(0), dim=-1)
+    even, odd = [*range(2, len(x), 2)], [*range(1, len(x), 2)]
+    score = {i: max((float(metric[i] @ metric[j]), j) for j in odd) for i in even}
+    sources = sorted(even, key=lambda i: -score[i][0])[:r]
+    groups = {i: [i] for i in [0, *(i for i in even if i not in sources), *odd]}
+    for i in sources:
+        groups[score[i][1]].append(i)
+    x = torch.stack([(x[g] * mass[g, None]).sum(0) / mass[g].sum() for g in groups.values()])
+    mass = torch.stack([mass[g].sum() for g in groups.values()])
+    return x + block.mlp(block.norm2(x)), mass
+
+
+def test_blocks_of_tome_against_loops():
+    model, x = model_of(), images()
+    fast = apply_reducer(model, "tome", r=[5, 3, 0])
+    outputs = []
+    for block in fast.blocks:
+        block.register_forward_hook(lambda module, given, out: outputs.append(out))
+    features = fast.forward_features(x)
+    for image in range(2):
+        rows = model._pos_embed(model.patch_embed(x))[image]
+        mass = torch.ones(17)
+        for block, r, out in zip(model.blocks, (5, 3, 0), outputs, strict=True):
+            rows, mass = tome_by_hand(block, rows, mass, r)
+            torch.testing.assert_close(out[image], rows, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(features[image], model.norm(rows), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast.last.mass.view(2, -1)[image], mass)
+
+
+def test_means_count_the_patches_that_tokens_stand_for():
+    fast = apply_reducer(model_of("mean, four registers"), "tome", r=3)
+    x = images()
+    dense = fast.dense_features(x).flatten(2).mean(2)
+    pooled = fast.forward_head(fast.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(pooled, fast.fc_norm(dense), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reducer", REDUCERS.names())
+def test_it_trains_with_checkpoints_and_shares_the_parameters(reducer):
+    model, x = model_of(drop_path_rate=0.2), images()
+    fast = apply_reducer(model, reducer, **ACTIVE[reducer]).train()
+    assert {id(p) for p in model.parameters()} <= {id(p) for p in fast.parameters()}
+    gradients = []
+    for checkpointing in (False, True):
+        fast.set_grad_checkpointing(checkpointing)
+        fast.zero_grad()
+        torch.manual_seed(3)
+        fast(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in fast.parameters() if p.grad is not None])
+    assert len(gradients[0]) >= len([*model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_models_that_cannot_are_refused():
+    with pytest.raises(ValueError, match="not a plain vision transformer"):
+        apply_reducer(torch.nn.Linear(2, 2), "tome")
+    with pytest.raises(ValueError, match="its blocks are of type ParallelScalingBlock"):
+        apply_reducer(model_of(block_fn=ParallelScalingBlock), "tome")
+    with pytest.raises(ValueError, match="it drops attention weights"):
+        apply_reducer(model_of(attn_drop_rate=0.1), "tome")
+    with pytest.raises(ValueError, match="has no knob 'rr'"):
+        apply_reducer(model_of(), "tome", rr=3)
+    assert adaptok.reducers.REDUCERS is REDUCERS

@@ -2,6 +2,7 @@
 
 from adaptok.processors.axial import AxialTransformer, axis_groups
 from adaptok.processors.factorised import frame_groups, time_groups
+from adaptok.processors.routed import RoutedTransformer
 from adaptok.processors.spacetime import SpaceTimeTransformer
 from adaptok.processors.spacetime_parallel import ParallelSpaceTime
 from adaptok.processors.vit import ViT
@@ -9,6 +10,7 @@ from adaptok.processors.vit import ViT
 __all__ = [
     "AxialTransformer",
     "ParallelSpaceTime",
+    "RoutedTransformer",
     "SpaceTimeTransformer",
     "ViT",
     "axis_groups",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, Count, Groups
 from adaptok.layers.blocks import (
     AttentionBranch,
     Block,
@@ -16,6 +17,7 @@ from adaptok.layers.blocks import (
     drop_path_rates,
 )
 from adaptok.layers.norms import Segments, create_norm
+from adaptok.layers.positions import Rotary
 from adaptok.registry import POSITIONS, PROCESSORS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
 from adaptok.utils.arguments import (
@@ -28,6 +30,17 @@ from adaptok.utils.arguments import (
     Weighted,
     checked,
 )
+
+
+class Rows(NamedTuple):
+    """What the layers of a stack are called with beside the rows themselves, see `Block`."""
+
+    groups: Groups | Sequence[Groups]
+    rotate: Rotary | None
+    sample: Tensor
+    samples: Count
+    segments: Segments | None
+    key_bias: Tensor | None
 
 
 class Transformer(nn.Module):
@@ -101,10 +114,21 @@ class Transformer(nn.Module):
             segments = [Segments.of(each, cells.count) for each in self.norm_groups(cells, groups)]
         sample, samples = cells.sample, cells.batch_size
         key_bias = bias_by_weight(tokens, self.weighted)
-        for block in zip(*(getattr(self, name) for name in self.stacks), strict=True):
-            for layer, group, segment in zip(block, groups, segments, strict=True):
-                x = layer(x, group, rotate, sample, samples, segment, key_bias)
+        rows = [
+            Rows(group, rotate, sample, samples, segment, key_bias)
+            for group, segment in zip(groups, segments, strict=True)
+        ]
+        x = self.run(x, rows, cells)
         return tokens.replace(features=x if self.norm is None else self.norm(x, segments[-1]))
+
+    def run(
+        self, x: Float[Tensor, "n d"], rows: Sequence[Rows], cells: Cells
+    ) -> Float[Tensor, "n d"]:
+        """Runs the blocks, each layer with the rows of its stack."""
+        for block in zip(*(getattr(self, name) for name in self.stacks), strict=True):
+            for layer, own in zip(block, rows, strict=True):
+                x = layer(x, *own)
+        return x
 
     def groups(self, cells: Cells) -> Sequence[Groups | tuple[Groups, ...]]:
         """Groups whose tokens attend to one another, per stack; several partitions are averaged."""

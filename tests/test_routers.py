@@ -9,7 +9,7 @@ import torch
 from test_processors import SPEC, ragged_tokens
 from torch import Tensor
 
-from adaptok import create_processor
+from adaptok import create_processor, testing
 from adaptok.cells import Groups
 from adaptok.layers.positions import Rotary
 from adaptok.models.compiling import in_bucket
@@ -78,7 +78,7 @@ def test_lengths_that_the_host_does_not_know(monkeypatch):
     torch.testing.assert_close(processor(padded).features[:n], expected)
 
 
-COMPILED = [("routed", {"shares": [1, 0.7]})]
+COMPILED = [("routed", {"shares": [1, 0.7]}), ("transolver", {"slices": 5})]
 
 
 @pytest.mark.slow
@@ -110,3 +110,74 @@ def test_shares_of_one_are_a_vit():
 def test_shares_that_cannot_be(shares):
     with pytest.raises(ValueError, match="shares must be"):
         create_processor("routed", SPEC, shares=shares)
+
+
+# ---- transolver
+
+
+def slices_slowly(layer, x: Tensor, mass: Tensor) -> Tensor:
+    """Physics-attention of one sample, head by head."""
+    heads = []
+    for head in range(layer.heads):
+        own = slice(12 * head, 12 * head + 12)
+        share = layer.slice(layer.assign(x)[:, own]) / layer.temperature[head]
+        share = share.softmax(1)  # (n, g)
+        weight = share * mass[:, None]
+        token = weight.T @ layer.value(x)[:, own] / (weight.sum(0)[:, None] + 1e-5)
+        q, k, v = (linear(token) for linear in layer.qkv)
+        token = (q @ k.T / math.sqrt(12)).softmax(1) @ v
+        heads.append(share @ token)
+    return layer.out(torch.cat(heads, 1))
+
+
+@pytest.mark.parametrize("budgets", [(20, 44, 8), (20, 20)])
+@pytest.mark.parametrize("weighted", [True, 0.5, False])
+def test_slices_are_averages_over_volumes(budgets, weighted):
+    tokens = doubled(ragged_tokens(budgets))
+    processor = made("transolver", slices=5, depth=2, weighted=weighted)
+    mass = (tokens.cells.volume / 4).double() ** float(weighted)
+    x, _ = processor.positions(tokens.features, tokens.cells, tokens.cells.center)
+    for block in processor.blocks:
+        seen = block.norm_attention(x)
+        parts = [slices_slowly(block.attention, seen[r], mass[r]) for r in samples_of(tokens)]
+        x = x + torch.cat(parts)
+        x = x + block.mlp(block.norm_mlp(x))
+    torch.testing.assert_close(processor(tokens).features, processor.norm(x))
+
+
+def test_slices_of_split_cells_are_those_of_the_whole_ones():
+    """A token that is split into equal ones of a quarter of its volume changes nothing."""
+    layer = made("transolver", slices=5, depth=1).blocks[0].attention
+    x, rows = torch.randn(6, 24).double(), torch.tensor([0, 1, 1, 1, 1, 2, 3, 4, 5])
+    volume = torch.tensor([1.0, 4, 1, 1, 1, 1]).double()
+    finer = torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 1, 1]).double()
+
+    def mixed(x: Tensor, volume: Tensor) -> Tensor:
+        ends = torch.tensor([0, len(x)], dtype=torch.int32)
+        return layer(x, Groups(None, None, ends, len(x), (len(x),)), key_bias=volume.log())
+
+    torch.testing.assert_close(mixed(x[rows], finer), mixed(x, volume)[rows])
+
+
+def test_slices_have_no_place_to_rotate_by():
+    with pytest.raises(ValueError, match="slices of 'transolver' have no place"):
+        create_processor("transolver", SPEC, positions="rotary")
+
+
+# ---- all of them
+
+
+ALL = [*COMPILED]
+
+
+@pytest.mark.parametrize(("name", "knobs"), ALL)
+def test_promises_with_knobs_that_matter(name, knobs):
+    processor = create_processor(name, SPEC, depth=2, heads=2, **knobs)
+    testing.check_processor(processor, SPEC)
+    tokens = ragged_tokens()
+    whole = processor.eval()(tokens).features
+    with torch.autocast("cpu", torch.bfloat16):
+        half = processor(tokens).features
+    assert (half - whole).abs().mean() < 0.05
+    later = tokens.replace(cond=torch.randn(3, 24))
+    assert not torch.allclose(processor(later).features, whole)

@@ -5,6 +5,7 @@ from adaptok.processors.factorised import frame_groups, time_groups
 from adaptok.processors.routed import RoutedTransformer
 from adaptok.processors.spacetime import SpaceTimeTransformer
 from adaptok.processors.spacetime_parallel import ParallelSpaceTime
+from adaptok.processors.transolver import Transolver
 from adaptok.processors.vit import ViT
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ParallelSpaceTime",
     "RoutedTransformer",
     "SpaceTimeTransformer",
+    "Transolver",
     "ViT",
     "axis_groups",
     "frame_groups",

@@ -9,6 +9,7 @@ from adaptok.cells.groups import (
     product,
 )
 from adaptok.cells.lengths import Count, Lengths, repeated
+from adaptok.cells.order import curve_keys, sorted_rows
 
 __all__ = [
     "Cells",
@@ -18,10 +19,12 @@ __all__ = [
     "Lengths",
     "box_points",
     "cells_from_boxes",
+    "curve_keys",
     "inverse_permutation",
     "nested",
     "owners",
     "product",
     "register_pytree",
     "repeated",
+    "sorted_rows",
 ]

@@ -11,7 +11,7 @@ from annotated_types import Len
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, Groups, sorted_rows
 from adaptok.cells.lengths import Lengths, column, common, distinct, each, offsets_of, total
 from adaptok.layers.blocks import Block
 from adaptok.layers.norms import Segments
@@ -72,7 +72,7 @@ class RoutedTransformer(Transformer):
             return super().run(x, rows, cells)
         with without_autocast(x):  # half precision would make ties
             score = self.router(x.to(self.router[0].weight.dtype)).squeeze(1)
-        gate, order = score.sigmoid(), ranked(score.detach(), cells)
+        gate, order = score.sigmoid(), sorted_rows(score.detach(), cells, descending=True)
         chosen: dict[float, tuple[Tensor, Tensor, Rows]] = {}
         for block, share in zip(self.blocks, self.shares, strict=True):
             if share == 1:
@@ -96,19 +96,6 @@ class RoutedTransformer(Transformer):
         return groups
 
 
-def ranked(score: Float[Tensor, " n"], cells: Cells) -> Int64[Tensor, " n"]:
-    """Lists rows sample by sample, in each from the best score to the worst; of equals the first
-    row goes first.
-    """
-    length = common(cells.lengths)
-    if length is not None:
-        own = score.unflatten(0, (cells.batch_size, length))
-        own = own.argsort(dim=1, descending=True, stable=True)
-        return (own + cells.cu_seqlens[:-1, None]).flatten().long()
-    order = score.argsort(descending=True, stable=True)
-    return order[cells.sample[order].argsort(stable=True)]
-
-
 def best_rows(
     order: Int64[Tensor, " n"], cells: Cells, share: float
 ) -> tuple[Int64[Tensor, " m"], Bool[Tensor, " m"], Groups]:
@@ -118,7 +105,7 @@ def best_rows(
     with row 0 in a last group of its own; the mask says which are real.
 
     Args:
-        order: of `ranked`.
+        order: rows sample after sample, the best first.
     """
     lengths = known_lengths(cells)
     if lengths is not None:

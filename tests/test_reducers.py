@@ -159,6 +159,10 @@ def test_every_processor_has_every_reducer(name, reducer):
         pytest.skip("no knob")
     tokens = tokenized()
     part = {"name": reducer, **ACTIVE[reducer]}
+    if not adaptok.PROCESSORS.get(name).reducible:
+        with pytest.raises(ValueError, match="takes no reducer"):
+            processor_of(name, reducer=part)
+        return
     process = processor_of(name, reducer=part)
     out = process(tokens)
     assert out.cells is tokens.cells

@@ -30,7 +30,8 @@ def processor_of(name, spec, weighted, **more):
     """The same weights for every `weighted`, far from the initial ones; nothing but attention asks
     how many tokens there are, or in which order.
     """
-    knobs = {"norm": "layer"} if name == "spacetime_parallel" else {}
+    whole = {"spacetime_parallel": {"norm": "layer"}, "routed": {"shares": 1}}
+    knobs = (whole | {"windowed": {"tokens_per_window": 999}}).get(name, {})
     made = create_processor(name, spec, depth=2, heads=2, weighted=weighted, **knobs, **more)
     torch.manual_seed(1)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from adaptok.cells.groups import (
     product,
 )
 from adaptok.cells.lengths import Count, Lengths, repeated
+from adaptok.cells.order import curve_keys, sorted_rows
 
 __all__ = [
     "Boxes",
@@ -30,6 +31,7 @@ __all__ = [
     "box_points",
     "boxes_of",
     "cells_from_boxes",
+    "curve_keys",
     "inverse_permutation",
     "load_boxes",
     "nested",
@@ -39,5 +41,6 @@ __all__ = [
     "register_pytree",
     "repeated",
     "save_boxes",
+    "sorted_rows",
     "yt_grids",
 ]

@@ -48,6 +48,12 @@ class Groups(NamedTuple):
             numbers.repeat_interleave(self.cu_seqlens.diff().long(), output_size=rows)
         )
 
+    def slots(self, rows: Count) -> Int64[Tensor, " n"]:
+        """Place of each packed row in a layout that pads every group to `max_seqlen`."""
+        group = self.packed.ids(rows)
+        rank = torch.arange(rows, device=group.device) - self.cu_seqlens[group]
+        return group * self.max_seqlen + rank
+
     @property
     def nonempty(self) -> Groups:
         """Drops the groups that own no rows, if the host knows them; the rows stay."""

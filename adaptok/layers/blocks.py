@@ -165,7 +165,8 @@ class AttentionBranch(nn.Module):
         observed: list[Tensor] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Adds attention inside the groups to the rows; instance norms need the segments."""
-        options: Any = {"segments": segments, "key_bias": key_bias, "observed": observed}
+        options: Any = {"segments": segments, "key_bias": key_bias}
+        options |= {} if observed is None else {"observed": observed}  # not every attention has it
         out = self.attention(self.norm_attention(x, segments), groups, rotate, **options)
         return self._add(x, out, self.scale_attention, sample, samples)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Groups
+from adaptok.cells import Cells, Count, Groups
 from adaptok.layers.blocks import (
     AttentionBranch,
     Block,
@@ -32,6 +33,17 @@ from adaptok.utils.arguments import (
 )
 
 
+class Rows(NamedTuple):
+    """What the layers of a stack are called with beside the rows themselves, see `Block`."""
+
+    groups: Groups | Sequence[Groups]
+    rotate: Rotary | None
+    sample: Tensor
+    samples: Count
+    segments: Segments | None
+    key_bias: Tensor | None
+
+
 class Place(NamedTuple):
     """What the layers of a block are told about the rows.
 
@@ -52,6 +64,15 @@ class Place(NamedTuple):
     rotate: Rotary | None
     key_bias: Tensor | None
     flow: Flow | None
+
+    @property
+    def rows(self) -> list[Rows]:
+        """What the layers of each stack are called with."""
+        shared = self.rotate, self.sample, self.cells.batch_size
+        return [
+            Rows(group, *shared, segment, self.key_bias)
+            for group, segment in zip(self.groups, self.segments, strict=True)
+        ]
 
 
 class Transformer(nn.Module):
@@ -85,6 +106,7 @@ class Transformer(nn.Module):
     """
 
     stacks: ClassVar[dict[str, type[AttentionBranch]]]  # by the name of their attribute
+    reducible: ClassVar[bool] = True  # whether the blocks take a reducer
 
     @checked
     def __init__(
@@ -123,6 +145,11 @@ class Transformer(nn.Module):
         self.norm = create_norm(norm, spec.dim) if norm_placement == "pre" else None
         self.unmerge, self.reducer = unmerge, None
         if reducer is not None:
+            if not self.reducible:
+                raise ValueError(
+                    f"{type(self).__name__} takes no reducer: its blocks do not attend among the "
+                    "same tokens all along"
+                )
             sizes = {"dim": spec.dim, "heads": heads, "depth": depth}
             self.reducer: Reducer | None = REDUCERS.build(reducer, **sizes)
 
@@ -135,9 +162,8 @@ class Transformer(nn.Module):
         x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
         flow = begin(self.reducer, tokens, self.weighted) if self.reducer is not None else None
         bias = bias_by_weight(tokens, self.weighted) if flow is None else flow.key_bias
-        start = place = self._place(cells, rotate, bias, flow)
-        for i, block in enumerate(zip(*(getattr(self, name) for name in self.stacks), strict=True)):
-            x, place = self._block(i, block, x, place)
+        start = self._place(cells, rotate, bias, flow)
+        x, place = self.run(x, start)
         if place.flow is not None and self.unmerge:
             x, place = place.flow.trail.unmerge(x), start
         x = x if self.norm is None else self.norm(x, place.segments[-1])
@@ -145,25 +171,35 @@ class Transformer(nn.Module):
             return tokens.replace(features=x)
         return place.flow.reduced(tokens, x, place.cells)
 
+    def run(self, x: Float[Tensor, "n d"], place: Place) -> tuple[Float[Tensor, "m d"], Place]:
+        """Runs the blocks; returns the rows that are left, and what is known of them."""
+        for i, layers in enumerate(
+            zip(*(getattr(self, name) for name in self.stacks), strict=True)
+        ):
+            x, place = self._block(i, layers, self.placed(i, x, place), place)
+        return x, place
+
+    def placed(self, i: int, x: Float[Tensor, "n d"], place: Place) -> Float[Tensor, "n d"]:
+        """Lets positions that act in every block change the features in front of block i."""
+        if (in_block := getattr(self.positions, "in_block", None)) is None:
+            return x
+        return in_block(i, x, place.cells, self.spec.position_center(place.cells))
+
     def _block(
         self, i: int, layers: Sequence[AttentionBranch], x: Tensor, place: Place
     ) -> tuple[Tensor, Place]:
         """Runs one layer of every stack; the reducer acts in the last one, or before the first."""
-        if (in_block := getattr(self.positions, "in_block", None)) is not None:
-            x = in_block(i, x, place.cells, self.spec.position_center(place.cells))
         reducer, *_, last = (self.reducer, *layers)
         acts = reducer is not None and reducer.acts(i)
         if acts and reducer.place == "before":
             x, place = self.reduce(i, x, place)
         before = x
         step = _Step(self, i, place)
-        for layer, group, segment in zip(layers, place.groups, place.segments, strict=True):
+        for layer, own in zip(layers, place.rows, strict=True):
             more: Any = {}
             if acts and reducer.place == "between" and layer is last:
                 more = {"between": step}
-            samples = place.cells.batch_size
-            given = group, place.rotate, place.sample, samples, segment, place.key_bias
-            x = layer(x, *given, **more)
+            x = layer(x, *own, **more)
         place = step.place
         return (x if place.flow is None else place.flow.gated(before, x)), place
 

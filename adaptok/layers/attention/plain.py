@@ -75,11 +75,9 @@ def _spread(x: Tensor, slots: Tensor, groups: Count, longest: int) -> Tensor:
 
 def _slots(groups: Groups, rows: Count) -> tuple[Tensor, Tensor]:
     """Slot of each packed row in the padded layout, and which slots hold a row (g, m)."""
-    starts, lengths = groups.cu_seqlens[:-1].long(), groups.cu_seqlens.diff()
-    group = groups.packed.ids(rows)
-    rank = torch.arange(rows, device=starts.device) - starts[group]
-    real = torch.arange(groups.max_seqlen, device=starts.device) < lengths[:, None]
-    return group * groups.max_seqlen + rank, real
+    lengths = groups.cu_seqlens.diff()
+    real = torch.arange(groups.max_seqlen, device=lengths.device) < lengths[:, None]
+    return groups.slots(rows), real
 
 
 def _sdpa(q, k, v, own, options: Options) -> Tensor:

@@ -26,6 +26,7 @@ from adaptivity.rows import (
     coarse_fine,
     decided,
     helped,
+    variants,
     winner,
 )
 
@@ -75,7 +76,10 @@ def test_rows_are_named_once_and_the_decisive_ones_come_first():
 
 
 @pytest.mark.parametrize("data", ["maze", "blast"])
-@pytest.mark.parametrize("knobs", [{}, {"share": 1.0, "smooth": 0, "halo": 1, "dim": 64}])
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, {"share": 1.0, "smooth": 0, "halo": 1, "dim": 64}, {"depth": 2, "stencil": (1, 3, 5)}],
+)
 def test_operations_in_closed_form_are_those_that_are_counted(data, knobs):
     about = replace(costs.SETS[data], points=16, tokens=8 if data == "blast" else 16, width=8)
     model = replace(coarse_fine(about), **knobs)
@@ -86,7 +90,8 @@ def test_operations_in_closed_form_are_those_that_are_counted(data, knobs):
         constant_channels=about.constants,
         tokenizer={"name": "uniform", **overrides},
         processor={"name": "vit", "depth": about.depth, "heads": 2, "mlp_ratio": costs.MLP},
-        decoder={"name": "refine", "width": 8, "share": model.share, "smooth": model.smooth},
+        decoder={"name": "refine", "width": 8, "share": model.share, "smooth": model.smooth}
+        | {"depth": model.depth, "stencil": model.stencil},
         dim=model.dim,
     )
     space = (16,) * about.ndim
@@ -105,6 +110,9 @@ def test_help_without_adaptivity_has_the_operations_of_the_whole():
             assert model is not None
             assert costs.flops(model, about) == pytest.approx(target, rel=0.05)
             assert model.share == 1
+        for model in (variants(data) if data in MAIN else {}).values():
+            assert costs.flops(model, about) == pytest.approx(target, rel=0.05)
+            assert model.share < 1
 
 
 def test_the_plan_prices_rows_and_learns_from_finished_ones(tmp_path):
@@ -321,6 +329,7 @@ def tiny(monkeypatch) -> Iterator[Callable[[str], costs.Set]]:
     def forget() -> None:
         rows.all_rows.cache_clear()
         rows.candidates.cache_clear()
+        rows.variants.cache_clear()
 
     def replaced(data: str) -> costs.Set:
         more = {"nodes": 3, "pulses": 2} if data == "maze" else {}
@@ -343,7 +352,7 @@ def test_every_row_can_be_built(data, tmp_path, tiny):
 
     tiny(data)
     every = [(name, model) for _, name, model in rows.models(data) if model is not None]
-    for name, model in [*every, *rows.candidates(data).items()]:
+    for name, model in [*every, *rows.candidates(data).items(), *rows.variants(data).items()]:
         row = Row(data, name, model, 0, 1)
         config, _, built = train.configured(row, tmp_path)
         assert (type(built.decoder).__name__ == "RefineDecoder") == bool(model.width)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from adaptivity.results import Found, Study
-from adaptivity.rows import LARGE, SEEDS, winner
+from adaptivity.rows import LARGE, SEEDS, TUNED, winner
 
 
 class Claim(NamedTuple):
@@ -29,6 +29,7 @@ class Claim(NamedTuple):
 
 CELLS, POINTS, HELP, PLACE = "adaptive cells", "adaptive points", "help", "place"
 CLAIMS = (
+    Claim(POINTS, "the best of each, equal operations", "coarse_fine_tuned", "tuned"),
     Claim(POINTS, "best dense help of equal operations", "coarse_fine", "tuned"),
     Claim(POINTS, "the same, equal seconds", "coarse_fine", "tuned_seconds"),
     Claim(PLACE, "points at random", "coarse_fine", "coarse_fine_random"),
@@ -88,8 +89,8 @@ def seeds_of(study: Study, data: str, name: str) -> dict[int, Found]:
     if name == "tuned" and data in LARGE:
         name = "uniform_help"
     names = dict.fromkeys(SEEDS, name)
-    if name == "tuned":
-        names[SEEDS[0]] = winner(data, study.done) or name
+    if name in TUNED and data not in LARGE:
+        names[SEEDS[0]] = winner(data, study.done, name) or name
     labels = {seed: f"{data}-{one}-{seed}" for seed, one in names.items()}
     found = {seed: study.done[label] for seed, label in labels.items() if label in study.done}
     return {seed: row for seed, row in found.items() if counts(row)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-TAPS, STENCILS, MLP = 3, 2, 2  # of the decoder refine, and of size=tiny
+TAPS, MLP = 3, 2  # of the decoder refine, and of size=tiny
 CHECKS, VALIDATED = 6, 8  # validations of a training, and their batches
 # Operations of a forward pass over those of uniform cells; measured in docs/headline.md.
 FACTORS = {"apt": 1.6, "csm": 1.2}
@@ -97,6 +97,8 @@ class Model:
         share: of the points that the solver sees.
         smooth: channels of the dense network over the result.
         points: the indicator that chooses them, or "random".
+        depth: pointwise layers of the solver.
+        stencil: its spacings.
         scores_constants: whether the indicator of the cells sees static channels.
     """
 
@@ -108,6 +110,8 @@ class Model:
     share: float = 1.0
     smooth: int = 0
     points: str = "gradient"
+    depth: int = 1
+    stencil: tuple[int, ...] = (1, 3)
     scores_constants: bool = False
 
 
@@ -137,7 +141,8 @@ def flops_of_help(model: Model, about: Set) -> float:
     k, w = about.ndim, model.width
     blocks, inputs = (about.points // 2) ** k, about.fields + about.constants
     chosen = 2**k * round(model.share * blocks)
-    total = 2 * chosen * (inputs * STENCILS * TAPS**k * w + w * w + w * about.fields)
+    taps = inputs * len(model.stencil) * TAPS**k
+    total = 2 * chosen * (taps * w + model.depth * w * w + w * about.fields)
     total += 4 * model.tokens * model.dim * w
     around = (about.points + 2) ** k
     total += 2 * around * (inputs + about.fields) * TAPS**k * model.smooth

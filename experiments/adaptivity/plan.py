@@ -14,7 +14,7 @@ from adaptivity.rows import Row, all_rows, coarse_fine
 from adaptok.utils.tables import table
 
 WAVES = {
-    1: "decisive: coarse_fine, tuned dense help, random points, as published",
+    1: "decisive: coarse_fine and the dense help, both tuned, random points, as published",
     2: "large domains",
     3: "equal seconds; as published at equal operations",
     4: "adaptive cells with the same help",

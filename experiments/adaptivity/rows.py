@@ -24,7 +24,9 @@ CELLS = {  # what is no tokenizer by name
         "+tokenizer/marking=budget",
     ]
 }
+FAR = (1, 3, 9)  # spacings of a wider stencil
 WIDTHS, FEWER = (64, 96, 128), {"maze": 16, "euler": 16, "blast": 512}  # of the tuning
+FEWEST = {"maze": 16, "euler": 16, "blast": 8}
 LONG = 1200  # steps of the rows that show whether curves were flat
 
 
@@ -93,6 +95,9 @@ def overrides_of(model: Model, about: Set, seed: int) -> list[str]:
     if model.width:
         words += ["decoder=refine", f"decoder.width={model.width}", f"decoder.share={model.share}"]
         words.append(f"decoder.smooth={model.smooth}")
+        words += [f"decoder.depth={model.depth}"] if model.depth != 1 else []
+        if model.stencil != (1, 3):
+            words.append(f"decoder.stencil={list(model.stencil)}".replace(" ", ""))
         if model.points == "random":  # every seed has points of its own
             blocks = (about.points // 2) ** about.ndim
             cells = blocks + round(model.share * blocks) * (2**about.ndim - 1)
@@ -131,7 +136,37 @@ def candidates(data: str) -> dict[str, Model]:
             found[name] = helped(about, tokens=tokens, dim=dim)
     found["uniform_help_halo"] = helped(about, halo=3)
     found["uniform_help_no_smooth"] = helped(about, smooth=0)
+    found["uniform_help_deep"] = helped(about, depth=2)
+    for tokens in {about.tokens, FEWEST[data]}:
+        found[f"uniform_help_{tokens}_far"] = helped(about, tokens=tokens, stencil=FAR)
     return {name: model for name, model in found.items() if model is not None}
+
+
+@cache
+def variants(data: str) -> dict[str, Model]:
+    """Returns the models with adaptive points that are tuned at the operations of `coarse_fine`."""
+    about = SETS[data]
+    changes: dict[str, dict[str, Any]] = {
+        "eighth": {"share": 0.125},
+        "half": {"share": 0.5},
+        "deep": {"depth": 2},
+        "far": {"stencil": FAR},
+        "smoother": {"smooth": 8},
+        "learned": {"points": "learned"},
+    }
+    few = {"tokens": FEWEST[data]}
+    more = ("eighth", "half", "far", "learned")
+    changes |= {"few": few} | {f"few_{name}": few | changes[name] for name in more}
+    changes["few_half_far"] = few | changes["half"] | changes["far"]
+    found = {"coarse_fine": coarse_fine(about)}
+    for name, knobs in changes.items():
+        model = helped(about, **{"share": 0.25, **knobs})
+        if model is not None:
+            found[f"coarse_fine_{name}"] = model
+    return found
+
+
+TUNED = {"tuned": candidates, "coarse_fine_tuned": variants}
 
 
 def published(about: Set, cells: str) -> Model:
@@ -207,26 +242,28 @@ def all_rows() -> tuple[Row, ...]:
             found += [Row(data, name, model, seed, wave) for seed in SEEDS]
     for data in MAIN:
         known = {row.name for row in found if row.data == data}
-        found += [
-            Row(data, name, model, 0, 1)
-            for name, model in candidates(data).items()
-            if name not in known
-        ]
-        found += [Row(data, "tuned", None, seed, 1) for seed in SEEDS[1:]]
+        for name, options in TUNED.items():
+            found += [
+                Row(data, option, model, 0, 1)
+                for option, model in options(data).items()
+                if option not in known
+            ]
+            found += [Row(data, name, None, seed, 1) for seed in SEEDS[1:]]
         for name in ("coarse_fine", "uniform_help", "uniform"):
             model = next(r.model for r in found if (r.data, r.name) == (data, name))
             found.append(Row(data, f"{name}_long", model, 0, 8, LONG))
-    order = {"tuned": 1, "tuned_seconds": 1}  # after what decides them
+    order = dict.fromkeys([*TUNED, "tuned_seconds"], 1)  # after what decides them
     return tuple(sorted(found, key=lambda r: (r.wave, order.get(r.name, 0), r.seed)))
 
 
-def winner(data: str, done: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Names the candidate with the lowest error on the validation split; None while one misses.
+def winner(data: str, done: Mapping[str, Mapping[str, Any]], tuned: str = "tuned") -> str | None:
+    """Names the option with the lowest error on the validation split; None while one misses.
 
     Args:
         done: finished rows by label.
+        tuned: whose options, of `TUNED`.
     """
-    labels = {name: f"{data}-{name}-0" for name in candidates(data)}
+    labels = {name: f"{data}-{name}-0" for name in TUNED[tuned](data)}
     if any(label not in done for label in labels.values()):
         return None
     return min(labels, key=lambda name: done[labels[name]]["curve"][-1][1])
@@ -243,10 +280,11 @@ def decided(
     """
     if row.model is not None:
         return row, ""
-    best = winner(row.data, done)
+    tuned = "tuned" if row.name == "tuned_seconds" else row.name
+    best = winner(row.data, done, tuned)
     if best is None:
         return None, "waits for the tuning"
-    model = candidates(row.data)[best]
+    model = TUNED[tuned](row.data)[best]
     if row.name == "tuned_seconds":
         if row.data not in widths:
             return None, "waits for a width of equal seconds"

@@ -6,6 +6,7 @@ from adaptok.tokenizers.embeddings.halo import CellHalo, with_halo
 from adaptok.tokenizers.embeddings.hmlp import HmlpEmbedding
 from adaptok.tokenizers.embeddings.learned_table import LearnedPositions, resample_positions
 from adaptok.tokenizers.embeddings.linear import LinearEmbedding, restore_rows
+from adaptok.tokenizers.embeddings.merge_tokens import MergeTokensEmbedding
 from adaptok.tokenizers.embeddings.mlp import MlpEmbedding
 from adaptok.tokenizers.embeddings.resize_zero import ResizeZeroEmbedding
 
@@ -16,6 +17,7 @@ __all__ = [
     "HmlpEmbedding",
     "LearnedPositions",
     "LinearEmbedding",
+    "MergeTokensEmbedding",
     "MlpEmbedding",
     "ResizeZeroEmbedding",
     "resample_positions",

@@ -11,7 +11,7 @@ from adaptok.layers.positions.rotary import (
     pairs_per_axis,
     rotary,
 )
-from adaptok.layers.positions.sinusoid import SinusoidPositions, sinusoid
+from adaptok.layers.positions.sinusoid import SinusoidPositions, sinusoid, sinusoid_pairs
 
 __all__ = [
     "FilmPositions",
@@ -26,4 +26,5 @@ __all__ = [
     "pairs_per_axis",
     "rotary",
     "sinusoid",
+    "sinusoid_pairs",
 ]

@@ -35,7 +35,7 @@ def sinusoid(
         ValueError: too few channels to give each axis a pair.
     """
     axes = [axis for axis, extent in reversed([*enumerate(shape)]) if extent > 1]
-    pairs = _pairs(len(axes), dim)
+    pairs = sinusoid_pairs(len(axes), dim)
     if not axes:
         return center.new_zeros(center.shape[0], dim)
     step = -math.log(1e4) / max(pairs - 1, 1)
@@ -48,7 +48,8 @@ def sinusoid(
     return torch.nn.functional.pad(found, (0, dim - found.shape[1]))
 
 
-def _pairs(axes: int, dim: int) -> int:
+def sinusoid_pairs(axes: int, dim: int) -> int:
+    """Returns the pairs of channels of each axis; raises ``ValueError`` if there are none."""
     if dim < 2 * axes:
         raise ValueError(
             f"sinusoid positions on {axes} axes need a dim of at least {2 * axes}, got {dim}"
@@ -72,7 +73,7 @@ class SinusoidPositions(nn.Module):
     @checked
     def __init__(self, spec: TokenizerSpec):
         super().__init__()
-        _pairs(spec.ndim, spec.dim)  # raises here, not in the first forward
+        sinusoid_pairs(spec.ndim, spec.dim)  # raises here, not in the first forward
 
     def forward(
         self, x: Float[Tensor, "n d"], cells: Cells, center: Float[Tensor, "n a"]

@@ -10,6 +10,7 @@ from adaptok.tokenizers.embeddings.learned_table import (
     resample_positions,
 )
 from adaptok.tokenizers.embeddings.linear import LinearEmbedding, restore_rows
+from adaptok.tokenizers.embeddings.merge_tokens import MergeTokensEmbedding
 from adaptok.tokenizers.embeddings.mlp import MlpEmbedding
 from adaptok.tokenizers.embeddings.resize_zero import ResizeZeroEmbedding
 
@@ -20,6 +21,7 @@ __all__ = [
     "HmlpEmbedding",
     "LearnedPositions",
     "LinearEmbedding",
+    "MergeTokensEmbedding",
     "MlpEmbedding",
     "PositionedEmbedding",
     "ResizeZeroEmbedding",

@@ -28,6 +28,7 @@ KNOBS = {  # what makes a setting of it
     "amr": {"mode": "passing"},
     "uniform": {"patch_sizes": [1, 4, 8], "size": 8},
     "matey": {"sizes": [2, 8]},
+    "patch_dropout": {"patch_sizes": [1, 4, 8], "size": 8},
     "apt": {"min_size": 2, "max_size": 8, "thresholds": [-1.0, -1.0]},
 }
 

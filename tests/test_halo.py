@@ -129,6 +129,8 @@ EVERY = [
     ("iap", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("apt", {"min_size": 2}, {}),
     ("near_best", {"min_size": 2, "max_size": 8, "tolerance": 0.9}, {}),
+    ("focus", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
+    ("patch_dropout", {"size": 4}, {"seed": 2}),
     ("radial", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("random", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("matey", {"sizes": [2, 4], "mode": "add"}, {}),

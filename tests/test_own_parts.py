@@ -44,7 +44,21 @@ def test_decoders(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["iap", "amr", "apf", "apt", "matey", "uniform", "ckm", "csm", "near_best", "radial"]
+    "name",
+    [
+        "iap",
+        "amr",
+        "apf",
+        "focus",
+        "patch_dropout",
+        "apt",
+        "matey",
+        "uniform",
+        "ckm",
+        "csm",
+        "near_best",
+        "radial",
+    ],
 )
 def test_tokenizers(name):
     knobs = {"budget": 80} if name == "iap" else {}

@@ -8,11 +8,13 @@ from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.embeddings import with_halo
+from adaptok.tokenizers.focus import focus
 from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.learning import indicator_loss
 from adaptok.tokenizers.marking import PriceController
 from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.near_best import near_best
+from adaptok.tokenizers.patch_dropout import PatchDropoutTokenizer
 from adaptok.tokenizers.radial import radial
 from adaptok.tokenizers.random import random
 from adaptok.tokenizers.uniform import UniformTokenizer
@@ -20,6 +22,7 @@ from adaptok.tokenizers.uniform import UniformTokenizer
 __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
+    "PatchDropoutTokenizer",
     "PriceController",
     "UniformTokenizer",
     "amr",
@@ -27,6 +30,7 @@ __all__ = [
     "apt",
     "at_budget",
     "calibrate",
+    "focus",
     "iap",
     "indicator_loss",
     "matey",

@@ -15,6 +15,7 @@ from adaptok.tokenizers.indicators.flow import (
     VelocityGradientIndicator,
     VorticityIndicator,
 )
+from adaptok.tokenizers.indicators.focus import FocusIndicator
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
     central_difference,
@@ -35,6 +36,7 @@ __all__ = [
     "EdgesIndicator",
     "EntropyIndicator",
     "FlowIndicator",
+    "FocusIndicator",
     "GradientIndicator",
     "Indicator",
     "Intensity",

@@ -31,6 +31,7 @@ KNOBS = {  # what makes a setting of it
     "matey": {"sizes": [2, 8]},
     "meshtok": {"sizes": [2, 8]},
     "msvit": {"sizes": [2, 8]},
+    "patch_dropout": {"patch_sizes": [1, 4, 8], "size": 8},
     "apt": {"min_size": 2, "max_size": 8, "thresholds": [-1.0, -1.0]},
 }
 

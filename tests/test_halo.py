@@ -133,6 +133,8 @@ EVERY = [
     ("msvit", {"sizes": [2, 4]}, {}),
     ("near_best", {"min_size": 2, "max_size": 8, "tolerance": 0.9}, {}),
     ("quadformer", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
+    ("focus", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
+    ("patch_dropout", {"size": 4}, {"seed": 2}),
     ("radial", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("random", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("matey", {"sizes": [2, 4], "mode": "add"}, {}),

@@ -14,12 +14,14 @@ SETTINGS = [{"budget": 512}, {"budget": 1024}, {"budget": 2048, "seed": 3}]
 @pytest.mark.parametrize("name", SCHEDULES.names())
 @pytest.mark.parametrize("seed", [0, 7])
 def test_every_schedule_is_a_pure_function_of_seed_and_step(name, seed):
-    settings = SETTINGS[:1] if name == "fixed" else SETTINGS
+    settings = SETTINGS[:1] if name in ("fixed", "seeds") else SETTINGS
     part = {"name": name, "settings": settings, "seed": seed}
     schedule, again = create_schedule(part), create_schedule(part)
     forwards = [schedule(step) for step in range(50)]
     backwards = [again(step) for step in reversed(range(50))]
     assert forwards == backwards[::-1]
+    if name == "seeds":
+        assert len({setting.pop("seed") for setting in forwards}) == 50
     assert all(setting in SETTINGS for setting in forwards)
 
 
@@ -29,12 +31,12 @@ def test_what_a_caller_does_to_a_setting_stays_with_the_caller(name):
     schedule = create_schedule({"name": name, "settings": settings})
     schedule(0)["budget"] = 3
     settings[0]["budget"] = 4
-    assert schedule(0) == {"budget": 512}
+    assert {**schedule(0), "seed": 1} == {"budget": 512, "seed": 1}
 
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_without_settings_nothing_is_set(name):
-    assert create_schedule(name)(17) == {}
+    assert create_schedule(name)(17).keys() == ({"seed"} if name == "seeds" else set())
 
 
 def test_fixed_cyclic_and_random():

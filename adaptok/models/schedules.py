@@ -56,10 +56,23 @@ def cyclic(*, settings: Settings = ({},), seed: Seed = 0) -> Schedule:
     return lambda step: dict(choices[(seed + step) % len(choices)])
 
 
+@SCHEDULES.register("seeds")
+@checked
+def seeds(*, settings: Settings = ({},), seed: Seed = 0) -> Schedule:
+    """Uses one setting with another `seed` at every step, for tokenizers that draw by chance.
+
+    Args:
+        settings: a list of one mapping from control to value, beside the seed.
+        seed: another seed, another sequence; what a step draws follows from it and the step.
+    """
+    rest = fixed(settings=settings)
+    return lambda step: {**rest(step), "seed": random.Random(f"{seed}/{step}").getrandbits(62)}
+
+
 @checked
 def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
-    """Builds ``{"name": "fixed" | "random" | "cyclic", "settings": [{"budget": 512}, ...], "seed":
-    0}``.
+    """Builds ``{"name": "fixed", "settings": [{"budget": 512}, ...], "seed": 0}``; the names are
+    "fixed", "random", "cyclic" and "seeds".
 
     A schedule maps the global step to a dict of controls and is a pure function of (seed, step).
 

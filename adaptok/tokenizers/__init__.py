@@ -8,6 +8,7 @@ from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.embeddings import with_halo
+from adaptok.tokenizers.focus import focus
 from adaptok.tokenizers.given import GivenTokenizer, given
 from adaptok.tokenizers.iap import iap
 from adaptok.tokenizers.learning import indicator_loss
@@ -16,6 +17,7 @@ from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.meshtok import meshtok
 from adaptok.tokenizers.msvit import msvit
 from adaptok.tokenizers.near_best import near_best
+from adaptok.tokenizers.patch_dropout import PatchDropoutTokenizer
 from adaptok.tokenizers.quadformer import quadformer
 from adaptok.tokenizers.radial import radial
 from adaptok.tokenizers.random import random
@@ -25,6 +27,7 @@ __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
     "GivenTokenizer",
+    "PatchDropoutTokenizer",
     "PriceController",
     "UniformTokenizer",
     "amr",
@@ -32,6 +35,7 @@ __all__ = [
     "apt",
     "at_budget",
     "calibrate",
+    "focus",
     "given",
     "iap",
     "indicator_loss",

@@ -169,7 +169,7 @@ def _at_budget(part: Part, make: Row, wanted: int, data: Changes) -> Any:
     tokenizer = TOKENIZERS.create(source, **make, **knobs)
     found = part_at_budget(part, tokenizer, wanted, data.field, boundary=data.boundary)
     source, knobs = TOKENIZERS.split(found)
-    return TOKENIZERS.create(source, **make, **knobs)
+    return TOKENIZERS.create(source, **make, **knobs).eval()
 
 
 class _Targets:

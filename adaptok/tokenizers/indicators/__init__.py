@@ -17,6 +17,7 @@ from adaptok.tokenizers.indicators.flow import (
     VelocityGradientIndicator,
     VorticityIndicator,
 )
+from adaptok.tokenizers.indicators.focus import FocusIndicator
 from adaptok.tokenizers.indicators.gate import GateIndicator
 from adaptok.tokenizers.indicators.gradient import (
     GradientIndicator,
@@ -40,6 +41,7 @@ __all__ = [
     "EdgesIndicator",
     "EntropyIndicator",
     "FlowIndicator",
+    "FocusIndicator",
     "GateIndicator",
     "GradientIndicator",
     "Indicator",

@@ -40,6 +40,7 @@ CONTROL = {
     "matey": {"gamma"},
     "ckm": {"patch_size"},
     "csm": {"patch_size"},
+    "dart": {"budget"},
     "msvit": {"budget"},
     "near_best": {"budget"},
     "radial": {"budget"},

@@ -12,6 +12,7 @@ import adaptok
 from adaptok import TOKENIZERS, create_schedule, create_tokenizer
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
+from adaptok.decoders.auto import decoder_for
 from adaptok.evaluation.evaluate import evaluate
 from adaptok.training import SurrogateModule
 from adaptok.training.optim import Optim
@@ -42,7 +43,7 @@ def choices_of(tokenizer) -> list[dict]:
 
 
 def decoder_of(tokenizer) -> str:
-    return "modulated" if tokenizer.spec.layout else "linear"
+    return decoder_for("auto", tokenizer.spec)
 
 
 def parts_of(name: str):

@@ -44,7 +44,7 @@ def test_decoders(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["iap", "apt", "matey", "uniform", "ckm", "csm", "msvit", "near_best", "radial"]
+    "name", ["iap", "apt", "matey", "uniform", "ckm", "csm", "dart", "msvit", "near_best", "radial"]
 )
 def test_tokenizers(name):
     knobs = {"budget": 80} if name == "iap" else {}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from adaptok.layers.strip import StripLayout
 from adaptok.layers.two_stage import ConvLayout
 from adaptok.registry import Part
 from adaptok.tokens import TokenizerSpec
 
 
 def decoder_for(part: Part, spec: TokenizerSpec) -> Part:
-    """Resolves "auto": "modulated" for the cells of CKM and CSM, else "linear"."""
-    name = "modulated" if spec.layout is ConvLayout else "linear"
+    """Resolves "auto": "modulated" for the cells of CKM and CSM, "boxes" for those of DART, else
+    "linear".
+    """
+    name = {ConvLayout: "modulated", StripLayout: "boxes"}.get(spec.layout, "linear")  # type: ignore[arg-type]
     if isinstance(part, Mapping):
         return {**part, "name": name} if part.get("name") == "auto" else part
     return name if part == "auto" else part

@@ -5,6 +5,7 @@ from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
+from adaptok.tokenizers.dart import DartTokenizer, dart
 from adaptok.tokenizers.embeddings import with_halo
 from adaptok.tokenizers.given import GivenTokenizer, given
 from adaptok.tokenizers.iap import iap
@@ -20,12 +21,14 @@ from adaptok.tokenizers.uniform import UniformTokenizer
 __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
+    "DartTokenizer",
     "GivenTokenizer",
     "PriceController",
     "UniformTokenizer",
     "apt",
     "at_budget",
     "calibrate",
+    "dart",
     "given",
     "iap",
     "indicator_loss",

@@ -47,10 +47,9 @@ NOTE = (
     "points per side, those that the indicator scores highest. `oracle` is the near-best tiling, "
     "and the choice of blocks, made from the coming change itself: what an indicator that predicts "
     "could reach. `tokens`: mean, over the wanted number; what is calibrated comes from below. The "
-    "sizes of cells are those of a run with this budget. Left out: cells that overlap (`csm`), "
-    "`given`, whose cells no budget decides, and "
-    "the markings `random` (the tokenizer of this name) and `tolerance` (at a budget the marking "
-    "`budget`)."
+    "sizes of cells are those of a run with this budget. Left out: cells that overlap (`csm`) "
+    "or are no tree (`dart`), `given`, whose cells no budget decides, and the markings `random` "
+    "(the tokenizer of this name) and `tolerance` (at a budget the marking `budget`)."
 )
 
 

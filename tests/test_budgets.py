@@ -49,6 +49,7 @@ CONTROL = {
     "ckm": {"patch_size"},
     "csm": {"patch_size"},
     "meshtok": {"ratio"},
+    "dart": {"budget"},
     "msvit": {"budget"},
     "near_best": {"budget"},
     "quadformer": {"budget"},

@@ -145,7 +145,7 @@ EVERY = [
     ("ckm", {"patch_sizes": [8], "size": 12}, {}),
     ("csm", {"patch_sizes": [4, 8]}, {"patch_size": 4}),
 ]
-REFUSING = {"apf"}  # sizes that follow the domain
+REFUSING = {"apf", "dart"}  # sizes that follow the domain, or any
 
 
 def test_every_tokenizer_is_among_those_below():

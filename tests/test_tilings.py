@@ -93,7 +93,7 @@ def test_the_benchmark_of_indicators(tmp_path, capsys, drawn):
     content = json.loads((tmp_path / "indicators.json").read_text())
     rows = {row["method"]: row for row in content["rows"]}
     names = adaptok.TOKENIZERS.names()
-    assert {*names} - {"csm", "composed", "given"} <= {*rows}
+    assert {*names} - {"csm", "composed", "dart", "given"} <= {*rows}
     scores = {*adaptok.INDICATORS.names()} - {"near_best"} | {"near_best 0", "near_best 1"}
     assert {f"{name}, budget" for name in scores} <= {*rows}
     for name in [*(n for n in names if n in ("iap", "near_best", "random")), "oracle"]:

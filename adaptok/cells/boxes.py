@@ -138,6 +138,8 @@ def owners(cells: Cells, rows: Sequence[Int64[Tensor, " m"]]) -> Int64[Tensor, "
     Args:
         rows: those of each level, as `adaptok.patches.rows_of_levels` gives them.
     """
+    if getattr(cells.layout, "any_size", False):
+        return _owners_one_by_one(cells)
     n, points = cells.count, cells.batch_size * product(cells.shape)
     none = product(cells.sizes[0]) * n + n  # above every key
     best = torch.full((points,), none, dtype=torch.int64, device=cells.device)
@@ -147,3 +149,14 @@ def owners(cells: Cells, rows: Sequence[Int64[Tensor, " m"]]) -> Int64[Tensor, "
         value = torch.where(inside, key[own.clamp(max=n - 1)][:, None], none)
         best = best.scatter_reduce(0, index.flatten(), value.flatten(), "amin")
     return torch.where(best < none, best % n, -1).view(cells.batch_size, *cells.shape)
+
+
+def _owners_one_by_one(cells: Cells) -> Int64[Tensor, "b *shape"]:
+    """Paints the boxes, large ones first; reads them."""
+    owner = torch.full((cells.batch_size, *cells.shape), -1)
+    volume, sample = cells.volume.tolist(), cells.sample.tolist()
+    first, last = cells.origin.clamp(min=0).tolist(), (cells.origin + cells.size).tolist()
+    for row in sorted(range(len(cells)), key=lambda row: (-volume[row], -row)):
+        box = (slice(*ends) for ends in zip(first[row], last[row], strict=True))
+        owner[(sample[row], *box)] = row
+    return owner.to(cells.device)

@@ -7,6 +7,7 @@ from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
 from adaptok.tokenizers.csm import CsmTokenizer
+from adaptok.tokenizers.dart import DartTokenizer, dart
 from adaptok.tokenizers.embeddings import with_halo
 from adaptok.tokenizers.focus import focus
 from adaptok.tokenizers.given import GivenTokenizer, given
@@ -26,6 +27,7 @@ from adaptok.tokenizers.uniform import UniformTokenizer
 __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
+    "DartTokenizer",
     "GivenTokenizer",
     "PatchDropoutTokenizer",
     "PriceController",
@@ -35,6 +37,7 @@ __all__ = [
     "apt",
     "at_budget",
     "calibrate",
+    "dart",
     "focus",
     "given",
     "iap",

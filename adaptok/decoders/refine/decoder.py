@@ -68,8 +68,8 @@ class RefineDecoder(nn.Module):
         smooth: channels of the dense network over the result; 0 for none.
 
     Raises:
-        ValueError: a base that reads the field itself, several rules that choose points, a rule
-            that leaves none, or an even spacing.
+        ValueError: cells of any size, a base that reads the field itself, several rules that choose
+            points, a rule that leaves none, or an even spacing.
     """
 
     reads_field = True
@@ -96,6 +96,11 @@ class RefineDecoder(nn.Module):
     ):
         super().__init__()
         self.spec = spec
+        if getattr(spec.layout, "any_size", False):
+            raise ValueError(
+                "decoder 'refine' looks up the token over each grid point by the sizes of levels, "
+                "and these cells have any size: use 'boxes'"
+            )
         self.base = _built(base, spec, out_channels)
         rules = {"points": points, "tolerance": tolerance, "marking": marking}
         choice = BlockChoice(spec, indicator, block=block, share=share, ignore=ignore, **rules)

@@ -49,7 +49,7 @@ NOTE = (
     "could reach. `tokens`: mean, over the wanted number; what is calibrated comes from below. The "
     "sizes of cells are those of a run with this budget. Of cells that stay beside those inside of "
     "them (`amr`) all count as tokens, and the smallest hold the field. Left out: `csm`, "
-    "`given`, whose cells no budget decides, and "
+    "`dart`, whose cells are no tree, `given`, whose cells no budget decides, and "
     "the markings `random` (the tokenizer of this name) and `tolerance` (at a budget the marking "
     "`budget`)."
 )

@@ -32,8 +32,9 @@ def with_halo(tokenizer: Any, *, halo: NonNegative = 0, halo_pooled: bool = Fals
             margin, which becomes whole blocks wide: fewer weights and less time, most in 3D.
 
     Raises:
-        ValueError: a tokenizer that does not derive from `CellTokenizer`, or has its own `embed`; a
-            pooled margin of cells that need not lie on the grids of their levels.
+        ValueError: a tokenizer that does not derive from `CellTokenizer`, has its own `embed`, or
+            has cells of any size; a pooled margin of cells that need not lie on the grids of their
+            levels.
     """
     if halo == 0:
         return tokenizer
@@ -49,6 +50,11 @@ def with_halo(tokenizer: Any, *, halo: NonNegative = 0, halo_pooled: bool = Fals
         )
     spec = tokenizer.spec
     check_sizes(spec, f"halo={halo}")
+    if getattr(spec.layout, "any_size", False):
+        raise ValueError(
+            f"halo={halo}: the cells of {type(tokenizer).__name__} have any size, and a halo has "
+            "weights for each"
+        )
     if halo_pooled and not spec.on_grid:
         raise ValueError(
             f"halo_pooled=True: the cells of {type(tokenizer).__name__} need not lie on the grids "

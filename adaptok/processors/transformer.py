@@ -147,15 +147,15 @@ class Transformer(nn.Module):
         self, i: int, layers: Sequence[AttentionBranch], x: Tensor, place: Place
     ) -> tuple[Tensor, Place]:
         """Runs one layer of every stack; the reducer acts in the last one, or before the first."""
-        reducer, *_, last = (self.reducer, *layers)
-        acts = reducer is not None and reducer.acts(i)
-        if acts and reducer.place == "before":
+        reducer, last = self.reducer, layers[-1]
+        where = reducer.place if reducer is not None and reducer.acts(i) else None
+        if where == "before":
             x, place = self.reduce(i, x, place)
         before = x
         step = _Step(self, i, place)
         for layer, group, segment in zip(layers, place.groups, place.segments, strict=True):
             more: Any = {}
-            if acts and reducer.place == "between" and layer is last:
+            if where == "between" and layer is last:
                 more = {"between": step}
             samples = place.cells.batch_size
             given = group, place.rotate, place.sample, samples, segment, place.key_bias

@@ -55,6 +55,8 @@ class ReducedBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], packing: Packing) -> Float[Tensor, "b m d"]:
         """Runs it; `packing` describes its rows, one image after the other."""
         run = BLOCKS[type(self).__mro__[2]]  # that of timm's class
+        if packing.between is not None:
+            packing = packing._replace(observed=[])  # a checkpoint runs the block twice
         return run(self, x.flatten(0, 1), packing).unflatten(0, (len(x), -1))
 
 
@@ -183,7 +185,7 @@ class ReducedMixin(nn.Module):
                 rows, packing = step(x.flatten(0, 1), packing)
                 x, flow = rows.unflatten(0, (b, -1)), step.flow
             elif acts:
-                packing = packing._replace(observed=[], between=step)
+                packing = packing._replace(between=step)
             before = x
             if model.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, packing)

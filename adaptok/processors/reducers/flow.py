@@ -122,7 +122,10 @@ def advance(
     sequences = Sequences(lengths, prefix, x.device)
     first = lengths if flow.first is None else flow.first
     given = [groups.gather(each) for each in (x, flow.mass, *observed)]
-    seen = Seen(block, given[0], given[1], sequences, first, *given[2:])
+    seen = Seen(block, given[0], given[1], sequences, first)
+    if observed:
+        normed, q, k = given[2:]
+        seen = seen._replace(normed=normed, q=q, k=k)
     rows = (flow.key_bias, flow.gate)
     bias, gate = (None if each is None else groups.gather(each) for each in rows)
     turn = None if rotate is None else _Gathered(groups, rotate)

@@ -170,8 +170,8 @@ class Transformer(nn.Module):
         assert self.reducer is not None
         assert place.flow is not None
         groups = self.merge_groups(place.cells, place.groups)
-        more: Any = {"observed": observed, "rotate": place.rotate}
-        x, flow, found = advance(self.reducer, place.flow, i, x, groups, **more)
+        more: Any = {"rotate": place.rotate, "key_bias": place.key_bias}
+        x, flow, found = advance(self.reducer, place.flow, i, x, groups, observed=observed, **more)
         if found is None:
             return x, place._replace(flow=flow, key_bias=flow.key_bias)
         rotate = place.rotate and Rotary(*(part[found.kept] for part in place.rotate))

@@ -35,18 +35,17 @@ class Step:
     def __call__(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
         """Reduces the rows, and says which of them attend to each other from now on."""
         given: Any = {"observed": packing.observed or (), "rotate": packing.rope}
-        given["prefix"] = self.prefix
+        given |= {"prefix": self.prefix, "key_bias": packing.key_bias}
         x, self.flow, found = advance(
             self.reducer, self.before, self.block, x, packing.groups, **given
         )
+        bias = self.flow.key_bias if self.reducer.place == "before" else None  # else none attends
         if found is None:
-            return x, packing._replace(key_bias=self.flow.key_bias)
+            return x, packing._replace(key_bias=bias)
         groups = _groups(packing.samples, len(x) // packing.samples, x.device)
         rope = packing.rope and _rows_of(packing.rope, found.kept)
         sample = packing.sample[found.kept]
-        return x, packing._replace(
-            groups=groups, sample=sample, rope=rope, key_bias=self.flow.key_bias
-        )
+        return x, packing._replace(groups=groups, sample=sample, rope=rope, key_bias=bias)
 
 
 class ReducedBlock(nn.Module):

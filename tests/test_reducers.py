@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -10,12 +11,28 @@ import torch.nn.functional as F
 
 import adaptok
 from adaptok import REDUCERS, Cells, TokenSet, create_processor, create_surrogate, create_tokenizer
-from adaptok.processors.reducers import Sequences, Trail, match, per_block
+from adaptok.processors.reducers import (
+    DTEM,
+    EViT,
+    Seen,
+    Sequences,
+    Trail,
+    largest,
+    match,
+    per_block,
+)
+from adaptok.processors.reducers.pitome import by_energy, share_of
+from adaptok.utils.auxiliary import collect_auxiliary
 
 LENGTHS = (9, 4, 16, 2)
 SPEC = create_tokenizer("iap", ndim=2, in_channels=1, dim=24, min_size=2, max_size=8).spec
 ACTIVE = {  # knobs with which each reducer acts in a processor of two blocks
     "tome": {"r": [3, 2]},
+    "pitome": {"r": [3, 2]},
+    "evit": {"keep": 0.6, "blocks": [0, 1]},
+    "dynamicvit": {"keep": 0.6, "blocks": [0, 1]},
+    "dtem": {"r": [3, 2]},
+    "random": {"r": [3, 2]},
 }
 
 
@@ -152,8 +169,15 @@ def test_samples_of_different_length_do_not_see_each_other(reducer):
     assert (together.features - plain).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("reducer", REDUCERS.names())
-@pytest.mark.parametrize("name", adaptok.PROCESSORS.names())
+PAIRS = [(name, reducer) for name in adaptok.PROCESSORS.names() for reducer in REDUCERS.names()]
+QUICK = [("vit", "pitome"), ("axial", "tome"), ("vit", "dynamicvit"), ("axial", "random")]
+QUICK += [("spacetime", "evit"), ("spacetime_parallel", "dtem")]
+
+
+@pytest.mark.parametrize(
+    ("name", "reducer"),
+    [pytest.param(*p, marks=[pytest.mark.slow] * (p not in QUICK)) for p in PAIRS],
+)
 def test_every_processor_has_every_reducer(name, reducer):
     if "reducer" not in adaptok.PROCESSORS.knobs(name):
         pytest.skip("no knob")
@@ -207,6 +231,152 @@ def test_a_merged_token_is_the_mean_by_area():
     left = process(tokens)
     assert left.payload["weight"].sum() == tokens.weight.sum()
     assert set(left.payload["weight"].tolist()) - {1.0, 4.0, 16.0}
+
+
+def test_energies_against_loops():
+    lengths, prefix, margin, alpha = (9, 3, 14), 1, 0.3, 0.5
+    metric = torch.randn(26, 5, generator=torch.Generator().manual_seed(0))
+    taken = (3, 1, 4)
+    found = by_energy(metric, Sequences(lengths, prefix, metric.device), taken, margin, alpha)
+    expected, start, first = [], 0, 0
+    for length, r in zip(lengths, taken, strict=True):
+        own = F.normalize(metric[first : first + length], dim=-1)
+        energy = {}
+        for i in range(prefix, length):
+            others = [float(own[i] @ own[j]) for j in range(prefix, length) if j != i]
+            pulls = [x if x >= margin else alpha * (math.exp(x - margin) - 1) for x in others]
+            energy[i] = sum(pulls) / (length - prefix)
+        ranked = sorted(energy, key=lambda i: -energy[i])[: 2 * r]
+        into = {i: max(ranked[1::2], key=lambda j: float(own[i] @ own[j])) for i in ranked[::2]}
+        left = [i for i in range(length) if i not in into]
+        expected += [start + left.index(into.get(i, i)) for i in range(length)]
+        start, first = start + length - r, first + length
+    assert found.target.tolist() == expected
+
+
+@pytest.mark.parametrize(("keep", "lost"), [(0.7, (2, 0, 4)), (0.25, (4, 1, 7)), (1.0, (0, 0, 0))])
+def test_a_share_is_kept_up_to_one_half(keep, lost):
+    assert tuple(share_of(n, keep) for n in (8, 2, 14)) == lost
+
+
+def seen_of(lengths=(9, 2, 6), prefix=1, heads=2) -> Seen:
+    generator = torch.Generator().manual_seed(0)
+    n = sum(lengths)
+    x, q, k = (
+        torch.randn(n, *shape, generator=generator) for shape in ((8,), (heads, 4), (heads, 4))
+    )
+    mass = torch.randint(1, 4, (n,), generator=generator).float()
+    rows = Sequences(lengths, prefix, x.device)
+    return Seen(0, x, mass, rows, lengths, x, q, k, key_bias=mass.log())
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_attention_of_the_class_token_against_loops(prefix, normalised):
+    seen = seen_of(prefix=prefix)
+    evit = EViT(1, keep=0.6, blocks=[0], normalised=normalised)
+    out = evit(seen)
+    rows, masses, start = [], [], 0
+    for length in seen.sequences.lengths:
+        own = slice(start, start + length)
+        x, q, k, mass = seen.x[own], seen.q[own], seen.k[own], seen.mass[own]
+        query = q[0] if prefix else q.mean(0)
+        attention = torch.zeros(length)
+        for head in range(2):
+            score = torch.stack([query[head] @ key for key in k[:, head]]) / 2 + mass.log()
+            attention += score.softmax(0) / 2
+        free = sorted(range(prefix, length), key=lambda i: -float(attention[i]))
+        kept = free[: math.ceil(0.6 * len(free))]
+        stay, rest = [*range(prefix), *sorted(kept)], free[len(kept) :]
+        rows, masses = [*rows, *x[stay]], [*masses, *mass[stay]]
+        if len(rest) == 1:
+            rows.append(x[rest[0]] * (1 if normalised else attention[rest[0]]))
+        elif rest:
+            fused = (x[rest] * attention[rest, None]).sum(0)
+            rows.append(fused / attention[rest].sum() if normalised else fused)
+        masses += [mass[rest].sum()] * bool(rest)
+        start += length
+    torch.testing.assert_close(out.x, torch.stack(rows))
+    torch.testing.assert_close(out.mass, torch.stack(masses))
+
+
+def test_what_is_dropped_keeps_its_feature():
+    tokens = tokens_of((8, 5))
+    knobs = {"depth": 1, "norm_placement": "matey"}  # no norm at the end
+    reducer = {"name": "random", "r": 2}
+    process = processor_of(reducer=reducer, **knobs)
+    out, left = process(tokens), processor_of(reducer=reducer, unmerge=False, **knobs)(tokens)
+    assert left.cells.lengths == (6, 3)
+    stays = (out.features[:, None] == left.features).all(2).any(1)
+    assert int(stays.sum()) == 9
+    with torch.no_grad():  # what is dropped after the attention is as if there were no MLP
+        process.blocks[0].mlp.down.weight.zero_()
+        process.blocks[0].mlp.down.bias.zero_()
+        process.blocks[0].norm_mlp.bias.zero_()
+        process.reducer = None
+        torch.testing.assert_close(process(tokens).features[~stays], out.features[~stays])
+    other = processor_of(reducer={**reducer, "seed": 1}, **knobs)
+    assert not torch.equal(other(tokens).features, out.features)
+
+
+def test_dropping_is_hiding(monkeypatch):
+    """Training with the tokens that evaluation keeps gives what evaluation gives."""
+    tokens = tokens_of((12, 7))
+    process = processor_of(depth=3, reducer={"name": "dynamicvit", "keep": 0.6, "blocks": [1, 2]})
+    expected = process(tokens)
+    stage = iter(((7, 4), (4, 2)))
+
+    def best(rating, hard):
+        rows = Sequences((12, 7), 0, rating.device)
+        score, gate = rows.spread(rating[:, 0]), best.gate
+        score = score.masked_fill(rows.spread(gate) == 0, -torch.inf)
+        keep = torch.tensor(next(stage))[:, None]
+        best.gate = rows.collect(largest(score, rows.free(), keep)).float()
+        return torch.stack([best.gate, 1 - best.gate], 1) + 0 * rating
+
+    best.gate = torch.ones(19)
+    monkeypatch.setattr(F, "gumbel_softmax", best)
+    with collect_auxiliary() as collected:
+        out = process.train()(tokens)
+    torch.testing.assert_close(out.features, expected.features, atol=1e-4, rtol=1e-4)
+    rates = [float(collected.figures[f"reducer_rate_{i}"]) for i in (0, 1)]
+    first, second = (7 / 12 - 0.6, 4 / 7 - 0.6), (4 / 12 - 0.36, 2 / 7 - 0.36)
+    expected = [(a**2 + b**2) / 2 for a, b in (first, second)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+    collected.total().backward()
+    assert all(p.grad is not None for p in process.reducer.predictors[0].parameters())
+
+
+def test_soft_merging_against_loops():
+    seen, taken = seen_of((9, 4, 6), prefix=1), (3, 1, 2)
+    dtem = DTEM(1, 8, 2, r=3, nearest=2, temperature=0.5)
+    metric = dtem.metric["0"](seen.normed)
+    found = match(metric, seen.sequences, taken)
+    x, mass = dtem.soft(seen, metric, taken, found)
+    rows, masses, start = seen.x.clone(), seen.mass.clone(), 0
+    for length, r in zip(seen.sequences.lengths, taken, strict=True):
+        even, odd = range(start + 2, start + length, 2), range(start + 1, start + length, 2)
+        unit = F.normalize(metric, dim=-1).detach()
+        cosine = {i: {j: float(unit[i] @ unit[j]) for j in odd} for i in even}
+        logits = torch.tensor([max(cosine[i].values()) / 0.5 for i in even])
+        moved = torch.zeros(len(even))
+        for _ in range(r):
+            share = logits.softmax(0)
+            moved, logits = moved + share, logits + torch.log1p(-share.clamp(max=1 - 1e-6))
+        leave = sorted(even, key=lambda i: -max(cosine[i].values()))[:r]
+        for i, part in zip(even, moved.clamp(max=1).tolist(), strict=True):
+            part = 1.0 if i in leave else part
+            near = sorted(odd, key=lambda j: -cosine[i][j])[:2]
+            share = torch.tensor([cosine[i][j] / 0.5 for j in near]).softmax(0)
+            for j, s in zip(near, share.tolist(), strict=True):
+                gain = part * s * seen.mass[i]
+                rows[j] = (rows[j] * masses[j] + gain * seen.x[i]) / (masses[j] + gain)
+                masses[j] += gain
+            masses[i] = seen.mass[i] * (1 - part)
+        start += length
+    torch.testing.assert_close(mass, masses, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(x, rows, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mass[found.kept].sum(), seen.mass.sum())
 
 
 def test_decoders_get_all_cells_and_merged_ones_are_refused():

@@ -26,7 +26,14 @@ MODELS = {
     "eva": (Eva, {"use_rot_pos_emb": True}),
     "post norm": (VisionTransformer, {"block_fn": ResPostBlock}),
 }
-ACTIVE = {"tome": {"r": [5, 3, 0]}}
+ACTIVE = {
+    "tome": {"r": [5, 3, 0]},
+    "pitome": {"keep": 0.8},
+    "evit": {"blocks": [1, 2]},
+    "dynamicvit": {"blocks": [1, 2]},
+    "dtem": {"r": [5, 3, 0]},
+    "random": {"r": [5, 3, 0]},
+}
 
 
 def model_of(name: str = "class token", **more):
@@ -43,7 +50,13 @@ def images(n: int = 2) -> torch.Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ("no prefix", "distilled", "post norm")))
+        for n in MODELS
+    ],
+)
 def test_nothing_to_take_away_is_timm(name):
     model, x = model_of(name), images()
     same = apply_reducer(model, "tome", r=0)
@@ -55,8 +68,15 @@ def test_nothing_to_take_away_is_timm(name):
     torch.testing.assert_close(same.dense_features(x), maps, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reducer", REDUCERS.names())
-@pytest.mark.parametrize("name", MODELS)
+PAIRS = [(model, reducer) for model in MODELS for reducer in REDUCERS.names()]
+QUICK = [("no prefix", "evit"), ("class token", "dynamicvit"), ("distilled", "tome")]
+QUICK += [("attention pooling", "dtem"), ("eva", "pitome"), ("post norm", "random")]
+
+
+@pytest.mark.parametrize(
+    ("name", "reducer"),
+    [pytest.param(*p, marks=[pytest.mark.slow] * (p not in QUICK)) for p in PAIRS],
+)
 def test_a_batch_equals_its_images(name, reducer):
     model, x = model_of(name), images()
     fast = apply_reducer(model, reducer, **ACTIVE[reducer])
@@ -120,7 +140,13 @@ def test_means_count_the_patches_that_tokens_stand_for():
     torch.testing.assert_close(pooled, fast.fc_norm(dense), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reducer", REDUCERS.names())
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        pytest.param(r, marks=[pytest.mark.slow] * (r not in ("dtem", "dynamicvit")))
+        for r in REDUCERS.names()
+    ],
+)
 def test_it_trains_with_checkpoints_and_shares_the_parameters(reducer):
     model, x = model_of(drop_path_rate=0.2), images()
     fast = apply_reducer(model, reducer, **ACTIVE[reducer]).train()

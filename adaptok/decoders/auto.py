@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from adaptok.layers.strip import StripLayout
 from adaptok.layers.two_stage import ConvLayout

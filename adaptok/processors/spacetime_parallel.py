@@ -133,7 +133,8 @@ class ParallelSpaceTime(nn.Module):
                     y = over_space(over_time(x, context), context, observed)
                     x = flow.gated(x, y)
                 if acts and reducer.place == place:
-                    more: Any = {"observed": observed, "rotate": context.rotate}
+                    more: Any = {"rotate": context.rotate, "key_bias": context.key_bias}
+                    more["observed"] = observed
                     x, flow, found = advance(reducer, flow, i, x, context.space, **more)
                     if found is not None:
                         cells = subset(cells, context.space, found)

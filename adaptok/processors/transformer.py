@@ -189,15 +189,15 @@ class Transformer(nn.Module):
         self, i: int, layers: Sequence[AttentionBranch], x: Tensor, place: Place
     ) -> tuple[Tensor, Place]:
         """Runs one layer of every stack; the reducer acts in the last one, or before the first."""
-        reducer, *_, last = (self.reducer, *layers)
-        acts = reducer is not None and reducer.acts(i)
-        if acts and reducer.place == "before":
+        reducer, last = self.reducer, layers[-1]
+        where = reducer.place if reducer is not None and reducer.acts(i) else None
+        if where == "before":
             x, place = self.reduce(i, x, place)
         before = x
         step = _Step(self, i, place)
         for layer, own in zip(layers, place.rows, strict=True):
             more: Any = {}
-            if acts and reducer.place == "between" and layer is last:
+            if where == "between" and layer is last:
                 more = {"between": step}
             x = layer(x, *own, **more)
         place = step.place
@@ -210,8 +210,8 @@ class Transformer(nn.Module):
         assert self.reducer is not None
         assert place.flow is not None
         groups = self.merge_groups(place.cells, place.groups)
-        more: Any = {"observed": observed, "rotate": place.rotate}
-        x, flow, found = advance(self.reducer, place.flow, i, x, groups, **more)
+        more: Any = {"rotate": place.rotate, "key_bias": place.key_bias}
+        x, flow, found = advance(self.reducer, place.flow, i, x, groups, observed=observed, **more)
         if found is None:
             return x, place._replace(flow=flow, key_bias=flow.key_bias)
         rotate = place.rotate and Rotary(*(part[found.kept] for part in place.rotate))

@@ -35,18 +35,17 @@ class Step:
     def __call__(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
         """Reduces the rows, and says which of them attend to each other from now on."""
         given: Any = {"observed": packing.observed or (), "rotate": packing.rope}
-        given["prefix"] = self.prefix
+        given |= {"prefix": self.prefix, "key_bias": packing.key_bias}
         x, self.flow, found = advance(
             self.reducer, self.before, self.block, x, packing.groups, **given
         )
+        bias = self.flow.key_bias if self.reducer.place == "before" else None  # else none attends
         if found is None:
-            return x, packing._replace(key_bias=self.flow.key_bias)
+            return x, packing._replace(key_bias=bias)
         groups = _groups(packing.samples, len(x) // packing.samples, x.device)
         rope = packing.rope and _rows_of(packing.rope, found.kept)
         sample = packing.sample[found.kept]
-        return x, packing._replace(
-            groups=groups, sample=sample, rope=rope, key_bias=self.flow.key_bias
-        )
+        return x, packing._replace(groups=groups, sample=sample, rope=rope, key_bias=bias)
 
 
 class ReducedBlock(nn.Module):
@@ -55,6 +54,8 @@ class ReducedBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], packing: Packing) -> Float[Tensor, "b m d"]:
         """Runs it; `packing` describes its rows, one image after the other."""
         run = BLOCKS[type(self).__mro__[2]]  # that of timm's class
+        if packing.between is not None:
+            packing = packing._replace(observed=[])  # a checkpoint runs the block twice
         return run(self, x.flatten(0, 1), packing).unflatten(0, (len(x), -1))
 
 
@@ -183,7 +184,7 @@ class ReducedMixin(nn.Module):
                 rows, packing = step(x.flatten(0, 1), packing)
                 x, flow = rows.unflatten(0, (b, -1)), step.flow
             elif acts:
-                packing = packing._replace(observed=[], between=step)
+                packing = packing._replace(between=step)
             before = x
             if model.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, packing)

@@ -100,6 +100,7 @@ def advance(
     *,
     observed: Sequence[Tensor] = (),
     rotate: Rotation | None = None,
+    key_bias: Float[Tensor, " n"] | None = None,
     prefix: int = 0,
 ) -> tuple[Float[Tensor, "m d"], Flow, Reduction | None]:
     """Reduces once.
@@ -109,6 +110,7 @@ def advance(
         observed: input of the attention, queries and keys, if the reducer acts between attention
             and MLP.
         rotate: of queries and keys.
+        key_bias: what the attention added to the scores of keys.
         prefix: rows at the start of each group that are never reduced.
 
     Returns:
@@ -122,8 +124,11 @@ def advance(
     sequences = Sequences(lengths, prefix, x.device)
     first = lengths if flow.first is None else flow.first
     given = [groups.gather(each) for each in (x, flow.mass, *observed)]
-    seen = Seen(block, given[0], given[1], sequences, first, *given[2:])
-    rows = (flow.key_bias, flow.gate)
+    seen = Seen(block, given[0], given[1], sequences, first)
+    if observed:
+        normed, q, k = given[2:]
+        seen = seen._replace(normed=normed, q=q, k=k)
+    rows = (key_bias, flow.gate)
     bias, gate = (None if each is None else groups.gather(each) for each in rows)
     turn = None if rotate is None else _Gathered(groups, rotate)
     made = reducer(seen._replace(key_bias=bias, rotate=turn, gate=gate))

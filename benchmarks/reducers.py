@@ -1,0 +1,70 @@
+"""Token merging in a timm ViT-B/16 at 384 pixels: seconds beside operations.
+
+Run ``python -m benchmarks.reducers [folder]``.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from adaptok.evaluation.bench.timing import (
+    CLOCK,
+    clock_of,
+    flops_of,
+    median_ratio,
+    paired,
+    target_of,
+    write_results,
+)
+from adaptok.vision import apply_reducer
+
+MODEL, SIDE, BATCH, REPEATS = "vit_base_patch16_384", 384, 2, 5
+REMOVED = (16, 32)
+NOTE = (
+    f"Forward pass of timm's `{MODEL}` with random weights (float32, {BATCH} images, one warm-up, "
+    f"medians of {REPEATS} paired runs), alone and with the reducer `tome` (weighted attention) "
+    "taking away r tokens per block. `FLOP ratio` is counted by torch.utils.flop_counter, the "
+    "matching included; `speed-up` is the median of the ratios of paired runs, with its lowest and "
+    "highest, and the last column how much of the FLOP ratio arrives. A reducer with r = 0 is what "
+    "our way through the blocks costs. Before the measurement r = 0 is checked to equal timm."
+)
+
+
+@torch.inference_mode()
+def measure(repeats: int = REPEATS) -> list[dict[str, object]]:
+    """One row per number of tokens that a block takes away."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(MODEL, pretrained=False).eval()
+    x = torch.randn(BATCH, 3, SIDE, SIDE)
+    models = {r: apply_reducer(model, "tome", r=r) for r in (0, *REMOVED)}
+    torch.testing.assert_close(models[0](x), model(x), atol=1e-4, rtol=1e-4)
+    calls = {"timm": lambda: model(x), **{r: (lambda m=m: m(x)) for r, m in models.items()}}
+    seconds = paired(calls, repeats=repeats, clock=clock_of("cpu"))
+    plain, rows = flops_of(calls["timm"]), []
+    for r in models:
+        ratios = [a / b for a, b in zip(seconds["timm"], seconds[r], strict=True)]
+        work, gain = plain / flops_of(calls[r]), median_ratio(seconds["timm"], seconds[r])
+        rows.append(
+            {
+                "r": r,
+                "tokens at the end": models[r].forward_features(x).shape[1],
+                "timm s/image": round(statistics.median(seconds["timm"]) / BATCH, 2),
+                "reduced s/image": round(statistics.median(seconds[r]) / BATCH, 2),
+                "FLOP ratio": round(work, 3),
+                "speed-up": round(gain, 3),
+                "lowest": round(min(ratios), 3),
+                "highest": round(max(ratios), 3),
+                "speed-up / FLOP ratio": round(gain / work, 3),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    target = target_of(__doc__)
+    torch.set_num_threads(1)
+    print(write_results(target, "reducers", measure(), NOTE + CLOCK).read_text())

@@ -17,10 +17,16 @@ from adaptok.training import SurrogateModule
 from adaptok.training.optim import Optim
 
 # Three values of a control of each tokenizer, few tokens and many.
-VALUES = {"budget": (10, 22, 40), "patch_size": (1, 4, 8), "gamma": (1.0, 0.9, 0.5)}
+VALUES = {
+    "budget": (10, 22, 40),
+    "patch_size": (1, 4, 8),
+    "gamma": (1.0, 0.9, 0.5),
+    "threshold": (9.0, 0.03, 0.0),
+}
 KNOBS = {  # what makes a setting of it
     "uniform": {"patch_sizes": [1, 4, 8], "size": 8},
     "matey": {"sizes": [2, 8]},
+    "rlt": {"size": 4},
     "apt": {"min_size": 2, "max_size": 8, "thresholds": [-1.0, -1.0]},
 }
 
@@ -40,13 +46,15 @@ def choices_of(tokenizer) -> list[dict]:
 
 
 def decoder_of(tokenizer) -> str:
-    return "modulated" if tokenizer.spec.layout else "linear"
+    return "modulated" if tokenizer.spec.layout else "auto"
 
 
 def parts_of(name: str):
     """Data and a model of three small steps."""
     tokenizer = make_tokenizer(name)
     chosen = [f"tokenizer.{k}={v}" for k, v in KNOBS.get(name, {}).items()]
+    if name == "rlt":  # which needs frames that may change
+        chosen += ["history=2", "history_mode=frames"]
     overrides = [f"tokenizer={name}", f"decoder={decoder_of(tokenizer)}", *chosen]
     config = plain(compose("train", [*small_runs.data(), *small_runs.SIZE, *overrides]))
     data = build_data(config)
@@ -103,7 +111,7 @@ def test_training_evaluation_and_rollouts_take_settings(name):
     counts.clear()
     rows = evaluate(surrogate, data, settings=[choices[1], cycle], steps=4, device="cpu").settings
     assert all(row.vrmse.mean is not None for row in rows)
-    if name == "matey":  # what a threshold gives depends on the field
+    if name in ("matey", "rlt"):  # what a threshold gives depends on the field
         assert expected == sorted(expected)
         assert len({*counts[-4:]}) > 1
         return

@@ -129,6 +129,7 @@ EVERY = [
     ("apt", {"min_size": 2}, {}),
     ("near_best", {"min_size": 2, "max_size": 8, "tolerance": 0.9}, {}),
     ("radial", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
+    ("rlt", {"size": 4, "longest": 1}, {}),  # longer runs: test_rlt.py
     ("random", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("matey", {"sizes": [2, 4], "mode": "add"}, {}),
     ("matey", {"sizes": [4, 8], "embedding": "hmlp"}, {}),

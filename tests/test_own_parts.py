@@ -38,13 +38,13 @@ def test_processors(name):
     testing.check_processor(adaptok.create_processor(name, SPEC, depth=1), SPEC)
 
 
-@pytest.mark.parametrize("name", [n for n in DECODERS.names() if n != "modulated"])
+@pytest.mark.parametrize("name", [n for n in DECODERS.names() if n not in ("modulated", "runs")])
 def test_decoders(name):
     testing.check_decoder(adaptok.create_decoder(name, SPEC, 3), SPEC, 3)
 
 
 @pytest.mark.parametrize(
-    "name", ["iap", "apt", "matey", "uniform", "ckm", "csm", "near_best", "radial"]
+    "name", ["iap", "apt", "matey", "uniform", "ckm", "csm", "near_best", "radial", "rlt"]
 )
 def test_tokenizers(name):
     knobs = {"budget": 80} if name == "iap" else {}

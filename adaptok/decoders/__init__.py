@@ -7,6 +7,7 @@ from adaptok.decoders.linear import LinearDecoder
 from adaptok.decoders.local import LocalDecoder
 from adaptok.decoders.modulated import ModulatedDecoder
 from adaptok.decoders.refine import RefineDecoder
+from adaptok.decoders.runs import RunDecoder
 
 __all__ = [
     "BoxDecoder",
@@ -16,4 +17,5 @@ __all__ = [
     "LocalDecoder",
     "ModulatedDecoder",
     "RefineDecoder",
+    "RunDecoder",
 ]

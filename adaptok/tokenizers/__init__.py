@@ -13,12 +13,14 @@ from adaptok.tokenizers.matey import matey
 from adaptok.tokenizers.near_best import near_best
 from adaptok.tokenizers.radial import radial
 from adaptok.tokenizers.random import random
+from adaptok.tokenizers.rlt import RltTokenizer
 from adaptok.tokenizers.uniform import UniformTokenizer
 
 __all__ = [
     "CkmTokenizer",
     "CsmTokenizer",
     "PriceController",
+    "RltTokenizer",
     "UniformTokenizer",
     "apt",
     "at_budget",

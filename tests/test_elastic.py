@@ -24,6 +24,7 @@ VALUES = {
     "gamma": (1.0, 0.9, 0.5),
     "ratio": (0.1, 0.4, 1.0),
     "price": (9.0, 2.0, 1.0),
+    "threshold": (9.0, 0.03, 0.0),
 }
 KNOBS = {  # what makes a setting of it
     "amr": {"mode": "passing"},
@@ -32,6 +33,7 @@ KNOBS = {  # what makes a setting of it
     "meshtok": {"sizes": [2, 8]},
     "msvit": {"sizes": [2, 8]},
     "patch_dropout": {"patch_sizes": [1, 4, 8], "size": 8},
+    "rlt": {"size": 4},
     "apt": {"min_size": 2, "max_size": 8, "thresholds": [-1.0, -1.0]},
 }
 
@@ -59,6 +61,8 @@ def parts_of(name: str):
     """Data and a model of three small steps."""
     tokenizer = make_tokenizer(name)
     chosen = [f"tokenizer.{k}={v}" for k, v in KNOBS.get(name, {}).items()]
+    if name == "rlt":  # which needs frames that may change
+        chosen += ["history=2", "history_mode=frames"]
     overrides = [f"tokenizer={name}", f"decoder={decoder_of(tokenizer)}", *chosen]
     config = plain(compose("train", [*small_runs.data(), *small_runs.SIZE, *overrides]))
     data = build_data(config)
@@ -115,7 +119,7 @@ def test_training_evaluation_and_rollouts_take_settings(name):
     counts.clear()
     rows = evaluate(surrogate, data, settings=[choices[1], cycle], steps=4, device="cpu").settings
     assert all(row.vrmse.mean is not None for row in rows)
-    if name == "matey":  # what a threshold gives depends on the field
+    if name in ("matey", "rlt"):  # what a threshold gives depends on the field
         assert expected == sorted(expected)
         assert len({*counts[-4:]}) > 1
         return

@@ -136,6 +136,7 @@ EVERY = [
     ("focus", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("patch_dropout", {"size": 4}, {"seed": 2}),
     ("radial", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
+    ("rlt", {"size": 4, "longest": 1}, {}),  # longer runs: test_rlt.py
     ("random", {"min_size": 2, "max_size": 8, "budget": 20}, {}),
     ("matey", {"sizes": [2, 4], "mode": "add"}, {}),
     ("matey", {"sizes": [4, 8], "embedding": "hmlp"}, {}),

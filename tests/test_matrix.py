@@ -199,7 +199,7 @@ def has_static_counts(tokenizer: str) -> bool:
     """A budget, or nothing that depends on the values of the field."""
     made = adaptok.create_tokenizer(tokenizer, ndim=2, in_channels=2, dim=DIM)
     exact = "budget" in made.controls and made.static  # else it is a cap
-    return exact or not hasattr(made, "indicator")
+    return exact or getattr(made, "static", False)
 
 
 STATIC = [pair for pair in PAIRS if has_static_counts(pair[0])]

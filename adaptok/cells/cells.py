@@ -114,12 +114,13 @@ class Cells:
     def _rounded(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not self.overhang:
             return shape
-        return tuple(-(-n // size) * size for n, size in zip(shape, self.sizes[0], strict=True))
+        space = zip(shape[1:], self.sizes[0][1:], strict=True)  # no cell ends after the last frame
+        return (shape[0], *(-(-n // size) * size for n, size in space))
 
     @property
     def reach(self) -> tuple[int, ...]:
-        """(t, *space) that the cells tile: `shape`, or if they overhang the next multiple of the
-        coarsest size.
+        """(t, *space) that the cells tile: `shape`, or if they overhang in space the next multiple
+        of the coarsest size.
         """
         return self._rounded(self.shape)
 
@@ -209,7 +210,8 @@ class Cells:
                 )
         overhang = any(part.overhang for part in parts)
         for part in parts:
-            ends = {n % size for s in part.shapes for n, size in zip(s, part.sizes[0], strict=True)}
+            sizes = part.sizes[0][1:]
+            ends = {n % size for s in part.shapes for n, size in zip(s[1:], sizes, strict=True)}
             if part.overhang != overhang and ends != {0}:
                 raise ValueError("the cells of some parts are clipped at the border, others not")
         known = [part.lengths for part in parts if isinstance(part.lengths, tuple)]

@@ -40,7 +40,8 @@ def curve_keys(cells: Cells, *, shifted: bool = False) -> Int64[Tensor, " n"]:
     shapes = cells.mixed or (cells.shape,)
     ends = [max(shape[axis] for shape in shapes) for axis in range(cells.ndim + 1)]
     if cells.overhang:
-        ends = [-(-n // size) * size for n, size in zip(ends, cells.sizes[0], strict=True)]
+        space = zip(ends[1:], cells.sizes[0][1:], strict=True)
+        ends = [ends[0], *(-(-n // size) * size for n, size in space)]
     bits = max((n - 1).bit_length() for n in ends[1:])
     place = (cells.origin + cells.size // 2).long()  # inside the cell
     time = place[:, 0].clamp(0, ends[0] - 1)

@@ -9,6 +9,7 @@ from adaptok.decoders.mlp import MlpDecoder
 from adaptok.decoders.modulated import ModulatedDecoder
 from adaptok.decoders.paste import PasteDecoder
 from adaptok.decoders.refine import RefineDecoder
+from adaptok.decoders.runs import RunDecoder
 
 __all__ = [
     "BoxDecoder",
@@ -20,4 +21,5 @@ __all__ = [
     "ModulatedDecoder",
     "PasteDecoder",
     "RefineDecoder",
+    "RunDecoder",
 ]

@@ -13,10 +13,12 @@ from adaptok.tokens import TokenizerSpec
 
 def decoder_for(part: Part, spec: TokenizerSpec) -> Part:
     """Resolves "auto": "modulated" for the cells of CKM and CSM, "boxes" for those of DART, "paste"
-    for those whose sizes follow the domain, else "linear".
+    for those whose sizes follow the domain, "runs" for cells of different extents in time, else
+    "linear".
     """
     suited: dict[Any, str] = {ConvLayout: "modulated", StripLayout: "boxes"}
-    name = suited.get(spec.layout, "paste" if spec.rooted else "linear")
+    runs = len({size[0] for size in spec.sizes}) > 1
+    name = suited.get(spec.layout, "paste" if spec.rooted else "runs" if runs else "linear")
     if isinstance(part, Mapping):
         return {**part, "name": name} if part.get("name") == "auto" else part
     return name if part == "auto" else part

@@ -80,7 +80,10 @@ def reached(model: Surrogate, data: WellData, budget: int) -> str | None:
 def cells_by_size(cells: Cells) -> dict[str, int]:
     """Counts cells by their size in space, coarse to fine: "8", or "8x4" if axes differ."""
     numbers = cells.level.long().bincount(minlength=len(cells.sizes)).tolist()
-    return dict(zip(map(_size_name, cells.sizes), numbers, strict=True))
+    counts: dict[str, int] = {}
+    for size, number in zip(cells.sizes, numbers, strict=True):  # levels may differ in time alone
+        counts[_size_name(size)] = counts.get(_size_name(size), 0) + number
+    return counts
 
 
 def _size_name(size: Sequence[int]) -> str:

@@ -42,7 +42,8 @@ def tiling_errors(
 
 def tree_of(cells: Cells) -> Tree:
     """Returns the tree whose levels are the sizes of the cells."""
-    return Tree(tuple(cells.shape[1:]), tuple(size[1:] for size in cells.sizes), border="clip")
+    sizes = dict.fromkeys(size[1:] for size in cells.sizes)  # they may differ in time alone
+    return Tree(tuple(cells.shape[1:]), tuple(sizes), border="clip")
 
 
 def visible(cells: Cells) -> Cells:

@@ -22,6 +22,7 @@ from adaptok.tokenizers.patch_dropout import PatchDropoutTokenizer
 from adaptok.tokenizers.quadformer import quadformer
 from adaptok.tokenizers.radial import radial
 from adaptok.tokenizers.random import random
+from adaptok.tokenizers.rlt import RltTokenizer
 from adaptok.tokenizers.uniform import UniformTokenizer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "GivenTokenizer",
     "PatchDropoutTokenizer",
     "PriceController",
+    "RltTokenizer",
     "UniformTokenizer",
     "amr",
     "apf",

@@ -16,7 +16,7 @@ from adaptok.cells import product
 from adaptok.layers.boundary import Boundary
 from adaptok.registry import TOKENIZERS, Part, split_part
 from adaptok.tokenizers.base import frames_of_cells
-from adaptok.tokenizers.calibration import Fields, calibrate
+from adaptok.tokenizers.calibration import Fields, as_batches, calibrate
 from adaptok.tokenizers.given import GivenTokenizer
 from adaptok.tokenizers.ladder import SIZES, ladder, sizes_of
 from adaptok.tokenizers.marking import (
@@ -27,7 +27,9 @@ from adaptok.tokenizers.marking import (
     ThresholdMarking,
 )
 from adaptok.tokenizers.marking.fraction import cells_of_fraction
+from adaptok.tokenizers.rlt import RltTokenizer
 from adaptok.tokenizers.tree import TreeTokenizer
+from adaptok.tokenizers.uniform import UniformTokenizer
 from adaptok.tokens import Tokenizer, as_field
 
 
@@ -67,9 +69,7 @@ def at_budget(
     """
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise ValueError(f"budget is a positive whole number of tokens per sample, got {budget!r}")
-    batches = [fields] if isinstance(fields, Tensor) else list(fields)
-    if not batches:
-        raise ValueError("at_budget needs at least one field")
+    batches = as_batches(fields)
     shape = _shape(batches[0], tokenizer)
     try:
         return _controls(tokenizer, budget, batches, shape, boundary)
@@ -91,6 +91,10 @@ def _controls(
         if isinstance(marking, (MaximumMarking, PriceMarking)) or _scalable(marking):
             control = marking.controls[0]
             return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
+    if isinstance(tokenizer, RltTokenizer):
+        if frames_of_cells(shape[0], tokenizer.spec.sizes[-1][0]) == 1:
+            return {}  # nothing is before the first frame
+        return {"threshold": calibrate(tokenizer, batches, budget)}
     if "budget" in tokenizer.controls:
         tokenizer.cells(batches[0], boundary=boundary, budget=budget)  # raises if it is too low
         return {"budget": budget}
@@ -111,7 +115,7 @@ def _controls(
 def _sizes_that_fit(tokenizer: Tokenizer, budget: int, shape: tuple[int, ...]) -> str:
     """Names the knobs and values of cell sizes that reach a budget, if there are any."""
     config = getattr(tokenizer, "config", None) or {}
-    frames = frames_of_cells(shape[0], tokenizer.spec.sizes[0][0])
+    frames = frames_of_cells(shape[0], tokenizer.spec.sizes[-1][0])
     if budget > frames * product(shape[1:]):
         return f"; the fields have {frames * product(shape[1:])} points"
     if config.get("name") not in TOKENIZERS.names():
@@ -140,14 +144,17 @@ def part_at_budget(
         "name" and knobs.
     """
     name, knobs = split_part(part, "tokenizer")
-    batches = [fields] if isinstance(fields, Tensor) else list(fields)
+    batches = as_batches(fields)
     if isinstance(tokenizer, HasPatchSizes):
         shape = _shape(batches[0], tokenizer)
         fixed = "patch_size" not in tokenizer.controls or "patch_sizes" not in knobs
         built = [size[1:] for size in tokenizer.spec.sizes]
         sizes: list[Any] = tokenizer.sizes_for(shape[1:]) if fixed else built
         return {"name": name, **knobs, "size": nearest_size(tokenizer, sizes, budget, shape)}
-    found = at_budget(tokenizer, budget, batches, boundary=boundary)
+    if isinstance(tokenizer, RltTokenizer) and knobs.get("size") is None:
+        found = _runs_at_budget(tokenizer, budget, batches)
+    else:
+        found = at_budget(tokenizer, budget, batches, boundary=boundary)
     chosen = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}  # as YAML has it
     known = TOKENIZERS.knobs(name)
     if "ratio" in chosen and "ratio" not in known and "fraction" in known:
@@ -156,6 +163,29 @@ def part_at_budget(
         return {"name": name, **knobs, **chosen}
     kind, settings = split_part(knobs.get("marking", known.get("marking", "")), "marking")
     return {"name": name, **knobs, "marking": {"name": kind, **settings, **chosen}}
+
+
+def _runs_at_budget(tokenizer: RltTokenizer, budget: int, batches: list[Tensor]) -> dict[str, Any]:
+    """Chooses a size that can reach the budget, if possible with about half of what can be dropped,
+    and then the threshold.
+    """
+    shape = _shape(batches[0], tokenizer)
+    sizes = {k: (k,) * len(shape[1:]) for k in UniformTokenizer.sizes_for(shape[1:])}
+    between = {k: tokenizer.tokens_between(shape, size) for k, size in sizes.items()}
+    single = between[1][1] == product(shape[1:])  # of one frame of cells nothing can be dropped
+    fits = {k: sum(ends) / 2 for k, ends in between.items()}
+    if not single:
+        able = [k for k, (least, _) in between.items() if least <= budget]
+        within = [k for k in able if between[k][1] >= budget]
+        fits = {k: fits[k] for k in within or able}
+    if not fits:
+        least = min(least for least, _ in between.values())
+        raise OutOfReachError(f"run-length tokens of {shape} are at least {least}, not {budget}")
+    size = min(fits, key=lambda k: (abs(math.log(fits[k] / budget)), fits[k]))
+    if single:
+        return {"size": size}
+    wanted = min(budget, between[size][1])
+    return {"size": size, "threshold": tokenizer.threshold_for(batches, wanted, sizes[size])}
 
 
 def _scalable(marking: Any) -> bool:

@@ -93,14 +93,18 @@ class CellTokenizer(nn.Module):
         check_embedded(x, cells, boundary, self)
         features = self.features(x, cells, boundary)
         if self.halo is not None:
-            features = features + self.halo(x, cells, boundary)
+            features = features + self.halo(x, self.embedded(cells), boundary)
         return TokenSet(features, cells)
+
+    def embedded(self, cells: Cells) -> Cells:
+        """Returns the boxes whose values are embedded, a row per cell: the cells themselves."""
+        return cells
 
     def features(
         self, x: Float[Tensor, "b t c *s"], cells: Cells, boundary: Boundary
     ) -> Float[Tensor, "n d"]:
         """Computes the features of cells from what lies inside them."""
-        whole = cells.extended()
+        whole = self.embedded(cells).extended()
         return self.embedding(pad_beyond(x, whole.shape[1:], boundary), whole)
 
     @takes_lists

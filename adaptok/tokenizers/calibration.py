@@ -20,6 +20,7 @@ from adaptok.tokenizers.marking import (
 )
 from adaptok.tokenizers.marking.base import finite
 from adaptok.tokenizers.passing import PassingTokenizer
+from adaptok.tokenizers.rlt import RltTokenizer
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import as_field
 from adaptok.tree import Tree
@@ -29,10 +30,15 @@ Fields = Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]]  # a batch 
 
 @torch.no_grad()
 def calibrate(
-    tokenizer: TreeTokenizer, fields: Fields, tokens: float, *, boundary: Boundary = None
+    tokenizer: TreeTokenizer | RltTokenizer,
+    fields: Fields,
+    tokens: float,
+    *,
+    boundary: Boundary = None,
 ) -> tuple[float, ...] | float:
     """Scales the tokenizer's thresholds by the one factor that gives a mean number of tokens; of a
-    marking relative to the maximum or by a price, finds the gamma or the price that does.
+    marking relative to the maximum or by a price, finds the gamma or the price that does, and of
+    `rlt` its threshold.
 
     Scores are computed once. A node splits iff the factor is at most ``score / threshold`` of
     the node and of all its ancestors (gamma: below ``score / max``; a price: below ``score``), so
@@ -55,9 +61,11 @@ def calibrate(
         ValueError: another marking, thresholds that are not positive, or a number of tokens out of
             reach.
     """
+    if isinstance(tokenizer, RltTokenizer):
+        return tokenizer.threshold_for(as_batches(fields), tokens)
     bars, priced = _bars(tokenizer), isinstance(tokenizer.marking, PriceMarking)
     parts, coarsest, samples = [], 0, 0
-    for field in [fields] if isinstance(fields, Tensor) else fields:
+    for field in as_batches(fields):
         scores, tree = tokenizer.scores(field, boundary=boundary)
         b, f, _ = scores.shape
         t = as_field(field, tokenizer.spec.ndim).shape[1]
@@ -75,13 +83,19 @@ def calibrate(
             parts.append(_splits(own, tree, shared, kept=not tokenizer.spec.tiling))
         roots = int(tree.per_level(tree.nodes(scores.device).inside)[0].sum())
         samples, coarsest = samples + b, coarsest + b * f * shared * roots
-    if not parts:
-        raise ValueError("calibrate needs at least one field")
     factors, gains = (torch.cat(part) for part in zip(*parts, strict=True))
     relative = bars is None
     options = {"relative": relative, "positive": relative or priced}
     factor = _factor(factors, gains, coarsest, tokens, samples, **options)
     return factor if bars is None or priced else tuple(factor * bar for bar in bars)
+
+
+def as_batches(fields: Fields) -> list[Tensor]:
+    """Lists the batches of one or several; raises ``ValueError`` for none."""
+    batches = [fields] if isinstance(fields, Tensor) else list(fields)
+    if not batches:
+        raise ValueError("to calibrate a number of tokens takes at least one field")
+    return batches
 
 
 def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:

@@ -30,6 +30,32 @@ def as_ignore(ignore: Ignore) -> tuple[int, ...] | Literal["constants"]:
     return tuple(int(i) for i in ignore)
 
 
+class IgnoresChannels:
+    """A tokenizer that scores some channels only.
+
+    Attributes:
+        ignore: "constants", or the numbers of those that it does not see.
+        constants: numbers of the channels that do not change with time.
+    """
+
+    ignore: tuple[int, ...] | Literal["constants"]
+    constants: tuple[int, ...] = ()
+
+    def tell_channels(self, constants: Sequence[int], channels: int) -> None:
+        """Tells which of the channels are static constants; a surrogate does so.
+
+        Raises:
+            ValueError: a channel is ignored that does not exist, or all are.
+        """
+        self.constants = tuple(constants)
+        self.seen(channels)
+
+    def seen(self, channels: int) -> list[int]:
+        """Lists which channels of a field the indicator sees."""
+        ignored = self.constants if isinstance(self.ignore, str) else self.ignore
+        return seen_channels(ignored, channels)
+
+
 def seen_channels(ignored: Sequence[int], channels: int) -> list[int]:
     """Lists the channels that are not ignored; negative numbers count from the end.
 

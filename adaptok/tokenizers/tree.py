@@ -23,7 +23,7 @@ from adaptok.tokenizers.base import (
     frames_of_cells,
     per_axis,
 )
-from adaptok.tokenizers.ignoring import Ignore, as_ignore, only, seen_channels
+from adaptok.tokenizers.ignoring import Ignore, IgnoresChannels, as_ignore, only
 from adaptok.tokenizers.indicators import Indicator, relative_errors
 from adaptok.tokenizers.marking import Budget, BudgetMarking, Marking, Marks
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
@@ -46,7 +46,7 @@ class _Refined(NamedTuple):
     split: Tensor
 
 
-class TreeTokenizer(CellTokenizer):
+class TreeTokenizer(IgnoresChannels, CellTokenizer):
     """Scores the nodes of a tree, marks which ones split, and embeds the leaves.
 
     If ``spec.tiling`` is False, cells that split stay beside their children.
@@ -89,7 +89,6 @@ class TreeTokenizer(CellTokenizer):
         self.order, self.border = order, border
         self.per_frame = per_frame
         self.ignore = as_ignore(ignore)
-        self.constants: tuple[int, ...] = ()
         self.tree((1,) * spec.ndim)  # raises here if the sizes are wrong
 
     def tell_channels(self, constants: Sequence[int], channels: int) -> None:
@@ -99,15 +98,9 @@ class TreeTokenizer(CellTokenizer):
             ValueError: a channel is ignored that does not exist, or all are; or the indicator asks
                 for one that does not exist.
         """
-        self.constants = tuple(constants)
-        self.seen(channels)
+        super().tell_channels(constants, channels)
         if (check := getattr(self.indicator, "check_channels", None)) is not None:
             check(channels, self.spec.ndim)
-
-    def seen(self, channels: int) -> list[int]:
-        """Lists which channels of a field the indicator sees."""
-        ignored = self.constants if isinstance(self.ignore, str) else self.ignore
-        return seen_channels(ignored, channels)
 
     @property
     def controls(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class FourierPositions(nn.Module):
         """Fourier features of frame, centre and volume before the linear maps, in float64."""
         dim, extents = self.time.in_features, cells.extents
         space: Any = extents[1:] if isinstance(extents, tuple) else extents[:, 1:].unbind(1)
-        frame_size = cells.sizes[0][0]
+        frame_size = cells.sizes[-1][0]
         frame = center[:, 0] / frame_size - 0.5
         places = [
             fourier_features(center[:, axis + 1].double() / n, width, *self.ranges[1])

@@ -96,8 +96,7 @@ class BlurIndicator(nn.Module):
                 points = tree.per_level(points_of_nodes(tree, field.device))[level]
                 mean = sums / points.clamp_min(1)
             else:
-                error = squarable(self._seen(blurred) - sharp, tuple(range(sharp.ndim)))
-                error = error.square().mean(1, keepdim=True)
+                error = (self._seen(blurred) - sharp).square().mean(1, keepdim=True)
                 mean = POOL[len(size)](error, tree.grids[level]).flatten(1)
                 mean = mean.unflatten(0, (b, t)).mean(1)
             scores.append(mean.sqrt() * product(size) ** (self.power / len(size)))

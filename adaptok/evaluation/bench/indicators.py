@@ -145,7 +145,7 @@ def _roles(registry: Registry, name: str, data: Changes) -> Row:
     """The channels of velocity and density, for a part that asks for them, of a set that says."""
     if data.name not in SOLVERS.names():
         return {}
-    fields = list(getattr(SOLVERS.get(data.name), "field_names", ()))
+    fields: list[str] = list(getattr(SOLVERS.get(data.name), "field_names", ()))
     velocity = [i for i, field in enumerate(fields) if field.startswith("velocity")]
     roles: Row = {"velocity": velocity} if len(velocity) == data.field.ndim - 3 else {}
     if "density" in fields:

@@ -61,5 +61,5 @@ class FocusIndicator:
         ndim = len(tree.shape)
         self.check(ndim)
         foci = self.foci or [((0.5,) * ndim,) * 2]
-        scores = [closeness(*focus, field, tree, boundary) for focus in foci]
+        scores = [closeness(low, high, field, tree, boundary) for low, high in foci]
         return torch.stack(scores).amax(0)

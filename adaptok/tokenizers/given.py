@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from adaptok.cells import Boxes, Cells, cells_from_boxes, repeated
 from adaptok.cells.amr import check_levels_are_whole, read_refinement
@@ -146,7 +147,8 @@ class GivenTokenizer(CellTokenizer):
             raise ValueError(f"boxes are `Boxes`, or a list of one per sample, got {shown(boxes)}")
         if len(boxes) != b:
             raise ValueError(f"{len(boxes)} boxes for {b} sample(s)")
-        made = [_tiling_of_boxes(one, self.spec, space, field.device) for one in boxes]
+        given = (self.spec, self.border, space, field.device)
+        made = [_fixed_tiling(one, *given) for one in boxes]
         return Cells.cat([self._repeat(one, 1, field) for one in made])
 
     def _repeat(self, one: _Tiling, batch: Any, field: Tensor) -> Cells:
@@ -224,19 +226,28 @@ def _fixed_tiling(
     device: torch.device,
 ) -> _Tiling:
     """Computes cells that all samples share; raises ``ValueError`` if they suit no such domain."""
-    if isinstance(fixed, Boxes):
-        return _tiling_of_boxes(fixed, spec, space, device)
-    tree = _tree(spec, space, border)
-    levels = torch.zeros(space) if fixed is None else resampled_levels(fixed, space).float()
-    split = splits_of_levels(levels[None, None], tree)
-    cells = cells_from_splits(split, tree, frames=1)
-    moved = (x.to(device) for x in (cells.origin[:, 1:], cells.size[:, 1:], cells.level))
-    return _Tiling(*moved, spec.tiling, True, cells.overhang)
+    with _disable_current_modes():  # a trace holds their numbers
+        if isinstance(fixed, Boxes):
+            cells = _cells_of_boxes(fixed, spec, space)
+        else:
+            tree = _tree(spec, space, border)
+            levels = torch.zeros(space) if fixed is None else resampled_levels(fixed, space).float()
+            cells = cells_from_splits(splits_of_levels(levels[None, None], tree), tree, frames=1)
+            cells = cells.replace(tiling=spec.tiling)
+        origin, size = cells.origin[:, 1:].tolist(), cells.size[:, 1:].tolist()
+        level = cells.level.tolist()
+    int32: dict[str, Any] = {"dtype": torch.int32, "device": device}
+    return _Tiling(
+        torch.tensor(origin, **int32).view(-1, spec.ndim),
+        torch.tensor(size, **int32).view(-1, spec.ndim),
+        torch.tensor(level, dtype=torch.int8, device=device),
+        cells.tiling,
+        cells.on_grid,
+        cells.overhang,
+    )
 
 
-def _tiling_of_boxes(
-    boxes: Boxes, spec: TokenizerSpec, space: tuple[int, ...], device: torch.device
-) -> _Tiling:
+def _cells_of_boxes(boxes: Boxes, spec: TokenizerSpec, space: tuple[int, ...]) -> Cells:
     origin, size = (torch.as_tensor(rows).long() for rows in (boxes.origin, boxes.size))
     if origin.ndim != 2 or origin.shape[1] != spec.ndim:
         raise ValueError(
@@ -258,8 +269,7 @@ def _tiling_of_boxes(
             f"not all boxes lie on the grids of the sizes {[s[1:] for s in spec.sizes]}: give "
             "min_size and max_size of the grids, or on_grid=False"
         )
-    moved = (x.to(device) for x in (cells.origin[:, 1:], cells.size[:, 1:], cells.level))
-    return _Tiling(*moved, cells.tiling, cells.on_grid, False)
+    return cells
 
 
 def resampled_levels(levels: Int[Tensor, "*s"], space: tuple[int, ...]) -> Int[Tensor, "*r"]:

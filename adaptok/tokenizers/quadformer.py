@@ -30,8 +30,8 @@ def quadformer(
 ) -> TreeTokenizer:
     """Quadformer: cells split that lose most when blurred to one token, to a token budget.
 
-    Score: indicator `blur` (Sec. 3.2). Refinement: best first to exactly the budget if a split can
-    end there, else less than a split below (Sec. 3.1). Cells are resized to the finest size,
+    Score: indicator `blur`. Refinement: best first to exactly the budget if a split can
+    end there, else less than a split below. Cells are resized to the finest size,
     linearly and without antialiasing, and embedded by one linear map. Its positions are those of a
     processor with ``positions="sinusoid"``.
 

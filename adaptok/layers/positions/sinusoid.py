@@ -19,8 +19,7 @@ def sinusoid(
     center: Float[Tensor, "n a"], shape: tuple[int, ...], unit: tuple[int, ...], dim: int
 ) -> Float[Tensor, "n dim"]:
     """``[sin(c w), cos(c w)]`` per axis, with c in units of `unit` and frequencies w from 1 to
-    1e-4, spaced logarithmically (the encoding of Vaswani et al. as in fairseq; Quadformer, Sec.
-    3.3).
+    1e-4, spaced logarithmically (the encoding of Vaswani et al. as in fairseq; Quadformer).
 
     The last axis comes first (x, y, then time), and each has an equal share of the channels; what
     is left over is 0. Axes of extent 1 in `shape` take no channels.
@@ -60,7 +59,7 @@ def sinusoid_pairs(axes: int, dim: int) -> int:
 @POSITIONS.register("sinusoid")
 class SinusoidPositions(nn.Module):
     """Adds sinusoids of the centre, in units of the finest cell, once before the blocks
-    (Quadformer, Sec. 3.3); the size of a cell is not told.
+    (Quadformer); the size of a cell is not told.
 
     Args:
         spec: specification of the tokenizer; its dim has two channels per space axis (and, of a

@@ -31,7 +31,7 @@ POOL: dict[int, Callable[..., Tensor]] = {
 class BlurIndicator(nn.Module):
     """Root mean square over the cell of what the field loses if its cells had one token's points,
     times a power of the cell's size (Quadformer: Ronen et al., "Vision transformers with
-    mixed-resolution tokenization", Sec. 3.2).
+    mixed-resolution tokenization").
 
     For cells f times as large as the finest, the whole domain is resampled by 1/f and back by f,
     linearly and without antialiasing; edges are repeated, whatever the boundary. The score is

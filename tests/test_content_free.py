@@ -117,7 +117,10 @@ def test_one_point_is_radial_and_every_focus_is_fine():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"points": [(0.5,)]}, r"a focus has one share per space axis, 2, got \[\[0.5\]\]"),
+        (
+            {"points": [(0.5,)]},
+            r"points and boxes have one share .*, 2, got \[\[0.5\]\]",
+        ),
         ({"points": [(0.5, 1.5)]}, "points must be a list.* at most 1"),
         ({"boxes": [((0.5, 0.5), (0.4, 0.9))]}, "its first and its last corner"),
         ({"boxes": [((0.5, 0.5),)]}, "its first and its last corner"),

@@ -35,7 +35,7 @@ def with_channels(
         ValueError: an unknown name, a number out of range, or nothing left to score.
     """
     node = config[part]
-    if not isinstance(node, Mapping):
+    if not isinstance(node, Mapping) or not any(node.get(knob) for knob in (*ROLES, "ignore")):
         return node
     mode = mode_of_history(config["history_mode"], config.get("processor", "vit"))
     frames = config["history"] if mode == "fold" else 1

@@ -46,7 +46,7 @@ class FlowTests:
     sees_all = True
 
     def __init__(self, indicators: Sequence[FlowIndicator], thresholds: Sequence[float], rule: str):
-        self.indicators, self.thresholds = list(indicators), tuple(thresholds)
+        self.indicators, self.thresholds = list(indicators), tuple(map(float, thresholds))
         self.rule = RULES[choice("rule", rule, RULES)]
         self.monotone = all(indicator.monotone for indicator in indicators)
 
@@ -154,7 +154,7 @@ def amr(
     return make(
         spec,
         FlowTests(parts, bars, rule),
-        MARKINGS.create("price", price=price),
+        MARKINGS.create("price", price=float(price)),
         EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=sizes),
         per_frame=per_frame,
         ignore=ignore,

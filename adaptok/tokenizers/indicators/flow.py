@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -195,8 +196,9 @@ def role_of_channels(role: str, given: Channels | None) -> tuple[int, ...] | Non
     """
     if given is None:
         return None
-    numbers = (given,) if isinstance(given, (int, str)) else tuple(given)
-    if not numbers or any(isinstance(n, str) or n is True or n is False for n in numbers):
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    numbers: tuple[Any, ...] = tuple(given) if listed else (given,)  # type: ignore[arg-type]
+    if not numbers or any(isinstance(n, str) for n in numbers):
         raise ValueError(
             f"{role} is a list of channels by number, got {given!r}; names of fields go with "
             "adaptok train on one data set, which knows them"

@@ -54,7 +54,9 @@ class FocusIndicator:
         for corners in self.foci:
             if any(len(corner) != ndim for corner in corners):
                 given = [list(corner) for corner in dict.fromkeys(corners)]
-                raise ValueError(f"a focus has one share per space axis, {ndim}, got {given}")
+                raise ValueError(
+                    f"points and boxes have one share per space axis, {ndim}, got {given}"
+                )
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Scores every inner node; raises ``ValueError`` for foci of another dimension."""

@@ -12,7 +12,6 @@ from adaptok.tokens import TokenizerSpec
 
 
 def decoder_for(part: Part, spec: TokenizerSpec) -> Part:
-<<<<<<< HEAD
     """Resolves "auto": "modulated" for the cells of CKM and CSM, "boxes" for those of DART, "paste"
     for those whose sizes follow the domain, "runs" for cells of different extents in time, else
     "linear".
@@ -20,12 +19,6 @@ def decoder_for(part: Part, spec: TokenizerSpec) -> Part:
     suited: dict[Any, str] = {ConvLayout: "modulated", StripLayout: "boxes"}
     runs = len({size[0] for size in spec.sizes}) > 1
     name = suited.get(spec.layout, "paste" if spec.rooted else "runs" if runs else "linear")
-=======
-    """Resolves "auto": "modulated" for the cells of CKM and CSM, "paste" for those whose sizes
-    follow the domain, else "linear".
-    """
-    name = "modulated" if spec.layout is ConvLayout else "paste" if spec.rooted else "linear"
->>>>>>> xc
     if isinstance(part, Mapping):
         return {**part, "name": name} if part.get("name") == "auto" else part
     return name if part == "auto" else part

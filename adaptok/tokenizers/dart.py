@@ -156,7 +156,7 @@ class DartTokenizer(CellTokenizer):
         x = rearrange(x, "b (f fs) c ... -> b f (fs c) ...", fs=self.spec.sizes[0][0])
         strip = cells.strip
         inside = sample_strip(x, strip, self.size, self.points, boundary, zeros=self.zeros)
-        features = self.embedding(inside.to(self.embedding.weight.dtype))  # (b, f, n, d)
+        features = self.embedding(inside)  # (b, f, n, d)
         if self.table is not None:
             position = average_table(self.table, strip, level_grid(cells.shape[1:], self.size))
             features = features + position[:, None].to(features.dtype)

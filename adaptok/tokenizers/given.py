@@ -339,11 +339,16 @@ def given(
     sources = {"refinement": refinement, "boxes": boxes, "channel": channel}
     if len(found := [name for name, value in sources.items() if value is not None]) > 1:
         raise ValueError(f"give one of {', '.join(sources)}, not {' and '.join(found)}")
-    fixed: Given | None = None if refinement is None else read_refinement(refinement)
+    fixed: Given | None = None
+    if refinement is not None:
+        try:
+            fixed = read_refinement(refinement)
+        except ValueError as error:
+            raise ValueError(f"refinement: {error}") from error
     if boxes is not None:
         if len(boxes) != 2 or len(boxes[0]) != len(boxes[1]):
             raise ValueError("boxes are a list of origins and a list of as many sizes")
-        fixed = Boxes(*boxes)
+        fixed = Boxes(boxes[0], boxes[1])
     sizes = sizes_of(fixed, min_size, max_size, ndim, frame_size)
     spec = TokenizerSpec(ndim, in_channels, dim, sizes, tiling, on_grid=on_grid)
     part = EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=sizes)

@@ -119,7 +119,8 @@ def rows_of(data: Changes, side: int = 4) -> list[Row]:
     for label, indicator in _indicators():
         parts: Row = {**ends, "indicator": indicator}
         try:
-            shares = target.shares(composed(**make, **parts).indicator)
+            of_blocks = composed(**make, min_size=1, max_size=2, indicator=indicator)
+            shares = target.shares(of_blocks.indicator)
             for marking in [m for m in MARKINGS.names() if m not in OTHERS]:
                 tokenizer = composed(**make, **parts, marking=marking)
                 controls = at_budget(tokenizer, wanted, data.field, boundary=data.boundary)

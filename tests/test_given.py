@@ -135,6 +135,9 @@ def test_boxes_of_all_samples_and_of_each():
         (([[0, 0], [0, 8]], [[16, 8], [16, 8]]), {"min_size": 8, "max_size": 8}, "larger than"),
         (([[0, 0], [0, 6]], [[16, 6], [16, 10]]), {"min_size": 4, "max_size": 16}, "on_grid=False"),
         (([[0]], [[16]]), {}, "an origin and a size of 2 number"),
+        (([[0.5, 0]], [[16, 16]]), {}, "boxes are rows of whole numbers"),
+        (([[0, 0], [1]], [[16, 16]]), {}, "boxes are rows of whole numbers"),
+        (("abc", [[16, 16]]), {}, "boxes are rows of whole numbers"),
     ],
 )
 def test_boxes_that_do_not_suit_are_named(boxes, knobs, message):

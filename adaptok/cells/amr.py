@@ -135,7 +135,7 @@ def save_boxes(path: str | Path, cells: Cells) -> None:
     Cells that stick out of the domain are clipped to it.
     """
     each = [boxes_of(cells, sample) for sample in range(int(cells.batch_size))]
-    arrays = {
+    arrays: dict[str, Any] = {
         "origin": torch.cat([box.origin for box in each]).cpu().numpy(),
         "size": torch.cat([box.size for box in each]).cpu().numpy(),
         "lengths": np.array([len(box.origin) for box in each]),

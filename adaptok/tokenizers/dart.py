@@ -156,7 +156,7 @@ class DartTokenizer(CellTokenizer):
         x = rearrange(x, "b (f fs) c ... -> b f (fs c) ...", fs=self.spec.sizes[0][0])
         strip = cells.strip
         inside = sample_strip(x, strip, self.size, self.points, boundary, zeros=self.zeros)
-        features = self.embedding(inside.to(self.embedding.weight.dtype))  # (b, f, n, d)
+        features = self.embedding(inside)  # (b, f, n, d)
         if self.table is not None:
             position = average_table(self.table, strip, level_grid(cells.shape[1:], self.size))
             features = features + position[:, None].to(features.dtype)
@@ -170,7 +170,7 @@ def dart(
     in_channels: Positive,
     dim: Positive,
     *,
-    size: PerAxis = 8,
+    size: PerAxis | None = None,
     points: Positive | None = None,
     budget: Positive | None = None,
     bands: Sequence[Positive] | None = None,
@@ -189,7 +189,8 @@ def dart(
     cells; another one, such as on features of a frozen network, goes to `DartTokenizer`.
 
     Args:
-        size: grid points of a cell of the density (authors: 16), one number or one per axis.
+        size: grid points of a cell of the density (authors: 16), one number or one per axis; None:
+            8, or what suits the budget of a run.
         points: samples per token and axis; None: the largest of `size`.
         budget: tokens per sample over all frames; None: as many as the density has cells. Also per
             call.
@@ -210,7 +211,7 @@ def dart(
     Raises:
         ValueError: knobs that make no sense, such as another number of bands.
     """
-    own = per_axis(size, ndim)
+    own = per_axis(8 if size is None else size, ndim)
     spec = TokenizerSpec(ndim, in_channels, dim, ((frame_size, *own),), False, StripLayout)
     features = PointFeatures(own, width)
     return DartTokenizer(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -29,7 +29,7 @@ from adaptok.tokenizers.base import (
 from adaptok.tokenizers.tree import level_sizes
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import BORDERS, Sizes, Tree, cells_from_splits
-from adaptok.utils.arguments import Dimensions, PerAxis, Positive, checked, shown
+from adaptok.utils.arguments import LARGEST, Dimensions, PerAxis, Positive, checked, shown
 from adaptok.utils.constants import cached_constant
 from adaptok.utils.reading import reads_are_free
 
@@ -140,14 +140,13 @@ class GivenTokenizer(CellTokenizer):
         return self._repeat(one, field.shape[0], field)
 
     def _of_boxes(self, field: Tensor, boxes: Any) -> Cells:
-        b, space = field.shape[0], tuple(field.shape[3:])
+        b, given = field.shape[0], (self.spec, self.border, tuple(field.shape[3:]), field.device)
         if isinstance(boxes, Boxes):
-            boxes = [boxes] * b
+            return self._repeat(_fixed_tiling(boxes, *given), b, field)
         if not isinstance(boxes, (list, tuple)) or not all(isinstance(x, Boxes) for x in boxes):
             raise ValueError(f"boxes are `Boxes`, or a list of one per sample, got {shown(boxes)}")
         if len(boxes) != b:
             raise ValueError(f"{len(boxes)} boxes for {b} sample(s)")
-        given = (self.spec, self.border, space, field.device)
         made = [_fixed_tiling(one, *given) for one in boxes]
         return Cells.cat([self._repeat(one, 1, field) for one in made])
 
@@ -248,7 +247,7 @@ def _fixed_tiling(
 
 
 def _cells_of_boxes(boxes: Boxes, spec: TokenizerSpec, space: tuple[int, ...]) -> Cells:
-    origin, size = (torch.as_tensor(rows).long() for rows in (boxes.origin, boxes.size))
+    origin, size = (_rows(rows) for rows in (boxes.origin, boxes.size))
     if origin.ndim != 2 or origin.shape[1] != spec.ndim:
         raise ValueError(
             f"boxes have an origin and a size of {spec.ndim} number(s) each, got "
@@ -270,6 +269,17 @@ def _cells_of_boxes(boxes: Boxes, spec: TokenizerSpec, space: tuple[int, ...]) -
             "min_size and max_size of the grids, or on_grid=False"
         )
     return cells
+
+
+def _rows(given: Any) -> Int64[Tensor, "..."]:
+    try:
+        rows = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"boxes are rows of whole numbers, got {shown(given)}") from error
+    small = not rows.is_floating_point() and not rows.is_complex()
+    if rows.dtype == torch.bool or not small or bool((rows.long().abs() > LARGEST).any()):
+        raise ValueError(f"boxes are rows of whole numbers, got {shown(given)}")
+    return rows.long()
 
 
 def resampled_levels(levels: Int[Tensor, "*s"], space: tuple[int, ...]) -> Int[Tensor, "*r"]:
@@ -339,11 +349,16 @@ def given(
     sources = {"refinement": refinement, "boxes": boxes, "channel": channel}
     if len(found := [name for name, value in sources.items() if value is not None]) > 1:
         raise ValueError(f"give one of {', '.join(sources)}, not {' and '.join(found)}")
-    fixed: Given | None = None if refinement is None else read_refinement(refinement)
+    fixed: Given | None = None
+    if refinement is not None:
+        try:
+            fixed = read_refinement(refinement)
+        except ValueError as error:
+            raise ValueError(f"refinement: {error}") from error
     if boxes is not None:
         if len(boxes) != 2 or len(boxes[0]) != len(boxes[1]):
             raise ValueError("boxes are a list of origins and a list of as many sizes")
-        fixed = Boxes(*boxes)
+        fixed = Boxes(boxes[0], boxes[1])
     sizes = sizes_of(fixed, min_size, max_size, ndim, frame_size)
     spec = TokenizerSpec(ndim, in_channels, dim, sizes, tiling, on_grid=on_grid)
     part = EMBEDDINGS.build(embedding, in_channels=in_channels, dim=dim, sizes=sizes)

@@ -42,7 +42,8 @@ def with_ladder(part: Part, space: Sequence[int], budget: float) -> Part:
     if not isinstance(source, str) and not is_factory(source):
         return part
     known = TOKENIZERS.knobs(source)
-    own = {name: knobs.get(name, known[name]) for name in SIZES if name in known}
+    names = SIZES if "patch_sizes" in known else (*SIZES, "size")
+    own = {name: knobs.get(name, known[name]) for name in names if name in known}
     marking = knobs.get("marking")
     typed = isinstance(marking, Mapping) and isinstance(marking.get("thresholds"), (list, tuple))
     if not own or typed or any(value is not None for value in own.values()):
@@ -63,7 +64,11 @@ def with_ladder(part: Part, space: Sequence[int], budget: float) -> Part:
 def sizes_of(
     names: Collection[str], sizes: Sequence[int], knobs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns cell sizes, from fine to coarse, as the knobs of a tokenizer that has `names`."""
+    """Returns cell sizes, from fine to coarse, as the knobs of a tokenizer that has `names`; of one
+    size the middle one, whose number of cells is about the budget.
+    """
+    if "size" in names:
+        return {"size": sizes[(len(sizes) - 1) // 2]}
     ends = [sizes[0], sizes[-1]]
     if "sizes" in names:  # MATEY's misplaced positions are those of two sizes
         return {"sizes": ends if knobs.get("legacy_positions") else list(sizes)}

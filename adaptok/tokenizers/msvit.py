@@ -41,7 +41,7 @@ class GateMarking:
         budget: cells per sample over all frames; None: as many as the gates say. Also per call.
     """
 
-    controls = ("budget",)
+    controls: tuple[str, ...] = ("budget",)
 
     def __init__(self, budget: int | None = None):
         self.budget = budget

@@ -47,7 +47,7 @@ class GateIndicator(nn.Module):
         super().__init__()
         if len(sizes) < 2:
             raise ValueError(f"a gate chooses between cell sizes, and has {sizes} alone")
-        self.sizes, self.temperature = tuple(map(tuple, sizes)), temperature
+        self.sizes, self.temperature = tuple(map(tuple, sizes)), float(temperature)
         self.points = nn.ModuleList(nn.Linear(product(size), width) for size in sizes[:-1])
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
@@ -64,7 +64,7 @@ class GateIndicator(nn.Module):
             return field.new_zeros(field.shape[0], 0)
         if tree.sizes != tuple(size[1:] for size in self.sizes):
             raise ValueError(f"a gate for cells of {self.sizes} scores a tree of {tree.sizes}")
-        x = standardised(field, (1, *range(3, field.ndim))).to(self.points[0].weight.dtype)
+        x = standardised(field, (1, *range(3, field.ndim))).to(next(self.parameters()).dtype)
         whole = [n * s for n, s in zip(tree.grids[0], tree.sizes[0], strict=True)]
         x = pad_beyond(x, whole, boundary)
         logit = wide(torch.cat([self._logits(x, level) for level in range(len(self.heads))], 1))

@@ -397,3 +397,26 @@ def test_it_compiles_to_one_graph():
     process = processor_of(reducer={"name": "tome", "r": [3, 2]})
     compiled = torch.compile(process, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(tokens).features, process(tokens).features)
+
+
+def test_a_saved_model_has_its_reducer(tmp_path):
+    reducer = {"name": "dtem", "r": [3, 2]}
+    made = {"ndim": 2, "in_channels": 1, "dim": 24, "depth": 2, "heads": 2}
+    made["tokenizer"] = {"name": "iap", "min_size": 2, "max_size": 8, "budget": 40}
+    model = create_surrogate(processor={"name": "vit", "reducer": reducer}, **made).eval()
+    adaptok.save_pretrained(model, tmp_path)
+    again, x = adaptok.from_pretrained(tmp_path).eval(), fields_of(1)
+    assert torch.equal(again.rollout(x, 1), model.rollout(x, 1))
+
+
+@pytest.mark.parametrize("reducer", REDUCERS.names())
+def test_other_precisions(reducer):
+    tokens = tokens_of((12, 7))
+    process = processor_of(reducer={"name": reducer, **ACTIVE[reducer]})
+    expected = process(tokens).features
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert process(tokens).features.isfinite().all()
+        process.train()(tokens).features.float().mean().backward()
+    double = process.eval().double()(tokens.to(torch.float64)).features
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), expected, atol=1e-4, rtol=1e-4)

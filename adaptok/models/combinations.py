@@ -15,6 +15,7 @@ from adaptok.registry import (
     MARKINGS,
     POSITIONS,
     PROCESSORS,
+    REDUCERS,
     TOKENIZERS,
 )
 
@@ -45,8 +46,9 @@ class Combination(NamedTuple):
 
 
 def combinations(pattern: str = "*") -> Iterator[Combination]:
-    """Yields all tokenizers with all processors, positions, decoders and history modes, and the
-    composed tokenizer with all indicators, markings, embeddings, positions and decoders.
+    """Yields all tokenizers with all processors, positions, decoders and history modes, the
+    composed tokenizer with all indicators, markings, embeddings, positions and decoders, and all
+    processors with all reducers.
 
     Args:
         pattern: for part of the overrides, such as ``processor=axial`` or ``tokenizer=iap*fold``.
@@ -71,6 +73,10 @@ def candidates() -> Iterator[dict[str, str]]:
         chosen = dict(zip(OF_TOKENIZER, inner, strict=True))
         processor = {"processor": "vit", "processor.positions": position}
         yield {"tokenizer": COMPOSED, **chosen, **processor, "decoder": decoder}
+    for name, reducer in itertools.product(PROCESSORS.names(), REDUCERS.names()):
+        if "reducer" in PROCESSORS.knobs(name):
+            processor = {"processor": name, "processor.reducer": reducer}
+            yield {"tokenizer": "iap", **processor, "decoder": "linear", "history_mode": "frames"}
 
 
 def reason_against(parts: Mapping[str, str]) -> str | None:
@@ -94,8 +100,9 @@ def build(parts: Mapping[str, str], **changes: Any) -> Surrogate:
     tokenizer = {"name": parts["tokenizer"]}
     tokenizer |= {k.partition("/")[2]: v for k, v in parts.items() if k in OF_TOKENIZER}
     processor = {"name": parts["processor"]}
-    if "processor.positions" in parts:
-        processor["positions"] = parts["processor.positions"]
+    for knob in ("positions", "reducer"):
+        if f"processor.{knob}" in parts:
+            processor[knob] = parts[f"processor.{knob}"]
     small: dict[str, Any] = {"ndim": 2, "in_channels": 2, "history": 2}
     small |= {"dim": 16, "depth": 1, "heads": 1}
     return create_surrogate(

@@ -148,8 +148,8 @@ def supported(pattern: str = "*") -> list[str]:
     return [n for n in names if model_entrypoint(n).__module__.rpartition(".")[2] in families]
 
 
-def freeze_all_but_new(model: AptMixin, also: Iterable[str] = ()) -> list[nn.Parameter]:
-    """Freezes all but what APT added (the paper's recipe for dense tasks and VQA).
+def freeze_all_but_new(model: nn.Module, also: Iterable[str] = ()) -> list[nn.Parameter]:
+    """Freezes all but what APT added (the paper's recipe for dense tasks and VQA), or a reducer.
 
     Args:
         also: prefixes of further parameters to train, such as "head".
@@ -164,7 +164,7 @@ def freeze_all_but_new(model: AptMixin, also: Iterable[str] = ()) -> list[nn.Par
     for prefix in also:
         if not any(f"{name}.".startswith(f"{prefix}.") for name in named):
             raise ValueError(f"no parameter of the model starts with {prefix!r}")
-    trained = tuple(f"{prefix}." for prefix in ("cell_embed", *also))
+    trained = tuple(f"{prefix}." for prefix in ("cell_embed", "reducer", *also))
     for name, parameter in named.items():
         parameter.requires_grad_(f"{name}.".startswith(trained))
     return [parameter for parameter in named.values() if parameter.requires_grad]

@@ -10,7 +10,7 @@ from torch import nn
 
 from adaptok.registry import Part, Registry, choice
 from adaptok.utils.arguments import Finite, Positive, Weighted
-from adaptok.vision.apply import apply_apt
+from adaptok.vision.apply import apply_apt, apply_reducer
 from adaptok.vision.random_cells import RandomCells
 
 Thresholds = Annotated[Sequence[Finite], Len(1)]
@@ -104,6 +104,16 @@ def random(
     fast = apply_apt(model, thresholds, indicator=indicator, mean=mean, std=std, branch=False)
     fast.tiling = RandomCells(fast.tiling.spec, tuple(thresholds), indicator, None, mean, std)
     return fast.train(model.training)
+
+
+@IMAGE_TOKENIZERS.register("reduced")
+def reduced(model: nn.Module, *, reducer: Part = "tome") -> nn.Module:
+    """timm's patches, merged or dropped inside the blocks (what APT is compared with).
+
+    Args:
+        reducer: a name of `adaptok.reducers`, or a mapping of name and knobs.
+    """
+    return apply_reducer(model, reducer)
 
 
 def _capped(

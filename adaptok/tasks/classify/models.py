@@ -16,7 +16,7 @@ from adaptok.utils.arguments import Positive, Rate
 from adaptok.vision import IMAGE_TOKENIZERS, supported
 
 PREFIX = "model."  # of the weights in a checkpoint of adaptok
-NEW = "cell_embed."  # prefix of the weights that APT adds
+NEW = ("cell_embed.", "reducer.")  # prefixes of weights that timm's models lack
 
 
 def build_timm(
@@ -70,11 +70,11 @@ def build_classifier(
     tokenizer: str | Mapping[str, Any],
     checkpoint: str | Path | None = None,
 ) -> Any:
-    """Puts a model on the cells of a tokenizer; reads what APT adds from `checkpoint` if there."""
+    """Puts a model on the cells of a tokenizer; reads what that adds from `checkpoint` if there."""
     config: Any = getattr(model, "pretrained_cfg", {})
     stats = {"mean": config["mean"], "std": config["std"]}
     fast = IMAGE_TOKENIZERS.build(tokenizer, model=model, **stats)
-    if checkpoint is not None and hasattr(fast, "cell_embed"):
+    if checkpoint is not None:
         new = {k: v for k, v in read_weights(checkpoint).items() if k.startswith(NEW)}
         own = fast.state_dict()
         if new and new.keys() == {k for k in own if k.startswith(NEW)}:

@@ -193,7 +193,7 @@ def test_a_surrogate_of_frames():
     make = {"ndim": 2, "in_channels": 2, "history": 4, "history_mode": "frames", "depth": 1}
     make |= {"dim": 24, "heads": 2, "tokenizer": tokenizer, "constant_channels": 1}
     field, constants = draw(2, 4, 2, 16, 12).float(), torch.randn(2, 1, 16, 12)
-    for processor in ("vit", "spacetime", "windowed"):
+    for processor in ("spacetime", "windowed"):
         model = create_surrogate(**make, processor=processor)
         out = model.rollout(field, 2, constants=constants)
         alone = [model.rollout(field[i : i + 1], 2, constants=constants[i : i + 1]) for i in (0, 1)]
@@ -223,9 +223,8 @@ def test_parts_keep_their_promises():
     tokenizer = create_tokenizer("rlt", **MAKE, size=4, threshold=0.5)
     testing.check_tokenizer(tokenizer, frames=4)
     cells = tokenizer.cells(draw(3, 4, 2, 8, 8))
-    for name in ("runs", "linear", "cross_attention"):
-        knobs = {"heads": 2} if name == "cross_attention" else {}
-        decoder = create_decoder(name, tokenizer.spec, 2, **knobs)
+    for name in ("runs", "linear"):
+        decoder = create_decoder(name, tokenizer.spec, 2)
         testing.check_decoder(decoder, tokenizer.spec, 2, cells=cells)
     assert type(create_decoder("auto", tokenizer.spec, 2)).__name__ == "RunDecoder"
 
@@ -244,8 +243,8 @@ def test_positions_at_the_first_tubelet():
 
 def test_thresholds_are_calibrated_to_the_closest_number_from_below():
     """Beside a try of every threshold that makes a difference."""
-    fields = [draw(2, 5, 2, 8, 8), draw(1, 5, 2, 8, 8, seed=1) / 3]
-    tokenizer = create_tokenizer("rlt", **MAKE, size=4, longest=3).double()
+    fields = [draw(2, 4, 2, 8, 8), draw(1, 4, 2, 8, 8, seed=1) / 3]
+    tokenizer = create_tokenizer("rlt", **MAKE, size=4, longest=2).double()
 
     def count(threshold: float) -> float:
         return sum(len(tokenizer.cells(f, threshold=threshold)) for f in fields) / 3

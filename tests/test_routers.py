@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_processors import SPEC, ragged_tokens
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adaptok
 from adaptok import create_processor, testing
@@ -275,7 +276,7 @@ def frames_of(budgets: list[int], frames: int, shape: tuple[int, ...]) -> TokenS
 )
 def test_tokens_attend_inside_windows(budgets, frames, shape):
     tokens = frames_of(budgets, frames, shape)
-    processor = made("windowed", len(shape), tokens_per_window=6)
+    processor = made("windowed", len(shape), tokens_per_window=6, depth=2)
     x, numbers = tokens.features, []
     for i, block in enumerate(processor.blocks):
         out = x.clone()
@@ -321,3 +322,14 @@ def test_promises_with_knobs_that_matter(name, knobs):
     assert (half - whole).abs().mean() < 0.05
     later = tokens.replace(cond=torch.randn(3, 24))
     assert not torch.allclose(processor(later).features, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "knobs"), COMPILED)
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_is_read_back_from_an_accelerator(name, knobs, known):
+    """Fake CUDA tensors run the code of the device without kernels: a read of values raises."""
+    tokens = ragged_tokens() if known else in_bucket(ragged_tokens(), 16)
+    processor = create_processor(name, SPEC, depth=2, heads=2, **knobs)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        assert processor.to("cuda")(tokens.to("cuda")).features.device.type == "cuda"

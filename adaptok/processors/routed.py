@@ -68,7 +68,7 @@ class RoutedTransformer(Transformer):
         if self.router is None:
             return super().run(x, place)
         with without_autocast(x):  # half precision would make ties
-            score = self.router(x.to(self.router[0].weight.dtype)).squeeze(1)
+            score = self.router(x.to(next(self.router.parameters()).dtype)).squeeze(1)
         gate, order = score.sigmoid(), sorted_rows(score.detach(), cells, descending=True)
         chosen: dict[float, tuple[Tensor, Tensor, Rows]] = {}
         for i, (block, share) in enumerate(zip(self.blocks, self.shares, strict=True)):

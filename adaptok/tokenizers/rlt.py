@@ -152,7 +152,7 @@ class RltTokenizer(IgnoresChannels, CellTokenizer):
         check_boundary(boundary, field.shape[0], self.spec.ndim)
         frame_size, tree = self.spec.sizes[-1][0], self.tree(field.shape[3:])
         frames = frames_of_cells(field.shape[1], frame_size)
-        size = {"frames": frames, "frame_size": frame_size}
+        size: dict[str, Any] = {"frames": frames, "frame_size": frame_size}
         starts = run_starts(self.changes(field) <= threshold, self.longest)
         if 1 in (frames, self.longest):
             every = repeated(frames * tree.counts().leaves, field.shape[0])
@@ -165,11 +165,11 @@ class RltTokenizer(IgnoresChannels, CellTokenizer):
                 )
             cells = cells_from_nodes(starts, tree, **size)
         run = run_lengths(starts).flatten()[true_entries(starts.flatten(), cells.count)]
-        size = torch.cat([run.int()[:, None] * frame_size, cells.size[:, 1:]], 1)
+        extent = torch.cat([run.int()[:, None] * frame_size, cells.size[:, 1:]], 1)
         finer = [run > length[0] // frame_size for length in self.spec.sizes[1:]]
         level = len(finer) - sum(finer, torch.zeros_like(run))
         kept = {"sizes": self.spec.sizes, "on_grid": False}
-        return cells.replace(size=size, level=level.to(torch.int8), **kept)
+        return cells.replace(size=extent, level=level.to(torch.int8), **kept)
 
     def changes(
         self, field: Float[Tensor, "b t c *s"], size: tuple[int, ...] | None = None

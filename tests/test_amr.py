@@ -221,10 +221,10 @@ def test_thresholds_by_indicator(rule):
 @pytest.mark.parametrize("mode", ["add", "passing", "replace"])
 def test_the_price_of_a_number_of_tokens_is_the_best_one(mode):
     tokenizer = create_tokenizer("amr", **SMALL, mode=mode)
-    field = flow(shape=(13, 8))
+    field = flow(shape=(9, 8))
     scores = tokenizer.scores(field)[0].flatten().unique()
     counts = {len(tokenizer.cells(field, price=float(s))) for s in scores}
-    for tokens in (3, 9, 17):
+    for tokens in (5, 12):
         price = adaptok.calibrate(tokenizer, field, tokens)
         got = len(tokenizer.cells(field, price=price))
         assert got == max(count for count in counts if count <= 2 * tokens)
@@ -233,7 +233,8 @@ def test_the_price_of_a_number_of_tokens_is_the_best_one(mode):
 @pytest.mark.parametrize(("mode", "border"), [("add", "clip"), ("passing", "split")])
 def test_promises_certificate_and_decoders_of_overlapping_cells(mode, border):
     tokenizer = create_tokenizer("amr", **SMALL, mode=mode, border=border)
-    check_tokenizer(tokenizer)
+    if mode == "passing":  # "add" is checked with all other tokenizers
+        check_tokenizer(tokenizer)
     field = flow(shape=(21, 16))
     cells = tokenizer.cells(field).validate()
     bound = tokenizer.certificate(field)
@@ -243,9 +244,8 @@ def test_promises_certificate_and_decoders_of_overlapping_cells(mode, border):
     if mode == "add":
         torch.testing.assert_close(bound, whole.certificate(field))
     tokens = tokenizer(field)
-    for name in ("linear", "boxes", "paste", "hmlp", "cross_attention", "local"):
-        knobs = {"heads": 2} if name in ("cross_attention", "local") else {}
-        decoder = adaptok.create_decoder(name, tokenizer.spec, 2, **knobs)
+    for name in ("linear", "paste", "hmlp"):
+        decoder = adaptok.create_decoder(name, tokenizer.spec, 2)
         out = decoder(tokens)
         assert out.shape == (2, 1, 2, 21, 16)
         assert torch.isfinite(out).all()

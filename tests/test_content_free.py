@@ -164,8 +164,8 @@ def test_the_seed_decides_which_patches():
     zero = tokens("patch_dropout", size=4)
     five = boxes(tokens("patch_dropout", size=4, seed=5).cells(field))
     assert five == boxes(zero.cells(field, seed=5)) != boxes(zero.cells(field))
-    counts = sum(covered(zero.cells(field, seed=seed)) for seed in range(60))
-    assert 15 <= counts.min() < counts.max() <= 45  # every patch has its turn
+    counts = sum(covered(zero.cells(field, seed=seed)) for seed in range(24))
+    assert 3 <= counts.min() < counts.max() <= 21  # every patch has its turn
     with pytest.raises(ValueError, match="seed must be a whole number"):
         zero.cells(field, seed=0.5)
     assert tokens("patch_dropout", size=16, drop=0.9).cells(field).lengths == (1,)
@@ -177,14 +177,14 @@ def test_decoders_fill_holes_or_leave_them_and_a_schedule_draws_anew():
     part = {"name": "patch_dropout", "size": 4, "drop": 0.75}
     schedule = adaptok.create_schedule("seeds")
     field = torch.randn(2, 1, 2, 16, 16)
-    for decoder in ("linear", "boxes", "paste", "hmlp", "cross_attention"):
+    for decoder in ("linear", "paste", "hmlp", "cross_attention"):
         model = adaptok.create_surrogate(tokenizer=part, decoder=decoder, normalise="none", **make)
         first, second = (model(field, **schedule(step)) for step in range(2))
         assert torch.isfinite(first).all()
         assert not torch.equal(first, second)
         holes = covered(model.tokenizer.cells(field, **schedule(0))) == 0
         empty = bool((first.masked_select(holes) == 0).all())
-        assert empty == (decoder in ("linear", "boxes", "paste"))
+        assert empty == (decoder in ("linear", "paste"))
         model.eval()
         assert torch.equal(model(field, **schedule(0)), model(field))
     with pytest.raises(ValueError, match="spacetime_parallel"):

@@ -16,7 +16,9 @@ import adaptok
 from adaptok import create_decoder, create_surrogate, create_tokenizer, testing
 from adaptok.cells import Cells
 from adaptok.decoders.runs import run_owners
+from adaptok.evaluation.tilings import tiling_errors, tree_of
 from adaptok.tokenizers.at_budget import at_budget, part_at_budget
+from adaptok.tokenizers.indicators import relative_errors
 from adaptok.tokens import TokenSet
 
 GOLDEN = Path(__file__).parent / "golden" / "rlt_mask_tub1.npz"
@@ -217,6 +219,11 @@ def test_one_frame_is_uniform():
     )
     assert torch.equal(one.origin, other.origin)
     assert torch.equal(one.size, other.size)
+    trees = tree_of(one), tree_of(other)
+    assert trees[0] == trees[1]
+    node = relative_errors(field, trees[0])
+    errors = [tiling_errors(node, trees[0], cells) for cells in (one, other)]
+    assert torch.equal(*errors)
 
 
 def test_parts_keep_their_promises():
@@ -296,6 +303,10 @@ def test_calls_that_make_no_sense(monkeypatch):
     tokenizer = create_tokenizer("rlt", **MAKE, frame_size=2)
     with pytest.raises(ValueError, match=r"3 frame\(s\) do not divide"):
         tokenizer(torch.randn(1, 3, 2, 16, 16))
+    x = torch.randn(1, 2, 2, 16, 16)
+    others = create_tokenizer("uniform", **MAKE, frame_size=2).cells(x)
+    with pytest.raises(ValueError, match="built for cells of sizes"):
+        tokenizer.embed(x, others)
     with pytest.raises(ValueError, match="threshold must be a number"):
         tokenizer(torch.randn(1, 2, 2, 16, 16), threshold="high")
     spec = create_tokenizer("iap", **MAKE).spec

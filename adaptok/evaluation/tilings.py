@@ -33,8 +33,9 @@ def tiling_errors(
     if not cells.tiling or cells.shape[0] > 1 or bool(off.any()):
         raise ValueError("the cells are no tiling of one frame on the grids of their levels")
     node = torch.zeros_like(level)
-    for number, (grid, first) in enumerate(zip(tree.grids, tree.offsets, strict=False)):
-        own = first + grid_index(cells, number) % product(grid)
+    for number, size in enumerate(cells.sizes):
+        place = tree.sizes.index(size[1:])
+        own = tree.offsets[place] + grid_index(cells, number) % product(tree.grids[place])
         node = torch.where(level == number, own, node)
     total = errors.new_zeros(cells.batch_size)
     return total.index_add(0, cells.sample, errors[cells.sample, node]).sqrt()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, product, repeated
 from adaptok.layers.boundary import Boundary, check_boundary
 from adaptok.layers.mixed import takes_lists
+from adaptok.patches import check_levels
 from adaptok.registry import EMBEDDINGS, TOKENIZERS, Part, choice
 from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
 from adaptok.tokenizers.embeddings.halo import means
@@ -115,6 +116,7 @@ class RltTokenizer(IgnoresChannels, CellTokenizer):
 
     def embedded(self, cells: Cells) -> Cells:
         """Returns the first tubelet of each run."""
+        check_levels(cells, self.spec.sizes)
         tubelet = self.spec.sizes[-1]
         size = torch.cat([torch.full_like(cells.size[:, :1], tubelet[0]), cells.size[:, 1:]], 1)
         level = torch.zeros_like(cells.level)

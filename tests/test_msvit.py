@@ -135,6 +135,7 @@ def test_the_loss_on_the_rate():
     torch.testing.assert_close(fixed.figures["gate_share"], torch.tensor(8 / 16))
 
 
+@pytest.mark.slow
 def test_training_the_rate_alone_reaches_it():
     tokenizer = msvit(target=0.25)
     field = torch.randn(4, 1, 2, 32, 32)
@@ -149,14 +150,14 @@ def test_training_the_rate_alone_reaches_it():
 
 
 def test_noise_belongs_to_training():
-    tokenizer, field = msvit(), torch.randn(2, 1, 2, 16, 16)
+    tokenizer, field = msvit(), torch.randn(1, 1, 2, 16, 16)
     plain = tokenizer.scores(field)[0]
     assert torch.equal(tokenizer.scores(field)[0], plain)
     with collect_auxiliary():
-        drawn = torch.stack([tokenizer.scores(field)[0] for _ in range(200)])
+        drawn = tokenizer.scores(field.expand(400, -1, -1, -1, -1))[0]
         assert torch.equal(tokenizer.eval().scores(field)[0], plain)
     rate = (drawn > 0.5).float().mean(0)  # a gate opens with its probability
-    torch.testing.assert_close(rate, plain.detach(), atol=0.15, rtol=0)
+    torch.testing.assert_close(rate, plain[0].detach(), atol=0.12, rtol=0)
 
 
 @pytest.mark.parametrize(

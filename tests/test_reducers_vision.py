@@ -163,6 +163,15 @@ def test_it_trains_with_checkpoints_and_shares_the_parameters(reducer):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("reducer", REDUCERS.names())
+def test_it_is_exported_for_any_batch(reducer):
+    fast, x = apply_reducer(model_of(depth=3), reducer, **ACTIVE[reducer]), images(3)
+    batch = torch.export.Dim("b", min=2, max=64)
+    program = torch.export.export(fast, (x,), dynamic_shapes={"x": {0: batch}}, strict=False)
+    torch.testing.assert_close(program.module()(images(5)), fast(images(5)))
+
+
 def test_models_that_cannot_are_refused():
     with pytest.raises(ValueError, match="not a plain vision transformer"):
         apply_reducer(torch.nn.Linear(2, 2), "tome")

@@ -16,8 +16,8 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from adaptok.cells import Groups, repeated
-from adaptok.cells.lengths import offsets_of
+from adaptok.cells import Count, Groups, repeated
+from adaptok.cells.lengths import distinct, offsets_of
 from adaptok.processors.reducers import Flow, Reducer, advance
 from adaptok.registry import REDUCERS
 from adaptok.vision.blocks import BLOCKS, Packing
@@ -42,7 +42,7 @@ class Step:
         bias = self.flow.key_bias if self.reducer.place == "before" else None  # else none attends
         if found is None:
             return x, packing._replace(key_bias=bias)
-        groups = _groups(packing.samples, len(x) // packing.samples, x.device)
+        groups = _groups(packing.samples, distinct(found.lengths)[0], x.device)
         rope = packing.rope and _rows_of(packing.rope, found.kept)
         sample = packing.sample[found.kept]
         return x, packing._replace(groups=groups, sample=sample, rope=rope, key_bias=bias)
@@ -56,7 +56,7 @@ class ReducedBlock(nn.Module):
         run = BLOCKS[type(self).__mro__[2]]  # that of timm's class
         if packing.between is not None:
             packing = packing._replace(observed=[])  # a checkpoint runs the block twice
-        return run(self, x.flatten(0, 1), packing).unflatten(0, (len(x), -1))
+        return run(self, x.flatten(0, 1), packing).unflatten(0, (x.shape[0], -1))
 
 
 class _Block(ReducedBlock, Block): ...
@@ -206,7 +206,7 @@ class ReducedMixin(nn.Module):
         trail, model = flow.trail, self
         if norm and trail.last is not None:
             trail = trail._replace(last=model.norm(trail.last))  # pyright: ignore
-        return trail.unmerge(features.flatten(0, 1)).unflatten(0, (len(features), -1))
+        return trail.unmerge(features.flatten(0, 1)).unflatten(0, (features.shape[0], -1))
 
     def _map(self, x: Tensor, images: Tensor) -> Tensor:
         model: Any = self
@@ -222,8 +222,8 @@ class ReducedMixin(nn.Module):
         axes = (torch.arange(n, device=x.device, dtype=torch.float32) for n in (height, width))
         index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
         special = model.num_prefix_tokens
-        index = torch.cat([index.new_zeros(special, 2), index]).repeat(len(x), 1)
-        real = (torch.arange(x.shape[1], device=x.device) >= special).repeat(len(x))[:, None]
+        index = torch.cat([index.new_zeros(special, 2), index]).repeat(x.shape[0], 1)
+        real = (torch.arange(x.shape[1], device=x.device) >= special).repeat(x.shape[0])[:, None]
         return [*rotations(model.rope, index, real, (height, width), depth)]
 
     def _mean(self, x: Tensor, mass: Tensor) -> Tensor:
@@ -309,7 +309,7 @@ def reason_against(model: nn.Module) -> str | None:
     return unsupported_rope(getattr(source, "rope", None))
 
 
-def _groups(b: int, n: int, device: torch.device) -> Groups:
+def _groups(b: Count, n: int, device: torch.device) -> Groups:
     lengths = repeated(n, b)
     return Groups(None, None, offsets_of(lengths, device), n, lengths)
 

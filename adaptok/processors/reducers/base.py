@@ -127,13 +127,13 @@ def per_block(r: Any, depth: int) -> tuple[int, ...]:
     """
     given: Any = (r, 0.0) if isinstance(r, Integral) else tuple(r)
     number, last = given[0], given[-1]
-    if len(given) == 2 and (not isinstance(last, Integral) or last < 0):
-        if not isinstance(number, Integral) or number < 0 or not -1 <= last <= 1:
+    if len(given) == 2 and not (isinstance(last, Integral) and int(last) >= 0):
+        if not isinstance(number, Integral) or int(number) < 0 or not -1 <= float(last) <= 1:
             raise ValueError(
                 f"r as a pair is a whole number and an inflection from -1 to 1, got {given}"
             )
-        first = int(number * (1.0 - last))
-        step = (2 * number - 2 * first) / max(depth - 1, 1)
+        first = int(int(number) * (1.0 - float(last)))
+        step = (2 * int(number) - 2 * first) / max(depth - 1, 1)
         return tuple(int(first + step * i) for i in range(depth))
     if len(given) > depth or any(not isinstance(n, Integral) or n < 0 for n in given):
         raise ValueError(

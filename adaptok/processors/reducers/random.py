@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import torch
 from torch import Tensor
 
@@ -57,9 +59,7 @@ class RandomDropping(Reducer):
         return Reduced(seen.x[found.kept], seen.mass[found.kept], found)
 
 
-@cached_constant(512)  # graphs know no generators
+@cached_constant(512)  # graphs know no generators of torch
 def _draws(seed: int, block: int, places: int, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(block):  # another state for each block
-        generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    return torch.rand(places, generator=generator).to(device)
+    generator = Random(f"{seed}, {block}")
+    return torch.tensor([generator.random() for _ in range(places)]).to(device)

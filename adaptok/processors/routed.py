@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, Groups, sorted_rows
-from adaptok.cells.lengths import Lengths, column, common, distinct, each, offsets_of, total
+from adaptok.cells.lengths import Lengths, common, distinct, each, offsets_of, total
 from adaptok.layers.blocks import Block
 from adaptok.layers.norms import Segments
 from adaptok.layers.positions import Rotary
@@ -109,7 +109,7 @@ def best_rows(
     if lengths is not None:
         kept = each(lengths, lambda n: best_of(n, share))
         count, ends = total(kept), offsets_of(kept, order.device)
-        numbers = column(kept, order.device)[:, 0]
+        numbers = ends.diff()
         groups = Groups(None, None, ends, max(distinct(kept), default=0), kept)
         longest = common(kept)
         if longest is not None:

@@ -152,12 +152,12 @@ def variants(data: str) -> dict[str, Model]:
         "deep": {"depth": 2},
         "far": {"stencil": FAR},
         "smoother": {"smooth": 8},
-        "learned": {"points": "learned"},
+        "half_smoother": {"share": 0.5, "smooth": 8},
     }
     few = {"tokens": FEWEST[data]}
-    more = ("eighth", "half", "far", "learned")
+    more = ("eighth", "half", "far", "half_smoother")
     changes |= {"few": few} | {f"few_{name}": few | changes[name] for name in more}
-    changes["few_half_far"] = few | changes["half"] | changes["far"]
+    changes["few_narrow"] = few | changes["half_smoother"] | {"dim": 64}
     found = {"coarse_fine": coarse_fine(about)}
     for name, knobs in changes.items():
         model = helped(about, **{"share": 0.25, **knobs})
@@ -198,6 +198,7 @@ def ablations(about: Set) -> dict[str, Model]:
         "coarse_fine_dense": replace(whole, share=1.0),
         "coarse_fine_halo": replace(whole, halo=3),
         "coarse_fine_near_best": replace(whole, points="near_best"),
+        "coarse_fine_learned": replace(whole, points="learned"),  # whose network costs more
     }
 
 

@@ -409,7 +409,10 @@ def test_a_saved_model_has_its_reducer(tmp_path):
     assert torch.equal(again.rollout(x, 1), model.rollout(x, 1))
 
 
-@pytest.mark.parametrize("reducer", REDUCERS.names())
+@pytest.mark.parametrize(
+    "reducer",
+    [pytest.param(r, marks=[pytest.mark.slow] * (r != "dtem")) for r in REDUCERS.names()],
+)
 def test_other_precisions(reducer):
     tokens = tokens_of((12, 7))
     process = processor_of(reducer={"name": reducer, **ACTIVE[reducer]})

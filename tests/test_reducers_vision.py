@@ -163,6 +163,15 @@ def test_it_trains_with_checkpoints_and_shares_the_parameters(reducer):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_it_is_saved(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_vit", num_classes=3)
+    fast = apply_reducer(model, "dtem", r=[3, 2]).eval()
+    adaptok.save_pretrained(fast, tmp_path)
+    again, x = adaptok.from_pretrained(tmp_path), torch.randn(1, 3, *model.patch_embed.img_size)
+    assert torch.equal(again(x), fast(x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reducer", REDUCERS.names())
 def test_it_is_exported_for_any_batch(reducer):

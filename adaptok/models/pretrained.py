@@ -144,7 +144,7 @@ def from_pretrained(
 
     Returns:
         A `Surrogate`, a `Baseline`, a `Multiphysics` model or one of its systems, a tokenizer, or a
-        model that `adaptok.vision.apply_apt` wrapped.
+        model that `adaptok.vision.apply_apt` or `apply_reducer` wrapped.
 
     Raises:
         ValueError: no such folder or id; a file is missing, damaged or of another model; a part

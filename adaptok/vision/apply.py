@@ -188,7 +188,9 @@ def _normalisation(
     return out[0], out[1]
 
 
-def build_vision(model: str, made: dict[str, Any], options: dict[str, Any]) -> AptMixin:
+def build_vision(
+    model: str, made: dict[str, Any], options: dict[str, Any]
+) -> AptMixin | ReducedMixin:
     """Builds the model that a `config` describes, with fresh weights.
 
     Raises:
@@ -200,4 +202,7 @@ def build_vision(model: str, made: dict[str, Any], options: dict[str, Any]) -> A
         raise ValueError(
             f"{model!r} is no model of timm itself; a file may not name a hub or folder"
         )
-    return apply_apt(timm.create_model(model, pretrained=False, **made), **options)
+    built = timm.create_model(model, pretrained=False, **made)
+    if "reducer" in options:
+        return apply_reducer(built, options["reducer"])
+    return apply_apt(built, **options)

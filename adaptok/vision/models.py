@@ -51,14 +51,7 @@ class AptMixin(nn.Module):
         """Plain values from which `adaptok.from_pretrained` builds the model again; None if timm
         has no name for it. Head and size are the current ones.
         """
-        model: Any = self
-        name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-        if name is None:
-            return None
-        made = {"num_classes": model.num_classes, "global_pool": model.global_pool}
-        embed = model.patch_embed
-        made |= {"in_chans": embed.proj.in_channels, "img_size": list(embed.img_size)}
-        return {"kind": "vision", "model": name, "made": made, "options": self.options}
+        return config_of(self, self.options)
 
     def forward(self, x: Images, *, cells: Cells | None = None, **control: Any) -> Any:
         """Returns logits, or features if the head has no classifier.
@@ -227,6 +220,17 @@ class AptMixin(nn.Module):
         bias = area_bias(cells, groups, prefix, self.weighted)
         pairs = zip(local, ropes, strict=True)
         return [Packing(own, sample, b, rope, bias) for own, rope in pairs]
+
+
+def config_of(model: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what `adaptok.vision.apply.build_vision` builds a wrapped model from, or None."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if name is None:
+        return None
+    made = {"num_classes": model.num_classes, "global_pool": model.global_pool}
+    embed = model.patch_embed
+    made |= {"in_chans": embed.proj.in_channels, "img_size": list(embed.img_size)}
+    return {"kind": "vision", "model": name, "made": made, "options": dict(options)}
 
 
 def patch_index(cells: Cells) -> Float[Tensor, "n 2"]:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from adaptok.cells import Count, Groups, repeated
 from adaptok.cells.lengths import distinct, offsets_of
+from adaptok.models.recording import recorded
 from adaptok.processors.reducers import Flow, Reducer, advance
 from adaptok.registry import REDUCERS
 from adaptok.vision.blocks import BLOCKS, Packing
+from adaptok.vision.models import config_of
 from adaptok.vision.pooling import latent_pool
 from adaptok.vision.rope import Rope, rotations, unsupported_rope
 
@@ -81,6 +83,14 @@ class ReducedMixin(nn.Module):
 
     reducer: Reducer
     last: Flow | None
+    options: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """Plain values from which `adaptok.from_pretrained` builds the model again; None if timm
+        has no name for it.
+        """
+        return config_of(self, self.options)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
         """Returns logits, or features if the head has no classifier."""
@@ -283,6 +293,7 @@ def reduced_model(model: nn.Module, name: Any, **knobs: Any) -> ReducedMixin:
         block.__class__ = REDUCED_BLOCKS[type(block)]
     weight = source.norm.weight if hasattr(source.norm, "weight") else tensors[0]
     made.reducer, made.last = reducer.to(weight.device, weight.dtype), None
+    made.options = {"reducer": recorded(part)}
     return made.train(model.training)
 
 

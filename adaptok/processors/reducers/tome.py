@@ -98,7 +98,7 @@ def match(metric: Float[Tensor, "n c"], sequences: Sequences, taken: Lengths) ->
     place_odd = prefix + between + torch.arange(len(odd), device=odd.device) - ahead_odd
     place_odd = torch.where(odd < prefix, odd, place_odd)
     place_even = torch.where(merges, place_odd.gather(1, partner), place_even)
-    rank, stays = (torch.empty_like(place_even[:, :1]).expand(-1, len(place)) for _ in range(2))
-    rank, stays = rank.clone(), torch.ones_like(stays, dtype=torch.bool)
+    rank = place_even.new_empty(place_even.shape[0], sequences.longest)
+    stays = torch.ones_like(rank, dtype=torch.bool)
     rank[:, ::2], rank[:, 1::2], stays[:, ::2] = place_even, place_odd, ~merges
     return reduction(sequences, rank, stays, sequences.fewer(taken))

@@ -84,6 +84,7 @@ class RltTokenizer(IgnoresChannels, CellTokenizer):
     ):
         self.size = per_axis(8 if size is None else size, ndim)
         tubelet = (frame_size, *self.size)
+        longest = int(longest)  # of numpy too
         lengths = [1 << k for k in reversed(range((longest - 1).bit_length() + 1))]
         spec = TokenizerSpec(
             ndim,
@@ -150,6 +151,7 @@ class RltTokenizer(IgnoresChannels, CellTokenizer):
         given = control.get("threshold")
         threshold = self.threshold if given is None else given
         check_value(threshold, NonNegativeFloat, "threshold")
+        threshold = float(threshold)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         check_boundary(boundary, field.shape[0], self.spec.ndim)
         frame_size, tree = self.spec.sizes[-1][0], self.tree(field.shape[3:])

@@ -184,7 +184,10 @@ def test_epochs_have_as_many_steps_as_are_made(folder, tmp_path, batches, more, 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["tokenizer=iap"], "unknown tokenizer 'iap'.*choices: apt, random, resize, uniform"),
+        (
+            ["tokenizer=iap"],
+            "unknown tokenizer 'iap'.*choices: apt, random, reduced, resize",
+        ),
         (["model=resnet50"], "unknown model 'resnet50'"),
         (["history=3"], "unknown key 'history'"),
         (["tokenizer.thresholds=[]"], "thresholds must be a list"),

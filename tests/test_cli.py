@@ -424,7 +424,7 @@ def test_benchmarks_run_by_name(capsys):
 
 def test_help_of_the_classification_task(capsys):
     text = run(capsys, "train", "task=classify", "--help")
-    assert "[apt] random resize uniform" in text
+    assert "[apt] random reduced resize uniform" in text
     assert "more of timm's names" in text
     assert "train.only=all" in text
     assert "task" in run(capsys, "train", "--help")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import adaptok
-from adaptok import testing
+from adaptok import TOKENIZERS, testing
 from adaptok.registry import DECODERS, EMBEDDINGS, INDICATORS, MARKINGS, PROCESSORS
 from adaptok.tokenizers.marking.base import Marks
 from adaptok.tree import sum_pyramid

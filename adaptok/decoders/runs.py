@@ -10,7 +10,7 @@ from adaptok.cells import Cells, product
 from adaptok.layers.mixed import gives_lists
 from adaptok.patches import check_levels, grid_index, level_grid, unpatchify
 from adaptok.registry import DECODERS
-from adaptok.tokens import TokenizerSpec, TokenSet
+from adaptok.tokens import TokenizerSpec, TokenSet, check_sizes
 from adaptok.utils.arguments import Positive, checked
 from adaptok.utils.reading import reads_are_free
 
@@ -32,6 +32,7 @@ class RunDecoder(nn.Module):
     @checked
     def __init__(self, spec: TokenizerSpec, out_channels: Positive):
         super().__init__()
+        check_sizes(spec, "decoder 'runs'")
         if spec.layout is not None or len({size[1:] for size in spec.sizes}) > 1:
             raise ValueError(
                 "decoder 'runs' copies what a token paints along its run in time, and needs cells "

@@ -9,6 +9,7 @@ import runpy
 import sys
 
 import pytest
+from sampled import sampled
 
 import benchmarks
 from adaptok.patches import patchify
@@ -22,7 +23,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", sampled(SMALL, 2))
 def test_results_are_written(name, tmp_path, monkeypatch, drawn):
     module = importlib.import_module(f"benchmarks.{name}")
     more = {"step": ["--max-size", "8"], "scaling": ["--seconds", "0.05"]}.get(name, [])

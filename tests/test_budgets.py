@@ -9,6 +9,7 @@ import pytest
 import small_runs
 import torch
 import yaml
+from sampled import sampled
 
 import adaptok
 from adaptok import create_tokenizer
@@ -119,7 +120,7 @@ def test_sizes_that_divide_nothing():
     assert part["size"] == 4  # ceil(37 / 4) = 10
 
 
-@pytest.mark.parametrize("per_frame", [False, True])
+@pytest.mark.parametrize("per_frame", sampled([False, True], 2))
 @pytest.mark.parametrize("mode", ["replace", "add"])
 def test_gamma_is_the_best_one(mode, per_frame):
     """Beside a try of every gamma that makes a difference."""
@@ -153,7 +154,7 @@ def test_a_constant_field_has_no_gamma_but_the_coarse_one():
         adaptok.calibrate(tokenizer, torch.ones(1, 1, 2, 16, 16), 8)
 
 
-@pytest.mark.parametrize("mode", ["replace", "add"])
+@pytest.mark.parametrize("mode", sampled(["add", "replace"], 2))
 def test_the_share_of_cells_that_split(mode):
     field = draw(2, 1, 2, 32, 32)
     knobs = {"sizes": [2, 4, 8], "mode": mode, "fraction": 0.3}
@@ -351,6 +352,7 @@ def test_a_compiled_model_is_tested_without_its_graphs(name):
     assert vars(model.processor).get("forward") is forward
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_what_it_cost(monkeypatch):
     monkeypatch.setattr("adaptok.evaluation.evaluate.COUNTED", 16)  # every batch
     config = plain(compose("train", small_runs.train()))

@@ -126,6 +126,7 @@ def test_a_checkpoint_alone_gives_the_model(trained, folder):
         evaluate_classifier(plain, data, settings=[{"thresholds": [1, 1]}], device="cpu")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_where_one_run_ends(folder, trained, tmp_path):
     first, last, whole = (tmp_path / name for name in ("first", "last", "whole"))
     # Exponential: the cosine of a run of fewer steps would be another one.

@@ -99,6 +99,7 @@ def test_a_part_registered_later_is_in_the_list():
     assert {one.reason for one in found} == {"this decoder fits nothing at all"}
 
 
+@pytest.mark.slow
 def test_printed_as_it_is_typed(capsys):
     assert main(["list", "combinations", "tokenizer=iap*decoder=modulated"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
@@ -121,6 +122,7 @@ def one_per_part() -> list[list[str]]:
     return [one.overrides for one in chosen]
 
 
+@pytest.mark.slow
 def test_valid_ones_can_be_typed():
     for overrides in one_per_part():
         chosen = config.plain(config.compose("train", overrides))

@@ -15,6 +15,7 @@ import wandb
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch.loggers import WandbLogger
+from sampled import sampled
 
 from adaptok.cli.listing import _kinds, parts_markdown
 from adaptok.config import build
@@ -246,7 +247,9 @@ def parts_side_by_side(nested: bool) -> list[dict[str, str]]:
     return [{g: n for g, n in zip(registries, one, strict=True) if n} for one in together]
 
 
-@pytest.mark.parametrize("chosen", [*parts_side_by_side(True), *parts_side_by_side(False)])
+@pytest.mark.parametrize(
+    "chosen", sampled([*parts_side_by_side(True), *parts_side_by_side(False)], 3)
+)
 def test_every_part_is_a_choice_with_its_knobs(chosen):
     nested = any("/" in group for group in chosen)
     overrides = [f"{'+' if nested else ''}{group}={name}" for group, name in chosen.items()]

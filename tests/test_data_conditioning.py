@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from sampled import sampled
 
 pytest.importorskip("lightning")
 pytest.importorskip("the_well")
@@ -76,7 +77,7 @@ def varied(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("cache", sampled([True, False], 2))
 def test_parameters_and_time_steps_are_in_the_batch(root, cache):
     data = WellData(PATTERNS, root, stride=2, batch_size=1, cache=cache)
     assert data.info.scalars == ("F", "k")
@@ -148,7 +149,7 @@ def augmented_by_the_well(folder: Path, kinds, index: int) -> dict[str, torch.Te
     return {**out, "boundary": sample["boundary_conditions"].long()}
 
 
-@pytest.mark.parametrize("kinds", [*((kind,) for kind in KINDS), KINDS])
+@pytest.mark.parametrize("kinds", sampled([KINDS, *((kind,) for kind in KINDS)], 3))
 @pytest.mark.parametrize("name", ["varied", MATTER, BLAST])
 def test_augmentation_is_the_wells(root, varied, name, kinds):
     folder = varied if name == "varied" else root / name

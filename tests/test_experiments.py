@@ -118,6 +118,7 @@ def test_a_key_that_nothing_reads_is_found(wrong):
         dry().composed(listed.Run("x", "train", words, (0,), "x", "x", "small"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in OWN if n not in REAL][::7])  # all among the slow
 def test_a_full_size_model_has_the_counts_of_the_paper(name):
     first = next(r for r in read(name).runs["full"] if r.owner == name)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import small_runs
+from sampled import sampled
 
 from adaptok.config.build import build_data
 from adaptok.config.menu import choices, compose, plain
@@ -39,7 +40,7 @@ def keys(command: str, *overrides: str) -> set[str]:
     return {key for key, _ in flattened(composed)}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", sampled(TASKS, 3))
 def test_every_key_of_every_choice_has_a_role(task):
     seen = keys("train", f"task={task}")
     groups = {group: choices(group, task) for group in TASKS[task]}

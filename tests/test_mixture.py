@@ -81,6 +81,7 @@ def test_ranks_see_the_same_set_and_other_samples():
         assert not {*first} & {*second}
 
 
+@pytest.mark.slow
 def test_batches_of_a_mixture():
     mixture = Mixture(sets(history=2))
     mixture.setup("fit")

@@ -45,6 +45,7 @@ def test_a_swept_group_counts_with_all_its_keys():
     assert len(ids) == 2
 
 
+@pytest.mark.slow
 def test_other_keys_count():
     changes = [
         *("seed=1", "size=tiny", "tokenizer=uniform", "tokenizer.budget=99", "optim.lr=1e-5"),

@@ -178,6 +178,7 @@ def test_a_job_that_runs_elsewhere_is_left_alone(tmp_path, capsys, quick):
     assert len(quick) == 1
 
 
+@pytest.mark.slow
 def test_the_environment_of_a_job_ends_with_it(tmp_path, monkeypatch):
     seen = []
 

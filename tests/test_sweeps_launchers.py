@@ -61,6 +61,7 @@ def options(script: str) -> dict[str, str]:
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
 
+@pytest.mark.slow
 @needs_submitit
 def test_slurm_submits_one_array_with_a_job_per_run(tmp_path, cluster):
     command = ["train", "-m", "launcher=slurm", "hydra.launcher.partition=gpu", "seed=0,1,2"]

@@ -83,6 +83,7 @@ class Recorded(dict):
         return super().get(key, default)
 
 
+@pytest.mark.slow
 def test_the_rules_name_what_a_run_of_a_baseline_does_not_read(tmp_path, monkeypatch):
     """The other way round: the keys that a surrogate's run reads and that of a baseline does not
     are those of the rules. So were they found; `dict(config)` hides other reads."""

@@ -63,6 +63,7 @@ SENSIBLE = {  # kind -> patterns of keys for which the value is none that is wro
     " trainer.max_epochs optim.warmup_steps tokenizer.embedding* tokenizer.marking*",
     "choice": "name sweep ckpt data.name data.base data.path",
     "range": "schedule.seed trainer.max_steps",
+    "number": "processor.weighted",
     "type": "callbacks optim.optimizer data.storage_options model.options logger.wandb"
     " data.augment",
 }
@@ -80,7 +81,9 @@ class Line(NamedTuple):
     def is_named_in(self, text: str) -> bool:
         """Tells whether a message names the key, or the group whose choice it is."""
         group, _, leaf = self.key.rpartition(".")
-        return (group.rpartition(".")[2] if leaf == "name" and group else leaf) in text
+        if leaf == "name" and group:
+            return group.rpartition(".")[2] in text
+        return leaf.removesuffix("s") in text  # "unknown position" of positions
 
 
 def lines(count: int, seed: int = 0) -> list[Line]:

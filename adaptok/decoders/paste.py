@@ -33,6 +33,9 @@ class PasteDecoder(nn.Module):
         points: values of each patch, one number or one per space axis.
         frames: values of each patch along time; None: one per frame of a cell.
         resize: "linear" between the centres of the values, or "nearest".
+
+    Raises:
+        ValueError: cells of any size, as those of `dart`.
     """
 
     @checked
@@ -46,6 +49,11 @@ class PasteDecoder(nn.Module):
         resize: str = "linear",
     ):
         super().__init__()
+        if getattr(spec.layout, "any_size", False):
+            raise ValueError(
+                "decoder 'paste' looks up the cell over each point on the grids of the levels, and "
+                "these cells have any size: use decoder 'boxes'"
+            )
         self.spec, self.resize = spec, choice("resize", resize, RESIZES)
         frames = spec.sizes[-1][0] if frames is None else frames
         self.points = parts_of_box(points, frames, spec.ndim)

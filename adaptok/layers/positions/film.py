@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 from adaptok.cells import Cells
 from adaptok.layers.positions.rotary import Rotary
 from adaptok.registry import POSITIONS
-from adaptok.tokens import TokenizerSpec
+from adaptok.tokens import TokenizerSpec, check_sizes
 from adaptok.utils.arguments import Depth, Positive, checked
 
 
@@ -31,12 +31,13 @@ class FilmPositions(nn.Module):
         frames: longest history, in frames of tokens.
 
     Raises:
-        ValueError: a dim of 1.
+        ValueError: a dim of 1, or sizes that follow the domain.
     """
 
     @checked
     def __init__(self, spec: TokenizerSpec, depth: Depth, *, frames: Positive = 20):
         super().__init__()
+        check_sizes(spec, "positions 'film'")
         if spec.dim < 2:
             raise ValueError(f"film positions need a dim of at least 2, got {spec.dim}")
         self.frames = nn.Embedding(frames, spec.dim)

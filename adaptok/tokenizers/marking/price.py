@@ -53,7 +53,7 @@ class PriceMarking:
             price = self.price
         elif not torch.compiler.is_compiling():
             check_value(price, NonNegativeFloat, "price")
-        return Marks(rankable(scores, tree) > price, None)
+        return Marks(rankable(scores, tree) > float(price), None)  # whole numbers of any size
 
 
 class PriceController:

@@ -205,7 +205,8 @@ def test_the_end_of_the_hours_stops_a_row_and_keeps_it_open(tmp_path, monkeypatc
 
 def test_ctrl_c_stops_row_and_study(tmp_path, monkeypatch, capsys):
     results = tmp_path / "results"
-    fake(tmp_path, "import time; time.sleep(60)", monkeypatch)
+    default = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)"
+    fake(tmp_path, default, monkeypatch)  # SIGINT is ignored in what a shell runs behind itself
 
     def wait(process: subprocess.Popen, _: float) -> None:
         monkeypatch.undo()

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from adaptivity.claims import CLAIMS, counts, judged, seeds_of
 from adaptivity.costs import SETS
 from adaptivity.results import Found, Results, Study
-from adaptivity.rows import MAIN, ablations, all_rows
+from adaptivity.rows import MAIN, TUNED, ablations, all_rows
 
 from adaptok.plots.style import COLORS
 from adaptok.utils.tables import table
@@ -21,6 +21,7 @@ HEADER = [
     *("model", "tokens", "MFLOP", "s, training step", "s, inference step", "VRMSE", "worst"),
     *("rollout, 16th step", "last sixth", "seeds"),
 ]
+NAMED = ("uniform", "uniform_help", "coarse_fine", "coarse_fine_random")
 COSTS = {"flops": "MFLOP per sample", "seconds": "seconds of one core per training step"}
 Pair = tuple[str, str]
 
@@ -158,17 +159,18 @@ def draw(study: Study, path: Path) -> None:
     figure, axes = plt.subplots(len(drawn), len(COSTS), **size)
     for line, data in zip(axes, drawn, strict=True):
         found = {name: list(seeds_of(study, data, name).values()) for name in names_of(data)}
-        found = {name: rows for name, rows in found.items() if rows}
+        found = {name: rows for name, rows in found.items() if rows and name not in TUNED}
         for axis, (cost, label) in zip(line, COSTS.items(), strict=True):
             points = {n: (cost_of(rows, cost), error_of(rows)) for n, rows in found.items()}
+            best = front([(x, y[0]) for x, y in points.values()])
             for name, (x, y) in points.items():
                 axis.errorbar(x, y[0], yerr=y[1], marker="o", ms=5, color=color_of(name))
-                axis.annotate(
-                    name, (x, y[0]), fontsize=5, xytext=(3, 3), textcoords="offset points"
-                )
-            best = front([(x, y[0]) for x, y in points.values()])
+                if (x, y[0]) in best or name in NAMED:
+                    where = {"xytext": (5, 2), "textcoords": "offset points"}
+                    axis.annotate(name, (x, y[0]), fontsize=6, **where)
             axis.plot(*zip(*best, strict=True), color="0.5", lw=1, zorder=0)
-            axis.set(xscale="log", yscale="log", xlabel=label, title=data)
+            axis.set(xlabel=label, title=data)
+            axis.margins(x=0.35)  # room for the names
             axis.grid(alpha=0.3)
         line[0].set_ylabel("one-step VRMSE")
     figure.savefig(path, dpi=110)

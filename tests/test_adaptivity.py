@@ -162,6 +162,8 @@ def fake(work: Path, script: str, monkeypatch) -> None:
     monkeypatch.setattr(run, "start", start)
 
 
+# SIGINT is ignored in what a shell runs behind itself.
+SLEEP = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)"
 WRITE = (
     "import sys; open(sys.argv[3], 'a').write(sys.argv[4] + '\\n');"
     "fail = 'random' in sys.argv[4]; fail or open(sys.argv[1], 'w').write(sys.argv[2]);"
@@ -192,7 +194,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 def test_the_end_of_the_hours_stops_a_row_and_keeps_it_open(tmp_path, monkeypatch):
     results = Results(tmp_path / "results")
-    fake(tmp_path, "import time; time.sleep(60)", monkeypatch)
+    fake(tmp_path, SLEEP, monkeypatch)
     start = time.monotonic()
     assert run.run(run.chosen("maze_256-*"), results, tmp_path / "work", hours=0.3 / 3600) == []
     assert time.monotonic() - start < 20
@@ -205,8 +207,7 @@ def test_the_end_of_the_hours_stops_a_row_and_keeps_it_open(tmp_path, monkeypatc
 
 def test_ctrl_c_stops_row_and_study(tmp_path, monkeypatch, capsys):
     results = tmp_path / "results"
-    default = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)"
-    fake(tmp_path, default, monkeypatch)  # SIGINT is ignored in what a shell runs behind itself
+    fake(tmp_path, SLEEP, monkeypatch)
 
     def wait(process: subprocess.Popen, _: float) -> None:
         monkeypatch.undo()

@@ -60,6 +60,8 @@ def test_help_is_help_and_writes_nothing(module, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     monkeypatch.delitem(sys.modules, module, raising=False)
+    # Compiled with the type checks of the tests, which a run without them could not load.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     with pytest.raises(SystemExit) as done:
         runpy.run_module(module, run_name="__main__")
     assert done.value.code == 0

@@ -22,6 +22,7 @@ from adaptok.report import (
     group_runs,
     pareto_front,
     read_runs,
+    reading,
     spread,
     summaries,
     tidy_rows,
@@ -786,3 +787,12 @@ def test_it_starts_without_lightning_and_hydra_and_others_without_pandas(sweep):
     command = [sys.executable, "-c", code, "report", str(sweep), f"out={sweep / 'report'}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 100_000, "a: " + "{b: " * 100_000])
+def test_a_deep_configuration_is_damaged(tmp_path, text):
+    """The parser in C has no limit of its own: it overflows the stack of the process."""
+    (tmp_path / "config.yaml").write_text(text)
+    problems: list = []
+    assert reading._mapping(tmp_path / "config.yaml", problems) is None
+    assert "config.yaml is damaged" in problems[0].what

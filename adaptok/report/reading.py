@@ -42,6 +42,7 @@ CURVES = {
 Curve = Sequence[Mapping[str, float]]  # rows of metrics.csv
 ABOUT = ("parameters", "seconds_per_training_step")
 LONGEST = 2_000  # characters of an error
+DEEPEST = 100  # mappings and lists inside one another, of a file in YAML
 
 
 def read_runs(*folders: str | Path) -> Runs:
@@ -245,13 +246,10 @@ def _read_curve(
 
 def _mapping(path: Path, problems: list[LeftOut] | None = None) -> dict[str, Any] | None:
     """Reads a mapping; None if there is no such file or it is damaged, which is a problem."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # if present, ten times as fast
     is_json = path.suffix == ".json"
     try:
         text = path.read_text()
-        content = json.loads(text) if is_json else yaml.load(text, loader)
+        content = json.loads(text) if is_json else _yaml(text)
     except FileNotFoundError:
         return None
     except Exception:  # of the file system, of the encoding or of the parser
@@ -262,6 +260,24 @@ def _mapping(path: Path, problems: list[LeftOut] | None = None) -> dict[str, Any
         more = " or only half written" if is_json else ""
         problems.append(LeftOut(path.parent, f"{path.name} is damaged{more}"))
     return None
+
+
+def _yaml(text: str) -> Any:
+    """Parses YAML, ten times as fast where the parser in C is present.
+
+    Raises:
+        ValueError: deeper than any configuration, which would overflow the stack of that parser.
+    """
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, loader):  # one after the other, without recursion
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep")
+    return yaml.load(text, loader)
 
 
 def chain(content: Any, *keys: str) -> Any:

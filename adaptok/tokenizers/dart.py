@@ -27,13 +27,13 @@ from adaptok.patches import level_grid
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.base import CellTokenizer, check_controls, frames_of_cells, per_axis
 from adaptok.tokenizers.density import Density, PointFeatures
-from adaptok.tokenizers.ignoring import Ignore, as_ignore, only, seen_channels
+from adaptok.tokenizers.ignoring import Ignore, IgnoresChannels, as_ignore, only
 from adaptok.tokenizers.marking import Budget, OutOfReachError, per_sample
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.utils.arguments import Dimensions, PerAxis, Positive, checked
 
 
-class DartTokenizer(CellTokenizer):
+class DartTokenizer(IgnoresChannels, CellTokenizer):
     """Tokens of equal mass of a density, along a strip of bands (`adaptok.layers.strip`).
 
     The field inside each token is sampled at the same number of points, differentiably in where the
@@ -80,20 +80,6 @@ class DartTokenizer(CellTokenizer):
         if self.table is not None:
             nn.init.trunc_normal_(self.table, std=0.02)
         self.ignore = as_ignore(ignore)
-        self.constants: tuple[int, ...] = ()
-
-    def tell_channels(self, constants: Sequence[int], channels: int) -> None:
-        """Tells which of the channels are static constants; a surrogate does so.
-
-        Raises:
-            ValueError: a channel is ignored that does not exist, or all are.
-        """
-        self.constants = tuple(constants)
-        self._seen(channels)
-
-    def _seen(self, channels: int) -> list[int]:
-        ignored = self.constants if isinstance(self.ignore, str) else self.ignore
-        return seen_channels(ignored, channels)
 
     @takes_lists
     def cells(
@@ -113,7 +99,7 @@ class DartTokenizer(CellTokenizer):
         b, t, channels, *space = field.shape
         frames = frames_of_cells(t, self.spec.sizes[0][0])
         bands, count = self.parts(tuple(space), b, frames, control.get("budget"))
-        density = self.density(only(field, self._seen(channels)), boundary)
+        density = self.density(only(field, self.seen(channels)), boundary)
         for axis, (n, s) in enumerate(zip(space, self.size, strict=True), start=1):
             if n % s:  # the last cell is shorter
                 share = torch.ones(density.shape[axis], device=density.device, dtype=density.dtype)

@@ -15,7 +15,7 @@ from adaptok.decoders.refine.blocks import Blocks, block_tree
 from adaptok.layers.boundary import Boundary
 from adaptok.registry import INDICATORS, MARKINGS, Part
 from adaptok.tokenizers.asked import check_marks, check_scores, learns
-from adaptok.tokenizers.ignoring import Ignore, as_ignore, only, seen_channels
+from adaptok.tokenizers.ignoring import Ignore, IgnoresChannels, as_ignore, only
 from adaptok.tokenizers.indicators import relative_errors
 from adaptok.tokenizers.marking import top_mask
 from adaptok.tokenizers.marking.base import finite
@@ -23,7 +23,7 @@ from adaptok.tokens import TokenizerSpec
 from adaptok.tree import Tree, true_entries
 
 
-class BlockChoice(nn.Module):
+class BlockChoice(IgnoresChannels, nn.Module):
     """Chooses blocks by their scores: a share of them, or by one of the other three rules.
 
     Each frame is scored and chosen from alone. The choice is piecewise constant, so no gradient
@@ -72,25 +72,11 @@ class BlockChoice(nn.Module):
         self.marking = None if marking is None else MARKINGS.build(marking)
         self.block, self.share, self.points, self.tolerance = block, share, points, tolerance
         self.ignore = as_ignore(ignore)
-        self.constants: tuple[int, ...] = ()
 
     @property
     def static(self) -> bool:
         """Whether the number of points follows from the shape of the field alone."""
         return self.tolerance is None and getattr(self.marking, "static", self.marking is None)
-
-    def tell_channels(self, constants: Sequence[int], channels: int) -> None:
-        """Tells which of the channels are static constants.
-
-        Raises:
-            ValueError: a channel is ignored that does not exist, or all are.
-        """
-        self.constants = tuple(constants)
-        self._seen(channels)
-
-    def _seen(self, channels: int) -> list[int]:
-        ignored = self.constants if isinstance(self.ignore, str) else self.ignore
-        return seen_channels(ignored, channels)
 
     def forward(self, scored: Float[Tensor, "b t c *s"], boundary: Boundary) -> Blocks:
         """Scores every frame and chooses.
@@ -136,7 +122,7 @@ class BlockChoice(nn.Module):
         """
         if boundary is not None and boundary.ndim == 3:
             boundary = boundary.repeat_interleave(field.shape[1], 0)
-        seen, given = self._seen(field.shape[2]), {}
+        seen, given = self.seen(field.shape[2]), {}
         if getattr(self.indicator, "sees_all", False):
             given["seen"] = seen
         else:
@@ -166,7 +152,7 @@ class BlockChoice(nn.Module):
         whole = block_tree([n * self.block for n in tree.grids[0]], self.block)
         hints = {"monotone": getattr(self.indicator, "monotone", False), "shared": 1}
         if getattr(self.marking, "needs_errors", False):
-            field = only(scored, self._seen(scored.shape[2])).flatten(0, 1).unsqueeze(1)
+            field = only(scored, self.seen(scored.shape[2])).flatten(0, 1).unsqueeze(1)
             errors = getattr(self.indicator, "errors", relative_errors)
             hints["errors"] = errors(field, tree)[:, None]
         marks = self.marking(scores[:, None], whole, **hints)

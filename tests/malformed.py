@@ -63,7 +63,7 @@ SENSIBLE = {  # kind -> patterns of keys for which the value is none that is wro
     " trainer.max_epochs optim.warmup_steps tokenizer.embedding* tokenizer.marking*",
     "choice": "name sweep ckpt data.name data.base data.path",
     "range": "schedule.seed trainer.max_steps",
-    "number": "processor.weighted",
+    "number": "*.weighted",
     "type": "callbacks optim.optimizer data.storage_options model.options logger.wandb"
     " data.augment",
 }

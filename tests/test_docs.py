@@ -48,18 +48,14 @@ def with_python(page: Path) -> bool:
     return any(block.note != "no-run" for block in blocks(page, "python"))
 
 
-def commands() -> list:
-    """Every `adaptok ...` line of the bash blocks, long lines joined, with where it stands."""
+def commands() -> list[tuple[str, str]]:
+    """Every `adaptok ...` line of the bash blocks, long lines joined, behind its page."""
     found = []
     for page in PAGES:
         for block in blocks(page, "bash"):
             text = block.text.replace("\\\n", " ")
             lines = [line.strip() for line in text.splitlines()]
-            found += [
-                pytest.param(line, id=f"{name(page)}: {line}")
-                for line in lines
-                if line.startswith("adaptok ")
-            ]
+            found += [(name(page), line) for line in lines if line.startswith("adaptok ")]
     return found
 
 
@@ -82,13 +78,13 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, drawn):
             exec(compile(padding + block.text, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("command", sampled(commands(), 3))
-def test_commands_exist_and_compose(command):
+@pytest.mark.parametrize("on_page", sampled(commands(), 3), ids=": ".join)
+def test_commands_exist_and_compose(on_page):
     from adaptok import cli
     from adaptok.cli.usage import USAGE
     from adaptok.config import menu as config
 
-    _, subcommand, *arguments = shlex.split(command, comments=True)
+    _, subcommand, *arguments = shlex.split(on_page[1], comments=True)
     longer = " ".join([subcommand, *arguments[:1]])
     subcommand = longer if longer in cli.COMMANDS else subcommand
     assert subcommand in cli.COMMANDS

@@ -32,6 +32,7 @@ from adaptok.evaluation.results import (
 from adaptok.evaluation.spectra import patch_harmonics, residual_spectrum, resolves
 from adaptok.evaluation.tilings import certificate_of
 from adaptok.models.compiling import eager
+from adaptok.models.jitter import jitter_at
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.registry import METRICS
@@ -142,9 +143,10 @@ def check_settings(
 def _schedule(model: OneStepModel, setting: Mapping[str, Any]) -> Schedule:
     if "name" in setting:
         return create_schedule(setting)
-    unknown = [name for name in setting if name not in model.controls]
+    known = (*model.controls, *model.over_time)
+    unknown = [name for name in setting if name not in known]
     if unknown:
-        accepted = ", ".join(model.controls) or "none"
+        accepted = ", ".join(known) or "none"
         raise ValueError(
             f"unknown control {unknown[0]!r} in settings; this model's controls: {accepted}"
         )
@@ -170,6 +172,11 @@ def _one_step(
         for number, batch in enumerate(loader):
             field, target = batch["input"].to(device), batch["target"][:, :1]
             given = {**inputs_of(batch, device), **schedule(number)}
+            if given.get("jitter") is not None:
+                place = (ndim, torch.device(device))
+                given["jitter"] = jitter_at(
+                    given["jitter"], (number,), *place, boundary=batch["boundary"]
+                )
             call = functools.partial(model, field, **given)
             with collect_auxiliary() as reported:
                 prediction = watch(call).float().cpu()

@@ -73,7 +73,7 @@ def certificate_of(
         return None
     given = {"boundary": boundary, **control}
     scored = model.scored_ahead(field, constants, **given)
-    return model.tokenizer.certificate(scored, **given)
+    return model.tokenizer.certificate(scored, **{k: v for k, v in given.items() if k != "jitter"})
 
 
 def optimal_errors(

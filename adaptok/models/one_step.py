@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import check_list
 from adaptok.models.diverging import usable
+from adaptok.models.jitter import Jitter, jitter_at, periodic_on_host, shifted, shifted_back
 from adaptok.models.schedules import Schedule, create_schedule, settings_at
 from adaptok.registry import choice
 from adaptok.tokens import as_field
@@ -155,6 +156,11 @@ class OneStepModel(nn.Module):
         """Names of the settings that may change from call to call, such as "budget"."""
         return ()
 
+    @property
+    def over_time(self) -> tuple[str, ...]:
+        """Names of further settings of a call, which are about the steps of a rollout: "jitter"."""
+        return ()
+
     def set_statistics(
         self,
         mean: Float[Tensor, " c"],
@@ -227,14 +233,44 @@ class OneStepModel(nn.Module):
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
             all_frames: with ``history_mode="frames"``, return what follows every frame of the
                 history (t = history), for losses over all of them.
-            control: settings of the tokenizer for this call, such as ``budget=512``.
+            control: settings of the tokenizer for this call, such as ``budget=512``; and `jitter`,
+                which shifts the domain under the cells and the prediction back: a seed (that of
+                step 0), an offset of ndim numbers of grid points, or a `Jitter`.
+
+        Raises:
+            ValueError: wrong shapes or codes, an unknown setting, or jitter of a model without
+                cells.
         """
         field = self._check(field, constants)
         check_value(all_frames, bool, "all_frames")
         check_boundary(boundary, field.shape[0], self.ndim)
         prepared = self._prepare(field, constants)
-        decoded = self._predict_normalised(prepared, boundary, control)  # (b, t', c, *space)
+        jitter, control = self._jitter_of(control, boundary, field.device)
+        moved = self._shifted(prepared, jitter)
+        decoded = self._predict_normalised(moved, boundary, control)  # (b, t', c, *space)
+        decoded = self._shifted_back(decoded, jitter)
         return self._in_physical_units(field, prepared, decoded, all_frames)
+
+    def _coarsest(self) -> tuple[int, ...]:
+        """Size of the coarsest cell along the space axes, below which domains are shifted."""
+        raise ValueError("jitter shifts a domain under its cells, and this model has none")
+
+    def _jitter_of(
+        self, control: Mapping[str, Any], boundary: Tensor | None, device: torch.device
+    ) -> tuple[Jitter | None, dict[str, Any]]:
+        """Takes the shift out of the settings of a call."""
+        rest = {name: value for name, value in control.items() if name != "jitter"}
+        given = control.get("jitter")
+        return jitter_at(given, (0,), self.ndim, device, boundary=boundary), rest
+
+    def _shifted(self, prepared: Prepared, jitter: Jitter | None) -> Prepared:
+        if jitter is None:
+            return prepared
+        scored, x = (shifted(field, jitter, self._coarsest()) for field in prepared[:2])
+        return prepared._replace(scored=scored, x=x)
+
+    def _shifted_back(self, decoded: Tensor, jitter: Jitter | None) -> Tensor:
+        return decoded if jitter is None else shifted_back(decoded, jitter, self._coarsest())
 
     def _in_physical_units(
         self, field: Tensor, prepared: Prepared, decoded: Tensor, all_frames: bool
@@ -339,6 +375,8 @@ class OneStepModel(nn.Module):
                 cells is piecewise constant, so no gradient goes through it.
             settings: controls of each step (step 0 first), a schedule or what `create_schedule`
                 takes; they override `control`.
+            control: as in `forward`, of every step. A seed for `jitter` gives each step another
+                offset.
 
         Raises:
             ValueError: the model does not predict the channels that it reads, or `n_steps` < 1.
@@ -357,9 +395,15 @@ class OneStepModel(nn.Module):
             check_list(field)
             start = [x[None] if x.ndim > self.ndim + 1 else x[None, None] for x in field]
         windows, out = start, []
+        periodic = None  # read once
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             for step in range(n_steps):
                 chosen = {**control, **(settings_at(settings, step) if settings else {})}
+                if chosen.get("jitter") is not None:
+                    periodic = periodic or periodic_on_host(boundary, self.ndim)
+                    place = (self.ndim, start[0].device)
+                    jitter = jitter_at(chosen["jitter"], (step,), *place, periodic=periodic)
+                    chosen["jitter"] = jitter
                 pairs = [self.usable(w, first) for w, first in zip(windows, start, strict=True)]
                 given: Any = [window[0] for window, _ in pairs] if many else pairs[0][0]
                 made = self(given, constants=constants, boundary=boundary, **chosen)

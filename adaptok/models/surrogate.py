@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import by_shape, check_list, of_run, painted, runs
+from adaptok.models.jitter import coarsest_of, settings_over_time
 from adaptok.models.lookahead import (
     Lookahead,
     change_as_scored,
@@ -84,6 +85,14 @@ class Surrogate(OneStepModel):
         """Names of the settings that may change from call to call, such as "budget"."""
         return self.tokenizer.controls
 
+    @property
+    def over_time(self) -> tuple[str, ...]:
+        """Names of the settings that are about the steps of a rollout."""
+        return settings_over_time(self.tokenizer)
+
+    def _coarsest(self) -> tuple[int, ...]:
+        return coarsest_of(self.tokenizer)
+
     def forward(
         self,
         field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
@@ -102,7 +111,7 @@ class Surrogate(OneStepModel):
             constants: static input channels, a list if the fields are one.
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
             all_frames: with ``history_mode="frames"``, return what follows every frame.
-            control: settings of the tokenizer for this call, such as ``budget=512``.
+            control: settings of the tokenizer for this call, such as ``budget=512``; and `jitter`.
         """
         if isinstance(field, Tensor):
             options: dict[str, Any] = {"constants": constants, "boundary": boundary}
@@ -118,13 +127,14 @@ class Surrogate(OneStepModel):
             fixed = None if constants is None else torch.stack(list(constants[start:stop]))
             x = self._check(torch.stack(list(field[start:stop])), fixed)
             own = of_run({"boundary": boundary, **control}, start, stop, len(field))
-            prepared = self._look_ahead(self._prepare(x, fixed), **own)
+            jitter, own = self._jitter_of(own, own["boundary"], x.device)
+            prepared = self._look_ahead(self._shifted(self._prepare(x, fixed), jitter), **own)
             tokens = tokenize(self.tokenizer, prepared.scored, prepared.x, **own)
-            parts.append((x, prepared, own["boundary"], tokens))
+            parts.append((x, prepared, jitter, own["boundary"], tokens))
         processed = by_shape(self.processor(TokenSet.cat([part[-1] for part in parts])))
         out: list[Tensor] = []
-        for (x, prepared, codes, _), tokens in zip(parts, processed, strict=True):
-            made = self._paint(tokens, prepared, codes)
+        for (x, prepared, jitter, codes, _), tokens in zip(parts, processed, strict=True):
+            made = self._shifted_back(self._paint(tokens, prepared, codes), jitter)
             out += self._in_physical_units(x, prepared, made, all_frames)
         return out
 
@@ -192,9 +202,10 @@ class Surrogate(OneStepModel):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """Returns the cells that `forward` would use."""
-        given = {"boundary": boundary, **control}
-        return self.tokenizer.cells(self.scored_ahead(field, constants, **given), **given)
+        """Returns the cells that `forward` would use; with jitter those of the shifted domain."""
+        scored = self.scored_ahead(field, constants, boundary=boundary, **control)
+        control.pop("jitter", None)
+        return self.tokenizer.cells(scored, boundary=boundary, **control)
 
     def scored_ahead(
         self,
@@ -205,11 +216,14 @@ class Surrogate(OneStepModel):
         **control: Any,
     ) -> Float[Tensor, "b t c *s"]:
         """Returns what the indicator sees in `forward`: the predicted change if the model looks
-        ahead (see `adaptok.models.lookahead.change_as_scored`), else as `scored`.
+        ahead (see `adaptok.models.lookahead.change_as_scored`), else as `scored`; with jitter in
+        the shifted domain.
         """
         field = self._check(field, constants)
         check_boundary(boundary, field.shape[0], self.ndim)
-        return self._look_ahead(self._prepare(field, constants), boundary, **control).scored
+        jitter, control = self._jitter_of(control, boundary, field.device)
+        prepared = self._shifted(self._prepare(field, constants), jitter)
+        return self._look_ahead(prepared, boundary, **control).scored
 
 
 @checked

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptok.evaluation.metrics import vrmse
+from adaptok.models.jitter import jitter_at, periodic_on_host
 from adaptok.models.multiphysics import Multiphysics
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule
@@ -64,16 +65,39 @@ class SurrogateModule(FitModule):
         """Returns the model for the fields of a batch."""
         return self.surrogate
 
-    def predict(self, batch: Batch, step: int, *, all_frames: bool = False) -> Tensor:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Notes which axes are periodic while the codes are on the host, for `jitter`."""
+        codes = batch.get("boundary") if isinstance(batch, Mapping) else None
+        if codes is None or "jitter" not in self.schedule(self.global_step):
+            return batch
+        return {**batch, "periodic": periodic_on_host(codes, codes.shape[-2])}
+
+    def predict(
+        self, batch: Batch, step: int, *, ahead: int = 1, all_frames: bool = False
+    ) -> Tensor:
         """Predicts the next frame in physical units (or the one after each frame) with the settings
-        of a step; the frame at "lead_time" if the batch has one."""
+        of a step; the frame at "lead_time" if the batch has one.
+
+        Args:
+            batch: see `adaptok.data.WellData`.
+            step: of the schedule.
+            ahead: number of the prediction in a row of `optim.unroll`; each has its own jitter.
+            all_frames: predict what follows each frame.
+        """
         lead = {"lead_time": batch["lead_time"]} if "lead_time" in batch else {}
-        return self.model_of(batch)(
+        model, control = self.model_of(batch), dict(self.schedule(step))
+        if control.get("jitter") is not None:
+            control["jitter"] = jitter_at(
+                *(control["jitter"], (step, ahead), model.ndim, batch["input"].device),
+                boundary=batch["boundary"],
+                periodic=batch.get("periodic"),
+            )
+        return model(
             batch["input"],
             constants=batch.get("constants"),
             boundary=batch["boundary"],
             all_frames=all_frames,
-            **self.schedule(step),
+            **control,
             **lead,
         )
 
@@ -93,7 +117,9 @@ class SurrogateModule(FitModule):
             raise ValueError("optim.loss_frames=all has targets one step ahead: data.max_lead=1")
         for ahead in range(1, optim.unroll + 1):
             given, fine = (window, None) if ahead == 1 else model.usable(window, batch["input"])
-            prediction = self.predict({**batch, "input": given}, step, all_frames=every)
+            prediction = self.predict(
+                {**batch, "input": given}, step, ahead=ahead, all_frames=every
+            )
             if ahead == 1:
                 self._teach_indicators(model, batch, prediction, frames)
             if fine is not None:

@@ -102,11 +102,6 @@ def coarsest_of(tokenizer: Any) -> tuple[int, ...]:
     return tokenizer.spec.sizes[0][1:]
 
 
-def settings_over_time(tokenizer: Any) -> tuple[str, ...]:
-    """Names the settings of a model with this tokenizer that are about the steps of a rollout."""
-    return () if isinstance(tokenizer, GivenTokenizer) else ("jitter",)
-
-
 def shifted(
     x: Float[Tensor, "b t c *s"], jitter: Jitter, coarsest: Sequence[int]
 ) -> Float[Tensor, "b t c *r"]:

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from adaptok.cells import Cells
 from adaptok.layers.mixed import painted
 from adaptok.models.fields import FieldEmbedding, FieldHeads
-from adaptok.models.jitter import coarsest_of, settings_over_time
+from adaptok.models.jitter import coarsest_of
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
+from adaptok.models.over_time import settings_over_time
 from adaptok.models.parts import (
     DecoderModule,
     ProcessorModule,

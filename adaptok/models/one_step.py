@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import check_list
 from adaptok.models.diverging import usable
-from adaptok.models.jitter import Jitter, jitter_at, periodic_on_host, shifted, shifted_back
+from adaptok.models.jitter import Jitter, jitter_at, shifted, shifted_back
+from adaptok.models.over_time import OverTime
 from adaptok.models.schedules import Schedule, create_schedule, settings_at
 from adaptok.registry import choice
 from adaptok.tokens import as_field
@@ -158,7 +159,7 @@ class OneStepModel(nn.Module):
 
     @property
     def over_time(self) -> tuple[str, ...]:
-        """Names of further settings of a call, which are about the steps of a rollout: "jitter"."""
+        """Names of the settings that are about the steps of a rollout, such as "jitter"."""
         return ()
 
     def set_statistics(
@@ -258,8 +259,8 @@ class OneStepModel(nn.Module):
     def _jitter_of(
         self, control: Mapping[str, Any], boundary: Tensor | None, device: torch.device
     ) -> tuple[Jitter | None, dict[str, Any]]:
-        """Takes the shift out of the settings of a call."""
-        rest = {name: value for name, value in control.items() if name != "jitter"}
+        """Takes the shift, and what a single step has no use for, out of the settings of a call."""
+        rest = {k: v for k, v in control.items() if k not in ("jitter", "regrid")}
         given = control.get("jitter")
         return jitter_at(given, (0,), self.ndim, device, boundary=boundary), rest
 
@@ -376,7 +377,10 @@ class OneStepModel(nn.Module):
             settings: controls of each step (step 0 first), a schedule or what `create_schedule`
                 takes; they override `control`.
             control: as in `forward`, of every step. A seed for `jitter` gives each step another
-                offset.
+                offset. For cells of a tree also ``hysteresis=h``, which favours the splits of the
+                step before (see `TreeTokenizer.cells`), and ``regrid=k``, which chooses cells in
+                every k-th step and keeps them in between, with ``buffer=n`` neighbours for what
+                moves meanwhile.
 
         Raises:
             ValueError: the model does not predict the channels that it reads, or `n_steps` < 1.
@@ -395,17 +399,13 @@ class OneStepModel(nn.Module):
             check_list(field)
             start = [x[None] if x.ndim > self.ndim + 1 else x[None, None] for x in field]
         windows, out = start, []
-        periodic = None  # read once
+        past = OverTime(self, boundary)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             for step in range(n_steps):
                 chosen = {**control, **(settings_at(settings, step) if settings else {})}
-                if chosen.get("jitter") is not None:
-                    periodic = periodic or periodic_on_host(boundary, self.ndim)
-                    place = (self.ndim, start[0].device)
-                    jitter = jitter_at(chosen["jitter"], (step,), *place, periodic=periodic)
-                    chosen["jitter"] = jitter
                 pairs = [self.usable(w, first) for w, first in zip(windows, start, strict=True)]
                 given: Any = [window[0] for window, _ in pairs] if many else pairs[0][0]
+                chosen = past.settings_at(step, chosen, given, constants)
                 made = self(given, constants=constants, boundary=boundary, **chosen)
                 made, fine = [x[None] for x in made] if many else [made], [ok for _, ok in pairs]
                 made = [torch.where(ok, x, torch.nan) for x, ok in zip(made, fine, strict=True)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import by_shape, check_list, of_run, painted, runs
-from adaptok.models.jitter import coarsest_of, settings_over_time
+from adaptok.models.jitter import coarsest_of
 from adaptok.models.lookahead import (
     Lookahead,
     change_as_scored,
@@ -21,9 +21,11 @@ from adaptok.models.lookahead import (
     first_controls,
 )
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
+from adaptok.models.over_time import settings_over_time
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values, with_border
 from adaptok.registry import Part
+from adaptok.tokenizers.coherence import PAST
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, check_value, checked
 
@@ -111,7 +113,8 @@ class Surrogate(OneStepModel):
             constants: static input channels, a list if the fields are one.
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
             all_frames: with ``history_mode="frames"``, return what follows every frame.
-            control: settings of the tokenizer for this call, such as ``budget=512``; and `jitter`.
+            control: settings of the tokenizer for this call, such as ``budget=512``; `jitter`; and
+                ``cells``, `Cells` to use in place of those that the tokenizer would choose.
         """
         if isinstance(field, Tensor):
             options: dict[str, Any] = {"constants": constants, "boundary": boundary}
@@ -179,6 +182,9 @@ class Surrogate(OneStepModel):
         """Runs the first pass, if there is one, and scores what it predicts."""
         if self.lookahead is None:
             return prepared
+        if control.get("cells") is not None and not getattr(self.decoder, "reads_field", False):
+            return prepared  # nothing would see the scores
+        control = {k: v for k, v in control.items() if k not in ("cells", *PAST)}
         x = prepared.x
         shape = (x.shape[1], *x.shape[3:])
         first = first_controls(self.tokenizer, self.lookahead, shape, control)
@@ -204,7 +210,7 @@ class Surrogate(OneStepModel):
     ) -> Cells:
         """Returns the cells that `forward` would use; with jitter those of the shifted domain."""
         scored = self.scored_ahead(field, constants, boundary=boundary, **control)
-        control.pop("jitter", None)
+        _, control = self._jitter_of(control | {"jitter": None}, boundary, field.device)
         return self.tokenizer.cells(scored, boundary=boundary, **control)
 
     def scored_ahead(

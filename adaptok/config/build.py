@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adaptok import create_surrogate
-from adaptok.config.channels import check_ignored, with_channels
+from adaptok.config.channels import check_ignored, conserved, with_channels
 from adaptok.config.unread import check_place
 from adaptok.data import FieldInfo
 from adaptok.data.info import set_statistics, system_of
@@ -125,6 +125,7 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
                 for part in ("tokenizer", "decoder")
             },
             **{key: config[key] for key in ("processor", *MODEL_KEYS)},
+            conserve=conserved(config, info.fields),
             lookahead=config.get("lookahead"),  # runs of before have none
         )
     if config["history_mode"] not in ("auto", "fold"):
@@ -138,6 +139,7 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
         ndim=info.ndim,
         boundary=info.boundary,
         shape=info.shape,
+        conserve=conserved(config, info.fields),
         **{key: config[key] for key in ("history", "normalise", "predict")},
     )
 

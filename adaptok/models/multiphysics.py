@@ -360,6 +360,11 @@ def create_multiphysics(
             "a learned indicator is a network of one set of fields, and a model of many systems "
             "has several: score by another indicator"
         )
+    if getattr(parts[2], "conserves", False):
+        raise ValueError(
+            "decoder 'conservative' keeps sums of what it paints, and a model of many systems "
+            "makes fields of that: choose another decoder"
+        )
     made = {"fields": fields, "constants": constants, "width": width, "max_lead": max_lead}
     model = Multiphysics(*parts, options, **made)
     names = {"fields": list(fields), "constants": list(model.constants)}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import check_list
+from adaptok.models.conserving import Conserve, conserved_channels, conserving
 from adaptok.models.diverging import usable
 from adaptok.models.jitter import Jitter, jitter_at, shifted, shifted_back
 from adaptok.models.over_time import OverTime
@@ -52,6 +53,7 @@ class OneStepOptions:
         normalise: one of `NORMALISATIONS`.
         score_on: "normalised" or "raw".
         predict: "delta" or "state".
+        conserve: channels whose sum every prediction keeps, "all", or None.
 
     Raises:
         ValueError: values with which no one-step model can be built.
@@ -66,9 +68,17 @@ class OneStepOptions:
     normalise: str = "sample"
     score_on: str = "normalised"
     predict: str = "delta"
+    conserve: Conserve | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if conserved_channels(self.conserve, self.out_channels) and (
+            self.in_channels != self.out_channels
+        ):
+            raise ValueError(
+                f"conserve={self.conserve!r} compares sums of prediction and input, and "
+                f"{self.out_channels} channels are predicted of {self.in_channels}"
+            )
         choice("history_mode", self.history_mode, ("fold", "frames"))
         choice("normalise", self.normalise, NORMALISATIONS)
         choice("score_on", self.score_on, ("normalised", "raw"))
@@ -250,7 +260,7 @@ class OneStepModel(nn.Module):
         moved = self._shifted(prepared, jitter)
         decoded = self._predict_normalised(moved, boundary, control)  # (b, t', c, *space)
         decoded = self._shifted_back(decoded, jitter)
-        return self._in_physical_units(field, prepared, decoded, all_frames)
+        return self._in_physical_units(field, prepared, decoded, all_frames, boundary)
 
     def _coarsest(self) -> tuple[int, ...]:
         """Size of the coarsest cell along the space axes, below which domains are shifted."""
@@ -274,7 +284,12 @@ class OneStepModel(nn.Module):
         return decoded if jitter is None else shifted_back(decoded, jitter, self._coarsest())
 
     def _in_physical_units(
-        self, field: Tensor, prepared: Prepared, decoded: Tensor, all_frames: bool
+        self,
+        field: Tensor,
+        prepared: Prepared,
+        decoded: Tensor,
+        all_frames: bool,
+        boundary: Tensor | None,
     ) -> Float[Tensor, "b t c *s"]:
         if all_frames and self.history_mode != "frames":
             raise ValueError(
@@ -286,7 +301,9 @@ class OneStepModel(nn.Module):
             out = field[:, first:] + change
         else:
             out = prepared.mean + prepared.std * decoded[:, first:]
-        return out.to(torch.promote_types(field.dtype, decoded.dtype))
+        out = out.to(torch.promote_types(field.dtype, decoded.dtype))
+        kept = conserved_channels(self.options.conserve, self.out_channels)
+        return conserving(out, field[:, first:], kept, boundary) if kept else out
 
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]

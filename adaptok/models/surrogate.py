@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import by_shape, check_list, of_run, painted, runs
-from adaptok.models.jitter import coarsest_of
+from adaptok.models.conserving import Conserve, check_conserving
+from adaptok.models.jitter import Jitter, coarsest_of
 from adaptok.models.lookahead import (
     Lookahead,
     change_as_scored,
@@ -74,6 +75,7 @@ class Surrogate(OneStepModel):
         channels = (o.token_channels, o.out_channels)
         parts = create_parts(o, *channels, tokenizer, processor, decoder, **sizes)
         self.tokenizer, self.processor, self.decoder = parts
+        check_conserving(self.decoder, o)
         named = {"tokenizer": tokenizer, "processor": processor, "decoder": decoder}
         plain = dataclasses.asdict(o) | recorded_values(named) | sizes
         if lookahead is not None:
@@ -94,6 +96,14 @@ class Surrogate(OneStepModel):
 
     def _coarsest(self) -> tuple[int, ...]:
         return coarsest_of(self.tokenizer)
+
+    def _shifted(self, prepared: Prepared, jitter: Jitter | None) -> Prepared:
+        if jitter and not all(jitter.periodic) and getattr(self.decoder, "conserves", False):
+            raise ValueError(
+                "jitter pads axes that are not periodic, and cuts off what the decoder "
+                "'conservative' has moved there: use conserve=\"all\" with another decoder"
+            )
+        return super()._shifted(prepared, jitter)
 
     def forward(
         self,
@@ -138,7 +148,7 @@ class Surrogate(OneStepModel):
         out: list[Tensor] = []
         for (x, prepared, jitter, codes, _), tokens in zip(parts, processed, strict=True):
             made = self._shifted_back(self._paint(tokens, prepared, codes), jitter)
-            out += self._in_physical_units(x, prepared, made, all_frames)
+            out += self._in_physical_units(x, prepared, made, all_frames, codes)
         return out
 
     if TYPE_CHECKING:  # torch types every call as Any
@@ -250,6 +260,7 @@ def create_surrogate(
     normalise: str = "sample",
     score_on: str = "normalised",
     predict: str = "delta",
+    conserve: Conserve | None = None,
     lookahead: Lookahead | None = None,
 ) -> Surrogate:
     """Builds a surrogate from parts.
@@ -276,6 +287,9 @@ def create_surrogate(
             others but "none" give the same in any units.
         score_on: what the indicator sees, "normalised" or "raw".
         predict: "delta" (the change since the last frame) or "state".
+        conserve: channels whose sum over the domain every prediction keeps, by a shift of all
+            points alike; "all", a list of channels, or None. Samples with an open end, or without
+            boundary codes, are left alone. The decoder "conservative" keeps sums by fluxes.
         lookahead: run the model twice: without a graph and at this share of the budget, then with
             cells for the change that it has predicted, which the indicator of the tokenizer (and
             that of the decoder `refine`) sees in place of the field. None: once.

@@ -18,6 +18,7 @@ from adaptok.data.synthetic import SOLVERS, DifferentSetError, generate
 from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import Multiphysics, create_multiphysics
 from adaptok.models.one_step import OneStepModel
+from adaptok.models.schedules import longest_unroll
 from adaptok.registry import choice, close_matches
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def build_data(
         data["path"] = str(_generated(data["name"], data["base"], overwrite, knobs))
     if data["path"] is not None:
         data |= {"name": None, "base": None}
-    data.setdefault("target_steps", config.get("optim", {}).get("unroll", 1))
+    settings = config.get("schedule", {}).get("settings", ({},))
+    unroll = longest_unroll(settings, config.get("optim", {}).get("unroll", 1))
+    data.setdefault("target_steps", unroll)
     check_knobs(WellData, "data", data)
     module = formats[layout](history=config["history"], seed=config["seed"], **data)
     if stage is None:

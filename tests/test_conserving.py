@@ -211,6 +211,7 @@ def test_sums_of_generated_sets_hold(name):
         ({"tokenizer": {"name": "dart"}}, "faces of a tiling"),
         ({"decoder": {"name": "conservative", "channels": [2]}}, "channel 2 does not exist"),
         ({"decoder": {"name": "conservative", "channels": []}}, "channels is empty"),
+        ({"decoder": {"name": "conservative", "channels": ["rho"]}}, "channels are numbers"),
         ({"decoder": {"name": "conservative", "base": "refine"}}, "reads the field itself"),
         ({"decoder": {"name": "refine", "base": "conservative"}}, "reads the field itself"),
         ({"decoder": "linear", "conserve": [2]}, "channel 2 does not exist"),

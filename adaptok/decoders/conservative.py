@@ -16,7 +16,7 @@ from adaptok.layers.mixed import gives_lists
 from adaptok.patches import finest_owner, level_grid, owner_grid
 from adaptok.registry import DECODERS, Part, name_of
 from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.utils.arguments import NonNegative, Positive, checked
+from adaptok.utils.arguments import NonNegative, Positive, checked, shown
 from adaptok.utils.auxiliary import report_figure
 from adaptok.utils.boundary import OPEN, PERIODIC
 from adaptok.utils.constants import cached_constant
@@ -59,7 +59,7 @@ class ConservativeDecoder(nn.Module):
         out_channels: Positive,
         *,
         base: Part = "auto",
-        channels: Sequence[NonNegative] | None = None,
+        channels: Sequence[NonNegative | str] | None = None,
         width: Positive = 32,
     ):
         super().__init__()
@@ -72,7 +72,12 @@ class ConservativeDecoder(nn.Module):
             raise ValueError(
                 "decoder 'conservative' balances each frame, and these cells differ in time"
             )
-        chosen = range(out_channels) if channels is None else channels
+        if any(isinstance(channel, str) for channel in channels or ()):
+            raise ValueError(
+                f"channels are numbers, got {shown(channels)}; names of fields go with adaptok "
+                "train, which knows them"
+            )
+        chosen = range(out_channels) if channels is None else [int(each) for each in channels]
         if not len(chosen):
             raise ValueError(
                 "decoder 'conservative' conserves no channel: channels=null is every one"

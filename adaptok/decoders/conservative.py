@@ -167,7 +167,7 @@ class ConservativeDecoder(nn.Module):
                 lost = out[:, side][at] * (area.select(axis, 0) * opened).unsqueeze(-1)
                 gained = gained.index_add(0, at.flatten(), -lost.flatten(0, -2))
                 left = left + lost.sum()
-        points = cells.batch_size * cells.shape[0] * product(cells.shape[1:])
+        points = owner.shape[0] * owner.shape[1] * product(cells.shape[1:])
         report_figure("outflow", left / (points * len(self.channels)))
         return gained
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,6 @@ from adaptok.layers.boundary import boundary_codes
 from adaptok.utils.arguments import NonNegative, accepts, shown
 from adaptok.utils.boundary import OPEN
 from adaptok.utils.constants import constant
-
-if TYPE_CHECKING:
-    from adaptok.models.one_step import OneStepOptions
 
 Conserve = Literal["all"] | Sequence[NonNegative]  # channels
 
@@ -66,8 +63,12 @@ def conserving(
     return torch.where(closed & mask, before + kept, made)
 
 
-def check_conserving(decoder: Any, options: OneStepOptions) -> None:
+def check_conserving(decoder: Any, options: Any) -> None:
     """Checks that what a decoder conserves is the sum of the field.
+
+    Args:
+        decoder: of a model.
+        options: the `OneStepOptions` of the model.
 
     Raises:
         ValueError: says why it is not.

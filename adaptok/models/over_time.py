@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -13,9 +13,6 @@ from adaptok.tokenizers.coherence import check_past
 from adaptok.tokenizers.given import GivenTokenizer
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.utils.arguments import Positive, check_value
-
-if TYPE_CHECKING:
-    from adaptok.models.one_step import OneStepModel
 
 COHERENT = ("hysteresis", "buffer", "regrid")
 
@@ -31,11 +28,11 @@ class OverTime:
     """What a rollout keeps from step to step: which axes are periodic, and the last cells.
 
     Args:
-        model: that is rolled out.
+        model: the `OneStepModel` that is rolled out.
         boundary: codes of all steps.
     """
 
-    def __init__(self, model: OneStepModel, boundary: Tensor | None):
+    def __init__(self, model: Any, boundary: Tensor | None):
         self.model, self.boundary = model, boundary
         self.periodic: tuple[bool, ...] | None = None
         self.cells: Cells | None = None
@@ -87,7 +84,6 @@ class OverTime:
         past = {"hysteresis": given["hysteresis"] or 0.0, "buffer": given["buffer"] or 0}
         check_past(**past)
         if self.cells is None or step % every == 0:
-            model: Any = self.model
             known = {"constants": constants, "boundary": self.boundary, **call}
-            self.cells = model.cells(field, **known, previous=self.cells, **past)
+            self.cells = self.model.cells(field, **known, previous=self.cells, **past)
         return {"cells": self.cells}

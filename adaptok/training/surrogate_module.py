@@ -110,11 +110,8 @@ class SurrogateModule(FitModule):
         the targets are the true frames, so that it learns to come back to them (Sanchez-Gonzalez et
         al., "Learning to Simulate Complex Physics with Graph Networks", 2020, Sec. 4.2).
         """
-        optim, model, chosen = (
-            self.optim,
-            self.model_of(batch),
-            training_settings(self.schedule(step)),
-        )
+        optim, model = self.optim, self.model_of(batch)
+        chosen = training_settings(self.schedule(step))
         unroll, noise = chosen.get("unroll", optim.unroll), chosen.get("noise", 0)
         history, view = model.history, (-1, *[1] * model.ndim)
         mean, std = model.mean.view(view), model.std.view(view)

@@ -253,7 +253,7 @@ def test_who_has_no_past():
 
 
 @pytest.mark.slow
-def test_coherent_cells_in_one_graph():
+def test_coherent_cells_in_a_compiled_step():
     model, field = rolled(), moving(0).double()
     cells = model.cells(field)
     graph = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)

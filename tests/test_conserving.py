@@ -233,7 +233,7 @@ def test_models_of_many_systems_have_no_sums_to_keep():
 
 
 @pytest.mark.slow
-def test_the_conservative_step_is_one_graph():
+def test_the_conservative_step_is_compiled_whole():
     model, field = model_of(), torch.randn(1, 1, 2, 16, 16)
     boundary = torch.tensor(CHANNEL)
     graph = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)

@@ -202,7 +202,7 @@ def test_what_cannot_be_shifted():
 
 
 @pytest.mark.slow
-def test_one_graph_serves_all_offsets():
+def test_compiled_once_for_all_offsets():
     model, field, boundary = model_of(), draw(), torch.tensor(CHANNEL)
     graph = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     torch._dynamo.reset()

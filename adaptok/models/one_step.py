@@ -277,7 +277,9 @@ class OneStepModel(nn.Module):
     def _shifted(self, prepared: Prepared, jitter: Jitter | None) -> Prepared:
         if jitter is None:
             return prepared
-        scored, x = (shifted(field, jitter, self._coarsest()) for field in prepared[:2])
+        coarsest, same = self._coarsest(), prepared.scored is prepared.x
+        x = shifted(prepared.x, jitter, coarsest)
+        scored = x if same else shifted(prepared.scored, jitter, coarsest)
         return prepared._replace(scored=scored, x=x)
 
     def _shifted_back(self, decoded: Tensor, jitter: Jitter | None) -> Tensor:

@@ -97,7 +97,7 @@ def stages(
         ValueError: another number of steps than of settings but the last.
     """
     choices = _checked(settings)
-    listed = [steps] * (len(choices) - 1) if isinstance(steps, int) else [*steps]
+    listed = [*steps] if isinstance(steps, Sequence) else [steps] * (len(choices) - 1)
     if len(listed) != len(choices) - 1:
         raise ValueError(
             f"stages: {len(choices)} settings have {len(choices) - 1} numbers of steps between "

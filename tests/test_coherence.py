@@ -21,6 +21,7 @@ SIZES = {
     "marking": {"name": "budget", "budget": 60},
 }
 PERIODIC = torch.full((2, 2), 2)
+REFINE = {"name": "refine", "width": 4}
 
 
 def tokenizer_of(knobs=SIZES, ndim=2):
@@ -180,7 +181,11 @@ def rolled(**changes) -> adaptok.Surrogate:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"lookahead": 0.6, "decoder": {"name": "refine", "width": 4}}, {"lookahead": 0.6}],
+    [
+        {},
+        pytest.param({"lookahead": 0.6}, marks=pytest.mark.slow),
+        pytest.param({"lookahead": 0.6, "decoder": REFINE}, marks=pytest.mark.slow),
+    ],
 )
 def test_rollouts_hand_on_the_cells_of_the_step_before(changes):
     model, field = rolled(**changes), moving(0).double()

@@ -27,7 +27,7 @@ def shaken(part: nn.Module) -> nn.Module:
     return part
 
 
-def tokens_of(shape, sizes=IAP, batch=2):
+def tokens_of(shape, sizes=IAP | {"budget": 14}, batch=2):
     torch.manual_seed(0)
     tokenizer = adaptok.create_tokenizer(sizes, ndim=len(shape), in_channels=1, dim=6)
     cells = tokenizer.double().cells(torch.randn(batch, 1, 1, *shape, dtype=torch.float64))
@@ -65,11 +65,11 @@ def by_faces(decoder, tokens, codes) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("shape", "codes", "sizes"),
     [
-        ((16, 8), [PERIODIC, [[0, 1], [2, 2]]], IAP | {"budget": 14}),
-        ((11, 9), [CHANNEL, [[1, 1], [0, 1]]], IAP | {"budget": 19}),
+        ((8, 8), [PERIODIC, [[0, 1], [2, 2]]], IAP | {"max_size": 4, "budget": 10}),
+        ((7, 9), [CHANNEL, [[1, 1], [0, 1]]], IAP | {"max_size": 4, "budget": 12}),
         ((13,), [[[2, 2]], [[1, 0]]], IAP | {"budget": 5}),
-        ((5, 4, 6), [[[2, 2], [0, 0], [1, 1]]] * 2, IAP | {"max_size": 4, "budget": 25}),
-        ((12, 8), [CLOSED, CHANNEL], {"name": "apf", "budget": 13}),
+        ((3, 4, 6), [[[2, 2], [0, 0], [1, 1]]] * 2, IAP | {"max_size": 4, "budget": 9}),
+        ((6, 4), [CLOSED, CHANNEL], {"name": "apf", "min_size": 1, "budget": 8}),
     ],
 )
 def test_cell_means_change_by_what_flows_in(shape, codes, sizes):
@@ -133,6 +133,7 @@ def drift(model, field, codes, steps, **settings) -> torch.Tensor:
     return change.amax(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "most"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["f32", "f64"]
 )
@@ -150,12 +151,18 @@ def test_sums_hold_for_a_hundred_steps(tokenizer, dtype, most):
     assert drift(model, field, CHANNEL, 100, **settings).max() < most
 
 
+def test_sums_hold_for_some_steps():
+    field = torch.randn(1, 1, 2, 16, 16) + 1
+    cyclic = {"name": "cyclic", "settings": [{"budget": 40}, {"budget": 22}]}
+    assert drift(model_of(), field, CHANNEL, 5, settings=cyclic).max() < 1e-7
+
+
 def test_the_global_fix_holds_sums_of_any_model():
     torch.manual_seed(1)
     field = torch.randn(2, 1, 2, 16, 16) + 1
     for changes in ({"conserve": "all"}, {"conserve": [0, 1], "predict": "state"}):
         model = model_of(decoder="linear", **changes)
-        assert drift(model, field, PERIODIC, 50).max() < 1e-6
+        assert drift(model, field, PERIODIC, 5).max() < 1e-7
     plain = model_of(decoder="linear")
     assert drift(plain, field, PERIODIC, 2).min() > 1e-4
     one = model_of(decoder="linear", conserve=[1])
@@ -189,7 +196,9 @@ def test_jitter_goes_with_periodic_axes_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["shear_flow", "euler_multi_quadrants", "supernova_explosion_64"])
+@pytest.mark.parametrize(
+    "name", ["shear_flow", "euler_multi_quadrants_periodicBC", "supernova_explosion_64"]
+)
 def test_sums_of_generated_sets_hold(name):
     """In 2D and 3D; with walls in place of open ends."""
     changes = changes_of(name, resolution=16, trajectories=1)

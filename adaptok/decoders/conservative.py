@@ -79,9 +79,7 @@ class ConservativeDecoder(nn.Module):
             )
         chosen = range(out_channels) if channels is None else [int(each) for each in channels]
         if not len(chosen):
-            raise ValueError(
-                "decoder 'conservative' conserves no channel: channels=null is every one"
-            )
+            raise ValueError("channels is empty: decoder 'conservative' would conserve nothing")
         if wrong := [channel for channel in chosen if channel >= out_channels]:
             raise ValueError(
                 f"conserved channel {wrong[0]} does not exist: the field has {out_channels}"

@@ -230,7 +230,7 @@ class Surrogate(OneStepModel):
         *,
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
-    ) -> Float[Tensor, "b t c *s"]:
+    ) -> Float[Tensor, "b t c *r"]:
         """Returns what the indicator sees in `forward`: the predicted change if the model looks
         ahead (see `adaptok.models.lookahead.change_as_scored`), else as `scored`; with jitter in
         the shifted domain.

@@ -48,6 +48,7 @@ class SurrogateModule(FitModule):
         self.surrogate: Any = surrogate
         self.schedule = schedule
         self._errors: dict[str, list[Tensor]] = {}
+        self._periodic: dict[str, tuple[bool, ...]] = {}
         processor = getattr(surrogate, "processor", None)
         if isinstance(processor, nn.Module):
             processor.register_forward_pre_hook(self._count_tokens)
@@ -65,12 +66,14 @@ class SurrogateModule(FitModule):
         """Returns the model for the fields of a batch."""
         return self.surrogate
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Notes which axes are periodic while the codes are on the host, for `jitter`."""
-        codes = batch.get("boundary") if isinstance(batch, Mapping) else None
-        if codes is None or "jitter" not in self.schedule(self.global_step):
-            return batch
-        return {**batch, "periodic": periodic_on_host(codes, codes.shape[-2])}
+    def periodic_axes(self, batch: Batch) -> tuple[bool, ...]:
+        """Returns which axes of a batch are periodic; a device is asked once per set, whose samples
+        share their boundary.
+        """
+        codes, name = batch["boundary"], batch.get("set", [""])[0]
+        if codes.device.type == "cpu" or name not in self._periodic:
+            self._periodic[name] = periodic_on_host(codes, codes.shape[-2])
+        return self._periodic[name]
 
     def predict(
         self, batch: Batch, step: int, *, ahead: int = 1, all_frames: bool = False
@@ -88,11 +91,9 @@ class SurrogateModule(FitModule):
         model, chosen = self.model_of(batch), self.schedule(step)
         control = {name: value for name, value in chosen.items() if name not in OF_TRAINING}
         if control.get("jitter") is not None:
-            control["jitter"] = jitter_at(
-                *(control["jitter"], (step, ahead), model.ndim, batch["input"].device),
-                boundary=batch["boundary"],
-                periodic=batch.get("periodic"),
-            )
+            place = (model.ndim, batch["input"].device)
+            axes = self.periodic_axes(batch)
+            control["jitter"] = jitter_at(control["jitter"], (step, ahead), *place, periodic=axes)
         return model(
             batch["input"],
             constants=batch.get("constants"),

@@ -16,6 +16,7 @@ from adaptok.tokens import TokenSet
 from adaptok.utils.auxiliary import collect_auxiliary
 
 IAP = {"name": "iap", "min_size": 2, "max_size": 8, "budget": 40}
+GENERATED = ("shear_flow", "euler_multi_quadrants_periodicBC", "supernova_explosion_64")
 PERIODIC, CHANNEL, CLOSED = [[2, 2], [2, 2]], [[2, 2], [0, 0]], [[0, 0], [0, 0]]
 
 

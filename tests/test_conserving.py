@@ -69,7 +69,10 @@ def by_faces(decoder, tokens, codes) -> torch.Tensor:
         ((8, 8), [PERIODIC, [[0, 1], [2, 2]]], IAP | {"max_size": 4, "budget": 10}),
         ((7, 9), [CHANNEL, [[1, 1], [0, 1]]], IAP | {"max_size": 4, "budget": 12}),
         ((13,), [[[2, 2]], [[1, 0]]], IAP | {"budget": 5}),
-        ((3, 4, 6), [[[2, 2], [0, 0], [1, 1]]] * 2, IAP | {"max_size": 4, "budget": 9}),
+        pytest.param(
+            *((3, 4, 6), [[[2, 2], [0, 0], [1, 1]]] * 2, IAP | {"max_size": 4, "budget": 9}),
+            marks=pytest.mark.slow,
+        ),
         ((6, 4), [CLOSED, CHANNEL], {"name": "apf", "min_size": 1, "budget": 8}),
     ],
 )

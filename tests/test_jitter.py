@@ -116,7 +116,11 @@ def test_the_mean_over_offsets_of_cell_means_is_a_triangular_filter():
 
 @pytest.mark.parametrize(
     "tokenizer",
-    ["iap", {"name": "ckm", "patch_sizes": [4, 8]}, {"name": "csm", "patch_sizes": [4, 8]}],
+    [
+        "iap",
+        pytest.param({"name": "ckm", "patch_sizes": [4, 8]}, marks=pytest.mark.slow),
+        pytest.param({"name": "csm", "patch_sizes": [4, 8]}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_is_that_of_the_shifted_domain(tokenizer):
     """By hand, on a channel: roll one axis, pad the other, predict, cut out and roll back."""

@@ -147,6 +147,7 @@ def test_samples_and_lists_have_their_own_past():
         assert boxes(alone, 0) == boxes(both, i)
 
 
+@pytest.mark.slow
 def test_flicker_is_the_share_of_new_boxes():
     tokenizer = tokenizer_of()
     before, after = tokenizer.cells(moving(0)), tokenizer.cells(moving(2), budget=48)
@@ -201,6 +202,7 @@ def test_rollouts_hand_on_the_cells_of_the_step_before(changes):
         assert torch.equal(model.rollout(field, 3, **known, **{name: 0}), plain)
 
 
+@pytest.mark.slow
 def test_regridding_keeps_cells_in_between():
     model, field = rolled(), moving(0).double()
     made = model.rollout(field, 4, settings={"name": "fixed", "settings": [{"regrid": 3}]})

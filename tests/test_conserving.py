@@ -104,6 +104,7 @@ def test_fluxes_begin_at_zero_and_some_channels_are_left_alone():
     torch.testing.assert_close(alone, made[1:])
 
 
+@pytest.mark.slow
 def test_what_leaves_through_open_ends_is_reported():
     spec, tokens = tokens_of((16, 8))
     decoder = shaken(DECODERS.create("conservative", spec=spec, out_channels=2).double())
@@ -161,6 +162,7 @@ def test_sums_hold_for_some_steps():
     assert drift(model_of(), field, CHANNEL, 5, settings=cyclic).max() < 1e-7
 
 
+@pytest.mark.slow
 def test_the_global_fix_holds_sums_of_any_model():
     torch.manual_seed(1)
     field = torch.randn(2, 1, 2, 16, 16) + 1
@@ -186,6 +188,7 @@ def test_the_global_fix_holds_sums_of_any_model():
     assert drift(shaken(network).eval(), field, PERIODIC, 2).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_autocast_keeps_sums():
     field = torch.randn(1, 1, 2, 16, 16) + 1
     with torch.autocast("cpu", torch.bfloat16):

@@ -135,6 +135,7 @@ def test_a_step_is_that_of_the_shifted_domain(tokenizer):
     )
 
 
+@pytest.mark.slow
 def test_rollouts_draw_a_new_offset_in_every_step():
     model, field, boundary = model_of(lookahead=0.5), draw(), torch.tensor([CHANNEL, CHANNEL])
     rolled = model.rollout(field, 3, boundary=boundary, jitter=7)
@@ -157,6 +158,7 @@ def test_rollouts_draw_a_new_offset_in_every_step():
     assert system.rollout(field, 2, boundary=boundary, jitter=7).shape == (2, 2, 2, 16, 24)
 
 
+@pytest.mark.slow
 def test_gradients_flow_and_samples_do_not_meet():
     model, field, boundary = model_of(), draw(), torch.tensor(CHANNEL)
     made = model(field.requires_grad_(), boundary=boundary, jitter=[3, 5])

@@ -86,6 +86,7 @@ def row_of(
                 "power": [[v**2 / (1 + 500 * w * w) for w in waves] for v in rollout],
             },
             "patch_harmonics": [1 + 0.02 * i for i in range(steps)] if tokens else None,
+            "flicker": [None, *[0.1] * (steps - 1)] if tokens else None,
         },
     }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adaptok import create_surrogate
-from adaptok.config.channels import check_ignored, with_channels
+from adaptok.config.channels import check_ignored, conserved, with_channels
 from adaptok.config.unread import check_place
 from adaptok.data import FieldInfo
 from adaptok.data.info import set_statistics, system_of
@@ -18,6 +18,7 @@ from adaptok.data.synthetic import SOLVERS, DifferentSetError, generate
 from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import Multiphysics, create_multiphysics
 from adaptok.models.one_step import OneStepModel
+from adaptok.models.schedules import longest_unroll
 from adaptok.registry import choice, close_matches
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def build_data(
         data["path"] = str(_generated(data["name"], data["base"], overwrite, knobs))
     if data["path"] is not None:
         data |= {"name": None, "base": None}
-    data.setdefault("target_steps", config.get("optim", {}).get("unroll", 1))
+    settings = config.get("schedule", {}).get("settings", ({},))
+    unroll = longest_unroll(settings, config.get("optim", {}).get("unroll", 1))
+    data.setdefault("target_steps", unroll)
     check_knobs(WellData, "data", data)
     module = formats[layout](history=config["history"], seed=config["seed"], **data)
     if stage is None:
@@ -125,6 +128,7 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
                 for part in ("tokenizer", "decoder")
             },
             **{key: config[key] for key in ("processor", *MODEL_KEYS)},
+            conserve=conserved(config, info.fields),
             lookahead=config.get("lookahead"),  # runs of before have none
         )
     if config["history_mode"] not in ("auto", "fold"):
@@ -138,6 +142,7 @@ def without_statistics(config: Mapping[str, Any], info: FieldInfo) -> OneStepMod
         ndim=info.ndim,
         boundary=info.boundary,
         shape=info.shape,
+        conserve=conserved(config, info.fields),
         **{key: config[key] for key in ("history", "normalise", "predict")},
     )
 

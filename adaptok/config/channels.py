@@ -35,6 +35,8 @@ def with_channels(
         ValueError: an unknown name, a number out of range, or nothing left to score.
     """
     node = config[part]
+    if part == "decoder" and isinstance(node, Mapping) and node.get("channels"):
+        node = {**node, "channels": predicted(node["channels"], fields, "decoder.channels")}
     if not isinstance(node, Mapping) or not any(node.get(knob) for knob in (*ROLES, "ignore")):
         return node
     mode = mode_of_history(config["history_mode"], config.get("processor", "vit"))
@@ -62,6 +64,28 @@ def with_channels(
     except ValueError as error:
         raise ValueError(f"{part}.ignore={list(given)}: {error}") from None
     return {**node, "ignore": numbers}
+
+
+def predicted(given: Any, fields: Sequence[str], what: str) -> Any:
+    """Returns predicted channels with numbers in place of names of fields.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return given
+    names = dict.fromkeys(fields)
+    return [
+        list(fields).index(choice(f"each of {what}", one, names)) if isinstance(one, str) else one
+        for one in given
+    ]
+
+
+def conserved(config: Mapping[str, Any], fields: Sequence[str]) -> Any:
+    """Returns ``conserve`` of a configuration with numbers in place of names of fields; runs of
+    before have none.
+    """
+    return predicted(config.get("conserve"), fields, "conserve")
 
 
 def _names_of(given: Any) -> list[str]:
@@ -92,6 +116,7 @@ def check_ignored(config: Mapping[str, Any]) -> None:
         return  # a baseline has no tokenizer
     solver = SOLVERS.get(data["name"])
     if fields := getattr(solver, "field_names", ()):  # a solver of others may not say
+        conserved(config, fields)
         for part in ("tokenizer", "decoder"):
             if part in config:
                 with_channels(config, fields, getattr(solver, "constant_names", ()), part)

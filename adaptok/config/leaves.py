@@ -63,6 +63,7 @@ LEAVES: dict[str, Any] = {
     "normalise": str,
     "score_on": str,
     "budget": any_of(Positive, None),
+    "conserve": any_of(Literal["all"], Sequence[NonNegative | str], None),
     "lookahead": any_of(Lookahead, None),
     "size.dim": Positive,
     "size.depth": Positive,

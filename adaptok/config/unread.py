@@ -71,6 +71,11 @@ RULES = (
         "a model of several sets runs once per step",
     ),
     Rule(
+        "conserve",
+        lambda config: config.get("task") == "pretrain",
+        "a model of several sets has no list of channels",
+    ),
+    Rule(
         "optim trainer schedule callbacks init resume resume_anyway",
         _trains_nothing,
         "model=persistence trains nothing",

@@ -1,6 +1,7 @@
 """Decoders: tokens to a field."""
 
 from adaptok.decoders.boxes import BoxDecoder
+from adaptok.decoders.conservative import ConservativeDecoder
 from adaptok.decoders.cross_attention import CrossAttentionDecoder
 from adaptok.decoders.hmlp import HmlpDecoder
 from adaptok.decoders.linear import LinearDecoder
@@ -13,6 +14,7 @@ from adaptok.decoders.runs import RunDecoder
 
 __all__ = [
     "BoxDecoder",
+    "ConservativeDecoder",
     "CrossAttentionDecoder",
     "HmlpDecoder",
     "LinearDecoder",

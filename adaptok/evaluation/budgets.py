@@ -92,12 +92,23 @@ def _size_name(size: Sequence[int]) -> str:
 
 
 def resolve_settings(
-    model: OneStepModel, data: WellData, settings: Sequence[Mapping[str, Any]]
+    model: OneStepModel,
+    data: WellData,
+    settings: Sequence[Mapping[str, Any]],
+    further: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Replaces ``{"budget": n}`` by the controls that give n tokens per sample with the tokenizer.
 
-    Settings with other controls, and those of models without cells, stay as they are. The settings
-    inside a schedule, ``{"name": "cyclic", "settings": [...]}``, are replaced too.
+    Settings with other controls of the tokenizer, and those of models without cells, stay as they
+    are. The settings inside a schedule, ``{"name": "cyclic", "settings": [...]}``, are replaced
+    too.
+
+    Args:
+        model: whose tokenizer is asked.
+        data: set up.
+        settings: controls.
+        further: names of settings, beside those in `model.over_time`, that may stand beside a
+            budget, such as those of training.
     """
 
     @functools.cache
@@ -112,9 +123,10 @@ def resolve_settings(
     def resolved(setting: Mapping[str, Any]) -> dict[str, Any]:
         if "settings" in setting:
             return {**setting, "settings": [resolved(one) for one in setting["settings"]]}
-        if set(setting) != {"budget"} or not isinstance(model, Surrogate):
+        other = {k: v for k, v in setting.items() if k in (*model.over_time, *further)}
+        if setting.keys() - other.keys() != {"budget"} or not isinstance(model, Surrogate):
             return dict(setting)
-        return found(model, setting["budget"])
+        return found(model, setting["budget"]) | other
 
     return [resolved(setting) for setting in settings]
 

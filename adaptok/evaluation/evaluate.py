@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,9 @@ from adaptok.evaluation.results import (
     Tokens,
 )
 from adaptok.evaluation.spectra import patch_harmonics, residual_spectrum, resolves
-from adaptok.evaluation.tilings import certificate_of
+from adaptok.evaluation.tilings import certificate_of, flicker
 from adaptok.models.compiling import eager
+from adaptok.models.jitter import jitter_at
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.registry import METRICS
@@ -92,13 +94,14 @@ def evaluate(
             periods.append(period)
             if steps:
                 pairs = rollouts(model, data, split, _schedule(model, chosen), steps, place)
-                if predictions is None:
-                    rollout, out = _rollout(pairs, data, period), None
-                else:
-                    about = {"setting": dict(setting), "history": model.history}
-                    out = str(Path(predictions) / folder_name(row.label))
-                    with PredictionWriter(out, data, split, steps, about) as writer:
-                        rollout = _rollout(writer.passing(pairs), data, period)
+                with seen_cells(model, chosen) as seen:
+                    if predictions is None:
+                        rollout, out = _rollout(pairs, data, period, seen), None
+                    else:
+                        about = {"setting": dict(setting), "history": model.history}
+                        out = str(Path(predictions) / folder_name(row.label))
+                        with PredictionWriter(out, data, split, steps, about) as writer:
+                            rollout = _rollout(writer.passing(pairs), data, period, seen)
                 row = dataclasses.replace(row, rollout=rollout, predictions=out)
             rows.append(row)
     return Results(
@@ -142,9 +145,10 @@ def check_settings(
 def _schedule(model: OneStepModel, setting: Mapping[str, Any]) -> Schedule:
     if "name" in setting:
         return create_schedule(setting)
-    unknown = [name for name in setting if name not in model.controls]
+    known = (*model.controls, *model.over_time)
+    unknown = [name for name in setting if name not in known]
     if unknown:
-        accepted = ", ".join(model.controls) or "none"
+        accepted = ", ".join(known) or "none"
         raise ValueError(
             f"unknown control {unknown[0]!r} in settings; this model's controls: {accepted}"
         )
@@ -170,6 +174,11 @@ def _one_step(
         for number, batch in enumerate(loader):
             field, target = batch["input"].to(device), batch["target"][:, :1]
             given = {**inputs_of(batch, device), **schedule(number)}
+            if given.get("jitter") is not None:
+                place = (ndim, torch.device(device))
+                given["jitter"] = jitter_at(
+                    given["jitter"], (number,), *place, boundary=batch["boundary"]
+                )
             call = functools.partial(model, field, **given)
             with collect_auxiliary() as reported:
                 prediction = watch(call).float().cpu()
@@ -293,12 +302,17 @@ def _rollout(
     pairs: Iterable[tuple[Mapping[str, Tensor], Tensor]],
     data: WellData,
     patch_size: Sequence[int] | None,
+    seen: list[Cells],
 ) -> Rollout:
     ndim = data.info.ndim
     unit = data.info.unit.view(-1, *(1,) * ndim)
-    errors, binned, spectra, peaks = [], [], [], []
+    errors, binned, spectra, peaks, changed = [], [], [], [], []
     for batch, prediction in pairs:
         target = batch["target"]
+        if len(seen) > 1:
+            steps = itertools.pairwise(seen)
+            changed.append(torch.stack([flicker(now, then).cpu() for then, now in steps], 1))
+        seen.clear()
         errors.append(vrmse(prediction, target, ndim))
         binned.append(binned_spectral_error(prediction, target, ndim).nmse)
         spectra.append(residual_spectrum(prediction / unit, target / unit, ndim))
@@ -312,6 +326,7 @@ def _rollout(
         # geometric means
         patch_harmonics=plain(torch.cat(peaks).mean((0, 2)).exp()) if peaks else None,
         patch_size=patch_size,
+        flicker=[None, *plain(torch.cat(changed).mean(0))] if changed else None,
     )
 
 
@@ -395,6 +410,20 @@ def count_tokens(model: OneStepModel) -> Iterator[list[Counts]]:
         lambda _, args: counts.append(Counts.of(args[0].cells))
     ):
         yield counts
+
+
+@contextmanager
+def seen_cells(model: OneStepModel, setting: Mapping[str, Any]) -> Iterator[list[Cells]]:
+    """Collects the cells of every call; nothing for a baseline, or if jitter moves the domain under
+    them.
+    """
+    seen: list[Cells] = []
+    if any("jitter" in one for one in (setting, *setting.get("settings", ()))):
+        yield seen
+        return
+    processor: Any = getattr(model, "processor", nn.Identity())
+    with processor.register_forward_pre_hook(lambda _, args: seen.append(args[0].cells)):
+        yield seen
 
 
 def shares(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:

@@ -62,6 +62,8 @@ class Rollout:
             wavenumber, in units of each field's variance.
         patch_harmonics: per step; None if no axis holds four patches.
         patch_size: their period per space axis, that of the cells of this setting.
+        flicker: per step, the share of the cells that were none in the step before (None in the
+            first one), mean over trajectories; None without cells, or with jitter.
     """
 
     mean: Sequence[Number]
@@ -71,6 +73,7 @@ class Rollout:
     residual_spectrum: Mapping[str, Any] | None = None
     patch_harmonics: Sequence[Number] | None = None
     patch_size: Sequence[int] | None = None
+    flicker: Sequence[Number] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -338,6 +341,10 @@ def markdown(results: Results) -> str:
     if rows:
         text += "\nRollout: power of the residual at the harmonics of the patches over that beside "
         text += "them; 1 without artifacts.\n\n" + table(["setting", "patches", *steps], rows)
+    rows = [[k, *map(number_cell, c.flicker[1:])] for k, c in curves.items() if c.flicker]
+    if rows and steps[1:]:
+        text += "\nRollout: share of the cells that were none in the step before.\n\n"
+        text += table(["setting", *steps[1:]], rows)
     return text
 
 

@@ -73,7 +73,30 @@ def certificate_of(
         return None
     given = {"boundary": boundary, **control}
     scored = model.scored_ahead(field, constants, **given)
-    return model.tokenizer.certificate(scored, **given)
+    own = {k: v for k, v in given.items() if k not in ("jitter", "regrid")}
+    return model.tokenizer.certificate(scored, **own)
+
+
+def flicker(cells: Cells, previous: Cells) -> Float[Tensor, " b"]:
+    """Computes the share of the cells of each sample that were none before.
+
+    Cells beyond the border do not count.
+
+    Raises:
+        ValueError: cells of other samples.
+    """
+    if (cells.batch_size, cells.shapes) != (previous.batch_size, previous.shapes):
+        raise ValueError("flicker compares cells of the same samples, these have others")
+    boxes = [
+        torch.cat([each.sample[:, None].int(), each.origin, each.size], 1)
+        for each in (previous, cells)
+    ]
+    same = torch.cat(boxes).unique(dim=0, return_inverse=True)[1]
+    new = ~torch.isin(same[len(previous) :], same[: len(previous)])
+    counted = cells.volume > 0
+    sums = torch.zeros(2, cells.batch_size, device=cells.device)
+    sums.index_add_(1, cells.sample, torch.stack([new & counted, counted]).float())
+    return sums[0] / sums[1].clamp(min=1)
 
 
 def optimal_errors(

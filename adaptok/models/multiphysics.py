@@ -14,7 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from adaptok.cells import Cells
 from adaptok.layers.mixed import painted
 from adaptok.models.fields import FieldEmbedding, FieldHeads
+from adaptok.models.jitter import coarsest_of
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
+from adaptok.models.over_time import settings_over_time
 from adaptok.models.parts import (
     DecoderModule,
     ProcessorModule,
@@ -255,9 +257,17 @@ class FieldSystem(OneStepModel):
         return self.core.tokenizer.controls
 
     @property
+    def over_time(self) -> tuple[str, ...]:
+        """Names of the settings that are about the steps of a rollout."""
+        return settings_over_time(self.core.tokenizer)
+
+    @property
     def processor(self) -> nn.Module:
         """The processor that all systems share."""
         return self.core.processor
+
+    def _coarsest(self) -> tuple[int, ...]:
+        return coarsest_of(self.core.tokenizer)
 
     def _folded(self, field: Tensor) -> Tensor:
         return field  # the model folds after mapping the fields
@@ -276,8 +286,10 @@ class FieldSystem(OneStepModel):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """Returns the cells that `forward` would use."""
-        seen = self._seen(self.scored(field, constants))
+        """Returns the cells that `forward` would use; with jitter those of the shifted domain."""
+        jitter, control = self._jitter_of(control, boundary, field.device)
+        prepared = self._shifted(self._prepare(self._check(field, constants), constants), jitter)
+        seen = self._seen(prepared.scored)
         return self.core.cells(seen, boundary=boundary, **control)
 
     def _seen(self, scored: Tensor) -> Tensor:
@@ -347,6 +359,11 @@ def create_multiphysics(
         raise ValueError(
             "a learned indicator is a network of one set of fields, and a model of many systems "
             "has several: score by another indicator"
+        )
+    if getattr(parts[2], "conserves", False):
+        raise ValueError(
+            "decoder 'conservative' keeps sums of what it paints, and a model of many systems "
+            "makes fields of that: choose another decoder"
         )
     made = {"fields": fields, "constants": constants, "width": width, "max_lead": max_lead}
     model = Multiphysics(*parts, options, **made)

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import check_list
+from adaptok.models.conserving import Conserve, conserved_channels, conserving
 from adaptok.models.diverging import usable
+from adaptok.models.jitter import Jitter, jitter_at, shifted, shifted_back
+from adaptok.models.over_time import OverTime
 from adaptok.models.schedules import Schedule, create_schedule, settings_at
 from adaptok.registry import choice
 from adaptok.tokens import as_field
@@ -50,6 +53,7 @@ class OneStepOptions:
         normalise: one of `NORMALISATIONS`.
         score_on: "normalised" or "raw".
         predict: "delta" or "state".
+        conserve: channels whose sum every prediction keeps, "all", or None.
 
     Raises:
         ValueError: values with which no one-step model can be built.
@@ -64,9 +68,17 @@ class OneStepOptions:
     normalise: str = "sample"
     score_on: str = "normalised"
     predict: str = "delta"
+    conserve: Conserve | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if conserved_channels(self.conserve, self.out_channels) and (
+            self.in_channels != self.out_channels
+        ):
+            raise ValueError(
+                f"conserve={self.conserve!r} compares sums of prediction and input, and "
+                f"{self.out_channels} channels are predicted of {self.in_channels}"
+            )
         choice("history_mode", self.history_mode, ("fold", "frames"))
         choice("normalise", self.normalise, NORMALISATIONS)
         choice("score_on", self.score_on, ("normalised", "raw"))
@@ -155,6 +167,11 @@ class OneStepModel(nn.Module):
         """Names of the settings that may change from call to call, such as "budget"."""
         return ()
 
+    @property
+    def over_time(self) -> tuple[str, ...]:
+        """Names of the settings that are about the steps of a rollout, such as "jitter"."""
+        return ()
+
     def set_statistics(
         self,
         mean: Float[Tensor, " c"],
@@ -227,17 +244,54 @@ class OneStepModel(nn.Module):
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
             all_frames: with ``history_mode="frames"``, return what follows every frame of the
                 history (t = history), for losses over all of them.
-            control: settings of the tokenizer for this call, such as ``budget=512``.
+            control: settings of the tokenizer for this call, such as ``budget=512``; and `jitter`,
+                which shifts the domain under the cells and the prediction back: a seed (that of
+                step 0), an offset of ndim numbers of grid points, or a `Jitter`.
+
+        Raises:
+            ValueError: wrong shapes or codes, an unknown setting, or jitter of a model without
+                cells.
         """
         field = self._check(field, constants)
         check_value(all_frames, bool, "all_frames")
         check_boundary(boundary, field.shape[0], self.ndim)
         prepared = self._prepare(field, constants)
-        decoded = self._predict_normalised(prepared, boundary, control)  # (b, t', c, *space)
-        return self._in_physical_units(field, prepared, decoded, all_frames)
+        jitter, control = self._jitter_of(control, boundary, field.device)
+        moved = self._shifted(prepared, jitter)
+        decoded = self._predict_normalised(moved, boundary, control)  # (b, t', c, *space)
+        decoded = self._shifted_back(decoded, jitter)
+        return self._in_physical_units(field, prepared, decoded, all_frames, boundary)
+
+    def _coarsest(self) -> tuple[int, ...]:
+        """Size of the coarsest cell along the space axes, below which domains are shifted."""
+        raise ValueError("jitter shifts a domain under its cells, and this model has none")
+
+    def _jitter_of(
+        self, control: Mapping[str, Any], boundary: Tensor | None, device: torch.device
+    ) -> tuple[Jitter | None, dict[str, Any]]:
+        """Takes the shift, and what a single step has no use for, out of the settings of a call."""
+        rest = {k: v for k, v in control.items() if k not in ("jitter", "regrid")}
+        given = control.get("jitter")
+        return jitter_at(given, (0,), self.ndim, device, boundary=boundary), rest
+
+    def _shifted(self, prepared: Prepared, jitter: Jitter | None) -> Prepared:
+        if jitter is None:
+            return prepared
+        coarsest, same = self._coarsest(), prepared.scored is prepared.x
+        x = shifted(prepared.x, jitter, coarsest)
+        scored = x if same else shifted(prepared.scored, jitter, coarsest)
+        return prepared._replace(scored=scored, x=x)
+
+    def _shifted_back(self, decoded: Tensor, jitter: Jitter | None) -> Tensor:
+        return decoded if jitter is None else shifted_back(decoded, jitter, self._coarsest())
 
     def _in_physical_units(
-        self, field: Tensor, prepared: Prepared, decoded: Tensor, all_frames: bool
+        self,
+        field: Tensor,
+        prepared: Prepared,
+        decoded: Tensor,
+        all_frames: bool,
+        boundary: Tensor | None,
     ) -> Float[Tensor, "b t c *s"]:
         if all_frames and self.history_mode != "frames":
             raise ValueError(
@@ -249,7 +303,9 @@ class OneStepModel(nn.Module):
             out = field[:, first:] + change
         else:
             out = prepared.mean + prepared.std * decoded[:, first:]
-        return out.to(torch.promote_types(field.dtype, decoded.dtype))
+        out = out.to(torch.promote_types(field.dtype, decoded.dtype))
+        kept = conserved_channels(self.options.conserve, self.out_channels)
+        return conserving(out, field[:, first:], kept, boundary) if kept else out
 
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
@@ -339,6 +395,11 @@ class OneStepModel(nn.Module):
                 cells is piecewise constant, so no gradient goes through it.
             settings: controls of each step (step 0 first), a schedule or what `create_schedule`
                 takes; they override `control`.
+            control: as in `forward`, of every step. A seed for `jitter` gives each step another
+                offset. For cells of a tree also ``hysteresis=h``, which favours the splits of the
+                step before (see `TreeTokenizer.cells`), and ``regrid=k``, which chooses cells in
+                every k-th step and keeps them in between, with ``buffer=n`` neighbours for what
+                moves meanwhile.
 
         Raises:
             ValueError: the model does not predict the channels that it reads, or `n_steps` < 1.
@@ -357,11 +418,13 @@ class OneStepModel(nn.Module):
             check_list(field)
             start = [x[None] if x.ndim > self.ndim + 1 else x[None, None] for x in field]
         windows, out = start, []
+        past = OverTime(self, boundary)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             for step in range(n_steps):
                 chosen = {**control, **(settings_at(settings, step) if settings else {})}
                 pairs = [self.usable(w, first) for w, first in zip(windows, start, strict=True)]
                 given: Any = [window[0] for window, _ in pairs] if many else pairs[0][0]
+                chosen = past.settings_at(step, chosen, given, constants)
                 made = self(given, constants=constants, boundary=boundary, **chosen)
                 made, fine = [x[None] for x in made] if many else [made], [ok for _, ok in pairs]
                 made = [torch.where(ok, x, torch.nan) for x, ok in zip(made, fine, strict=True)]

@@ -238,11 +238,21 @@ def tokenize(
     x: Float[Tensor, "b t d *s"],
     *,
     boundary: Int[Tensor, "..."] | None,
+    cells: Cells | None = None,
     **control: Any,
 ) -> TokenSet:
     """``embed(x, cells(scored))`` of any `Tokenizer`; one that derives from `CellTokenizer` adds
     the scores of a learned indicator.
+
+    Args:
+        scored: what cells are chosen by.
+        x: what is embedded.
+        boundary: codes.
+        cells: are embedded in place of those that the tokenizer would choose.
+        control: settings of the tokenizer, unless cells are given.
     """
+    if cells is not None:
+        return tokenizer.embed(x, cells, boundary=boundary)
     if hasattr(tokenizer, "tokenize"):
         return tokenizer.tokenize(scored, x, boundary=boundary, **control)
     cells = tokenizer.cells(scored, boundary=boundary, **control)

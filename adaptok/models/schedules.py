@@ -4,15 +4,27 @@ uses.
 
 from __future__ import annotations
 
+import itertools
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adaptok.registry import Registry
-from adaptok.utils.arguments import Seed, Settings, check_value, checked
+from adaptok.utils.arguments import (
+    NonNegativeFloat,
+    Positive,
+    Seed,
+    Settings,
+    check_value,
+    checked,
+)
 
 Schedule = Callable[[int], dict[str, Any]]
 SCHEDULES = Registry("schedule")
+# Settings of a training step that are not the model's: predictions in a row, in place of
+# `optim.unroll`, and noise on what the model reads, in units of each field's std.
+OF_TRAINING: dict[str, Any] = {"unroll": Positive, "noise": NonNegativeFloat}
 
 
 @SCHEDULES.register("fixed")
@@ -69,10 +81,36 @@ def seeds(*, settings: Settings = ({},), seed: Seed = 0) -> Schedule:
     return lambda step: {**rest(step), "seed": random.Random(f"{seed}/{step}").getrandbits(62)}
 
 
+@SCHEDULES.register("stages")
+@checked
+def stages(
+    *, settings: Settings = ({},), seed: Seed = 0, steps: Positive | Sequence[Positive] = 1000
+) -> Schedule:
+    """Uses one setting after another, the last one to the end: a curriculum.
+
+    Args:
+        settings: mappings from control to value, such as ``[{"unroll": 1}, {"unroll": 4}]``.
+        seed: unused; accepted so that schedules can be exchanged.
+        steps: of each setting but the last, one number or one per setting.
+
+    Raises:
+        ValueError: another number of steps than of settings but the last.
+    """
+    choices = _checked(settings)
+    listed = [*steps] if isinstance(steps, Sequence) else [steps] * (len(choices) - 1)
+    if len(listed) != len(choices) - 1:
+        raise ValueError(
+            f"stages: {len(choices)} settings have {len(choices) - 1} numbers of steps between "
+            f"them, got {listed}"
+        )
+    ends = list(itertools.accumulate(listed))
+    return lambda step: dict(choices[bisect_right(ends, step)])
+
+
 @checked
 def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
     """Builds ``{"name": "fixed", "settings": [{"budget": 512}, ...], "seed": 0}``; the names are
-    "fixed", "random", "cyclic" and "seeds".
+    "fixed", "random", "cyclic", "seeds" and "stages".
 
     A schedule maps the global step to a dict of controls and is a pure function of (seed, step).
 
@@ -80,6 +118,28 @@ def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
         ValueError: unknown name or knob, or settings that are not a non-empty list of mappings.
     """
     return SCHEDULES.build(part)
+
+
+def training_settings(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Picks the settings that are those of a training step.
+
+    Raises:
+        ValueError: a value that is not accepted.
+    """
+    own = {name: value for name, value in setting.items() if name in OF_TRAINING}
+    for name, value in own.items():
+        check_value(value, OF_TRAINING[name], name)
+    return own
+
+
+def longest_unroll(settings: Sequence[Mapping[str, Any]], unroll: int) -> int:
+    """Finds the most predictions in a row that a training asks for.
+
+    Args:
+        settings: of its schedule.
+        unroll: of steps whose setting does not say.
+    """
+    return max(unroll, *(training_settings(one).get("unroll", 1) for one in settings))
 
 
 def settings_at(schedule: Schedule, step: int) -> Mapping[str, Any]:

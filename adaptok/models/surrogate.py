@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from adaptok.cells import Cells
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import by_shape, check_list, of_run, painted, runs
+from adaptok.models.conserving import Conserve, check_conserving
+from adaptok.models.jitter import Jitter, coarsest_of
 from adaptok.models.lookahead import (
     Lookahead,
     change_as_scored,
@@ -20,9 +22,11 @@ from adaptok.models.lookahead import (
     first_controls,
 )
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
+from adaptok.models.over_time import settings_over_time
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values, with_border
 from adaptok.registry import Part
+from adaptok.tokenizers.coherence import PAST
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, check_value, checked
 
@@ -71,6 +75,7 @@ class Surrogate(OneStepModel):
         channels = (o.token_channels, o.out_channels)
         parts = create_parts(o, *channels, tokenizer, processor, decoder, **sizes)
         self.tokenizer, self.processor, self.decoder = parts
+        check_conserving(self.decoder, o)
         named = {"tokenizer": tokenizer, "processor": processor, "decoder": decoder}
         plain = dataclasses.asdict(o) | recorded_values(named) | sizes
         if lookahead is not None:
@@ -83,6 +88,22 @@ class Surrogate(OneStepModel):
     def controls(self) -> tuple[str, ...]:
         """Names of the settings that may change from call to call, such as "budget"."""
         return self.tokenizer.controls
+
+    @property
+    def over_time(self) -> tuple[str, ...]:
+        """Names of the settings that are about the steps of a rollout."""
+        return settings_over_time(self.tokenizer)
+
+    def _coarsest(self) -> tuple[int, ...]:
+        return coarsest_of(self.tokenizer)
+
+    def _shifted(self, prepared: Prepared, jitter: Jitter | None) -> Prepared:
+        if jitter and not all(jitter.periodic) and getattr(self.decoder, "conserves", False):
+            raise ValueError(
+                "jitter pads axes that are not periodic, and cuts off what the decoder "
+                "'conservative' has moved there: use conserve=\"all\" with another decoder"
+            )
+        return super()._shifted(prepared, jitter)
 
     def forward(
         self,
@@ -102,7 +123,8 @@ class Surrogate(OneStepModel):
             constants: static input channels, a list if the fields are one.
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
             all_frames: with ``history_mode="frames"``, return what follows every frame.
-            control: settings of the tokenizer for this call, such as ``budget=512``.
+            control: settings of the tokenizer for this call, such as ``budget=512``; `jitter`; and
+                ``cells``, `Cells` to use in place of those that the tokenizer would choose.
         """
         if isinstance(field, Tensor):
             options: dict[str, Any] = {"constants": constants, "boundary": boundary}
@@ -118,14 +140,15 @@ class Surrogate(OneStepModel):
             fixed = None if constants is None else torch.stack(list(constants[start:stop]))
             x = self._check(torch.stack(list(field[start:stop])), fixed)
             own = of_run({"boundary": boundary, **control}, start, stop, len(field))
-            prepared = self._look_ahead(self._prepare(x, fixed), **own)
+            jitter, own = self._jitter_of(own, own["boundary"], x.device)
+            prepared = self._look_ahead(self._shifted(self._prepare(x, fixed), jitter), **own)
             tokens = tokenize(self.tokenizer, prepared.scored, prepared.x, **own)
-            parts.append((x, prepared, own["boundary"], tokens))
+            parts.append((x, prepared, jitter, own["boundary"], tokens))
         processed = by_shape(self.processor(TokenSet.cat([part[-1] for part in parts])))
         out: list[Tensor] = []
-        for (x, prepared, codes, _), tokens in zip(parts, processed, strict=True):
-            made = self._paint(tokens, prepared, codes)
-            out += self._in_physical_units(x, prepared, made, all_frames)
+        for (x, prepared, jitter, codes, _), tokens in zip(parts, processed, strict=True):
+            made = self._shifted_back(self._paint(tokens, prepared, codes), jitter)
+            out += self._in_physical_units(x, prepared, made, all_frames, codes)
         return out
 
     if TYPE_CHECKING:  # torch types every call as Any
@@ -169,6 +192,9 @@ class Surrogate(OneStepModel):
         """Runs the first pass, if there is one, and scores what it predicts."""
         if self.lookahead is None:
             return prepared
+        if control.get("cells") is not None and not getattr(self.decoder, "reads_field", False):
+            return prepared  # nothing would see the scores
+        control = {k: v for k, v in control.items() if k not in ("cells", *PAST)}
         x = prepared.x
         shape = (x.shape[1], *x.shape[3:])
         first = first_controls(self.tokenizer, self.lookahead, shape, control)
@@ -192,9 +218,10 @@ class Surrogate(OneStepModel):
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
     ) -> Cells:
-        """Returns the cells that `forward` would use."""
-        given = {"boundary": boundary, **control}
-        return self.tokenizer.cells(self.scored_ahead(field, constants, **given), **given)
+        """Returns the cells that `forward` would use; with jitter those of the shifted domain."""
+        scored = self.scored_ahead(field, constants, boundary=boundary, **control)
+        _, control = self._jitter_of(control | {"jitter": None}, boundary, field.device)
+        return self.tokenizer.cells(scored, boundary=boundary, **control)
 
     def scored_ahead(
         self,
@@ -203,13 +230,16 @@ class Surrogate(OneStepModel):
         *,
         boundary: Int[Tensor, "..."] | None = None,
         **control: Any,
-    ) -> Float[Tensor, "b t c *s"]:
+    ) -> Float[Tensor, "b t c *r"]:
         """Returns what the indicator sees in `forward`: the predicted change if the model looks
-        ahead (see `adaptok.models.lookahead.change_as_scored`), else as `scored`.
+        ahead (see `adaptok.models.lookahead.change_as_scored`), else as `scored`; with jitter in
+        the shifted domain.
         """
         field = self._check(field, constants)
         check_boundary(boundary, field.shape[0], self.ndim)
-        return self._look_ahead(self._prepare(field, constants), boundary, **control).scored
+        jitter, control = self._jitter_of(control, boundary, field.device)
+        prepared = self._shifted(self._prepare(field, constants), jitter)
+        return self._look_ahead(prepared, boundary, **control).scored
 
 
 @checked
@@ -230,6 +260,7 @@ def create_surrogate(
     normalise: str = "sample",
     score_on: str = "normalised",
     predict: str = "delta",
+    conserve: Conserve | None = None,
     lookahead: Lookahead | None = None,
 ) -> Surrogate:
     """Builds a surrogate from parts.
@@ -256,6 +287,9 @@ def create_surrogate(
             others but "none" give the same in any units.
         score_on: what the indicator sees, "normalised" or "raw".
         predict: "delta" (the change since the last frame) or "state".
+        conserve: channels whose sum over the domain every prediction keeps, by a shift of all
+            points alike; "all", a list of channels, or None. Samples with an open end, or without
+            boundary codes, are left alone. The decoder "conservative" keeps sums by fluxes.
         lookahead: run the model twice: without a graph and at this share of the budget, then with
             cells for the change that it has predicted, which the indicator of the tokenizer (and
             that of the decoder `refine`) sees in place of the field. None: once.

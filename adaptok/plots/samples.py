@@ -15,6 +15,7 @@ from adaptok.data import FieldInfo, WellData
 from adaptok.evaluation.evaluate import inputs_of, precision
 from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepModel
+from adaptok.models.over_time import OverTime
 from adaptok.models.schedules import Schedule
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots.drawing import Cut, cuts_of, deviation
@@ -76,34 +77,38 @@ def tilings_of(
 
 
 def controls_of(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Controls of a setting; none of a schedule, which is drawn as built."""
-    return {} if "name" in setting else dict(setting)
+    """Controls of a setting; none of a schedule, which is drawn as built. Jitter is left out, so
+    that cells lie where the field does.
+    """
+    return {} if "name" in setting else {k: v for k, v in setting.items() if k != "jitter"}
 
 
 def cells_of_rollout(
     model: OneStepModel, batch: Batch, prediction: Tensor, schedule: Schedule
 ) -> list[Cells]:
-    """Cells of each step of a sample's rollout; none of a baseline.
+    """Cells of each step of a sample's rollout; none of a baseline, or if jitter moves the domain
+    under them.
 
     Args:
         batch: of one sample.
         prediction: (1, steps, c, *space).
         schedule: controls of each step.
     """
-    if not isinstance(model, (Surrogate, FieldSystem)):
+    steps = range(prediction.shape[1])
+    chosen = [schedule(step) for step in steps]
+    jitters = any("jitter" in one for one in chosen)
+    if jitters or not isinstance(model, (Surrogate, FieldSystem)):
         return []
-    device = model.mean.device
+    device, history = model.mean.device, batch["input"].shape[1]
     frames = torch.cat([batch["input"], prediction.to(batch["input"])], 1)
-    history = batch["input"].shape[1]
+    known, drawn = inputs_of(batch, device), []
+    past = OverTime(model, known["boundary"])
     with precision(device):
-        return [
-            model.cells(
-                frames[:, step : step + history].to(device),
-                **inputs_of(batch, device),
-                **schedule(step),
-            )
-            for step in range(prediction.shape[1])
-        ]
+        for step in steps:
+            field = frames[:, step : step + history].to(device)
+            call = past.settings_at(step, chosen[step], field, known["constants"])
+            drawn.append(call.get("cells") or model.cells(field, **known, **call))
+    return drawn
 
 
 def followed(

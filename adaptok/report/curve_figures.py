@@ -79,7 +79,18 @@ def rollout_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[
     figures.add_lines(figure, frame, {**looked, "persistence": REFERENCE}, hover)
     if figures.span(frame["y"]) > 20:
         figure.update_yaxes(type="log", **figures.log_ticks(figures.drawn(figure, "y")))
-    return [figures.Panel("Error against the rollout step", figure)]
+    return [figures.Panel("Error against the rollout step", figure), *_flicker_panels(own, looked)]
+
+
+def _flicker_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list[figures.Panel]:
+    """Draws which share of the cells is new in each step."""
+    frames = [figures.points(row.label, row.curve("flicker")) for row in rows]
+    share = "share of new cells (lower: steadier)"
+    figure = _figure(frames, looked, "rollout step", share, "step %{x}: share")
+    if figure is None:
+        return []
+    caption = "Share of the cells that were none in the step before, mean over trajectories."
+    return [figures.Panel("Flicker of the cells", figure, caption)]
 
 
 def _draw_band(figure: go.Figure, row: Summary, look: Look) -> None:

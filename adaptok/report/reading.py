@@ -35,6 +35,7 @@ CURVES = {
     "rollout": ("mean",),
     "harmonics": ("patch_harmonics",),
     "period": ("patch_size",),
+    "flicker": ("flicker",),
     "wavenumber": ("residual_spectrum", "wavenumber"),
     "bands": ("spectral_nmse",),
     "power": ("residual_spectrum", "power"),

@@ -30,7 +30,8 @@ from adaptok.training.checkpoints import load_weights, read_checkpoint
 from adaptok.training.pretraining import PretrainModule
 
 OF_MODEL = (
-    *("model", "tokenizer", "processor", "decoder", "size", "field_width", "lookahead"),
+    *("model", "tokenizer", "processor", "decoder", "size", "field_width"),
+    *("conserve", "lookahead"),
     *MODEL_KEYS,
 )
 

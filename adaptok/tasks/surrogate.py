@@ -21,7 +21,7 @@ from adaptok.evaluation.results import FinishedRun, Results, Training, markdown,
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.parts import mode_of_history
 from adaptok.models.pretrained import save_pretrained
-from adaptok.models.schedules import Schedule
+from adaptok.models.schedules import OF_TRAINING, Schedule, longest_unroll
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
 from adaptok.tasks.fit import (
@@ -112,14 +112,16 @@ def begin(config: Config) -> None:
 
 
 def objectives(config: Config) -> tuple[Optim, Schedule]:
-    """Builds the optimisation and the schedule of settings."""
-    return Optim(**config["optim"]), create_schedule(config["schedule"])
+    """Builds the optimisation and the schedule of settings, and checks those of training."""
+    optim, schedule = Optim(**config["optim"]), create_schedule(config["schedule"])
+    longest_unroll(config["schedule"]["settings"], optim.unroll)
+    return optim, schedule
 
 
 def fit_on(data: WellData, model: OneStepModel, config: Config, folder: Path) -> FinishedRun | None:
     """Like `fit_and_test`, for an existing model and data module."""
     given = config["schedule"]
-    resolved = resolve_settings(model, data, given["settings"])
+    resolved = resolve_settings(model, data, given["settings"], tuple(OF_TRAINING))
     config = {**config, "schedule": {**given, "settings": resolved}}
     check_test(model, data, config["test"])
     prepare(model, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, Count
@@ -82,14 +82,22 @@ def scores_of_cells(
     Args:
         per_frame: whether each frame of cells has scores of its own.
     """
-    level = cells.level.long().clamp(max=tree.n_levels - 2)
+    number = nodes_of(cells, tree, cells.level.long().clamp(max=tree.n_levels - 2))
+    frame = torch.zeros_like(number)
+    if per_frame:
+        frame = cells.origin[:, 0].long() // cells.sizes[0][0]
+    return scores[cells.sample, frame, number]
+
+
+def nodes_of(cells: Cells, tree: Tree, level: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """Numbers the nodes of a tree that begin where cells do.
+
+    Args:
+        level: of the node of each cell.
+    """
     size = cells.origin.new_tensor(tree.sizes)[level]  # (n, a)
     grid = cells.origin.new_tensor(tree.grids)[level]
     number = torch.zeros_like(level)
     for axis in range(size.shape[1]):
         number = number * grid[:, axis] + cells.origin[:, axis + 1] // size[:, axis]
-    number = number + level.new_tensor(tree.offsets)[level]
-    frame = torch.zeros_like(level)
-    if per_frame:
-        frame = cells.origin[:, 0].long() // cells.sizes[0][0]
-    return scores[cells.sample, frame, number]
+    return number + level.new_tensor(tree.offsets)[level]

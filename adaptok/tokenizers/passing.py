@@ -10,11 +10,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
+from adaptok.tokenizers.coherence import present
 from adaptok.tokenizers.indicators import Indicator
 from adaptok.tokenizers.marking import Marking, Marks
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec
-from adaptok.tree import Tree, cells_from_nodes, existing
+from adaptok.tree import Sizes, Tree, cells_from_nodes, existing
 
 
 class PassingTokenizer(TreeTokenizer):
@@ -69,6 +70,13 @@ class PassingTokenizer(TreeTokenizer):
             children = product(tree.ratios[level])
             splits.append(tree.sum_children(below.long(), level) == children)
         return torch.cat([*splits, torch.zeros_like(levels[-1])], -1)
+
+    def _cell_sizes(self, tree: Tree) -> Sizes:
+        return tree.sizes[:-1]
+
+    def _split_before(self, previous: Cells, tree: Tree, frames: int) -> Bool[Tensor, "b f inner"]:
+        """The nodes that passed."""
+        return present(previous, tree, frames, self.spec.sizes[0][0])[..., : tree.inner]
 
     def _packed(self, marks: Marks, tree: Tree, frames: int) -> Cells:
         cells = super().tree(tree.shape)  # its nodes are the inner ones of the other

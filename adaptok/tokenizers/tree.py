@@ -23,6 +23,15 @@ from adaptok.tokenizers.base import (
     frames_of_cells,
     per_axis,
 )
+from adaptok.tokenizers.coherence import (
+    PAST,
+    ancestors,
+    check_past,
+    check_previous,
+    favoured,
+    present,
+    spread,
+)
 from adaptok.tokenizers.ignoring import Ignore, IgnoresChannels, as_ignore, only
 from adaptok.tokenizers.indicators import Indicator, relative_errors
 from adaptok.tokenizers.marking import Budget, BudgetMarking, Marking, Marks
@@ -131,9 +140,19 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
     ) -> Cells:
         """Scores the field and refines; needs no weights.
 
+        Args:
+            field: what the indicator sees.
+            boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
+            control: what the marking takes (`controls`), and, for fields that follow one another:
+                ``previous``, the cells of the step before, whose splits ``hysteresis`` favours: the
+                scores of nodes that were split are multiplied by 1 + hysteresis (default 0), frame
+                by frame. ``buffer=k`` spreads scores to k neighbours of the same level along each
+                axis, for what will have moved before cells are chosen again.
+
         Raises:
-            ValueError: a wrong field, an unknown control, a budget below what the domain needs, or
-                (eagerly on the CPU) an indicator or marking that breaks its promise.
+            ValueError: a wrong field, an unknown control, a budget below what the domain needs,
+                previous cells of another batch, shape or sizes, or (eagerly on the CPU) an
+                indicator or marking that breaks its promise.
         """
         return self._refine(field, boundary, control).cells
 
@@ -156,6 +175,8 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
         return tokens.replace(payload={**tokens.payload, "score": score})
 
     def _refine(self, field: Tensor, boundary: Tensor | None, control: dict[str, Any]) -> _Refined:
+        past = {name: control[name] for name in PAST if name in control}
+        control = {name: value for name, value in control.items() if name not in past}
         check_controls(control, self.controls, self.marking)
         check_exportable(self._described(), self.static)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
@@ -167,10 +188,41 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
             hints = {"monotone": getattr(self.indicator, "monotone", False), "shared": shared}
             if getattr(self.marking, "needs_errors", False):
                 hints["errors"] = self._errors(field, boundary)
-            marks = self.marking(scores.detach(), tree, **hints, **control)
+            ranked = self._coherent(scores.detach(), tree, field, boundary, **past)
+            marks = self.marking(ranked, tree, **hints, **control)
             check_marks(marks, tuple(scores.shape), self.marking)
             cells = self._packed(marks, tree, frames)
         return _Refined(scores, tree, cells, marks.split)
+
+    def _coherent(
+        self,
+        scores: Tensor,
+        tree: Tree,
+        field: Tensor,
+        boundary: Tensor | None,
+        *,
+        previous: Cells | None = None,
+        hysteresis: float | None = None,
+        buffer: int | None = None,
+    ) -> Tensor:
+        """Favours what was split before, and the neighbours of what scores high."""
+        hysteresis, buffer = hysteresis or 0, buffer or 0
+        check_past(hysteresis, buffer)
+        if buffer:
+            scores = spread(scores, tree, boundary, buffer)
+        if previous is None:
+            return scores
+        sizes = tuple((self.spec.sizes[0][0], *size) for size in self._cell_sizes(tree))
+        check_previous(previous, field.shape[0], (field.shape[1], *field.shape[3:]), sizes)
+        if not hysteresis:
+            return scores
+        return favoured(scores, self._split_before(previous, tree, scores.shape[1]), hysteresis)
+
+    def _cell_sizes(self, tree: Tree) -> Sizes:
+        return tree.sizes
+
+    def _split_before(self, previous: Cells, tree: Tree, frames: int) -> Bool[Tensor, "b f inner"]:
+        return ancestors(present(previous, tree, frames, self.spec.sizes[0][0]), tree)
 
     def _packed(self, marks: Marks, tree: Tree, frames: int) -> Cells:
         size: dict[str, Any] = {"frames": frames, "frame_size": self.spec.sizes[0][0]}

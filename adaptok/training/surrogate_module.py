@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from adaptok.evaluation.metrics import vrmse
+from adaptok.models.jitter import jitter_at, periodic_on_host
 from adaptok.models.multiphysics import Multiphysics
 from adaptok.models.one_step import OneStepModel
-from adaptok.models.schedules import Schedule
+from adaptok.models.schedules import OF_TRAINING, Schedule, training_settings
 from adaptok.tokenizers.learning import indicator_loss, learns_from_outcome
 from adaptok.training.fit_module import FitModule
 from adaptok.training.optim import Optim
@@ -47,6 +48,7 @@ class SurrogateModule(FitModule):
         self.surrogate: Any = surrogate
         self.schedule = schedule
         self._errors: dict[str, list[Tensor]] = {}
+        self._periodic: dict[str, tuple[bool, ...]] = {}
         processor = getattr(surrogate, "processor", None)
         if isinstance(processor, nn.Module):
             processor.register_forward_pre_hook(self._count_tokens)
@@ -64,43 +66,79 @@ class SurrogateModule(FitModule):
         """Returns the model for the fields of a batch."""
         return self.surrogate
 
-    def predict(self, batch: Batch, step: int, *, all_frames: bool = False) -> Tensor:
+    def periodic_axes(self, batch: Batch) -> tuple[bool, ...]:
+        """Returns which axes of a batch are periodic; a device is asked once per set, whose samples
+        share their boundary.
+        """
+        codes, name = batch["boundary"], batch.get("set", [""])[0]
+        if codes.device.type == "cpu" or name not in self._periodic:
+            self._periodic[name] = periodic_on_host(codes, codes.shape[-2])
+        return self._periodic[name]
+
+    def predict(
+        self, batch: Batch, step: int, *, ahead: int = 1, all_frames: bool = False
+    ) -> Tensor:
         """Predicts the next frame in physical units (or the one after each frame) with the settings
-        of a step; the frame at "lead_time" if the batch has one."""
+        of a step; the frame at "lead_time" if the batch has one.
+
+        Args:
+            batch: see `adaptok.data.WellData`.
+            step: of the schedule.
+            ahead: number of the prediction in a row of `optim.unroll`; each has its own jitter.
+            all_frames: predict what follows each frame.
+        """
         lead = {"lead_time": batch["lead_time"]} if "lead_time" in batch else {}
-        return self.model_of(batch)(
+        model, chosen = self.model_of(batch), self.schedule(step)
+        control = {name: value for name, value in chosen.items() if name not in OF_TRAINING}
+        if control.get("jitter") is not None:
+            place = (model.ndim, batch["input"].device)
+            axes = self.periodic_axes(batch)
+            control["jitter"] = jitter_at(control["jitter"], (step, ahead), *place, periodic=axes)
+        return model(
             batch["input"],
             constants=batch.get("constants"),
             boundary=batch["boundary"],
             all_frames=all_frames,
-            **self.schedule(step),
+            **control,
             **lead,
         )
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Computes the mean loss over `optim.unroll` steps in units of `optim.loss_unit`."""
+        """Computes the mean loss over the steps in a row in units of `optim.loss_unit`.
+
+        The schedule may set their number (``unroll``, in place of `optim.unroll`), and ``noise``:
+        of that many std of each field on what the model reads, independent at every point, while
+        the targets are the true frames, so that it learns to come back to them (Sanchez-Gonzalez et
+        al., "Learning to Simulate Complex Physics with Graph Networks", 2020, Sec. 4.2).
+        """
         optim, model = self.optim, self.model_of(batch)
+        chosen = training_settings(self.schedule(step))
+        unroll, noise = chosen.get("unroll", optim.unroll), chosen.get("noise", 0)
         history, view = model.history, (-1, *[1] * model.ndim)
         mean, std = model.mean.view(view), model.std.view(view)
         frames, window = torch.cat([batch["input"], batch["target"]], 1), batch["input"]
-        if frames.shape[1] < history + optim.unroll:
+        if frames.shape[1] < history + unroll:
             raise ValueError(
-                f"optim.unroll={optim.unroll} needs as many target frames, the data has "
-                f"{frames.shape[1] - history}: target_steps={optim.unroll}"
+                f"optim.unroll={unroll} needs as many target frames, the data has "
+                f"{frames.shape[1] - history}: target_steps={unroll}"
             )
+        if noise:
+            window = window + noise * (std * torch.randn_like(window)).to(window)
         every, total = optim.loss_frames == "all", mean.new_zeros(())
         if every and "lead_time" in batch:
             raise ValueError("optim.loss_frames=all has targets one step ahead: data.max_lead=1")
-        for ahead in range(1, optim.unroll + 1):
+        for ahead in range(1, unroll + 1):
             given, fine = (window, None) if ahead == 1 else model.usable(window, batch["input"])
-            prediction = self.predict({**batch, "input": given}, step, all_frames=every)
+            prediction = self.predict(
+                {**batch, "input": given}, step, ahead=ahead, all_frames=every
+            )
             if ahead == 1:
                 self._teach_indicators(model, batch, prediction, frames)
             if fine is not None:
                 prediction = torch.where(fine, prediction, torch.nan)
             target = frames[:, ahead if every else ahead + history - 1 : ahead + history]
             unit = std if optim.loss_unit == "std" else model.scale(window)
-            total = total + optim.loss_of(prediction, target, mean, unit) / optim.unroll
+            total = total + optim.loss_of(prediction, target, mean, unit) / unroll
             last = prediction[:, -1:]
             window = torch.cat([window[:, 1:], last if optim.through_time else last.detach()], 1)
         return total

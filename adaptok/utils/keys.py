@@ -27,7 +27,7 @@ class Role(Enum):
 
 KEYS: dict[Role, str] = {
     Role.MODEL: "model tokenizer processor decoder size history history_mode predict normalise"
-    " score_on field_width budget lookahead ckpt",
+    " score_on field_width budget conserve lookahead ckpt",
     Role.DATA: "data",
     Role.FILE: "data.path",
     Role.TRAINING: "task optim schedule train compare mode data_fraction from_scratch init",

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.layers.boundary import check_boundary
+from adaptok.models.conserving import Conserve
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.registry import Registry, split_part
 from adaptok.utils.arguments import Dimensions, NonNegative, Positive, checked
@@ -53,6 +54,7 @@ def create_baseline(
     shape: Sequence[Positive] | None = None,
     normalise: str = "sample",
     predict: str = "delta",
+    conserve: Conserve | None = None,
 ) -> Baseline:
     """Builds a baseline.
 
@@ -68,6 +70,7 @@ def create_baseline(
         shape: grid points per axis, for baselines that are built for one grid.
         normalise: see `adaptok.create_surrogate`.
         predict: see `adaptok.create_surrogate`.
+        conserve: see `adaptok.create_surrogate`.
 
     Raises:
         ValueError: unknown name or knob, or arguments that make no sense.

@@ -427,7 +427,7 @@ def test_window_attention_equals_attention_inside_each_window():
 
 
 def test_global_blocks_see_beyond_their_window():
-    model = small_vit()
+    model = small_vit(global_pool="avg")
     x = images(1, 3, 64, 64)
     windows, mixed, free = (
         apply_apt(model, (6.0, 6.0), **NORM, window=w, global_blocks=g).eval()
@@ -447,6 +447,31 @@ def test_global_blocks_see_beyond_their_window():
     assert first_window_moves(free)
     with pytest.raises(ValueError, match="multiple of the coarsest cell"):
         apply_apt(model, (6.0, 6.0), **NORM, window=48)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "map", ""])
+def test_windows_that_cut_the_class_token_off_are_refused(pool):
+    """What is not refused depends on the image, in every pooling."""
+    model = small_vit(global_pool=pool)
+    if pool == "token":
+        with pytest.raises(ValueError, match="cuts the class token off"):
+            apply_apt(model, (6.0, 6.0), **NORM, window=32)
+    blocks = (0,) if pool == "token" else ()
+    fast = apply_apt(model, (6.0, 6.0), **NORM, window=32, global_blocks=blocks).eval()
+    out = [fast(images(1, 3, 64, 64)) for _ in range(2)]
+    a, b = (y.tokens.features if pool == "" else y for y in out)
+    assert a.shape != b.shape or not torch.allclose(a, b)
+    if pool == "avg":
+        with pytest.raises(ValueError, match="cuts the class token off"):
+            fast.reset_classifier(3, "token")
+        fast.reset_classifier(3)
+        assert fast(images(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_distilled_models_need_a_global_block_too():
+    model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, depth=1)
+    with pytest.raises(ValueError, match="cuts the class token off"):
+        apply_apt(model, (6.0,), window=32)
 
 
 def test_window_attention_at_1536():

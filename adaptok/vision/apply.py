@@ -17,7 +17,7 @@ from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
 from adaptok.vision.embedding import CellPositions, cell_embedding
 from adaptok.vision.tiling import ImageCells
-from adaptok.vision.windows import check_window
+from adaptok.vision.windows import check_reach, check_window
 
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
@@ -61,7 +61,8 @@ def apply_apt(
             its scores in every attention; a number is a factor on it, True is 1.
         window: side in pixels of attention windows in all blocks but `global_blocks` (ViTDet), a
             multiple of the coarsest cell. None: every block attends to the whole image.
-        global_blocks: indices of the blocks without windows.
+        global_blocks: indices of the blocks without windows; a head that reads the class token
+            needs one.
 
     Raises:
         ValueError: the model is not supported (with the reason), or an argument is invalid.
@@ -105,6 +106,7 @@ def apply_apt(
     fast.cell_positions = CellPositions()
     fast.pooling, fast.weighted = pooling, float(weighted)
     fast.window, fast.global_blocks = window, blocks
+    check_reach(fast, fast.global_pool)
     fast.last_cells = None
     parts = {"indicator": indicator, "marking": marking}
     fast.options = {"thresholds": list(bars), **recorded_values(parts)}

@@ -24,7 +24,7 @@ from adaptok.vision.features import VisionTokens, area_bias
 from adaptok.vision.pooling import pool
 from adaptok.vision.rope import Grid, Rope, rotations
 from adaptok.vision.tiling import ImageCells
-from adaptok.vision.windows import window_groups
+from adaptok.vision.windows import check_reach, window_groups
 
 Images = Float[Tensor, "b c h w"] | Sequence[Tensor]  # or a list of (c, h, w) of any sizes
 
@@ -125,6 +125,15 @@ class AptMixin(nn.Module):
         """Returns the cell tokens after block number `block`, without the final norm."""
         _, between = self._run(x, cells, (block,), **control)
         return between[0].tokens
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the head, as in timm.
+
+        Raises:
+            ValueError: it would read a class token that windows keep from seeing the image.
+        """
+        check_reach(self, self.global_pool if global_pool is None else global_pool)  # pyright: ignore
+        super().reset_classifier(num_classes, global_pool)  # pyright: ignore
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns timm's groups for layer decay, with `cell_embed` in the stem."""

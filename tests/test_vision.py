@@ -366,16 +366,53 @@ def test_pooling_of_ragged_batches_equals_image_by_image(pool):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("size", [(64, 96), (70, 53), (33, 64)])
-def test_any_size_is_tiled_completely(size):
-    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+def test_any_size_is_tiled_completely(size, pad):
+    """Up to the last whole patch, or beyond the border, as timm's embedding does."""
+    model = small_vit(dynamic_img_size=True, dynamic_img_pad=pad)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).eval()
     out = fast(images(2, 3, *size))
     assert out.shape == (2, 5)
-    fast.last_cells.validate()
+    cells = fast.last_cells.validate()
+    assert cells.shape[1:] == (size if pad else tuple(n // 8 * 8 for n in size))
+    grid = tuple(model.patch_embed.dynamic_feat_size(size))
+    assert fast.dense_features(images(2, 3, *size)).shape[2:] == grid
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Eva"])
+@pytest.mark.parametrize("size", [(70, 70), (64, 79), (71, 64)])
+def test_models_whose_size_patches_do_not_divide_equal_timm(size, kind):
+    from timm.models.eva import Eva
+
+    options = {**SMALL, "img_size": size, "num_classes": 5}
+    model = VisionTransformer(**options) if kind == "ViT" else Eva(**options, **EVA)
+    assert_equals_timm(shaken(model), torch.randn(2, 3, *size), **NORM)
+
+
+def test_pixels_beyond_the_last_whole_patch_change_nothing():
+    """Neither cells nor logits, of a batch, a list, cells that are given, and random patches."""
+    from adaptok.vision import IMAGE_TOKENIZERS
+
+    model = small_vit(img_size=70)
+    whole = images(2, 3, 64, 64)
+    x = torch.nn.functional.pad(whole, (0, 6, 0, 6), value=1.0)
+    x[..., 64:, :] = torch.rand(2, 3, 6, 70)
+    given = {"thresholds": (6.0, 6.0), **NORM}
+    drawn = IMAGE_TOKENIZERS.create("random", model=model, **given)
+    for fast in (apply_apt(model, **given).eval(), drawn.eval()):
+        expected = fast(whole)
+        cells = fast.last_cells
+        assert torch.equal(fast(x), expected)
+        assert torch.equal(fast(x, cells=cells), expected)
+        assert torch.equal(fast.tiling.restore(x), fast.tiling.restore(whole))
+    fast = apply_apt(model, **given).eval()
+    torch.testing.assert_close(fast(list(x)), fast(whole), rtol=1e-5, atol=1e-5)
 
 
 def test_dense_features_replicate_each_token_over_its_cell():
-    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    model = small_vit(dynamic_img_size=True, dynamic_img_pad=True)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).eval()
     x = images(2, 3, 64, 93)
     out = fast.forward_features(x)
     dense = fast.dense_features(x)

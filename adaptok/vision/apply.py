@@ -99,7 +99,8 @@ def apply_apt(
     # The constructor would need timm's arguments, which a model does not keep; a subclass that only
     # adds methods may take over a finished instance.
     fast.__class__ = CLASSES[type(model)]
-    fast.tiling = ImageCells(spec, bars, indicator, marking, mean, std)
+    pad = fast.patch_embed.dynamic_img_pad
+    fast.tiling = ImageCells(spec, bars, indicator, marking, mean, std, pad=pad)
     weight = source.patch_embed.proj.weight
     embed = cell_embedding(fast.patch_embed, spec, resize, branch)
     fast.cell_embed = embed.to(weight.device, weight.dtype)

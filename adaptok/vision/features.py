@@ -49,8 +49,8 @@ class VisionTokens(NamedTuple):
     def dense(self) -> Float[Tensor, "b d gh gw"] | list[Tensor]:
         """Replicates each token over the finest cells that its cell covers; differentiable.
 
-        The map has ``(ceil(H / p), ceil(W / p))`` points, one per finest cell; images of different
-        size give a list of maps (d, gh, gw).
+        The map has one point per finest cell; images of different size give a list of maps
+        (d, gh, gw).
         """
         return dense_map(self.tokens)
 

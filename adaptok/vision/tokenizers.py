@@ -102,7 +102,9 @@ def random(
         indicator: the score of that APT.
     """
     fast = apply_apt(model, thresholds, indicator=indicator, mean=mean, std=std, branch=False)
-    fast.tiling = RandomCells(fast.tiling.spec, tuple(thresholds), indicator, None, mean, std)
+    like = fast.tiling
+    given = like.spec, tuple(thresholds), indicator, None, mean, std
+    fast.tiling = RandomCells(*given, pad=like.pad)
     return fast.train(model.training)
 
 

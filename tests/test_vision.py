@@ -690,6 +690,38 @@ def test_a_copy_uses_its_own_weights():
     assert not torch.equal(twin(x), before)
 
 
+@pytest.mark.parametrize(
+    ("indicator", "bits"),
+    [
+        ("entropy", True),
+        ({"name": "entropy", "color": "channels"}, True),
+        ("laplacian", False),
+        ({"name": "variance", "by_area": True}, False),
+        ("resampling", False),
+        ("gradient", False),
+    ],
+)
+def test_thresholds_without_a_unit_are_asked_for(indicator, bits):
+    """The default is in bits; a fixed budget compares no threshold at all."""
+    from adaptok.vision import IMAGE_TOKENIZERS
+
+    made = {name: {"indicator": indicator} for name in ("apt", "resize", "random")}
+    made |= {"capped": {"indicator": indicator, "budget": 30}}
+    budget = {"name": "budget", "budget": 30}
+    apply_apt(small_vit(), indicator=indicator, marking=budget, **NORM)
+    builders = [lambda: apply_apt(small_vit(), indicator=indicator, **NORM)]
+    for name, knobs in made.items():
+        own = {"name": name.replace("capped", "apt"), **knobs}
+        builders.append(lambda own=own: IMAGE_TOKENIZERS.build(own, model=small_vit(), **NORM))
+    for build in builders:
+        if bits:
+            bars = build().options["thresholds"]
+            assert bars == [5.5, 4.0]
+        else:
+            with pytest.raises(ValueError, match="are not bits, so thresholds have no"):
+                build()
+
+
 @pytest.mark.parametrize("thresholds", [(), "5.5", (5.5, "4"), 5.5, (True,)])
 def test_thresholds_that_are_none_are_refused(thresholds):
     with pytest.raises(ValueError, match="thresholds"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from adaptok.models.recording import recorded_values
-from adaptok.registry import Part, choice
+from adaptok.registry import INDICATORS, Part, choice, name_of
 from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
     from adaptok.vision.reduce import ReducedMixin
 
+BITS = (5.5, 4.0)  # thresholds of the paper (App. C)
+
 
 def apply_apt(
     model: nn.Module,
-    thresholds: Sequence[float] = (5.5, 4.0),
+    thresholds: Sequence[float] | None = None,
     *,
     indicator: Part = "entropy",
     marking: Part | None = None,
@@ -47,8 +49,9 @@ def apply_apt(
 
     Args:
         model: one of `supported`, or another instance of their classes.
-        thresholds: bits of entropy below which a cell stays whole, one per merged level, the
-            smallest cells first: (2p, 4p) for patches of p pixels.
+        thresholds: score below which a cell stays whole, one per merged level, the smallest cells
+            first: (2p, 4p) for patches of p pixels. By default (5.5, 4.0) bits of entropy; scores
+            of other indicators have other units, and thresholds for them have to be given.
         indicator: score of a cell of 0..255 values; a name, or a mapping with its knobs.
         marking: rule in place of the thresholds, whose number still sets the levels:
             ``{"name": "budget", "budget": 128}`` gives every image 128 tokens.
@@ -76,7 +79,7 @@ def apply_apt(
             "lists the models that can"
         )
     source: Any = model
-    bars = as_thresholds(thresholds)
+    bars = as_thresholds(default_thresholds(thresholds, indicator, marking))
     if not isinstance(bars, tuple) or not bars:
         raise ValueError(
             f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
@@ -119,6 +122,25 @@ def apply_apt(
         "global_blocks": list(blocks),
     }
     return fast.train(model.training)
+
+
+def default_thresholds(
+    given: Sequence[float] | None, indicator: Part, marking: Part | None = None
+) -> Sequence[float]:
+    """Returns the thresholds that are given, or those of the paper, which are bits of entropy.
+
+    Raises:
+        ValueError: none are given, and the indicator scores in other units.
+    """
+    if given is not None:
+        return given
+    if marking is None and not INDICATORS.says(indicator, "in_bits"):
+        raise ValueError(
+            f"scores of indicator {name_of(indicator)!r} are not bits, so thresholds have no "
+            "default: give one per merged level, any positive ones to begin with, and let "
+            "calibrate(images, share=0.5) of the result scale them"
+        )
+    return BITS
 
 
 def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:

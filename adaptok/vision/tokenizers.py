@@ -10,7 +10,7 @@ from torch import nn
 
 from adaptok.registry import Part, Registry, choice
 from adaptok.utils.arguments import Finite, Positive, Weighted
-from adaptok.vision.apply import apply_apt, apply_reducer
+from adaptok.vision.apply import apply_apt, apply_reducer, default_thresholds
 from adaptok.vision.random_cells import RandomCells
 
 Thresholds = Annotated[Sequence[Finite], Len(1)]
@@ -29,7 +29,7 @@ def apt(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Thresholds = (5.5, 4.0),
+    thresholds: Thresholds | None = None,
     budget: Positive | None = None,
     indicator: Part = "entropy",
     pooling: str = "area",
@@ -40,7 +40,8 @@ def apt(
     """APT: cells by the entropy of their pixels, with the zero-initialised branch (Eq. 2).
 
     Args:
-        thresholds: bits, the smallest merged cells first: (2p, 4p) for patches of p pixels.
+        thresholds: the smallest merged cells first: (2p, 4p) for patches of p pixels. None: (5.5,
+            4.0) bits of entropy; other indicators need their own.
         budget: at most this many tokens per image, or None.
         indicator: score in place of the entropy.
         pooling: "area" or "plain" mean over tokens.
@@ -65,7 +66,7 @@ def resize(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Thresholds = (5.5, 4.0),
+    thresholds: Thresholds | None = None,
     budget: Positive | None = None,
     indicator: Part = "entropy",
     pooling: str = "area",
@@ -75,7 +76,8 @@ def resize(
     """APT's cells without its branch: a large cell is only its shrunk pixels (a baseline).
 
     Args:
-        thresholds: bits, the smallest merged cells first: (2p, 4p) for patches of p pixels.
+        thresholds: the smallest merged cells first: (2p, 4p) for patches of p pixels. None: (5.5,
+            4.0) bits of entropy; other indicators need their own.
         budget: at most this many tokens per image, or None.
         indicator: score in place of the entropy.
         pooling: "area" or "plain" mean over tokens.
@@ -92,18 +94,18 @@ def random(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Thresholds = (5.5, 4.0),
+    thresholds: Thresholds | None = None,
     indicator: Part = "entropy",
 ) -> nn.Module:
     """As many patches as APT has cells, kept at random; the rest is dropped (a baseline).
 
     Args:
-        thresholds: those of the APT to compare with.
+        thresholds: those of the APT to compare with, None as there.
         indicator: the score of that APT.
     """
     fast = apply_apt(model, thresholds, indicator=indicator, mean=mean, std=std, branch=False)
     like = fast.tiling
-    given = like.spec, tuple(thresholds), indicator, None, mean, std
+    given = like.spec, like.thresholds, indicator, None, mean, std
     fast.tiling = RandomCells(*given, pad=like.pad)
     return fast.train(model.training)
 
@@ -119,8 +121,9 @@ def reduced(model: nn.Module, *, reducer: Part = "tome") -> nn.Module:
 
 
 def _capped(
-    model: nn.Module, thresholds: Sequence[float], budget: int | None, **options: Any
+    model: nn.Module, thresholds: Sequence[float] | None, budget: int | None, **options: Any
 ) -> Any:
     """`apply_apt` with at most `budget` tokens per image."""
+    thresholds = default_thresholds(thresholds, options["indicator"])
     marking = {"name": "threshold", "thresholds": tuple(thresholds), "budget": budget}
     return apply_apt(model, thresholds, marking=None if budget is None else marking, **options)

@@ -535,6 +535,38 @@ def test_tower_hands_over_tokens_and_boxes():
     )
 
 
+def test_calibration_takes_normalised_images_of_any_kind():
+    """The mean is the closest from below: the reference calibrates the restored values by hand."""
+    fast = apply_apt(small_vit(), (6.0, 5.0), **NORM).eval()
+    x = torch.cat([images(3, 3, 64, 64), torch.zeros(1, 3, 64, 64)])
+    expected = adaptok.calibrate(fast.tiling.trees, fast.tiling.restore(x), 30)
+    assert fast.calibrate(x, 30) == expected
+    assert fast.calibrate(x, share=30 / 64) == expected
+    assert adaptok.calibrate(fast, x, 30) == expected
+    assert fast.calibrate(list(x), 30) == expected
+    assert fast.calibrate([x[:3], x[3:]], 30) == expected
+    labelled = torch.utils.data.TensorDataset(x, torch.arange(4))
+    assert fast.calibrate(torch.utils.data.DataLoader(labelled, batch_size=3), 30) == expected
+    fast(x, thresholds=expected)
+    assert 20 < len(fast.last_cells) / 4 <= 30
+    mixed = [*x[:2], images(3, 64, 99)]  # 64, 64 and 96 patches
+    fast(mixed, thresholds=fast.calibrate(mixed, share=0.5))
+    assert 0.3 < len(fast.last_cells) / 224 <= 0.5
+
+
+def test_calibrations_that_make_no_sense_are_refused():
+    fast, x = apply_apt(small_vit(), (6.0, 5.0), **NORM), images(2, 3, 64, 64)
+    for wrong in ({}, {"tokens": 30, "share": 0.5}, {"share": 0.0}, {"share": 50}, {"tokens": 500}):
+        with pytest.raises(ValueError, match=r"tokens|share"):
+            fast.calibrate(x, **wrong)
+    with pytest.raises(ValueError, match="at least one field"):
+        fast.calibrate([], 30)
+    with pytest.raises(ValueError, match=r"marks by thresholds.* BudgetMarking"):
+        apply_apt(small_vit(), marking={"name": "budget", "budget": 22}, **NORM).calibrate(x, 30)
+    with pytest.raises(ValueError, match="got VisionTransformer"):
+        adaptok.calibrate(small_vit(), x, 30)
+
+
 def test_freezing_leaves_only_what_is_new():
     fast = apply_apt(small_vit(), (6.0, 6.0), **NORM)
     trainable = freeze_all_but_new(fast, also=("head",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -48,7 +49,7 @@ def calibrate(
 
     Args:
         tokenizer: one that marks by the maximum, by a price, or by thresholds, all positive, whose
-            ratios are kept.
+            ratios are kept; or a model of `adaptok.vision.apply_apt`, for its normalised images.
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several.
         tokens: mean number per sample over all its frames; the result is the closest from below.
         boundary: codes, as in a call of the tokenizer.
@@ -61,6 +62,8 @@ def calibrate(
         ValueError: another marking, thresholds that are not positive, or a number of tokens out of
             reach.
     """
+    if own := getattr(tokenizer, "calibrate", None):  # a model that knows how fields are scored
+        return own(fields, tokens)
     if isinstance(tokenizer, RltTokenizer):
         return tokenizer.threshold_for(as_batches(fields), tokens)
     bars, priced = _bars(tokenizer), isinstance(tokenizer.marking, PriceMarking)
@@ -100,13 +103,13 @@ def as_batches(fields: Fields) -> list[Tensor]:
 
 def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
     """Returns positive thresholds, fine to coarse; None for a marking relative to the maximum."""
-    marking = tokenizer.marking
+    marking: Any = getattr(tokenizer, "marking", None)
     if isinstance(marking, MaximumMarking) and len(tokenizer.spec.sizes) > 1:
         return None
     if not isinstance(marking, (ThresholdMarking, MaximumMarking, PriceMarking)):
         raise ValueError(
             "calibrate needs a tokenizer that marks by thresholds, by the maximum or by a price, "
-            f"got {type(marking).__name__}"
+            f"got {type(tokenizer if marking is None else marking).__name__}"
         )
     if len(tokenizer.spec.sizes) == 1:
         raise ValueError(f"calibrate needs several cell sizes, got {tokenizer.spec.sizes}")

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from adaptok.models.recording import recorded_values
-from adaptok.registry import INDICATORS, Part, choice, name_of
+from adaptok.registry import Part, choice
 from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
 from adaptok.vision.embedding import CellPositions, cell_embedding
+from adaptok.vision.thresholds import default_thresholds
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_reach, check_window
 
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
     from adaptok.vision.reduce import ReducedMixin
-
-BITS = (5.5, 4.0)  # thresholds of the paper (App. C)
 
 
 def apply_apt(
@@ -122,25 +121,6 @@ def apply_apt(
         "global_blocks": list(blocks),
     }
     return fast.train(model.training)
-
-
-def default_thresholds(
-    given: Sequence[float] | None, indicator: Part, marking: Part | None = None
-) -> Sequence[float]:
-    """Returns the thresholds that are given, or those of the paper, which are bits of entropy.
-
-    Raises:
-        ValueError: none are given, and the indicator scores in other units.
-    """
-    if given is not None:
-        return given
-    if marking is None and not INDICATORS.says(indicator, "in_bits"):
-        raise ValueError(
-            f"scores of indicator {name_of(indicator)!r} are not bits, so thresholds have no "
-            "default: give one per merged level, any positive ones to begin with, and let "
-            "calibrate(images, share=0.5) of the result scale them"
-        )
-    return BITS
 
 
 def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from adaptok.cells import Cells, Count, Groups
 from adaptok.patches import level_grid
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
+from adaptok.utils.arguments import PositiveShare
 from adaptok.utils.constants import constant
 from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens, area_bias
 from adaptok.vision.pooling import pool
 from adaptok.vision.rope import Grid, Rope, rotations
+from adaptok.vision.thresholds import calibrated
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_reach, window_groups
 
@@ -125,6 +127,34 @@ class AptMixin(nn.Module):
         """Returns the cell tokens after block number `block`, without the final norm."""
         _, between = self._run(x, cells, (block,), **control)
         return between[0].tokens
+
+    def calibrate(
+        self,
+        images: Images | Iterable[Any],
+        tokens: float | None = None,
+        *,
+        share: PositiveShare | None = None,
+    ) -> Any:
+        """Finds the thresholds that give images a mean number of tokens; the model stays as it is.
+
+        ``fast(images, thresholds=fast.calibrate(images, share=0.5))`` keeps half of the patches.
+        The ratios of the model's thresholds, which have to be positive, are kept.
+
+        Args:
+            images: normalised as for the model: a batch, a list of images (c, h, w), or a loader of
+                either, whose items may have labels behind the images.
+            tokens: mean number per image, without class and register tokens; the result is the
+                closest from below.
+            share: of the patches, in place of `tokens`.
+
+        Returns:
+            thresholds (or gamma, or price), for a call or for another `apply_apt`.
+
+        Raises:
+            ValueError: not one of `tokens` and `share`; a number out of reach; a marking other than
+                by thresholds, maximum or price.
+        """
+        return calibrated(self.tiling, images, tokens, share)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the head, as in timm.

@@ -10,8 +10,9 @@ from torch import nn
 
 from adaptok.registry import Part, Registry, choice
 from adaptok.utils.arguments import Finite, Positive, Weighted
-from adaptok.vision.apply import apply_apt, apply_reducer, default_thresholds
+from adaptok.vision.apply import apply_apt, apply_reducer
 from adaptok.vision.random_cells import RandomCells
+from adaptok.vision.thresholds import default_thresholds
 
 Thresholds = Annotated[Sequence[Finite], Len(1)]
 IMAGE_TOKENIZERS = Registry("image_tokenizer")

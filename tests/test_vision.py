@@ -554,6 +554,25 @@ def test_calibration_takes_normalised_images_of_any_kind():
     assert 0.3 < len(fast.last_cells) / 224 <= 0.5
 
 
+def test_another_normalisation_than_the_models_is_named_once(recwarn):
+    values = ((images(2, 3, 64, 64) * 0.5 + 0.5) * 255).round()
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229,) * 3))
+    wrong = {"0..1": values / 255, "bytes": values, "ImageNet": (values / 255 - mean) / std}
+    right = {"right": values / 127.5 - 1, "flat": torch.zeros(2, 3, 64, 64)}
+    for name, x in (right | wrong).items():
+        fast = apply_apt(small_vit(), (6.0, 5.0), **NORM).eval()
+        fast(x, thresholds=(-1.0, -1.0))  # nothing is scored, nothing is read
+        assert not recwarn.list, name
+        fast(x)
+        fast(x)
+        said = [str(recwarn.pop().message) for _ in list(recwarn.list)]
+        assert len(said) == (name in wrong), name
+        assert all("do not look normalised by the mean (0.5, 0.5, 0.5)" in one for one in said)
+    narrow = apply_apt(small_vit(), (6.0, 5.0), mean=mean.flatten(), std=std.flatten()).eval()
+    with pytest.warns(UserWarning, match="between"):
+        narrow(right["right"])
+
+
 def test_calibrations_that_make_no_sense_are_refused():
     fast, x = apply_apt(small_vit(), (6.0, 5.0), **NORM), images(2, 3, 64, 64)
     for wrong in ({}, {"tokens": 30, "share": 0.5}, {"share": 0.0}, {"share": 50}, {"tokens": 500}):

@@ -61,6 +61,7 @@ def calibrated(
     fields, patches, count = [], 0, 0
     for batch in _batches(images):
         tiling.check_image(batch)
+        tiling.check_range(batch)
         fields.append(tiling.restore(batch))
         patches += len(batch) * product(level_grid(fields[-1].shape[2:], tiling.spec.sizes[-1][1:]))
         count += len(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
 from adaptok.utils.constants import constant
+from adaptok.utils.reading import is_readable
 
 
 class ImageCells(nn.Module):
@@ -43,6 +45,7 @@ class ImageCells(nn.Module):
     ):
         super().__init__()
         self.spec, self.stats, self.pad = spec, (tuple(mean), tuple(std)), pad
+        self.checked = False  # whether images were looked at
         if INDICATORS.says(indicator, "needs_outcome"):
             raise ValueError(
                 f"indicator {name_of(indicator)!r} learns from what comes after a field, and "
@@ -126,6 +129,7 @@ class ImageCells(nn.Module):
         if self._merges_nothing(**control):
             return finest_cells(x, self.spec)
         check_exportable("apply_apt with thresholds", self.trees.static)
+        self.check_range(x)
         return self.trees.cells(self.restore(x), **control)
 
     def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c g k"]:
@@ -133,8 +137,37 @@ class ImageCells(nn.Module):
 
         Values outside, which augmentation may produce, are clamped.
         """
+        return self._values(self.whole(x)).round_().clamp_(0, 255)
+
+    def _values(self, x: Tensor) -> Tensor:
         mean, std = (constant(v, x.device)[:, None, None] for v in self.stats)
-        return ((self.whole(x).float() * std + mean) * 255).round_().clamp_(0, 255)
+        return (x.float() * std + mean) * 255
+
+    def check_range(self, x: Tensor) -> None:
+        """Warns if the first images that are scored betray another normalisation.
+
+        This waits for the device, once in the life of a model.
+        """
+        if self.checked or not is_readable(x):
+            return
+        self.checked = True
+        values = self._values(x)
+        low, high = (float(v) for v in values.aminmax())
+        outside = float(((values < -1) | (values > 256)).float().mean())
+        narrow = 0 < high - low < 128
+        if outside > 0.01 or narrow:
+            found = (
+                f"{outside:.0%} of their restored values lie outside 0..255"
+                if outside > 0.01
+                else f"all their restored values lie between {low:.0f} and {high:.0f} of 0..255"
+            )
+            mean, std = self.stats
+            warnings.warn(
+                f"these images do not look normalised by the mean {mean} and standard deviation "
+                f"{std} with which cells are scored: {found}. Normalise values of 0..1 so, or give "
+                "apply_apt the mean= and std= of your images",
+                stacklevel=2,
+            )
 
     def check_image(self, x: Tensor) -> None:
         """Raises ``ValueError`` unless `x` is a batch of images of a usable size."""

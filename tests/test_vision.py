@@ -573,6 +573,36 @@ def test_another_normalisation_than_the_models_is_named_once(recwarn):
         narrow(right["right"])
 
 
+def test_tokens_are_counted_by_level():
+    fast = apply_apt(small_vit(), (6.0, 4.0), **NORM).eval()
+    with pytest.raises(ValueError, match="there was none"):
+        fast.tokens_per_level()
+    x = torch.cat([images(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64)])
+    fast(x)
+    counts = fast.tokens_per_level()
+    assert list(counts) == [(8, 8), (16, 16), (32, 32)]
+    cells = fast.last_cells
+    for (side, _), own in counts.items():  # one image and one size at a time
+        rows = [(cells.sample == i) & (cells.size[:, 1] == side) for i in range(3)]
+        assert own.tolist() == [int(row.sum()) for row in rows]
+    assert [int(own[1]) for own in counts.values()] == [0, 0, 4]
+    assert sum(counts.values()).tolist() == list(cells.lengths)
+    fast(x, thresholds=(-1.0, -1.0))
+    every = [own.tolist() for own in fast.tokens_per_level().values()]
+    assert every == [[64] * 3, [0] * 3, [0] * 3]
+
+
+@pytest.mark.parametrize("pad", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (72, 96), (70, 45)])
+def test_the_range_of_the_number_of_tokens(size, pad):
+    """All that a flat image can merge, and all patches."""
+    fast = apply_apt(small_vit(dynamic_img_pad=pad, dynamic_img_size=pad), (6.0, 6.0), **NORM)
+    least, most = fast.token_range(*size)
+    flat = torch.zeros(1, 3, *size)
+    assert fast.tiling(flat).lengths == (least,)
+    assert fast.tiling(flat, thresholds=(-1.0, -1.0)).lengths == (most,)
+
+
 def test_calibrations_that_make_no_sense_are_refused():
     fast, x = apply_apt(small_vit(), (6.0, 5.0), **NORM), images(2, 3, 64, 64)
     for wrong in ({}, {"tokens": 30, "share": 0.5}, {"share": 0.0}, {"share": 50}, {"tokens": 500}):

@@ -13,7 +13,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Count, Groups
+from adaptok.cells import Cells, Count, Groups, product
 from adaptok.patches import level_grid
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
@@ -21,7 +21,7 @@ from adaptok.utils.arguments import PositiveShare
 from adaptok.utils.constants import constant
 from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.embedding import CellPositions
-from adaptok.vision.features import VisionTokens, area_bias
+from adaptok.vision.features import VisionTokens, area_bias, tokens_per_level
 from adaptok.vision.pooling import pool
 from adaptok.vision.rope import Grid, Rope, rotations
 from adaptok.vision.thresholds import calibrated
@@ -155,6 +155,31 @@ class AptMixin(nn.Module):
                 by thresholds, maximum or price.
         """
         return calibrated(self.tiling, images, tokens, share)
+
+    def tokens_per_level(self) -> dict[tuple[int, int], Int64[Tensor, " b"]]:
+        """Counts the tokens of each image of the last call by the size of their cells in pixels,
+        the smallest first, without class and register tokens. Zeros show a threshold too low.
+
+        Raises:
+            ValueError: there was no call yet.
+        """
+        if self.last_cells is None:
+            raise ValueError("tokens_per_level is of the last call, and there was none")
+        counts = tokens_per_level(self.last_cells)
+        none = torch.zeros_like(next(iter(counts.values())))
+        return {(h, w): counts.get((h, w), none) for _, h, w in reversed(self.tiling.spec.sizes)}
+
+    def token_range(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the least and the most tokens that an image can have: cells that cross its border
+        always split. Class and register tokens are not counted.
+
+        Args:
+            height: of the image in pixels.
+            width: of the image in pixels.
+        """
+        space = tuple(self.tiling.whole(torch.empty(height, width, device="meta")).shape)
+        most = product(level_grid(space, self.tiling.spec.sizes[-1][1:]))
+        return self.tiling.trees.tree(space).counts().leaves, most
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the head, as in timm.

@@ -424,15 +424,100 @@ def test_dense_features_replicate_each_token_over_its_cell():
     assert fast.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
 
-def test_intermediates_equal_timm_where_nothing_merges():
-    model = small_vit()
-    fast = apply_apt(model, (-1.0,), **NORM).eval()
+INTERMEDIATES = [
+    {},
+    {"indices": 1},
+    {"indices": [0, -1], "norm": True},
+    {"indices": (1, 0, 1), "output_fmt": "NLC"},
+    {"indices": [0], "stop_early": True, "return_prefix_tokens": True},
+    {"indices": 2, "output_dict": True, "return_prefix_tokens": True},
+    {"indices": [1], "output_dict": True, "intermediates_only": True, "norm": True},
+    {"indices": 2, "return_prefix_tokens": True, "intermediates_only": True, "output_fmt": "NLC"},
+]
+
+
+def padded(features):
+    """Nested features, with those of cells in timm's layout."""
+    if hasattr(features, "padded"):
+        return features.padded()[0]
+    if isinstance(features, dict):
+        return {key: padded(value) for key, value in features.items()}
+    many = isinstance(features, (list, tuple))
+    return type(features)(map(padded, features)) if many else features
+
+
+@pytest.mark.parametrize("options", INTERMEDIATES, ids=str)
+@pytest.mark.parametrize("kind", ["class token", "no prefix", "Eva"])
+def test_intermediates_equal_timm_where_nothing_merges(options, kind):
+    """Every option of timm's, of models on cells and with a reducer that merges nothing."""
+    from timm.models.eva import Eva
+
+    if kind == "Eva":
+        if "output_dict" in options:
+            pytest.skip("timm's Eva has no dictionaries")
+        model = shaken(Eva(**SMALL, **EVA, num_classes=5, num_reg_tokens=1))
+    else:
+        bare = {"class_token": False, "global_pool": "avg"}
+        model = small_vit(**(bare if kind == "no prefix" else {"reg_tokens": 2}))
     x = torch.randn(2, 3, 64, 64)
+    fast = apply_apt(model, (-1.0,), **NORM).eval()
+    reduced = adaptok.vision.apply_reducer(model, "tome", r=0).eval()
     with torch.no_grad():
-        _, expected = model.forward_intermediates(x, indices=[0, 1], norm=True)
-        _, got = fast.forward_intermediates(x, indices=[0, 1], norm=True)
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        expected = model.forward_intermediates(x, **options)
+        for adapted in (fast, reduced):
+            got = padded(adapted.forward_intermediates(x, **options))
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_timms_positions_of_arguments_and_its_wrappers_work():
+    from timm.models._features import FeatureGetterNet
+
+    model, x = small_vit(depth=3), torch.randn(2, 3, 64, 64)
+    fast = apply_apt(model, (-1.0,), **NORM).eval()
+    with torch.no_grad():
+        for args in (([1], True), ([1], True, True), ([1], False, True, True, "NLC", True)):
+            expected = model.forward_intermediates(x, *args)
+            got = padded(fast.forward_intermediates(x, *args))
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        for knobs in ({}, {"n": [0, 2], "reshape": True, "return_prefix_tokens": True}):
+            expected = model.get_intermediate_layers(x, norm=True, **knobs)
+            got = fast.get_intermediate_layers(x, norm=True, **knobs)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        wrapped = (FeatureGetterNet(copy.deepcopy(m), [0, -2]) for m in (model, fast))
+        expected, got = (net(x) for net in wrapped)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_maps_between_are_those_of_the_tokens():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    x = images(1, 3, 64, 96)
+    ((rows, prefix),) = fast.forward_intermediates(
+        [x[0]], [0], True, output_fmt="NLC", intermediates_only=True
+    )
+    tokens = fast.tokens_after(x, -2)
+    dense = fast.forward_features(x)._replace(tokens=tokens).dense()
+    assert torch.equal(rows[0], dense[0].flatten(1).T)
+    assert prefix.shape == (1, 1, 24)
+
+
+@pytest.mark.parametrize("indices", [[2], [-3], 0, 3, -1, [], True])
+def test_blocks_that_do_not_exist_are_refused(indices):
+    model, x = small_vit(), torch.randn(1, 3, 64, 64)
+    fast = apply_apt(model, (6.0,), **NORM)
+    for adapted in (fast, adaptok.vision.apply_reducer(model, "tome", r=0)):
+        with pytest.raises(ValueError, match="the model has 2 blocks"):
+            adapted.forward_intermediates(x, indices)
+        for wrong in ({"output_fmt": "NHWC"}, {"is_causal": True}, {"attn_mask": x}):
+            with pytest.raises(ValueError, match=r"output_fmt|is_causal"):
+                adapted.forward_intermediates(x, **wrong)
+    with pytest.raises(ValueError, match="the model has 2 blocks"):
+        fast.tokens_after(x, 2)
+    tower = VisionTower(fast, -1)
+    fast.prune_intermediate_layers([0])
+    with pytest.raises(ValueError, match="the model has 1 blocks"):
+        tower(x)
+    with pytest.raises(ValueError, match="a tower takes a model that apply_apt returned"):
+        VisionTower(model)
 
 
 def test_pyramid_scales():

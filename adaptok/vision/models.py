@@ -22,6 +22,7 @@ from adaptok.utils.constants import constant
 from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens, area_bias, tokens_per_level
+from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
 from adaptok.vision.pooling import pool
 from adaptok.vision.rope import Grid, Rope, rotations
 from adaptok.vision.thresholds import calibrated
@@ -98,34 +99,60 @@ class AptMixin(nn.Module):
         self,
         x: Images,
         indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
         norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: None = None,
+        is_causal: bool = False,
         *,
         cells: Cells | None = None,
         **control: Any,
     ) -> Any:
-        """Returns dense maps after chosen blocks, as timm's method of this name does ("NCHW"); for
-        a list of images each is a list.
+        """Returns dense maps after chosen blocks, with the arguments of timm's method; for a list
+        of images each is a list.
 
         Args:
             indices: how many of the last blocks, or their indices; default all.
+            return_prefix_tokens: pair each map with the class and register tokens (b, p, d).
             norm: apply the final norm to each of them.
+            stop_early: run no block after the last chosen one; the final features are then of it.
+            output_fmt: "NCHW" for maps (b, d, gh, gw), "NLC" for their points (b, gh * gw, d).
             intermediates_only: leave out the final features.
+            output_dict: return a dictionary with timm's keys.
+            attn_mask: refused, as is `is_causal`: cells have no raster order.
+
+        Raises:
+            ValueError: blocks that do not exist, another format, or a mask.
         """
-        depth = len(self.blocks)
-        chosen = range(depth) if indices is None else indices
-        chosen = range(depth - chosen, depth) if isinstance(chosen, int) else chosen
-        take = tuple(sorted(i % depth for i in chosen))
-        final, between = self._run(x, cells, take, **control)
+        check_options(output_fmt, attn_mask, is_causal)
+        take = chosen_blocks(indices, len(self.blocks))
+        stop = take[-1] + 1 if stop_early else None
+        final, between = self._run(x, cells, take, stop, **control)
         model: Any = self
-        maps = [_maps(self._map(y, model.norm) if norm else y, x) for y in between]
-        return maps if intermediates_only else (final, maps)
+        between = [self._map(y, model.norm) for y in between] if norm else between
+        return arranged(
+            final,
+            [_maps(y, x) for y in between],
+            [y.prefix for y in between],
+            return_prefix_tokens=return_prefix_tokens,
+            output_fmt=output_fmt,
+            intermediates_only=intermediates_only,
+            output_dict=output_dict,
+        )
 
     def tokens_after(
         self, x: Images, block: int, *, cells: Cells | None = None, **control: Any
     ) -> TokenSet:
-        """Returns the cell tokens after block number `block`, without the final norm."""
-        _, between = self._run(x, cells, (block,), **control)
+        """Returns the cell tokens after block number `block`, without the final norm.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        take = chosen_blocks((block,), len(self.blocks))
+        _, between = self._run(x, cells, take, take[0] + 1, **control)
         return between[0].tokens
 
     def calibrate(
@@ -220,7 +247,12 @@ class AptMixin(nn.Module):
         return VisionTokens(prefix, x.tokens.replace(features=features))
 
     def _run(
-        self, x: Images, given: Cells | None, take: tuple[int, ...], **control: Any
+        self,
+        x: Images,
+        given: Cells | None,
+        take: tuple[int, ...],
+        stop: int | None = None,
+        **control: Any,
     ) -> tuple[VisionTokens, list[VisionTokens]]:
         model: Any = self
         parts = self.tiling.parts(x, given, **control)
@@ -234,7 +266,7 @@ class AptMixin(nn.Module):
         rows = groups.gather(torch.cat([prefix.flatten(0, 1), rows]))
         rows = model.norm_pre(model.pos_drop(rows))
         between = []
-        for i, packing in enumerate(self._packings(cells, groups, p)):
+        for i, packing in enumerate(self._packings(cells, groups, p)[:stop]):
             block = self.blocks[i]
             if model.grad_checkpointing and torch.is_grad_enabled():
                 rows = checkpoint(run_block, block, rows, packing)

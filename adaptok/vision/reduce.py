@@ -22,6 +22,7 @@ from adaptok.models.recording import recorded
 from adaptok.processors.reducers import Flow, Reducer, advance
 from adaptok.registry import REDUCERS
 from adaptok.vision.blocks import BLOCKS, Packing
+from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
 from adaptok.vision.models import config_of
 from adaptok.vision.pooling import latent_pool
 from adaptok.vision.rope import Rope, rotations, unsupported_rope
@@ -153,25 +154,47 @@ class ReducedMixin(nn.Module):
         self,
         x: Float[Tensor, "b c h w"],
         indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
         norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: None = None,
+        is_causal: bool = False,
     ) -> Any:
-        """Returns dense maps (b, d, gh, gw) after chosen blocks, as timm's method does.
+        """Returns dense maps after chosen blocks, with the arguments of timm's method.
 
         Args:
             indices: how many of the last blocks, or their indices; default all.
+            return_prefix_tokens: pair each map with the class and register tokens (b, p, d).
             norm: apply the final norm to each of them.
+            stop_early: run no block after the last chosen one; the final features are then of it.
+            output_fmt: "NCHW" for maps (b, d, gh, gw), "NLC" for their points (b, gh * gw, d).
             intermediates_only: leave out the final features.
+            output_dict: return a dictionary with timm's keys.
+            attn_mask: refused, as is `is_causal`: tokens that merge have no raster order.
+
+        Raises:
+            ValueError: blocks that do not exist, another format, or a mask.
         """
-        depth, model = len(self.blocks), self  # pyright: ignore
-        chosen = range(depth) if indices is None else indices
-        chosen = range(depth - chosen, depth) if isinstance(chosen, int) else chosen
-        final, _, between = self._run(x, {i % depth for i in chosen})
-        maps = [self._map(model.norm(y) if norm else y, x) for y in between]  # pyright: ignore
-        return maps if intermediates_only else (final, maps)
+        check_options(output_fmt, attn_mask, is_causal)
+        model: Any = self
+        take, special = chosen_blocks(indices, len(model.blocks)), model.num_prefix_tokens
+        final, _, between = self._run(x, take, take[-1] + 1 if stop_early else None)
+        between = [model.norm(y) for y in between] if norm else between
+        return arranged(
+            final,
+            [self._map(y, x) for y in between],
+            [y[:, :special] for y in between],
+            return_prefix_tokens=return_prefix_tokens,
+            output_fmt=output_fmt,
+            intermediates_only=intermediates_only,
+            output_dict=output_dict,
+        )
 
     def _run(
-        self, x: Tensor, take: set[int] | frozenset[int] = frozenset()
+        self, x: Tensor, take: Sequence[int] = (), stop: int | None = None
     ) -> tuple[Tensor, Flow, list[Tensor]]:
         model: Any = self
         size = x.shape[-2:]
@@ -184,7 +207,7 @@ class ReducedMixin(nn.Module):
         ones = torch.ones(b * n, dtype=torch.float32, device=x.device)
         flow, between = Flow(ones, self.reducer.weighted, True), []
         image = torch.arange(b, device=x.device)
-        for i, (block, rope) in enumerate(zip(model.blocks, ropes, strict=True)):
+        for i, (block, rope) in enumerate(zip(model.blocks[:stop], ropes[:stop], strict=True)):
             rope = _rows_of(rope, flow.kept) if rope is not None and flow.kept is not None else rope
             sample = image.repeat_interleave(x.shape[1], output_size=b * x.shape[1])
             groups = _groups(b, x.shape[1], x.device)

@@ -725,6 +725,34 @@ def test_parameters_are_shared_and_the_model_stays_as_it_was():
     assert fast.blocks[0].attn.qkv.weight is model.blocks[0].attn.qkv.weight
 
 
+@pytest.mark.parametrize("kind", ["ViT", "Eva"])
+def test_setters_of_timm_keep_cells_and_model_together(kind):
+    """What a setter leaves is what the same setter, called before, would give."""
+    from timm.models.eva import Eva
+
+    options = {**SMALL, **EVA, "num_reg_tokens": 1}
+    model = small_vit() if kind == "ViT" else shaken(Eva(**options, num_classes=5))
+    fast = apply_apt(copy.deepcopy(model), (6.0, 6.0), **NORM).eval()
+    for knobs in ({"patch_size": 4}, {"img_size": 32, "patch_size": (8, 4)}):
+        with pytest.raises(ValueError, match="apply_apt to it again"):
+            fast.set_input_size(**knobs)
+    x = images(2, 3, 96, 72)
+    for knobs in ({"img_size": (96, 72)}, {"img_size": (96, 72), "patch_size": 8}):
+        fast.set_input_size(**knobs)
+        model.set_input_size(**knobs)
+        with torch.no_grad():
+            expected = apply_apt(model, (6.0, 6.0), **NORM).eval()(x)
+            torch.testing.assert_close(fast(x), expected)
+            torch.testing.assert_close(fast(x, thresholds=(-1.0, -1.0)), model(x))
+    assert fast.patch_embed.img_size == (96, 72)
+    model.set_input_size(patch_size=4)
+    other = apply_apt(model, (6.0, 6.0), **NORM).eval()
+    assert other.tiling.spec.sizes == ((1, 16, 16), (1, 8, 8), (1, 4, 4))
+    fast.prune_intermediate_layers([0])
+    assert len(fast.blocks) == 1
+    assert len(fast.forward_intermediates(x, intermediates_only=True)) == 1
+
+
 def test_state_travels_from_and_to_timm():
     first, second = small_vit(), small_vit()
     fast = apply_apt(second, (6.0, 6.0), **NORM)

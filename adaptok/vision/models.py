@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, Count, Groups, product
 from adaptok.patches import level_grid
+from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
 from adaptok.utils.arguments import PositiveShare
@@ -216,6 +217,24 @@ class AptMixin(nn.Module):
         """
         check_reach(self, self.global_pool if global_pool is None else global_pool)  # pyright: ignore
         super().reset_classifier(num_classes, global_pool)  # pyright: ignore
+
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Sets the size of the images, as in timm.
+
+        Raises:
+            ValueError: another size of patches, from which the cells were derived.
+        """
+        embed: Any = self.patch_embed
+        if patch_size is not None and per_axis(patch_size, 2, "patch_size") != embed.patch_size:
+            raise ValueError(
+                f"the cells are built of patches of {embed.patch_size}, and set_input_size cannot "
+                f"make them {patch_size}: change the timm model, and apply_apt to it again"
+            )
+        super().set_input_size(img_size)  # pyright: ignore
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns timm's groups for layer decay, with `cell_embed` in the stem."""

@@ -711,6 +711,38 @@ def test_freezing_leaves_only_what_is_new():
         freeze_all_but_new(fast, also=("heed",))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_freezing_leaves_the_given_model_as_it_was(frozen):
+    """Its flags stay, whichever they are; the values are the same ones before and after a step."""
+    model = small_vit().requires_grad_(not frozen)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).train()
+    trainable = freeze_all_but_new(fast, also=("head",))
+    assert all(parameter.requires_grad is not frozen for parameter in model.parameters())
+    assert [id(p) for p in fast.parameters() if p.requires_grad] == [id(p) for p in trainable]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast(images(2, 3, 64, 64)).square().sum().backward()
+    torch.optim.SGD(trainable, 0.1).step()
+    after = {name: p.data_ptr() for name, p in fast.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert parameter.data_ptr() == after[name]
+        assert torch.equal(parameter, before[name]) is not name.startswith("head")
+    freeze_all_but_new(fast, also=("blocks.1",))
+    moving = {n.partition(".")[0] for n, p in fast.named_parameters() if p.requires_grad}
+    assert moving == {"blocks", "cell_embed"}
+    assert not fast.blocks[0].attn.qkv.weight.requires_grad
+
+
+def test_tied_parameters_stay_tied_when_they_freeze():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM)
+    fast.blocks[1].attn.proj = fast.blocks[0].attn.proj
+    fast.blocks[1].mlp.fc1.weight = fast.blocks[0].mlp.fc1.weight
+    freeze_all_but_new(fast)
+    assert fast.blocks[1].mlp.fc1.weight is fast.blocks[0].mlp.fc1.weight
+    assert {n.partition(".")[0] for n, p in fast.named_parameters() if p.requires_grad} == {
+        "cell_embed"
+    }
+
+
 def test_parameters_are_shared_and_the_model_stays_as_it_was():
     model = small_vit()
     x = torch.randn(1, 3, 64, 64)

@@ -44,7 +44,9 @@ def apply_apt(
     with Adaptive Patch Sizes", arXiv 2510.18091).
 
     The result is a new module that shares the model's parameters; its class derives from the
-    model's. The given model stays usable. Thresholds below zero give its logits.
+    model's. The given model stays usable. Thresholds below zero give its logits. What moves or
+    casts the parameters of one (``to``, ``double``) does so for both: apply it to a deep copy to
+    separate them.
 
     Args:
         model: one of `supported`, or another instance of their classes.
@@ -156,6 +158,10 @@ def supported(pattern: str = "*") -> list[str]:
 def freeze_all_but_new(model: nn.Module, also: Iterable[str] = ()) -> list[nn.Parameter]:
     """Freezes all but what APT added (the paper's recipe for dense tasks and VQA), or a reducer.
 
+    The model from which `model` was made keeps its own flags, and the weights stay shared: what
+    changes its flag becomes a parameter of `model` alone, over the same values. Build optimizers
+    afterwards.
+
     Args:
         also: prefixes of further parameters to train, such as "head".
 
@@ -170,9 +176,15 @@ def freeze_all_but_new(model: nn.Module, also: Iterable[str] = ()) -> list[nn.Pa
         if not any(f"{name}.".startswith(f"{prefix}.") for name in named):
             raise ValueError(f"no parameter of the model starts with {prefix!r}")
     trained = tuple(f"{prefix}." for prefix in ("cell_embed", "reducer", *also))
-    for name, parameter in named.items():
-        parameter.requires_grad_(f"{name}.".startswith(trained))
-    return [parameter for parameter in named.values() if parameter.requires_grad]
+    moving = {id(p): f"{name}.".startswith(trained) for name, p in named.items()}
+    own: dict[int, nn.Parameter] = {}  # tied parameters stay tied
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            wanted = moving[id(parameter)]
+            if parameter.requires_grad != wanted:
+                fresh = nn.Parameter(parameter.detach(), requires_grad=wanted)
+                setattr(module, name, own.setdefault(id(parameter), fresh))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _normalisation(

@@ -801,16 +801,28 @@ def test_state_travels_from_and_to_timm():
         fast.load_state_dict({k: v for k, v in first.state_dict().items() if k != "pos_embed"})
 
 
-def test_layer_decay_puts_the_new_parameters_into_the_stem():
+@pytest.mark.parametrize("kind", ["ViT", "Eva", "distilled"])
+def test_layer_decay_gives_the_new_parameters_the_rate_of_the_head(kind):
+    """They start at zero and learn the most; the other rates are those of timm's model."""
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.eva import Eva
     from timm.optim import param_groups_layer_decay
 
-    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM)
-    groups = param_groups_layer_decay(
-        fast, layer_decay=0.5, no_weight_decay_list=fast.no_weight_decay()
-    )
-    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
-    assert scale[id(fast.cell_embed.zero.weight)] == scale[id(fast.patch_embed.proj.weight)]
-    assert scale[id(fast.patch_embed.proj.weight)] < scale[id(fast.blocks[0].mlp.fc1.weight)]
+    cls = {"ViT": VisionTransformer, "Eva": Eva, "distilled": VisionTransformerDistilled}[kind]
+    model = cls(**SMALL, num_classes=5)
+    fast = apply_apt(model, (6.0, 6.0), **NORM)
+    rates = []
+    for one in (model, fast):
+        groups = param_groups_layer_decay(
+            one, layer_decay=0.5, no_weight_decay_list=one.no_weight_decay()
+        )
+        scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+        rates.append({name: scale[id(p)] for name, p in one.named_parameters()})
+    new = {name: rate for name, rate in rates[1].items() if name not in rates[0]}
+    assert new.keys() == {name for name in rates[1] if name.startswith("cell_embed.")}
+    assert set(new.values()) == {rates[1]["head.weight"]} == {1.0}
+    assert {name: rates[1][name] for name in rates[0]} == rates[0]
+    assert rates[0]["patch_embed.proj.weight"] == 0.5**3
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -236,11 +236,6 @@ class AptMixin(nn.Module):
             )
         super().set_input_size(img_size)  # pyright: ignore
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns timm's groups for layer decay, with `cell_embed` in the stem."""
-        matcher = super().group_matcher(coarse)  # pyright: ignore
-        return {**matcher, "stem": matcher["stem"] + r"|cell_embed"}
-
     def timm_state_dict(self) -> dict[str, Tensor]:
         """Returns the state that timm's model can load: all but `cell_embed`."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("cell_embed.")}

@@ -14,6 +14,7 @@ from torch import nn
 
 pytest.importorskip("timm")
 
+import adaptok
 from adaptok import cli
 from adaptok.config import menu as config
 from adaptok.tasks.classify import (
@@ -243,6 +244,14 @@ def test_every_key_of_the_task_is_read(recipe, data):
     ClassifierOptim(**chosen["optim"])
     parameters = inspect.signature(build_timm).parameters
     assert set(chosen["model"]) == set(parameters) - {"classes"}
+
+
+def test_a_classifier_of_other_options_can_be_saved(tmp_path):
+    model = build_timm("test_vit", 3, drop_path_rate=0.1, options={"num_heads": 4})
+    fast = build_classifier(model, APT).eval()
+    adaptok.save_pretrained(fast, tmp_path)
+    x = torch.randn(2, 3, *model.patch_embed.img_size)
+    assert torch.equal(adaptok.from_pretrained(tmp_path)(x), fast(x))
 
 
 def test_learning_rate_falls_from_layer_to_layer_and_with_the_schedule():

@@ -1081,3 +1081,73 @@ def test_constants_of_a_trace_do_not_outlive_it(trace):
         program = torch.export.export(module, (x,), strict=False)
         torch.testing.assert_close(program.module()(x), module(x))
     assert module(x).unique().item() == round(255 * module.tiling.stats[0][0])
+
+
+READ = [  # what the model itself shows
+    {"drop_path_rate": 0.2},
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"img_size": (96, 128), "in_chans": 3, "num_classes": 7},
+    {"global_pool": "avg"},
+]
+TOLD = [  # what has to be said
+    {"num_heads": 4},
+    {"act_layer": "quick_gelu"},
+    {"global_pool": "avg", "pool_include_prefix": True},
+    {"norm_layer": "rmsnorm"},
+    {"depth": 2},
+    {"patch_size": 32},
+    {"reg_tokens": 4},
+]
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("options", [*READ, *TOLD], ids=str)
+def test_arguments_of_create_model_are_saved_or_asked_for(options, reduced, tmp_path):
+    """What is built again is the same model, or nothing is written."""
+
+    def adapted(**more):
+        if reduced:
+            return adaptok.vision.apply_reducer(model, "tome", r=2, **more).eval()
+        return apply_apt(model, (5.5,), **more).eval()
+
+    model = shaken(timm.create_model("test_vit", **options))
+    if options in TOLD:
+        with pytest.raises(ValueError, match=r"timm builds another model .* model_args="):
+            adaptok.save_pretrained(adapted(), tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+        fast = adapted(model_args=options)
+    else:
+        fast = adapted()
+    adaptok.save_pretrained(fast, tmp_path / "model")
+    again = adaptok.from_pretrained(tmp_path / "model")
+    x = images(2, 3, *model.patch_embed.img_size)
+    assert torch.equal(again(x), fast(x))
+    drops = [getattr(m.blocks[-1].drop_path1, "drop_prob", 0.0) for m in (fast, again)]
+    assert drops[0] == pytest.approx(drops[1])
+    assert again.dynamic_img_size == fast.dynamic_img_size
+    adaptok.save_pretrained(again, tmp_path / "twice")  # what is loaded knows its arguments
+    assert (tmp_path / "twice/config.json").read_text() == (
+        tmp_path / "model/config.json"
+    ).read_text()
+
+
+@pytest.mark.parametrize("how", ["pruned", "wrapped", "pooled"])
+def test_what_was_changed_afterwards_is_not_saved_as_if_it_were_not(how, tmp_path):
+    fast = apply_apt(timm.create_model("test_vit"), (5.5,))
+    if how == "pruned":
+        fast.prune_intermediate_layers([0])
+    elif how == "wrapped":
+        fast.blocks[0].mlp.fc1 = torch.nn.Sequential(fast.blocks[0].mlp.fc1)
+    else:
+        fast.blocks[1].norm1.eps = 1e-3
+    with pytest.raises(ValueError, match=r"timm builds another model .*blocks\.[01]"):
+        adaptok.save_pretrained(fast, tmp_path)
+
+
+def test_arguments_that_choose_files_are_refused():
+    from adaptok.vision.apply import build_vision
+
+    with pytest.raises(ValueError, match="leave out checkpoint_path"):
+        apply_apt(timm.create_model("test_vit"), (5.5,), model_args={"checkpoint_path": "a.pth"})
+    with pytest.raises(ValueError, match="leave out pretrained_cfg"):
+        build_vision("test_vit", {"pretrained_cfg": {"file": "a.pth"}}, {"thresholds": [5.5]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
 from adaptok.vision.embedding import CellPositions, cell_embedding
+from adaptok.vision.recording import check_model_args
 from adaptok.vision.thresholds import default_thresholds
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_reach, check_window
@@ -39,6 +40,7 @@ def apply_apt(
     weighted: Weighted = False,
     window: int | None = None,
     global_blocks: Iterable[int] = (),
+    model_args: Mapping[str, Any] | None = None,
 ) -> AptMixin:
     """Puts a model on adaptive patches (APT: Choudhury et al., "Accelerating Vision Transformers
     with Adaptive Patch Sizes", arXiv 2510.18091).
@@ -67,6 +69,9 @@ def apply_apt(
             multiple of the coarsest cell. None: every block attends to the whole image.
         global_blocks: indices of the blocks without windows; a head that reads the class token
             needs one.
+        model_args: arguments that ``timm.create_model`` was given beside the name, such as
+            ``{"num_heads": 6}``, for `adaptok.save_pretrained`. Number of classes, pooling, image
+            sizes and stochastic depth are read from the model.
 
     Raises:
         ValueError: the model is not supported (with the reason), or an argument is invalid.
@@ -122,10 +127,14 @@ def apply_apt(
         "window": window,
         "global_blocks": list(blocks),
     }
+    given_args = getattr(model, "model_args", {}) if model_args is None else model_args
+    fast.model_args = check_model_args(given_args)
     return fast.train(model.training)
 
 
-def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:
+def apply_reducer(
+    model: nn.Module, name: Part, *, model_args: Mapping[str, Any] | None = None, **knobs: Any
+) -> ReducedMixin:
     """Lets a reducer merge or drop tokens inside the blocks of a model.
 
     The result is a new module that shares the model's parameters; its class derives from the
@@ -136,6 +145,7 @@ def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:
         model: a ``VisionTransformer``, ``VisionTransformerDistilled`` or ``Eva`` of timm, with any
             number of class and register tokens; these never merge.
         name: a name of `adaptok.reducers`, or a mapping of name and knobs.
+        model_args: see `apply_apt`.
         knobs: settings of this reducer.
 
     Raises:
@@ -143,7 +153,7 @@ def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:
     """
     from adaptok.vision.reduce import reduced_model
 
-    return reduced_model(model, name, **knobs)
+    return reduced_model(model, name, model_args, **knobs)
 
 
 def supported(pattern: str = "*") -> list[str]:
@@ -211,7 +221,7 @@ def build_vision(
     """Builds the model that a `config` describes, with fresh weights.
 
     Raises:
-        ValueError: a name that makes timm read another folder or ask a hub.
+        ValueError: a name or an argument that makes timm read a file or ask a hub.
     """
     import timm
 
@@ -219,7 +229,7 @@ def build_vision(
         raise ValueError(
             f"{model!r} is no model of timm itself; a file may not name a hub or folder"
         )
-    built = timm.create_model(model, pretrained=False, **made)
+    built = timm.create_model(model, pretrained=False, **check_model_args(made))
     if "reducer" in options:
-        return apply_reducer(built, options["reducer"])
-    return apply_apt(built, **options)
+        return apply_reducer(built, options["reducer"], model_args=made)
+    return apply_apt(built, **options, model_args=made)

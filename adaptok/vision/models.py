@@ -25,6 +25,7 @@ from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens, area_bias, tokens_per_level
 from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
 from adaptok.vision.pooling import pool
+from adaptok.vision.recording import check_rebuilt, config_of
 from adaptok.vision.rope import Grid, Rope, rotations
 from adaptok.vision.thresholds import calibrated
 from adaptok.vision.tiling import ImageCells
@@ -48,6 +49,7 @@ class AptMixin(nn.Module):
     global_blocks: tuple[int, ...]
     last_cells: Cells | None
     options: dict[str, Any]
+    model_args: dict[str, Any]
     blocks: Any
 
     @property
@@ -56,6 +58,10 @@ class AptMixin(nn.Module):
         has no name for it. Head and size are the current ones.
         """
         return config_of(self, self.options)
+
+    def check_rebuilt(self) -> None:
+        """Raises ``ValueError`` if `config` does not build this model, but for its values."""
+        check_rebuilt(self)
 
     def forward(self, x: Images, *, cells: Cells | None = None, **control: Any) -> Any:
         """Returns logits, or features if the head has no classifier.
@@ -330,17 +336,6 @@ class AptMixin(nn.Module):
         bias = area_bias(cells, groups, prefix, self.weighted)
         pairs = zip(local, ropes, strict=True)
         return [Packing(own, sample, b, rope, bias) for own, rope in pairs]
-
-
-def config_of(model: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what `adaptok.vision.apply.build_vision` builds a wrapped model from, or None."""
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if name is None:
-        return None
-    made = {"num_classes": model.num_classes, "global_pool": model.global_pool}
-    embed = model.patch_embed
-    made |= {"in_chans": embed.proj.in_channels, "img_size": list(embed.img_size)}
-    return {"kind": "vision", "model": name, "made": made, "options": dict(options)}
 
 
 def patch_index(cells: Cells) -> Float[Tensor, "n 2"]:

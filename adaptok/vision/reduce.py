@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ from adaptok.processors.reducers import Flow, Reducer, advance
 from adaptok.registry import REDUCERS
 from adaptok.vision.blocks import BLOCKS, Packing
 from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
-from adaptok.vision.models import config_of
 from adaptok.vision.pooling import latent_pool
+from adaptok.vision.recording import check_model_args, check_rebuilt, config_of
 from adaptok.vision.rope import Rope, rotations, unsupported_rope
 
 
@@ -85,6 +85,7 @@ class ReducedMixin(nn.Module):
     reducer: Reducer
     last: Flow | None
     options: dict[str, Any]
+    model_args: dict[str, Any]
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -92,6 +93,10 @@ class ReducedMixin(nn.Module):
         has no name for it.
         """
         return config_of(self, self.options)
+
+    def check_rebuilt(self) -> None:
+        """Raises ``ValueError`` if `config` does not build this model, but for its values."""
+        check_rebuilt(self)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
         """Returns logits, or features if the head has no classifier."""
@@ -300,7 +305,9 @@ REDUCED_BLOCKS: dict[type, type[ReducedBlock]] = {
 }
 
 
-def reduced_model(model: nn.Module, name: Any, **knobs: Any) -> ReducedMixin:
+def reduced_model(
+    model: nn.Module, name: Any, model_args: Mapping[str, Any] | None = None, **knobs: Any
+) -> ReducedMixin:
     """See `adaptok.vision.apply_reducer`."""
     if reason := reason_against(model):
         raise ValueError(f"{type(model).__name__} cannot run with a reducer: {reason}")
@@ -317,6 +324,8 @@ def reduced_model(model: nn.Module, name: Any, **knobs: Any) -> ReducedMixin:
     weight = source.norm.weight if hasattr(source.norm, "weight") else tensors[0]
     made.reducer, made.last = reducer.to(weight.device, weight.dtype), None
     made.options = {"reducer": recorded(part)}
+    given = getattr(model, "model_args", {}) if model_args is None else model_args
+    made.model_args = check_model_args(given)
     return made.train(model.training)
 
 

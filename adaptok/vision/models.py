@@ -24,6 +24,7 @@ from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens, area_bias, tokens_per_level
 from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
+from adaptok.vision.padding import unpadded
 from adaptok.vision.pooling import pool
 from adaptok.vision.recording import check_rebuilt, config_of
 from adaptok.vision.rope import Grid, Rope, rotations
@@ -189,6 +190,25 @@ class AptMixin(nn.Module):
                 by thresholds, maximum or price.
         """
         return calibrated(self.tiling, images, tokens, share)
+
+    def unpad(
+        self, images: Float[Tensor, "b c h w"], sizes: Sequence[Sequence[int]]
+    ) -> list[Float[Tensor, "c _ _"]]:
+        """Cuts images that were padded to one batch to their real parts, so that padding costs no
+        token: the list runs as one packed batch, and `pad_maps` makes maps of equal size again.
+
+        No real pixel is cut, and no image below the coarsest cell. Positions are those of the image
+        alone, not of the batch.
+
+        Args:
+            images: padded below and to the right.
+            sizes: (height, width) of each real part, such as torchvision's ``image_sizes``.
+
+        Raises:
+            ValueError: another number of sizes, or one that the batch cannot hold.
+        """
+        coarsest, *_, patch = (size[1:] for size in self.tiling.spec.sizes)
+        return unpadded(images, sizes, patch, coarsest)
 
     def tokens_per_level(self) -> dict[tuple[int, int], Int64[Tensor, " b"]]:
         """Counts the tokens of each image of the last call by the size of their cells in pixels,

@@ -960,6 +960,27 @@ def test_thresholds_without_a_unit_are_asked_for(indicator, bits):
                 build()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_writes_to_parameters_are_seen_at_once(mode):
+    """Also those through `.data`, which raise no version; each against a fresh model."""
+    fast, x = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval(), images(1, 3, 64, 80)
+    with mode():
+        first = fast(x)
+        assert len(fast.cell_positions.kept) == 1
+        assert torch.equal(fast(x), first)
+    for name, parameter in fast.named_parameters():
+        with mode():
+            before = fast(x)
+        parameter.data[..., :1] += 0.5
+        with mode():
+            after, fresh = fast(x), copy.deepcopy(fast)
+        fresh.cell_positions = type(fresh.cell_positions)()
+        with mode():
+            assert torch.equal(after, fresh(x)), name
+        # A shift of all logits by keys is none; and the branch is exactly zero before its end is.
+        assert "merge" in name or "qkv.bias" in name or not torch.equal(after, before), name
+
+
 @pytest.mark.parametrize("thresholds", [(), "5.5", (5.5, "4"), 5.5, (True,)])
 def test_thresholds_that_are_none_are_refused(thresholds):
     with pytest.raises(ValueError, match="thresholds"):

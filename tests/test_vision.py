@@ -1172,3 +1172,138 @@ def test_arguments_that_choose_files_are_refused():
         apply_apt(timm.create_model("test_vit"), (5.5,), model_args={"checkpoint_path": "a.pth"})
     with pytest.raises(ValueError, match="leave out pretrained_cfg"):
         build_vision("test_vit", {"pretrained_cfg": {"file": "a.pth"}}, {"thresholds": [5.5]})
+
+
+HOOKED = ("patch_embed", "patch_embed.proj", "blocks.1", "blocks.1.attn", "blocks.1.attn.qkv")
+HOOKED = (*HOOKED, "blocks.1.mlp", "norm")
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_hooks_fire_and_change_what_they_return(merging):
+    model, x = small_vit(), images(2, 3, 64, 64)
+    bars = (6.0, 6.0) if merging else (-1.0, -1.0)
+    for name in HOOKED:
+        fast = apply_apt(copy.deepcopy(model), bars, **NORM).eval()
+        before = fast(x)
+        fired = []
+        module = fast.get_submodule(name)
+        hook = module.register_forward_hook(lambda m, i, out, fired=fired: fired.append(out.shape))
+        assert torch.allclose(fast(x), before, rtol=1e-4, atol=1e-5), name
+        assert fired, name
+        hook.remove()
+        module.register_forward_hook(lambda m, i, out: out * 0)
+        assert not torch.allclose(fast(x), before), name
+    reference = copy.deepcopy(model)
+    reference.blocks[0].register_forward_hook(lambda m, i, out: out * 2)
+    fast = apply_apt(reference, (-1.0,), **NORM).eval()  # hooks of the given model come along
+    torch.testing.assert_close(fast(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+class Around(torch.nn.Module):
+    """An adapter: what is inside, and a bit of it once more."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x, **more):
+        return 1.5 * self.inside(x, **more)
+
+
+WRAPPED = ["blocks.1", "blocks.1.attn", "blocks.1.attn.qkv", "blocks.0.mlp", "patch_embed.proj"]
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Eva"])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_modules_around_modules_act_as_in_timm(name, kind):
+    """Put around before (where the convolution or attention stays in sight) or afterwards."""
+    from timm.models.eva import Eva
+
+    options = {**SMALL, **EVA, "num_classes": 5, "scale_mlp": True}
+    model, x = small_vit() if kind == "ViT" else shaken(Eva(**options)), images(2, 3, 64, 64)
+    plain = copy.deepcopy(model)
+    parent, _, last = name.rpartition(".")
+
+    def put_around(one) -> None:
+        setattr(one.get_submodule(parent), last, Around(one.get_submodule(name)))
+
+    put_around(model)
+    fast = apply_apt(plain, (-1.0, -1.0), **NORM).eval()
+    put_around(fast)
+    made = [fast]
+    if name != "blocks.1":
+        made.append(apply_apt(model, (-1.0, -1.0), **NORM).eval())
+    for one in made:
+        if kind == "Eva" and name.endswith("qkv"):  # timm's Eva reads its weight
+            return
+        torch.testing.assert_close(one(x), model(x), rtol=1e-4, atol=1e-5)
+    if name in ("blocks.1.attn", "blocks.0.mlp"):
+        reduced = adaptok.vision.apply_reducer(plain, "tome", r=0).eval()
+        put_around(reduced)
+        torch.testing.assert_close(reduced(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointed_sharded_and_compiled_blocks_run():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    fast, x = apply_apt(small_vit(drop_path_rate=0.5), (6.0, 6.0), **NORM), images(2, 3, 64, 64)
+    grads = []
+    for wrap in (False, True):
+        one = copy.deepcopy(fast).train()
+        for i in range(2 * wrap):
+            one.blocks[i] = checkpoint_wrapper(one.blocks[i])
+        torch.manual_seed(0)
+        one(x).square().sum().backward()
+        grads.append([p.grad for p in one.parameters() if p.grad is not None])
+    torch.testing.assert_close(*grads)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    expected = fast.eval()(x)
+    for block in fast.blocks:
+        block.compile(backend=backend)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), expected)
+    assert graphs
+
+
+def test_a_replaced_forward_is_refused_and_a_lost_packing_said():
+    model, x = small_vit(), images(1, 3, 64, 64)
+    fast = apply_apt(model, (6.0,), **NORM)
+    old = model.blocks[0].forward
+    model.blocks[0].forward = lambda x: old(x) * 1.5
+    for adapt in (
+        lambda: apply_apt(model, **NORM),
+        lambda: adaptok.vision.apply_reducer(model, "tome", r=1),
+    ):
+        with pytest.raises(ValueError, match=r"the forward pass of its blocks\.0 was replaced"):
+            adapt()
+    fast.blocks[0] = torch.nn.Sequential(fast.blocks[0])
+    with pytest.raises((ValueError, TypeError), match="attn_mask"):
+        fast(x)
+
+
+class _Own(VisionTransformer): ...
+
+
+def test_modules_that_hide_a_model_say_what_to_give():
+    from timm.models._features import FeatureGetterNet
+
+    model = small_vit()
+    hiding = {
+        "it is compiled": torch.compile(model),
+        "it is adapted already": apply_apt(model, **NORM),
+        r"give its \.module": torch.nn.DataParallel(model),
+        r"give its \.model": FeatureGetterNet(small_vit(), [0]),
+        "subclass": _Own(**SMALL),
+        "not a plain": torch.nn.Linear(2, 2),
+    }
+    hiding["adapted"] = adaptok.vision.apply_reducer(model, "tome", r=1)
+    for reason, hidden in hiding.items():
+        with pytest.raises(ValueError, match=reason):
+            apply_apt(hidden, **NORM)
+        with pytest.raises(ValueError, match=reason):
+            adaptok.vision.apply_reducer(hidden, "tome", r=1)

@@ -15,7 +15,6 @@ from adaptok.registry import Part, choice
 from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
-from adaptok.vision.embedding import CellPositions, cell_embedding
 from adaptok.vision.recording import check_model_args
 from adaptok.vision.thresholds import default_thresholds
 from adaptok.vision.tiling import ImageCells
@@ -76,6 +75,8 @@ def apply_apt(
     Raises:
         ValueError: the model is not supported (with the reason), or an argument is invalid.
     """
+    from adaptok.vision.blocks import pack_modules
+    from adaptok.vision.embedding import CellPositions, cell_embedding, convolution_of
     from adaptok.vision.models import CLASSES
     from adaptok.vision.support import unsupported_reason
 
@@ -99,7 +100,8 @@ def apply_apt(
     if any(not -depth <= i < depth for i in given):
         raise ValueError(f"the model has {depth} blocks, got global_blocks {given}")
     blocks = tuple(i % depth for i in given)
-    channels = source.patch_embed.proj.in_channels
+    proj = convolution_of(source.patch_embed)
+    channels = proj.in_channels
     spec = TokenizerSpec(2, channels, source.embed_dim, sizes, on_grid=True)
     mean, std = _normalisation(source, mean, std, spec.in_channels)
     # A deep copy that keeps the tensors: new modules around the same parameters and buffers.
@@ -110,7 +112,8 @@ def apply_apt(
     fast.__class__ = CLASSES[type(model)]
     pad = fast.patch_embed.dynamic_img_pad
     fast.tiling = ImageCells(spec, bars, indicator, marking, mean, std, pad=pad)
-    weight = source.patch_embed.proj.weight
+    weight = proj.weight
+    pack_modules(fast.blocks)
     embed = cell_embedding(fast.patch_embed, spec, resize, branch)
     fast.cell_embed = embed.to(weight.device, weight.dtype)
     fast.cell_positions = CellPositions()

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, product
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokenizers.embeddings.learned_table import position_rows, resample_positions
 from adaptok.tokens import TokenizerSpec
@@ -19,10 +20,29 @@ from adaptok.utils.precision import without_autocast
 SIZES = 16  # image sizes whose tables are kept
 
 
-def _project(embed: Any, patches: Float[Tensor, "m k"]) -> Float[Tensor, "m d"]:
-    """Runs timm's ``PatchEmbed`` on flattened patches: a linear map, as the convolution sees each
-    patch once."""
-    return embed.norm(F.linear(patches, embed.proj.weight.flatten(1), embed.proj.bias))
+class CellPatchEmbed(PatchEmbed):
+    """timm's ``PatchEmbed``, on rows of flattened patches too; called once per level of cells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds images (b, c, h, w) as timm does, or patches (m, c * height * width)."""
+        if x.ndim == 4:
+            return super().forward(x)
+        proj: Any = self.proj
+        if type(proj) is nn.Conv2d and not _hooked(proj):  # it sees each patch once: a linear map
+            return self.norm(F.linear(x, proj.weight.flatten(1), proj.bias))
+        channels = x.shape[1] // product(self.patch_size)
+        return self.norm(proj(x.unflatten(1, (channels, *self.patch_size))).flatten(1))
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its forward pass."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(len(getattr(module, name)) for name in hooks)
+
+
+def convolution_of(embed: Any) -> Any:
+    """Returns the convolution of a patch embedding, perhaps inside a module around it; or None."""
+    return next((m for m in embed.proj.modules() if isinstance(m, nn.Conv2d)), None)
 
 
 def cell_embedding(
@@ -31,9 +51,14 @@ def cell_embedding(
     """Builds APT's embedding (Eq. 2) around a trained patch embedding; only the branch is new."""
     out = ResizeZeroEmbedding(spec.in_channels, spec.dim, spec.sizes, resize=resize, branch=branch)
     del out.patch
+    embed.__class__ = CellPatchEmbed
     # not a module: the parameters belong to the model and keep their names there
-    out.patch = functools.partial(_project, embed)  # pyright: ignore[reportAttributeAccessIssue]
+    out.patch = functools.partial(_called, embed)  # pyright: ignore[reportAttributeAccessIssue]
     return out
+
+
+def _called(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
 
 
 class CellPositions:

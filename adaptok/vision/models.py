@@ -304,7 +304,7 @@ class AptMixin(nn.Module):
         b, p = prefix.shape[:2]
         groups = cells.groups(prefix=p) if p else cells.groups()
         rows = groups.gather(torch.cat([prefix.flatten(0, 1), rows]))
-        rows = model.norm_pre(model.pos_drop(rows))
+        rows = model.norm_pre(model.pos_drop(rows))[None]  # a batch of one, as blocks expect
         between = []
         for i, packing in enumerate(self._packings(cells, groups, p)[:stop]):
             block = self.blocks[i]
@@ -313,8 +313,8 @@ class AptMixin(nn.Module):
             else:
                 rows = run_block(block, rows, packing)
             if i in take:
-                between.append(_unpack(rows, groups, cells, b, p))
-        return _unpack(model.norm(rows), groups, cells, b, p), between
+                between.append(_unpack(rows[0], groups, cells, b, p))
+        return _unpack(model.norm(rows)[0], groups, cells, b, p), between
 
     def _embed(
         self, parts: list[tuple[Tensor, Cells]], batch: Count

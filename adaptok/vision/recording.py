@@ -33,6 +33,8 @@ def check_model_args(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_of(model: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns what `adaptok.vision.apply.build_vision` builds a wrapped model from, or None."""
+    from adaptok.vision.embedding import convolution_of
+
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if name is None:
         return None
@@ -42,7 +44,7 @@ def config_of(model: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
     made |= {"dynamic_img_size": model.dynamic_img_size, "dynamic_img_pad": embed.dynamic_img_pad}
     made |= model.model_args
     made |= {"num_classes": model.num_classes, "global_pool": model.global_pool}
-    made |= {"in_chans": embed.proj.in_channels, "img_size": list(embed.img_size)}
+    made |= {"in_chans": convolution_of(embed).in_channels, "img_size": list(embed.img_size)}
     return {"kind": "vision", "model": name, "made": made, "options": dict(options)}
 
 

@@ -21,11 +21,12 @@ from adaptok.cells.lengths import distinct, offsets_of
 from adaptok.models.recording import recorded
 from adaptok.processors.reducers import Flow, Reducer, advance
 from adaptok.registry import REDUCERS
-from adaptok.vision.blocks import BLOCKS, Packing
+from adaptok.vision.blocks import Packing, pack_modules, run_of
 from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
 from adaptok.vision.pooling import latent_pool
 from adaptok.vision.recording import check_model_args, check_rebuilt, config_of
 from adaptok.vision.rope import Rope, rotations, unsupported_rope
+from adaptok.vision.support import replaced_forward, why_no_plain_model
 
 
 class Step:
@@ -56,10 +57,9 @@ class ReducedBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], packing: Packing) -> Float[Tensor, "b m d"]:
         """Runs it; `packing` describes its rows, one image after the other."""
-        run = BLOCKS[type(self).__mro__[2]]  # that of timm's class
         if packing.between is not None:
             packing = packing._replace(observed=[])  # a checkpoint runs the block twice
-        return run(self, x.flatten(0, 1), packing).unflatten(0, (x.shape[0], -1))
+        return run_of(self)(self, x.flatten(0, 1), packing).unflatten(0, (x.shape[0], -1))
 
 
 class _Block(ReducedBlock, Block): ...
@@ -321,6 +321,7 @@ def reduced_model(
     made.__class__ = MODELS[type(model)]
     for block in made.blocks:
         block.__class__ = REDUCED_BLOCKS[type(block)]
+    pack_modules(made.blocks)  # their attentions
     weight = source.norm.weight if hasattr(source.norm, "weight") else tensors[0]
     made.reducer, made.last = reducer.to(weight.device, weight.dtype), None
     made.options = {"reducer": recorded(part)}
@@ -332,8 +333,10 @@ def reduced_model(
 def reason_against(model: nn.Module) -> str | None:
     """Says why a model cannot run with a reducer, or returns None."""
     if type(model) not in MODELS:
-        return "not a plain vision transformer of timm (VisionTransformer or Eva)"
+        return why_no_plain_model(model)
     source: Any = model
+    if reason := replaced_forward(source):
+        return reason
     if not len(source.blocks):
         return "it has no blocks"
     for block in source.blocks:

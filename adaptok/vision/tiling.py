@@ -148,7 +148,7 @@ class ImageCells(nn.Module):
 
         This waits for the device, once in the life of a model.
         """
-        if self.checked or not is_readable(x):
+        if self.checked or not x.numel() or not is_readable(x):
             return
         self.checked = True
         values = self._values(x)

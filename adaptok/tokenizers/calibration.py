@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptok.layers.boundary import Boundary
 from adaptok.tokenizers.base import frames_of_cells
@@ -31,7 +31,7 @@ Fields = Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]]  # a batch 
 
 @torch.no_grad()
 def calibrate(
-    tokenizer: TreeTokenizer | RltTokenizer,
+    tokenizer: TreeTokenizer | RltTokenizer | nn.Module,
     fields: Fields,
     tokens: float,
     *,
@@ -66,7 +66,9 @@ def calibrate(
         return own(fields, tokens)
     if isinstance(tokenizer, RltTokenizer):
         return tokenizer.threshold_for(as_batches(fields), tokens)
-    bars, priced = _bars(tokenizer), isinstance(tokenizer.marking, PriceMarking)
+    bars = _bars(tokenizer)
+    assert isinstance(tokenizer, TreeTokenizer)  # nothing else has such a marking
+    priced = isinstance(tokenizer.marking, PriceMarking)
     parts, coarsest, samples = [], 0, 0
     for field in as_batches(fields):
         scores, tree = tokenizer.scores(field, boundary=boundary)
@@ -101,7 +103,7 @@ def as_batches(fields: Fields) -> list[Tensor]:
     return batches
 
 
-def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
+def _bars(tokenizer: Any) -> tuple[float, ...] | None:
     """Returns positive thresholds, fine to coarse; None for a marking relative to the maximum."""
     marking: Any = getattr(tokenizer, "marking", None)
     if isinstance(marking, MaximumMarking) and len(tokenizer.spec.sizes) > 1:

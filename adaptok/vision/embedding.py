@@ -10,7 +10,7 @@ from jaxtyping import Float
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, product
+from adaptok.cells import Cells
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokenizers.embeddings.learned_table import position_rows, resample_positions
 from adaptok.tokens import TokenizerSpec
@@ -30,8 +30,8 @@ class CellPatchEmbed(PatchEmbed):
         proj: Any = self.proj
         if type(proj) is nn.Conv2d and not _hooked(proj):  # it sees each patch once: a linear map
             return self.norm(F.linear(x, proj.weight.flatten(1), proj.bias))
-        channels = x.shape[1] // product(self.patch_size)
-        return self.norm(proj(x.unflatten(1, (channels, *self.patch_size))).flatten(1))
+        height, width = int(self.patch_size[0]), int(self.patch_size[1])
+        return self.norm(proj(x.unflatten(1, (-1, height, width))).flatten(1))
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,10 +19,9 @@ from adaptok.vision.tiling import ImageCells
 BITS = (5.5, 4.0)  # thresholds of the paper (App. C)
 
 
-def default_thresholds(
-    given: Sequence[float] | None, indicator: Part, marking: Part | None = None
-) -> Sequence[float]:
-    """Returns the thresholds that are given, or those of the paper, which are bits of entropy.
+def default_thresholds(given: Any, indicator: Part, marking: Part | None = None) -> Any:
+    """Returns the thresholds that are given, unchecked, or those of the paper, which are bits of
+    entropy.
 
     Raises:
         ValueError: none are given, and the indicator scores in other units.
@@ -56,6 +55,7 @@ def calibrated(
     Raises:
         ValueError: not one of `tokens` and `share`, or what `adaptok.calibrate` refuses.
     """
+    wanted = tokens
     if (tokens is None) == (share is None):
         raise ValueError(f"give tokens or share, one of them, got {tokens} and {share}")
     fields, patches, count = [], 0, 0
@@ -67,8 +67,9 @@ def calibrated(
         count += len(batch)
     if share is not None:
         check_value(share, PositiveShare, "share")
-        tokens = share * patches / max(count, 1)
-    return calibrate(tiling.trees, fields, tokens)
+        wanted = share * patches / max(count, 1)
+    assert wanted is not None
+    return calibrate(tiling.trees, fields, wanted)
 
 
 def _batches(images: Any) -> Iterator[Tensor]:

@@ -81,7 +81,7 @@ class ImageCells(nn.Module):
         x: Float[Tensor, "b c h w"] | Sequence[Tensor],
         given: Cells | None,
         **control: Any,
-    ) -> list[tuple[Float[Tensor, "r c h w"], Cells]]:
+    ) -> list[tuple[Float[Tensor, "r c gh gw"], Cells]]:
         """Returns batches of neighbouring images of one size (see `whole`), each with its cells.
 
         Args:
@@ -117,7 +117,7 @@ class ImageCells(nn.Module):
             raise ValueError(f"cells have sizes {given.sizes}, the model {self.spec.sizes}")
         return x, given
 
-    def whole(self, x: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b g k"]:
+    def whole(self, x: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b gh gw"]:
         """Returns the part of images that patches cover: all of it if it is padded."""
         sides = zip(x.shape[-2:], self.spec.sizes[-1][1:], strict=True)
         height, width = (n if self.pad else n - n % patch for n, patch in sides)
@@ -132,7 +132,7 @@ class ImageCells(nn.Module):
         self.check_range(x)
         return self.trees.cells(self.restore(x), **control)
 
-    def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c g k"]:
+    def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c gh gw"]:
         """Undoes the normalisation: whole numbers 0..255, as in 8-bit images, where patches are.
 
         Values outside, which augmentation may produce, are clamped.
@@ -152,14 +152,13 @@ class ImageCells(nn.Module):
             return
         self.checked = True
         values = self._values(x)
-        low, high = (float(v) for v in values.aminmax())
         outside = float(((values < -1) | (values > 256)).float().mean())
-        narrow = 0 < high - low < 128
-        if outside > 0.01 or narrow:
+        span = float((values.amax((0, 2, 3)) - values.amin((0, 2, 3))).max())
+        if outside > 0.01 or 0 < span < 128:
             found = (
                 f"{outside:.0%} of their restored values lie outside 0..255"
                 if outside > 0.01
-                else f"all their restored values lie between {low:.0f} and {high:.0f} of 0..255"
+                else f"their restored values span {span:.0f} of 0..255 in any channel"
             )
             mean, std = self.stats
             warnings.warn(

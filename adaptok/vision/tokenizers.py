@@ -104,10 +104,10 @@ def random(
         thresholds: those of the APT to compare with, None as there.
         indicator: the score of that APT.
     """
-    fast = apply_apt(model, thresholds, indicator=indicator, mean=mean, std=std, branch=False)
+    bars = tuple(default_thresholds(thresholds, indicator))
+    fast = apply_apt(model, bars, indicator=indicator, mean=mean, std=std, branch=False)
     like = fast.tiling
-    given = like.spec, like.thresholds, indicator, None, mean, std
-    fast.tiling = RandomCells(*given, pad=like.pad)
+    fast.tiling = RandomCells(like.spec, bars, indicator, None, mean, std, pad=like.pad)
     return fast.train(model.training)
 
 
@@ -125,6 +125,6 @@ def _capped(
     model: nn.Module, thresholds: Sequence[float] | None, budget: int | None, **options: Any
 ) -> Any:
     """`apply_apt` with at most `budget` tokens per image."""
-    thresholds = default_thresholds(thresholds, options["indicator"])
-    marking = {"name": "threshold", "thresholds": tuple(thresholds), "budget": budget}
-    return apply_apt(model, thresholds, marking=None if budget is None else marking, **options)
+    bars = tuple(default_thresholds(thresholds, options["indicator"]))
+    marking = {"name": "threshold", "thresholds": bars, "budget": budget}
+    return apply_apt(model, bars, marking=None if budget is None else marking, **options)

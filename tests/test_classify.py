@@ -14,6 +14,7 @@ from torch import nn
 
 pytest.importorskip("timm")
 
+import adaptok
 from adaptok import cli
 from adaptok.config import menu as config
 from adaptok.tasks.classify import (
@@ -245,6 +246,14 @@ def test_every_key_of_the_task_is_read(recipe, data):
     assert set(chosen["model"]) == set(parameters) - {"classes"}
 
 
+def test_a_classifier_of_other_options_can_be_saved(tmp_path):
+    model = build_timm("test_vit", 3, drop_path_rate=0.1, options={"num_heads": 4})
+    fast = build_classifier(model, APT).eval()
+    adaptok.save_pretrained(fast, tmp_path)
+    x = torch.randn(2, 3, *model.patch_embed.img_size)
+    assert torch.equal(adaptok.from_pretrained(tmp_path)(x), fast(x))
+
+
 def test_learning_rate_falls_from_layer_to_layer_and_with_the_schedule():
     optim = ClassifierOptim(
         lr=1.0, layer_decay=0.5, decay="cosine", warmup_steps=0, lr_min=0.0, lr_start=0.0
@@ -258,7 +267,8 @@ def test_learning_rate_falls_from_layer_to_layer_and_with_the_schedule():
     assert rates["head.weight"] == 1.0
     assert rates["blocks.1.mlp.fc1.weight"] == rates["blocks.0.mlp.fc1.weight"] * 2
     stem = rates["patch_embed.proj.weight"]
-    assert stem == rates["cell_embed.zero.weight"] == rates["pos_embed"]
+    assert rates["cell_embed.zero.weight"] == 1.0  # starts at zero and learns the most
+    assert stem == rates["pos_embed"]
     assert stem == rates["blocks.0.mlp.fc1.weight"] / 2
     module.trainer = type("T", (), {"estimated_stepping_batches": 10})()
     made = module.configure_optimizers()

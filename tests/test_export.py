@@ -146,7 +146,8 @@ def wrapped(**options):
 
     torch.manual_seed(0)
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    model = VisionTransformer(**sizes, num_classes=3)
+    pool = "avg" if options.get("window") else "token"  # windows alone would cut the token off
+    model = VisionTransformer(**sizes, num_classes=3, global_pool=pool)
     norm = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     budget = {"name": "budget", "budget": 10}
     return adaptok.vision.apply_apt(model, (5.0,), **{"marking": budget, **norm, **options}).eval()

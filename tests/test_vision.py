@@ -366,16 +366,53 @@ def test_pooling_of_ragged_batches_equals_image_by_image(pool):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("size", [(64, 96), (70, 53), (33, 64)])
-def test_any_size_is_tiled_completely(size):
-    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+def test_any_size_is_tiled_completely(size, pad):
+    """Up to the last whole patch, or beyond the border, as timm's embedding does."""
+    model = small_vit(dynamic_img_size=True, dynamic_img_pad=pad)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).eval()
     out = fast(images(2, 3, *size))
     assert out.shape == (2, 5)
-    fast.last_cells.validate()
+    cells = fast.last_cells.validate()
+    assert cells.shape[1:] == (size if pad else tuple(n // 8 * 8 for n in size))
+    grid = tuple(model.patch_embed.dynamic_feat_size(size))
+    assert fast.dense_features(images(2, 3, *size)).shape[2:] == grid
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Eva"])
+@pytest.mark.parametrize("size", [(70, 70), (64, 79), (71, 64)])
+def test_models_whose_size_patches_do_not_divide_equal_timm(size, kind):
+    from timm.models.eva import Eva
+
+    options = {**SMALL, "img_size": size, "num_classes": 5}
+    model = VisionTransformer(**options) if kind == "ViT" else Eva(**options, **EVA)
+    assert_equals_timm(shaken(model), torch.randn(2, 3, *size), **NORM)
+
+
+def test_pixels_beyond_the_last_whole_patch_change_nothing():
+    """Neither cells nor logits, of a batch, a list, cells that are given, and random patches."""
+    from adaptok.vision import IMAGE_TOKENIZERS
+
+    model = small_vit(img_size=70)
+    whole = images(2, 3, 64, 64)
+    x = torch.nn.functional.pad(whole, (0, 6, 0, 6), value=1.0)
+    x[..., 64:, :] = torch.rand(2, 3, 6, 70)
+    given = {"thresholds": (6.0, 6.0), **NORM}
+    drawn = IMAGE_TOKENIZERS.create("random", model=model, **given)
+    for fast in (apply_apt(model, **given).eval(), drawn.eval()):
+        expected = fast(whole)
+        cells = fast.last_cells
+        assert torch.equal(fast(x), expected)
+        assert torch.equal(fast(x, cells=cells), expected)
+        assert torch.equal(fast.tiling.restore(x), fast.tiling.restore(whole))
+    fast = apply_apt(model, **given).eval()
+    torch.testing.assert_close(fast(list(x)), fast(whole), rtol=1e-5, atol=1e-5)
 
 
 def test_dense_features_replicate_each_token_over_its_cell():
-    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    model = small_vit(dynamic_img_size=True, dynamic_img_pad=True)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).eval()
     x = images(2, 3, 64, 93)
     out = fast.forward_features(x)
     dense = fast.dense_features(x)
@@ -387,15 +424,102 @@ def test_dense_features_replicate_each_token_over_its_cell():
     assert fast.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
 
-def test_intermediates_equal_timm_where_nothing_merges():
-    model = small_vit()
-    fast = apply_apt(model, (-1.0,), **NORM).eval()
+INTERMEDIATES = [
+    {},
+    {"indices": 1},
+    {"indices": [0, -1], "norm": True},
+    {"indices": (1, 0, 1), "output_fmt": "NLC"},
+    {"indices": [0], "stop_early": True, "return_prefix_tokens": True},
+    {"indices": 2, "output_dict": True, "return_prefix_tokens": True},
+    {"indices": [1], "output_dict": True, "intermediates_only": True, "norm": True},
+    {"indices": 2, "return_prefix_tokens": True, "intermediates_only": True, "output_fmt": "NLC"},
+]
+
+
+def padded(features):
+    """Nested features, with those of cells in timm's layout."""
+    if hasattr(features, "padded"):
+        return features.padded()[0]
+    if isinstance(features, dict):
+        return {key: padded(value) for key, value in features.items()}
+    many = isinstance(features, (list, tuple))
+    return type(features)(map(padded, features)) if many else features
+
+
+@pytest.mark.parametrize("options", INTERMEDIATES, ids=str)
+@pytest.mark.parametrize(
+    "kind", ["class token", "no prefix", pytest.param("Eva", marks=pytest.mark.slow)]
+)
+def test_intermediates_equal_timm_where_nothing_merges(options, kind):
+    """Every option of timm's, of models on cells and with a reducer that merges nothing."""
+    from timm.models.eva import Eva
+
+    if kind == "Eva":
+        if "output_dict" in options:
+            pytest.skip("timm's Eva has no dictionaries")
+        model = shaken(Eva(**SMALL, **EVA, num_classes=5, num_reg_tokens=1))
+    else:
+        bare = {"class_token": False, "global_pool": "avg"}
+        model = small_vit(**(bare if kind == "no prefix" else {"reg_tokens": 2}))
     x = torch.randn(2, 3, 64, 64)
+    fast = apply_apt(model, (-1.0,), **NORM).eval()
+    reduced = adaptok.vision.apply_reducer(model, "tome", r=0).eval()
     with torch.no_grad():
-        _, expected = model.forward_intermediates(x, indices=[0, 1], norm=True)
-        _, got = fast.forward_intermediates(x, indices=[0, 1], norm=True)
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        expected = model.forward_intermediates(x, **options)
+        for adapted in (fast, reduced):
+            got = padded(adapted.forward_intermediates(x, **options))
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_timms_positions_of_arguments_and_its_wrappers_work():
+    from timm.models._features import FeatureGetterNet
+
+    model, x = small_vit(depth=3), torch.randn(2, 3, 64, 64)
+    fast = apply_apt(model, (-1.0,), **NORM).eval()
+    with torch.no_grad():
+        for args in (([1], True), ([1], True, True), ([1], False, True, True, "NLC", True)):
+            expected = model.forward_intermediates(x, *args)
+            got = padded(fast.forward_intermediates(x, *args))
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        for knobs in ({}, {"n": [0, 2], "reshape": True, "return_prefix_tokens": True}):
+            expected = model.get_intermediate_layers(x, norm=True, **knobs)
+            got = fast.get_intermediate_layers(x, norm=True, **knobs)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        wrapped = (FeatureGetterNet(copy.deepcopy(m), [0, -2]) for m in (model, fast))
+        expected, got = (net(x) for net in wrapped)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_maps_between_are_those_of_the_tokens():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM).eval()
+    x = images(1, 3, 64, 96)
+    ((rows, prefix),) = fast.forward_intermediates(
+        [x[0]], [0], True, output_fmt="NLC", intermediates_only=True
+    )
+    tokens = fast.tokens_after(x, -2)
+    dense = fast.forward_features(x)._replace(tokens=tokens).dense()
+    assert torch.equal(rows[0], dense[0].flatten(1).T)
+    assert prefix.shape == (1, 1, 24)
+
+
+@pytest.mark.parametrize("indices", [[2], [-3], 0, 3, -1, [], True])
+def test_blocks_that_do_not_exist_are_refused(indices):
+    model, x = small_vit(), torch.randn(1, 3, 64, 64)
+    fast = apply_apt(model, (6.0,), **NORM)
+    for adapted in (fast, adaptok.vision.apply_reducer(model, "tome", r=0)):
+        with pytest.raises(ValueError, match="the model has 2 blocks"):
+            adapted.forward_intermediates(x, indices)
+        for wrong in ({"output_fmt": "NHWC"}, {"is_causal": True}, {"attn_mask": x}):
+            with pytest.raises(ValueError, match=r"output_fmt|is_causal"):
+                adapted.forward_intermediates(x, **wrong)
+    with pytest.raises(ValueError, match="the model has 2 blocks"):
+        fast.tokens_after(x, 2)
+    tower = VisionTower(fast, -1)
+    fast.prune_intermediate_layers([0])
+    with pytest.raises(ValueError, match="the model has 1 blocks"):
+        tower(x)
+    with pytest.raises(ValueError, match="a tower takes a model that apply_apt returned"):
+        VisionTower(model)
 
 
 def test_pyramid_scales():
@@ -427,7 +551,7 @@ def test_window_attention_equals_attention_inside_each_window():
 
 
 def test_global_blocks_see_beyond_their_window():
-    model = small_vit()
+    model = small_vit(global_pool="avg")
     x = images(1, 3, 64, 64)
     windows, mixed, free = (
         apply_apt(model, (6.0, 6.0), **NORM, window=w, global_blocks=g).eval()
@@ -447,6 +571,31 @@ def test_global_blocks_see_beyond_their_window():
     assert first_window_moves(free)
     with pytest.raises(ValueError, match="multiple of the coarsest cell"):
         apply_apt(model, (6.0, 6.0), **NORM, window=48)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "map", ""])
+def test_windows_that_cut_the_class_token_off_are_refused(pool):
+    """What is not refused depends on the image, in every pooling."""
+    model = small_vit(global_pool=pool)
+    if pool == "token":
+        with pytest.raises(ValueError, match="cuts the class token off"):
+            apply_apt(model, (6.0, 6.0), **NORM, window=32)
+    blocks = (0,) if pool == "token" else ()
+    fast = apply_apt(model, (6.0, 6.0), **NORM, window=32, global_blocks=blocks).eval()
+    out = [fast(images(1, 3, 64, 64)) for _ in range(2)]
+    a, b = (y.tokens.features if pool == "" else y for y in out)
+    assert a.shape != b.shape or not torch.allclose(a, b)
+    if pool == "avg":
+        with pytest.raises(ValueError, match="cuts the class token off"):
+            fast.reset_classifier(3, "token")
+        fast.reset_classifier(3)
+        assert fast(images(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_distilled_models_need_a_global_block_too():
+    model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, depth=1)
+    with pytest.raises(ValueError, match="cuts the class token off"):
+        apply_apt(model, (6.0,), window=32)
 
 
 def test_window_attention_at_1536():
@@ -473,6 +622,87 @@ def test_tower_hands_over_tokens_and_boxes():
     )
 
 
+def test_calibration_takes_normalised_images_of_any_kind():
+    """The mean is the closest from below: the reference calibrates the restored values by hand."""
+    fast = apply_apt(small_vit(), (6.0, 5.0), **NORM).eval()
+    x = torch.cat([images(3, 3, 64, 64), torch.zeros(1, 3, 64, 64)])
+    expected = adaptok.calibrate(fast.tiling.trees, fast.tiling.restore(x), 30)
+    assert fast.calibrate(x, 30) == expected
+    assert fast.calibrate(x, share=30 / 64) == expected
+    assert adaptok.calibrate(fast, x, 30) == expected
+    assert fast.calibrate(list(x), 30) == expected
+    assert fast.calibrate([x[:3], x[3:]], 30) == expected
+    labelled = torch.utils.data.TensorDataset(x, torch.arange(4))
+    assert fast.calibrate(torch.utils.data.DataLoader(labelled, batch_size=3), 30) == expected
+    fast(x, thresholds=expected)
+    assert 20 < len(fast.last_cells) / 4 <= 30
+    mixed = [*x[:2], images(3, 64, 99)]  # 64, 64 and 96 patches
+    fast(mixed, thresholds=fast.calibrate(mixed, share=0.5))
+    assert 0.3 < len(fast.last_cells) / 224 <= 0.5
+
+
+def test_another_normalisation_than_the_models_is_named_once(recwarn):
+    values = ((images(2, 3, 64, 64) * 0.5 + 0.5) * 255).round()
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229,) * 3))
+    wrong = {"0..1": values / 255, "bytes": values, "ImageNet": (values / 255 - mean) / std}
+    right = {"right": values / 127.5 - 1, "flat": torch.zeros(2, 3, 64, 64)}
+    for name, x in (right | wrong).items():
+        fast = apply_apt(small_vit(depth=1), (6.0, 5.0), **NORM).eval()
+        fast(x, thresholds=(-1.0, -1.0))  # nothing is scored, nothing is read
+        assert not recwarn.list, name
+        fast(x)
+        fast(x)
+        said = [str(recwarn.pop().message) for _ in list(recwarn.list)]
+        assert len(said) == (name in wrong), name
+        assert all("do not look normalised by the mean (0.5, 0.5, 0.5)" in one for one in said)
+    narrow = apply_apt(small_vit(), (6.0, 5.0), mean=(0.485, 0.456, 0.406), std=(0.229,) * 3).eval()
+    with pytest.warns(UserWarning, match="span"):
+        narrow(right["right"])
+
+
+def test_tokens_are_counted_by_level():
+    fast = apply_apt(small_vit(), (6.0, 4.0), **NORM).eval()
+    with pytest.raises(ValueError, match="there was none"):
+        fast.tokens_per_level()
+    x = torch.cat([images(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64)])
+    fast(x)
+    counts = fast.tokens_per_level()
+    assert list(counts) == [(8, 8), (16, 16), (32, 32)]
+    cells = fast.last_cells
+    for (side, _), own in counts.items():  # one image and one size at a time
+        rows = [(cells.sample == i) & (cells.size[:, 1] == side) for i in range(3)]
+        assert own.tolist() == [int(row.sum()) for row in rows]
+    assert [int(own[1]) for own in counts.values()] == [0, 0, 4]
+    assert sum(counts.values()).tolist() == list(cells.lengths)
+    fast(x, thresholds=(-1.0, -1.0))
+    every = [own.tolist() for own in fast.tokens_per_level().values()]
+    assert every == [[64] * 3, [0] * 3, [0] * 3]
+
+
+@pytest.mark.parametrize("pad", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (72, 96), (70, 45)])
+def test_the_range_of_the_number_of_tokens(size, pad):
+    """All that a flat image can merge, and all patches."""
+    fast = apply_apt(small_vit(dynamic_img_pad=pad, dynamic_img_size=pad), (6.0, 6.0), **NORM)
+    least, most = fast.token_range(*size)
+    flat = torch.zeros(1, 3, *size)
+    assert fast.tiling(flat).lengths == (least,)
+    assert fast.tiling(flat, thresholds=(-1.0, -1.0)).lengths == (most,)
+
+
+def test_calibrations_that_make_no_sense_are_refused():
+    fast, x = apply_apt(small_vit(), (6.0, 5.0), **NORM), images(2, 3, 64, 64)
+    for wrong in ({}, {"tokens": 30, "share": 0.5}, {"share": 0.0}, {"share": 50}, {"tokens": 500}):
+        with pytest.raises(ValueError, match=r"tokens|share"):
+            fast.calibrate(x, **wrong)
+    with pytest.raises(ValueError, match="at least one field"):
+        fast.calibrate([], 30)
+    with pytest.raises(ValueError, match=r"marks by thresholds.* BudgetMarking"):
+        apply_apt(small_vit(), marking={"name": "budget", "budget": 22}, **NORM).calibrate(x, 30)
+    with pytest.raises(ValueError, match="got VisionTransformer"):
+        adaptok.calibrate(small_vit(), x, 30)
+
+
 def test_freezing_leaves_only_what_is_new():
     fast = apply_apt(small_vit(), (6.0, 6.0), **NORM)
     trainable = freeze_all_but_new(fast, also=("head",))
@@ -481,6 +711,38 @@ def test_freezing_leaves_only_what_is_new():
     assert {name.split(".")[0] for name in names} == {"cell_embed", "head"}
     with pytest.raises(ValueError, match="'heed'"):
         freeze_all_but_new(fast, also=("heed",))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_freezing_leaves_the_given_model_as_it_was(frozen):
+    """Its flags stay, whichever they are; the values are the same ones before and after a step."""
+    model = small_vit().requires_grad_(not frozen)
+    fast = apply_apt(model, (6.0, 6.0), **NORM).train()
+    trainable = freeze_all_but_new(fast, also=("head",))
+    assert all(parameter.requires_grad is not frozen for parameter in model.parameters())
+    assert [id(p) for p in fast.parameters() if p.requires_grad] == [id(p) for p in trainable]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast(images(2, 3, 64, 64)).square().sum().backward()
+    torch.optim.SGD(trainable, 0.1).step()
+    after = {name: p.data_ptr() for name, p in fast.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert parameter.data_ptr() == after[name]
+        assert torch.equal(parameter, before[name]) is not name.startswith("head")
+    freeze_all_but_new(fast, also=("blocks.1",))
+    moving = {n.partition(".")[0] for n, p in fast.named_parameters() if p.requires_grad}
+    assert moving == {"blocks", "cell_embed"}
+    assert not fast.blocks[0].attn.qkv.weight.requires_grad
+
+
+def test_tied_parameters_stay_tied_when_they_freeze():
+    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM)
+    fast.blocks[1].attn.proj = fast.blocks[0].attn.proj
+    fast.blocks[1].mlp.fc1.weight = fast.blocks[0].mlp.fc1.weight
+    freeze_all_but_new(fast)
+    assert fast.blocks[1].mlp.fc1.weight is fast.blocks[0].mlp.fc1.weight
+    assert {n.partition(".")[0] for n, p in fast.named_parameters() if p.requires_grad} == {
+        "cell_embed"
+    }
 
 
 def test_parameters_are_shared_and_the_model_stays_as_it_was():
@@ -495,6 +757,34 @@ def test_parameters_are_shared_and_the_model_stays_as_it_was():
     assert fast.get_classifier().out_features == 7
     assert torch.equal(model(x), before)
     assert fast.blocks[0].attn.qkv.weight is model.blocks[0].attn.qkv.weight
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Eva"])
+def test_setters_of_timm_keep_cells_and_model_together(kind):
+    """What a setter leaves is what the same setter, called before, would give."""
+    from timm.models.eva import Eva
+
+    options = {**SMALL, **EVA, "num_reg_tokens": 1}
+    model = small_vit() if kind == "ViT" else shaken(Eva(**options, num_classes=5))
+    fast = apply_apt(copy.deepcopy(model), (6.0, 6.0), **NORM).eval()
+    for knobs in ({"patch_size": 4}, {"img_size": 32, "patch_size": (8, 4)}):
+        with pytest.raises(ValueError, match="apply_apt to it again"):
+            fast.set_input_size(**knobs)
+    x = images(2, 3, 96, 72)
+    for knobs in ({"img_size": (96, 72)}, {"img_size": (96, 72), "patch_size": 8}):
+        fast.set_input_size(**knobs)
+        model.set_input_size(**knobs)
+        with torch.no_grad():
+            expected = apply_apt(model, (6.0, 6.0), **NORM).eval()(x)
+            torch.testing.assert_close(fast(x), expected)
+            torch.testing.assert_close(fast(x, thresholds=(-1.0, -1.0)), model(x))
+    assert fast.patch_embed.img_size == (96, 72)
+    model.set_input_size(patch_size=4)
+    other = apply_apt(model, (6.0, 6.0), **NORM).eval()
+    assert other.tiling.spec.sizes == ((1, 16, 16), (1, 8, 8), (1, 4, 4))
+    fast.prune_intermediate_layers([0])
+    assert len(fast.blocks) == 1
+    assert len(fast.forward_intermediates(x, intermediates_only=True)) == 1
 
 
 def test_state_travels_from_and_to_timm():
@@ -513,16 +803,28 @@ def test_state_travels_from_and_to_timm():
         fast.load_state_dict({k: v for k, v in first.state_dict().items() if k != "pos_embed"})
 
 
-def test_layer_decay_puts_the_new_parameters_into_the_stem():
+@pytest.mark.parametrize("kind", ["ViT", "Eva", "distilled"])
+def test_layer_decay_gives_the_new_parameters_the_rate_of_the_head(kind):
+    """They start at zero and learn the most; the other rates are those of timm's model."""
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.eva import Eva
     from timm.optim import param_groups_layer_decay
 
-    fast = apply_apt(small_vit(), (6.0, 6.0), **NORM)
-    groups = param_groups_layer_decay(
-        fast, layer_decay=0.5, no_weight_decay_list=fast.no_weight_decay()
-    )
-    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
-    assert scale[id(fast.cell_embed.zero.weight)] == scale[id(fast.patch_embed.proj.weight)]
-    assert scale[id(fast.patch_embed.proj.weight)] < scale[id(fast.blocks[0].mlp.fc1.weight)]
+    cls = {"ViT": VisionTransformer, "Eva": Eva, "distilled": VisionTransformerDistilled}[kind]
+    model = cls(**SMALL, num_classes=5)
+    fast = apply_apt(model, (6.0, 6.0), **NORM)
+    rates = []
+    for one in (model, fast):
+        groups = param_groups_layer_decay(
+            one, layer_decay=0.5, no_weight_decay_list=one.no_weight_decay()
+        )
+        scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+        rates.append({name: scale[id(p)] for name, p in one.named_parameters()})
+    new = {name: rate for name, rate in rates[1].items() if name not in rates[0]}
+    assert new.keys() == {name for name in rates[1] if name.startswith("cell_embed.")}
+    assert set(new.values()) == {rates[1]["head.weight"]} == {1.0}
+    assert {name: rates[1][name] for name in rates[0]} == rates[0]
+    assert rates[0]["patch_embed.proj.weight"] == 0.5**3
 
 
 def test_gradient_checkpointing_changes_nothing():
@@ -626,6 +928,55 @@ def test_a_copy_uses_its_own_weights():
         twin.pos_embed.add_(1)
     assert torch.equal(fast(x), before)
     assert not torch.equal(twin(x), before)
+
+
+@pytest.mark.parametrize(
+    ("indicator", "bits"),
+    [
+        ("entropy", True),
+        ({"name": "entropy", "color": "channels"}, True),
+        ("laplacian", False),
+        ({"name": "variance", "by_area": True}, False),
+        ("resampling", False),
+        ("gradient", False),
+    ],
+)
+def test_thresholds_without_a_unit_are_asked_for(indicator, bits):
+    """The default is in bits; a fixed budget compares no threshold at all."""
+    from adaptok.vision import IMAGE_TOKENIZERS
+
+    made = {name: {"indicator": indicator} for name in ("apt", "resize", "random")}
+    made |= {"capped": {"indicator": indicator, "budget": 30}}
+    budget = {"name": "budget", "budget": 30}
+    apply_apt(small_vit(), indicator=indicator, marking=budget, **NORM)
+    builders = [lambda: apply_apt(small_vit(), indicator=indicator, **NORM)]
+    for name, knobs in made.items():
+        own = {"name": name.replace("capped", "apt"), **knobs}
+        builders.append(lambda own=own: IMAGE_TOKENIZERS.build(own, model=small_vit(), **NORM))
+    for build in builders:
+        if bits:
+            bars = build().options["thresholds"]
+            assert bars == [5.5, 4.0]
+        else:
+            with pytest.raises(ValueError, match="are not bits, so thresholds have no"):
+                build()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_writes_to_parameters_are_seen_at_once(mode):
+    """Also those through `.data`, which raise no version; each against a fresh model."""
+    fast, x = apply_apt(small_vit(depth=1), (6.0, 6.0), **NORM).eval(), images(1, 3, 64, 80)
+    for name in ("pos_embed", "patch_embed.proj.weight", "cls_token", "cell_embed.zero.bias"):
+        with mode():
+            before = fast(x)
+            assert torch.equal(fast(x), before)
+        fast.get_parameter(name).data[..., :1] += 0.5
+        with mode():
+            after, fresh = fast(x), copy.deepcopy(fast)
+            fresh.cell_positions = type(fresh.cell_positions)()
+            assert torch.equal(after, fresh(x)), name
+        assert not torch.equal(after, before), name
+        assert len(fast.cell_positions.kept) == 1
 
 
 @pytest.mark.parametrize("thresholds", [(), "5.5", (5.5, "4"), 5.5, (True,)])
@@ -749,3 +1100,221 @@ def test_constants_of_a_trace_do_not_outlive_it(trace):
         program = torch.export.export(module, (x,), strict=False)
         torch.testing.assert_close(program.module()(x), module(x))
     assert module(x).unique().item() == round(255 * module.tiling.stats[0][0])
+
+
+READ = [  # what the model itself shows
+    {"drop_path_rate": 0.2},
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"img_size": (96, 128), "in_chans": 3, "num_classes": 7},
+    {"global_pool": "avg"},
+]
+TOLD = [  # what has to be said
+    {"num_heads": 4},
+    {"act_layer": "quick_gelu"},
+    {"global_pool": "avg", "pool_include_prefix": True},
+    {"norm_layer": "rmsnorm"},
+    {"depth": 2},
+    {"patch_size": 32},
+    {"reg_tokens": 4},
+]
+
+
+QUICK = [(READ[0], False), (TOLD[0], True)]
+CASES = [
+    pytest.param(o, r, marks=[pytest.mark.slow] * ((o, r) not in QUICK))
+    for o in (*READ, *TOLD)
+    for r in (False, True)
+]
+
+
+@pytest.mark.parametrize(("options", "reduced"), CASES, ids=str)
+def test_arguments_of_create_model_are_saved_or_asked_for(options, reduced, tmp_path):
+    """What is built again is the same model, or nothing is written."""
+
+    def adapted(**more):
+        if reduced:
+            return adaptok.vision.apply_reducer(model, "tome", r=2, **more).eval()
+        return apply_apt(model, (5.5,), **more).eval()
+
+    model = shaken(timm.create_model("test_vit", **options))
+    if options in TOLD:
+        with pytest.raises(ValueError, match=r"timm builds another model .* model_args="):
+            adaptok.save_pretrained(adapted(), tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+        fast = adapted(model_args=options)
+    else:
+        fast = adapted()
+    adaptok.save_pretrained(fast, tmp_path / "model")
+    again = adaptok.from_pretrained(tmp_path / "model")
+    x = images(2, 3, *model.patch_embed.img_size)
+    assert torch.equal(again(x), fast(x))
+    drops = [getattr(m.blocks[-1].drop_path1, "drop_prob", 0.0) for m in (fast, again)]
+    assert drops[0] == pytest.approx(drops[1])
+    assert again.dynamic_img_size == fast.dynamic_img_size
+    adaptok.save_pretrained(again, tmp_path / "twice")  # what is loaded knows its arguments
+    assert (tmp_path / "twice/config.json").read_text() == (
+        tmp_path / "model/config.json"
+    ).read_text()
+
+
+@pytest.mark.parametrize("how", ["pruned", "wrapped", "pooled"])
+def test_what_was_changed_afterwards_is_not_saved_as_if_it_were_not(how, tmp_path):
+    fast = apply_apt(timm.create_model("test_vit"), (5.5,))
+    if how == "pruned":
+        fast.prune_intermediate_layers([0])
+    elif how == "wrapped":
+        fast.blocks[0].mlp.fc1 = torch.nn.Sequential(fast.blocks[0].mlp.fc1)
+    else:
+        fast.blocks[1].norm1.eps = 1e-3
+    with pytest.raises(ValueError, match=r"timm builds another model .*blocks\.[01]"):
+        adaptok.save_pretrained(fast, tmp_path)
+
+
+def test_arguments_that_choose_files_are_refused():
+    from adaptok.vision.apply import build_vision
+
+    with pytest.raises(ValueError, match="leave out checkpoint_path"):
+        apply_apt(timm.create_model("test_vit"), (5.5,), model_args={"checkpoint_path": "a.pth"})
+    with pytest.raises(ValueError, match="leave out pretrained_cfg"):
+        build_vision("test_vit", {"pretrained_cfg": {"file": "a.pth"}}, {"thresholds": [5.5]})
+
+
+HOOKED = ("patch_embed", "patch_embed.proj", "blocks.1", "blocks.1.attn", "blocks.1.attn.qkv")
+HOOKED = (*HOOKED, "blocks.1.mlp", "norm")
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_hooks_fire_and_change_what_they_return(merging):
+    model, x = small_vit(), images(1, 3, 64, 64)
+    fast = apply_apt(model, (6.0, 6.0) if merging else (-1.0, -1.0), **NORM).eval()
+    before = fast(x)
+    for name in HOOKED:
+        fired = []
+        module = fast.get_submodule(name)
+        hook = module.register_forward_hook(lambda m, i, out, fired=fired: fired.append(out.shape))
+        assert torch.allclose(fast(x), before, rtol=1e-4, atol=1e-5), name
+        assert fired, name
+        hook.remove()
+        hook = module.register_forward_hook(lambda m, i, out: out * 0)
+        assert not torch.allclose(fast(x), before), name
+        hook.remove()
+    reference = copy.deepcopy(model)
+    reference.blocks[0].register_forward_hook(lambda m, i, out: out * 2)
+    fast = apply_apt(reference, (-1.0,), **NORM).eval()  # hooks of the given model come along
+    torch.testing.assert_close(fast(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+class Around(torch.nn.Module):
+    """An adapter: what is inside, and a bit of it once more."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x, **more):
+        return 1.5 * self.inside(x, **more)
+
+
+WRAPPED = ["blocks.1", "blocks.1.attn", "blocks.1.attn.qkv", "blocks.0.mlp", "patch_embed.proj"]
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Eva"])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_modules_around_modules_act_as_in_timm(name, kind):
+    """Put around before (where the convolution or attention stays in sight) or afterwards."""
+    from timm.models.eva import Eva
+
+    options = {**SMALL, **EVA, "num_classes": 5, "scale_mlp": True}
+    model, x = small_vit() if kind == "ViT" else shaken(Eva(**options)), images(2, 3, 64, 64)
+    plain = copy.deepcopy(model)
+    parent, _, last = name.rpartition(".")
+
+    def put_around(one) -> None:
+        setattr(one.get_submodule(parent), last, Around(one.get_submodule(name)))
+
+    put_around(model)
+    fast = apply_apt(plain, (-1.0, -1.0), **NORM).eval()
+    put_around(fast)
+    made = [fast]
+    if name != "blocks.1":
+        made.append(apply_apt(model, (-1.0, -1.0), **NORM).eval())
+    for one in made:
+        if kind == "Eva" and name.endswith("qkv"):  # timm's Eva reads its weight
+            return
+        torch.testing.assert_close(one(x), model(x), rtol=1e-4, atol=1e-5)
+    if name in ("blocks.1.attn", "blocks.0.mlp"):
+        reduced = adaptok.vision.apply_reducer(plain, "tome", r=0).eval()
+        put_around(reduced)
+        torch.testing.assert_close(reduced(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointed_blocks_run():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    fast, x = apply_apt(small_vit(drop_path_rate=0.5), (6.0, 6.0), **NORM), images(2, 3, 64, 64)
+    grads = []
+    for wrap in (False, True):
+        one = copy.deepcopy(fast).train()
+        for i in range(2 * wrap):
+            one.blocks[i] = checkpoint_wrapper(one.blocks[i])
+        torch.manual_seed(0)
+        one(x).square().sum().backward()
+        grads.append([p.grad for p in one.parameters() if p.grad is not None])
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_run_and_compiled_models_say_what_to_give():
+    model, x = small_vit(), images(2, 3, 64, 64)
+    fast, graphs = apply_apt(model, (6.0, 6.0), **NORM).eval(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    expected = fast(x)
+    for block in fast.blocks:
+        block.compile(backend=backend)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), expected)
+    assert graphs
+    with pytest.raises(ValueError, match="it is compiled"):
+        apply_apt(torch.compile(model), **NORM)
+
+
+def test_a_replaced_forward_is_refused_and_a_lost_packing_said():
+    model, x = small_vit(), images(1, 3, 64, 64)
+    fast = apply_apt(model, (6.0,), **NORM)
+    old = model.blocks[0].forward
+    model.blocks[0].forward = lambda x: old(x) * 1.5
+    for adapt in (
+        lambda: apply_apt(model, **NORM),
+        lambda: adaptok.vision.apply_reducer(model, "tome", r=1),
+    ):
+        with pytest.raises(ValueError, match=r"the forward pass of its blocks\.0 was replaced"):
+            adapt()
+    fast.blocks[0] = torch.nn.Sequential(fast.blocks[0])
+    with pytest.raises((ValueError, TypeError), match="attn_mask"):
+        fast(x)
+
+
+class _Own(VisionTransformer): ...
+
+
+def test_modules_that_hide_a_model_say_what_to_give():
+    from timm.models._features import FeatureGetterNet
+
+    model = small_vit()
+    hiding = {
+        "it is adapted already": apply_apt(model, **NORM),
+        r"give its \.module": torch.nn.DataParallel(model),
+        r"give its \.model": FeatureGetterNet(small_vit(), [0]),
+        "subclass": _Own(**SMALL),
+        "not a plain": torch.nn.Linear(2, 2),
+    }
+    hiding["adapted"] = adaptok.vision.apply_reducer(model, "tome", r=1)
+    for reason, hidden in hiding.items():
+        with pytest.raises(ValueError, match=reason):
+            apply_apt(hidden, **NORM)
+        with pytest.raises(ValueError, match=reason):
+            adaptok.vision.apply_reducer(hidden, "tome", r=1)

@@ -15,7 +15,7 @@ pytest.importorskip("timm")
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from adaptok.vision import FeaturePyramid, VisionTower, apply_apt, pack
+from adaptok.vision import FeaturePyramid, VisionTower, apply_apt, pack, pad_maps
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 NORM = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -138,7 +138,7 @@ def test_position_tables_of_a_few_sizes_are_kept():
     fast, images = wrapped(), photos([(16, 16 + 4 * i) for i in range(20)])
     with torch.no_grad():
         first = fast(images)
-        assert len(fast.cell_positions._kept) == 16
+        assert len(fast.cell_positions.kept) == 16
         assert torch.equal(fast(images), first)
         fast.pos_embed.add_(1)
         assert not torch.allclose(fast(images), first)
@@ -172,6 +172,53 @@ def test_random_patches_of_a_list():
     images = photos()
     assert fast(images).shape == (4, 5)
     assert fast.last_cells.lengths == apply_apt(model, (6.0, 5.0), **NORM).tiling(images).lengths
+
+
+# ---- padded batches
+
+
+def test_padding_of_a_batch_gets_no_tokens():
+    """Each image of a padded batch is as it would be alone, and costs as much."""
+    fast = wrapped()
+    sizes = [(32, 48), (50, 30), (9, 64), (64, 64)]
+    batch, whole = torch.zeros(4, 3, 64, 64), torch.rand(4, 3, 64, 64)
+    for one, real, (h, w) in zip(batch, whole, sizes, strict=True):
+        one[:, :h, :w] = real[:, :h, :w]
+    parts = fast.unpad(batch, sizes)
+    assert [tuple(part.shape[1:]) for part in parts] == [(32, 48), (52, 32), (16, 64), (64, 64)]
+    maps = pad_maps(fast.dense_features(parts), (16, 16))
+    lengths = fast.last_cells.lengths
+    for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        assert torch.equal(part[:, : size[0], : size[1]], batch[i, :, : size[0], : size[1]])
+        alone = fast.dense_features(part[None])[0]
+        assert fast.last_cells.lengths == lengths[i : i + 1]
+        height, width = alone.shape[1:]
+        torch.testing.assert_close(maps[i, :, :height, :width], alone, rtol=1e-4, atol=1e-5)
+        assert maps[i].count_nonzero() == alone.count_nonzero()
+    fast(batch)
+    assert len(fast.last_cells) > sum(lengths)
+    assert pad_maps(fast.dense_features(parts)).shape == maps.shape
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([(32, 32)], "2 images need as many sizes, got 1"),
+        ([(32, 32), (32, 65)], "image 1 of a batch of"),
+        ([(32, 32), (0, 32)], "image 1 of a batch of"),
+        ([(32, 32), (32,)], "image 1 of a batch of"),
+    ],
+)
+def test_sizes_that_a_padded_batch_cannot_hold_are_refused(sizes, message):
+    fast = wrapped()
+    with pytest.raises(ValueError, match=message):
+        fast.unpad(torch.rand(2, 3, 64, 64), sizes)
+    with pytest.raises(ValueError, match="a padded batch is"):
+        fast.unpad(torch.rand(3, 64, 64), sizes)
+    with pytest.raises(ValueError, match="do not fit a grid"):
+        pad_maps([torch.rand(2, 4, 4)], (4, 3))
+    with pytest.raises(ValueError, match="no maps"):
+        pad_maps([])
 
 
 # ---- batches

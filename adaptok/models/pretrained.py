@@ -66,7 +66,8 @@ def save_pretrained(
 
     Args:
         model: a `Surrogate`, or what `create_multiphysics` (or one of its systems),
-            `create_tokenizer` or `adaptok.models.baselines.create_baseline` built. Parts of your
+            `create_tokenizer` or `adaptok.models.baselines.create_baseline` built, or a timm model
+            that `adaptok.vision.apply_apt` or `apply_reducer` adapted. Parts of your
             own are noted by class and knobs; one that is ready says the arguments of its class by
             an attribute `config`, a mapping of plain values.
         folder: created if need be.
@@ -77,8 +78,8 @@ def save_pretrained(
         The folder.
 
     Raises:
-        ValueError: another model, parts of which nothing says how they were made, or arguments
-            that JSON cannot hold.
+        ValueError: another model, parts of which nothing says how they were made, arguments that
+            JSON cannot hold, or a model that its arguments do not build again.
     """
     folder, config = Path(folder), _config(model)
     if config is None:
@@ -90,6 +91,8 @@ def save_pretrained(
     if reasons := list(refusals({"model": config})):
         raise ValueError(f"the model cannot be built again from a file. {'; '.join(reasons)}")
     text = _json({"format": FORMAT, **config})
+    if check := getattr(model, "check_rebuilt", None):
+        check()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}

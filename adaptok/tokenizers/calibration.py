@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptok.layers.boundary import Boundary
 from adaptok.tokenizers.base import frames_of_cells
@@ -30,7 +31,7 @@ Fields = Float[Tensor, "b *tcs"] | Iterable[Float[Tensor, "b *tcs"]]  # a batch 
 
 @torch.no_grad()
 def calibrate(
-    tokenizer: TreeTokenizer | RltTokenizer,
+    tokenizer: TreeTokenizer | RltTokenizer | nn.Module,
     fields: Fields,
     tokens: float,
     *,
@@ -48,7 +49,7 @@ def calibrate(
 
     Args:
         tokenizer: one that marks by the maximum, by a price, or by thresholds, all positive, whose
-            ratios are kept.
+            ratios are kept; or a model of `adaptok.vision.apply_apt`, for its normalised images.
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several.
         tokens: mean number per sample over all its frames; the result is the closest from below.
         boundary: codes, as in a call of the tokenizer.
@@ -61,9 +62,13 @@ def calibrate(
         ValueError: another marking, thresholds that are not positive, or a number of tokens out of
             reach.
     """
+    if own := getattr(tokenizer, "calibrate", None):  # a model that knows how fields are scored
+        return own(fields, tokens)
     if isinstance(tokenizer, RltTokenizer):
         return tokenizer.threshold_for(as_batches(fields), tokens)
-    bars, priced = _bars(tokenizer), isinstance(tokenizer.marking, PriceMarking)
+    bars = _bars(tokenizer)
+    assert isinstance(tokenizer, TreeTokenizer)  # nothing else has such a marking
+    priced = isinstance(tokenizer.marking, PriceMarking)
     parts, coarsest, samples = [], 0, 0
     for field in as_batches(fields):
         scores, tree = tokenizer.scores(field, boundary=boundary)
@@ -98,15 +103,15 @@ def as_batches(fields: Fields) -> list[Tensor]:
     return batches
 
 
-def _bars(tokenizer: TreeTokenizer) -> tuple[float, ...] | None:
+def _bars(tokenizer: Any) -> tuple[float, ...] | None:
     """Returns positive thresholds, fine to coarse; None for a marking relative to the maximum."""
-    marking = tokenizer.marking
+    marking: Any = getattr(tokenizer, "marking", None)
     if isinstance(marking, MaximumMarking) and len(tokenizer.spec.sizes) > 1:
         return None
     if not isinstance(marking, (ThresholdMarking, MaximumMarking, PriceMarking)):
         raise ValueError(
             "calibrate needs a tokenizer that marks by thresholds, by the maximum or by a price, "
-            f"got {type(marking).__name__}"
+            f"got {type(tokenizer if marking is None else marking).__name__}"
         )
     if len(tokenizer.spec.sizes) == 1:
         raise ValueError(f"calibrate needs several cell sizes, got {tokenizer.spec.sizes}")

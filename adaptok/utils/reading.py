@@ -8,10 +8,15 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[impo
 
 
 def reads_are_free(values: Tensor) -> bool:
-    """True on the CPU, for values that are there: not while a graph is traced, under a transform
-    such as ``torch.func.vmap``, or for fake tensors.
+    """True for values that are there (see `is_readable`) on the CPU."""
+    return values.device.type == "cpu" and is_readable(values)
+
+
+def is_readable(values: Tensor) -> bool:
+    """True for values that are there: not while a graph is traced, under a transform such as
+    ``torch.func.vmap``, or for fake tensors. The host may have to wait for the device.
     """
-    if values.device.type != "cpu" or torch.compiler.is_compiling():
+    if values.device.type == "meta" or torch.compiler.is_compiling():
         return False
     real = type(values) in (Tensor, nn.Parameter)
     return real and not is_functorch_wrapped_tensor(values)

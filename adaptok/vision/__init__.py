@@ -3,6 +3,7 @@
 from adaptok.vision.apply import apply_apt, apply_reducer, freeze_all_but_new, supported
 from adaptok.vision.batches import pack
 from adaptok.vision.features import VisionTokens, dense_map
+from adaptok.vision.padding import pad_maps
 from adaptok.vision.pyramid import FeaturePyramid
 from adaptok.vision.tokenizers import IMAGE_TOKENIZERS
 from adaptok.vision.vision_tower import TowerTokens, VisionTower
@@ -18,5 +19,6 @@ __all__ = [
     "dense_map",
     "freeze_all_but_new",
     "pack",
+    "pad_maps",
     "supported",
 ]

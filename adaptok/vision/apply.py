@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,9 +15,10 @@ from adaptok.registry import Part, choice
 from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
-from adaptok.vision.embedding import CellPositions, cell_embedding
+from adaptok.vision.recording import check_model_args
+from adaptok.vision.thresholds import default_thresholds
 from adaptok.vision.tiling import ImageCells
-from adaptok.vision.windows import check_window
+from adaptok.vision.windows import check_reach, check_window
 
 if TYPE_CHECKING:
     from adaptok.vision.models import AptMixin
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def apply_apt(
     model: nn.Module,
-    thresholds: Sequence[float] = (5.5, 4.0),
+    thresholds: Sequence[float] | None = None,
     *,
     indicator: Part = "entropy",
     marking: Part | None = None,
@@ -38,17 +39,21 @@ def apply_apt(
     weighted: Weighted = False,
     window: int | None = None,
     global_blocks: Iterable[int] = (),
+    model_args: Mapping[str, Any] | None = None,
 ) -> AptMixin:
     """Puts a model on adaptive patches (APT: Choudhury et al., "Accelerating Vision Transformers
     with Adaptive Patch Sizes", arXiv 2510.18091).
 
     The result is a new module that shares the model's parameters; its class derives from the
-    model's. The given model stays usable. Thresholds below zero give its logits.
+    model's. The given model stays usable. Thresholds below zero give its logits. What moves or
+    casts the parameters of one (``to``, ``double``) does so for both: apply it to a deep copy to
+    separate them.
 
     Args:
         model: one of `supported`, or another instance of their classes.
-        thresholds: bits of entropy below which a cell stays whole, one per merged level, the
-            smallest cells first: (2p, 4p) for patches of p pixels.
+        thresholds: score below which a cell stays whole, one per merged level, the smallest cells
+            first: (2p, 4p) for patches of p pixels. By default (5.5, 4.0) bits of entropy; scores
+            of other indicators have other units, and thresholds for them have to be given.
         indicator: score of a cell of 0..255 values; a name, or a mapping with its knobs.
         marking: rule in place of the thresholds, whose number still sets the levels:
             ``{"name": "budget", "budget": 128}`` gives every image 128 tokens.
@@ -61,11 +66,17 @@ def apply_apt(
             its scores in every attention; a number is a factor on it, True is 1.
         window: side in pixels of attention windows in all blocks but `global_blocks` (ViTDet), a
             multiple of the coarsest cell. None: every block attends to the whole image.
-        global_blocks: indices of the blocks without windows.
+        global_blocks: indices of the blocks without windows; a head that reads the class token
+            needs one.
+        model_args: arguments that ``timm.create_model`` was given beside the name, such as
+            ``{"num_heads": 6}``, for `adaptok.save_pretrained`. Number of classes, pooling, image
+            sizes and stochastic depth are read from the model.
 
     Raises:
         ValueError: the model is not supported (with the reason), or an argument is invalid.
     """
+    from adaptok.vision.blocks import pack_modules
+    from adaptok.vision.embedding import CellPositions, cell_embedding, convolution_of
     from adaptok.vision.models import CLASSES
     from adaptok.vision.support import unsupported_reason
 
@@ -75,7 +86,7 @@ def apply_apt(
             "lists the models that can"
         )
     source: Any = model
-    bars = as_thresholds(thresholds)
+    bars = as_thresholds(default_thresholds(thresholds, indicator, marking))
     if not isinstance(bars, tuple) or not bars:
         raise ValueError(
             f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
@@ -89,7 +100,8 @@ def apply_apt(
     if any(not -depth <= i < depth for i in given):
         raise ValueError(f"the model has {depth} blocks, got global_blocks {given}")
     blocks = tuple(i % depth for i in given)
-    channels = source.patch_embed.proj.in_channels
+    proj = convolution_of(source.patch_embed)
+    channels = proj.in_channels
     spec = TokenizerSpec(2, channels, source.embed_dim, sizes, on_grid=True)
     mean, std = _normalisation(source, mean, std, spec.in_channels)
     # A deep copy that keeps the tensors: new modules around the same parameters and buffers.
@@ -98,13 +110,16 @@ def apply_apt(
     # The constructor would need timm's arguments, which a model does not keep; a subclass that only
     # adds methods may take over a finished instance.
     fast.__class__ = CLASSES[type(model)]
-    fast.tiling = ImageCells(spec, bars, indicator, marking, mean, std)
-    weight = source.patch_embed.proj.weight
+    pad = fast.patch_embed.dynamic_img_pad
+    fast.tiling = ImageCells(spec, bars, indicator, marking, mean, std, pad=pad)
+    weight = proj.weight
+    pack_modules(fast.blocks)
     embed = cell_embedding(fast.patch_embed, spec, resize, branch)
     fast.cell_embed = embed.to(weight.device, weight.dtype)
     fast.cell_positions = CellPositions()
     fast.pooling, fast.weighted = pooling, float(weighted)
     fast.window, fast.global_blocks = window, blocks
+    check_reach(fast, fast.global_pool)
     fast.last_cells = None
     parts = {"indicator": indicator, "marking": marking}
     fast.options = {"thresholds": list(bars), **recorded_values(parts)}
@@ -115,10 +130,14 @@ def apply_apt(
         "window": window,
         "global_blocks": list(blocks),
     }
+    given_args = getattr(model, "model_args", {}) if model_args is None else model_args
+    fast.model_args = check_model_args(given_args)
     return fast.train(model.training)
 
 
-def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:
+def apply_reducer(
+    model: nn.Module, name: Part, *, model_args: Mapping[str, Any] | None = None, **knobs: Any
+) -> ReducedMixin:
     """Lets a reducer merge or drop tokens inside the blocks of a model.
 
     The result is a new module that shares the model's parameters; its class derives from the
@@ -129,6 +148,7 @@ def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:
         model: a ``VisionTransformer``, ``VisionTransformerDistilled`` or ``Eva`` of timm, with any
             number of class and register tokens; these never merge.
         name: a name of `adaptok.reducers`, or a mapping of name and knobs.
+        model_args: see `apply_apt`.
         knobs: settings of this reducer.
 
     Raises:
@@ -136,7 +156,7 @@ def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:
     """
     from adaptok.vision.reduce import reduced_model
 
-    return reduced_model(model, name, **knobs)
+    return reduced_model(model, name, model_args, **knobs)
 
 
 def supported(pattern: str = "*") -> list[str]:
@@ -150,6 +170,10 @@ def supported(pattern: str = "*") -> list[str]:
 
 def freeze_all_but_new(model: nn.Module, also: Iterable[str] = ()) -> list[nn.Parameter]:
     """Freezes all but what APT added (the paper's recipe for dense tasks and VQA), or a reducer.
+
+    The model from which `model` was made keeps its own flags, and the weights stay shared: what
+    changes its flag becomes a parameter of `model` alone, over the same values. Build optimizers
+    afterwards.
 
     Args:
         also: prefixes of further parameters to train, such as "head".
@@ -165,9 +189,15 @@ def freeze_all_but_new(model: nn.Module, also: Iterable[str] = ()) -> list[nn.Pa
         if not any(f"{name}.".startswith(f"{prefix}.") for name in named):
             raise ValueError(f"no parameter of the model starts with {prefix!r}")
     trained = tuple(f"{prefix}." for prefix in ("cell_embed", "reducer", *also))
-    for name, parameter in named.items():
-        parameter.requires_grad_(f"{name}.".startswith(trained))
-    return [parameter for parameter in named.values() if parameter.requires_grad]
+    moving = {id(p): f"{name}.".startswith(trained) for name, p in named.items()}
+    own: dict[int, nn.Parameter] = {}  # tied parameters stay tied
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            wanted = moving[id(parameter)]
+            if parameter.requires_grad != wanted:
+                fresh = nn.Parameter(parameter.detach(), requires_grad=wanted)
+                setattr(module, name, own.setdefault(id(parameter), fresh))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _normalisation(
@@ -194,7 +224,7 @@ def build_vision(
     """Builds the model that a `config` describes, with fresh weights.
 
     Raises:
-        ValueError: a name that makes timm read another folder or ask a hub.
+        ValueError: a name or an argument that makes timm read a file or ask a hub.
     """
     import timm
 
@@ -202,7 +232,7 @@ def build_vision(
         raise ValueError(
             f"{model!r} is no model of timm itself; a file may not name a hub or folder"
         )
-    built = timm.create_model(model, pretrained=False, **made)
+    built = timm.create_model(model, pretrained=False, **check_model_args(made))
     if "reducer" in options:
-        return apply_reducer(built, options["reducer"])
-    return apply_apt(built, **options)
+        return apply_reducer(built, options["reducer"], model_args=made)
+    return apply_apt(built, **options, model_args=made)

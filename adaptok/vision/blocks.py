@@ -1,4 +1,9 @@
-"""timm's transformer blocks on packed rows: the same modules, attention through `attend`."""
+"""timm's transformer blocks on packed rows: the same modules, attention through `attend`.
+
+Modules are called, so that hooks fire and modules around them (adapters, checkpoints, shards,
+compiled ones) work. What the rows share goes with the call, under the name of timm's argument
+`attn_mask`, which is what modules around a block or an attention hand on.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from timm.layers.attention import Attention, AttentionRope
 from timm.layers.diff_attention import DiffAttention
+from timm.layers.drop import DropPath
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import (
     Block,
@@ -52,14 +58,56 @@ class Packing(NamedTuple):
         return (x, self) if self.between is None else self.between(x, self)
 
 
-def run_block(block: nn.Module, x: Float[Tensor, "n d"], packing: Packing) -> Float[Tensor, "n d"]:
-    """Runs one block, whose type is a key of `BLOCKS`."""
-    return BLOCKS[type(block)](block, x, packing)
+class PackedBlock(nn.Module):
+    """A block of timm's on packed rows."""
+
+    def forward(
+        self, x: Float[Tensor, "*b n d"], attn_mask: Packing | None = None, **_: Any
+    ) -> Float[Tensor, "*b n d"]:
+        """Runs it; `attn_mask` says which rows attend to which."""
+        return run_of(self)(self, x, _packing(self, attn_mask))
 
 
-def drop_path(module: nn.Module, x: Tensor, packing: Packing) -> Tensor:
+class PackedAttention(nn.Module):
+    """A self-attention of timm's on packed rows."""
+
+    def forward(
+        self, x: Float[Tensor, "*b n d"], attn_mask: Packing | None = None, **_: Any
+    ) -> Float[Tensor, "*b n d"]:
+        """Runs it; `attn_mask` says which rows attend to which."""
+        return attention(self, x.flatten(0, -2), _packing(self, attn_mask)).reshape(x.shape)
+
+
+def _packing(module: nn.Module, given: Any) -> Packing:
+    if isinstance(given, Packing):
+        return given
+    raise ValueError(
+        f"{type(module).__name__} runs on packed rows inside an adapted model only, and a module "
+        "around it has to hand on its argument attn_mask"
+    )
+
+
+def pack_modules(blocks: nn.Module) -> None:
+    """Lets the blocks and attentions of timm's inside a module run on packed rows."""
+    for module in blocks.modules():
+        module.__class__ = PACKED.get(type(module), type(module))
+
+
+def run_of(block: nn.Module) -> Callable[[Any, Tensor, Packing], Tensor]:
+    """Returns how a block runs, by the class of timm's that it derives from."""
+    return next(BLOCKS[kind] for kind in type(block).__mro__ if kind in BLOCKS)
+
+
+def run_block(block: nn.Module, x: Float[Tensor, "1 n d"], packing: Packing) -> Tensor:
+    """Calls one block, or a module around one."""
+    return block(x, attn_mask=packing)
+
+
+def drop_path(module: Any, x: Tensor, packing: Packing) -> Tensor:
     """Applies timm's stochastic depth, drawn per image rather than for the whole packed batch."""
-    rate = getattr(module, "drop_prob", 0.0)
+    if not isinstance(module, DropPath):
+        return module(x)
+    rate = module.drop_prob
     if not (module.training and rate):
         return x
     keep = x.new_empty(packing.samples, 1).bernoulli_(1 - rate)
@@ -98,13 +146,9 @@ def _qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
         q, k, v = (part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
         return q, k, v
-    bias = getattr(attn, "q_bias", None)
-    if bias is not None:
-        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-    if bias is None or attn.qkv_bias_separate:
-        fused = attn.qkv(x) if bias is None else attn.qkv(x) + bias
-    else:
-        fused = nn.functional.linear(x, attn.qkv.weight, bias)
+    fused = attn.qkv(x)
+    if getattr(attn, "q_bias", None) is not None:
+        fused = fused + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     q, k, v = fused.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(1)
     return q, k, v
 
@@ -124,19 +168,19 @@ def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, packing: Packing) 
 
 
 def _block(block: Any, x: Tensor, packing: Packing) -> Tensor:
-    y = block.ls1(attention(block.attn, block.norm1(x), packing))
+    y = block.ls1(block.attn(block.norm1(x), attn_mask=packing))
     x, packing = packing.reduced(x + drop_path(block.drop_path1, y, packing))
     return x + drop_path(block.drop_path2, block.ls2(block.mlp(block.norm2(x))), packing)
 
 
 def _post_norm(block: Any, x: Tensor, packing: Packing) -> Tensor:
-    y = block.norm1(attention(block.attn, x, packing))
+    y = block.norm1(block.attn(x, attn_mask=packing))
     x, packing = packing.reduced(x + drop_path(block.drop_path1, y, packing))
     return x + drop_path(block.drop_path2, block.norm2(block.mlp(x)), packing)
 
 
 def _eva(block: Any, x: Tensor, packing: Packing) -> Tensor:
-    y = attention(block.attn, block.norm1(x), packing)
+    y = block.attn(block.norm1(x), attn_mask=packing)
     y = y if block.gamma_1 is None else block.gamma_1 * y
     x, packing = packing.reduced(x + drop_path(block.drop_path1, y, packing))
     y = block.mlp(block.norm2(x))
@@ -146,7 +190,8 @@ def _eva(block: Any, x: Tensor, packing: Packing) -> Tensor:
 
 def _parallel_scaling(block: Any, x: Tensor, packing: Packing) -> Tensor:
     """Runs attention and MLP side by side (ViT-22B), plain or differential."""
-    hidden, q, k, v = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
+    rows = block.in_norm(x.flatten(0, -2))
+    hidden, q, k, v = block.in_proj(rows).split(block.in_split, dim=-1)
     if block.mlp_bias is not None:
         hidden = hidden + block.mlp_bias
     if hasattr(block, "sub_norm"):
@@ -159,14 +204,14 @@ def _parallel_scaling(block: Any, x: Tensor, packing: Packing) -> Tensor:
         y = block.out_proj(torch.cat((attended, hidden), dim=-1))
     else:
         y = block.attn_out_proj(attended) + block.mlp_out_proj(hidden)
-    return x + drop_path(block.drop_path, block.ls(y), packing)
+    return x + drop_path(block.drop_path, block.ls(y).reshape(x.shape), packing)
 
 
 def _parallel_things(block: Any, x: Tensor, packing: Packing) -> Tensor:
     """Runs several attentions side by side, then several MLPs."""
     total = x
     for part in block.attns:
-        y = part.ls(attention(part.attn, part.norm(x), packing))
+        y = part.ls(part.attn(part.norm(x), attn_mask=packing))
         total = total + drop_path(part.drop_path, y, packing)
     x = total
     for part in block.ffns:
@@ -185,3 +230,51 @@ BLOCKS: dict[type, Callable[[Any, Tensor, Packing], Tensor]] = {
     EvaBlockPostNorm: _post_norm,
 }
 ATTENTIONS = (Attention, AttentionRope, DiffAttention, EvaAttention)
+
+
+class _Block(PackedBlock, Block): ...
+
+
+class _ResPostBlock(PackedBlock, ResPostBlock): ...
+
+
+class _ParallelScalingBlock(PackedBlock, ParallelScalingBlock): ...
+
+
+class _DiffParallelScalingBlock(PackedBlock, DiffParallelScalingBlock): ...
+
+
+class _ParallelThingsBlock(PackedBlock, ParallelThingsBlock): ...
+
+
+class _EvaBlock(PackedBlock, EvaBlock): ...
+
+
+class _EvaBlockPostNorm(PackedBlock, EvaBlockPostNorm): ...
+
+
+class _Attention(PackedAttention, Attention): ...
+
+
+class _AttentionRope(PackedAttention, AttentionRope): ...
+
+
+class _DiffAttention(PackedAttention, DiffAttention): ...
+
+
+class _EvaAttention(PackedAttention, EvaAttention): ...
+
+
+PACKED: dict[type, type[nn.Module]] = {
+    Block: _Block,
+    ResPostBlock: _ResPostBlock,
+    ParallelScalingBlock: _ParallelScalingBlock,
+    DiffParallelScalingBlock: _DiffParallelScalingBlock,
+    ParallelThingsBlock: _ParallelThingsBlock,
+    EvaBlock: _EvaBlock,
+    EvaBlockPostNorm: _EvaBlockPostNorm,
+    Attention: _Attention,
+    AttentionRope: _AttentionRope,
+    DiffAttention: _DiffAttention,
+    EvaAttention: _EvaAttention,
+}

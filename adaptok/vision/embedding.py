@@ -5,24 +5,44 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokenizers.embeddings.learned_table import position_rows, resample_positions
 from adaptok.tokens import TokenizerSpec
+from adaptok.utils.derived import Derived
 from adaptok.utils.precision import without_autocast
 
 SIZES = 16  # image sizes whose tables are kept
 
 
-def _project(embed: Any, patches: Float[Tensor, "m k"]) -> Float[Tensor, "m d"]:
-    """Runs timm's ``PatchEmbed`` on flattened patches: a linear map, as the convolution sees each
-    patch once."""
-    return embed.norm(F.linear(patches, embed.proj.weight.flatten(1), embed.proj.bias))
+class CellPatchEmbed(PatchEmbed):
+    """timm's ``PatchEmbed``, on rows of flattened patches too; called once per level of cells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds images (b, c, h, w) as timm does, or patches (m, c * height * width)."""
+        if x.ndim == 4:
+            return super().forward(x)
+        proj: Any = self.proj
+        if type(proj) is nn.Conv2d and not _hooked(proj):  # it sees each patch once: a linear map
+            return self.norm(F.linear(x, proj.weight.flatten(1), proj.bias))
+        height, width = int(self.patch_size[0]), int(self.patch_size[1])
+        return self.norm(proj(x.unflatten(1, (-1, height, width))).flatten(1))
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its forward pass."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(len(getattr(module, name)) for name in hooks)
+
+
+def convolution_of(embed: Any) -> Any:
+    """Returns the convolution of a patch embedding, perhaps inside a module around it; or None."""
+    return next((m for m in embed.proj.modules() if isinstance(m, nn.Conv2d)), None)
 
 
 def cell_embedding(
@@ -31,21 +51,26 @@ def cell_embedding(
     """Builds APT's embedding (Eq. 2) around a trained patch embedding; only the branch is new."""
     out = ResizeZeroEmbedding(spec.in_channels, spec.dim, spec.sizes, resize=resize, branch=branch)
     del out.patch
+    embed.__class__ = CellPatchEmbed
     # not a module: the parameters belong to the model and keep their names there
-    out.patch = functools.partial(_project, embed)  # pyright: ignore[reportAttributeAccessIssue]
+    out.patch = functools.partial(_called, embed)  # pyright: ignore[reportAttributeAccessIssue]
     return out
+
+
+def _called(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
 
 
 class CellPositions:
     """Resamples learned positions of cells from a model's table (APT, Sec. 3.2).
 
     Uses bicubic interpolation with antialiasing, as timm does between image sizes and APT between
-    levels. Keeps the tables of the last few image sizes while there is nothing to differentiate.
+    levels. Keeps the tables of the last few image sizes, see
+    `adaptok.utils.derived.Derived`.
     """
 
     def __init__(self):
-        self._state: tuple = ()
-        self._kept: dict[tuple, Tensor] = {}
+        self.kept = Derived(SIZES)
 
     def __call__(
         self, table: Float[Tensor, "1 g d"], grid: tuple[int, int], cells: Cells, training: bool
@@ -56,26 +81,9 @@ class CellPositions:
             table: of patches only, without rows for special tokens.
             grid: patches per axis of the table.
         """
-        return self._tables(table, grid, cells, training).index_select(0, position_rows(cells))
-
-    def _tables(self, table: Tensor, grid: tuple[int, int], cells: Cells, training: bool) -> Tensor:
-        fixed = not (training or (torch.is_grad_enabled() and table.requires_grad))
-        if torch.compiler.is_compiling() or table.is_inference():
-            return self._make(table, grid, cells)
-        if not fixed:
-            self._kept.clear()  # some optimizers write without raising `_version`
-            return self._make(table, grid, cells)
-        # A table at the same address may hold other values: `_version` counts writes in place.
-        state = table.data_ptr(), table.dtype, table._version, table.shape
-        if self._state != state:
-            self._kept.clear()
-        self._state, key = state, (cells.shape[1:], cells.sizes, grid)
-        if key not in self._kept:
-            if len(self._kept) == SIZES:
-                self._kept.pop(next(iter(self._kept)))
-            with torch.inference_mode(False), torch.no_grad():  # may serve autograd later
-                self._kept[key] = self._make(table, grid, cells)
-        return self._kept[key]
+        make = functools.partial(self._make, table, grid, cells)
+        tables = self.kept(table, (cells.shape[1:], cells.sizes, grid), make, training)
+        return tables.index_select(0, position_rows(cells))
 
     @staticmethod
     def _make(table: Tensor, grid: tuple[int, int], cells: Cells) -> Tensor:

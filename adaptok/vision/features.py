@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from adaptok.cells import Cells, Groups, product
@@ -49,8 +49,8 @@ class VisionTokens(NamedTuple):
     def dense(self) -> Float[Tensor, "b d gh gw"] | list[Tensor]:
         """Replicates each token over the finest cells that its cell covers; differentiable.
 
-        The map has ``(ceil(H / p), ceil(W / p))`` points, one per finest cell; images of different
-        size give a list of maps (d, gh, gw).
+        The map has one point per finest cell; images of different size give a list of maps
+        (d, gh, gw).
         """
         return dense_map(self.tokens)
 
@@ -87,6 +87,14 @@ def area_bias(
         return None
     bias = weighted * patches_per_cell(cells).log()
     return groups.gather(torch.cat([bias.new_zeros(cells.batch_size * prefix), bias]))
+
+
+def tokens_per_level(cells: Cells) -> dict[tuple[int, int], Int64[Tensor, " b"]]:
+    """Counts the cells of each image by their size in pixels, the smallest first."""
+    b, levels = cells.batch_size, len(cells.sizes)
+    keys = cells.sample * levels + cells.level.long()
+    counts = torch.bincount(keys, minlength=b * levels).view(b, levels)
+    return {(h, w): counts[:, i] for i, (_, h, w) in reversed([*enumerate(cells.sizes)])}
 
 
 def patches_per_cell(cells: Cells) -> Float[Tensor, " n"]:

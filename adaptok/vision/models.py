@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,18 +13,24 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Count, Groups
+from adaptok.cells import Cells, Count, Groups, product
 from adaptok.patches import level_grid
+from adaptok.tokenizers.base import per_axis
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
+from adaptok.utils.arguments import PositiveShare
 from adaptok.utils.constants import constant
 from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.embedding import CellPositions
-from adaptok.vision.features import VisionTokens, area_bias
+from adaptok.vision.features import VisionTokens, area_bias, tokens_per_level
+from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
+from adaptok.vision.padding import unpadded
 from adaptok.vision.pooling import pool
+from adaptok.vision.recording import check_rebuilt, config_of
 from adaptok.vision.rope import Grid, Rope, rotations
+from adaptok.vision.thresholds import calibrated
 from adaptok.vision.tiling import ImageCells
-from adaptok.vision.windows import window_groups
+from adaptok.vision.windows import check_reach, window_groups
 
 Images = Float[Tensor, "b c h w"] | Sequence[Tensor]  # or a list of (c, h, w) of any sizes
 
@@ -44,6 +50,7 @@ class AptMixin(nn.Module):
     global_blocks: tuple[int, ...]
     last_cells: Cells | None
     options: dict[str, Any]
+    model_args: dict[str, Any]
     blocks: Any
 
     @property
@@ -52,6 +59,10 @@ class AptMixin(nn.Module):
         has no name for it. Head and size are the current ones.
         """
         return config_of(self, self.options)
+
+    def check_rebuilt(self) -> None:
+        """Raises ``ValueError`` if `config` does not build this model, but for its values."""
+        check_rebuilt(self)
 
     def forward(self, x: Images, *, cells: Cells | None = None, **control: Any) -> Any:
         """Returns logits, or features if the head has no classifier.
@@ -96,40 +107,160 @@ class AptMixin(nn.Module):
         self,
         x: Images,
         indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
         norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: None = None,
+        is_causal: bool = False,
         *,
         cells: Cells | None = None,
         **control: Any,
     ) -> Any:
-        """Returns dense maps after chosen blocks, as timm's method of this name does ("NCHW"); for
-        a list of images each is a list.
+        """Returns dense maps after chosen blocks, with the arguments of timm's method; for a list
+        of images each is a list.
 
         Args:
             indices: how many of the last blocks, or their indices; default all.
+            return_prefix_tokens: pair each map with the class and register tokens (b, p, d).
             norm: apply the final norm to each of them.
+            stop_early: run no block after the last chosen one; the final features are then of it.
+            output_fmt: "NCHW" for maps (b, d, gh, gw), "NLC" for their points (b, gh * gw, d).
             intermediates_only: leave out the final features.
+            output_dict: return a dictionary with timm's keys.
+            attn_mask: refused, as is `is_causal`: cells have no raster order.
+
+        Raises:
+            ValueError: blocks that do not exist, another format, or a mask.
         """
-        depth = len(self.blocks)
-        chosen = range(depth) if indices is None else indices
-        chosen = range(depth - chosen, depth) if isinstance(chosen, int) else chosen
-        take = tuple(sorted(i % depth for i in chosen))
-        final, between = self._run(x, cells, take, **control)
+        check_options(output_fmt, attn_mask, is_causal)
+        take = chosen_blocks(indices, len(self.blocks))
+        stop = take[-1] + 1 if stop_early else None
+        final, between = self._run(x, cells, take, stop, **control)
         model: Any = self
-        maps = [_maps(self._map(y, model.norm) if norm else y, x) for y in between]
-        return maps if intermediates_only else (final, maps)
+        between = [self._map(y, model.norm) for y in between] if norm else between
+        return arranged(
+            final,
+            [_maps(y, x) for y in between],
+            [y.prefix for y in between],
+            return_prefix_tokens=return_prefix_tokens,
+            output_fmt=output_fmt,
+            intermediates_only=intermediates_only,
+            output_dict=output_dict,
+        )
 
     def tokens_after(
         self, x: Images, block: int, *, cells: Cells | None = None, **control: Any
     ) -> TokenSet:
-        """Returns the cell tokens after block number `block`, without the final norm."""
-        _, between = self._run(x, cells, (block,), **control)
+        """Returns the cell tokens after block number `block`, without the final norm.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        take = chosen_blocks((block,), len(self.blocks))
+        _, between = self._run(x, cells, take, take[0] + 1, **control)
         return between[0].tokens
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns timm's groups for layer decay, with `cell_embed` in the stem."""
-        matcher = super().group_matcher(coarse)  # pyright: ignore
-        return {**matcher, "stem": matcher["stem"] + r"|cell_embed"}
+    def calibrate(
+        self,
+        images: Images | Iterable[Any],
+        tokens: float | None = None,
+        *,
+        share: PositiveShare | None = None,
+    ) -> Any:
+        """Finds the thresholds that give images a mean number of tokens; the model stays as it is.
+
+        ``fast(images, thresholds=fast.calibrate(images, share=0.5))`` keeps half of the patches.
+        The ratios of the model's thresholds, which have to be positive, are kept.
+
+        Args:
+            images: normalised as for the model: a batch, a list of images (c, h, w), or a loader of
+                either, whose items may have labels behind the images.
+            tokens: mean number per image, without class and register tokens; the result is the
+                closest from below.
+            share: of the patches, in place of `tokens`.
+
+        Returns:
+            thresholds (or gamma, or price), for a call or for another `apply_apt`.
+
+        Raises:
+            ValueError: not one of `tokens` and `share`; a number out of reach; a marking other than
+                by thresholds, maximum or price.
+        """
+        return calibrated(self.tiling, images, tokens, share)
+
+    def unpad(
+        self, images: Float[Tensor, "b c h w"], sizes: Sequence[Sequence[int]]
+    ) -> list[Float[Tensor, "c _ _"]]:
+        """Cuts images that were padded to one batch to their real parts, so that padding costs no
+        token: the list runs as one packed batch, and `pad_maps` makes maps of equal size again.
+
+        No real pixel is cut, and no image below the coarsest cell. Positions are those of the image
+        alone, not of the batch.
+
+        Args:
+            images: padded below and to the right.
+            sizes: (height, width) of each real part, such as torchvision's ``image_sizes``.
+
+        Raises:
+            ValueError: another number of sizes, or one that the batch cannot hold.
+        """
+        coarsest, *_, patch = (size[1:] for size in self.tiling.spec.sizes)
+        return unpadded(images, sizes, patch, coarsest)
+
+    def tokens_per_level(self) -> dict[tuple[int, int], Int64[Tensor, " b"]]:
+        """Counts the tokens of each image of the last call by the size of their cells in pixels,
+        the smallest first, without class and register tokens. Zeros show a threshold too low.
+
+        Raises:
+            ValueError: there was no call yet.
+        """
+        if self.last_cells is None:
+            raise ValueError("tokens_per_level is of the last call, and there was none")
+        counts = tokens_per_level(self.last_cells)
+        none = torch.zeros_like(next(iter(counts.values())))
+        return {(h, w): counts.get((h, w), none) for _, h, w in reversed(self.tiling.spec.sizes)}
+
+    def token_range(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the least and the most tokens that an image can have: cells that cross its border
+        always split. Class and register tokens are not counted.
+
+        Args:
+            height: of the image in pixels.
+            width: of the image in pixels.
+        """
+        space = tuple(self.tiling.whole(torch.empty(height, width, device="meta")).shape)
+        most = product(level_grid(space, self.tiling.spec.sizes[-1][1:]))
+        return self.tiling.trees.tree(space).counts().leaves, most
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the head, as in timm.
+
+        Raises:
+            ValueError: it would read a class token that windows keep from seeing the image.
+        """
+        check_reach(self, self.global_pool if global_pool is None else global_pool)  # pyright: ignore
+        super().reset_classifier(num_classes, global_pool)  # pyright: ignore
+
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Sets the size of the images, as in timm.
+
+        Raises:
+            ValueError: another size of patches, from which the cells were derived.
+        """
+        embed: Any = self.patch_embed
+        if patch_size is not None and per_axis(patch_size, 2, "patch_size") != embed.patch_size:
+            raise ValueError(
+                f"the cells are built of patches of {embed.patch_size}, and set_input_size cannot "
+                f"make them {patch_size}: change the timm model, and apply_apt to it again"
+            )
+        super().set_input_size(img_size)  # pyright: ignore
 
     def timm_state_dict(self) -> dict[str, Tensor]:
         """Returns the state that timm's model can load: all but `cell_embed`."""
@@ -156,7 +287,12 @@ class AptMixin(nn.Module):
         return VisionTokens(prefix, x.tokens.replace(features=features))
 
     def _run(
-        self, x: Images, given: Cells | None, take: tuple[int, ...], **control: Any
+        self,
+        x: Images,
+        given: Cells | None,
+        take: tuple[int, ...],
+        stop: int | None = None,
+        **control: Any,
     ) -> tuple[VisionTokens, list[VisionTokens]]:
         model: Any = self
         parts = self.tiling.parts(x, given, **control)
@@ -168,17 +304,17 @@ class AptMixin(nn.Module):
         b, p = prefix.shape[:2]
         groups = cells.groups(prefix=p) if p else cells.groups()
         rows = groups.gather(torch.cat([prefix.flatten(0, 1), rows]))
-        rows = model.norm_pre(model.pos_drop(rows))
+        rows = model.norm_pre(model.pos_drop(rows))[None]  # a batch of one, as blocks expect
         between = []
-        for i, packing in enumerate(self._packings(cells, groups, p)):
+        for i, packing in enumerate(self._packings(cells, groups, p)[:stop]):
             block = self.blocks[i]
             if model.grad_checkpointing and torch.is_grad_enabled():
                 rows = checkpoint(run_block, block, rows, packing)
             else:
                 rows = run_block(block, rows, packing)
             if i in take:
-                between.append(_unpack(rows, groups, cells, b, p))
-        return _unpack(model.norm(rows), groups, cells, b, p), between
+                between.append(_unpack(rows[0], groups, cells, b, p))
+        return _unpack(model.norm(rows)[0], groups, cells, b, p), between
 
     def _embed(
         self, parts: list[tuple[Tensor, Cells]], batch: Count
@@ -220,17 +356,6 @@ class AptMixin(nn.Module):
         bias = area_bias(cells, groups, prefix, self.weighted)
         pairs = zip(local, ropes, strict=True)
         return [Packing(own, sample, b, rope, bias) for own, rope in pairs]
-
-
-def config_of(model: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what `adaptok.vision.apply.build_vision` builds a wrapped model from, or None."""
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if name is None:
-        return None
-    made = {"num_classes": model.num_classes, "global_pool": model.global_pool}
-    embed = model.patch_embed
-    made |= {"in_chans": embed.proj.in_channels, "img_size": list(embed.img_size)}
-    return {"kind": "vision", "model": name, "made": made, "options": dict(options)}
 
 
 def patch_index(cells: Cells) -> Float[Tensor, "n 2"]:

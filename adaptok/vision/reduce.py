@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,12 @@ from adaptok.cells.lengths import distinct, offsets_of
 from adaptok.models.recording import recorded
 from adaptok.processors.reducers import Flow, Reducer, advance
 from adaptok.registry import REDUCERS
-from adaptok.vision.blocks import BLOCKS, Packing
-from adaptok.vision.models import config_of
+from adaptok.vision.blocks import Packing, pack_modules, run_of
+from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
 from adaptok.vision.pooling import latent_pool
+from adaptok.vision.recording import check_model_args, check_rebuilt, config_of
 from adaptok.vision.rope import Rope, rotations, unsupported_rope
+from adaptok.vision.support import replaced_forward, why_no_plain_model
 
 
 class Step:
@@ -55,10 +57,9 @@ class ReducedBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], packing: Packing) -> Float[Tensor, "b m d"]:
         """Runs it; `packing` describes its rows, one image after the other."""
-        run = BLOCKS[type(self).__mro__[2]]  # that of timm's class
         if packing.between is not None:
             packing = packing._replace(observed=[])  # a checkpoint runs the block twice
-        return run(self, x.flatten(0, 1), packing).unflatten(0, (x.shape[0], -1))
+        return run_of(self)(self, x.flatten(0, 1), packing).unflatten(0, (x.shape[0], -1))
 
 
 class _Block(ReducedBlock, Block): ...
@@ -84,6 +85,7 @@ class ReducedMixin(nn.Module):
     reducer: Reducer
     last: Flow | None
     options: dict[str, Any]
+    model_args: dict[str, Any]
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -91,6 +93,10 @@ class ReducedMixin(nn.Module):
         has no name for it.
         """
         return config_of(self, self.options)
+
+    def check_rebuilt(self) -> None:
+        """Raises ``ValueError`` if `config` does not build this model, but for its values."""
+        check_rebuilt(self)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
         """Returns logits, or features if the head has no classifier."""
@@ -153,25 +159,47 @@ class ReducedMixin(nn.Module):
         self,
         x: Float[Tensor, "b c h w"],
         indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
         norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: None = None,
+        is_causal: bool = False,
     ) -> Any:
-        """Returns dense maps (b, d, gh, gw) after chosen blocks, as timm's method does.
+        """Returns dense maps after chosen blocks, with the arguments of timm's method.
 
         Args:
             indices: how many of the last blocks, or their indices; default all.
+            return_prefix_tokens: pair each map with the class and register tokens (b, p, d).
             norm: apply the final norm to each of them.
+            stop_early: run no block after the last chosen one; the final features are then of it.
+            output_fmt: "NCHW" for maps (b, d, gh, gw), "NLC" for their points (b, gh * gw, d).
             intermediates_only: leave out the final features.
+            output_dict: return a dictionary with timm's keys.
+            attn_mask: refused, as is `is_causal`: tokens that merge have no raster order.
+
+        Raises:
+            ValueError: blocks that do not exist, another format, or a mask.
         """
-        depth, model = len(self.blocks), self  # pyright: ignore
-        chosen = range(depth) if indices is None else indices
-        chosen = range(depth - chosen, depth) if isinstance(chosen, int) else chosen
-        final, _, between = self._run(x, {i % depth for i in chosen})
-        maps = [self._map(model.norm(y) if norm else y, x) for y in between]  # pyright: ignore
-        return maps if intermediates_only else (final, maps)
+        check_options(output_fmt, attn_mask, is_causal)
+        model: Any = self
+        take, special = chosen_blocks(indices, len(model.blocks)), model.num_prefix_tokens
+        final, _, between = self._run(x, take, take[-1] + 1 if stop_early else None)
+        between = [model.norm(y) for y in between] if norm else between
+        return arranged(
+            final,
+            [self._map(y, x) for y in between],
+            [y[:, :special] for y in between],
+            return_prefix_tokens=return_prefix_tokens,
+            output_fmt=output_fmt,
+            intermediates_only=intermediates_only,
+            output_dict=output_dict,
+        )
 
     def _run(
-        self, x: Tensor, take: set[int] | frozenset[int] = frozenset()
+        self, x: Tensor, take: Sequence[int] = (), stop: int | None = None
     ) -> tuple[Tensor, Flow, list[Tensor]]:
         model: Any = self
         size = x.shape[-2:]
@@ -184,7 +212,7 @@ class ReducedMixin(nn.Module):
         ones = torch.ones(b * n, dtype=torch.float32, device=x.device)
         flow, between = Flow(ones, self.reducer.weighted, True), []
         image = torch.arange(b, device=x.device)
-        for i, (block, rope) in enumerate(zip(model.blocks, ropes, strict=True)):
+        for i, (block, rope) in enumerate(zip(model.blocks[:stop], ropes[:stop], strict=True)):
             rope = _rows_of(rope, flow.kept) if rope is not None and flow.kept is not None else rope
             sample = image.repeat_interleave(x.shape[1], output_size=b * x.shape[1])
             groups = _groups(b, x.shape[1], x.device)
@@ -277,7 +305,9 @@ REDUCED_BLOCKS: dict[type, type[ReducedBlock]] = {
 }
 
 
-def reduced_model(model: nn.Module, name: Any, **knobs: Any) -> ReducedMixin:
+def reduced_model(
+    model: nn.Module, name: Any, model_args: Mapping[str, Any] | None = None, **knobs: Any
+) -> ReducedMixin:
     """See `adaptok.vision.apply_reducer`."""
     if reason := reason_against(model):
         raise ValueError(f"{type(model).__name__} cannot run with a reducer: {reason}")
@@ -291,17 +321,22 @@ def reduced_model(model: nn.Module, name: Any, **knobs: Any) -> ReducedMixin:
     made.__class__ = MODELS[type(model)]
     for block in made.blocks:
         block.__class__ = REDUCED_BLOCKS[type(block)]
+    pack_modules(made.blocks)  # their attentions
     weight = source.norm.weight if hasattr(source.norm, "weight") else tensors[0]
     made.reducer, made.last = reducer.to(weight.device, weight.dtype), None
     made.options = {"reducer": recorded(part)}
+    given = getattr(model, "model_args", {}) if model_args is None else model_args
+    made.model_args = check_model_args(given)
     return made.train(model.training)
 
 
 def reason_against(model: nn.Module) -> str | None:
     """Says why a model cannot run with a reducer, or returns None."""
     if type(model) not in MODELS:
-        return "not a plain vision transformer of timm (VisionTransformer or Eva)"
+        return why_no_plain_model(model)
     source: Any = model
+    if reason := replaced_forward(source):
+        return reason
     if not len(source.blocks):
         return "it has no blocks"
     for block in source.blocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
 from adaptok.utils.constants import constant
+from adaptok.utils.reading import is_readable
 
 
 class ImageCells(nn.Module):
@@ -26,6 +28,8 @@ class ImageCells(nn.Module):
         spec: its sizes are the patch size times powers of two.
         thresholds: one per merged level, the smallest cells first.
         mean, std: normalisation that the images have gone through, per channel, of values 0..1.
+        pad: pad images that patches do not divide with zeros; else the last, incomplete patches
+            are left out, as timm's convolution does.
     """
 
     def __init__(
@@ -36,9 +40,12 @@ class ImageCells(nn.Module):
         marking: Part | None,
         mean: Sequence[float],
         std: Sequence[float],
+        *,
+        pad: bool = False,
     ):
         super().__init__()
-        self.spec, self.stats = spec, (tuple(mean), tuple(std))
+        self.spec, self.stats, self.pad = spec, (tuple(mean), tuple(std)), pad
+        self.checked = False  # whether images were looked at
         if INDICATORS.says(indicator, "needs_outcome"):
             raise ValueError(
                 f"indicator {name_of(indicator)!r} learns from what comes after a field, and "
@@ -74,8 +81,8 @@ class ImageCells(nn.Module):
         x: Float[Tensor, "b c h w"] | Sequence[Tensor],
         given: Cells | None,
         **control: Any,
-    ) -> list[tuple[Float[Tensor, "r c h w"], Cells]]:
-        """Returns batches of neighbouring images of one size, each with its cells.
+    ) -> list[tuple[Float[Tensor, "r c gh gw"], Cells]]:
+        """Returns batches of neighbouring images of one size (see `whole`), each with its cells.
 
         Args:
             x: a batch is one part; a list of images (c, h, w) has one per run of equal sizes.
@@ -84,7 +91,7 @@ class ImageCells(nn.Module):
         """
         if not isinstance(x, (list, tuple)):
             images: Any = x  # what is no tensor is refused below
-            return [(images, self._cells_of(images, given, control))]
+            return [self._part(images, given, control)]
         self.check_list(x)
         if given is not None and given.batch_size != len(x):
             raise ValueError(f"cells of {given.batch_size} images for a list of {len(x)}")
@@ -94,18 +101,27 @@ class ImageCells(nn.Module):
             whole = stop - start == len(x)  # then no offsets have to be read
             own = given if given is None or whole else given.samples(start, stop)
             mine = of_run(control, start, stop, len(x))
-            out.append((images, self._cells_of(images, own, mine)))
+            out.append(self._part(images, own, mine))
         return out
 
-    def _cells_of(self, x: Tensor, given: Cells | None, control: dict[str, Any]) -> Cells:
+    def _part(
+        self, x: Tensor, given: Cells | None, control: dict[str, Any]
+    ) -> tuple[Tensor, Cells]:
         self.check_image(x)
+        x = self.whole(x)
         if given is None:
             check_controls(control, self.trees.controls)
-            return self.make(x, **control)
+            return x, self.make(x, **control)
         check_shape(as_field(x, 2), given)
         if given.sizes != self.spec.sizes[-len(given.sizes) :]:
             raise ValueError(f"cells have sizes {given.sizes}, the model {self.spec.sizes}")
-        return given
+        return x, given
+
+    def whole(self, x: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b gh gw"]:
+        """Returns the part of images that patches cover: all of it if it is padded."""
+        sides = zip(x.shape[-2:], self.spec.sizes[-1][1:], strict=True)
+        height, width = (n if self.pad else n - n % patch for n, patch in sides)
+        return x if (height, width) == tuple(x.shape[-2:]) else x[..., :height, :width]
 
     @torch.no_grad()
     def make(self, x: Float[Tensor, "b c h w"], **control: Any) -> Cells:
@@ -113,15 +129,44 @@ class ImageCells(nn.Module):
         if self._merges_nothing(**control):
             return finest_cells(x, self.spec)
         check_exportable("apply_apt with thresholds", self.trees.static)
+        self.check_range(x)
         return self.trees.cells(self.restore(x), **control)
 
-    def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Undoes the normalisation: whole numbers 0..255, as in 8-bit images.
+    def restore(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c gh gw"]:
+        """Undoes the normalisation: whole numbers 0..255, as in 8-bit images, where patches are.
 
         Values outside, which augmentation may produce, are clamped.
         """
+        return self._values(self.whole(x)).round_().clamp_(0, 255)
+
+    def _values(self, x: Tensor) -> Tensor:
         mean, std = (constant(v, x.device)[:, None, None] for v in self.stats)
-        return ((x.float() * std + mean) * 255).round_().clamp_(0, 255)
+        return (x.float() * std + mean) * 255
+
+    def check_range(self, x: Tensor) -> None:
+        """Warns if the first images that are scored betray another normalisation.
+
+        This waits for the device, once in the life of a model.
+        """
+        if self.checked or not x.numel() or not is_readable(x):
+            return
+        self.checked = True
+        values = self._values(x)
+        outside = float(((values < -1) | (values > 256)).float().mean())
+        span = float((values.amax((0, 2, 3)) - values.amin((0, 2, 3))).max())
+        if outside > 0.01 or 0 < span < 128:
+            found = (
+                f"{outside:.0%} of their restored values lie outside 0..255"
+                if outside > 0.01
+                else f"their restored values span {span:.0f} of 0..255 in any channel"
+            )
+            mean, std = self.stats
+            warnings.warn(
+                f"these images do not look normalised by the mean {mean} and standard deviation "
+                f"{std} with which cells are scored: {found}. Normalise values of 0..1 so, or give "
+                "apply_apt the mean= and std= of your images",
+                stacklevel=2,
+            )
 
     def check_image(self, x: Tensor) -> None:
         """Raises ``ValueError`` unless `x` is a batch of images of a usable size."""

@@ -12,6 +12,7 @@ from adaptok.registry import Part, Registry, choice
 from adaptok.utils.arguments import Finite, Positive, Weighted
 from adaptok.vision.apply import apply_apt, apply_reducer
 from adaptok.vision.random_cells import RandomCells
+from adaptok.vision.thresholds import default_thresholds
 
 Thresholds = Annotated[Sequence[Finite], Len(1)]
 IMAGE_TOKENIZERS = Registry("image_tokenizer")
@@ -29,7 +30,7 @@ def apt(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Thresholds = (5.5, 4.0),
+    thresholds: Thresholds | None = None,
     budget: Positive | None = None,
     indicator: Part = "entropy",
     pooling: str = "area",
@@ -40,7 +41,8 @@ def apt(
     """APT: cells by the entropy of their pixels, with the zero-initialised branch (Eq. 2).
 
     Args:
-        thresholds: bits, the smallest merged cells first: (2p, 4p) for patches of p pixels.
+        thresholds: the smallest merged cells first: (2p, 4p) for patches of p pixels. None: (5.5,
+            4.0) bits of entropy; other indicators need their own.
         budget: at most this many tokens per image, or None.
         indicator: score in place of the entropy.
         pooling: "area" or "plain" mean over tokens.
@@ -65,7 +67,7 @@ def resize(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Thresholds = (5.5, 4.0),
+    thresholds: Thresholds | None = None,
     budget: Positive | None = None,
     indicator: Part = "entropy",
     pooling: str = "area",
@@ -75,7 +77,8 @@ def resize(
     """APT's cells without its branch: a large cell is only its shrunk pixels (a baseline).
 
     Args:
-        thresholds: bits, the smallest merged cells first: (2p, 4p) for patches of p pixels.
+        thresholds: the smallest merged cells first: (2p, 4p) for patches of p pixels. None: (5.5,
+            4.0) bits of entropy; other indicators need their own.
         budget: at most this many tokens per image, or None.
         indicator: score in place of the entropy.
         pooling: "area" or "plain" mean over tokens.
@@ -92,17 +95,19 @@ def random(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    thresholds: Thresholds = (5.5, 4.0),
+    thresholds: Thresholds | None = None,
     indicator: Part = "entropy",
 ) -> nn.Module:
     """As many patches as APT has cells, kept at random; the rest is dropped (a baseline).
 
     Args:
-        thresholds: those of the APT to compare with.
+        thresholds: those of the APT to compare with, None as there.
         indicator: the score of that APT.
     """
-    fast = apply_apt(model, thresholds, indicator=indicator, mean=mean, std=std, branch=False)
-    fast.tiling = RandomCells(fast.tiling.spec, tuple(thresholds), indicator, None, mean, std)
+    bars = tuple(default_thresholds(thresholds, indicator))
+    fast = apply_apt(model, bars, indicator=indicator, mean=mean, std=std, branch=False)
+    like = fast.tiling
+    fast.tiling = RandomCells(like.spec, bars, indicator, None, mean, std, pad=like.pad)
     return fast.train(model.training)
 
 
@@ -117,8 +122,9 @@ def reduced(model: nn.Module, *, reducer: Part = "tome") -> nn.Module:
 
 
 def _capped(
-    model: nn.Module, thresholds: Sequence[float], budget: int | None, **options: Any
+    model: nn.Module, thresholds: Sequence[float] | None, budget: int | None, **options: Any
 ) -> Any:
     """`apply_apt` with at most `budget` tokens per image."""
-    marking = {"name": "threshold", "thresholds": tuple(thresholds), "budget": budget}
-    return apply_apt(model, thresholds, marking=None if budget is None else marking, **options)
+    bars = tuple(default_thresholds(thresholds, options["indicator"]))
+    marking = {"name": "threshold", "thresholds": bars, "budget": budget}
+    return apply_apt(model, bars, marking=None if budget is None else marking, **options)

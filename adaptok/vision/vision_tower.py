@@ -36,10 +36,17 @@ class VisionTower(nn.Module):
     Args:
         model: made by `apply_apt`.
         layer: block whose output is taken; by default the last but one, as in LLaVA.
+
+    Raises:
+        ValueError: another model, or one without this block.
     """
 
     def __init__(self, model: AptMixin, layer: int = -2):
         super().__init__()
+        if not hasattr(model, "tokens_after"):
+            raise ValueError(
+                f"a tower takes a model that apply_apt returned, got {type(model).__name__}"
+            )
         depth = len(model.blocks)
         if not -depth <= layer < depth:
             raise ValueError(f"the model has {depth} blocks, got layer {layer}")

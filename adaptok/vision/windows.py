@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from adaptok.cells import Cells, Groups
@@ -18,6 +20,24 @@ def check_window(window: int | None, sizes: tuple[tuple[int, ...], ...]) -> None
     if window < 1 or any(window % size for size in coarsest):
         raise ValueError(
             f"window must be a multiple of the coarsest cell {coarsest} in pixels, got {window}"
+        )
+
+
+def check_reach(model: Any, global_pool: str) -> None:
+    """Raises ``ValueError`` if an adapted model would read a class token that sees no cell.
+
+    Args:
+        global_pool: pooling of the head, the present one or another.
+    """
+    distilled = getattr(model, "dist_token", None) is not None
+    reads = distilled or (global_pool == "token" and model.attn_pool is None)
+    blind = model.window is not None and not model.global_blocks
+    if reads and blind:
+        raise ValueError(
+            "window cuts the class token off: in windowed blocks special tokens attend among "
+            "themselves, so with no global block every image has the same logits. Give "
+            "global_blocks, another global_pool, or, for dense features alone, a model without a "
+            "head: model.reset_classifier(0, '')"
         )
 
 

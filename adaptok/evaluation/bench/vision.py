@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import adaptok
 from adaptok.evaluation.bench.timing import (
     clock_of,
     flops_of,
@@ -70,12 +69,7 @@ def _square(image: Tensor, size: int) -> Tensor:
 
 def rules(fast: Any, x: Tensor, shares: Sequence[float]) -> list[tuple[float, ...]]:
     """Returns thresholds to measure: no merging, the paper's, and one per share of tokens."""
-    patches = x.shape[2] * x.shape[3] / fast.tiling.spec.sizes[-1][1] ** 2
-    field = fast.tiling.restore(x)
-    calibrated: list[Any] = [
-        adaptok.calibrate(fast.tiling.trees, field, share * patches) for share in shares
-    ]
-    return [(-1.0, -1.0), (5.5, 4.0), *calibrated]
+    return [(-1.0, -1.0), (5.5, 4.0), *(fast.calibrate(x, share=share) for share in shares)]
 
 
 def measure(

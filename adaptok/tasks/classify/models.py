@@ -59,7 +59,8 @@ def build_timm(
     given = {"drop_path_rate": drop_path_rate, **(options or {})}
     if img_size is not None:
         given["img_size"] = img_size
-    model = timm.create_model(name, pretrained=pretrained, num_classes=classes, **given)
+    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes, **given)
+    model.model_args = given  # for those who save it adapted
     if checkpoint is not None:
         load_timm_weights(model, read_weights(checkpoint), checkpoint)
     return model

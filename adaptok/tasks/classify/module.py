@@ -23,7 +23,7 @@ class ClassifierOptim(OptimBase):
 
     Attributes:
         layer_decay: factor on the learning rate from each layer to the one below it (BEiT, Bao et
-            al. 2022); the head has 1, and what APT adds the rate of the stem.
+            al. 2022); the head and what APT adds have 1.
         label_smoothing: share of the target spread over all classes.
         lr_batch: number of images per batch that `lr`, `lr_start` and `lr_min` are for; they scale
             with the batch. None: they are used unchanged.

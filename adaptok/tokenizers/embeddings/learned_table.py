@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, product
 from adaptok.patches import grid_index, level_grid
 from adaptok.utils.constants import cached_constant
+from adaptok.utils.derived import Derived
 
 
 class LearnedPositions(nn.Module):
@@ -19,8 +20,8 @@ class LearnedPositions(nn.Module):
 
     The table is stretched over the finest cells of any field, and resampled to the grid of each
     level with an antialiased bicubic filter (that of Pillow and PyTorch), axis by axis, in 1, 2 or
-    3 dimensions. Frames share it. In evaluation without gradients the resampled tables are kept
-    until the table changes.
+    3 dimensions. Frames share it. The resampled tables are kept until the table changes, see
+    `adaptok.utils.derived.Derived`.
 
     Args:
         dim: width of the features.
@@ -33,7 +34,7 @@ class LearnedPositions(nn.Module):
         self._resample = pooled_positions if pooled else resample_positions
         self.table = nn.Parameter(torch.empty(*grid, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
-        self._kept: tuple[tuple, Tensor] | None = None
+        self._kept = Derived()
 
     def forward(self, cells: Cells) -> Float[Tensor, "n d"]:
         """Returns the position of each cell."""
@@ -43,15 +44,7 @@ class LearnedPositions(nn.Module):
         """Resamples the table to all levels, coarse to fine, each in raster order."""
         table = self.table
         make = functools.partial(self._resample, table, cells.shape[1:], cells.sizes)
-        fixed = not (self.training or (torch.is_grad_enabled() and table.requires_grad))
-        if not fixed or torch.compiler.is_compiling() or table.is_inference():
-            return make()
-        # Changes when the table is replaced, moved or written to.
-        key = (cells.shape[1:], cells.sizes, table.data_ptr(), table.dtype, table._version)
-        if self._kept is None or self._kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad():  # may serve autograd later
-                self._kept = key, make()
-        return self._kept[1]
+        return self._kept(table, (cells.shape[1:], cells.sizes), make, self.training)
 
 
 def resample_positions(

@@ -31,6 +31,7 @@ class EntropyIndicator:
     """
 
     monotone = False
+    in_bits = True
 
     @checked
     def __init__(

@@ -1,0 +1,91 @@
+"""Thresholds of image tokenizers: their default, and those that give a number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptok.cells import product
+from adaptok.layers.mixed import runs
+from adaptok.patches import level_grid
+from adaptok.registry import INDICATORS, Part, name_of
+from adaptok.tokenizers.calibration import calibrate
+from adaptok.utils.arguments import PositiveShare, check_value
+from adaptok.vision.tiling import ImageCells
+
+BITS = (5.5, 4.0)  # thresholds of the paper (App. C)
+
+
+def default_thresholds(given: Any, indicator: Part, marking: Part | None = None) -> Any:
+    """Returns the thresholds that are given, unchecked, or those of the paper, which are bits of
+    entropy.
+
+    Raises:
+        ValueError: none are given, and the indicator scores in other units.
+    """
+    if given is not None:
+        return given
+    if marking is None and not INDICATORS.says(indicator, "in_bits"):
+        raise ValueError(
+            f"scores of indicator {name_of(indicator)!r} are not bits, so thresholds have no "
+            "default: give one per merged level, any positive ones to begin with, and let "
+            "calibrate(images, share=0.5) of the result scale them"
+        )
+    return BITS
+
+
+def calibrated(
+    tiling: ImageCells,
+    images: Tensor | Iterable[Any],
+    tokens: float | None = None,
+    share: PositiveShare | None = None,
+) -> Any:
+    """Finds the thresholds (or gamma, or price) that give images a mean number of tokens.
+
+    Args:
+        tiling: that of a model.
+        images: normalised as for the model: a batch, a list of images (c, h, w), or a loader of
+            either, whose items may have labels behind the images.
+        tokens: mean number per image, without class and register tokens.
+        share: of the patches, in place of `tokens`.
+
+    Raises:
+        ValueError: not one of `tokens` and `share`, or what `adaptok.calibrate` refuses.
+    """
+    wanted = tokens
+    if (tokens is None) == (share is None):
+        raise ValueError(f"give tokens or share, one of them, got {tokens} and {share}")
+    fields, patches, count = [], 0, 0
+    for batch in _batches(images):
+        tiling.check_image(batch)
+        tiling.check_range(batch)
+        fields.append(tiling.restore(batch))
+        patches += len(batch) * product(level_grid(fields[-1].shape[2:], tiling.spec.sizes[-1][1:]))
+        count += len(batch)
+    if share is not None:
+        check_value(share, PositiveShare, "share")
+        wanted = share * patches / max(count, 1)
+    assert wanted is not None
+    return calibrate(tiling.trees, fields, wanted)
+
+
+def _batches(images: Any) -> Iterator[Tensor]:
+    """Yields batches of images of one size."""
+    if isinstance(images, Tensor):
+        yield images
+    elif _is_list_of_images(images):
+        for start, stop in runs([image.shape for image in images]):
+            yield torch.stack(list(images[start:stop]))
+    else:
+        for item in images:
+            labelled = isinstance(item, (list, tuple)) and not _is_list_of_images(item)
+            yield from _batches(item[0] if labelled else item)
+
+
+def _is_list_of_images(images: Any) -> bool:
+    return isinstance(images, (list, tuple)) and all(
+        isinstance(image, Tensor) and image.ndim == 3 for image in images
+    )

@@ -38,6 +38,7 @@ def apply_apt(
     weighted: Weighted = False,
     window: int | None = None,
     global_blocks: Iterable[int] = (),
+    processor: Any = None,
 ) -> AptMixin:
     """Puts a model on adaptive patches (APT: Choudhury et al., "Accelerating Vision Transformers
     with Adaptive Patch Sizes", arXiv 2510.18091).
@@ -46,7 +47,8 @@ def apply_apt(
     model's. The given model stays usable. Thresholds below zero give its logits.
 
     Args:
-        model: one of `supported`, or another instance of their classes.
+        model: one of `supported`, or another instance of their classes; or a ViT, DINOv2, DINOv3,
+            CLIP or SigLIP vision model of transformers (extra ``hf``), or a model around one.
         thresholds: bits of entropy below which a cell stays whole, one per merged level, the
             smallest cells first: (2p, 4p) for patches of p pixels.
         indicator: score of a cell of 0..255 values; a name, or a mapping with its knobs.
@@ -62,10 +64,31 @@ def apply_apt(
         window: side in pixels of attention windows in all blocks but `global_blocks` (ViTDet), a
             multiple of the coarsest cell. None: every block attends to the whole image.
         global_blocks: indices of the blocks without windows.
+        processor: image processor of transformers, for a model of it: gives `mean` and `std`.
 
     Raises:
         ValueError: the model is not supported (with the reason), or an argument is invalid.
     """
+    if of_transformers(model):
+        from adaptok.vision.hf.apply import adapted
+
+        return adapted(
+            model,
+            thresholds,
+            indicator=indicator,
+            marking=marking,
+            mean=mean,
+            std=std,
+            processor=processor,
+            pooling=pooling,
+            resize=resize,
+            branch=branch,
+            weighted=weighted,
+            window=window,
+            global_blocks=global_blocks,
+        )
+    if processor is not None:
+        raise ValueError("processor is for models of transformers; timm's know their own mean, std")
     from adaptok.vision.models import CLASSES
     from adaptok.vision.support import unsupported_reason
 
@@ -127,16 +150,26 @@ def apply_reducer(model: nn.Module, name: Part, **knobs: Any) -> ReducedMixin:
 
     Args:
         model: a ``VisionTransformer``, ``VisionTransformerDistilled`` or ``Eva`` of timm, with any
-            number of class and register tokens; these never merge.
+            number of class and register tokens, which never merge; or a model of transformers as in
+            `apply_apt`.
         name: a name of `adaptok.reducers`, or a mapping of name and knobs.
         knobs: settings of this reducer.
 
     Raises:
         ValueError: the model is not supported (with the reason), or a knob is invalid.
     """
+    if of_transformers(model):
+        from adaptok.vision.hf.apply import reduced
+
+        return reduced(model, name, **knobs)
     from adaptok.vision.reduce import reduced_model
 
     return reduced_model(model, name, **knobs)
+
+
+def of_transformers(model: nn.Module) -> bool:
+    """Whether a model is one of transformers, without importing it."""
+    return any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__)
 
 
 def supported(pattern: str = "*") -> list[str]:
@@ -164,9 +197,10 @@ def freeze_all_but_new(model: nn.Module, also: Iterable[str] = ()) -> list[nn.Pa
     for prefix in also:
         if not any(f"{name}.".startswith(f"{prefix}.") for name in named):
             raise ValueError(f"no parameter of the model starts with {prefix!r}")
-    trained = tuple(f"{prefix}." for prefix in ("cell_embed", "reducer", *also))
+    trained = tuple(f"{prefix}." for prefix in also)
     for name, parameter in named.items():
-        parameter.requires_grad_(f"{name}.".startswith(trained))
+        new = not {"cell_embed", "reducer"}.isdisjoint(name.split("."))
+        parameter.requires_grad_(new or f"{name}.".startswith(trained))
     return [parameter for parameter in named.values() if parameter.requires_grad]
 
 

@@ -206,6 +206,7 @@ def test_merged_cells_and_reducers_equal_those_of_timm():
         assert torch.equal(out.attention_mask, mask)
         tokens, boxes = VisionTower(ours)(x), VisionTower(theirs)(x)
         close(tuple(tokens), tuple(boxes))
+        x = torch.randn(2, 3, 64, 64)
         for name, knobs in (("tome", {"r": [20, 7, 0]}), ("evit", {"blocks": [1, 2]})):
             ours2, theirs2 = (apply_reducer(m, name, **knobs) for m in (model, same))
             close(ours2(x).last_hidden_state, theirs2.forward_features(x))
@@ -400,6 +401,21 @@ def test_checkpoints_precision_and_copies(name, reduce):
                 assert gap.abs().mean() < error
         with torch.autocast("cpu", torch.bfloat16):
             assert fast(x).pooler_output.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Dinov2WithRegistersModel", "DINOv3ViTModel", "CLIPVisionModel"])
+def test_compiled_as_a_whole_where_the_count_is_known(name):
+    torch.compiler.reset()
+    model, x = tower(name), images(2, 3, 64, 64)
+    budget = {"name": "budget", "budget": 28}
+    reduced = apply_reducer(model, "tome", r=5)
+    for fast in (apply_apt(model, (5.0, 4.0), **NORM, marking=budget), reduced):
+        whole = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            for key, value in fast(x).items():
+                if isinstance(value, torch.Tensor):
+                    close(whole(x)[key], value)
 
 
 @pytest.mark.slow

@@ -124,8 +124,10 @@ def _tower(model: nn.Module) -> Any:
         return tower
     names = ", ".join(sorted(kind.__name__ for kind in (*FAMILIES, *ROOTS)))
     within = [name for name, part in model.named_modules() if type(part) in FAMILIES and name]
-    if isinstance(tower, Adapted):
+    if any(isinstance(part, Adapted) for part in model.modules()):
         reason = "it is adapted already; start from the model it was made of"
+    elif kind.__name__.startswith("TimmWrapper"):
+        reason = "it wraps a model of timm; adapt its timm_model"
     elif within:
         reason = (
             f"what it does with the tokens of its {within[0]!r} is not known to be right when they "

@@ -18,7 +18,7 @@ from adaptok.tokens import TokenSet
 from adaptok.vision.blocks import Packing
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens, area_bias, patches_per_cell
-from adaptok.vision.hf.families import Family
+from adaptok.vision.hf.families import Family, weight_dtype
 from adaptok.vision.hf.outputs import Ran
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.vision_tower import centers
@@ -202,12 +202,6 @@ def positions(
         like = raw[:, :1].expand(1, lead + grid[0] * grid[1], -1)
         raw = tower.embeddings.interpolate_pos_encoding(like, *size)
     return raw[:, :lead] if lead else None, raw[:, lead:], grid, fixed
-
-
-def weight_dtype(tower: Any) -> torch.dtype:
-    """Returns the dtype of the patches' convolution, which transformers casts images to."""
-    family = tower.adaptive.family
-    return next(family.piece(tower, family.patch).parameters()).dtype
 
 
 def image_size(tower: Any) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import (
@@ -158,3 +159,9 @@ ROOTS: dict[type[nn.Module], str] = {
     LlavaModel: "vision_tower",
     LlavaForConditionalGeneration: "model.vision_tower",
 }
+
+
+def weight_dtype(tower: Any) -> torch.dtype:
+    """Returns the dtype of the patches' convolution, which transformers casts images to."""
+    family = tower.adaptive.family
+    return next(family.piece(tower, family.patch).parameters()).dtype

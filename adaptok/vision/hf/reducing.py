@@ -18,7 +18,7 @@ from transformers.models.vit.modeling_vit import ViTLayer
 
 from adaptok.processors.reducers import Flow, Reducer
 from adaptok.vision.blocks import Packing
-from adaptok.vision.hf.families import Family
+from adaptok.vision.hf.families import Family, weight_dtype
 from adaptok.vision.hf.outputs import Ran
 from adaptok.vision.reduce import detached, through
 from adaptok.vision.rope import Rope
@@ -114,8 +114,14 @@ class ReducedRun(nn.Module):
     def forward(
         self, tower: Any, images: Float[Tensor, "b c h w"], resample: bool, wanted: set[int]
     ) -> Ran:
-        """Runs the tower; `wanted` are indices of hidden states."""
-        family = self.family
+        """Runs the tower; `wanted` are indices of hidden states.
+
+        Raises:
+            ValueError: a list of images.
+        """
+        if not isinstance(images, Tensor):
+            raise ValueError("a reducer needs images of one size, as one tensor")
+        family, images = self.family, images.to(weight_dtype(tower))
         asked = {"interpolate_pos_encoding": True} if resample else {}
         x = tower.embeddings(images, **asked if family.resampled == "asked" else {})
         for name in family.before:
@@ -142,7 +148,7 @@ class ReducedRun(nn.Module):
         """DINOv3's rotation of all rows; special tokens do not turn."""
         if not hasattr(tower, "rope_embeddings"):
             return None
-        cos, sin = tower.rope_embeddings(images.to(x.dtype))
+        cos, sin = tower.rope_embeddings(images)
         special = cos.new_zeros(x.shape[1] - cos.shape[0], cos.shape[1])
         cos, sin = torch.cat([special + 1, cos]), torch.cat([special, sin])
         return Rope(*(part.repeat(x.shape[0], 1)[:, None] for part in (sin, cos)), half=True)

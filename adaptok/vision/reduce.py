@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -180,17 +180,17 @@ class ReducedMixin(nn.Module):
         x = x[0] if isinstance(x, tuple) else x  # Eva's comes with timm's rotation
         x = model.norm_pre(x)
         ropes, prefix = self._ropes(x, size), model.num_prefix_tokens
-
-        def call(block: Any, rows: Tensor, packing: Packing) -> Tensor:
-            if model.grad_checkpointing and torch.is_grad_enabled():
-                return checkpoint(block, rows, packing)
-            return block(rows, packing)
-
-        x, flow, states = through(self.reducer, model.blocks, x, ropes, prefix, call, take)
+        x, flow, states = through(self.reducer, model.blocks, x, ropes, prefix, self._call, take)
         between = [self._unmerged(*state, norm=False) for state in states]
         if not torch.compiler.is_exporting():  # what a trace makes would outlive it
             self.last = detached(flow)
         return model.norm(x), flow, between
+
+    def _call(self, block: Any, x: Tensor, packing: Packing) -> Tensor:
+        model: Any = self
+        if model.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, packing)
+        return block(x, packing)
 
     def _unmerged(self, features: Tensor, flow: Flow, norm: bool = True) -> Tensor:
         trail, model = flow.trail, self
@@ -279,7 +279,7 @@ def reduced_model(model: nn.Module, name: Any, **knobs: Any) -> ReducedMixin:
 
 def through(
     reducer: Reducer,
-    blocks: Sequence[nn.Module],
+    blocks: Iterable[nn.Module],
     x: Float[Tensor, "b n d"],
     ropes: Sequence[Rope | None],
     prefix: int,

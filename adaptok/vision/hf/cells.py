@@ -101,22 +101,20 @@ class CellRun(nn.Module):
         for name in family.before:
             x = family.piece(tower, name)(x)
 
-        def unpacked(x: Tensor) -> VisionTokens:
-            own = groups.scatter(x[0])
-            return VisionTokens(own[: b * p].unflatten(0, (b, p)), TokenSet(own[b * p :], cells))
-
         turn = {}
         if hasattr(tower, "rope_embeddings"):
             cos, sin = _rotation(tower.rope_embeddings, cells, groups, b * p)
             turn["position_embeddings"] = (cos.to(weight_dtype(tower)), sin.to(weight_dtype(tower)))
-        between = [unpacked(x) if 0 in wanted else None]
+        between = [_unpacked(x, groups, cells, p) if 0 in wanted else None]
         layers = family.piece(tower, family.layers)
         for i, (layer, packing) in enumerate(
             zip(layers, self._packings(cells, groups, p, len(layers)), strict=True)
         ):
             x = layer(x, packing, **turn)
-            between.append(unpacked(x) if i + 1 in wanted else None)
-        return unpacked(x if family.norm is None else family.piece(tower, family.norm)(x)), between
+            between.append(_unpacked(x, groups, cells, p) if i + 1 in wanted else None)
+        if family.norm is not None:
+            x = family.piece(tower, family.norm)(x)
+        return _unpacked(x, groups, cells, p), between
 
     def _embed(
         self,
@@ -159,6 +157,12 @@ class CellRun(nn.Module):
             windows = window_groups(cells, groups, prefix, self.window)
             local = [local[i] if i in self.global_blocks else windows for i in range(depth)]
         return [Packing(own, sample, b, None, bias) for own in local]
+
+
+def _unpacked(x: Float[Tensor, "1 n d"], groups: Groups, cells: Cells, prefix: int) -> VisionTokens:
+    rows, special = groups.scatter(x[0]), cells.batch_size * prefix
+    lead = rows[:special].unflatten(0, (cells.batch_size, prefix))
+    return VisionTokens(lead, TokenSet(rows[special:], cells))
 
 
 def project(

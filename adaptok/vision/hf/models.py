@@ -86,11 +86,10 @@ class Adapted(nn.Module):
         if run.weighted:
             bias = run.weighted * ran.weight.log()
             hidden = bias.masked_fill(hidden, -torch.inf).to(ran.last.dtype)
-        states = tuple(ran.hidden)
         return TowerOutput(
             last_hidden_state=ran.last,
             pooler_output=run.family.pool(self, ran.last, hidden),
-            hidden_states=states if wanted else None,  # pyright: ignore[reportArgumentType]
+            hidden_states=tuple(ran.hidden) if wanted else None,
             attention_mask=ran.mask,
             weight=ran.weight,
             cells=ran.cells,

@@ -19,11 +19,13 @@ class TowerOutput(BaseModelOutputWithPooling):
     Special tokens come first, then cells: the coarsest first, each level in raster order.
 
     Attributes:
+        hidden_states: as in transformers; None in the place of those not asked for.
         attention_mask: bool (b, m), True for real rows.
         weight: float (b, m), patches that each row stands for; 1 for special tokens, 0 for padding.
         cells: cells of the rows, without special tokens; None of a reduced model.
     """
 
+    hidden_states: tuple[Tensor | None, ...] | None = None  # pyright: ignore
     attention_mask: Bool[Tensor, "b m"] | None = None
     weight: Float[Tensor, "b m"] | None = None
     cells: Cells | None = None

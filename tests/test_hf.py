@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling  # noqa: E4
 
 from adaptok.processors.reducers import Reducer  # noqa: E402
 from adaptok.vision import VisionTower, apply_apt, apply_reducer, freeze_all_but_new  # noqa: E402
+from adaptok.vision.hf import statistics  # noqa: E402
 
 NORM = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 SIZE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3}
@@ -430,8 +431,6 @@ def test_stochastic_depth_is_drawn_per_image():
 
 
 def test_the_normalisation_is_that_of_the_processor():
-    from adaptok.vision.hf import statistics
-
     processor = transformers.CLIPImageProcessor()
     mean, std = statistics(processor)
     assert mean == pytest.approx(processor.image_mean)

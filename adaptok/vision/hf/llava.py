@@ -30,7 +30,8 @@ class AdaptedLlava(LlavaModel):
         """Returns what the model's own method does, with one tensor (tokens, d) per image in
         ``pooler_output``: tokens in the order of the tiling.
         """
-        out: Any = super().get_image_features(
+        features: Any = super().get_image_features
+        out = features(
             pixel_values,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,

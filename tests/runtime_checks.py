@@ -51,10 +51,6 @@ def unchecked(attribute: Any) -> Any:
             return type(attribute)(unchecked(attribute.__func__))
         case FunctionType() if attribute.__code__.co_filename == _WRAPPER:
             return attribute.__wrapped__
-        case FunctionType(__wrapped__=FunctionType() as inner) if (
-            inner.__code__.co_filename == _WRAPPER
-        ):  # that of a dataclass of transformers, whose metaclass wraps it once more
-            return inner.__wrapped__
         case _:
             return attribute
 

@@ -405,21 +405,6 @@ def test_checkpoints_precision_and_copies(name, reduce):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Dinov2WithRegistersModel", "DINOv3ViTModel", "CLIPVisionModel"])
-def test_compiled_as_a_whole_where_the_count_is_known(name):
-    torch.compiler.reset()
-    model, x = tower(name), images(2, 3, 64, 64)
-    budget = {"name": "budget", "budget": 28}
-    reduced = apply_reducer(model, "tome", r=5)
-    for fast in (apply_apt(model, (5.0, 4.0), **NORM, marking=budget), reduced):
-        whole = torch.compile(fast, fullgraph=True, backend="aot_eager")
-        with torch.no_grad():
-            for key, value in fast(x).items():
-                if isinstance(value, torch.Tensor):
-                    close(whole(x)[key], value)
-
-
-@pytest.mark.slow
 def test_stochastic_depth_is_drawn_per_image():
     model = tower("Dinov2Model", drop_path_rate=0.5)
     fast = apply_apt(model, (5.0, 4.0), **NORM).train()

@@ -42,6 +42,10 @@ def _vision(**config: Any) -> nn.Module:
     return import_module("adaptok.vision.apply").build_vision(**config)
 
 
+def _hf(**config: Any) -> nn.Module:
+    return import_module("adaptok.vision.hf.saving").build(**config)
+
+
 BUILDERS = {
     "surrogate": create_surrogate,
     "baseline": create_baseline,
@@ -49,6 +53,7 @@ BUILDERS = {
     "multiphysics": create_multiphysics,
     "system": create_system,
     "vision": _vision,
+    "hf": _hf,
 }
 
 
@@ -110,6 +115,8 @@ def save_pretrained(
 def _config(model: Any) -> Mapping[str, Any] | None:
     """What `build` builds the model again from, if it knows."""
     config = getattr(model, "config", None)
+    if type(config).__module__.startswith("transformers."):
+        config = import_module("adaptok.vision.hf.saving").config_of(model)
     if isinstance(config, Mapping) and config.get("kind") in BUILDERS:
         return config
     if not isinstance(model, Tokenizer):

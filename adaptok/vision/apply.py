@@ -39,6 +39,7 @@ def apply_apt(
     weighted: Weighted = False,
     window: int | None = None,
     global_blocks: Iterable[int] = (),
+    processor: Any = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> AptMixin:
     """Puts a model on adaptive patches (APT: Choudhury et al., "Accelerating Vision Transformers
@@ -50,7 +51,8 @@ def apply_apt(
     separate them.
 
     Args:
-        model: one of `supported`, or another instance of their classes.
+        model: one of `supported`, or another instance of their classes; or a ViT, DINOv2, DINOv3,
+            CLIP or SigLIP vision model of transformers (extra ``hf``), or a model around one.
         thresholds: score below which a cell stays whole, one per merged level, the smallest cells
             first: (2p, 4p) for patches of p pixels. By default (5.5, 4.0) bits of entropy; scores
             of other indicators have other units, and thresholds for them have to be given.
@@ -68,6 +70,7 @@ def apply_apt(
             multiple of the coarsest cell. None: every block attends to the whole image.
         global_blocks: indices of the blocks without windows; a head that reads the class token
             needs one.
+        processor: image processor of transformers, for a model of it: gives `mean` and `std`.
         model_args: arguments that ``timm.create_model`` was given beside the name, such as
             ``{"num_heads": 6}``, for `adaptok.save_pretrained`. Number of classes, pooling, image
             sizes and stochastic depth are read from the model.
@@ -75,6 +78,26 @@ def apply_apt(
     Raises:
         ValueError: the model is not supported (with the reason), or an argument is invalid.
     """
+    if of_transformers(model):
+        from adaptok.vision.hf.apply import adapted
+
+        return adapted(
+            model,
+            thresholds,
+            indicator=indicator,
+            marking=marking,
+            mean=mean,
+            std=std,
+            processor=processor,
+            pooling=pooling,
+            resize=resize,
+            branch=branch,
+            weighted=weighted,
+            window=window,
+            global_blocks=global_blocks,
+        )
+    if processor is not None:
+        raise ValueError("processor is for models of transformers; timm's know their own mean, std")
     from adaptok.vision.blocks import pack_modules
     from adaptok.vision.embedding import CellPositions, cell_embedding, convolution_of
     from adaptok.vision.models import CLASSES
@@ -146,7 +169,8 @@ def apply_reducer(
 
     Args:
         model: a ``VisionTransformer``, ``VisionTransformerDistilled`` or ``Eva`` of timm, with any
-            number of class and register tokens; these never merge.
+            number of class and register tokens, which never merge; or a model of transformers as in
+            `apply_apt`.
         name: a name of `adaptok.reducers`, or a mapping of name and knobs.
         model_args: see `apply_apt`.
         knobs: settings of this reducer.
@@ -154,9 +178,18 @@ def apply_reducer(
     Raises:
         ValueError: the model is not supported (with the reason), or a knob is invalid.
     """
+    if of_transformers(model):
+        from adaptok.vision.hf.apply import reduced
+
+        return reduced(model, name, **knobs)
     from adaptok.vision.reduce import reduced_model
 
     return reduced_model(model, name, model_args, **knobs)
+
+
+def of_transformers(model: nn.Module) -> bool:
+    """Whether a model is one of transformers, without importing it."""
+    return any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__)
 
 
 def supported(pattern: str = "*") -> list[str]:
@@ -188,8 +221,11 @@ def freeze_all_but_new(model: nn.Module, also: Iterable[str] = ()) -> list[nn.Pa
     for prefix in also:
         if not any(f"{name}.".startswith(f"{prefix}.") for name in named):
             raise ValueError(f"no parameter of the model starts with {prefix!r}")
-    trained = tuple(f"{prefix}." for prefix in ("cell_embed", "reducer", *also))
-    moving = {id(p): f"{name}.".startswith(trained) for name, p in named.items()}
+    trained, new = tuple(f"{prefix}." for prefix in also), {"cell_embed", "reducer"}
+    moving = {
+        id(p): not new.isdisjoint(name.split(".")) or f"{name}.".startswith(trained)
+        for name, p in named.items()
+    }
     own: dict[int, nn.Parameter] = {}  # tied parameters stay tied
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):

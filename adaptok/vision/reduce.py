@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -208,37 +208,19 @@ class ReducedMixin(nn.Module):
         x = x[0] if isinstance(x, tuple) else x  # Eva's comes with timm's rotation
         x = model.norm_pre(x)
         ropes, prefix = self._ropes(x, size), model.num_prefix_tokens
-        b, n = x.shape[:2]
-        ones = torch.ones(b * n, dtype=torch.float32, device=x.device)
-        flow, between = Flow(ones, self.reducer.weighted, True), []
-        image = torch.arange(b, device=x.device)
-        for i, (block, rope) in enumerate(zip(model.blocks[:stop], ropes[:stop], strict=True)):
-            rope = _rows_of(rope, flow.kept) if rope is not None and flow.kept is not None else rope
-            sample = image.repeat_interleave(x.shape[1], output_size=b * x.shape[1])
-            groups = _groups(b, x.shape[1], x.device)
-            packing = Packing(groups, sample, b, rope, flow.key_bias)
-            acts, step = self.reducer.acts(i), Step(self.reducer, i, flow, prefix)
-            if acts and self.reducer.place == "before":
-                rows, packing = step(x.flatten(0, 1), packing)
-                x, flow = rows.unflatten(0, (b, -1)), step.flow
-            elif acts:
-                packing = packing._replace(between=step)
-            before = x
-            if model.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, packing)
-            else:
-                x = block(x, packing)
-            flow = step.flow
-            if flow.gate is not None:
-                x = flow.gated(before.flatten(0, 1), x.flatten(0, 1)).unflatten(0, (b, -1))
-            if i in take:
-                between.append(self._unmerged(x, flow, norm=False))
+        x, flow, states = through(
+            self.reducer, model.blocks[:stop], x, ropes[:stop], prefix, self._call, take
+        )
+        between = [self._unmerged(*state, norm=False) for state in states]
         if not torch.compiler.is_exporting():  # what a trace makes would outlive it
-            trail = flow.trail
-            if trail.last is not None:
-                trail = trail._replace(last=trail.last.detach())
-            self.last = flow._replace(mass=flow.mass.detach(), trail=trail, gate=None)
+            self.last = detached(flow)
         return model.norm(x), flow, between
+
+    def _call(self, block: Any, x: Tensor, packing: Packing) -> Tensor:
+        model: Any = self
+        if model.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, packing)
+        return block(x, packing)
 
     def _unmerged(self, features: Tensor, flow: Flow, norm: bool = True) -> Tensor:
         trail, model = flow.trail, self
@@ -328,6 +310,61 @@ def reduced_model(
     given = getattr(model, "model_args", {}) if model_args is None else model_args
     made.model_args = check_model_args(given)
     return made.train(model.training)
+
+
+def through(
+    reducer: Reducer,
+    blocks: Iterable[nn.Module],
+    x: Float[Tensor, "b n d"],
+    ropes: Sequence[Rope | None],
+    prefix: int,
+    call: Callable[[Any, Tensor, Packing], Tensor],
+    take: Collection[int] = (),
+) -> tuple[Tensor, Flow, list[tuple[Tensor, Flow]]]:
+    """Carries the tokens of a batch through blocks with a reducer.
+
+    Args:
+        ropes: rotation of all rows in each block, or None.
+        prefix: special tokens per image, which never merge.
+        call: runs a block on (b, n, d); the block asks ``packing.reduced`` between attention and
+            MLP.
+        take: blocks after which tokens and state are returned as well.
+
+    Returns:
+        x: tokens that are left.
+        flow: what they stand for.
+        states: both after each block of `take`.
+    """
+    b, n = x.shape[:2]
+    ones = torch.ones(b * n, dtype=torch.float32, device=x.device)
+    flow, states = Flow(ones, reducer.weighted, True), []
+    image = torch.arange(b, device=x.device)
+    for i, (block, rope) in enumerate(zip(blocks, ropes, strict=True)):
+        rope = _rows_of(rope, flow.kept) if rope is not None and flow.kept is not None else rope
+        sample = image.repeat_interleave(x.shape[1], output_size=b * x.shape[1])
+        groups = _groups(b, x.shape[1], x.device)
+        packing = Packing(groups, sample, b, rope, flow.key_bias)
+        acts, step = reducer.acts(i), Step(reducer, i, flow, prefix)
+        if acts and reducer.place == "before":
+            rows, packing = step(x.flatten(0, 1), packing)
+            x, flow = rows.unflatten(0, (b, -1)), step.flow
+        elif acts:
+            packing = packing._replace(between=step)
+        before = x
+        x, flow = call(block, x, packing), step.flow
+        if flow.gate is not None:
+            x = flow.gated(before.flatten(0, 1), x.flatten(0, 1)).unflatten(0, (b, -1))
+        if i in take:
+            states.append((x, flow))
+    return x, flow, states
+
+
+def detached(flow: Flow) -> Flow:
+    """What stays of the state after a forward pass: no gradients."""
+    trail = flow.trail
+    if trail.last is not None:
+        trail = trail._replace(last=trail.last.detach())
+    return flow._replace(mass=flow.mass.detach(), trail=trail, gate=None)
 
 
 def reason_against(model: nn.Module) -> str | None:

@@ -1,0 +1,49 @@
+"""What an adapted tower returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from adaptok.cells import Cells
+
+
+@dataclass
+class TowerOutput(BaseModelOutputWithPooling):
+    """Extends transformers' output; its own tensors are padded with zeros to the longest image.
+
+    Special tokens come first, then cells: the coarsest first, each level in raster order.
+
+    Attributes:
+        hidden_states: as in transformers; None in the place of those not asked for.
+        attention_mask: bool (b, m), True for real rows.
+        weight: float (b, m), patches that each row stands for; 1 for special tokens, 0 for padding.
+        cells: cells of the rows, without special tokens; None of a reduced model.
+    """
+
+    hidden_states: tuple[Tensor | None, ...] | None = None  # pyright: ignore
+    attention_mask: Bool[Tensor, "b m"] | None = None
+    weight: Float[Tensor, "b m"] | None = None
+    cells: Cells | None = None
+
+
+class Ran(NamedTuple):
+    """Holds what the layers of a tower made.
+
+    Attributes:
+        last: after the last norm.
+        hidden: before the first layer and after each; None for those not asked for.
+        mask: which rows of `last` are real.
+        weight: patches that they stand for.
+        cells: their cells, if they have some.
+    """
+
+    last: Float[Tensor, "b m d"]
+    hidden: list[Tensor | None]
+    mask: Bool[Tensor, "b m"]
+    weight: Float[Tensor, "b m"]
+    cells: Cells | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxtyping import Float
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -51,14 +52,12 @@ def packed_attention(
 AttentionInterface.register(NAME, packed_attention)
 
 
-class SampleDropPath(nn.Module):
-    """Draws stochastic depth per image, where transformers would draw once for packed rows."""
-
-    scale_by_keep = True
+class SampleDropPath(DropPath):
+    """Draws stochastic depth per image; transformers would draw once for all packed rows."""
 
     def __init__(self, rate: float):
-        super().__init__()
-        self.drop_prob, self.packing = rate, None
+        super().__init__(rate)
+        self.packing: Packing | None = None
 
     def follow(self, attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Notes the rows of the layer: a hook before its attention."""

@@ -25,7 +25,8 @@ from adaptok.evaluation.bench.timing import (
 )
 from adaptok.vision import apply_apt
 
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "ihc")
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
+PHOTOS += ("immunohistochemistry", "camera", "brick", "grass", "gravel", "coins", "moon", "clock")
 NOTE = (
     "A timm model beside the same model wrapped by `apply_apt`, weights shared and random, on "
     "{what}. `end to end` starts from the normalised batch and includes indicator, marking and "
@@ -53,13 +54,12 @@ def photographs(count: int, size: int) -> tuple[Tensor, str]:
         mixed = torch.where(blocks > 0.7, noise, blocks).clamp(0, 1)
         return (mixed * 255).round() / 255, "synthetic images (smooth with patches of noise)"
     names = (PHOTOS * (count // len(PHOTOS) + 1))[:count]
-    images = [
-        _square(torch.from_numpy(getattr(data, name)()[..., :3].copy()), size) for name in names
-    ]
+    images = [_square(torch.from_numpy(getattr(data, name)().copy()), size) for name in names]
     return torch.stack(images), "photographs that scikit-image ships"
 
 
 def _square(image: Tensor, size: int) -> Tensor:
+    image = image[..., :3] if image.ndim == 3 else image[..., None].expand(-1, -1, 3)
     side = min(image.shape[:2])
     top, left = ((n - side) // 2 for n in image.shape[:2])
     x = image[top : top + side, left : left + side].permute(2, 0, 1)[None].float()

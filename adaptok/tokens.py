@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells, owners, product, register_pytree
 from adaptok.patches import finest_owner, rows_of_levels
-from adaptok.registry import choice
+from adaptok.registry import Part, choice
 from adaptok.utils.arguments import (
     Dimensions,
     LevelSizes,
@@ -46,6 +46,8 @@ class TokenizerSpec:
         rooted: whether the coarsest cell is the whole domain, so that the cells of a call have as
             many sizes as the domain asks for; `sizes` is then the finest alone. Parts with weights
             per size refuse such a spec, see `check_sizes`.
+        decoder: the decoder that belongs to the tokenizer, name or mapping of name and knobs; None:
+            one that paints cells of these sizes, see `adaptok.decoders.auto`.
         position_center: centres (n, a) in grid points that processors compute positions from. Only
             a tokenizer that reproduces the misplaced positions of published code has others than
             those of its cells (`adaptok.layers.positions.misplaced_center`).
@@ -59,6 +61,7 @@ class TokenizerSpec:
     layout: type | None = None
     on_grid: bool = dataclasses.field(default=False, kw_only=True)
     rooted: bool = dataclasses.field(default=False, kw_only=True)
+    decoder: Part | None = dataclasses.field(default=None, hash=False, kw_only=True)
     position_center: Callable[[Cells], Tensor] = dataclasses.field(
         default=cell_center, kw_only=True
     )

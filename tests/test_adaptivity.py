@@ -31,7 +31,6 @@ from adaptivity.rows import (
 )
 
 import adaptok
-from adaptok.config.menu import compose, plain
 from adaptok.evaluation.cost import cost_of
 
 ERRORS = {"coarse_fine": 0.09, "uniform": 0.17, "uniform_help": 0.12}
@@ -304,14 +303,14 @@ def test_tables_claims_and_picture_go_into_the_pages(tmp_path):
     assert pages.front([(1, 3), (2, 4), (3, 2)]) == [(1, 3), (3, 2)]
 
 
-def test_the_preset_is_the_model_of_the_study():
-    row = row_of("maze-coarse_fine-0")
-    preset, studied = (
-        plain(compose("train", words)) for words in (["experiment=coarse_fine"], row.overrides())
-    )
-    assert preset["decoder"] == studied["decoder"]
-    assert preset["tokenizer"]["name"] == studied["tokenizer"]["name"] == "uniform"
-    assert preset["budget"] == costs.SETS["maze"].tokens
+def test_the_default_is_a_variant_of_the_study():
+    studied = variants("maze")["coarse_fine_few_half_smoother"]
+    tokenizer = adaptok.create_tokenizer("coarse_fine", ndim=2, in_channels=5, dim=96)
+    decoder = tokenizer.spec.decoder
+    assert (decoder["share"], decoder["smooth"]) == (studied.share, studied.smooth)
+    assert decoder["indicator"] == studied.points
+    assert tokenizer.size[0] == costs.SETS["maze"].patch(studied.tokens)
+    assert decoder["width"] == pytest.approx(studied.width, rel=0.1)
 
 
 def test_words_of_the_command(tmp_path, capsys):

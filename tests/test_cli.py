@@ -345,7 +345,8 @@ def test_help(capsys, command):
     assert COMMANDS[command] in out
     assert all(example in out for example in USAGE[command]["examples"].splitlines())
     if command in ("train", "tokenize", "demo"):
-        assert re.search(r"\[iap\].* uniform", out)
+        assert re.search(r"\biap\]?.* uniform", out)
+        assert ("[iap]" if command == "tokenize" else "[coarse_fine]") in out
 
 
 def test_version(capsys):
@@ -361,7 +362,7 @@ def test_version(capsys):
         (["train", "lr=3"], "unknown key 'lr' (did you mean 'optim.lr'?)"),
         (["train", "data=unknown"], "choices: acoustic_scattering_maze, "),
         (["train", "+sede=3"], "unknown key 'sede'"),
-        (["train", "+tokenizer.knob=3"], "'iap' has no knob 'knob'"),
+        (["train", "tokenizer=iap", "+tokenizer.knob=3"], "'iap' has no knob 'knob'"),
         (["train", "+optim.momentum=3"], "unknown key 'optim.momentum'"),
         (["train", "+trainer.max_step=3"], "'trainer.max_step' (did you mean 'max_steps'"),
         (["train", "tokenizer.budget=3"], "budget 3 is below"),
@@ -413,7 +414,7 @@ def test_the_module_is_the_command(tmp_path):
 
 
 def test_benchmarks_run_by_name(capsys):
-    assert run(capsys, "bench").split() == ["indicators", "vision"]
+    assert run(capsys, "bench").split() == ["features", "indicators", "vision"]
     with pytest.raises(SystemExit) as stopped:  # argparse's --help
         main(["bench", "vision", "--help"])
     assert stopped.value.code == 0

@@ -174,6 +174,7 @@ def test_every_command_composes_and_every_key_of_it_is_read(command):
         "size",
         "data",
         "lookahead",
+        "conserve",
     }
     known |= {*build.MODEL_KEYS, *COMMAND_KEYS[command]}
     assert set(composed) <= known
@@ -309,8 +310,14 @@ def test_size_and_seed_reach_the_parts():
             r"unknown tokenizer 'aip' \(did you mean 'iap'.*\?\); choices: .*uniform",
         ),
         (["tokenzer=iap"], r"unknown key 'tokenzer' \(did you mean 'tokenizer'\?\)$"),
-        (["tokenizer.bugdet=1"], r"'tokenizer.bugdet' \(did you mean 'tokenizer.budget'\?\)$"),
-        (["tokenizer.zzz=1"], "'tokenizer.zzz'; valid here: tokenizer.name, tokenizer.min_size"),
+        (
+            ["tokenizer=iap", "tokenizer.bugdet=1"],
+            r"'tokenizer.bugdet' \(did you mean 'tokenizer.budget'\?\)$",
+        ),
+        (
+            ["tokenizer=iap", "tokenizer.zzz=1"],
+            "'tokenizer.zzz'; valid here: tokenizer.name, tokenizer.min_size",
+        ),
         (
             ["tokenizer=uniform", "tokenizer.budget=1"],
             r"'tokenizer.budget' \(did you mean 'budget'\?\)",

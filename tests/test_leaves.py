@@ -102,7 +102,7 @@ def test_every_leaf_has_a_type_and_the_defaults_pass(command, overrides):
     ),
 )
 def test_a_wrong_leaf_is_named(override):
-    config = plain(compose("train", [override]))
+    config = plain(compose("train", ["tokenizer=iap", override]))
     with pytest.raises(ValueError, match=rf"^{override.split('=')[0]} must be "):
         check_leaves(config, FACTORIES)
 

@@ -17,7 +17,7 @@ def identity(*overrides: str, swept: tuple[str, ...] = ()) -> str:
 
 
 def test_readable_part():
-    assert identity().startswith("acoustic_scattering_maze_iap_vit_seed0_")
+    assert identity().startswith("acoustic_scattering_maze_coarse_fine_vit_seed0_")
     assert identity("model=fno", "seed=3").startswith("acoustic_scattering_maze_fno_seed3_")
     assert "_uniform_vit_budget64_seed0_" in identity("tokenizer=uniform", "budget=64")
     images = identity("task=classify", "tokenizer=random")
@@ -90,4 +90,4 @@ def test_the_resolver_gives_the_same_and_may_stand_in_the_configuration():
 
 def test_a_configuration_with_a_mistake_has_a_name_too():
     name = identity("size.depth=${nowhere}")
-    assert name.startswith("acoustic_scattering_maze_iap")
+    assert name.startswith("acoustic_scattering_maze_coarse_fine")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.decoders.auto import decoder_for
+from adaptok.decoders.auto import painter_for
 from adaptok.layers.boundary import boundary_codes
 from adaptok.layers.mixed import gives_lists
 from adaptok.patches import finest_owner, level_grid, owner_grid
@@ -84,7 +84,7 @@ class ConservativeDecoder(nn.Module):
             raise ValueError(
                 f"conserved channel {wrong[0]} does not exist: the field has {out_channels}"
             )
-        if DECODERS.says(part := decoder_for(base, spec), "reads_field"):
+        if DECODERS.says(part := painter_for(base, spec), "reads_field"):
             raise ValueError(
                 f"base {name_of(base)!r} reads the field itself; the detail is painted by one that "
                 "takes tokens alone"

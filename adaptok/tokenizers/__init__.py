@@ -6,6 +6,7 @@ from adaptok.tokenizers.apt import apt
 from adaptok.tokenizers.at_budget import at_budget, part_at_budget
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.ckm import CkmTokenizer
+from adaptok.tokenizers.coarse_fine import coarse_fine
 from adaptok.tokenizers.csm import CsmTokenizer
 from adaptok.tokenizers.dart import DartTokenizer, dart
 from adaptok.tokenizers.embeddings import with_halo
@@ -39,6 +40,7 @@ __all__ = [
     "apt",
     "at_budget",
     "calibrate",
+    "coarse_fine",
     "dart",
     "focus",
     "given",

@@ -9,7 +9,7 @@ from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from adaptok.decoders.auto import decoder_for
+from adaptok.decoders.auto import painter_for
 from adaptok.decoders.refine.choice import BlockChoice
 from adaptok.decoders.refine.smoothing import Smoothing
 from adaptok.decoders.refine.solver import PointSolver
@@ -165,7 +165,7 @@ class RefineDecoder(nn.Module):
 
 
 def _built(base: Part, spec: TokenizerSpec, out_channels: int) -> Any:
-    part = decoder_for(base, spec)
+    part = painter_for(base, spec)
     try:
         if DECODERS.says(part, "reads_field"):
             raise ValueError("it reads the field itself; one that paints tokens alone is refined")

@@ -19,7 +19,8 @@ def test_its_cells_are_uniform_and_its_decoder_refines_the_share_that_is_asked_f
     field = torch.randn(2, 2, *(8,) * ndim)
     assert torch.equal(tokenizer.cells(field).origin, alike.cells(field).origin)
     decoder = create_decoder("auto", tokenizer.spec, out_channels=2)
-    assert type(decoder).__name__ == "RefineDecoder" and decoder.choice.share == 0.25
+    assert type(decoder).__name__ == "RefineDecoder"
+    assert decoder.choice.share == 0.25
     assert decoder.smoothing.first.out_channels == 3
     assert decoder.solver.head.in_features == (32 if ndim == 3 else 64)
     blocks = decoder.choice(field[:, None], None)
@@ -36,7 +37,8 @@ def test_what_is_named_goes_before_its_own_decoder():
 
 def test_the_default_of_train_and_a_surrogate_of_it():
     config = plain(compose("train", ["budget=16"]))
-    assert config["tokenizer"]["name"] == "coarse_fine" and config["decoder"]["name"] == "auto"
+    assert config["tokenizer"]["name"] == "coarse_fine"
+    assert config["decoder"]["name"] == "auto"
     assert plain(compose("train", ["task=pretrain"]))["tokenizer"]["name"] == "iap"
     sizes = {"dim": 16, "depth": 1, "heads": 2}
     model = create_surrogate(ndim=2, in_channels=2, tokenizer="coarse_fine", **sizes)

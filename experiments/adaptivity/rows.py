@@ -139,6 +139,8 @@ def candidates(data: str) -> dict[str, Model]:
     found["uniform_help_deep"] = helped(about, depth=2)
     for tokens in {about.tokens, FEWEST[data]}:
         found[f"uniform_help_{tokens}_far"] = helped(about, tokens=tokens, stencil=FAR)
+        smoother = helped(about, tokens=tokens, dim=64, smooth=12)
+        found[f"uniform_help_{tokens}_smoother"] = smoother
     return {name: model for name, model in found.items() if model is not None}
 
 
@@ -158,6 +160,8 @@ def variants(data: str) -> dict[str, Model]:
     more = ("eighth", "half", "far", "half_smoother")
     changes |= {"few": few} | {f"few_{name}": few | changes[name] for name in more}
     changes["few_narrow"] = few | changes["half_smoother"] | {"dim": 64}
+    changes["few_narrow_smoother"] = few | {"share": 0.5, "smooth": 12, "dim": 64}
+    changes["narrow_smoother"] = {"smooth": 12, "dim": 64}
     found = {"coarse_fine": coarse_fine(about)}
     for name, knobs in changes.items():
         model = helped(about, **{"share": 0.25, **knobs})

@@ -112,8 +112,11 @@ def test_a_run_with_all_of_it(tmp_path):
     assert jittered.flicker is None
     assert free.flicker[0] is kept.flicker[0] is None
     assert sum(kept.flicker[1:]) <= sum(free.flicker[1:])
+    assert (free.tokens, jittered.tokens) == ([22] * 3, [21] * 3)  # of the padded domain
+    assert kept.seconds > 0
     text = (tmp_path / "metrics.md").read_text()
     assert "share of the cells that were none" in text
+    assert "seconds per step of a batch, and tokens" in text
     again = Results.from_json(run.results.to_json())
     assert again.settings[2].rollout.flicker == kept.flicker
     assert dataclasses.asdict(run.model.options)["conserve"] == "all"

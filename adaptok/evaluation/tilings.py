@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptok.cells import Cells, product
 from adaptok.models.one_step import OneStepModel
+from adaptok.models.over_time import OF_ROLLOUTS
 from adaptok.models.surrogate import Surrogate
 from adaptok.patches import finest_owner, grid_index
 from adaptok.tokenizers.tree import TreeTokenizer
@@ -73,7 +74,7 @@ def certificate_of(
         return None
     given = {"boundary": boundary, **control}
     scored = model.scored_ahead(field, constants, **given)
-    own = {k: v for k, v in given.items() if k not in ("jitter", "regrid")}
+    own = {k: v for k, v in given.items() if k not in ("jitter", *OF_ROLLOUTS)}
     return model.tokenizer.certificate(scored, **own)
 
 

@@ -16,7 +16,7 @@ from adaptok.layers.mixed import check_list
 from adaptok.models.conserving import Conserve, conserved_channels, conserving
 from adaptok.models.diverging import usable
 from adaptok.models.jitter import Jitter, jitter_at, shifted, shifted_back
-from adaptok.models.over_time import OverTime
+from adaptok.models.over_time import OF_ROLLOUTS, OverTime
 from adaptok.models.schedules import Schedule, create_schedule, settings_at
 from adaptok.registry import choice
 from adaptok.tokens import as_field
@@ -270,7 +270,7 @@ class OneStepModel(nn.Module):
         self, control: Mapping[str, Any], boundary: Tensor | None, device: torch.device
     ) -> tuple[Jitter | None, dict[str, Any]]:
         """Takes the shift, and what a single step has no use for, out of the settings of a call."""
-        rest = {k: v for k, v in control.items() if k not in ("jitter", "regrid")}
+        rest = {k: v for k, v in control.items() if k not in ("jitter", *OF_ROLLOUTS)}
         given = control.get("jitter")
         return jitter_at(given, (0,), self.ndim, device, boundary=boundary), rest
 
@@ -399,7 +399,8 @@ class OneStepModel(nn.Module):
                 offset. For cells of a tree also ``hysteresis=h``, which favours the splits of the
                 step before (see `TreeTokenizer.cells`), and ``regrid=k``, which chooses cells in
                 every k-th step and keeps them in between, with ``buffer=n`` neighbours for what
-                moves meanwhile.
+                moves meanwhile. Where tokens have a price, ``tokens=n`` holds their mean number
+                over samples and steps (see `PriceController`), from ``price`` on.
 
         Raises:
             ValueError: the model does not predict the channels that it reads, or `n_steps` < 1.

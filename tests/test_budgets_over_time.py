@@ -131,5 +131,5 @@ def test_what_cannot_be_held():
         priced.rollout(field, 2, tokens=-1)
     with pytest.raises(ValueError, match="price must be"):
         priced.rollout(field, 2, tokens=60, price=0.0)
-    with pytest.raises(ValueError, match="no list"):
+    with pytest.raises(ValueError, match="not a list"):
         priced.rollout(list(field), 2, tokens=60)

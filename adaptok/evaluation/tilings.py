@@ -72,6 +72,7 @@ def certificate_of(
     """
     if not isinstance(model, Surrogate) or not isinstance(model.tokenizer, TreeTokenizer):
         return None
+    control = model.with_goal(field, control, constants=constants, boundary=boundary)
     given = {"boundary": boundary, **control}
     scored = model.scored_ahead(field, constants, **given)
     own = {k: v for k, v in given.items() if k not in ("jitter", *OF_ROLLOUTS)}

@@ -1,5 +1,5 @@
-"""The settings of a model that are about the steps of a rollout: jitter, cells that cohere, and a
-number of tokens that is held.
+"""The settings of a model that are about the steps of a rollout: jitter, cells that cohere, a
+number of tokens that is held, and a goal that weighs what is scored.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from adaptok.cells import Cells
+from adaptok.models.goals import Goal
 from adaptok.models.jitter import jitter_at, periodic_on_host
 from adaptok.tokenizers.coherence import check_past
 from adaptok.tokenizers.given import GivenTokenizer
@@ -19,6 +20,8 @@ from adaptok.utils.arguments import Positive, PositiveFloat, check_value
 
 COHERENT = ("hysteresis", "buffer", "regrid")
 OF_ROLLOUTS = ("regrid", "tokens")  # which a single step has no use for
+CHOOSING = (*COHERENT, "tokens", "goal")  # with which cells are chosen here
+NO_TREE = "{} is about cells of a tree that a surrogate chooses, and this model has none"
 
 
 def settings_over_time(tokenizer: Any) -> tuple[str, ...]:
@@ -32,8 +35,8 @@ def settings_over_time(tokenizer: Any) -> tuple[str, ...]:
 
 
 class OverTime:
-    """What a rollout keeps from step to step: which axes are periodic, the last cells, and the
-    price of tokens.
+    """What a rollout keeps from step to step: which axes are periodic, the last cells, the price of
+    tokens, and what a goal feels.
 
     Args:
         model: the `OneStepModel` that is rolled out.
@@ -45,15 +48,16 @@ class OverTime:
         self.periodic: tuple[bool, ...] | None = None
         self.cells: Cells | None = None
         self.controller: PriceController | None = None
+        self.sensitivity: tuple[int, Tensor] | None = None  # and the step that it is of
 
     def settings_at(
         self, step: int, chosen: Mapping[str, Any], field: Any, constants: Any
     ) -> dict[str, Any]:
         """Returns the settings of the call of a step.
 
-        A seed of jitter becomes an offset. With hysteresis, a buffer, regridding or a number of
-        tokens the cells are chosen here, outside of any compiled graph, with those of the step
-        before at hand.
+        A seed of jitter becomes an offset. With hysteresis, a buffer, regridding, a goal or a
+        number of tokens the cells are chosen here, outside of any compiled graph, with those of the
+        step before at hand.
 
         Args:
             step: its number, from 0.
@@ -64,15 +68,15 @@ class OverTime:
         Raises:
             ValueError: settings that the model does not have or that do not go together.
         """
-        own = {k: chosen[k] for k in (*COHERENT, "tokens") if chosen.get(k) is not None}
-        call = {k: value for k, value in chosen.items() if k not in (*COHERENT, "tokens")}
+        own = {k: chosen[k] for k in CHOOSING if chosen.get(k) is not None}
+        call = {k: value for k, value in chosen.items() if k not in CHOOSING}
         for name in own:
             self._check(name)
         if call.get("jitter") is not None:
-            if any(name in own for name in COHERENT):
+            if any(name in own for name in (*COHERENT, "goal")):
                 raise ValueError(
                     "jitter moves the cells in every step, hysteresis, buffer and regrid keep "
-                    "those of the step before: choose one or the other"
+                    "those of the step before, and a goal lies where it is: choose one or the other"
                 )
             if self.periodic is None:
                 self.periodic = periodic_on_host(self.boundary, self.model.ndim)
@@ -82,7 +86,9 @@ class OverTime:
         if not own:
             return call
         if not isinstance(field, Tensor):
-            raise ValueError(f"{', '.join(own)}: cells over time are those of one field, no list")
+            raise ValueError(
+                f"{', '.join(own)}: cells over time are those of one field, not a list"
+            )
         if "tokens" in own:
             call |= self._price(own["tokens"], call.get("price"))
         self.cells = self._cells_at(step, own, call, field, constants)
@@ -98,7 +104,7 @@ class OverTime:
                 "tokens are held by their price: choose a tokenizer that marks by one, such as "
                 'tokenizer={"name": "near_best", "price": 1e-4}'
             )
-        raise ValueError(f"{name} is about cells of a tree, and this model has none")
+        raise ValueError(NO_TREE.format(name))
 
     def _price(self, tokens: Any, price: Any) -> dict[str, float]:
         """The price of this step, which starts with that of the call, or of the tokenizer."""
@@ -114,10 +120,18 @@ class OverTime:
     ) -> Cells:
         every = own.get("regrid", 1)
         check_value(every, Positive, "regrid")
-        past = {"hysteresis": own.get("hysteresis", 0.0), "buffer": own.get("buffer", 0)}
+        past: dict[str, Any] = {
+            "hysteresis": own.get("hysteresis", 0.0),
+            "buffer": own.get("buffer", 0),
+        }
         check_past(**past)
         if self.cells is not None and step % every:
             return self.cells
         previous = self.cells if any(name in own for name in COHERENT) else None
         known = {"constants": constants, "boundary": self.boundary, **call}
+        if "goal" in own:
+            goal = Goal.of(own["goal"])
+            if self.sensitivity is None or step - self.sensitivity[0] >= goal.every:
+                self.sensitivity = step, self.model.sensitivity(field, goal, **known)
+            past["sensitivity"] = self.sensitivity[1]
         return self.model.cells(field, **known, previous=previous, **past)

@@ -313,7 +313,7 @@ def _rollout(
 ) -> Rollout:
     ndim = data.info.ndim
     unit = data.info.unit.view(-1, *(1,) * ndim)
-    errors, binned, spectra, peaks, changed, counts = [], [], [], [], [], []
+    errors, binned, spectra, peaks, changed, counts, reused = [], [], [], [], [], [], []
     for batch, prediction in pairs:
         target = batch["target"]
         if len(watch.cells) > 1 and watch.steady:
@@ -322,7 +322,9 @@ def _rollout(
         if watch.cells:
             steps = [cells.cu_seqlens.diff().double().cpu() for cells in watch.cells]
             counts.append(torch.stack(steps, 1))
+        reused.append(torch.tensor(watch.reused)[None].expand(len(target), -1))
         watch.cells.clear()
+        watch.reused.clear()
         errors.append(vrmse(prediction, target, ndim))
         binned.append(binned_spectral_error(prediction, target, ndim).nmse)
         spectra.append(residual_spectrum(prediction / unit, target / unit, ndim))
@@ -338,6 +340,7 @@ def _rollout(
         patch_size=patch_size,
         flicker=[None, *plain(torch.cat(changed).mean(0))] if changed else None,
         tokens=plain(torch.cat(counts).mean(0)) if counts else None,
+        reused=plain(torch.cat(reused).mean(0)) or None,
         seconds=statistics.mean(watch.seconds[1:] or watch.seconds),
     )
 
@@ -429,11 +432,13 @@ class Watch(NamedTuple):
 
     Attributes:
         cells: of every call of the batch at hand; none of a baseline.
+        reused: share of each call in which blocks keep what they computed.
         seconds: of a step, per batch.
         steady: whether the domain stays where it is under the cells, which jitter moves.
     """
 
     cells: list[Cells]
+    reused: list[float]
     seconds: list[float]
     steady: bool
 
@@ -442,9 +447,14 @@ class Watch(NamedTuple):
 def watching(model: OneStepModel, setting: Mapping[str, Any]) -> Iterator[Watch]:
     """Watches the rollouts of a model with a setting."""
     moved = any("jitter" in one for one in (setting, *setting.get("settings", ())))
-    watch = Watch([], [], not moved)
+    watch = Watch([], [], [], not moved)
     processor: Any = getattr(model, "processor", nn.Identity())
-    with processor.register_forward_pre_hook(lambda _, args: watch.cells.append(args[0].cells)):
+
+    def see(_: nn.Module, given: tuple[Any, ...], __: Any) -> None:
+        watch.cells.append(given[0].cells)
+        watch.reused.extend(reuse.share for reuse in given[1:])
+
+    with processor.register_forward_hook(see):
         yield watch
 
 

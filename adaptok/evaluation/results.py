@@ -65,6 +65,8 @@ class Rollout:
         flicker: per step, the share of the cells that were none in the step before (None in the
             first one), mean over trajectories; None without cells, or with jitter.
         tokens: per step, mean over trajectories; None without cells.
+        reused: per step, the share of what blocks put out that they kept from the steps before;
+            None without `reuse`.
         seconds: of a step of a batch, all that a rollout does, mean over all but the first one.
     """
 
@@ -77,6 +79,7 @@ class Rollout:
     patch_size: Sequence[int] | None = None
     flicker: Sequence[Number] | None = None
     tokens: Sequence[float] | None = None
+    reused: Sequence[float] | None = None
     seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -357,6 +360,10 @@ def markdown(results: Results) -> str:
     if rows:
         text += "\nRollout: seconds per step of a batch, and tokens per sample.\n\n"
         text += table(["setting", "s/step", "all steps", *steps], rows)
+    rows = [[k, *map(number_cell, c.reused)] for k, c in curves.items() if c.reused]
+    if rows:
+        text += "\nRollout: share of what blocks put out that they kept from the steps before.\n\n"
+        text += table(["setting", *steps], rows)
     return text
 
 

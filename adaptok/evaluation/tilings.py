@@ -87,14 +87,7 @@ def flicker(cells: Cells, previous: Cells) -> Float[Tensor, " b"]:
     Raises:
         ValueError: cells of other samples.
     """
-    if (cells.batch_size, cells.shapes) != (previous.batch_size, previous.shapes):
-        raise ValueError("flicker compares cells of the same samples, these have others")
-    boxes = [
-        torch.cat([each.sample[:, None].int(), each.origin, each.size], 1)
-        for each in (previous, cells)
-    ]
-    same = torch.cat(boxes).unique(dim=0, return_inverse=True)[1]
-    new = ~torch.isin(same[len(previous) :], same[: len(previous)])
+    new = cells.match(previous) < 0
     counted = cells.volume > 0
     sums = torch.zeros(2, cells.batch_size, device=cells.device)
     sums.index_add_(1, cells.sample, torch.stack([new & counted, counted]).float())

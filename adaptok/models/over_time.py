@@ -1,5 +1,5 @@
 """The settings of a model that are about the steps of a rollout: jitter, cells that cohere, a
-number of tokens that is held, and a goal that weighs what is scored.
+number of tokens that is held, a goal that weighs what is scored, and blocks that are reused.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from torch import Tensor
 from adaptok.cells import Cells
 from adaptok.models.goals import Goal
 from adaptok.models.jitter import jitter_at, periodic_on_host
+from adaptok.processors.reuse import Reuse, check_reuse
 from adaptok.tokenizers.coherence import check_past
 from adaptok.tokenizers.given import GivenTokenizer
 from adaptok.tokenizers.marking import PriceController, PriceMarking
 from adaptok.tokenizers.tree import TreeTokenizer
-from adaptok.utils.arguments import Positive, PositiveFloat, check_value
+from adaptok.utils.arguments import NonNegativeFloat, Positive, PositiveFloat, check_value
 
 COHERENT = ("hysteresis", "buffer", "regrid")
-OF_ROLLOUTS = ("regrid", "tokens")  # which a single step has no use for
+OF_ROLLOUTS = ("regrid", "tokens", "reuse")  # which a single step has no use for
 CHOOSING = (*COHERENT, "tokens", "goal")  # with which cells are chosen here
 NO_TREE = "{} is about cells of a tree that a surrogate chooses, and this model has none"
 
@@ -36,7 +37,7 @@ def settings_over_time(tokenizer: Any) -> tuple[str, ...]:
 
 class OverTime:
     """What a rollout keeps from step to step: which axes are periodic, the last cells, the price of
-    tokens, and what a goal feels.
+    tokens, what a goal feels, and what blocks computed.
 
     Args:
         model: the `OneStepModel` that is rolled out.
@@ -49,6 +50,7 @@ class OverTime:
         self.cells: Cells | None = None
         self.controller: PriceController | None = None
         self.sensitivity: tuple[int, Tensor] | None = None  # and the step that it is of
+        self.reuse: Reuse | None = None
 
     def settings_at(
         self, step: int, chosen: Mapping[str, Any], field: Any, constants: Any
@@ -69,7 +71,8 @@ class OverTime:
             ValueError: settings that the model does not have or that do not go together.
         """
         own = {k: chosen[k] for k in CHOOSING if chosen.get(k) is not None}
-        call = {k: value for k, value in chosen.items() if k not in CHOOSING}
+        call = {k: value for k, value in chosen.items() if k not in (*CHOOSING, "reuse")}
+        reused = self._reused(chosen.get("reuse"), field)
         for name in own:
             self._check(name)
         if call.get("jitter") is not None:
@@ -84,7 +87,7 @@ class OverTime:
             place = (self.model.ndim, device)
             call["jitter"] = jitter_at(call["jitter"], (step,), *place, periodic=self.periodic)
         if not own:
-            return call
+            return call | reused
         if not isinstance(field, Tensor):
             raise ValueError(
                 f"{', '.join(own)}: cells over time are those of one field, not a list"
@@ -94,7 +97,21 @@ class OverTime:
         self.cells = self._cells_at(step, own, call, field, constants)
         if self.controller is not None:
             self.controller.update(len(self.cells) / self.cells.batch_size)
-        return {"cells": self.cells, **{k: v for k, v in call.items() if k == "jitter"}}
+        jitter = {k: v for k, v in call.items() if k == "jitter"}
+        return {"cells": self.cells, **jitter, **reused}
+
+    def _reused(self, tolerance: Any, field: Any) -> dict[str, Reuse]:
+        if tolerance is None:
+            return {}
+        if "reuse" not in self.model.over_time:
+            check_reuse(getattr(self.model, "processor", self.model))
+            raise ValueError("reuse is a setting of surrogates, and this model is none")
+        if not isinstance(field, Tensor):
+            raise ValueError("reuse takes one field, not a list")
+        check_value(tolerance, NonNegativeFloat, "reuse")
+        self.reuse = self.reuse or Reuse(tolerance)
+        self.reuse.tolerance = tolerance
+        return {"reuse": self.reuse}
 
     def _check(self, name: str) -> None:
         if name in self.model.over_time:

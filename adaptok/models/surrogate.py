@@ -26,6 +26,7 @@ from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.over_time import NO_TREE, settings_over_time
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values, with_border
+from adaptok.processors.reuse import can_reuse
 from adaptok.registry import Part
 from adaptok.tokenizers.coherence import PAST
 from adaptok.tokenizers.tree import TreeTokenizer
@@ -94,9 +95,10 @@ class Surrogate(OneStepModel):
     @property
     def over_time(self) -> tuple[str, ...]:
         """Names of the settings that are about the steps of a rollout."""
-        known = settings_over_time(self.tokenizer)
         same = self.in_channels == self.out_channels
-        return (*known, "goal") if same and isinstance(self.tokenizer, TreeTokenizer) else known
+        has_goal = same and isinstance(self.tokenizer, TreeTokenizer)
+        more = {"goal": has_goal, "reuse": can_reuse(self.processor)}
+        return (*settings_over_time(self.tokenizer), *(name for name, has in more.items() if has))
 
     def _coarsest(self) -> tuple[int, ...]:
         return coarsest_of(self.tokenizer)
@@ -190,10 +192,11 @@ class Surrogate(OneStepModel):
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
+        reuse = [control.pop("reuse")] if "reuse" in control else []
         prepared = self._look_ahead(prepared, boundary, **control)
         given = (prepared.scored, prepared.x)
         tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
-        return self._paint(self.processor(tokens), prepared, boundary)
+        return self._paint(self.processor(tokens, *reuse), prepared, boundary)
 
     @torch.no_grad()
     def _look_ahead(self, prepared: Prepared, boundary: Tensor | None, **control: Any) -> Prepared:

@@ -103,7 +103,8 @@ def test_a_run_with_all_of_it(tmp_path):
         *("schedule=stages", "schedule.steps=1", "trainer.max_steps=3", "conserve=all"),
         "schedule.settings=[{jitter: 0, noise: 0.01}, {budget: 22, unroll: 2}]",
         "test.settings=[{budget: 22}, {budget: 22, jitter: 0}, {budget: 22, hysteresis: 0.5}, "
-        "{budget: 22, goal: {region: [[0, 4], 8], channels: [pressure]}}, {budget: 22, reuse: 0.3}]",
+        "{budget: 22, goal: {region: [[0, 4], 8], channels: [pressure]}}, "
+        "{budget: 22, reuse: 0.3}]",
         "test.steps=3",
     ]
     config = plain(compose("train", [*small_runs.train(), *chosen]))

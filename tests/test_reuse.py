@@ -229,11 +229,3 @@ def test_bad_reuse():
         model(field, reuse=reuse)
         with pytest.raises(ValueError, match="same samples"):
             model(field[:1], reuse=reuse)
-
-
-@pytest.mark.slow
-def test_matching_is_one_graph():
-    tokenizer = model_of().tokenizer
-    before, after = (tokenizer.cells(moving(step)) for step in (0, 2))
-    graph = torch.compile(lambda a, b: a.match(b), backend="eager", fullgraph=True, dynamic=False)
-    assert torch.equal(graph(after, before), after.match(before))

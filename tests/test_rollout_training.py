@@ -102,18 +102,28 @@ def test_a_run_with_all_of_it(tmp_path):
     chosen = [
         *("schedule=stages", "schedule.steps=1", "trainer.max_steps=3", "conserve=all"),
         "schedule.settings=[{jitter: 0, noise: 0.01}, {budget: 22, unroll: 2}]",
-        "test.settings=[{budget: 22}, {budget: 22, jitter: 0}, {budget: 22, hysteresis: 0.5}]",
+        "test.settings=[{budget: 22}, {budget: 22, jitter: 0}, {budget: 22, hysteresis: 0.5}, "
+        "{budget: 22, goal: {region: [[0, 4], 8], channels: [pressure]}}, "
+        "{budget: 22, reuse: 0.3}]",
         "test.steps=3",
     ]
     config = plain(compose("train", [*small_runs.train(), *chosen]))
     assert build_data(config).target_steps == 2
     run = fit_and_test(config, tmp_path)
-    free, jittered, kept = (row.rollout for row in run.results.settings)
+    free, jittered, kept, sensed, reused = (row.rollout for row in run.results.settings)
     assert jittered.flicker is None
     assert free.flicker[0] is kept.flicker[0] is None
     assert sum(kept.flicker[1:]) <= sum(free.flicker[1:])
+    assert (free.tokens, jittered.tokens) == ([22] * 3, [21] * 3)  # of the padded domain
+    assert sensed.seconds > free.seconds
+    assert sensed.mean != free.mean
+    assert sensed.tokens == free.tokens
+    assert reused.reused[0] == 0 < reused.reused[1] <= 1
+    assert free.reused is None
     text = (tmp_path / "metrics.md").read_text()
     assert "share of the cells that were none" in text
+    assert "seconds per step of a batch, and tokens" in text
+    assert "that they kept from the steps before" in text
     again = Results.from_json(run.results.to_json())
     assert again.settings[2].rollout.flicker == kept.flicker
     assert dataclasses.asdict(run.model.options)["conserve"] == "all"

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from adaptok.cells.groups import GridLayout, Groups, inverse_permutation, product, sorted_groups
 from adaptok.cells.lengths import Count, Equal, Lengths, common, each, repeated
+from adaptok.cells.matching import matching_rows
 from adaptok.utils.arguments import check_fields
 from adaptok.utils.constants import constant
 from adaptok.utils.reading import reads_are_free
@@ -283,6 +284,12 @@ class Cells:
             tiling=False,
             bounded=False,  # an index may come twice
         )
+
+    def match(self, previous: Cells) -> Int64[Tensor, " n"]:
+        """Finds the row of each cell among those of another call, -1 for a new one, see
+        `matching_rows`.
+        """
+        return matching_rows(self, previous)
 
     def groups(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptok.data.synthetic import SOLVERS
+from adaptok.models.conserving import channel_numbers
 from adaptok.models.parts import mode_of_history
 from adaptok.registry import choice
 from adaptok.tokenizers.ignoring import seen_channels
@@ -36,7 +37,7 @@ def with_channels(
     """
     node = config[part]
     if part == "decoder" and isinstance(node, Mapping) and node.get("channels"):
-        node = {**node, "channels": predicted(node["channels"], fields, "decoder.channels")}
+        node = {**node, "channels": channel_numbers(node["channels"], fields, "decoder.channels")}
     if not isinstance(node, Mapping) or not any(node.get(knob) for knob in (*ROLES, "ignore")):
         return node
     mode = mode_of_history(config["history_mode"], config.get("processor", "vit"))
@@ -66,26 +67,11 @@ def with_channels(
     return {**node, "ignore": numbers}
 
 
-def predicted(given: Any, fields: Sequence[str], what: str) -> Any:
-    """Returns predicted channels with numbers in place of names of fields.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        return given
-    names = dict.fromkeys(fields)
-    return [
-        list(fields).index(choice(f"each of {what}", one, names)) if isinstance(one, str) else one
-        for one in given
-    ]
-
-
 def conserved(config: Mapping[str, Any], fields: Sequence[str]) -> Any:
     """Returns ``conserve`` of a configuration with numbers in place of names of fields; runs of
     before have none.
     """
-    return predicted(config.get("conserve"), fields, "conserve")
+    return channel_numbers(config.get("conserve"), fields, "conserve")
 
 
 def _names_of(given: Any) -> list[str]:

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 
 from adaptok.cells import Cells
 from adaptok.data import WellData
+from adaptok.models.conserving import channel_numbers
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.surrogate import Surrogate
 from adaptok.registry import Part
@@ -101,7 +102,7 @@ def resolve_settings(
 
     Settings with other controls of the tokenizer, and those of models without cells, stay as they
     are. The settings inside a schedule, ``{"name": "cyclic", "settings": [...]}``, are replaced
-    too.
+    too. The channels of a goal may be fields by name.
 
     Args:
         model: whose tokenizer is asked.
@@ -123,6 +124,10 @@ def resolve_settings(
     def resolved(setting: Mapping[str, Any]) -> dict[str, Any]:
         if "settings" in setting:
             return {**setting, "settings": [resolved(one) for one in setting["settings"]]}
+        goal = setting.get("goal")
+        if isinstance(goal, Mapping) and goal.get("channels") is not None:
+            named = channel_numbers(goal["channels"], data.info.fields, "goal.channels")
+            setting = {**setting, "goal": {**goal, "channels": named}}
         other = {k: v for k, v in setting.items() if k in (*model.over_time, *further)}
         if setting.keys() - other.keys() != {"budget"} or not isinstance(model, Surrogate):
             return dict(setting)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import statistics
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,15 +95,16 @@ def evaluate(
             period = _period(model, patch_size, row.cell_sizes)
             periods.append(period)
             if steps:
-                pairs = rollouts(model, data, split, _schedule(model, chosen), steps, place)
-                with seen_cells(model, chosen) as seen:
+                with watching(model, chosen) as watch:
+                    schedule, out = _schedule(model, chosen), None
+                    pairs = rollouts(model, data, split, schedule, steps, place, watch.seconds)
                     if predictions is None:
-                        rollout, out = _rollout(pairs, data, period, seen), None
+                        rollout = _rollout(pairs, data, period, watch)
                     else:
                         about = {"setting": dict(setting), "history": model.history}
                         out = str(Path(predictions) / folder_name(row.label))
                         with PredictionWriter(out, data, split, steps, about) as writer:
-                            rollout = _rollout(writer.passing(pairs), data, period, seen)
+                            rollout = _rollout(writer.passing(pairs), data, period, watch)
                 row = dataclasses.replace(row, rollout=rollout, predictions=out)
             rows.append(row)
     return Results(
@@ -257,22 +260,26 @@ def rollouts(
     settings: Schedule,
     steps: int,
     device: torch.device | str = "cpu",
+    seconds: list[float] | None = None,
 ) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
     """Rolls out every trajectory of a split from its first frames, batch by batch.
 
     Args:
         settings: controls of each step, as `adaptok.create_schedule` makes them.
+        seconds: gets those that a step of each batch took.
 
     Yields:
         The batch, with "target" (b, steps, c, *space), and the prediction of that shape on the CPU.
     """
     place = torch.device(device)
     for batch in data.rollout_loader(split, steps):
+        given, start = (batch["input"].to(place), inputs_of(batch, place)), time.perf_counter()
         with precision(place):
-            prediction = model.rollout(
-                batch["input"].to(place), steps, **inputs_of(batch, place), settings=settings
-            )
-        yield batch, prediction.float().cpu()
+            prediction = model.rollout(given[0], steps, **given[1], settings=settings)
+        prediction = prediction.float().cpu()  # which waits for the device
+        if seconds is not None:
+            seconds.append((time.perf_counter() - start) / steps)
+        yield batch, prediction
 
 
 def _is_higher_better(name: str) -> bool:
@@ -302,17 +309,22 @@ def _rollout(
     pairs: Iterable[tuple[Mapping[str, Tensor], Tensor]],
     data: WellData,
     patch_size: Sequence[int] | None,
-    seen: list[Cells],
+    watch: Watch,
 ) -> Rollout:
     ndim = data.info.ndim
     unit = data.info.unit.view(-1, *(1,) * ndim)
-    errors, binned, spectra, peaks, changed = [], [], [], [], []
+    errors, binned, spectra, peaks, changed, counts, reused = [], [], [], [], [], [], []
     for batch, prediction in pairs:
         target = batch["target"]
-        if len(seen) > 1:
-            steps = itertools.pairwise(seen)
+        if len(watch.cells) > 1 and watch.steady:
+            steps = itertools.pairwise(watch.cells)
             changed.append(torch.stack([flicker(now, then).cpu() for then, now in steps], 1))
-        seen.clear()
+        if watch.cells:
+            steps = [cells.cu_seqlens.diff().double().cpu() for cells in watch.cells]
+            counts.append(torch.stack(steps, 1))
+        reused.append(torch.tensor(watch.reused)[None].expand(len(target), -1))
+        watch.cells.clear()
+        watch.reused.clear()
         errors.append(vrmse(prediction, target, ndim))
         binned.append(binned_spectral_error(prediction, target, ndim).nmse)
         spectra.append(residual_spectrum(prediction / unit, target / unit, ndim))
@@ -327,6 +339,9 @@ def _rollout(
         patch_harmonics=plain(torch.cat(peaks).mean((0, 2)).exp()) if peaks else None,
         patch_size=patch_size,
         flicker=[None, *plain(torch.cat(changed).mean(0))] if changed else None,
+        tokens=plain(torch.cat(counts).mean(0)) if counts else None,
+        reused=plain(torch.cat(reused).mean(0)) or None,
+        seconds=statistics.mean(watch.seconds[1:] or watch.seconds),
     )
 
 
@@ -412,18 +427,35 @@ def count_tokens(model: OneStepModel) -> Iterator[list[Counts]]:
         yield counts
 
 
-@contextmanager
-def seen_cells(model: OneStepModel, setting: Mapping[str, Any]) -> Iterator[list[Cells]]:
-    """Collects the cells of every call; nothing for a baseline, or if jitter moves the domain under
-    them.
+class Watch(NamedTuple):
+    """What is seen of rollouts.
+
+    Attributes:
+        cells: of every call of the batch at hand; none of a baseline.
+        reused: share of each call in which blocks keep what they computed.
+        seconds: of a step, per batch.
+        steady: whether the domain stays where it is under the cells, which jitter moves.
     """
-    seen: list[Cells] = []
-    if any("jitter" in one for one in (setting, *setting.get("settings", ()))):
-        yield seen
-        return
+
+    cells: list[Cells]
+    reused: list[float]
+    seconds: list[float]
+    steady: bool
+
+
+@contextmanager
+def watching(model: OneStepModel, setting: Mapping[str, Any]) -> Iterator[Watch]:
+    """Watches the rollouts of a model with a setting."""
+    moved = any("jitter" in one for one in (setting, *setting.get("settings", ())))
+    watch = Watch([], [], [], not moved)
     processor: Any = getattr(model, "processor", nn.Identity())
-    with processor.register_forward_pre_hook(lambda _, args: seen.append(args[0].cells)):
-        yield seen
+
+    def see(_: nn.Module, given: tuple[Any, ...], __: Any) -> None:
+        watch.cells.append(given[0].cells)
+        watch.reused.extend(reuse.share for reuse in given[1:])
+
+    with processor.register_forward_hook(see):
+        yield watch
 
 
 def shares(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:

@@ -64,6 +64,10 @@ class Rollout:
         patch_size: their period per space axis, that of the cells of this setting.
         flicker: per step, the share of the cells that were none in the step before (None in the
             first one), mean over trajectories; None without cells, or with jitter.
+        tokens: per step, mean over trajectories; None without cells.
+        reused: per step, the share of what blocks put out that they kept from the steps before;
+            None without `reuse`.
+        seconds: of a step of a batch, all that a rollout does, mean over all but the first one.
     """
 
     mean: Sequence[Number]
@@ -74,6 +78,9 @@ class Rollout:
     patch_harmonics: Sequence[Number] | None = None
     patch_size: Sequence[int] | None = None
     flicker: Sequence[Number] | None = None
+    tokens: Sequence[float] | None = None
+    reused: Sequence[float] | None = None
+    seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -345,6 +352,18 @@ def markdown(results: Results) -> str:
     if rows and steps[1:]:
         text += "\nRollout: share of the cells that were none in the step before.\n\n"
         text += table(["setting", *steps[1:]], rows)
+    rows = [
+        [k, f"{c.seconds:.3g}", *(f"{n:.0f}" for n in (sum(c.tokens), *c.tokens))]
+        for k, c in curves.items()
+        if c.tokens and c.seconds is not None
+    ]
+    if rows:
+        text += "\nRollout: seconds per step of a batch, and tokens per sample.\n\n"
+        text += table(["setting", "s/step", "all steps", *steps], rows)
+    rows = [[k, *map(number_cell, c.reused)] for k, c in curves.items() if c.reused]
+    if rows:
+        text += "\nRollout: share of what blocks put out that they kept from the steps before.\n\n"
+        text += table(["setting", *steps], rows)
     return text
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptok.cells import Cells, product
 from adaptok.models.one_step import OneStepModel
+from adaptok.models.over_time import OF_ROLLOUTS
 from adaptok.models.surrogate import Surrogate
 from adaptok.patches import finest_owner, grid_index
 from adaptok.tokenizers.tree import TreeTokenizer
@@ -71,9 +72,10 @@ def certificate_of(
     """
     if not isinstance(model, Surrogate) or not isinstance(model.tokenizer, TreeTokenizer):
         return None
+    control = model.with_goal(field, control, constants=constants, boundary=boundary)
     given = {"boundary": boundary, **control}
     scored = model.scored_ahead(field, constants, **given)
-    own = {k: v for k, v in given.items() if k not in ("jitter", "regrid")}
+    own = {k: v for k, v in given.items() if k not in ("jitter", *OF_ROLLOUTS)}
     return model.tokenizer.certificate(scored, **own)
 
 
@@ -85,14 +87,7 @@ def flicker(cells: Cells, previous: Cells) -> Float[Tensor, " b"]:
     Raises:
         ValueError: cells of other samples.
     """
-    if (cells.batch_size, cells.shapes) != (previous.batch_size, previous.shapes):
-        raise ValueError("flicker compares cells of the same samples, these have others")
-    boxes = [
-        torch.cat([each.sample[:, None].int(), each.origin, each.size], 1)
-        for each in (previous, cells)
-    ]
-    same = torch.cat(boxes).unique(dim=0, return_inverse=True)[1]
-    new = ~torch.isin(same[len(previous) :], same[: len(previous)])
+    new = cells.match(previous) < 0
     counted = cells.volume > 0
     sums = torch.zeros(2, cells.batch_size, device=cells.device)
     sums.index_add_(1, cells.sample, torch.stack([new & counted, counted]).float())

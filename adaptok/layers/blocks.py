@@ -80,19 +80,41 @@ class Attention(nn.Module):
         """
         source = x if context is None else context
         source_rotate = rotate if context is None else context_rotate
-        q = self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)))
-        k, v = self.kv(source).unflatten(-1, (2, self.heads, -1)).unbind(1)
-        k = self.norm_k(k)
+        q, (k, v) = self.queries(x), self.keys_values(source)
         if observed is not None:
             observed += [x, q, k]
         q = q if rotate is None else rotate(q)
         k = k if source_rotate is None else source_rotate(k)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under CUDA autocast a layer norm returns float32
         partitions = (groups,) if isinstance(groups, Groups) else groups
-        results = [
-            attend(q, k, v, partition, context_groups, key_bias=key_bias)
-            for partition in partitions
-        ]
+        pairs = [(partition, context_groups) for partition in partitions]
+        return self.mixed(q, k, v, pairs, segments=segments, key_bias=key_bias)
+
+    def queries(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n h e"]:
+        """Computes queries, before rotation."""
+        return self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)))
+
+    def keys_values(
+        self, x: Float[Tensor, "n d"]
+    ) -> tuple[Float[Tensor, "n h e"], Float[Tensor, "n h e"]]:
+        """Computes keys, before rotation, and values."""
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        return self.norm_k(k), v
+
+    def mixed(
+        self,
+        q: Float[Tensor, "n h e"],
+        k: Float[Tensor, "m h e"],
+        v: Float[Tensor, "m h e"],
+        partitions: Sequence[tuple[Groups, Groups | None]],
+        *,
+        segments: Segments | None = None,
+        key_bias: Float[Tensor, " m"] | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """Attends inside the groups of queries and keys of each partition (None: the same), and
+        projects the mean.
+        """
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under CUDA autocast a layer norm returns float32
+        results = [attend(q, k, v, *pair, key_bias=key_bias) for pair in partitions]
         out = results[0] if len(results) == 1 else torch.stack(results).mean(0)
         out = out.flatten(1)
         return self.out(out if self.norm_out is None else self.norm_out(out, segments))
@@ -168,11 +190,12 @@ class AttentionBranch(nn.Module):
         options: Any = {"segments": segments, "key_bias": key_bias}
         options |= {} if observed is None else {"observed": observed}  # not every attention has it
         out = self.attention(self.norm_attention(x, segments), groups, rotate, **options)
-        return self._add(x, out, self.scale_attention, sample, samples)
+        return self.added(x, out, self.scale_attention, sample, samples)
 
-    def _add(
+    def added(
         self, x: Tensor, out: Tensor, scale: Tensor | None, sample: Tensor, samples: Count
     ) -> Tensor:
+        """Adds what a branch puts out to its input."""
         return x + self.drop_path(out if scale is None else out * scale, sample, samples)
 
 
@@ -217,11 +240,21 @@ class Block(AttentionBranch):
         x = super().forward(x, groups, rotate, sample, samples, segments, key_bias, observed)
         if between is not None and observed is not None:
             x, sample, segments = between(x, observed)
+        return self.fed(x, sample, samples, segments)
+
+    def fed(
+        self,
+        x: Float[Tensor, "n d"],
+        sample: Int64[Tensor, " n"],
+        samples: Count,
+        segments: Segments | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """Adds the MLP of the rows to them."""
         if self.norm_first:
             out = self.mlp(self.norm_mlp(x, segments))
         else:
             out = self.norm_mlp(self.mlp(x), segments)
-        return self._add(x, out, self.scale_mlp, sample, samples)
+        return self.added(x, out, self.scale_mlp, sample, samples)
 
 
 def conditioned(tokens: TokenSet) -> Float[Tensor, "n d"]:

@@ -10,11 +10,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.layers.boundary import boundary_codes
+from adaptok.registry import choice
 from adaptok.utils.arguments import NonNegative, accepts, shown
 from adaptok.utils.boundary import OPEN
 from adaptok.utils.constants import constant
 
 Conserve = Literal["all"] | Sequence[NonNegative]  # channels
+
+
+def channel_numbers(given: Any, fields: Sequence[str], what: str) -> Any:
+    """Returns predicted channels with numbers in place of names of fields.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return given
+    names = dict.fromkeys(fields)
+    return [
+        list(fields).index(choice(f"each of {what}", one, names)) if isinstance(one, str) else one
+        for one in given
+    ]
 
 
 def conserved_channels(conserve: Any, channels: int) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from adaptok.layers.mixed import check_list
 from adaptok.models.conserving import Conserve, conserved_channels, conserving
 from adaptok.models.diverging import usable
 from adaptok.models.jitter import Jitter, jitter_at, shifted, shifted_back
-from adaptok.models.over_time import OverTime
+from adaptok.models.over_time import OF_ROLLOUTS, OverTime
 from adaptok.models.schedules import Schedule, create_schedule, settings_at
+from adaptok.processors.reuse import Reuse
 from adaptok.registry import choice
 from adaptok.tokens import as_field
 from adaptok.utils.arguments import (
@@ -270,7 +271,11 @@ class OneStepModel(nn.Module):
         self, control: Mapping[str, Any], boundary: Tensor | None, device: torch.device
     ) -> tuple[Jitter | None, dict[str, Any]]:
         """Takes the shift, and what a single step has no use for, out of the settings of a call."""
-        rest = {k: v for k, v in control.items() if k not in ("jitter", "regrid")}
+        rest = {
+            name: value
+            for name, value in control.items()
+            if name != "jitter" and (name not in OF_ROLLOUTS or isinstance(value, Reuse))
+        }
         given = control.get("jitter")
         return jitter_at(given, (0,), self.ndim, device, boundary=boundary), rest
 
@@ -399,7 +404,11 @@ class OneStepModel(nn.Module):
                 offset. For cells of a tree also ``hysteresis=h``, which favours the splits of the
                 step before (see `TreeTokenizer.cells`), and ``regrid=k``, which chooses cells in
                 every k-th step and keeps them in between, with ``buffer=n`` neighbours for what
-                moves meanwhile.
+                moves meanwhile. Where tokens have a price, ``tokens=n`` holds their mean number
+                over samples and steps (see `PriceController`), from ``price`` on. Of a surrogate,
+                ``goal=...`` weighs scores by what it feels (see `Surrogate.sensitivity`), and
+                ``reuse=tolerance`` keeps what blocks computed of tokens that move little (see
+                `Reuse`).
 
         Raises:
             ValueError: the model does not predict the channels that it reads, or `n_steps` < 1.

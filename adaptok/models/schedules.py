@@ -5,23 +5,31 @@ uses.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from fractions import Fraction
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from adaptok.registry import Registry
 from adaptok.utils.arguments import (
+    LARGEST,
     NonNegativeFloat,
     Positive,
     Seed,
     Settings,
+    accepts,
     check_value,
     checked,
+    shown,
 )
 
 Schedule = Callable[[int], dict[str, Any]]
 SCHEDULES = Registry("schedule")
+Several = Annotated[int, Interval(ge=2, le=LARGEST)]
 # Settings of a training step that are not the model's: predictions in a row, in place of
 # `optim.unroll`, and noise on what the model reads, in units of each field's std.
 OF_TRAINING: dict[str, Any] = {"unroll": Positive, "noise": NonNegativeFloat}
@@ -107,10 +115,67 @@ def stages(
     return lambda step: dict(choices[bisect_right(ends, step)])
 
 
+@SCHEDULES.register("ramp")
+@checked
+def ramp(
+    *, settings: Settings = ({},), seed: Seed = 0, steps: Several = 1000, unit: Positive = 1
+) -> Schedule:
+    """Changes numbers evenly from the first of two settings to the second, and stays there.
+
+    Their mean over `steps` steps is the mean of both settings; of whole numbers, which stay whole,
+    to the next multiple of `unit` in all: a rollout as long has as many tokens in total as with
+    the mean budget in every step.
+
+    Args:
+        settings: two mappings with the same names, such as ``[{"budget": 384}, {"budget": 128}]``,
+            of numbers or lists of them; what is equal in both may be anything. One is constant.
+        seed: unused; accepted so that schedules can be exchanged.
+        steps: from the first setting to the second, both included.
+        unit: whole numbers differ from the first setting by multiples of it. With that of a split,
+            2^ndim - 1 tokens, trees have exactly as many tokens as the budget says.
+
+    Raises:
+        ValueError: more than two settings, or some that cannot be interpolated.
+    """
+    choices = _checked(settings)
+    if len(choices) > 2:
+        raise ValueError(f"a ramp goes from one setting to another, got {len(choices)}")
+    first, last = choices[0], choices[-1]
+    if first.keys() != last.keys():
+        raise ValueError(f"a ramp needs the same names in both settings, got {first} and {last}")
+    for name, value in first.items():
+        _between(value, last[name], name, 0, steps, unit)  # raises here, not at some step
+
+    def at(step: int) -> dict[str, Any]:
+        if step >= steps:
+            return dict(last)
+        return {k: _between(v, last[k], k, step, steps, unit) for k, v in first.items()}
+
+    return at
+
+
+def _between(a: Any, b: Any, name: str, step: int, steps: int, unit: int) -> Any:
+    """Interpolates two values of a ramp."""
+    if type(a) is type(b) and a == b:
+        return a
+    if accepts(int, a) and accepts(int, b):
+        # The sum over the steps so far, rounded once, tells what is left for this one.
+        before, after = (
+            math.floor(Fraction((b - a) * k * (k - 1), 2 * (steps - 1) * unit) + Fraction(1, 2))
+            for k in (step, step + 1)
+        )
+        return a + unit * (after - before)
+    if accepts(float, a) and accepts(float, b):
+        return a + (b - a) * step / (steps - 1)
+    if accepts(Sequence, a) and accepts(Sequence, b) and len(a) == len(b):
+        return [_between(*pair, name, step, steps, unit) for pair in zip(a, b, strict=True)]
+    raise ValueError(f"a ramp cannot go from {name}={shown(a)} to {shown(b)}")
+
+
 @checked
 def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
     """Builds ``{"name": "fixed", "settings": [{"budget": 512}, ...], "seed": 0}``; the names are
-    "fixed", "random", "cyclic", "seeds" and "stages".
+    "fixed", "random", "cyclic", "seeds", "stages" and "ramp".
 
     A schedule maps the global step to a dict of controls and is a pure function of (seed, step).
 

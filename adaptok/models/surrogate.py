@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -14,6 +14,7 @@ from adaptok.cells import Cells
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import by_shape, check_list, of_run, painted, runs
 from adaptok.models.conserving import Conserve, check_conserving
+from adaptok.models.goals import Goal, felt
 from adaptok.models.jitter import Jitter, coarsest_of
 from adaptok.models.lookahead import (
     Lookahead,
@@ -22,11 +23,13 @@ from adaptok.models.lookahead import (
     first_controls,
 )
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
-from adaptok.models.over_time import settings_over_time
+from adaptok.models.over_time import NO_TREE, settings_over_time
 from adaptok.models.parts import create_parts, mode_of_history, tokenize
 from adaptok.models.recording import recorded_values, with_border
+from adaptok.processors.reuse import can_reuse
 from adaptok.registry import Part
 from adaptok.tokenizers.coherence import PAST
+from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, check_value, checked
 
@@ -92,7 +95,10 @@ class Surrogate(OneStepModel):
     @property
     def over_time(self) -> tuple[str, ...]:
         """Names of the settings that are about the steps of a rollout."""
-        return settings_over_time(self.tokenizer)
+        same = self.in_channels == self.out_channels
+        has_goal = same and isinstance(self.tokenizer, TreeTokenizer)
+        more = {"goal": has_goal, "reuse": can_reuse(self.processor)}
+        return (*settings_over_time(self.tokenizer), *(name for name, has in more.items() if has))
 
     def _coarsest(self) -> tuple[int, ...]:
         return coarsest_of(self.tokenizer)
@@ -123,14 +129,18 @@ class Surrogate(OneStepModel):
             constants: static input channels, a list if the fields are one.
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
             all_frames: with ``history_mode="frames"``, return what follows every frame.
-            control: settings of the tokenizer for this call, such as ``budget=512``; `jitter`; and
-                ``cells``, `Cells` to use in place of those that the tokenizer would choose.
+            control: settings of the tokenizer for this call, such as ``budget=512``; `jitter`;
+                ``cells``, `Cells` to use in place of those that the tokenizer would choose; and
+                ``goal``, see `sensitivity`.
         """
         if isinstance(field, Tensor):
             options: dict[str, Any] = {"constants": constants, "boundary": boundary}
+            control = self.with_goal(field, control, **options)
             return super().forward(field, **options, all_frames=all_frames, **control)
         check_list(field)
         check_value(all_frames, bool, "all_frames")
+        if control.get("goal") is not None:
+            raise ValueError("a goal is one of a field, and this is a list of them")
         listed = isinstance(constants, (list, tuple)) and len(constants) == len(field)
         listed = listed and all(isinstance(each, Tensor) for each in constants or ())
         if constants is not None and not listed:
@@ -182,10 +192,11 @@ class Surrogate(OneStepModel):
     def _predict_normalised(
         self, prepared: Prepared, boundary: Tensor | None, control: dict[str, Any]
     ) -> Float[Tensor, "b t c *s"]:
+        reuse = [control.pop("reuse")] if "reuse" in control else []
         prepared = self._look_ahead(prepared, boundary, **control)
         given = (prepared.scored, prepared.x)
         tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
-        return self._paint(self.processor(tokens), prepared, boundary)
+        return self._paint(self.processor(tokens, *reuse), prepared, boundary)
 
     @torch.no_grad()
     def _look_ahead(self, prepared: Prepared, boundary: Tensor | None, **control: Any) -> Prepared:
@@ -195,16 +206,85 @@ class Surrogate(OneStepModel):
         if control.get("cells") is not None and not getattr(self.decoder, "reads_field", False):
             return prepared  # nothing would see the scores
         control = {k: v for k, v in control.items() if k not in ("cells", *PAST)}
-        x = prepared.x
-        shape = (x.shape[1], *x.shape[3:])
+        shape = (prepared.x.shape[1], *prepared.x.shape[3:])
         first = first_controls(self.tokenizer, self.lookahead, shape, control)
-        tokens = tokenize(self.tokenizer, prepared.scored, x, boundary=boundary, **first)
-        # Hooks of the processor count tokens, operations and time of the pass that predicts. This
-        # one is among the cost of finding cells, so that it passes them by.
+        decoded = self._aside(prepared, boundary, **first)
+        return prepared._replace(scored=change_as_scored(self.options, prepared, decoded))
+
+    def _aside(self, prepared: Prepared, boundary: Tensor | None, **control: Any) -> Tensor:
+        """Predicts for the sake of cells. Hooks of the processor count tokens, operations and time
+        of the pass that predicts; this one is among the cost of finding cells, so that it passes
+        them by.
+        """
+        given = (prepared.scored, prepared.x)
+        tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
         module = isinstance(self.processor, nn.Module)
         process = self.processor.forward if module else self.processor
-        decoded = self._paint(process(tokens), prepared, boundary)
-        return prepared._replace(scored=change_as_scored(self.options, prepared, decoded))
+        return self._paint(process(tokens), prepared, boundary)
+
+    def with_goal(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        control: Mapping[str, Any],
+        *,
+        constants: Float[Tensor, "b cc *s"] | None = None,
+        boundary: Int[Tensor, "..."] | None = None,
+    ) -> dict[str, Any]:
+        """Returns settings with the sensitivity that a goal among them stands for.
+
+        Raises:
+            ValueError: see `sensitivity`; or jitter beside a goal.
+        """
+        rest = {name: value for name, value in control.items() if name != "goal"}
+        goal = control.get("goal")
+        if goal is None or rest.get("cells") is not None:
+            return rest
+        if rest.get("jitter") is not None:
+            raise ValueError("jitter moves the domain, and a goal lies where it is: choose one")
+        given: dict[str, Any] = {"constants": constants, "boundary": boundary, **rest}
+        return {**rest, "sensitivity": self.sensitivity(field, goal, **given)}
+
+    def sensitivity(
+        self,
+        field: Float[Tensor, "b *tcs"],
+        goal: Goal | Mapping[str, Any],
+        *,
+        constants: Float[Tensor, "b cc *s"] | None = None,
+        boundary: Int[Tensor, "..."] | None = None,
+        **control: Any,
+    ) -> Float[Tensor, "b *s"]:
+        """Computes how strongly a goal feels each grid point, by one backward pass through
+        predictions. Calls with ``goal=`` weigh scores by it, and those with ``sensitivity=`` take
+        it, to be used more than once.
+
+        Args:
+            field: as in `forward`.
+            goal: a `Goal`, or a mapping of its attributes.
+            control: settings of the tokenizer for these predictions.
+
+        Returns:
+            The squared gradient, see `adaptok.models.goals.felt`.
+
+        Raises:
+            ValueError: a goal that does not fit, or a model without cells of a tree.
+        """
+        goal = Goal.of(goal)
+        if "goal" not in self.over_time:
+            raise ValueError(NO_TREE.format("goal"))
+        field = self._check(field, constants)
+        check_boundary(boundary, field.shape[0], self.ndim)
+        fixed = None if constants is None else constants.clone()  # no tensor of inference_mode
+        _, control = self._jitter_of(control | {"jitter": None}, boundary, field.device)
+
+        def step(window: Tensor) -> Tensor:
+            prepared = self._prepare(window, fixed)
+            ahead = self._look_ahead(prepared, boundary, **control)
+            made = self._aside(ahead, boundary, **control)
+            return self._in_physical_units(window, prepared, made, False, boundary)
+
+        unit = self._statistics(field, self.mean, self.std).unit
+        scored = unit if self.score_on == "normalised" else torch.ones_like(unit)
+        return felt(step, field, goal, unit, scored)
 
     def _paint(self, tokens: TokenSet, prepared: Prepared, boundary: Tensor | None) -> Tensor:
         given = {"field": prepared.x, "scored": prepared.scored, "boundary": boundary}
@@ -219,6 +299,7 @@ class Surrogate(OneStepModel):
         **control: Any,
     ) -> Cells:
         """Returns the cells that `forward` would use; with jitter those of the shifted domain."""
+        control = self.with_goal(field, control, constants=constants, boundary=boundary)
         scored = self.scored_ahead(field, constants, boundary=boundary, **control)
         _, control = self._jitter_of(control | {"jitter": None}, boundary, field.device)
         return self.tokenizer.cells(scored, boundary=boundary, **control)

@@ -19,6 +19,7 @@ from adaptok.layers.blocks import (
 from adaptok.layers.norms import Segments, create_norm
 from adaptok.layers.positions import Rotary
 from adaptok.processors.reducers import Flow, Reducer, advance, begin, subset
+from adaptok.processors.reuse import Reuse, check_layers
 from adaptok.registry import POSITIONS, PROCESSORS, REDUCERS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet, check_tokens
 from adaptok.utils.arguments import (
@@ -55,6 +56,7 @@ class Place(NamedTuple):
         rotate: rotation of queries and keys.
         key_bias: added to the scores of each row as a key.
         flow: state of the reducer, if there is one.
+        reuse: what blocks computed in earlier calls, if it is used again.
     """
 
     cells: Cells
@@ -64,6 +66,7 @@ class Place(NamedTuple):
     rotate: Rotary | None
     key_bias: Tensor | None
     flow: Flow | None
+    reuse: Reuse | None = None
 
     @property
     def rows(self) -> list[Rows]:
@@ -153,16 +156,26 @@ class Transformer(nn.Module):
             sizes = {"dim": spec.dim, "heads": heads, "depth": depth}
             self.reducer: Reducer | None = REDUCERS.build(reducer, **sizes)
 
-    def forward(self, tokens: TokenSet) -> TokenSet:
+    def forward(self, tokens: TokenSet, reuse: Reuse | None = None) -> TokenSet:
         """Maps tokens to tokens of the same cells; with a reducer and without `unmerge`, to those
         that are left.
+
+        Args:
+            tokens: of any cells.
+            reuse: what blocks computed in earlier calls and may use again.
+
+        Raises:
+            ValueError: reuse where it has no place, see `Transformer.check_reuse`.
         """
         check_tokens(tokens, self.spec, self)
         cells = tokens.cells
+        if reuse is not None:
+            self.check_reuse()
+            reuse.begin(cells)
         x, rotate = self.positions(conditioned(tokens), cells, self.spec.position_center(cells))
         flow = begin(self.reducer, tokens, self.weighted) if self.reducer is not None else None
         bias = bias_by_weight(tokens, self.weighted) if flow is None else flow.key_bias
-        start = self._place(cells, rotate, bias, flow)
+        start = self._place(cells, rotate, bias, flow)._replace(reuse=reuse)
         x, place = self.run(x, start)
         if place.flow is not None and self.unmerge:
             x, place = place.flow.trail.unmerge(x), start
@@ -170,6 +183,21 @@ class Transformer(nn.Module):
         if place.flow is None or self.unmerge:
             return tokens.replace(features=x)
         return place.flow.reduced(tokens, x, place.cells)
+
+    def check_reuse(self) -> None:
+        """Checks that blocks can keep what they computed in earlier calls.
+
+        Raises:
+            ValueError: says why they cannot.
+        """
+        who = type(self).__name__
+        if type(self).run is not Transformer.run:
+            raise ValueError(f"reuse keeps every token, and not all blocks of {who} see them")
+        if self.reducer is not None:
+            raise ValueError(f"reuse keeps every token, and this {who} merges or drops some")
+        if self.by_segment:
+            raise ValueError("reuse keeps tokens, and an instance norm changes all if one does")
+        check_layers((each for name in self.stacks for each in getattr(self, name)), who)
 
     def run(self, x: Float[Tensor, "n d"], place: Place) -> tuple[Float[Tensor, "m d"], Place]:
         """Runs the blocks; returns the rows that are left, and what is known of them."""
@@ -196,6 +224,9 @@ class Transformer(nn.Module):
         before = x
         step = _Step(self, i, place)
         for layer, own in zip(layers, place.rows, strict=True):
+            if place.reuse is not None:
+                x = place.reuse.through(layer, x, own)
+                continue
             more: Any = {}
             if where == "between" and layer is last:
                 more = {"between": step}

@@ -170,6 +170,11 @@ def check_controls(
     annotation in the marking's call does not accept; None is the default.
     """
     for name in control:
+        if name == "goal":
+            raise ValueError(
+                "a goal needs the gradient of a surrogate: give it to the calls and rollouts of "
+                "one; a tokenizer takes sensitivity=model.sensitivity(field, goal)"
+            )
         if name not in accepted:
             raise ValueError(
                 f"unknown control {name!r}{close_matches(name, accepted)}; "

@@ -1,5 +1,5 @@
-"""Temporal coherence: scores that favour the tiling of the step before, and leave room around what
-will move, as regridding codes do.
+"""Changes of scores: they favour the tiling of the step before, leave room around what will move
+(as regridding codes do), and weigh where errors matter.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from adaptok.cells import Cells
+from adaptok.cells import Cells, product
 from adaptok.layers.boundary import Boundary, pad_around
 from adaptok.patches import level_grid
 from adaptok.tokenizers.asked import nodes_of
-from adaptok.tree import Tree
+from adaptok.tree import Tree, sum_pyramid
 from adaptok.utils.arguments import NonNegative, NonNegativeFloat, check_value, shown
+from adaptok.utils.reading import reads_are_free
 
-PAST = ("previous", "hysteresis", "buffer")  # settings of a call, of every tree
+PAST = ("previous", "hysteresis", "buffer", "sensitivity")  # settings of a call, of every tree
 
 
 def favoured(
@@ -51,6 +52,23 @@ def spread(
         whole[inside] = x
         levels.append(whole.flatten(-len(grid)))
     return torch.cat([*levels, scores[..., :0]], -1)
+
+
+def weighed(
+    scores: Float[Tensor, "b f inner"], sensitivity: Float[Tensor, "b *s"], tree: Tree
+) -> Float[Tensor, "b f inner"]:
+    """Multiplies the score of each node by the sensitivity that lies in it, per grid point of a
+    coarsest node; divides negative scores by it.
+
+    With the squared errors of `near_best` this is the square of the dual-weighted residual,
+    ``||dJ/du||^2 ||u - Pu||^2`` over the node. Scores of which no child exceeds its parent stay so.
+
+    Args:
+        sensitivity: squared gradient at each grid point.
+    """
+    inside = sum_pyramid(sensitivity[:, None].to(scores.dtype), tree)
+    weight = (inside / product(tree.sizes[0])).clamp(min=torch.finfo(scores.dtype).tiny)
+    return torch.where(scores < 0, scores / weight, scores * weight)
 
 
 def present(cells: Cells, tree: Tree, frames: int, frame_size: int) -> Bool[Tensor, "b f nodes"]:
@@ -97,6 +115,25 @@ def check_previous(cells: Any, batch: Any, shape: tuple[int, ...], sizes: Any) -
         raise ValueError(f"previous cells are for (b, t, *space) = {there}, the field is {here}")
     if cells.sizes != sizes:
         raise ValueError(f"previous cells have the sizes {cells.sizes}, these have {sizes}")
+
+
+def check_sensitivity(sensitivity: Any, shape: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` for a sensitivity that is no map of finite numbers from 0 on.
+
+    Args:
+        sensitivity: as given.
+        shape: (b, *space) of the field.
+    """
+    if not isinstance(sensitivity, Tensor) or not sensitivity.is_floating_point():
+        raise ValueError(f"sensitivity is a map of numbers {shape}, got {shown(sensitivity)}")
+    if tuple(sensitivity.shape) != shape:
+        raise ValueError(
+            f"sensitivity has a number per grid point {shape}, got {tuple(sensitivity.shape)}"
+        )
+    if reads_are_free(sensitivity) and not bool(
+        (sensitivity >= 0).logical_and(sensitivity.isfinite()).all()
+    ):
+        raise ValueError("sensitivity must be finite and not negative")
 
 
 def check_past(hysteresis: Any, buffer: Any) -> None:

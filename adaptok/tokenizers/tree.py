@@ -28,9 +28,11 @@ from adaptok.tokenizers.coherence import (
     ancestors,
     check_past,
     check_previous,
+    check_sensitivity,
     favoured,
     present,
     spread,
+    weighed,
 )
 from adaptok.tokenizers.ignoring import Ignore, IgnoresChannels, as_ignore, only
 from adaptok.tokenizers.indicators import Indicator, relative_errors
@@ -147,7 +149,8 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
                 ``previous``, the cells of the step before, whose splits ``hysteresis`` favours: the
                 scores of nodes that were split are multiplied by 1 + hysteresis (default 0), frame
                 by frame. ``buffer=k`` spreads scores to k neighbours of the same level along each
-                axis, for what will have moved before cells are chosen again.
+                axis, for what will have moved before cells are chosen again. ``sensitivity`` (b,
+                *space) weighs the scores by what lies in a node, see `Surrogate.sensitivity`.
 
         Raises:
             ValueError: a wrong field, an unknown control, a budget below what the domain needs,
@@ -204,10 +207,14 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
         previous: Cells | None = None,
         hysteresis: float | None = None,
         buffer: int | None = None,
+        sensitivity: Tensor | None = None,
     ) -> Tensor:
-        """Favours what was split before, and the neighbours of what scores high."""
+        """Favours what is felt, what was split before, and the neighbours of what scores high."""
         hysteresis, buffer = hysteresis or 0, buffer or 0
         check_past(hysteresis, buffer)
+        if sensitivity is not None:
+            check_sensitivity(sensitivity, (field.shape[0], *field.shape[3:]))
+            scores = weighed(scores, sensitivity, tree)
         if buffer:
             scores = spread(scores, tree, boundary, buffer)
         if previous is None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -24,7 +25,10 @@ from adaptok.cli.sweeps import Job, swept_keys
 from adaptok.config import run_ids
 from adaptok.utils.locks import only_writer
 
-ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",
+}
 # Nothing is trained: a job takes as long as its test.
 QUICK = [*small_runs.data(), "model=persistence", *small_runs.RUN]
 BUDGETS = (4, 7, 3, 16, 22, 28)  # 3 is below the cells that must be there
@@ -237,8 +241,7 @@ def command(sweep: Path, *more: str) -> list[str]:
 
 
 def start(words: list[str], folder: Path) -> Forked:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return Forked(words, cwd=folder, env=environment)
+    return Forked(words, cwd=folder, env=ENVIRONMENT)
 
 
 def kill_midway(process: Forked, sweep: Path, budget: int) -> Path:
@@ -302,11 +305,11 @@ def test_one_of_six_jobs_fails_and_one_is_killed(tmp_path):
 def test_launchers_with_processes_of_their_own(tmp_path, launcher, package):
     if find_spec(f"hydra_plugins.{package}") is None:
         pytest.skip(f"{package} is not installed: pip install {package.replace('_', '-')}")
-    words = ["-m", "adaptok", "train", "-m", *QUICK, "history=1,99"]
+    words = [sys.executable, "-m", "adaptok", "train", "-m", *QUICK, "history=1,99"]
     words += [f"hydra.sweep.dir={tmp_path / 'sweep'}", f"hydra/launcher={launcher}"]
     for finished in ("finished", "skipped"):
-        process = start(words, tmp_path)
-        output, _ = process.communicate()
-        assert process.returncode == 1
+        done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 1
+        output = done.stdout
         assert f"sweep sweep: 1 {finished}, 1 failed" in output
     assert len(folders(tmp_path / "sweep")) == 2

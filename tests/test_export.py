@@ -201,7 +201,18 @@ def in_step(**registries) -> list[dict[str, str]]:
 
 
 def composed(**parts):
-    return adaptok.create_tokenizer("composed", **SMALL, **parts)
+    return adaptok.create_tokenizer("composed", **SMALL, **parts, max_size=4)  # few levels
+
+
+class Scores(torch.nn.Module):
+    """A tokenizer up to the scores of its indicator."""
+
+    def __init__(self, indicator: str) -> None:
+        super().__init__()
+        self.tokenizer = composed(indicator=indicator)
+
+    def forward(self, field: torch.Tensor) -> torch.Tensor:
+        return self.tokenizer.scores(field)[0]
 
 
 def surrogate(**parts):
@@ -224,18 +235,10 @@ def together_or_alone(create, parts: dict[str, str]) -> list[torch.nn.Module]:
 
 
 ROWS = [
-    *(
-        (composed, row)
-        for row in in_step(
-            indicator=adaptok.INDICATORS, marking=adaptok.MARKINGS, embedding=adaptok.EMBEDDINGS
-        )
-    ),
-    *(
-        (surrogate, row)
-        for row in in_step(
-            tokenizer=adaptok.TOKENIZERS, processor=adaptok.PROCESSORS, decoder=adaptok.DECODERS
-        )
-    ),
+    *((Scores, row) for row in in_step(indicator=adaptok.INDICATORS)),
+    *((composed, row) for row in in_step(marking=adaptok.MARKINGS, embedding=adaptok.EMBEDDINGS)),
+    *((surrogate, row) for row in in_step(tokenizer=adaptok.TOKENIZERS)),
+    *((surrogate, row) for row in in_step(processor=adaptok.PROCESSORS, decoder=adaptok.DECODERS)),
 ]
 
 
@@ -244,7 +247,7 @@ ROWS = [
     ("create", "row"), ROWS, ids=lambda v: "-".join(v.values()) if isinstance(v, dict) else ""
 )
 def test_eager_calls_work_after_export_compile_and_meta(create, row):
-    """Every registered part, a tokenizer's alone and the others in a surrogate."""
+    """Every registered part: indicators alone, a tokenizer's other parts, and whole surrogates."""
     for turn, model in enumerate(together_or_alone(create, row)):
         # A size per part, so that no constant is there before the trace.
         check_after_traces(model.eval(), 16 * (2 + (turn + sum(map(ord, str(row)))) % 5))

@@ -519,7 +519,7 @@ def test_blocks_that_do_not_exist_are_refused(indices):
     fast.prune_intermediate_layers([0])
     with pytest.raises(ValueError, match="the model has 1 blocks"):
         tower(x)
-    with pytest.raises(ValueError, match="a tower is made of what apply_apt returned, got VisionTransformer"):
+    with pytest.raises(ValueError, match="a tower is made of what apply_apt returned"):
         VisionTower(model)
 
 

@@ -18,9 +18,12 @@ _SAVE = Figure.savefig
 
 
 def _save_blank(figure: Figure, file: Any, **options: Any) -> None:
-    if not isinstance(file, (str, Path)) or Path(file).suffix != ".png":
+    if not isinstance(file, (str, Path)):
         return _SAVE(figure, file, **options)
-    Image.new("RGB", (1, 1)).save(file)
+    kind = options.get("format") or Path(file).suffix[1:]  # a temporary name has none
+    if kind != "png":
+        return _SAVE(figure, file, **options)
+    Image.new("RGB", (1, 1)).save(file, format="png")
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def unchecked(attribute: Any) -> Any:
         case classmethod() | staticmethod():
             return type(attribute)(unchecked(attribute.__func__))
         case FunctionType() if attribute.__code__.co_filename == _WRAPPER:
-            return attribute.__wrapped__
+            # Not `__wrapped__`: on a decorator's own function that is what it decorates.
+            return inspect.getclosurevars(attribute).nonlocals["fn"]
         case _:
             return attribute
 

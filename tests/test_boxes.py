@@ -233,6 +233,7 @@ def test_parts_that_need_grids_refuse_other_cells_by_name():
             Windows(name, on_grid=True)(field)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_of_windows_equals_the_eager_one():
     """The bound of a group off the grid is the length of a sample (it was 4 where 14 is true)."""
     tokenizer = Windows()

@@ -249,7 +249,7 @@ def parts_side_by_side(nested: bool) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "chosen", sampled([*parts_side_by_side(True), *parts_side_by_side(False)], 3)
+    "chosen", sampled([*parts_side_by_side(True), *parts_side_by_side(False)], 6)
 )
 def test_every_part_is_a_choice_with_its_knobs(chosen):
     nested = any("/" in group for group in chosen)

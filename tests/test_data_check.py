@@ -30,14 +30,22 @@ NO_STATISTICS = (
 TINY = {"resolution": 16, "frames": 3, "train": 9, "valid": 1, "test": 1}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    """Every set, tiny."""
-    root = tmp_path_factory.mktemp("sets")
-    for name in SOLVERS.names():
+class Made:
+    """Tiny sets, each made when it is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __truediv__(self, name: str) -> Path:
         more = {"nodes": 4} if name == MAZE else {"start": 0.0}
-        generate(name, root, progress=False, **TINY | more)
-    return root
+        if not (self.root / name).exists():
+            generate(name, self.root, progress=False, **TINY | more)
+        return self.root / name
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Made:
+    return Made(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture

@@ -29,8 +29,9 @@ KINDS = ("flip", "permute", "roll", "rotate")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sets")
     tiny = {"resolution": 8, "frames": 5, "train": 6, "valid": 1, "test": 1}
-    for name in (PATTERNS, MATTER, BLAST):
+    for name in (MATTER, BLAST):
         generate(name, root, progress=False, **tiny)
+    generate(PATTERNS, root, progress=False, **tiny | {"start": 10.0})
     generate("rayleigh_benard", root, progress=False, **tiny | {"start": 0.0})
     return root
 

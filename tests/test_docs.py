@@ -78,7 +78,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, drawn):
             exec(compile(padding + block.text, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("on_page", sampled(commands(), 3), ids=": ".join)
+@pytest.mark.parametrize("on_page", sampled(commands(), 6), ids=": ".join)
 def test_commands_exist_and_compose(on_page):
     from adaptok import cli
     from adaptok.cli.usage import USAGE

@@ -7,6 +7,7 @@ import small_runs
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sampled import sampled
 
 import adaptok
 from adaptok import TOKENIZERS, create_schedule, create_tokenizer
@@ -127,7 +128,7 @@ def test_training_evaluation_and_rollouts_take_settings(name):
     assert counts[-4:] == [*expected, expected[0]]  # the last rollout
 
 
-@pytest.mark.parametrize("name", elastic_names())
+@pytest.mark.parametrize("name", sampled(elastic_names(), 4))
 def test_settings_that_do_not_exist_are_refused_with_those_that_do(name):
     surrogate, data, choices = parts_of(name)
     with pytest.raises(ValueError, match=rf"unknown control 'colour'.*{next(iter(choices[0]))}"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from forked import fork_in_place_of_run
 
 ROOT = Path(__file__).parents[1]
 LEFT = {
@@ -26,10 +26,10 @@ def test_every_script_is_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", LEFT)
-def test_script(script, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(ROOT / "docs" / "gallery" / f"{script}.py"), str(tmp_path)]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+def test_script(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    fork_in_place_of_run(monkeypatch)
+    runpy.run_path(str(ROOT / "docs" / "gallery" / f"{script}.py"), run_name="__main__")
     missing = [name for name in LEFT[script] if not list(tmp_path.glob(name))]
     assert not missing

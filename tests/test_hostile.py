@@ -45,9 +45,10 @@ def test_a_sample_of_hostile_calls(cases):
 
 
 @pytest.mark.slow
-def test_every_hostile_call(cases):
+def test_a_third_of_all_hostile_calls(cases):
+    """`experiments/reliability/run.py arguments` makes every one."""
     assert len(cases) * len(VALUES) > 20_000
-    assert report(cases, every=1) == []
+    assert report(cases, every=3) == []
 
 
 @pytest.mark.parametrize("registry", [*REGISTRIES, SOLVERS], ids=lambda registry: registry.kind)

@@ -98,7 +98,7 @@ def test_every_leaf_has_a_type_and_the_defaults_pass(command, overrides):
             "processor.heads=two",
             "processor.qk_norm=1",
         ],
-        2,
+        4,
     ),
 )
 def test_a_wrong_leaf_is_named(override):

@@ -14,7 +14,7 @@ import small_runs
 
 from adaptok.cli import main
 
-IN_PROCESS, AS_PROCESSES = 200, 20
+IN_PROCESS, AS_PROCESSES = 100, 10
 LONGEST = 500  # characters of a sentence: one lists all data sets
 
 

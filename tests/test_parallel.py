@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import small_runs
 import torch
+from forked import Forked, run_forked
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from adaptok.config.build import build_data
@@ -45,12 +43,11 @@ def command(folder: Path, batch_size: int, overrides: tuple[str, ...], options: 
         chosen += ["tokenizer=uneven"]
     chosen += ["optim.warmup_steps=1", "optim.lr=0.01", *overrides]
     whole = {"max_steps": 6, "val_check_interval": 2} | options | {"overrides": chosen}
-    return [sys.executable, str(SCRIPT), str(folder), json.dumps(whole)]
+    return [str(SCRIPT), str(folder), json.dumps(whole)]
 
 
 def run(folder: Path, batch_size: int, *overrides: str, **options) -> Path:
-    words = command(folder, batch_size, overrides, options)
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=500)
+    done = run_forked(command(folder, batch_size, overrides, options), environment(), timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
@@ -128,12 +125,12 @@ def test_a_killed_run_ends_with_the_weights_of_the_whole_one(tmp_path):
     options = {"max_steps": 40, "val_check_interval": 3}
     whole = run(tmp_path / "whole", 2, *overrides, **options)
     killed = tmp_path / "killed"
-    process = subprocess.Popen(command(killed, 2, overrides, options), env=environment())
+    process = Forked(command(killed, 2, overrides, options), env=environment())
     last = killed / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 300
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     step = read_checkpoint(killed)["global_step"]
     assert 0 < step < 40
@@ -148,12 +145,12 @@ def test_a_killed_run_ends_with_the_weights_of_the_whole_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_the_command_starts_its_processes_also_in_a_sweep(strategy, tmp_path):
+def test_the_command_starts_its_processes_also_in_a_sweep(tmp_path):
+    """With fsdp; the kills of `tests/test_kills.py` start the command with ddp."""
     generated()
-    words = [sys.executable, "-m", "adaptok", "train", "-m", *small_runs.train(), "seed=0,1"]
-    words += ["trainer.devices=2", f"trainer.strategy={strategy}", f"hydra.sweep.dir={tmp_path}"]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=500)
+    words = ["-m", "adaptok", "train", "-m", *small_runs.train(), "seed=0,1"]
+    words += ["trainer.devices=2", "trainer.strategy=fsdp", f"hydra.sweep.dir={tmp_path}"]
+    done = run_forked(words, environment(), timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("run folder:") == 2  # one process of each run reports
     values = []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.collections import LineCollection
+from PIL import Image
 from sampled import sampled
 
 from adaptok import plots
@@ -257,6 +258,13 @@ def test_a_trajectory_is_drawn_upright_with_one_range_per_field(tmp_path, drawn)
 
 
 @pytest.mark.slow
+def test_tests_that_do_not_ask_for_pictures_get_one_dot(tmp_path):
+    """Rendering them takes longer than the runs that leave them."""
+    path = plots.save(plt.figure(), tmp_path / "picture.png")
+    with Image.open(path) as image:
+        assert image.size == (1, 1)
+
+
 def test_the_backend_stays_the_users():
     """A library chooses neither the backend nor logging levels, and needs no pyplot."""
     code = (

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import small_runs
 import torch
+from forked import Forked
 from the_well.data.datasets import WellDataset
 
 from adaptok import create_schedule
@@ -166,19 +164,19 @@ def test_the_command_keeps_predictions_and_a_film(trained, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_killed_evaluation_leaves_nothing_that_loads(trained, tmp_path):
     root = Path(__file__).parents[1]
-    words = [sys.executable, "-m", "adaptok", "eval", f"ckpt={trained}", "save_predictions=true"]
+    words = ["-m", "adaptok", "eval", f"ckpt={trained}", "save_predictions=true"]
     words += ["steps=4", "+data.batch_size=1", f"hydra.run.dir={tmp_path}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+    process = Forked(words, env=environment)
     place, deadline = tmp_path / "predictions", time.monotonic() + 300
     while not list(place.rglob("*.hdf5")) and time.monotonic() < deadline:
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     visible = [p for p in place.iterdir() if not p.name.startswith(".")] if place.exists() else []
     for folder in visible:  # it was faster than the kill: then it is complete
         data = WellData(path=folder)
         data.setup("test")
     assert not (tmp_path / "metrics.json").exists()
-    assert main(["eval", *words[4:]]) == 0
+    assert main(["eval", *words[3:]]) == 0
     assert sorted(p.name for p in place.iterdir()) == ["as_built"]

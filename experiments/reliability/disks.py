@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    root = Path(__file__).parents[2]
+    sys.path[:0] = [str(root / "experiments"), str(root / "tests")]
 
 from reliability import kills
 from reliability.rows import Row, Wrong, row, tried

@@ -7,13 +7,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from forked import Forked
 from reliability.rows import Row, row
 
 HERE = Path(__file__).parent
@@ -54,14 +54,12 @@ def command(folder: Path, mode: str, data: Path) -> list[str]:
     return ["train", *words, f"{place}={folder}"]
 
 
-def start(arguments: Sequence[str], hook: str = "") -> subprocess.Popen:
+def start(arguments: Sequence[str], hook: str = "") -> Forked:
     """Starts the command as a process group of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "LOCAL_RANK"))}
     paths = [str(HERE.parents[1]), kept.get("PYTHONPATH", "")]
     kept |= {"OMP_NUM_THREADS": "1", "HOOK": hook, "PYTHONPATH": os.pathsep.join(paths)}
-    words = [sys.executable, str(HERE / "hooked.py"), *arguments]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(words, env=kept, start_new_session=True, text=True, **quiet)
+    return Forked([str(HERE / "hooked.py"), *arguments], env=kept)
 
 
 def finish(arguments: Sequence[str], hook: str = "") -> tuple[int, str]:

@@ -25,7 +25,15 @@ from adaptok.evaluation.bench.timing import (
 )
 from adaptok.vision import apply_apt
 
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "ihc")
+PHOTOS = (
+    "astronaut",
+    "coffee",
+    "chelsea",
+    "rocket",
+    "hubble_deep_field",
+    "retina",
+    "immunohistochemistry",
+)
 NOTE = (
     "A timm model beside the same model wrapped by `apply_apt`, weights shared and random, on "
     "{what}. `end to end` starts from the normalised batch and includes indicator, marking and "

@@ -6,6 +6,7 @@ from adaptok.vision.detection import DetectionBackbone, skip_padding
 from adaptok.vision.features import VisionTokens, dense_map
 from adaptok.vision.padding import pad_maps
 from adaptok.vision.pyramid import FeaturePyramid
+from adaptok.vision.segmentation import Segmenter, UperHead
 from adaptok.vision.tokenizers import IMAGE_TOKENIZERS
 from adaptok.vision.vision_tower import TowerTokens, VisionTower
 
@@ -13,7 +14,9 @@ __all__ = [
     "IMAGE_TOKENIZERS",
     "DetectionBackbone",
     "FeaturePyramid",
+    "Segmenter",
     "TowerTokens",
+    "UperHead",
     "VisionTokens",
     "VisionTower",
     "apply_apt",

@@ -94,9 +94,12 @@ class DetectionBackbone(nn.Module):
             maps = self.pyramid(self.model.dense_features(images))
         else:
             patch = self.model.tiling.spec.sizes[-1][1]
-            grids = [tuple(int(n // patch * scale) for n in grid) for scale in self.scales]
+            height, width = (n // patch for n in grid)
             each = self.pyramid(self.model.dense_features(parts))
-            maps = [pad_maps(own, to) for own, to in zip(each, grids, strict=True)]
+            maps = [
+                pad_maps(own, (int(height * scale), int(width * scale)))
+                for own, scale in zip(each, self.scales, strict=True)
+            ]
         named = OrderedDict((str(i), one) for i, one in enumerate(maps))
         named["pool"] = max_pool2d(maps[-1], 1, stride=2)
         return named

@@ -12,6 +12,7 @@ from apt_table4 import run as detection
 from apt_table5 import run as segmentation
 
 
+@pytest.mark.slow
 def test_boxes_of_scenes_are_exact():
     scenes = detection.Scenes(3)
     for _ in range(3):

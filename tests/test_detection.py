@@ -18,9 +18,11 @@ pytest.importorskip("torchvision")
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
-from adaptok.vision import DetectionBackbone, apply_apt, skip_padding
+from adaptok.vision import DetectionBackbone, apply_apt, freeze_all_but_new, skip_padding
 
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0}
+VIT = tuple(f"backbone.model.{n}." for n in ("patch_embed", "blocks", "norm"))
+VIT += ("backbone.model.cls_token", "backbone.model.pos_embed")
 NORM = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.5, 0.25)}
 
 
@@ -64,6 +66,9 @@ def test_detectors_train_and_detect(kind):
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
     assert ("loss_mask" in losses) == masks
+    freeze_all_but_new(model, also=("backbone.pyramid", "rpn", "roi_heads"))
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {n for n in dict(model.named_parameters()) if n.startswith(VIT)}
     with torch.no_grad():
         found = model.eval()(photos)
     for one, (height, width) in zip(found, ((64, 80), (70, 50)), strict=True):

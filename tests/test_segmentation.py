@@ -39,7 +39,7 @@ def photo(height: int, width: int) -> torch.Tensor:
     return 2 * x - 1
 
 
-@pytest.mark.parametrize("pad", [False, True])
+@pytest.mark.parametrize("pad", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_images_of_any_aspect_have_the_logits_they_have_alone(pad):
     model, photos = segmenter(pad), [photo(*s) for s in ((64, 64), (41, 75), (41, 75), (88, 33))]
     with torch.no_grad():
@@ -80,6 +80,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="a timm model that apply_apt returned"):
         Segmenter(nn.Linear(2, 2), 5)
     model = segmenter().model
-    for wrong in ({"classes": 0}, {"scales": ()}, {"dropout": 1.0}, {"pools": (0,)}, {"maps": 2}):
+    refused = [{"classes": 0}, {"scales": ()}, {"scales": (1, 2)}, {"scales": (3,)}]
+    for wrong in (*refused, {"dropout": 1.0}, {"pools": (0,)}, {"maps": 2}):
         with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
             Segmenter(model, **{"classes": 5, **wrong})

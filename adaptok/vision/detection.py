@@ -35,8 +35,8 @@ class DetectionBackbone(nn.Module):
 
     Raises:
         ValueError: another kind of model; scales that do not halve from map to map, or maps finer
-            than pixels; patches that
-            are no square of a power of two, for which torchvision would round the strides.
+            than pixels; patches that are no square of a power of two, for which torchvision would
+            round the strides.
     """
 
     @checked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import annotated_types as at
@@ -115,6 +116,8 @@ class Segmenter(nn.Module):
                 "a segmenter is made of a timm model that apply_apt returned, "
                 f"got {type(model).__name__}"
             )
+        if any(a <= b for a, b in pairwise(scales)):
+            raise ValueError(f"scales go from fine to coarse, got {tuple(scales)}")
         self.model: Any = model
         self.pyramid = FeaturePyramid(self.model.embed_dim, channels, scales)
         self.head = UperHead(channels, len(scales), classes, channels, **options)

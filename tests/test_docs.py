@@ -59,9 +59,9 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
-SLOW = "apt-vision.md"  # trains on images
+SLOW = ("apt-vision.md", "apt-dense.md")  # whole models of timm, in training
 BLOCKS = [
-    pytest.param(page, id=name(page), marks=[pytest.mark.slow] if page.name == SLOW else [])
+    pytest.param(page, id=name(page), marks=[pytest.mark.slow] if page.name in SLOW else [])
     for page in PAGES
     if with_python(page)
 ]

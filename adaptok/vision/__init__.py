@@ -2,16 +2,21 @@
 
 from adaptok.vision.apply import apply_apt, apply_reducer, freeze_all_but_new, supported
 from adaptok.vision.batches import pack
+from adaptok.vision.detection import DetectionBackbone, skip_padding
 from adaptok.vision.features import VisionTokens, dense_map
 from adaptok.vision.padding import pad_maps
 from adaptok.vision.pyramid import FeaturePyramid
+from adaptok.vision.segmentation import Segmenter, UperHead
 from adaptok.vision.tokenizers import IMAGE_TOKENIZERS
 from adaptok.vision.vision_tower import TowerTokens, VisionTower
 
 __all__ = [
     "IMAGE_TOKENIZERS",
+    "DetectionBackbone",
     "FeaturePyramid",
+    "Segmenter",
     "TowerTokens",
+    "UperHead",
     "VisionTokens",
     "VisionTower",
     "apply_apt",
@@ -20,5 +25,6 @@ __all__ = [
     "freeze_all_but_new",
     "pack",
     "pad_maps",
+    "skip_padding",
     "supported",
 ]

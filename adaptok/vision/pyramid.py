@@ -8,12 +8,15 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from adaptok.layers.norms import channel_norm
+
 
 class FeaturePyramid(nn.Module):
     """Makes maps of several scales from the map of a plain ViT (ViTDet, Li et al. 2022, Sec. 3).
 
     Each scale uses the last dense map only: deconvolutions of stride 2 enlarge it or max pooling
-    shrinks it; a 1 x 1 and a 3 x 3 convolution follow.
+    shrinks it (an odd last row or column is pooled alone); a 1 x 1 and a 3 x 3 convolution follow.
+    Norms are over the channels of each point, so that no map depends on what it is padded with.
 
     Args:
         dim: width of the model.
@@ -42,14 +45,17 @@ class FeaturePyramid(nn.Module):
         layers: list[nn.Module] = []
         left = float(scale)
         while left > 1:
-            layers += [nn.ConvTranspose2d(dim, dim // 2, 2, stride=2), nn.GroupNorm(1, dim // 2)]
-            layers += [nn.GELU()]
+            if layers:
+                layers += [channel_norm("layer", dim, 1), nn.GELU()]
+            layers.append(nn.ConvTranspose2d(dim, dim // 2, 2, stride=2))
             dim, left = dim // 2, left / 2
         while 0 < left < 1:
-            layers.append(nn.MaxPool2d(2))
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
             left *= 2
         if left != 1:
             raise ValueError(f"scales must be powers of two, got {scale}")
-        layers += [nn.Conv2d(dim, out_dim, 1), nn.GroupNorm(1, out_dim)]
-        layers += [nn.Conv2d(out_dim, out_dim, 3, padding=1), nn.GroupNorm(1, out_dim)]
+        for size in (1, 3):
+            layers.append(nn.Conv2d(dim, out_dim, size, padding=size // 2, bias=False))
+            layers.append(channel_norm("layer", out_dim, 1))
+            dim = out_dim
         return nn.Sequential(*layers)

@@ -1,6 +1,6 @@
 """Segmentation with dense features of a ViT on fixed or adaptive patches, trained end to end.
 
-``python experiments/apt_table5/run.py OUT SEED fixed|apt`` writes OUT/results.json.
+``python experiments/apt_table5/run.py OUT SEED fixed|apt linear|upernet`` writes OUT/results.json.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adaptok.vision import apply_apt
+from adaptok.vision import Segmenter, apply_apt
 
 SIDE, CLASSES = 64, 4  # background, disc, square, ring
 TINTS = torch.tensor([[1.0, 0.7, 0.7], [0.7, 1.0, 0.7], [0.7, 0.7, 1.0]])[..., None, None]
@@ -46,26 +47,39 @@ def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return (images * 255).round() / 255, labels
 
 
-class Segmenter(nn.Module):
-    """A small ViT with a linear head on its dense features."""
+def build(name: str, head: str) -> nn.Module:
+    """Builds a small ViT, on fixed or adaptive patches, with a head; it takes normalised images."""
+    vit = VisionTransformer(
+        img_size=SIDE, patch_size=4, embed_dim=64, depth=3, num_heads=4, num_classes=0
+    )
+    fast = apply_apt(vit, THRESHOLDS[name], mean=(0.5,) * 3, std=(0.5,) * 3)
+    return HEADS[head](fast)
 
-    def __init__(self, thresholds: tuple[float, float]):
+
+class Linear(nn.Module):
+    """Predicts the pixels of each patch from its dense feature."""
+
+    def __init__(self, model: Any):
         super().__init__()
-        vit = VisionTransformer(
-            img_size=SIDE, patch_size=4, embed_dim=64, depth=3, num_heads=4, num_classes=0
-        )
-        self.vit = apply_apt(vit, thresholds, mean=(0.5,) * 3, std=(0.5,) * 3)
-        self.head = nn.Conv2d(64, CLASSES * 16, 1)
+        self.model, self.head = model, nn.Conv2d(64, CLASSES * 16, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.head(self.vit.dense_features((images - 0.5) / 0.5))
-        return nn.functional.pixel_shuffle(logits, 4)  # each patch predicts its pixels
+        return nn.functional.pixel_shuffle(self.head(self.model.dense_features(images)), 4)
+
+
+def upernet(model: Any) -> nn.Module:
+    """UperNet's head on ViTDet's pyramid, at 2, 4 and 8 pixels."""
+    return Segmenter(model, CLASSES, channels=32, scales=(2, 1, 0.5))
+
+
+HEADS = {"linear": Linear, "upernet": upernet}
 
 
 def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Returns the mean over classes of intersection over union."""
     with torch.no_grad():
-        found = torch.cat([model(part).argmax(1) for part in images.split(32)])
+        parts = ((images - 0.5) / 0.5).split(32)
+        found = torch.cat([model(part).argmax(1) for part in parts])
     scores = []
     for label in range(CLASSES):
         a, b = found == label, labels == label
@@ -73,18 +87,18 @@ def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return statistics.mean(scores)
 
 
-def run(name: str, seed: int, steps: int = 200) -> list[dict[str, object]]:
+def run(name: str, head: str, seed: int, steps: int = 200) -> list[dict[str, object]]:
     """Trains; returns a row per 50 steps on the same 128 scenes, the last one without words."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = Segmenter(THRESHOLDS[name])
+    model: Any = build(name, head)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     images, labels = scenes(128, torch.Generator().manual_seed(10_000))
     rows = []
     for step in range(1, steps + 1):
         x, y = scenes(16, generator)
-        loss = cross_entropy(model(x), y)
+        loss = cross_entropy(model((x - 0.5) / 0.5), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,18 +106,18 @@ def run(name: str, seed: int, steps: int = 200) -> list[dict[str, object]]:
         if step % 50 == 0:
             model.eval()
             with torch.no_grad():
-                tokens = len(model.vit.tiling((images - 0.5) / 0.5)) / len(images)
+                tokens = len(model.model.tiling((images - 0.5) / 0.5)) / len(images)
             about = {"after": f"{step} steps"} if step < steps else {}
             rows.append({**about, "tokens": tokens, "miou": mean_iou(model, images, labels)})
             model.train()
     return rows
 
 
-def main(folder: Path, seed: int, name: str) -> None:
+def main(folder: Path, seed: int, name: str, head: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps({"rows": run(name, seed)}, indent=1))
+    (folder / "results.json").write_text(json.dumps({"rows": run(name, head, seed)}, indent=1))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

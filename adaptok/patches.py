@@ -33,14 +33,35 @@ def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tenso
     """Cuts a field into patches of one size (t, *space), in raster order, k = c * volume; patches
     that cross the border are zero-padded.
     """
-    b, t, channels, *space = x.shape
-    grid, values = level_grid((t, *space), size), channels * product(size)
+    blocks = blocks_of(x, size)
+    a = len(size)
+    count, values = product(blocks.shape[1 : 1 + a]), product(blocks.shape[1 + a :])
+    return blocks.reshape(x.shape[0], count, values)
+
+
+def blocks_of(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tensor, "b *gcp"]:
+    """Views a field as a grid of blocks (b, *g, c, *size); blocks that cross the border are
+    zero-padded.
+    """
     x = pad_end(x, (size[0], 1, *size[1:])).movedim(2, 1)  # (b, c, t, *space)
     for axis, p in enumerate(size):
         x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
     a = len(size)
-    grid_axes, patch_axes = range(2, 2 + 2 * a, 2), range(3, 3 + 2 * a, 2)
-    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, product(grid), values)
+    return x.permute(0, *range(2, 2 + 2 * a, 2), 1, *range(3, 3 + 2 * a, 2))
+
+
+def gather_cells(
+    x: Float[Tensor, "b t c *s"], cells: Cells, level: int, rows: Int64[Tensor, " m"]
+) -> Float[Tensor, "m c *p"]:
+    """Cuts out cells of one level, which lie on its grid; zeros beyond the border.
+
+    Args:
+        rows: of that level.
+    """
+    size = cells.sizes[level]
+    origin = cells.origin.index_select(0, rows).long()
+    places = [origin[:, axis] // p for axis, p in enumerate(size)]
+    return blocks_of(x, size)[(cells.sample.index_select(0, rows), *places)]
 
 
 def unpatchify(

@@ -26,7 +26,8 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from adaptok.cells import Count, Groups
-from adaptok.layers.attention import attend
+from adaptok.cells.lengths import common
+from adaptok.layers.attention import attend, automatic
 from adaptok.vision.rope import Rope
 
 Between = Callable[[Tensor, Any], tuple[Tensor, Any]]
@@ -53,6 +54,12 @@ class Packing(NamedTuple):
     observed: list[Tensor] | None = None
     between: Between | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether the groups are rows of one length and nothing else is asked for."""
+        asked = (self.rope, self.key_bias, self.observed, self.groups.order)
+        return asked == (None,) * 4 and common(self.groups.lengths) is not None
+
     def reduced(self, x: Tensor) -> tuple[Tensor, Packing]:
         """The rows between attention and MLP, and what they share from there on."""
         return (x, self) if self.between is None else self.between(x, self)
@@ -75,7 +82,11 @@ class PackedAttention(nn.Module):
         self, x: Float[Tensor, "*b n d"], attn_mask: Packing | None = None, **_: Any
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
-        return attention(self, x.flatten(0, -2), _packing(self, attn_mask)).reshape(x.shape)
+        packing = _packing(self, attn_mask)
+        if packing.plain and automatic():  # timm's own pass has nothing to pack
+            length = common(packing.groups.lengths)
+            return super().forward(x.reshape(-1, length, x.shape[-1])).reshape(x.shape)  # type: ignore
+        return attention(self, x.flatten(0, -2), packing).reshape(x.shape)
 
 
 def _packing(module: nn.Module, given: Any) -> Packing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from adaptok.cells import Cells, GridLayout, box_points, owners, product
 from adaptok.cells.lengths import common
+from adaptok.utils.constants import cached_constant
 from adaptok.utils.reading import reads_are_free
 
 
@@ -43,25 +45,41 @@ def blocks_of(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tens
     """Views a field as a grid of blocks (b, *g, c, *size); blocks that cross the border are
     zero-padded.
     """
-    x = pad_end(x, (size[0], 1, *size[1:])).movedim(2, 1)  # (b, c, t, *space)
-    for axis, p in enumerate(size):
-        x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
-    a = len(size)
-    return x.permute(0, *range(2, 2 + 2 * a, 2), 1, *range(3, 3 + 2 * a, 2))
+    x = pad_end(x, (size[0], 1, *size[1:]))
+    b, t, channels, *space = x.shape
+    pairs = [(n // p, p) for n, p in zip(space, size[1:], strict=True)]
+    x = x.reshape(b, t // size[0], size[0], channels, *itertools.chain(*pairs))
+    last = 4 + 2 * len(pairs)  # (b, gt, pt, c, g1, p1, ...)
+    return x.permute(0, 1, *range(4, last, 2), 3, 2, *range(5, last, 2))
 
 
-def gather_cells(
-    x: Float[Tensor, "b t c *s"], cells: Cells, level: int, rows: Int64[Tensor, " m"]
-) -> Float[Tensor, "m c *p"]:
-    """Cuts out cells of one level, which lie on its grid; zeros beyond the border.
+def gather_blocks(
+    x: Float[Tensor, "b t c *s"], size: tuple[int, ...], places: tuple[Int64[Tensor, " m"], ...]
+) -> Float[Tensor, "m k"]:
+    """Picks blocks of a field, each laid out as by `patchify`.
 
     Args:
-        rows: of that level.
+        places: sample and place in the grid of blocks, one tensor for each axis.
     """
-    size = cells.sizes[level]
-    origin = cells.origin.index_select(0, rows).long()
-    places = [origin[:, axis] // p for axis, p in enumerate(size)]
-    return blocks_of(x, size)[(cells.sample.index_select(0, rows), *places)]
+    return blocks_of(x, size)[places].flatten(1)
+
+
+def places_in_grid(
+    cells: Cells, level: int, rows: Int64[Tensor, " m"]
+) -> tuple[Int64[Tensor, " m"], ...]:
+    """Samples of some cells, and the places of their origins in the grid of one level, one tensor
+    for each axis.
+    """
+    sizes = _sizes(cells.sizes, cells.device)
+    places = cells.origin.index_select(0, rows) // sizes[level]
+    return cells.sample.index_select(0, rows), *places.long().unbind(1)
+
+
+@cached_constant()
+def _sizes(
+    sizes: tuple[tuple[int, ...], ...], device: torch.device
+) -> Int32[Tensor, "levels axes"]:
+    return torch.tensor(sizes, dtype=torch.int32, device=device)
 
 
 def unpatchify(

@@ -141,7 +141,7 @@ class ImageCells(nn.Module):
 
     def _values(self, x: Tensor) -> Tensor:
         mean, std = (constant(v, x.device)[:, None, None] for v in self.stats)
-        return (x.float() * std + mean) * 255
+        return (x.float() * std).add_(mean).mul_(255)
 
     def check_range(self, x: Tensor) -> None:
         """Warns if the first images that are scored betray another normalisation.

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, product
 from adaptok.patches import (
     check_on_grid,
-    gather_cells,
+    gather_blocks,
     grid_index,
     level_grid,
     pad_end,
     patchify,
+    places_in_grid,
     rows_of_levels,
 )
 from adaptok.registry import EMBEDDINGS, choice
@@ -105,9 +106,10 @@ class ResizeZeroEmbedding(nn.Module):
             )
         finest, rows = len(cells.sizes) - 1, rows_of_levels(cells)
         real = [own.clamp(max=cells.count - 1) for own in rows]
-        parts = [self._shrunk(x, cells, level, real[level]) for level in range(finest)]
+        picked = [places_in_grid(cells, level, own) for level, own in enumerate(real)]
+        parts = [self._shrunk(x, cells, level, picked[level]) for level in range(finest)]
         if self._silent():
-            whole = gather_cells(x, cells, finest, real[finest]).flatten(1)
+            whole = gather_blocks(x, cells.sizes[finest], picked[finest])
             out = self.patch(torch.cat([*parts, whole]))
         else:
             every = self.patch(patchify(x, cells.sizes[finest]).flatten(0, 1))  # (b * g, d)
@@ -121,11 +123,14 @@ class ResizeZeroEmbedding(nn.Module):
             out = restore_rows(out, torch.cat(rows), cells.count)
         return out if self.positions is None else out + self.positions(cells)
 
-    def _shrunk(self, x: Tensor, cells: Cells, level: int, rows: Tensor) -> Float[Tensor, "m k"]:
-        """Cuts out rows of one level above the finest, resized to finest cells."""
-        values = gather_cells(x, cells, level, rows).movedim(1, 2)  # (m, t, c, *s)
-        small = resized(values, cells.sizes[level], cells.sizes[-1], self.resize)
-        return small.movedim(2, 1).flatten(1)
+    def _shrunk(
+        self, x: Tensor, cells: Cells, level: int, places: tuple[Tensor, ...]
+    ) -> Float[Tensor, "m k"]:
+        """Resizes cells of one level above the finest to finest cells."""
+        rows = places[0].shape[0]
+        source = x if isinstance(rows, torch.SymInt) or rows else x[:0]
+        small = resized(source, cells.sizes[level], cells.sizes[-1], self.resize)
+        return gather_blocks(small, cells.sizes[-1], places)
 
     def _silent(self) -> bool:
         """Whether the branch would add exact zeros, and nothing wants its gradients: it is left

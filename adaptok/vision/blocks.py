@@ -56,9 +56,12 @@ class Packing(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether the groups are rows of one length and nothing else is asked for."""
-        asked = (self.rope, self.key_bias, self.observed, self.groups.order)
-        return asked == (None,) * 4 and common(self.groups.lengths) is not None
+        """Whether the groups are rows of one length, nothing else is asked for, and no back end of
+        attention is forced.
+        """
+        asked = self.rope is not None or self.key_bias is not None or self.observed is not None
+        equal = self.groups.order is None and common(self.groups.lengths) is not None
+        return equal and not asked and automatic()
 
     def reduced(self, x: Tensor) -> tuple[Tensor, Packing]:
         """The rows between attention and MLP, and what they share from there on."""
@@ -72,7 +75,13 @@ class PackedBlock(nn.Module):
         self, x: Float[Tensor, "*b n d"], attn_mask: Packing | None = None, **_: Any
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
-        return run_of(self)(self, x, _packing(self, attn_mask))
+        packing = _packing(self, attn_mask)
+        if packing.between is None and packing.plain:  # timm's own pass does the same with less
+            rows = x.reshape(-1, _length(packing), x.shape[-1])
+            inside = not isinstance(self, (ParallelScalingBlock, DiffParallelScalingBlock))
+            own: Any = super()
+            return own.forward(rows, attn_mask=packing if inside else None).reshape(x.shape)
+        return run_of(self)(self, x, packing)
 
 
 class PackedAttention(nn.Module):
@@ -83,9 +92,9 @@ class PackedAttention(nn.Module):
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
         packing = _packing(self, attn_mask)
-        if packing.plain and automatic():  # timm's own pass has nothing to pack
-            length = common(packing.groups.lengths)
-            return super().forward(x.reshape(-1, length, x.shape[-1])).reshape(x.shape)  # type: ignore
+        if packing.plain:
+            own: Any = super()
+            return own.forward(x.reshape(-1, _length(packing), x.shape[-1])).reshape(x.shape)
         return attention(self, x.flatten(0, -2), packing).reshape(x.shape)
 
 
@@ -96,6 +105,12 @@ def _packing(module: nn.Module, given: Any) -> Packing:
         f"{type(module).__name__} runs on packed rows inside an adapted model only, and a module "
         "around it has to hand on its argument attn_mask"
     )
+
+
+def _length(packing: Packing) -> int:
+    length = common(packing.groups.lengths)
+    assert length is not None
+    return length
 
 
 def pack_modules(blocks: nn.Module) -> None:

@@ -174,13 +174,15 @@ def _is_zero(weight: Tensor) -> bool:
 def resized(
     x: Float[Tensor, "b t c *s"], size: tuple[int, ...], finest: tuple[int, ...], resize: str
 ) -> Float[Tensor, "b u c *r"]:
-    """Resizes every cell of `size` to the size of the finest ones.
+    """Resizes every cell of `size` to the size of the finest ones; what crosses the border stays
+    unpadded as far as it can.
 
     "central" is bilinear sampling without antialiasing at the centres of the new points.
     """
-    x = pad_end(x, (size[0], 1, *size[1:]))  # channels stand between time and space
-    for axis, (s, fine) in enumerate(zip(size, finest, strict=True)):
-        dim, factor = axis + 1 + (axis > 0), s // fine
+    factors = [s // fine for s, fine in zip(size, finest, strict=True)]
+    x = pad_end(x, (factors[0], 1, *factors[1:]))  # channels stand between time and space
+    for axis, factor in enumerate(factors):
+        dim = axis + 1 + (axis > 0)
         if factor == 1:
             continue
         x = x.unflatten(dim, (-1, factor))

@@ -15,6 +15,8 @@ from adaptok.cells.lengths import common
 from adaptok.utils.constants import cached_constant
 from adaptok.utils.reading import reads_are_free
 
+MANY = 4  # times slower than a copy of contiguous memory is a gather of single values
+
 
 def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
     """Counts the cells of one size along (t, *space)."""
@@ -61,7 +63,16 @@ def gather_blocks(
     Args:
         places: sample and place in the grid of blocks, one tensor for each axis.
     """
-    return blocks_of(x, size)[places].flatten(1)
+    blocks, rows = blocks_of(x, size), places[0].shape[0]
+    grid = blocks.shape[: len(places)]
+    known = isinstance(rows, int) and isinstance(grid[0], int)
+    if not known or MANY * rows < product(grid):
+        return blocks[places].flatten(1)
+    index = places[0]  # copying all blocks and picking whole rows is faster for many
+    for place, n in zip(places[1:], grid[1:], strict=True):
+        index = index * n + place
+    values = product(blocks.shape[len(places) :])
+    return blocks.reshape(product(grid), values).index_select(0, index)
 
 
 def places_in_grid(

@@ -35,10 +35,9 @@ NOTE = (
     "paired runs. `kept` is the share of the model's own patches, `merged` the share of patches "
     "inside a coarser cell. FLOPs are counted by torch.utils.flop_counter. Thresholds -1 merge "
     "nothing: there the logits were checked to agree to 1e-4 before timing. Thresholds other than "
-    "-1 and the paper's (5.5, 4) were calibrated to a share of tokens. `floor` is timm, from embedding "
-    "to head, on as many dense tokens (the mean of the images, in one strip of "
-    "patches): `of floor` is its time over that of the run end to end. With thresholds -1 it is "
-    "one minus the overhead."
+    "-1 and the paper's (5.5, 4) were calibrated to a share of tokens. `floor` is timm's model "
+    "on as many dense tokens (the mean of the images, in one strip of patches): `of floor` "
+    "is its time over that of the run end to end. With thresholds -1 it is one minus the overhead."
 )
 
 

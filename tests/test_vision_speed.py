@@ -153,3 +153,19 @@ def test_a_tokenizer_for_workers_holds_no_weights():
             tokenize(wrong)
     with pytest.raises(ValueError, match="apply_apt"):
         Tokenize(small_vit())
+
+
+@pytest.mark.parametrize("pool", ["map", "prr"])
+def test_hooks_of_pooling_and_stochastic_depth_fire(pool):
+    fast = apply_apt(small_vit(global_pool=pool, drop_path_rate=0.5), (6.0,))
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    x[0, :, :32] = 0
+    before, seen = fast(x), []
+    fast.attn_pool.register_forward_hook(lambda _, args, out: seen.append("pool") or out + 1)
+    depth = fast.blocks[1].drop_path1
+    depth.register_forward_hook(lambda _, args, out: seen.append("depth") or 0 * out)
+    after = fast(x)
+    assert seen == ["depth", "pool"]
+    assert not torch.allclose(before, after)
+    rows = fast.forward_features(x, thresholds=-1.0)  # in timm's layout
+    torch.testing.assert_close(fast.forward_head(rows.padded()[0]), fast.forward_head(rows))

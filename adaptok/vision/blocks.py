@@ -129,10 +129,23 @@ def run_block(block: nn.Module, x: Float[Tensor, "1 n d"], packing: Packing) -> 
     return block(x, attn_mask=packing)
 
 
+class PackedDropPath(DropPath):
+    """timm's stochastic depth, drawn per image rather than for the whole packed batch."""
+
+    def forward(
+        self, x: Float[Tensor, "*b n d"], packing: Packing | None = None
+    ) -> Float[Tensor, "*b n d"]:
+        """Drops the branch of whole images; without a packing each entry of the batch is one."""
+        return super().forward(x) if packing is None else dropped(self, x, packing)
+
+
 def drop_path(module: Any, x: Tensor, packing: Packing) -> Tensor:
-    """Applies timm's stochastic depth, drawn per image rather than for the whole packed batch."""
-    if not isinstance(module, DropPath):
-        return module(x)
+    """Calls what stands for stochastic depth in a block, which may be anything but for timm's."""
+    return module(x, packing) if isinstance(module, PackedDropPath) else module(x)
+
+
+def dropped(module: DropPath, x: Tensor, packing: Packing) -> Tensor:
+    """Drops and scales rows by the rate of a module, the rows of an image together."""
     rate = module.drop_prob
     if not (module.training and rate):
         return x
@@ -303,4 +316,5 @@ PACKED: dict[type, type[nn.Module]] = {
     AttentionRope: _AttentionRope,
     DiffAttention: _DiffAttention,
     EvaAttention: _EvaAttention,
+    DropPath: PackedDropPath,
 }

@@ -300,8 +300,8 @@ class AptMixin(nn.Module):
         **control: Any,
     ) -> tuple[VisionTokens, list[VisionTokens]]:
         model: Any = self
-        x, given = separated(x, given, control)
-        parts = self.tiling.parts(x, given, **control)
+        images, given = separated(x, given, control)
+        parts = self.tiling.parts(images, given, **control)
         own = [cells for _, cells in parts]
         cells = own[0] if len(own) == 1 else Cells.cat(own) if given is None else given
         if not torch.compiler.is_exporting():  # what a trace makes would outlive it

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.cells import Cells, Count, repeated
+from adaptok.cells import Cells, repeated
 from adaptok.layers.mixed import of_run, runs
 from adaptok.registry import INDICATORS, MARKINGS, Part, name_of
 from adaptok.tokenizers.base import check_controls, check_exportable, check_shape
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
-from adaptok.utils.constants import cached_constant, constant
-from adaptok.utils.reading import is_readable, reads_are_free
+from adaptok.utils.constants import constant
+from adaptok.utils.reading import is_readable
 
 
 class ImageCells(nn.Module):
@@ -214,17 +214,7 @@ class ImageCells(nn.Module):
 
 def finest_cells(x: Float[Tensor, "b c h w"], spec: TokenizerSpec) -> Cells:
     """Returns every patch of every image without reading values: static shapes, no sync."""
-    make = _kept_finest if reads_are_free(x) else _finest
-    return make(tuple(x.shape[2:]), spec.sizes[-1][1:], x.shape[0], x.device)
-
-
-def _finest(
-    space: tuple[int, ...], size: tuple[int, ...], batch: Count, device: torch.device
-) -> Cells:
-    tree = Tree(space, (size,), "level")
-    split = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
-    lengths = repeated(tree.counts().leaves, batch)
+    tree = Tree(tuple(x.shape[2:]), (spec.sizes[-1][1:],), "level")
+    split = torch.zeros(x.shape[0], 1, 0, dtype=torch.bool, device=x.device)
+    lengths = repeated(tree.counts().leaves, x.shape[0])
     return cells_from_splits(split, tree, frames=1, lengths=lengths)
-
-
-_kept_finest = cached_constant(16)(_finest)

@@ -87,9 +87,7 @@ def places_in_grid(
 
 
 @cached_constant()
-def _sizes(
-    sizes: tuple[tuple[int, ...], ...], device: torch.device
-) -> Int32[Tensor, "levels axes"]:
+def _sizes(sizes: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return torch.tensor(sizes, dtype=torch.int32, device=device)
 
 

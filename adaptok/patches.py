@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from adaptok.cells import Cells, GridLayout, box_points, owners, product
 from adaptok.cells.lengths import common
+from adaptok.utils.constants import cached_constant
 from adaptok.utils.reading import reads_are_free
+
+MANY = 4  # times slower than a copy of contiguous memory is a gather of single values
 
 
 def level_grid(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
@@ -33,14 +37,58 @@ def patchify(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tenso
     """Cuts a field into patches of one size (t, *space), in raster order, k = c * volume; patches
     that cross the border are zero-padded.
     """
-    b, t, channels, *space = x.shape
-    grid, values = level_grid((t, *space), size), channels * product(size)
-    x = pad_end(x, (size[0], 1, *size[1:])).movedim(2, 1)  # (b, c, t, *space)
-    for axis, p in enumerate(size):
-        x = x.unflatten(2 + 2 * axis, (-1, p))  # (b, c, g0, p0, g1, p1, ...)
+    blocks = blocks_of(x, size)
     a = len(size)
-    grid_axes, patch_axes = range(2, 2 + 2 * a, 2), range(3, 3 + 2 * a, 2)
-    return x.permute(0, *grid_axes, 1, *patch_axes).reshape(b, product(grid), values)
+    count, values = product(blocks.shape[1 : 1 + a]), product(blocks.shape[1 + a :])
+    return blocks.reshape(x.shape[0], count, values)
+
+
+def blocks_of(x: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Float[Tensor, "b *gcp"]:
+    """Views a field as a grid of blocks (b, *g, c, *size); blocks that cross the border are
+    zero-padded.
+    """
+    x = pad_end(x, (size[0], 1, *size[1:]))
+    b, t, channels, *space = x.shape
+    pairs = [(n // p, p) for n, p in zip(space, size[1:], strict=True)]
+    x = x.reshape(b, t // size[0], size[0], channels, *itertools.chain(*pairs))
+    last = 4 + 2 * len(pairs)  # (b, gt, pt, c, g1, p1, ...)
+    return x.permute(0, 1, *range(4, last, 2), 3, 2, *range(5, last, 2))
+
+
+def gather_blocks(
+    x: Float[Tensor, "b t c *s"], size: tuple[int, ...], places: tuple[Int64[Tensor, " m"], ...]
+) -> Float[Tensor, "m k"]:
+    """Picks blocks of a field, each laid out as by `patchify`.
+
+    Args:
+        places: sample and place in the grid of blocks, one tensor for each axis.
+    """
+    blocks, rows = blocks_of(x, size), places[0].shape[0]
+    grid = blocks.shape[: len(places)]
+    known = isinstance(rows, int) and isinstance(grid[0], int)
+    if not known or MANY * rows < product(grid):
+        return blocks[places].flatten(1)
+    index = places[0]  # copying all blocks and picking whole rows is faster for many
+    for place, n in zip(places[1:], grid[1:], strict=True):
+        index = index * n + place
+    values = product(blocks.shape[len(places) :])
+    return blocks.reshape(product(grid), values).index_select(0, index)
+
+
+def places_in_grid(
+    cells: Cells, level: int, rows: Int64[Tensor, " m"]
+) -> tuple[Int64[Tensor, " m"], ...]:
+    """Samples of some cells, and the places of their origins in the grid of one level, one tensor
+    for each axis.
+    """
+    sizes = _sizes(cells.sizes, cells.device)
+    places = cells.origin.index_select(0, rows) // sizes[level]
+    return cells.sample.index_select(0, rows), *places.long().unbind(1)
+
+
+@cached_constant()
+def _sizes(sizes: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    return torch.tensor(sizes, dtype=torch.int32, device=device)
 
 
 def unpatchify(

@@ -121,11 +121,8 @@ class Tree:
 
     def expand(self, coarse: Tensor, level: int) -> Tensor:
         """Hands the values of the nodes of `level`, (..., nodes), down to their children."""
-        x = coarse.unflatten(-1, self.grids[level])
-        for axis, ratio in enumerate(self.ratios[level]):
-            if ratio > 1:
-                x = x.repeat_interleave(ratio, dim=axis - len(self.shape))
-        return x.flatten(-len(self.shape))
+        parents = _parents(self.grids[level], self.ratios[level], coarse.device)
+        return coarse.index_select(-1, parents)
 
     def sum_children(self, fine: Tensor, level: int) -> Tensor:
         """Sums over the children of each node of `level`, from values of the next level."""
@@ -243,6 +240,17 @@ def _nodes(
         outside=~inside[: tree.inner],
     )
     return Nodes(*(x.to(device) for x in nodes))
+
+
+@cached_constant(64)
+def _parents(
+    grid: tuple[int, ...], ratio: tuple[int, ...], device: torch.device
+) -> Int64[Tensor, " children"]:
+    """Parent of each node of the next level, as its place in a grid."""
+    x = torch.arange(product(grid)).view(grid)
+    for axis, r in enumerate(ratio):
+        x = x.repeat_interleave(r, dim=axis)
+    return x.flatten().to(device)
 
 
 def _children_beyond(inside: Bool[Tensor, " nodes"], tree: Tree) -> Int64[Tensor, " inner"]:

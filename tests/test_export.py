@@ -165,10 +165,13 @@ def test_thresholds_are_refused_by_name_before_anything_is_traced():
     assert fast(images(2)).shape == (2, 3)
 
 
+FILLED = {"name": "threshold", "thresholds": (5.0,), "budget": 10, "fill": True}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [None, 8])
-def test_wrapped_timm_models_export_for_any_batch(window):
-    fast = wrapped(window=window)
+@pytest.mark.parametrize("options", [{}, {"window": 8}, {"marking": FILLED}])
+def test_wrapped_timm_models_export_for_any_batch(options):
+    fast = wrapped(**options)
     fast(images(3))
     program = exported(fast, images(2), "x")
     assert fast.last_cells.batch_size == 3
@@ -180,7 +183,7 @@ def test_wrapped_timm_models_export_for_any_batch(window):
 def test_wrapped_timm_models_run_in_onnxruntime(tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    fast = wrapped()
+    fast = wrapped(marking=FILLED)
     program = torch.export.export(fast, (images(2),), dynamic_shapes={"x": {0: BATCH}})
     torch.onnx.export(program, (), tmp_path / "fast.onnx", dynamo=True, verbose=False)
     session = runtime.InferenceSession(tmp_path / "fast.onnx")

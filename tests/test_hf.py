@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -413,6 +415,33 @@ def test_stochastic_depth_is_drawn_per_image():
     out = fast(x).pooler_output
     assert len({tuple(row.tolist()) for row in out.detach()}) > 4
     close(fast.eval()(x[:1]).pooler_output, apply_apt(model, (5.0, 4.0), **NORM)(x[:1])[1])
+
+
+COMPILED = """
+import torch
+from transformers import ViTConfig, ViTModel
+from adaptok.vision import apply_apt
+
+torch.manual_seed(0)
+sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "intermediate_size": 16}
+model = ViTModel(ViTConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)).eval()
+norm = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+fast = apply_apt(model, (5.0,), marking={"name": "budget", "budget": 10}, **norm)
+x = torch.rand(2, 3, 32, 32) * 2 - 1
+with torch.no_grad():
+    expected = fast(x)
+    got = torch.compile(fast, backend="aot_eager", fullgraph=True)(x)
+assert expected.cells.lengths == (10, 10)
+torch.testing.assert_close(got.last_hidden_state, expected.last_hidden_state)
+torch.testing.assert_close(got.pooler_output, expected.pooler_output)
+"""
+
+
+@pytest.mark.slow
+def test_a_fixed_number_of_tokens_compiles():
+    """In a process of its own: the checks of types here stand in the way of a whole graph."""
+    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_normalisation_is_that_of_the_processor():

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import Forest, boxes, pop_order
 
@@ -147,6 +147,52 @@ def test_a_cap_keeps_the_best_splits_of_the_threshold_tree(domain, extra, bars, 
     cells = cells_from_splits(split, tree, frames=1).validate()
     assert boxes(cells) == leaf_boxes(forest, kept)
     assert len(cells) <= budget
+
+
+@given(
+    st.sampled_from([BINARY, CLIPPED]),
+    st.integers(0, 60),
+    st.lists(st.integers(0, 4), min_size=2, max_size=2),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=10, deadline=None)
+def test_filling_spends_the_rest_of_a_budget_on_the_best_other_cells(domain, extra, bars, seed):
+    tree, forest = Tree(*domain), Forest(*domain)
+    scores = np.random.default_rng(seed).integers(0, 6, (1, tree.inner)).astype(np.float32)
+    given = torch.from_numpy(scores)[:, None]
+    budget = tree.counts().leaves + extra
+    knobs = {"thresholds": bars, "budget": budget}
+    kept = leaf_splits(ThresholdMarking(**knobs)(given, tree).split, tree, forest)
+    filling = ThresholdMarking(**knobs, fill=True)
+    split, lengths, _ = filling(given, tree)
+    assert filling.static
+    assert lengths == BudgetMarking(budget=budget)(given, tree).lengths
+
+    def score(node):
+        return 100.0 if node in kept else float(scores[0, number(tree, node)])
+
+    count = (lengths[0] - len(list(forest.roots()))) // 3 if domain is BINARY else None
+    found = leaf_splits(split, tree, forest)
+    assert kept <= found
+    if count is not None:
+        assert found == set(itertools.islice(pop_order(forest, score), count))
+
+
+def leaf_splits(split, tree: Tree, forest: Forest) -> set:
+    """The nodes that exist and split."""
+    found, todo = set(), list(forest.roots())
+    while todo:
+        node = todo.pop()
+        if node[0] < forest.last and bool(split[0, 0, number(tree, node)]):
+            found.add(node)
+            todo += forest.children(node)
+    return found
+
+
+def test_filling_needs_a_budget():
+    assert not ThresholdMarking(budget=5).static
+    with pytest.raises(ValueError, match="fill=True splits up to a budget"):
+        ThresholdMarking(fill=True)
 
 
 @pytest.mark.parametrize("monotone", [False, True])

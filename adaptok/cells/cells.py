@@ -380,15 +380,17 @@ class Cells:
 
     def _prefixed_groups(self, prefix: int) -> Groups:
         b, n, device = self.batch_size, self.count, self.device
+        lengths = self.lengths and each(self.lengths, lambda length: length + prefix)
+        shift = prefix * torch.arange(b + 1, device=device, dtype=torch.int32)
+        offsets, longest = self.cu_seqlens + shift, self.max_seqlen + prefix
+        if isinstance(lengths, tuple) and len(lengths) == 1:  # the rows of one sample lie in order
+            return Groups(None, None, offsets, longest, lengths)
         sample = self.sample
         first = self.cu_seqlens[:-1].long() + prefix * torch.arange(b, device=device)
         position_of_prefix = (first[:, None] + torch.arange(prefix, device=device)).flatten()
         position_of_token = torch.arange(n, device=device) + prefix * (sample + 1)
         inverse = torch.cat([position_of_prefix, position_of_token])
-        order = inverse_permutation(inverse)
-        shift = prefix * torch.arange(b + 1, device=device, dtype=torch.int32)
-        lengths = self.lengths and each(self.lengths, lambda length: length + prefix)
-        return Groups(order, inverse, self.cu_seqlens + shift, self.max_seqlen + prefix, lengths)
+        return Groups(inverse_permutation(inverse), inverse, offsets, longest, lengths)
 
     def validate(self) -> Cells:
         """Checks every invariant, the tiling included (slow; for tests and third-party tokenizers).

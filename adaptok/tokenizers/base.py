@@ -192,7 +192,8 @@ def check_exportable(who: str, static: bool) -> None:
         raise ValueError(
             f"{who} makes as many cells as the content asks for, and an exported program has a "
             "fixed number per sample: set budget=... by a marking that keeps to it, such as "
-            'marking={"name": "budget", "budget": 256}'
+            'marking={"name": "budget", "budget": 256}, or thresholds that are filled up to it, '
+            '{"name": "threshold", "thresholds": 5.5, "budget": 256, "fill": True}'
         )
 
 

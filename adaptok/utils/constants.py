@@ -31,15 +31,17 @@ def cached_constant(maxsize: int = 256) -> Callable[[Callable[..., Result]], Cal
     """
 
     def wrap(make: Callable[..., Result]) -> Callable[..., Result]:
-        kept = functools.lru_cache(maxsize)(make)
+        @functools.lru_cache(maxsize)
+        def kept(*args: Any) -> Result:
+            with torch.inference_mode(False):
+                return make(*args)
 
         @constant_in_graphs
         @functools.wraps(make)
         def constant(*args: Any) -> Result:
             if torch.compiler.is_compiling() or _get_current_dispatch_mode_stack():
                 return make(*args)
-            with torch.inference_mode(False):
-                return kept(*args)
+            return kept(*args)
 
         return constant
 

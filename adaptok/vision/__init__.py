@@ -2,6 +2,7 @@
 
 from adaptok.vision.apply import apply_apt, apply_reducer, freeze_all_but_new, supported
 from adaptok.vision.batches import pack
+from adaptok.vision.cut_images import CutImages, Tokenize
 from adaptok.vision.detection import DetectionBackbone, skip_padding
 from adaptok.vision.features import VisionTokens, dense_map
 from adaptok.vision.padding import pad_maps
@@ -12,9 +13,11 @@ from adaptok.vision.vision_tower import TowerTokens, VisionTower
 
 __all__ = [
     "IMAGE_TOKENIZERS",
+    "CutImages",
     "DetectionBackbone",
     "FeaturePyramid",
     "Segmenter",
+    "Tokenize",
     "TowerTokens",
     "UperHead",
     "VisionTokens",

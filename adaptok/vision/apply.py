@@ -101,6 +101,7 @@ def apply_apt(
     from adaptok.vision.blocks import pack_modules
     from adaptok.vision.embedding import CellPositions, cell_embedding, convolution_of
     from adaptok.vision.models import CLASSES
+    from adaptok.vision.pooling import pack_pool
     from adaptok.vision.support import unsupported_reason
 
     if reason := unsupported_reason(model):
@@ -137,6 +138,7 @@ def apply_apt(
     fast.tiling = ImageCells(spec, bars, indicator, marking, mean, std, pad=pad)
     weight = proj.weight
     pack_modules(fast.blocks)
+    pack_pool(fast.attn_pool)
     embed = cell_embedding(fast.patch_embed, spec, resize, branch)
     fast.cell_embed = embed.to(weight.device, weight.dtype)
     fast.cell_positions = CellPositions()

@@ -26,7 +26,8 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from adaptok.cells import Count, Groups
-from adaptok.layers.attention import attend
+from adaptok.cells.lengths import common
+from adaptok.layers.attention import attend, automatic
 from adaptok.vision.rope import Rope
 
 Between = Callable[[Tensor, Any], tuple[Tensor, Any]]
@@ -53,6 +54,15 @@ class Packing(NamedTuple):
     observed: list[Tensor] | None = None
     between: Between | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether the groups are rows of one length, nothing else is asked for, and no back end of
+        attention is forced.
+        """
+        asked = self.rope is not None or self.key_bias is not None or self.observed is not None
+        equal = self.groups.order is None and common(self.groups.lengths) is not None
+        return equal and not asked and automatic()
+
     def reduced(self, x: Tensor) -> tuple[Tensor, Packing]:
         """The rows between attention and MLP, and what they share from there on."""
         return (x, self) if self.between is None else self.between(x, self)
@@ -65,7 +75,13 @@ class PackedBlock(nn.Module):
         self, x: Float[Tensor, "*b n d"], attn_mask: Packing | None = None, **_: Any
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
-        return run_of(self)(self, x, _packing(self, attn_mask))
+        packing = _packing(self, attn_mask)
+        if packing.between is None and packing.plain:  # timm's own pass does the same with less
+            rows = x.reshape(-1, _length(packing), x.shape[-1])
+            inside = not isinstance(self, (ParallelScalingBlock, DiffParallelScalingBlock))
+            own: Any = super()
+            return own.forward(rows, attn_mask=packing if inside else None).reshape(x.shape)
+        return run_of(self)(self, x, packing)
 
 
 class PackedAttention(nn.Module):
@@ -75,7 +91,11 @@ class PackedAttention(nn.Module):
         self, x: Float[Tensor, "*b n d"], attn_mask: Packing | None = None, **_: Any
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
-        return attention(self, x.flatten(0, -2), _packing(self, attn_mask)).reshape(x.shape)
+        packing = _packing(self, attn_mask)
+        if packing.plain:
+            own: Any = super()
+            return own.forward(x.reshape(-1, _length(packing), x.shape[-1])).reshape(x.shape)
+        return attention(self, x.flatten(0, -2), packing).reshape(x.shape)
 
 
 def _packing(module: nn.Module, given: Any) -> Packing:
@@ -85,6 +105,12 @@ def _packing(module: nn.Module, given: Any) -> Packing:
         f"{type(module).__name__} runs on packed rows inside an adapted model only, and a module "
         "around it has to hand on its argument attn_mask"
     )
+
+
+def _length(packing: Packing) -> int:
+    length = common(packing.groups.lengths)
+    assert length is not None
+    return length
 
 
 def pack_modules(blocks: nn.Module) -> None:
@@ -103,10 +129,23 @@ def run_block(block: nn.Module, x: Float[Tensor, "1 n d"], packing: Packing) -> 
     return block(x, attn_mask=packing)
 
 
+class PackedDropPath(DropPath):
+    """timm's stochastic depth, drawn per image rather than for the whole packed batch."""
+
+    def forward(
+        self, x: Float[Tensor, "*b n d"], packing: Packing | None = None
+    ) -> Float[Tensor, "*b n d"]:
+        """Drops the branch of whole images; without a packing each entry of the batch is one."""
+        return super().forward(x) if packing is None else dropped(self, x, packing)
+
+
 def drop_path(module: Any, x: Tensor, packing: Packing) -> Tensor:
-    """Applies timm's stochastic depth, drawn per image rather than for the whole packed batch."""
-    if not isinstance(module, DropPath):
-        return module(x)
+    """Calls what stands for stochastic depth in a block, which may be anything but for timm's."""
+    return module(x, packing) if isinstance(module, PackedDropPath) else module(x)
+
+
+def dropped(module: DropPath, x: Tensor, packing: Packing) -> Tensor:
+    """Drops and scales rows by the rate of a module, the rows of an image together."""
     rate = module.drop_prob
     if not (module.training and rate):
         return x
@@ -277,4 +316,5 @@ PACKED: dict[type, type[nn.Module]] = {
     AttentionRope: _AttentionRope,
     DiffAttention: _DiffAttention,
     EvaAttention: _EvaAttention,
+    DropPath: PackedDropPath,
 }

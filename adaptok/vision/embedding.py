@@ -15,29 +15,25 @@ from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokenizers.embeddings.learned_table import position_rows, resample_positions
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.derived import Derived
+from adaptok.utils.hooks import is_plain
 from adaptok.utils.precision import without_autocast
 
 SIZES = 16  # image sizes whose tables are kept
 
 
 class CellPatchEmbed(PatchEmbed):
-    """timm's ``PatchEmbed``, on rows of flattened patches too; called once per level of cells."""
+    """timm's ``PatchEmbed``, on rows of flattened patches too; called once for the cells of a
+    batch, and once more for all patches if the branch runs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds images (b, c, h, w) as timm does, or patches (m, c * height * width)."""
         if x.ndim == 4:
             return super().forward(x)
         proj: Any = self.proj
-        if type(proj) is nn.Conv2d and not _hooked(proj):  # it sees each patch once: a linear map
+        if is_plain(proj, nn.Conv2d):  # it sees each patch once: a linear map
             return self.norm(F.linear(x, proj.weight.flatten(1), proj.bias))
         height, width = int(self.patch_size[0]), int(self.patch_size[1])
         return self.norm(proj(x.unflatten(1, (-1, height, width))).flatten(1))
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether calling a module does more than its forward pass."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(len(getattr(module, name)) for name in hooks)
 
 
 def convolution_of(embed: Any) -> Any:

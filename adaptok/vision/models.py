@@ -21,6 +21,7 @@ from adaptok.tokens import TokenSet
 from adaptok.utils.arguments import PositiveShare
 from adaptok.utils.constants import constant
 from adaptok.vision.blocks import Packing, run_block
+from adaptok.vision.cut_images import CutImages, separated
 from adaptok.vision.embedding import CellPositions
 from adaptok.vision.features import VisionTokens, area_bias, tokens_per_level
 from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
@@ -32,7 +33,8 @@ from adaptok.vision.thresholds import calibrated
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_reach, window_groups
 
-Images = Float[Tensor, "b c h w"] | Sequence[Tensor]  # or a list of (c, h, w) of any sizes
+# A batch, a list of (c, h, w) of any sizes, or either with its cells.
+Images = Float[Tensor, "b c h w"] | Sequence[Tensor] | CutImages
 
 
 class AptMixin(nn.Module):
@@ -70,7 +72,8 @@ class AptMixin(nn.Module):
         Args:
             x: images normalised as for timm's model, no smaller than the coarsest cell; a batch,
                 or a list of (c, h, w) of any sizes, which run as one packed batch (NaViT: Dehghani
-                et al., arXiv 2307.06304), each as it would alone.
+                et al., arXiv 2307.06304), each as it would alone; or what `Tokenize` made of them,
+                which brings its cells.
             cells: a tiling to use instead of the one that the model would make.
             control: thresholds or budget for this call; a budget also one per image.
         """
@@ -101,6 +104,7 @@ class AptMixin(nn.Module):
         Returns:
             maps: (b, d, gh, gw), or for a list of images a list of (d, gh, gw).
         """
+        x, cells = separated(x, cells, control)
         return _maps(self.forward_features(x, cells=cells, **control), x)
 
     def forward_intermediates(
@@ -136,6 +140,7 @@ class AptMixin(nn.Module):
             ValueError: blocks that do not exist, another format, or a mask.
         """
         check_options(output_fmt, attn_mask, is_causal)
+        x, cells = separated(x, cells, control)
         take = chosen_blocks(indices, len(self.blocks))
         stop = take[-1] + 1 if stop_early else None
         final, between = self._run(x, cells, take, stop, **control)
@@ -295,7 +300,8 @@ class AptMixin(nn.Module):
         **control: Any,
     ) -> tuple[VisionTokens, list[VisionTokens]]:
         model: Any = self
-        parts = self.tiling.parts(x, given, **control)
+        images, given = separated(x, given, control)
+        parts = self.tiling.parts(images, given, **control)
         own = [cells for _, cells in parts]
         cells = own[0] if len(own) == 1 else Cells.cat(own) if given is None else given
         if not torch.compiler.is_exporting():  # what a trace makes would outlive it

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from timm.layers.attention_pool import AttentionPoolLatent
-from torch import Tensor
+from timm.layers.attention_pool import AttentionPoolLatent, AttentionPoolPrr
+from torch import Tensor, nn
 
 from adaptok.cells import Cells, Count, Groups, repeated
 from adaptok.cells.lengths import offsets_of
@@ -58,22 +58,70 @@ def _max(prefix: Tensor, features: Tensor, cells: Cells) -> Float[Tensor, "b d"]
 def _attention_pool(
     attn: Any, x: VisionTokens, with_prefix: bool, pooling: str, weighted: float
 ) -> Float[Tensor, "b d"]:
-    cells, b = x.cells, x.cells.batch_size
+    cells = x.cells
     prefix = x.prefix if with_prefix else x.prefix[:, :0]
     p = prefix.shape[1]
     groups = cells.groups(prefix=p) if p else cells.groups()
     rows = groups.gather(torch.cat([prefix.flatten(0, 1), x.tokens.features]))
     bias = area_bias(cells, groups, p, weighted)
-    if isinstance(attn, AttentionPoolLatent):
-        return latent_pool(attn, rows, groups.packed, b, bias)
-    rows = attn.pre_norm(rows)  # PRR: self-attention without projections
-    heads = rows.unflatten(1, (attn.num_heads, attn.head_dim))
-    out = attend(heads, heads, heads, groups.packed, key_bias=bias)
-    rows = groups.scatter(attn.post_norm(out.flatten(1)))
-    refined = rows[: b * p].unflatten(0, (b, p))
-    if attn.pool == "token":
-        return refined[:, 0]
-    return _mean(refined, rows[b * p :], cells, pooling)
+    shared = PoolPacking(groups, cells.batch_size, bias, cells, p, pooling)
+    return attn(rows[None], attn_mask=shared)
+
+
+class PoolPacking(NamedTuple):
+    """Holds what the rows that attention pools share, see `_attention_pool`.
+
+    Attributes:
+        groups: the rows of each image.
+        samples: number of images.
+        bias: added to the scores of each row as a key, or None.
+        cells: of the rows, if pooling needs them.
+        prefix: special tokens per image that are pooled too.
+        pooling: "area" or "plain", for a mean.
+    """
+
+    groups: Groups
+    samples: Count
+    bias: Float[Tensor, " n"] | None
+    cells: Cells | None = None
+    prefix: int = 0
+    pooling: str = "area"
+
+
+class PackedLatentPool(AttentionPoolLatent):
+    """timm's pooling by a learned query, on packed rows too."""
+
+    def forward(self, x: Float[Tensor, "b n d"], attn_mask: Any = None) -> Float[Tensor, "*b d"]:
+        """Pools batches as timm does, and rows (1, n, d) by image."""
+        if not isinstance(attn_mask, PoolPacking):
+            return super().forward(x, attn_mask)
+        groups = attn_mask.groups.packed
+        return latent_pool(self, x[0], groups, attn_mask.samples, attn_mask.bias)
+
+
+class PackedPrrPool(AttentionPoolPrr):
+    """timm's pooling by self-attention without projections, on packed rows too."""
+
+    def forward(self, x: Float[Tensor, "b n d"], attn_mask: Any = None) -> Float[Tensor, "*b d"]:
+        """Pools batches as timm does, and rows (1, n, d) by image."""
+        if not isinstance(attn_mask, PoolPacking):
+            return super().forward(x)
+        groups, b, bias, cells, p, pooling = attn_mask
+        assert cells is not None
+        heads = self.pre_norm(x[0]).unflatten(1, (self.num_heads, self.head_dim))
+        out = attend(heads, heads, heads, groups.packed, key_bias=bias)
+        rows = groups.scatter(self.post_norm(out.flatten(1)))
+        refined = rows[: b * p].unflatten(0, (b, p))
+        if self.pool == "token":
+            return refined[:, 0]
+        return _mean(refined, rows[b * p :], cells, pooling)
+
+
+def pack_pool(pool: nn.Module | None) -> None:
+    """Lets the pooling of a model, perhaps inside a module around it, run on packed rows."""
+    packed = {AttentionPoolLatent: PackedLatentPool, AttentionPoolPrr: PackedPrrPool}
+    for module in [] if pool is None else pool.modules():
+        module.__class__ = packed.get(type(module), type(module))
 
 
 def latent_pool(

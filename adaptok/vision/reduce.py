@@ -23,7 +23,7 @@ from adaptok.processors.reducers import Flow, Reducer, advance
 from adaptok.registry import REDUCERS
 from adaptok.vision.blocks import Packing, pack_modules, run_of
 from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
-from adaptok.vision.pooling import latent_pool
+from adaptok.vision.pooling import PoolPacking, pack_pool
 from adaptok.vision.recording import check_model_args, check_rebuilt, config_of
 from adaptok.vision.rope import Rope, rotations, unsupported_rope
 from adaptok.vision.support import replaced_forward, why_no_plain_model
@@ -259,7 +259,7 @@ class ReducedMixin(nn.Module):
         b, n = x.shape[:2]
         bias = self.reducer.weighted * mass.flatten().log() if self.reducer.weighted else None
         groups = _groups(b, n, x.device)
-        return latent_pool(model.attn_pool, x.flatten(0, 1), groups, b, bias)
+        return model.attn_pool(x.flatten(0, 1)[None], attn_mask=PoolPacking(groups, b, bias))
 
 
 class ReducedVisionTransformer(ReducedMixin, VisionTransformer):
@@ -304,6 +304,7 @@ def reduced_model(
     for block in made.blocks:
         block.__class__ = REDUCED_BLOCKS[type(block)]
     pack_modules(made.blocks)  # their attentions
+    pack_pool(made.attn_pool)
     weight = source.norm.weight if hasattr(source.norm, "weight") else tensors[0]
     made.reducer, made.last = reducer.to(weight.device, weight.dtype), None
     made.options = {"reducer": recorded(part)}

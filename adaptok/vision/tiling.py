@@ -141,7 +141,7 @@ class ImageCells(nn.Module):
 
     def _values(self, x: Tensor) -> Tensor:
         mean, std = (constant(v, x.device)[:, None, None] for v in self.stats)
-        return (x.float() * std + mean) * 255
+        return (x.float() * std).add_(mean).mul_(255)
 
     def check_range(self, x: Tensor) -> None:
         """Warns if the first images that are scored betray another normalisation.
@@ -204,7 +204,8 @@ class ImageCells(nn.Module):
     def _merges_nothing(self, **control: Any) -> bool:
         """Whether all thresholds are known on the host and <= 0: scores are not below zero."""
         given = control.get("thresholds", self.thresholds)
-        capped = control.get("budget") is not None
+        own = getattr(self.trees.marking, "budget", None)
+        capped = own is not None or control.get("budget") is not None
         if given is None or capped or isinstance(given, Tensor):
             return False
         bars = [given] if isinstance(given, int | float) else list(given)

@@ -6,10 +6,11 @@ Run ``adaptok bench vision [--help]``.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ NOTE = (
     "paired runs. `kept` is the share of the model's own patches, `merged` the share of patches "
     "inside a coarser cell. FLOPs are counted by torch.utils.flop_counter. Thresholds -1 merge "
     "nothing: there the logits were checked to agree to 1e-4 before timing. Thresholds other than "
-    "-1 and the paper's (5.5, 4) were calibrated to a share of tokens."
+    "-1 and the paper's (5.5, 4) were calibrated to a share of tokens. `floor` is timm's model "
+    "on as many dense tokens (the mean of the images, in one strip of patches): `of floor` "
+    "is its time over that of the run end to end. With thresholds -1 it is one minus the overhead."
 )
 
 
@@ -114,6 +117,7 @@ def _measure_rule(
         "end to end": end_to_end,
         "model only": lambda: fast(x, cells=cells),
     }
+    functions["floor"] = _floor(model, x, round(len(cells) / len(x)))
     seconds = paired(functions, repeats=repeats, clock=clock_of(x.device))
     finest = x.shape[0] * model.patch_embed.num_patches
     whole = int((cells.level == len(cells.sizes) - 1).sum())
@@ -126,9 +130,20 @@ def _measure_rule(
     row |= {f"{k} img/s": round(len(x) / statistics.median(v), 3) for k, v in seconds.items()}
     for side in ("end to end", "model only"):
         row[f"{side} speed-up"] = round(median_ratio(seconds["timm"], seconds[side]), 3)
+    row["of floor"] = round(median_ratio(seconds["floor"], seconds["end to end"]), 3)
     row["FLOP ratio"] = round(1 / work, 3)
     row["end to end / FLOP ratio"] = round(row["end to end speed-up"] * work, 3)
     return row
+
+
+def _floor(model: Any, x: Tensor, tokens: int) -> Callable[[], Tensor]:
+    """The unmodified model on as many patches, in one strip per image."""
+    if tokens == model.patch_embed.num_patches:
+        return lambda: model(x)
+    dense, (height, width) = copy.deepcopy(model), model.patch_embed.patch_size
+    dense.set_input_size((height, width * tokens))
+    strip = x.new_zeros(*x.shape[:2], height, width * tokens).normal_()
+    return lambda: dense(strip)
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -176,6 +191,7 @@ def main() -> None:
             rows += more
     alone = clock_of("cuda" if cuda else "cpu") is time.process_time
     lists = {"models": options.models, "sizes": options.sizes, "batches": options.batches}
+    lists |= {"repeats": [options.repeats]}
     words = [f"--{k} {' '.join(map(str, v))}" for k, v in lists.items()]
     command = " ".join(["adaptok bench vision", *words])
     clock = "processor time of one thread" if alone else "wall time"

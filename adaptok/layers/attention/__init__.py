@@ -17,6 +17,7 @@ from adaptok.layers.attention.dispatch import (
     BACKENDS,
     attend,
     attention_backend,
+    automatic,
     choose,
     usable,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Request",
     "attend",
     "attention_backend",
+    "automatic",
     "choose",
     "usable",
 ]

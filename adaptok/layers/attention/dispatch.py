@@ -109,6 +109,11 @@ def choose(request: Request) -> str:
     return fallback
 
 
+def automatic() -> bool:
+    """Whether `attend` chooses its back end, rather than `attention_backend` around the call."""
+    return _forced == AUTO
+
+
 def usable() -> dict[str, str | None]:
     """Maps every back end to the reason why it cannot run on this machine; None if it can."""
     return {name: backend.missing() for name, backend in BACKENDS.items()}

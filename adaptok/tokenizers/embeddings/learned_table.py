@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.patches import grid_index, level_grid
+from adaptok.patches import level_grid
 from adaptok.utils.constants import cached_constant
 from adaptok.utils.derived import Derived
 
@@ -112,14 +113,25 @@ class PositionedEmbedding(nn.Module):
         return features + self.positions(cells).to(features.dtype)
 
 
-def position_rows(cells: Cells) -> Tensor:
+def position_rows(cells: Cells) -> Int64[Tensor, " n"]:
     """Finds the row of each cell in the tables of all levels."""
-    rows, start = torch.zeros_like(cells.level, dtype=torch.int64), 0
-    for level, size in enumerate(cells.sizes):
-        places = product(level_grid(cells.shape[1:], size[1:]))  # of a frame
-        rows = torch.where(cells.level == level, start + grid_index(cells, level) % places, rows)
-        start += places
-    return rows
+    size, stride, start = _layout(cells.shape[1:], cells.sizes, cells.device)
+    level = cells.level.long()
+    place = cells.origin[:, 1:] // size.index_select(0, level)
+    return start.index_select(0, level) + (place * stride.index_select(0, level)).sum(1)
+
+
+@cached_constant(128)
+def _layout(
+    space: tuple[int, ...], sizes: tuple[tuple[int, ...], ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes and strides of each level per space axis, and its first row in the tables."""
+    grids = [level_grid(space, size[1:]) for size in sizes]
+    strides = [[product(grid[axis + 1 :]) for axis in range(len(grid))] for grid in grids]
+    starts = [0, *itertools.accumulate(map(product, grids))][:-1]
+    columns = [size[1:] for size in sizes], strides, starts
+    size, stride, start = (torch.tensor(column, device=device) for column in columns)
+    return size, stride, start
 
 
 @cached_constant(128)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, product
 from adaptok.patches import (
     check_on_grid,
+    gather_blocks,
     grid_index,
     level_grid,
     pad_end,
     patchify,
+    places_in_grid,
     rows_of_levels,
 )
 from adaptok.registry import EMBEDDINGS, choice
@@ -23,6 +25,8 @@ from adaptok.tokenizers.embeddings.learned_table import LearnedPositions
 from adaptok.tokenizers.embeddings.linear import restore_rows
 from adaptok.utils.arguments import LevelSizes, PerAxis, Positive, checked
 from adaptok.utils.constants import cached_constant
+from adaptok.utils.hooks import is_plain
+from adaptok.utils.reading import reads_are_free
 
 
 @EMBEDDINGS.register("resize_zero")
@@ -34,9 +38,11 @@ class ResizeZeroEmbedding(nn.Module):
     linear `zero` that starts at 0: before training, tokens are those of resized cells exactly, and
     `merge` learns from the second step on. Clipped cells are zero-padded.
 
-    Every finest patch of the field is embedded, since each is either a token or the child of one;
-    everything else works on the cells that exist. Any module from values ``(m, channels *
-    volume)`` to features may replace `patch`, such as the projection of a pretrained ViT.
+    With the branch every finest patch of the field is embedded, since each is either a token or the
+    child of one; everything else works on the cells that exist. A branch that is exactly zero is
+    left out on a CPU, outside of training and if nothing wants its gradients. Any module from
+    values ``(m, channels * volume)`` to features may replace `patch`, such as the projection of a
+    pretrained ViT.
 
     Args:
         in_channels: channels of the field.
@@ -77,7 +83,8 @@ class ResizeZeroEmbedding(nn.Module):
                 f"the branch of resize_zero shares its weights between levels, so all neighbouring "
                 f"sizes need one ratio, got {sizes}; use branch=False"
             )
-        self.patch = nn.Linear(in_channels * product(sizes[-1]), dim)
+        self.values = in_channels * product(sizes[-1])  # of a finest cell
+        self.patch = nn.Linear(self.values, dim)
         self.merge = self.zero = self.positions = None
         if branch and ratios:
             self.ratio = next(iter(ratios))
@@ -99,49 +106,83 @@ class ResizeZeroEmbedding(nn.Module):
             )
         finest, rows = len(cells.sizes) - 1, rows_of_levels(cells)
         real = [own.clamp(max=cells.count - 1) for own in rows]
-        patches = patchify(x, cells.sizes[finest]).flatten(0, 1)  # (b * g, k)
-        base = grid_index(cells, finest)
-        if self.merge is None:
-            embedded, fine = None, self.patch(patches[base[real[finest]]])
+        picked = [places_in_grid(cells, level, own) for level, own in enumerate(real)]
+        parts = [self._shrunk(x, cells, level, picked[level]) for level in range(finest)]
+        if self._silent():
+            whole = gather_blocks(x, cells.sizes[finest], picked[finest])
+            out = self.patch(torch.cat([*parts, whole]))
         else:
-            embedded = self.patch(patches)
-            fine = embedded[base[real[finest]]]
-        parts = [self._coarse(x, embedded, cells, level, real[level]) for level in range(finest)]
-        out = restore_rows(torch.cat([*parts, fine]), torch.cat(rows), cells.count)
+            every = self.patch(patchify(x, cells.sizes[finest]).flatten(0, 1))  # (b * g, d)
+            fine = every.index_select(0, grid_index(cells, finest)[real[finest]])
+            coarse = [self.patch(torch.cat(parts))] if parts else []
+            more = [self._detail(every, cells, level, real[level]) for level in range(finest)]
+            out = torch.cat([*coarse, fine])
+            if more:
+                out = out + torch.cat([*more, torch.zeros_like(fine)])
+        if len(rows) > 1:
+            out = restore_rows(out, torch.cat(rows), cells.count)
         return out if self.positions is None else out + self.positions(cells)
 
-    def _coarse(
-        self, x: Tensor, embedded: Tensor | None, cells: Cells, level: int, rows: Tensor
-    ) -> Float[Tensor, "m d"]:
-        """Embeds rows of one level above the finest."""
-        # Without cells of this level the maps still run, on no rows: all ranks use all parameters.
-        source = x if isinstance(rows.shape[0], torch.SymInt) or rows.shape[0] else x[:0]
+    def _shrunk(
+        self, x: Tensor, cells: Cells, level: int, places: tuple[Tensor, ...]
+    ) -> Float[Tensor, "m k"]:
+        """Resizes cells of one level above the finest to finest cells."""
+        rows = places[0].shape[0]
+        source = x if isinstance(rows, torch.SymInt) or rows else x[:0]
         small = resized(source, cells.sizes[level], cells.sizes[-1], self.resize)
-        patches = patchify(small, cells.sizes[-1]).flatten(0, 1)  # (b * g, k)
-        tokens = self.patch(patches[grid_index(cells, level)[rows]])
-        if embedded is None or self.merge is None or self.zero is None:
-            return tokens
+        return gather_blocks(small, cells.sizes[-1], places)
+
+    def _silent(self) -> bool:
+        """Whether the branch would add exact zeros, and nothing wants its gradients: it is left
+        out then. On an accelerator it always runs, since asking would wait for the device.
+        """
+        if self.merge is None or self.zero is None:
+            return True
+        plain = is_plain(self.zero, nn.Linear) and is_plain(self.merge, nn.Linear)
+        if self.training or not plain:
+            return False
+        weights = [self.zero.weight, self.zero.bias]
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        return not wanted and all(map(_is_zero, weights))
+
+    def _detail(
+        self, every: Tensor, cells: Cells, level: int, rows: Tensor
+    ) -> Float[Tensor, "m d"]:
+        """Runs the branch on rows of one level above the finest."""
+        # Without cells of this level the maps still run, on no rows: all ranks use all parameters.
+        assert self.merge is not None
+        assert self.zero is not None
         children, depth = child_index(cells, level, rows, self.ratio), len(cells.sizes) - 1 - level
         if any(n % p for n, p in zip(cells.shape, cells.sizes[level], strict=True)):
-            zeros = patches.new_zeros(1, patches.shape[1])  # children beyond the border
-            embedded = torch.cat([embedded, self.patch(zeros)])
-        children = children.clamp(max=embedded.shape[0] - 1)  # filler rows may stand at the border
-        detail = embedded[children]  # (m, product(ratio) ** depth, d), blocks contiguous
+            zeros = every.new_zeros(1, self.values)  # children beyond the border
+            every = torch.cat([every, self.patch(zeros)])
+        children = children.clamp(max=every.shape[0] - 1)  # filler rows may stand at the border
+        detail = every[children]  # (m, product(ratio) ** depth, d), blocks contiguous
         for _ in range(depth):
             detail = self.merge(detail.unflatten(1, (-1, product(self.ratio))).flatten(2))
-        return tokens + self.zero(detail.squeeze(1))
+        return self.zero(detail.squeeze(1))
+
+
+def _is_zero(weight: Tensor) -> bool:
+    """Whether the host can see at once that all values are 0."""
+    if not reads_are_free(weight) or bool(weight[:1].any()):  # a trained one is told by its start
+        return False
+    low, high = torch.aminmax(weight)
+    return float(low) == float(high) == 0
 
 
 def resized(
     x: Float[Tensor, "b t c *s"], size: tuple[int, ...], finest: tuple[int, ...], resize: str
 ) -> Float[Tensor, "b u c *r"]:
-    """Resizes every cell of `size` to the size of the finest ones.
+    """Resizes every cell of `size` to the size of the finest ones; what crosses the border stays
+    unpadded as far as it can.
 
     "central" is bilinear sampling without antialiasing at the centres of the new points.
     """
-    x = pad_end(x, (size[0], 1, *size[1:]))  # channels stand between time and space
-    for axis, (s, fine) in enumerate(zip(size, finest, strict=True)):
-        dim, factor = axis + 1 + (axis > 0), s // fine
+    factors = [s // fine for s, fine in zip(size, finest, strict=True)]
+    x = pad_end(x, (factors[0], 1, *factors[1:]))  # channels stand between time and space
+    for axis, factor in enumerate(factors):
+        dim = axis + 1 + (axis > 0)
         if factor == 1:
             continue
         x = x.unflatten(dim, (-1, factor))

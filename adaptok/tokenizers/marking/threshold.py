@@ -13,7 +13,7 @@ from adaptok.cells.lengths import each
 from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Budget, Marks, per_sample, rankable
 from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
-from adaptok.tokenizers.marking.budget import plan
+from adaptok.tokenizers.marking.budget import BudgetMarking, plan
 from adaptok.tree import Tree, existing
 from adaptok.utils.arguments import Positive, accepts, checked, shown
 
@@ -25,8 +25,8 @@ class ThresholdMarking:
     """A cell stays whole iff its score is below the threshold of its level (APT, Sec. 3.1).
 
     Every region thus takes the coarsest cell whose own score passes, whatever its children score.
-    Ties, NaN and nodes that cross the border split. The number of cells depends on the data, which
-    costs one host synchronisation when the cells are packed.
+    Ties, NaN and nodes that cross the border split. Without `fill` the number of cells depends on
+    the data, which costs one host synchronisation when the cells are packed.
 
     Args:
         thresholds: one per level that can split, those of the smallest cells first; or one number
@@ -34,13 +34,31 @@ class ThresholdMarking:
         budget: at most this many cells per sample over all frames, or None. If the thresholds ask
             for more, the best-scored of the marked cells split first. Per call also one number
             per sample.
+        fill: if the thresholds ask for fewer, split the best-scored of the other cells until the
+            budget is spent, so that the number of cells is fixed, as compiling and exporting want.
+
+    Raises:
+        ValueError: `fill` without a budget.
     """
 
     controls = ("thresholds", "budget")
 
     @checked
-    def __init__(self, *, thresholds: Thresholds = 5.5, budget: Positive | None = None):
-        self.thresholds, self.budget = as_thresholds(thresholds), budget
+    def __init__(
+        self,
+        *,
+        thresholds: Thresholds = 5.5,
+        budget: Positive | None = None,
+        fill: bool = False,
+    ):
+        if fill and budget is None:
+            raise ValueError("fill=True splits up to a budget: give budget=, the number of cells")
+        self.thresholds, self.budget, self.fill = as_thresholds(thresholds), budget, fill
+
+    @property
+    def static(self) -> bool:
+        """Whether the number of cells follows from the settings."""
+        return self.fill
 
     def __call__(
         self,
@@ -52,7 +70,7 @@ class ThresholdMarking:
         thresholds: Thresholds | None = None,
         budget: Budget | None = None,
     ) -> Marks:
-        """Marks nodes that do not pass; the host does not know the number of leaves.
+        """Marks nodes that do not pass; without `fill` the host does not know how many leaves.
 
         Raises:
             ValueError: thresholds for another number of levels, a field smaller than the coarsest
@@ -70,9 +88,14 @@ class ThresholdMarking:
         marked = torch.cat(split, -1) if split else torch.zeros_like(scores, dtype=torch.bool)
         marked = marked | tree.nodes(scores.device).forced
         budget = self.budget if budget is None else budget
+        hints: dict[str, Any] = {"monotone": monotone, "shared": shared}
         if budget is not None:
-            marked = capped(marked, scores, tree, budget, monotone=monotone, shared=shared)
-        return Marks(marked, None)
+            marked = capped(marked, scores, tree, budget, **hints)
+        if not self.fill:
+            return Marks(marked, None)
+        # What is marked goes first, and parents of it are marked too: the rest fills up.
+        ahead = scores.masked_fill(marked, torch.inf)
+        return BudgetMarking()(ahead, tree, budget=budget, **hints)
 
 
 def as_thresholds(thresholds: Thresholds) -> float | tuple[float, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from adaptok.layers.attention import attend
-from adaptok.vision.blocks import Packing, drop_path
+from adaptok.vision.blocks import Packing, dropped
 
 NAME = "adaptok"  # of the attention implementation
 
@@ -65,7 +65,7 @@ class SampleDropPath(DropPath):
 
     def forward(self, x: Float[Tensor, "1 n d"]) -> Float[Tensor, "1 n d"]:
         """Drops the branch of whole images."""
-        return x if self.packing is None else drop_path(self, x, self.packing)
+        return x if self.packing is None else dropped(self, x, self.packing)
 
 
 def draw_per_image(layers: nn.Module) -> None:

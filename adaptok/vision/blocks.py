@@ -54,15 +54,6 @@ class Packing(NamedTuple):
     observed: list[Tensor] | None = None
     between: Between | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether the groups are rows of one length, nothing else is asked for, and no back end of
-        attention is forced.
-        """
-        asked = self.rope is not None or self.key_bias is not None or self.observed is not None
-        equal = self.groups.order is None and common(self.groups.lengths) is not None
-        return equal and not asked and automatic()
-
     def reduced(self, x: Tensor) -> tuple[Tensor, Packing]:
         """The rows between attention and MLP, and what they share from there on."""
         return (x, self) if self.between is None else self.between(x, self)
@@ -76,7 +67,7 @@ class PackedBlock(nn.Module):
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
         packing = _packing(self, attn_mask)
-        if packing.between is None and packing.plain:  # timm's own pass does the same with less
+        if packing.between is None and _plain(packing):  # timm's own pass does the same with less
             rows = x.reshape(-1, _length(packing), x.shape[-1])
             inside = not isinstance(self, (ParallelScalingBlock, DiffParallelScalingBlock))
             own: Any = super()
@@ -92,7 +83,7 @@ class PackedAttention(nn.Module):
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
         packing = _packing(self, attn_mask)
-        if packing.plain:
+        if _plain(packing):
             own: Any = super()
             return own.forward(x.reshape(-1, _length(packing), x.shape[-1])).reshape(x.shape)
         return attention(self, x.flatten(0, -2), packing).reshape(x.shape)
@@ -105,6 +96,15 @@ def _packing(module: nn.Module, given: Any) -> Packing:
         f"{type(module).__name__} runs on packed rows inside an adapted model only, and a module "
         "around it has to hand on its argument attn_mask"
     )
+
+
+def _plain(packing: Packing) -> bool:
+    """Whether the groups are rows of one length, nothing else is asked for, and no back end of
+    attention is forced.
+    """
+    asked = (packing.rope, packing.key_bias, packing.observed)
+    equal = packing.groups.order is None and common(packing.groups.lengths) is not None
+    return equal and all(one is None for one in asked) and automatic()
 
 
 def _length(packing: Packing) -> int:

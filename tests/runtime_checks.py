@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -50,8 +51,11 @@ def unchecked(attribute: Any) -> Any:
         case classmethod() | staticmethod():
             return type(attribute)(unchecked(attribute.__func__))
         case FunctionType() if attribute.__code__.co_filename == _WRAPPER:
-            # Not `__wrapped__`: on a decorator's own function that is what it decorates.
-            return inspect.getclosurevars(attribute).nonlocals["fn"]
+            # Not `__wrapped__`: on a decorator's own function that is what it decorates, whose
+            # signature it is to show.
+            function = inspect.getclosurevars(attribute).nonlocals["fn"]
+            inside = attribute.__wrapped__
+            return function if inside is function else functools.update_wrapper(function, inside)
         case _:
             return attribute
 

@@ -228,7 +228,7 @@ def test_several_tasks_make_no_sweep():
         config.compose("train", ["task=classify,surrogate"])
     # The choices of one task do not leak into the next.
     assert config.compose("train", ["task=classify"]).tokenizer.name == "apt"
-    assert config.compose("train").tokenizer.name == "iap"
+    assert config.compose("train").tokenizer.name == "coarse_fine"
 
 
 @pytest.mark.parametrize("recipe", ["full", "one_epoch"])

@@ -72,7 +72,7 @@ def parts_of(name: str):
 
 
 def test_every_tokenizer_is_here():
-    assert {*elastic_names(), "given"} == {*TOKENIZERS.names()}
+    assert {*elastic_names(), "given", "coarse_fine"} == {*TOKENIZERS.names()}
     for name in elastic_names():
         controls = make_tokenizer(name).controls
         assert set(controls) & set(VALUES), f"give values of {controls} for the tests below"

@@ -142,6 +142,7 @@ EVERY = [
     ("matey", {"sizes": [4, 8], "embedding": "hmlp"}, {}),
     ("composed", {"min_size": 2, "max_size": 8, "embedding": "boxes"}, {"budget": 10}),
     ("meshtok", {"sizes": [2, 4]}, {"ratio": 0.5}),
+    ("coarse_fine", {"size": 4}, {}),
     ("ckm", {"patch_sizes": [4, 8]}, {"patch_size": 4}),
     ("ckm", {"patch_sizes": [8], "size": 12}, {}),
     ("csm", {"patch_sizes": [4, 8]}, {"patch_size": 4}),

@@ -23,7 +23,7 @@ def given(*overrides: str) -> list[str]:
         (["data=well", "data.name=x", "data.path=/x", "data.base=/y"], "data.base"),
         (["data.cache=false", "data.cache_limit=3"], "data.cache_limit"),
         (["model=fno", "tokenizer=iap"], "tokenizer"),
-        (["model=fno", "tokenizer.power=2"], "tokenizer.power"),
+        (["model=fno", "tokenizer.share=0.3"], "tokenizer.share"),
         (["model=fno", "size=base"], "size"),
         (["model=persistence", "optim.lr=1"], "optim.lr"),
         (["resume_anyway=true"], "resume_anyway"),

@@ -224,11 +224,11 @@ class Surrogate(OneStepModel):
 
     def with_goal(
         self,
-        field: Float[Tensor, "b *tcs"],
+        field: Tensor,
         control: Mapping[str, Any],
         *,
-        constants: Float[Tensor, "b cc *s"] | None = None,
-        boundary: Int[Tensor, "..."] | None = None,
+        constants: Tensor | None = None,
+        boundary: Tensor | None = None,
     ) -> dict[str, Any]:
         """Returns settings with the sensitivity that a goal among them stands for.
 

@@ -33,7 +33,7 @@ def test_boxes_of_scenes_are_exact():
         pairs = [(a, b) for i, a in enumerate(target["boxes"]) for b in target["boxes"][:i]]
         assert not any(detection._touch(a, b) for a, b in pairs)
     test, train = detection.Scenes(0, test=True).photos, scenes.photos
-    assert len(test) + len(train) == len(detection.PHOTOS)
+    assert len(test) + len(train) == detection.PHOTOS
     assert not any(torch.equal(a, b) for a in test for b in train)
 
 

@@ -103,7 +103,8 @@ def test_a_name_is_the_name_of_the_folder_everywhere(arrays, capsys, monkeypatch
     axes = ["trajectory", "time", "channel", "x"]
     from_arrays(np.load("burgers.npy"), "own/line", axes=axes, boundary="periodic")
     monkeypatch.chdir(arrays / "own" / "line")
-    words = ["train", "data=well", "data.path=.", "tokenizer.budget=32", *SHORT, "test.steps=2"]
+    words = ["train", "data=well", "data.path=.", "tokenizer=iap", "tokenizer.budget=32"]
+    words += [*SHORT, "test.steps=2"]
     assert main([*words, f"hydra.run.dir={arrays / 'run'}"]) == 0
     assert "# line, test split" in capsys.readouterr().out
 

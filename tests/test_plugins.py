@@ -16,6 +16,7 @@ import yaml
 from adaptok import registry
 from adaptok.cli import main
 
+SHARED = {"halo": 0, "halo_pooled": False}  # knobs that every tokenizer has
 PYPROJECT = """
 [build-system]
 requires = ["hatchling"]
@@ -182,7 +183,9 @@ def test_parts_of_an_installed_package_work_in_python(site, tmp_path):
     assert {"mine", "iap", "uniform"} <= set(seen["names"])
     assert "broken" not in seen["names"]
     assert any("plug-in 'broken' (" in text and "was left out" in text for text in seen["warnings"])
-    assert seen["described"] == "mine: Uniform cells of `knob` grid points.\n  knob=4"
+    described = seen["described"].splitlines()
+    assert described[:2] == ["mine: Uniform cells of `knob` grid points.", "  knob=4"]
+    assert described[2].startswith("  halo=0 ")  # which every tokenizer has
     assert seen["tokens"] == 16
     assert seen["refined"] == [[0, 8, 0], [0, 8, 4], [0, 12, 0], [0, 12, 4]]
     assert seen["output"] == [1, 1, 1, 16, 16]
@@ -191,8 +194,8 @@ def test_parts_of_an_installed_package_work_in_python(site, tmp_path):
 @pytest.mark.slow
 def test_parts_of_an_installed_package_are_choices_in_hydra(site, tmp_path):
     seen = run(IN_HYDRA, site, tmp_path)
-    assert seen["tokenizer"] == {"name": "mine", "knob": 3}
-    assert seen["default"] == {"name": "mine", "knob": 4}
+    assert seen["tokenizer"] == {"name": "mine", "knob": 3, **SHARED}
+    assert seen["default"] == {"name": "mine", "knob": 4, **SHARED}
     assert seen["indicator"] == {"name": "magnitude", "channel": 2}
     assert "mine" in seen["choices"]
     assert "knob" in seen["error"]

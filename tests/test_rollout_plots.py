@@ -28,7 +28,7 @@ def rollout(space, steps=3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
-def test_a_film_has_a_picture_per_step(space, tmp_path):
+def test_a_film_has_a_picture_per_step(space, tmp_path, drawn):
     path = rollout_video(*rollout(space), ["p", "u"], tmp_path / "films" / "a.gif", fps=2)
     with Image.open(path) as film:
         assert film.n_frames == 3

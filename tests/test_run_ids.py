@@ -48,7 +48,7 @@ def test_a_swept_group_counts_with_all_its_keys():
 @pytest.mark.slow
 def test_other_keys_count():
     changes = [
-        *("seed=1", "size=tiny", "tokenizer=uniform", "tokenizer.budget=99", "optim.lr=1e-5"),
+        *("seed=1", "size=tiny", "tokenizer=uniform", "tokenizer.share=0.3", "optim.lr=1e-5"),
         *("trainer.max_steps=7", "history=2", "data=active_matter"),
         *("test.steps=3", "schedule=random", "data.generate.resolution=32", "model=unet"),
         *("data.batch_size=3", "trainer.precision=64-true", "tokenizer=composed"),

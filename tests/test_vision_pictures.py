@@ -30,7 +30,7 @@ def test_panels_show_what_their_titles_say():
 
 
 @pytest.mark.slow
-def test_pictures_of_own_photographs(tmp_path, capsys):
+def test_pictures_of_own_photographs(tmp_path, capsys, drawn):
     to_pil_image(photo(96)[:, :64]).save(tmp_path / "own.png")
     words = [str(tmp_path / "own.png"), "--out", str(tmp_path), "--patch", "4", "--side", "64"]
     vision_pictures.main(words)

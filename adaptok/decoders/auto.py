@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptok.layers.strip import StripLayout
 from adaptok.layers.two_stage import ConvLayout
-from adaptok.registry import Part, name_of, split_part
+from adaptok.registry import DECODERS, Part, name_of, split_part
 from adaptok.tokens import TokenizerSpec
 
 
@@ -31,3 +31,18 @@ def painter_for(part: Part, spec: TokenizerSpec) -> Part:
     if isinstance(part, Mapping):
         return {**part, "name": name} if part.get("name") == "auto" else part
     return name if part == "auto" else part
+
+
+def painter(base: Part, spec: TokenizerSpec, out_channels: int) -> Any:
+    """Builds the decoder inside a decoder.
+
+    Raises:
+        ValueError: it does not fit, or reads the field itself; the message names the base.
+    """
+    part = painter_for(base, spec)
+    try:
+        if DECODERS.says(part, "reads_field"):
+            raise ValueError("it reads the field itself; a base paints tokens alone")
+        return DECODERS.build(part, spec=spec, out_channels=out_channels)
+    except ValueError as error:
+        raise ValueError(f"base {name_of(base)!r}: {error}") from error

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from adaptok.cells import Cells, product
-from adaptok.decoders.auto import painter_for
+from adaptok.decoders.auto import painter
 from adaptok.layers.boundary import boundary_codes
 from adaptok.layers.mixed import gives_lists
 from adaptok.patches import finest_owner, level_grid, owner_grid
-from adaptok.registry import DECODERS, Part, name_of
+from adaptok.registry import DECODERS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.utils.arguments import NonNegative, Positive, checked, shown
 from adaptok.utils.auxiliary import report_figure
@@ -84,15 +84,10 @@ class ConservativeDecoder(nn.Module):
             raise ValueError(
                 f"conserved channel {wrong[0]} does not exist: the field has {out_channels}"
             )
-        if DECODERS.says(part := painter_for(base, spec), "reads_field"):
-            raise ValueError(
-                f"base {name_of(base)!r} reads the field itself; the detail is painted by one that "
-                "takes tokens alone"
-            )
         self.spec, self.out_channels = spec, out_channels
         self.channels = tuple(sorted(set(chosen)))
         self.register_buffer("picked", torch.tensor(self.channels), persistent=False)
-        self.base: Any = DECODERS.build(part, spec=spec, out_channels=out_channels)
+        self.base: Any = painter(base, spec, out_channels)
         axes, count = range(spec.ndim), len(self.channels)
         self.before = nn.ModuleList(nn.Linear(spec.dim, width) for _ in axes)
         self.behind = nn.ModuleList(nn.Linear(spec.dim, width, bias=False) for _ in axes)

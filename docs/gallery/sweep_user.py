@@ -36,8 +36,8 @@ def main(folder: Path) -> None:
     # 1. One run per model, same data, same training. `-m` runs every combination; typed again, it
     #    does only what is missing.
     sweep = folder / "sweep"
-    adaptok("train", "-m", "model=surrogate,unet,persistence", "tokenizer.max_size=8",
-            "tokenizer.budget=22", "test.steps=3", data, *SMALL,
+    adaptok("train", "-m", "model=surrogate,unet,persistence", "tokenizer=iap",
+            "tokenizer.max_size=8", "tokenizer.budget=22", "test.steps=3", data, *SMALL,
             f"hydra.sweep.dir={sweep}")  # fmt: skip
 
     # 2. What came out: every run folder has its configuration and its numbers.

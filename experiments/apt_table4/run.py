@@ -19,9 +19,10 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from adaptok.evaluation.average_precision import average_precision
-from adaptok.evaluation.bench.vision import PHOTOS, photographs
+from adaptok.evaluation.bench.vision import photographs
 from adaptok.vision import DetectionBackbone, apply_apt, skip_padding
 
+PHOTOS = 7  # those in colour
 SIDE, CLASSES = 128, 4  # background, ellipse, rectangle, triangle
 SMALL = 104  # side of the images of "resize": 169 patches of 8 pixels in place of 256
 BATCH, TEST = 8, 64
@@ -37,7 +38,7 @@ class Scenes:
     """
 
     def __init__(self, seed: int, test: bool = False):
-        photos, _ = photographs(len(PHOTOS), 256)
+        photos, _ = photographs(PHOTOS, 256)
         self.photos = photos[::3] if test else photos[[i for i in range(len(photos)) if i % 3]]
         self.generator = torch.Generator().manual_seed(seed)
 

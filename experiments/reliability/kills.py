@@ -76,9 +76,8 @@ def contents(folder: Path) -> dict[str, Any]:
         run = results.parent
         seed = next(w for w in (run / "config.yaml").read_text().splitlines() if w[:5] == "seed:")
         metrics = json.loads(results.read_text())
-        own: dict[str, Any] = {
-            "results": [[row["vrmse"], row["rollout"]] for row in metrics["settings"]]
-        }
+        rows = [(row["vrmse"], row["rollout"]) for row in metrics["settings"]]
+        own: dict[str, Any] = {"results": [[one, {**many, "seconds": None}] for one, many in rows]}
         for name in ("last", "best"):
             saved = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
             own[name] = {k: saved[k] for k in ("global_step", "epoch", "callbacks")}

@@ -9,13 +9,13 @@ from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from adaptok.decoders.auto import painter_for
+from adaptok.decoders.auto import painter
 from adaptok.decoders.refine.choice import BlockChoice
 from adaptok.decoders.refine.smoothing import Smoothing
 from adaptok.decoders.refine.solver import PointSolver
 from adaptok.layers.boundary import check_boundary
 from adaptok.layers.mixed import gives_lists
-from adaptok.registry import DECODERS, Part, name_of
+from adaptok.registry import DECODERS, Part
 from adaptok.tokenizers.base import check_shape
 from adaptok.tokenizers.ignoring import Ignore
 from adaptok.tokens import TokenizerSpec, TokenSet, as_field
@@ -101,7 +101,7 @@ class RefineDecoder(nn.Module):
                 "decoder 'refine' looks up the token over each grid point by the sizes of levels, "
                 "and these cells have any size: use 'boxes'"
             )
-        self.base = _built(base, spec, out_channels)
+        self.base = painter(base, spec, out_channels)
         rules = {"points": points, "tolerance": tolerance, "marking": marking}
         choice = BlockChoice(spec, indicator, block=block, share=share, ignore=ignore, **rules)
         every = share == 1 and all(rule is None for rule in rules.values())
@@ -162,13 +162,3 @@ class RefineDecoder(nn.Module):
         if self.smoothing is not None:
             out = out + self.smoothing(out, x, boundary)
         return out.unflatten(0, (b, t))
-
-
-def _built(base: Part, spec: TokenizerSpec, out_channels: int) -> Any:
-    part = painter_for(base, spec)
-    try:
-        if DECODERS.says(part, "reads_field"):
-            raise ValueError("it reads the field itself; one that paints tokens alone is refined")
-        return DECODERS.build(part, spec=spec, out_channels=out_channels)
-    except ValueError as error:
-        raise ValueError(f"base {name_of(base)!r}: {error}") from error

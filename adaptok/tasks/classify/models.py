@@ -14,6 +14,7 @@ from adaptok.registry import close_matches
 from adaptok.training.checkpoints import read_checkpoint
 from adaptok.utils.arguments import Positive, Rate
 from adaptok.vision import IMAGE_TOKENIZERS, supported
+from adaptok.vision.recording import BARRED
 
 PREFIX = "model."  # of the weights in a checkpoint of adaptok
 NEW = ("cell_embed.", "reducer.")  # prefixes of weights that timm's models lack
@@ -60,7 +61,8 @@ def build_timm(
     if img_size is not None:
         given["img_size"] = img_size
     model: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes, **given)
-    model.model_args = given  # for those who save it adapted
+    # For those who save it adapted, whatever weights it had.
+    model.model_args = {k: v for k, v in given.items() if k not in BARRED}
     if checkpoint is not None:
         load_timm_weights(model, read_weights(checkpoint), checkpoint)
     return model

@@ -304,7 +304,7 @@ def test_tables_claims_and_picture_go_into_the_pages(tmp_path):
 
 
 def test_the_default_is_a_variant_of_the_study():
-    studied = variants("maze")["coarse_fine_few_half_smoother"]
+    studied = variants("maze")["coarse_fine_few_narrow_smoother"]
     tokenizer = adaptok.create_tokenizer("coarse_fine", ndim=2, in_channels=5, dim=96)
     decoder = tokenizer.spec.decoder
     assert (decoder["share"], decoder["smooth"]) == (studied.share, studied.smooth)

@@ -29,7 +29,7 @@ def coarse_fine(
     share: PositiveShare = 0.5,
     indicator: Part = "gradient",
     width: Positive | None = None,
-    smooth: NonNegative = 8,
+    smooth: NonNegative = 12,
     frame_size: Positive = 1,
 ) -> UniformTokenizer:
     """Coarse and fine: few uniform cells carry the attention, and a small solver works at full

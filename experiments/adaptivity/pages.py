@@ -163,9 +163,10 @@ def draw(study: Study, path: Path) -> None:
         for axis, (cost, label) in zip(line, COSTS.items(), strict=True):
             points = {n: (cost_of(rows, cost), error_of(rows)) for n, rows in found.items()}
             best = front([(x, y[0]) for x, y in points.values()])
+            lowest = {min(of, key=lambda n: points[n][1][0]) for of in by_color(points)}
             for name, (x, y) in points.items():
                 axis.errorbar(x, y[0], yerr=y[1], marker="o", ms=5, color=color_of(name))
-                if (x, y[0]) in best or name in NAMED:
+                if name in NAMED or name in lowest:  # names of all would cover one another
                     where = {"xytext": (5, 2), "textcoords": "offset points"}
                     axis.annotate(name, (x, y[0]), fontsize=6, **where)
             axis.plot(*zip(*best, strict=True), color="0.5", lw=1, zorder=0)
@@ -175,6 +176,14 @@ def draw(study: Study, path: Path) -> None:
         line[0].set_ylabel("one-step VRMSE")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def by_color(names: Iterable[str]) -> list[list[str]]:
+    """Groups models that are drawn in one colour."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(color_of(name), []).append(name)
+    return list(found.values())
 
 
 def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

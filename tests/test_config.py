@@ -142,7 +142,7 @@ def side_by_side() -> list[list[str]]:
     return [*alone, *([choice for choice in one if choice] for one in together)]
 
 
-@pytest.mark.parametrize("chosen", side_by_side(), ids=" ".join)
+@pytest.mark.parametrize("chosen", sampled(side_by_side(), 2), ids=" ".join)
 def test_every_file_composes_and_every_key_is_read(chosen):
     overrides = []
     for choice in chosen:

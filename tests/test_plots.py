@@ -265,6 +265,7 @@ def test_tests_that_do_not_ask_for_pictures_get_one_dot(tmp_path):
         assert image.size == (1, 1)
 
 
+@pytest.mark.slow
 def test_the_backend_stays_the_users():
     """A library chooses neither the backend nor logging levels, and needs no pyplot."""
     code = (

@@ -13,6 +13,7 @@ from adaptok.cells import Cells, product
 from adaptok.decoders.auto import painter
 from adaptok.layers.boundary import boundary_codes
 from adaptok.layers.mixed import gives_lists
+from adaptok.layers.zeroed import zeroed
 from adaptok.patches import finest_owner, level_grid, owner_grid
 from adaptok.registry import DECODERS, Part
 from adaptok.tokens import TokenizerSpec, TokenSet
@@ -91,11 +92,8 @@ class ConservativeDecoder(nn.Module):
         axes, count = range(spec.ndim), len(self.channels)
         self.before = nn.ModuleList(nn.Linear(spec.dim, width) for _ in axes)
         self.behind = nn.ModuleList(nn.Linear(spec.dim, width, bias=False) for _ in axes)
-        self.flux = nn.ModuleList(nn.Linear(width, count) for _ in axes)
-        self.ends = nn.ModuleList(nn.Linear(spec.dim, 2 * count) for _ in axes)
-        for head in (*self.flux, *self.ends):
-            nn.init.zeros_(head.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        self.flux = nn.ModuleList(zeroed(nn.Linear(width, count)) for _ in axes)
+        self.ends = nn.ModuleList(zeroed(nn.Linear(spec.dim, 2 * count)) for _ in axes)
 
     @gives_lists
     def forward(

@@ -54,5 +54,6 @@ class Derived:
 
     def _same(self, source: Tensor) -> bool:
         old = self._source
-        alike = old is not None and (old.dtype, old.shape) == (source.dtype, source.shape)
-        return alike and torch.equal(old, source)  # type: ignore[arg-type]
+        if old is None or (old.dtype, old.shape) != (source.dtype, source.shape):
+            return False
+        return torch.equal(old, source)

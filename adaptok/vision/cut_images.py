@@ -88,8 +88,9 @@ def separated(x: Any, cells: Cells | None, control: dict[str, Any]) -> tuple[Any
     if cells is not None or control:
         more = ["cells"] * (cells is not None) + list(control)
         raise ValueError(f"cells come with the images, and {', '.join(more)} cannot change them")
-    one = isinstance(x.images, Tensor) and x.images.ndim == 3
-    return x.images[None] if one else x.images, x.cells  # type: ignore[index]
+    if isinstance(x.images, Tensor) and x.images.ndim == 3:
+        return x.images[None], x.cells
+    return x.images, x.cells
 
 
 def _each(images: Any, change: Any) -> Any:

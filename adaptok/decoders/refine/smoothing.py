@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.decoders.refine.solver import zeroed
 from adaptok.layers.boundary import Boundary, pad_around
 from adaptok.layers.convolution import conv_class
+from adaptok.layers.zeroed import zeroed
 
 
 class Smoothing(nn.Module):

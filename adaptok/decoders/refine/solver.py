@@ -14,6 +14,7 @@ from adaptok.cells import Cells
 from adaptok.decoders.refine.blocks import Blocks
 from adaptok.layers.boundary import Boundary, pad_around
 from adaptok.layers.convolution import conv_class
+from adaptok.layers.zeroed import zeroed
 from adaptok.patches import point_owners
 
 CACHED = 2**20  # values gathered at a time on a CPU, so that they stay in its cache
@@ -148,13 +149,6 @@ class PointSolver(nn.Module):
         for layer in self.layers:
             z = F.gelu(layer(z))
         return self.head(z)
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    """Sets the weights of a layer to zero, so that what it is added to starts unchanged."""
-    for weight in layer.parameters():
-        nn.init.zeros_(weight)
-    return layer
 
 
 def _means(x: Float[Tensor, "f *s c"], size: int) -> Float[Tensor, "f *r c"]:

@@ -12,11 +12,10 @@ from torch import nn
 
 from adaptok.models.recording import recorded_values
 from adaptok.registry import Part, choice
-from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
 from adaptok.vision.recording import check_model_args
-from adaptok.vision.thresholds import default_thresholds
+from adaptok.vision.thresholds import level_thresholds
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_reach, check_window
 
@@ -110,20 +109,12 @@ def apply_apt(
             "lists the models that can"
         )
     source: Any = model
-    bars = as_thresholds(default_thresholds(thresholds, indicator, marking))
-    if not isinstance(bars, tuple) or not bars:
-        raise ValueError(
-            f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
-        )
+    bars = level_thresholds(thresholds, indicator, marking)
     choice("pooling", pooling, ("area", "plain"))
     check_value(weighted, Weighted, "weighted")
     patch = tuple(source.patch_embed.patch_size)
     sizes = tuple((1, *(p << level for p in patch)) for level in range(len(bars), -1, -1))
-    check_window(window, sizes)
-    depth, given = len(source.blocks), tuple(global_blocks)
-    if any(not -depth <= i < depth for i in given):
-        raise ValueError(f"the model has {depth} blocks, got global_blocks {given}")
-    blocks = tuple(i % depth for i in given)
+    blocks = check_window(window, global_blocks, sizes, len(source.blocks))
     proj = convolution_of(source.patch_embed)
     channels = proj.in_channels
     spec = TokenizerSpec(2, channels, source.embed_dim, sizes, on_grid=True)

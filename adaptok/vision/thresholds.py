@@ -13,6 +13,7 @@ from adaptok.layers.mixed import runs
 from adaptok.patches import level_grid
 from adaptok.registry import INDICATORS, Part, name_of
 from adaptok.tokenizers.calibration import calibrate
+from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.utils.arguments import PositiveShare, check_value
 from adaptok.vision.tiling import ImageCells
 
@@ -35,6 +36,20 @@ def default_thresholds(given: Any, indicator: Part, marking: Part | None = None)
             "calibrate(images, share=0.5) of the result scale them"
         )
     return BITS
+
+
+def level_thresholds(given: Any, indicator: Part, marking: Part | None = None) -> tuple[float, ...]:
+    """Returns the thresholds that are given, one per merged level, or the default.
+
+    Raises:
+        ValueError: as `default_thresholds`, or not one number per level.
+    """
+    bars = as_thresholds(default_thresholds(given, indicator, marking))
+    if not isinstance(bars, tuple) or not bars:
+        raise ValueError(
+            f"thresholds must be one number per merged level, at least one, got {given!r}"
+        )
+    return bars
 
 
 def calibrated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,18 +10,32 @@ import torch
 from adaptok.cells import Cells, Groups
 
 
-def check_window(window: int | None, sizes: tuple[tuple[int, ...], ...]) -> None:
-    """Raises ``ValueError`` unless windows are whole multiples of the coarsest cell.
+def check_window(
+    window: int | None,
+    global_blocks: Iterable[int],
+    sizes: tuple[tuple[int, ...], ...],
+    depth: int,
+) -> tuple[int, ...]:
+    """Returns the numbers of the blocks without windows, counted from the first.
 
-    Then each cell lies in one window, and windows are the same regions for all tilings.
+    Args:
+        sizes: of cells, coarse to fine.
+        depth: number of blocks.
+
+    Raises:
+        ValueError: a block that does not exist, or windows that are no whole multiples of the
+            coarsest cell. Of those each cell lies in one window, and windows are the same regions
+            for all tilings.
     """
-    if window is None:
-        return
     coarsest = sizes[0][1:]
-    if window < 1 or any(window % size for size in coarsest):
+    if window is not None and (window < 1 or any(window % size for size in coarsest)):
         raise ValueError(
             f"window must be a multiple of the coarsest cell {coarsest} in pixels, got {window}"
         )
+    given = tuple(global_blocks)
+    if any(not -depth <= i < depth for i in given):
+        raise ValueError(f"the model has {depth} blocks, got global_blocks {given}")
+    return tuple(i % depth for i in given)
 
 
 def check_reach(model: Any, global_pool: str) -> None:

@@ -13,7 +13,6 @@ from torch import nn
 
 from adaptok.models.recording import recorded, recorded_values
 from adaptok.registry import REDUCERS, Part, choice
-from adaptok.tokenizers.marking.threshold import as_thresholds
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
 from adaptok.vision.hf.attention import NAME, draw_per_image
@@ -22,7 +21,7 @@ from adaptok.vision.hf.families import FAMILIES, ROOTS, Family
 from adaptok.vision.hf.llava import VLMS
 from adaptok.vision.hf.models import HEADS, TOWERS, Adapted
 from adaptok.vision.hf.reducing import LAYERS, ReducedRun
-from adaptok.vision.thresholds import default_thresholds
+from adaptok.vision.thresholds import level_thresholds
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_window
 
@@ -46,11 +45,7 @@ def adapted(
     """See `adaptok.vision.apply_apt`."""
     tower = _tower(model)
     family, layers = _family(tower)
-    bars = as_thresholds(default_thresholds(thresholds, indicator, marking))
-    if not isinstance(bars, tuple) or not bars:
-        raise ValueError(
-            f"thresholds must be one number per merged level, at least one, got {thresholds!r}"
-        )
+    bars = level_thresholds(thresholds, indicator, marking)
     choice("pooling", pooling, ("area", "plain"))
     check_value(weighted, Weighted, "weighted")
     convolution = family.piece(tower, family.patch)
@@ -58,11 +53,7 @@ def adapted(
         (1, *(side << level for side in convolution.kernel_size))
         for level in range(len(bars), -1, -1)
     )
-    check_window(window, sizes)
-    depth, given = len(layers), tuple(global_blocks)
-    if any(not -depth <= i < depth for i in given):
-        raise ValueError(f"the model has {depth} layers, got global_blocks {given}")
-    blocks = tuple(i % depth for i in given)
+    blocks = check_window(window, global_blocks, sizes, len(layers))
     width = tower.config.hidden_size
     if window is not None and not blocks and family.prefix(tower, width):
         raise ValueError(

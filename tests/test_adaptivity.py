@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -150,19 +151,24 @@ def test_tuned_rows_wait_for_the_winner_on_the_validation_split(tmp_path):
     assert known.model.tokens == candidates("euler")[names[2]].tokens
 
 
+def heed_ctrl_c() -> None:
+    """SIGINT is ignored in what a shell runs behind itself."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def fake(work: Path, script: str, monkeypatch) -> None:
     """Replaces the process of a row by a script that gets the row's file and its content."""
 
     def start(row: Row, folder: Path, _: Path) -> subprocess.Popen:
         file = Results(folder).file(row)
         words = [sys.executable, "-S", "-c", script, str(file), json.dumps(made_up(row))]
-        return subprocess.Popen([*words, str(work / "calls"), row.label], start_new_session=True)
+        own = {"start_new_session": True, "preexec_fn": heed_ctrl_c}
+        return subprocess.Popen([*words, str(work / "calls"), row.label], **own)
 
     monkeypatch.setattr(run, "start", start)
 
 
-# SIGINT is ignored in what a shell runs behind itself.
-SLEEP = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)"
+SLEEP = "import time; time.sleep(60)"
 WRITE = (
     "import sys; open(sys.argv[3], 'a').write(sys.argv[4] + '\\n');"
     "fail = 'random' in sys.argv[4]; fail or open(sys.argv[1], 'w').write(sys.argv[2]);"
@@ -208,13 +214,18 @@ def test_ctrl_c_stops_row_and_study(tmp_path, monkeypatch, capsys):
     results = tmp_path / "results"
     fake(tmp_path, SLEEP, monkeypatch)
 
-    def wait(process: subprocess.Popen, _: float) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
+    own, waits = subprocess.Popen.wait, []
+
+    def wait(process: subprocess.Popen, timeout: float | None = None) -> int:
+        waits.append(timeout)
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        return own(process, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait)
     words = ["--rows", "maze_256-*", "--results", str(results), "--work", str(tmp_path / "work")]
     assert run.main(words) == 130
+    assert len(waits) == 2  # no second row began
     assert "the same command resumes" in capsys.readouterr().err
     assert "interrupted" in (results / "ledger.csv").read_text()
 

@@ -71,9 +71,9 @@ def finish(process: subprocess.Popen, deadline: float) -> str:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if isinstance(reason, KeyboardInterrupt):  # also of a row that has just finished
+            raise
         if process.returncode != 0:
-            if isinstance(reason, KeyboardInterrupt):
-                raise
             return "interrupted"
     return "finished" if process.returncode == 0 else f"failed with {process.returncode}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -197,6 +198,8 @@ def main(label: str, results: Path, work: Path) -> None:
 
 
 if __name__ == "__main__":
+    # It is ignored in what a shell runs behind itself.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
     except KeyboardInterrupt as stopped:

@@ -61,6 +61,14 @@ def seed() -> int:
 
 
 @pytest.fixture(autouse=True)
+def figures() -> Iterator[None]:
+    """No figure of a test, or of a page of the docs, is still open in the next one."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
+
+
+@pytest.fixture(autouse=True)
 def registries(monkeypatch) -> None:
     """What a test registers, as the code blocks of the docs do, is gone after it."""
     import adaptok.training.optim  # noqa: F401 (registers the losses before they are copied)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,8 +48,8 @@ def test_a_ramp_spends_the_mean(first, last, steps, unit):
         {"name": "ramp", "settings": pair, "steps": steps, "unit": unit, "seed": 3}
     )
     budgets = [ramp(step)["budget"] for step in range(steps)]
-    even = [first + (last - first) * step / (steps - 1) for step in range(steps)]
-    assert abs(sum(budgets) - sum(even)) <= unit / 2
+    even = [first + Fraction((last - first) * step, steps - 1) for step in range(steps)]
+    assert abs(sum(budgets) - sum(even)) <= Fraction(unit, 2)
     assert all((budget - first) % unit == 0 or budget == last for budget in budgets)
     assert all(abs(n - m) <= 2 * unit for n, m in zip(budgets, even, strict=True))
     assert ramp(steps) == ramp(10**9) == pair[1]

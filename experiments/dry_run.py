@@ -15,10 +15,9 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from dry_images import count_images
 from fake import DEVICE, become_fake, clear_caches, count_parameters, empty, fresh_caches, noise
-from listed import HERE, WORDS, Experiment, Run, expected
+from listed import WORDS, Experiment, Run, expected
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._pytree import tree_map_only
@@ -31,9 +30,9 @@ from adaptok.data import FieldInfo, WellData
 from adaptok.data.info import set_statistics
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.evaluation.evaluate import evaluate, label_of
+from adaptok.tasks.bench.sets import info_of
 from adaptok.training.optim import Optim
 
-CODES = {"wall": 0, "open": 1, "periodic": 2}
 SIZE = {"dim", "depth", "heads", "mlp_ratio"}
 Config = Mapping[str, Any]
 
@@ -63,30 +62,6 @@ class Counts:
         if tokens is None or metric not in ("tokens", "tokens_per_frame"):
             return None
         return tokens / (self.frames if metric == "tokens_per_frame" else 1)
-
-
-def info_of(name: str) -> FieldInfo:
-    """Returns the shapes of one of the Well's sets, with made-up statistics."""
-    sets = yaml.safe_load((HERE / "well_sets.yaml").read_text())
-    if name not in sets:
-        raise ValueError(f"well_sets.yaml has no {name!r}; it has: {', '.join(sets)}")
-    about = sets[name]
-    fields, constants = tuple(about["fields"]), tuple(about.get("constants", ()))
-    c, cc = len(fields), len(constants)
-    return FieldInfo(
-        name=name,
-        ndim=len(about["shape"]),
-        shape=tuple(about["shape"]),
-        fields=fields,
-        constants=constants,
-        mean=torch.zeros(c),
-        std=torch.ones(c),
-        delta_mean=torch.zeros(c),
-        delta_std=torch.ones(c),
-        constant_mean=torch.zeros(cc),
-        constant_std=torch.ones(cc),
-        boundary=torch.tensor([[CODES[b]] * 2 for b in about["boundary"]]),
-    )
 
 
 def composed(run: Run) -> dict[str, Any]:

@@ -31,12 +31,15 @@ class Changes(NamedTuple):
     boundary: Tensor | None
 
 
-def changes_of(name: str, *, resolution: int = 64, trajectories: int = 3) -> Changes:
+def changes_of(
+    name: str, *, resolution: int = 64, trajectories: int = 3, seed: int = 0
+) -> Changes:
     """Simulates some trajectories of a generated set, of its test split and different settings.
 
     Args:
         resolution: grid points along the shortest axis in 2D; half of it in 3D and for long
             domains.
+        seed: another one, other trajectories.
     """
     aspect = SOLVERS.get(name).aspect  # type: ignore[attr-defined]
     small = len(aspect) == 3 or max(aspect) > 2
@@ -45,7 +48,7 @@ def changes_of(name: str, *, resolution: int = 64, trajectories: int = 3) -> Cha
     )
     torch.set_flush_denormal(True)  # ahead of fronts, fields fade through such numbers
     try:
-        runs = [solver.run(0, "test", range(i, i + 1)) for i in range(trajectories)]
+        runs = [solver.run(seed, "test", range(i, i + 1)) for i in range(trajectories)]
     finally:
         torch.set_flush_denormal(False)
     frames = torch.cat([_channels(run) for run in runs])  # (b, t, c, *space)

@@ -101,44 +101,96 @@ def photographs_of(count: int, size: int) -> Changes | None:
 @torch.no_grad()
 def rows_of(data: Changes, side: int = 4) -> list[Row]:
     """Measures every method on one set, see `measure`."""
-    b, _, channels, *space = data.field.shape
-    wanted = product(tuple(n // (side if len(space) < 3 else side // 2) for n in space))
-    sizes, target = ladder(space, wanted), _Targets(data)
-    make: Row = {"ndim": len(space), "in_channels": channels, "dim": 12}  # the width has no part
-    ends: Row = {"min_size": sizes[0], "max_size": sizes[-1]}
-    rows: list[Row] = []
-
-    def add(kind: str, method: str, cells: Cells, shares: Row, count: int | None = None) -> None:
-        about = {"set": data.name, "kind": kind, "method": method}
-        counts = {"tokens": (len(cells) if count is None else count) / b, "wanted": wanted}
-        rows.append(about | counts | target.errors_of(cells) | shares)
-
-    for name in [name for name in TOKENIZERS.names() if name not in LEFT_OUT]:
-        part = {"name": name} | _roles(TOKENIZERS, name, data)
-        tokenizer = _at_budget(with_ladder(part, space, wanted), make, wanted, data)
-        cells = tokenizer.cells(data.field, boundary=data.boundary)
-        shown = cells if cells.tiling or not cells.on_grid else visible(cells)
-        if shown.tiling:
-            add("tokenizer", name, shown, target.shares(None), len(cells))
+    bench = OnSet(data, side)
+    found = [bench.tokenizer(name, bench.cells(bench.build(name))) for name in tokenizers()]
+    rows = [row for row in found if row is not None]
+    make, ends, wanted = bench.make, bench.ends, bench.wanted
     for label, indicator in _indicators(data):
         parts: Row = {**ends, "indicator": indicator}
         try:
             blocks = {**parts, "min_size": 1, "max_size": 2}  # what shares are made of
-            shares = target.shares(composed(**make, **blocks).indicator)
+            shares = bench.target.shares(composed(**make, **blocks).indicator)
             for marking in [m for m in MARKINGS.names() if m not in OTHERS]:
                 tokenizer = composed(**make, **parts, marking=marking)
                 controls = at_budget(tokenizer, wanted, data.field, boundary=data.boundary)
                 cells = tokenizer.cells(data.field, boundary=data.boundary, **controls)
-                add("composed", f"{label}, {marking}", cells, shares)
+                rows.append(bench.row("composed", f"{label}, {marking}", cells, shares))
         except ValueError as error:  # of others' parts, which may need more than their defaults
             warnings.warn(f"{label} is left out on {data.name}: {error}", stacklevel=2)
-    best = composed(**make, **ends, indicator="near_best")
-    if data.change is not None:
-        cells = best.cells(data.change, boundary=data.boundary, budget=wanted)
-        add("reference", "oracle", cells, target.shares(_energy))
-    tree = Tree(tuple(space), tuple(size[1:] for size in best.spec.sizes))
-    least = {"set": data.name, "kind": "reference", "method": "optimal tree", "tokens": wanted}
-    return [least | {"wanted": wanted} | target.least(tree, wanted) | target.shares(None), *rows]
+    oracle = bench.oracle()
+    return [bench.optimal(), *rows, *([] if oracle is None else [oracle])]
+
+
+def tokenizers() -> list[str]:
+    """Lists the tokenizers whose cells are a tree that a budget decides."""
+    return [name for name in TOKENIZERS.names() if name not in LEFT_OUT]
+
+
+class OnSet:
+    """What tilings of one set hold, method by method.
+
+    Args:
+        data: fields and what becomes of them.
+        side: of the uniform cells that are as many as the tokens, in 2D; half of it in 3D.
+    """
+
+    def __init__(self, data: Changes, side: int = 4):
+        self.data, self.target = data, _Targets(data)
+        _, _, channels, *space = data.field.shape
+        self.space = tuple(space)
+        self.wanted = product(tuple(n // (side if len(space) < 3 else side // 2) for n in space))
+        sizes = ladder(space, self.wanted)
+        # the width has no part
+        self.make: Row = {"ndim": len(space), "in_channels": channels, "dim": 12}
+        self.ends: Row = {"min_size": sizes[0], "max_size": sizes[-1]}
+
+    def row(
+        self, kind: str, method: str, cells: Cells, shares: Row, count: int | None = None
+    ) -> Row:
+        """What a tiling holds; `count` cells if not all of them are in `cells`."""
+        about = {"set": self.data.name, "kind": kind, "method": method}
+        tokens = (len(cells) if count is None else count) / len(self.data.field)
+        counts = {"tokens": tokens, "wanted": self.wanted}
+        return about | counts | self.target.errors_of(cells) | shares
+
+    def build(self, name: str) -> Any:
+        """Builds a registered tokenizer that has the wanted number of tokens."""
+        part = {"name": name} | _roles(TOKENIZERS, name, self.data)
+        sized = with_ladder(part, self.space, self.wanted)
+        return _at_budget(sized, self.make, self.wanted, self.data)
+
+    @torch.no_grad()
+    def cells(self, tokenizer: Any) -> Cells:
+        """Tiles the field."""
+        return tokenizer.cells(self.data.field, boundary=self.data.boundary)
+
+    def tokenizer(self, name: str, cells: Cells) -> Row | None:
+        """The row of a registered tokenizer; None if its cells on this set are no tiling."""
+        shown = cells if cells.tiling or not cells.on_grid else visible(cells)
+        if not shown.tiling:
+            return None
+        return self.row("tokenizer", name, shown, self.target.shares(None), len(cells))
+
+    @torch.no_grad()
+    def oracle(self) -> Row | None:
+        """The near-best tiling of the coming change; None for a set without one."""
+        if self.data.change is None:
+            return None
+        best, boundary = self._near_best(), self.data.boundary
+        cells = best.cells(self.data.change, boundary=boundary, budget=self.wanted)
+        return self.row("reference", "oracle", cells, self.target.shares(_energy))
+
+    @torch.no_grad()
+    def optimal(self) -> Row:
+        """The least errors, each of a tree of its own."""
+        sizes = tuple(size[1:] for size in self._near_best().spec.sizes)
+        tree = Tree(self.space, sizes)
+        least = {"set": self.data.name, "kind": "reference", "method": "optimal tree"}
+        least |= {"tokens": self.wanted, "wanted": self.wanted}
+        return least | self.target.least(tree, self.wanted) | self.target.shares(None)
+
+    def _near_best(self) -> Any:
+        return composed(**self.make, **self.ends, indicator="near_best")
 
 
 def _roles(registry: Registry, name: str, data: Changes) -> Row:

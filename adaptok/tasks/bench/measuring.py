@@ -1,0 +1,135 @@
+"""What one trained surrogate is worth, sample by sample, and what a step of it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptok.data import WellData
+from adaptok.evaluation.cost import cost_of
+from adaptok.evaluation.evaluate import count_tokens, plain, rollouts
+from adaptok.evaluation.metrics import vrmse
+from adaptok.models.schedules import Schedule
+from adaptok.training import SurrogateModule
+
+REPEATS = 4  # steps that are timed
+DECILE = 0.1
+
+
+class Tested(NamedTuple):
+    """A test on one split.
+
+    Attributes:
+        one_step: VRMSE per sample (n,), mean over fields.
+        rollout: VRMSE per trajectory and step (m, steps), mean over fields; None without steps.
+        tokens: per sample (n,); empty for a baseline.
+        flops: of a forward pass, per sample.
+        memory: bytes of the tensors of one batch.
+    """
+
+    one_step: Tensor
+    rollout: Tensor | None
+    tokens: Tensor
+    flops: float
+    memory: int
+
+
+@torch.no_grad()
+def tested(
+    module: SurrogateModule, data: WellData, schedule: Schedule, steps: int, split: str = "test"
+) -> Tested:
+    """Tests the weights that a module holds on the device that they are on.
+
+    Args:
+        module: whose `predict` is tested; batch i with the settings of step i.
+        schedule: settings of the steps of rollouts.
+        steps: of the rollouts; 0 for none.
+    """
+    model, errors = module.surrogate.eval(), []
+    place, counted = model.mean.device, cost_of_batch(module, data, split)
+    with count_tokens(model) as counts:
+        for number, loaded in enumerate(data.loader(split, 1)):
+            batch = _on(place, loaded)
+            prediction = module.predict(batch, number).float()
+            errors.append(vrmse(prediction, batch["target"][:, :1], model.ndim).cpu())
+    rolled = [
+        vrmse(prediction, batch["target"], model.ndim).mean(-1)
+        for batch, prediction in (
+            rollouts(model, data, split, schedule, steps, place) if steps else ()
+        )
+    ]
+    tokens = torch.cat([one.tokens for one in counts]).double() if counts else torch.empty(0)
+    one_step = torch.cat(errors).flatten(1).mean(1)
+    return Tested(one_step, torch.cat(rolled) if rolled else None, tokens, *counted)
+
+
+@torch.no_grad()
+def cost_of_batch(
+    module: SurrogateModule, data: WellData, split: str = "test"
+) -> tuple[float, int]:
+    """Counts a forward pass of the first batch of a split: operations per sample, and bytes."""
+    model = module.surrogate
+    batch = _on(model.mean.device, next(iter(data.loader(split, 1))))
+    cost = cost_of(model, lambda: module.predict(batch, 0), [batch["input"]])
+    assert cost is not None, "benchmarks do not compile"
+    return cost.flops["total"] / len(batch["input"]), cost.memory["total"]
+
+
+def _on(place: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.to(place) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def worst_decile(errors: Tensor) -> Tensor:
+    """Mean of the largest tenth of the errors (n,), at least one."""
+    count = max(1, round(DECILE * len(errors)))
+    return errors.topk(count).values.mean()
+
+
+def rollout_of(errors: Tensor, first: int, windows: Mapping[str, slice]) -> dict[str, Any]:
+    """Makes the "rollout" of a row: errors (m, steps), and the windows that they are long enough
+    for.
+
+    Args:
+        first: index in the trajectory of the first predicted frame.
+    """
+    mean = errors.double().mean(0)
+    within = {name: part for name, part in windows.items() if part.stop <= len(mean)}
+    return {
+        "first": first,
+        "errors": plain(mean),
+        "windows": {name: plain(mean[part].mean()) for name, part in within.items()},
+    }
+
+
+def step_seconds(module: SurrogateModule, data: WellData) -> dict[str, float]:
+    """Measures the seconds per step of a batch, tokenizer and optimizer included; the least of
+    some, so that other processes count little: processor time on a CPU, which is that of one core
+    if torch has one thread. The model is trained a few steps by it.
+    """
+    place = module.surrogate.mean.device
+    clock = time.process_time if place.type == "cpu" else time.perf_counter
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6)
+    batch = _on(place, next(iter(data.loader("train", 1))))
+    took: dict[str, list[float]] = {"training": [], "inference": []}
+
+    def waited() -> float:
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+        return clock()
+
+    for _ in range(REPEATS):
+        start = waited()
+        loss = module.loss(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        took["training"].append(waited() - start)
+        with torch.no_grad():
+            start = waited()
+            module.predict(batch, 0)
+            took["inference"].append(waited() - start)
+    return {name: min(values) for name, values in took.items()}

@@ -1,0 +1,79 @@
+"""Track T0: what the tilings of tokenizers hold of fields and of their next change."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptok.cells import Cells
+from adaptok.evaluation.bench.indicators import OnSet, tokenizers
+from adaptok.evaluation.bench.timing import clock_of, paired
+from adaptok.evaluation.changes import changes_of
+from adaptok.evaluation.standings import Row
+from adaptok.tasks.bench.job import Job, Price, least_memory
+
+SETS = {  # tokens per sample
+    "acoustic_scattering_maze": 256,
+    "euler_multi_quadrants_periodicBC": 256,
+    "shear_flow": 512,
+    "supernova_explosion_64": 4096,
+}
+SEEDS = (0, 1, 2)
+SIZES = {"resolution": 64, "trajectories": 3}
+SIDE = 4  # of the uniform cells that are as many as the tokens; half of it in 3D
+SECONDS = {"supernova_explosion_64": 3.0}  # of a job; others take less than one
+OVERHEAD = 0.5
+
+
+def jobs(quick: bool = False, own: Sequence[str] = ()) -> list[Job]:
+    """Lists the jobs: every tokenizer whose cells a budget decides, and the references.
+
+    Args:
+        quick: two sets and one seed.
+        own: tokenizers by name, in place of all that are registered.
+    """
+    sets, seeds = ([*SETS][:2], SEEDS[:1]) if quick else ([*SETS], SEEDS)
+    methods = own or ("optimal tree", "oracle", *tokenizers())
+    return [
+        _job(data, method, seed) for data in sets for seed in seeds for method in methods
+    ]  # jobs of one set and seed side by side share the set
+
+
+def _job(data: str, method: str, seed: int) -> Job:
+    config = {"set": data, "method": method, **SIZES, "side": SIDE, "seed": seed}
+    price = Price(SECONDS.get(data, OVERHEAD), least_memory() + 0.3e9)
+    return Job("T0", data, method, "tokens", SETS[data], seed, config, price)
+
+
+@functools.lru_cache(maxsize=1)
+def _onset(data: str, seed: int) -> OnSet:
+    return OnSet(changes_of(data, **SIZES, seed=seed), SIDE)
+
+
+def measure(job: Job, work: Path) -> Row:
+    """Measures one row; `work` is not used.
+
+    Raises:
+        ValueError: a tokenizer whose cells on this set are no tiling.
+    """
+    bench, seconds = _onset(job.set, job.seed), None
+    assert bench.wanted == job.value
+    if job.method == "optimal tree":
+        found: dict[str, Any] | None = bench.optimal()
+    elif job.method == "oracle":
+        found = bench.oracle()
+    else:
+        tokenizer = bench.build(job.method)
+        cells: Callable[[], Cells] = lambda: bench.cells(tokenizer)  # noqa: E731
+        took = paired({"cells": cells}, repeats=3, clock=clock_of("cpu"))["cells"]
+        seconds = {"cells": max(statistics.median(took), 1e-9) / len(bench.data.field)}
+        found = bench.tokenizer(job.method, cells())
+    if found is None:
+        raise ValueError(f"{job.method}: its cells on {job.set} are no tiling")
+    names = {"field 0": "field_0", "field 1": "field_1"}
+    names |= {"change 0": "change_0", "change 1": "change_1"}
+    metrics = {name: found[label] for label, name in names.items()}
+    return job.row(tokens=float(found["tokens"]), metrics=metrics, seconds=seconds)

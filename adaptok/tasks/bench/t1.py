@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptok.config.build import build_data, build_surrogate
+from adaptok.config.build import build_data, build_surrogate, without_statistics
 from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
 from adaptok.evaluation.evaluate import WINDOWS, device_of, persistence
@@ -26,14 +26,14 @@ from adaptok.tasks.bench.measuring import (
     worst_decile,
 )
 from adaptok.tasks.bench.methods import METHODS, REFERENCE, Method, operations, tokenizer_words
-from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size
+from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size, info_of
 from adaptok.tasks.surrogate import begin, fit_surrogate, objectives
 from adaptok.training import SurrogateModule
 from adaptok.training.surrogate_module import Batch
 
 SEEDS = (0, 1, 2)
 QUICK = ("maze_64", "quadrants_64")
-RATE = {"cpu": 15e9, "cuda": 5e13}  # operations per second, forward and backward
+RATE = {"cpu": 35e9, "cuda": 5e13}  # operations per second, forward and backward
 STEP_SECONDS, START_SECONDS = 8e-3, 6.0  # per step and per job, of loader, trainer and composition
 OVER = 1.02  # operations or seconds, over those of the reference, that still count as equal
 WIDEST = 768
@@ -303,3 +303,17 @@ def _number(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
 
 
+def dry(job: Job) -> int:
+    """Composes a job of the Well's sets and builds its model without data and memory.
+
+    Returns:
+        The number of weights.
+
+    Raises:
+        ValueError: a key that nothing reads, or parts that do not fit.
+    """
+    config = plain(compose("train", list(job.config["words"])))
+    objectives(config)
+    with torch.random.fork_rng(), torch.device("meta"):
+        model = without_statistics(config, info_of(job.set))
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,132 @@
+"""The page of the reference benchmark: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from adaptok.evaluation.standings import (
+    MEASURES,
+    TRACKS,
+    Folder,
+    Row,
+    Standing,
+    missing,
+    standings,
+)
+from adaptok.utils.atomic import replacing
+
+TEMPLATES = FileSystemLoader(Path(__file__).with_name("assets"))
+# Columns of each track: title, name of the value, and by how much it is multiplied.
+SHARED = (("tokens", "tokens", 1), ("MFLOP", "flops", 1e-6))
+TIMES = (("training, ms", "training", 1e3), ("inference, ms", "inference", 1e3))
+COLUMNS: dict[str, tuple[tuple[str, str, float], ...]] = {
+    "T0": (
+        ("change, means", "change_0", 1),
+        ("change, planes", "change_1", 1),
+        ("field, means", "field_0", 1),
+        ("field, planes", "field_1", 1),
+        ("tokens", "tokens", 1),
+        ("cells, ms", "cells", 1e3),
+    ),
+    "T1": (
+        ("VRMSE", "vrmse", 1),
+        ("worst decile", "worst_decile", 1),
+        ("steps 6:12", "6:12", 1),
+        ("steps 13:30", "13:30", 1),
+        ("a quarter of the tokens", "transfer", 1),
+        *SHARED,
+        *TIMES,
+    ),
+    "T2": (("error", "error", 1), ("dense loss", "dense_loss", 1), *SHARED, *TIMES),
+}
+ABOUT = {
+    "T0": "Error of the best polynomial of degree 0 (means) or 1 (planes) on each cell, relative "
+    "to the norm, for the change until the next frame and for the field. Nothing is trained.",
+    "T1": "One-step VRMSE on the test split, mean over samples, fields and seeds, and of rollouts "
+    "over these steps; the last column of errors is the ratio of the error at a quarter of the "
+    "tokens. Seconds are those of a batch, tokenizer included, on the machine of the row.",
+    "T2": "Share of wrong answers; loss of dense features, 1 - cosine with those that the same "
+    "weights give with all patches. Seconds: inference per image, training per batch.",
+}
+
+
+def write_leaderboard(found: Folder, quoted: Sequence[Row], path: Path) -> Path:
+    """Writes the page; text that comes from rows is escaped by the template or set as text.
+
+    Args:
+        found: what was read, with what is left out.
+        quoted: published rows, shown with sets that were measured under the same name or, without
+            any, on their own.
+        path: of the page.
+    """
+    measured = list(found.rows.values())
+    rows = standings([*measured, *quoted])
+    gaps: dict[tuple[str, str], list[str]] = {}
+    for track, data, method in missing(measured):
+        gaps.setdefault((track, data), []).append(method)
+    environment = Environment(
+        loader=TEMPLATES, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("leaderboard.html").render(
+        tracks={name: TRACKS[name] for name in TRACKS if any(_of(rows, name))},
+        missing=[(*place, ", ".join(names)) for place, names in gaps.items()],
+        bad=found.bad,
+        others=found.others,
+        content=_for_script(
+            {
+                "rows": [_shown(one) for one in rows],
+                "columns": {
+                    name: [[title, key] for title, key, _ in columns]
+                    for name, columns in COLUMNS.items()
+                },
+                "measures": {
+                    name: next(t for t, key, _ in COLUMNS[name] if key == measure)
+                    for name, measure in MEASURES.items()
+                },
+                "about": ABOUT,
+            }
+        ),
+        plotly=Markup(get_plotlyjs()),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _of(rows: Sequence[Standing], track: str) -> list[Standing]:
+    return [one for one in rows if one.first.track == track]
+
+
+def _shown(one: Standing) -> dict[str, Any]:
+    """What the page shows of a row."""
+    row = one.first
+    kind, value = row.budget["kind"], row.budget["value"]
+    values = {}
+    for title, name, factor in COLUMNS[row.track]:
+        known = next((v for v in _values(one, name) if v is not None), None)
+        values[title] = None if known is None else known * factor
+    said = "as it is" if kind == "none" else f"equal {kind}" + (f", {value:g}" if value else "")
+    about = {"track": row.track, "set": row.set, "method": row.method, "budget": said}
+    about |= {"kind": kind, "measured": row.measured, "values": values, "spread": one.spread}
+    about |= {"seeds": len({r.seed for r in one.rows if r.seed is not None})}
+    about |= {"marks": list(one.marks), "commit": row.commit, "hardware": row.hardware}
+    return about | {"source": row.source, "first": (row.rollout or {}).get("first")}
+
+
+def _values(one: Standing, name: str) -> tuple[float | None, ...]:
+    return one.mean(name), one.cost(name), one.window(name)
+
+
+def _for_script(content: Any) -> Markup:
+    """Writes JSON for a script element, which "</" and "<!--" would end or change."""
+    return Markup(json.dumps(content).replace("<", "\\u003c"))

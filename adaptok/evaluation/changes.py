@@ -31,9 +31,7 @@ class Changes(NamedTuple):
     boundary: Tensor | None
 
 
-def changes_of(
-    name: str, *, resolution: int = 64, trajectories: int = 3, seed: int = 0
-) -> Changes:
+def changes_of(name: str, *, resolution: int = 64, trajectories: int = 3, seed: int = 0) -> Changes:
     """Simulates some trajectories of a generated set, of its test split and different settings.
 
     Args:

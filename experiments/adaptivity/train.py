@@ -24,17 +24,16 @@ from adaptivity.rows import Row, all_rows, candidates, coarse_fine, decided, win
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
-from adaptok.evaluation.cost import cost_of, environment
-from adaptok.evaluation.evaluate import count_tokens, inputs_of, persistence, rollouts
-from adaptok.evaluation.metrics import vrmse
+from adaptok.evaluation.cost import environment
+from adaptok.evaluation.evaluate import persistence
 from adaptok.models.schedules import create_schedule
+from adaptok.tasks.bench.measuring import step_seconds, tested
 from adaptok.tasks.surrogate import begin, config_at_budget, fit_surrogate, objectives
 from adaptok.training import SurrogateModule
 from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import read_metrics
 
 STEPS = 16  # of a rollout
-REPEATS = 4  # steps that are timed
 WIDEST = 96  # solver that equal seconds may ask for
 
 
@@ -51,32 +50,11 @@ def configured(row: Row, work: Path) -> tuple[dict[str, Any], WellData, Any]:
     return config, data, build_surrogate(config, data.info)
 
 
-def step_seconds(config: Mapping[str, Any], data: WellData, model: Any) -> dict[str, float]:
-    """Measures the seconds of one core per step of a batch, tokenizer and optimizer included; the
-    least of some, so that other processes count little. The model is trained a few steps by it.
-    """
-    module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6)
-    batch = next(iter(data.loader("train", 1)))
-    took: dict[str, list[float]] = {"training": [], "inference": []}
-    for _ in range(REPEATS):
-        start = time.process_time()
-        loss = module.loss(batch, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        took["training"].append(time.process_time() - start)
-        with torch.no_grad():
-            start = time.process_time()
-            module.predict(batch, 0)
-            took["inference"].append(time.process_time() - start)
-    return {name: min(values) for name, values in took.items()}
-
-
 def measured(row: Row, work: Path) -> float:
     """Returns the seconds of a training step of a row."""
     torch.manual_seed(0)
-    return step_seconds(*configured(row, work))["training"]
+    config, data, model = configured(row, work)
+    return step_seconds(module_of(config, model), data)["training"]
 
 
 def width_of_equal_seconds(data: str, model: Model, work: Path) -> int:
@@ -94,40 +72,23 @@ def width_of_equal_seconds(data: str, model: Model, work: Path) -> int:
     return low
 
 
-@torch.no_grad()
-def tested(model: Any, data: WellData, setting: Mapping[str, Any]) -> dict[str, Any]:
+def module_of(config: Mapping[str, Any], model: Any) -> SurrogateModule:
+    return SurrogateModule(model, *objectives(config), config, seed=config["seed"])
+
+
+def found_by(module: SurrogateModule, data: WellData, setting: Mapping[str, Any]) -> dict[str, Any]:
     """Tests the averaged weights: one step, rollouts, operations, tokens."""
-    model.eval()
-    errors, counted = [], None
-    schedule = create_schedule({"name": "fixed", "settings": [dict(setting)]})
-    with count_tokens(model) as counts:
-        for number, batch in enumerate(data.loader("test", 1)):
-            given = inputs_of(batch, "cpu")
-
-            def call(batch: Any = batch, given: Any = given, number: int = number) -> Any:
-                return model(batch["input"], **given, **schedule(number))
-
-            if counted is None:
-                cost = cost_of(model, call)
-                assert cost is not None
-                counted = cost.flops["total"] / len(batch["input"])
-                counts.clear()
-            errors.append(vrmse(call().float(), batch["target"][:, :1], model.ndim))
-    tokens = torch.cat([one.tokens for one in counts]).double()
-    each = torch.cat(errors).flatten(1).mean(1)
-    rolled = [
-        vrmse(prediction, batch["target"], model.ndim).mean(-1)
-        for batch, prediction in rollouts(model, data, "test", schedule, STEPS)
-    ]
-    steps = torch.cat(rolled)
+    module.schedule = create_schedule({"name": "fixed", "settings": [dict(setting)]})
+    found = tested(module, data, module.schedule, STEPS)
+    assert found.rollout is not None
     return {
-        "vrmse": each.mean().item(),
-        "worst": each.max().item(),
-        "rollout": finite(steps.mean(0)),
-        "rollout_worst": finite(steps.max(0).values),
-        "tokens": tokens.mean().item(),
-        "tokens_most": tokens.max().item(),
-        "flops": counted,
+        "vrmse": found.one_step.mean().item(),
+        "worst": found.one_step.max().item(),
+        "rollout": finite(found.rollout.mean(0)),
+        "rollout_worst": finite(found.rollout.max(0).values),
+        "tokens": found.tokens.mean().item(),
+        "tokens_most": found.tokens.max().item(),
+        "flops": found.flops,
     }
 
 
@@ -141,10 +102,10 @@ def train(row: Row, work: Path) -> dict[str, Any]:
     assert row.model is not None
     start, folder = time.process_time(), work / row.label / row.key
     config, data, model = configured(row, work)
-    module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
+    module = module_of(config, model)
     took = fit_surrogate(module, data, config, folder)
     assert took is not None
-    found = tested(model, data, config["test"]["settings"][0])
+    found = found_by(module, data, config["test"]["settings"][0])
     still = persistence(data, "test", STEPS)
     assert still.rollout is not None
     logged = [
@@ -169,7 +130,7 @@ def train(row: Row, work: Path) -> dict[str, Any]:
             "vrmse": still.vrmse.mean,
             "rollout": list(still.rollout.mean),
         },
-        "seconds": step_seconds(config, data, model),
+        "seconds": step_seconds(module_of(config, model), data),
         "seconds_total": time.process_time() - start,
         "environment": environment(torch.device("cpu")),
         "commit": commit(),

@@ -100,9 +100,7 @@ class Row:
 KEYS = tuple(field.name for field in dataclasses.fields(Row))
 
 
-def stem_of(
-    track: str, data: str, method: str, budget: Mapping[str, Any], seed: int | None
-) -> str:
+def stem_of(track: str, data: str, method: str, budget: Mapping[str, Any], seed: int | None) -> str:
     """Names the file of a row."""
     kind, value = budget["kind"], budget["value"]
     parts = [track, data, method, kind if value is None else f"{kind}{value:g}"]

@@ -21,7 +21,7 @@ DECILE = 0.1
 
 
 class Tested(NamedTuple):
-    """A test on one split.
+    """A test on the test split.
 
     Attributes:
         one_step: VRMSE per sample (n,), mean over fields.
@@ -39,9 +39,7 @@ class Tested(NamedTuple):
 
 
 @torch.no_grad()
-def tested(
-    module: SurrogateModule, data: WellData, schedule: Schedule, steps: int, split: str = "test"
-) -> Tested:
+def tested(module: SurrogateModule, data: WellData, schedule: Schedule, steps: int) -> Tested:
     """Tests the weights that a module holds on the device that they are on.
 
     Args:
@@ -50,16 +48,16 @@ def tested(
         steps: of the rollouts; 0 for none.
     """
     model, errors = module.surrogate.eval(), []
-    place, counted = model.mean.device, cost_of_batch(module, data, split)
+    place, counted = model.mean.device, cost_of_batch(module, data)
     with count_tokens(model) as counts:
-        for number, loaded in enumerate(data.loader(split, 1)):
+        for number, loaded in enumerate(data.loader("test", 1)):
             batch = _on(place, loaded)
             prediction = module.predict(batch, number).float()
             errors.append(vrmse(prediction, batch["target"][:, :1], model.ndim).cpu())
     rolled = [
         vrmse(prediction, batch["target"], model.ndim).mean(-1)
         for batch, prediction in (
-            rollouts(model, data, split, schedule, steps, place) if steps else ()
+            rollouts(model, data, "test", schedule, steps, place) if steps else ()
         )
     ]
     tokens = torch.cat([one.tokens for one in counts]).double() if counts else torch.empty(0)

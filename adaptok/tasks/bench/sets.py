@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,11 @@ class FieldSet:
 
 
 def _small(
-    name: str, data: str, shape: tuple[int, ...], channels: int, generate: Mapping[str, Any],
+    name: str,
+    data: str,
+    shape: tuple[int, ...],
+    channels: int,
+    generate: Mapping[str, Any],
     **more: Any,
 ) -> FieldSet:
     steps, batch, depth = 300, more.pop("batch"), more.pop("depth")
@@ -74,8 +78,20 @@ def _small(
     words += [f"trainer.val_check_interval={steps // 2}", "trainer.limit_val_batches=4"]
     tested = generate["test"] * (generate["frames"] - 1 + 30)
     return FieldSet(
-        name, data, shape, channels, (4, 8, 16), tuple(words), 1, batch, steps, 96, depth, 3,
-        tested=tested, **more,
+        name,
+        data,
+        shape,
+        channels,
+        (4, 8, 16),
+        tuple(words),
+        1,
+        batch,
+        steps,
+        96,
+        depth,
+        3,
+        tested=tested,
+        **more,
     )
 
 

@@ -96,12 +96,13 @@ def _cyclic(name: str) -> Callable[[FieldSet, int], Words]:
     return words
 
 
-def _baseline(*words: str) -> Callable[[FieldSet, int], Words]:
-    return lambda about, patch: [*words]
+def _baseline(name: str, width: str, *words: str) -> Callable[[FieldSet, int], Words]:
+    """A model without tokens, with the width of the set."""
+    return lambda about, patch: [*words, width.format(about.widths[name])]
 
 
 METHODS = {
-    "persistence": Method(_baseline("model=persistence"), False, None, 0),
+    "persistence": Method(lambda about, patch: ["model=persistence"], False, None, 0),
     "uniform": Method(_tokens("uniform", LINEAR)),
     "uniform_help": Method(_helped("uniform", 1.0), help=True),
     "coarse_fine": Method(_helped("uniform", SHARE), help=True),
@@ -114,23 +115,33 @@ METHODS = {
     "ckm_cyclic": Method(_cyclic("ckm"), factor=1.5),
     "csm_cyclic": Method(_cyclic("csm"), factor=2.0),
     "lower_resolution": Method(
-        _baseline("model=lower_resolution", "+model.base={name: unet, width: 16}"),
-        False,
-        "model.base.width",
-        1.0e4,
+        _baseline(
+            *("lower_resolution", "+model.base.width={}"),
+            *("model=lower_resolution", "model.base={name: unet}"),
+        ),
+        tokens=False,
+        fitted="+model.base.width",
+        factor=2.0e4,
     ),
     "cnextunet": Method(
-        _baseline("model=well", "model.architecture=unet_convnext", "model.width=12"),
-        False,
-        "model.width",
-        4.0e4,
+        _baseline(
+            *("cnextunet", "model.width={}", "model=well", "model.architecture=unet_convnext")
+        ),
+        tokens=False,
+        fitted="model.width",
+        factor=8.0e4,
     ),
-    "fno": Method(_baseline("model=fno", "model.width=24"), False, "model.width", 1.5e4),
+    "fno": Method(
+        _baseline("fno", "model.width={}", "model=fno"),
+        tokens=False,
+        fitted="model.width",
+        factor=4.0e4,
+    ),
     "tfno": Method(
-        _baseline("model=well", "model.architecture=tfno", "model.width=24"),
-        False,
-        "model.width",
-        1.5e4,
+        _baseline("tfno", "model.width={}", "model=well", "model.architecture=tfno"),
+        tokens=False,
+        fitted="model.width",
+        factor=4.0e4,
     ),
 }
 REFERENCE = "coarse_fine"  # whose operations and seconds others get: the default of `adaptok train`

@@ -35,9 +35,9 @@ class FieldSet:
         depth: blocks of it.
         heads: of its attention.
         width: of the solver that helps a quarter of the points.
+        widths: of methods without tokens, by name.
         tested: frames that a test predicts.
-        rollout: steps of rollouts.
-        generated: seconds that generating takes; 0 for the Well.
+        generated: seconds that generating it takes; 0 for the Well, which is priced for a GPU.
     """
 
     name: str
@@ -53,8 +53,8 @@ class FieldSet:
     depth: int
     heads: int
     width: int
+    widths: Mapping[str, int]
     tested: int
-    rollout: int = 30
     generated: float = 0.0
 
     def tokens(self, patch: int) -> int:
@@ -76,6 +76,9 @@ def _small(
     words += ["size=tiny", f"size.depth={depth}", "optim=cosine", "optim.lr=3.0e-3"]
     words += ["optim.warmup_steps=30", "trainer.accelerator=cpu", f"trainer.max_steps={steps}"]
     words += [f"trainer.val_check_interval={steps // 2}", "trainer.limit_val_batches=4"]
+    narrow = {"lower_resolution": 16, "cnextunet": 8, "fno": 24, "tfno": 24}
+    if len(shape) == 3:
+        narrow = {"lower_resolution": 12, "cnextunet": 4, "fno": 12, "tfno": 12}
     tested = generate["test"] * (generate["frames"] - 1 + 30)
     return FieldSet(
         name,
@@ -90,6 +93,7 @@ def _small(
         96,
         depth,
         3,
+        widths=narrow,
         tested=tested,
         **more,
     )
@@ -164,6 +168,7 @@ def full_size(base: str) -> dict[str, FieldSet]:
             depth=7,
             heads=6,
             width=64,
+            widths={"lower_resolution": 48, "cnextunet": 42, "fno": 128, "tfno": 128},
             tested=2000,
         )
     return found

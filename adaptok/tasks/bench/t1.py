@@ -105,9 +105,9 @@ def _job(
 
 
 def price_of(about: FieldSet, method: Method, patch: int | None) -> Price:
-    """Estimates a job: training, test and rollouts, and on a CPU the share of making the set."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    each = operations(method, about, patch or about.patches[1]) / RATE[device]
+    """Estimates a job: training, test and rollouts, on one core or for the Well on a GPU."""
+    rate = RATE["cpu" if about.generated else "cuda"]
+    each = operations(method, about, patch or about.patches[1]) / rate
     samples = about.steps * about.batch if method.fitted else 0
     seconds = START_SECONDS + each * (3 * samples + about.tested)
     seconds += about.steps * STEP_SECONDS if method.fitted else 0

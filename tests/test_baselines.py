@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import small_runs
@@ -16,6 +17,10 @@ SMALL = {
     "fno": {"name": "fno", "modes": 3, "width": 4, "depth": 2},
     "unet": {"name": "unet", "width": 4, "levels": 2},
     "persistence": {"name": "persistence"},
+    "lower_resolution": {
+        "name": "lower_resolution",
+        "base": {"name": "unet", "width": 4, "levels": 1},
+    },
     "well": {"name": "well", "architecture": "dilated_resnet", "width": 4},
 }
 SHAPES = {1: (17,), 2: (16, 11), 3: (8, 9, 5)}
@@ -26,7 +31,7 @@ def periodic(ndim):
 
 
 @pytest.mark.parametrize("ndim", SHAPES)
-@pytest.mark.parametrize("name", ["fno", "unet", "persistence"])
+@pytest.mark.parametrize("name", ["fno", "unet", "persistence", "lower_resolution"])
 def test_every_dimension_and_grid(name, ndim):
     shape = SHAPES[ndim]
     boundary = [[2, 2], *[[0, 1]] * (ndim - 1)]
@@ -39,6 +44,21 @@ def test_every_dimension_and_grid(name, ndim):
 
 def test_every_baseline_is_tested_here():
     assert set(SMALL) == set(BASELINES.names())
+
+
+def test_lower_resolution_sees_means_over_blocks_and_interpolates():
+    model = create_baseline(SMALL["lower_resolution"], ndim=2, in_channels=1).eval()
+    field = torch.randn(1, 1, 1, 8, 8)
+    means = field.unflatten(-2, (4, 2)).unflatten(-1, (4, 2)).mean((-3, -1))
+    blocks = means.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    network: Any = model.network
+    torch.testing.assert_close(network(blocks[:, 0]), network(field[:, 0]))
+    coarse = network.base(means[:, 0])
+    middle = network(field[:, 0])[..., 1:-1, 1:-1].unflatten(-2, (3, 2)).unflatten(-1, (3, 2))
+    pairs = coarse.unfold(-2, 2, 1).unfold(-2, 2, 1).mean((-2, -1))
+    torch.testing.assert_close(middle.mean((-3, -1)), pairs)  # between four coarse points
+    with pytest.raises(ValueError, match="predict=delta"):
+        create_baseline("lower_resolution", ndim=2, in_channels=1, predict="state")
 
 
 def test_fourier_layer_is_a_sum_over_wavenumbers():

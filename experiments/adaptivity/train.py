@@ -54,7 +54,7 @@ def measured(row: Row, work: Path) -> float:
     """Returns the seconds of a training step of a row."""
     torch.manual_seed(0)
     config, data, model = configured(row, work)
-    return step_seconds(module_of(config, model), data)["training"]
+    return step_seconds(module_of(config, model), data, 1)["training"]
 
 
 def width_of_equal_seconds(data: str, model: Model, work: Path) -> int:
@@ -79,7 +79,7 @@ def module_of(config: Mapping[str, Any], model: Any) -> SurrogateModule:
 def found_by(module: SurrogateModule, data: WellData, setting: Mapping[str, Any]) -> dict[str, Any]:
     """Tests the averaged weights: one step, rollouts, operations, tokens."""
     module.schedule = create_schedule({"name": "fixed", "settings": [dict(setting)]})
-    found = tested(module, data, module.schedule, STEPS)
+    found = tested(module, data, module.schedule, STEPS, 1)
     assert found.rollout is not None
     return {
         "vrmse": found.one_step.mean().item(),
@@ -130,7 +130,7 @@ def train(row: Row, work: Path) -> dict[str, Any]:
             "vrmse": still.vrmse.mean,
             "rollout": list(still.rollout.mean),
         },
-        "seconds": step_seconds(module_of(config, model), data),
+        "seconds": step_seconds(module_of(config, model), data, 1),
         "seconds_total": time.process_time() - start,
         "environment": environment(torch.device("cpu")),
         "commit": commit(),

@@ -77,10 +77,10 @@ def create_baseline(
     """
     arguments = dict(locals())
     options = OneStepOptions.of(arguments, out_channels=in_channels)
-    codes = torch.ones(ndim, 2, dtype=torch.int64)
+    codes = torch.ones(ndim, 2, dtype=torch.int64, device="cpu")  # also within torch.device("meta")
     if boundary is not None:
         try:
-            codes = torch.as_tensor(boundary)
+            codes = torch.as_tensor(boundary, device="cpu")
         except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(f"boundary must be ({ndim}, 2) codes, got {boundary!r}") from error
         if tuple(codes.shape) != (ndim, 2):

@@ -39,16 +39,19 @@ class Tested(NamedTuple):
 
 
 @torch.no_grad()
-def tested(module: SurrogateModule, data: WellData, schedule: Schedule, steps: int) -> Tested:
+def tested(
+    module: SurrogateModule, data: WellData, schedule: Schedule, steps: int, cycle: int
+) -> Tested:
     """Tests the weights that a module holds on the device that they are on.
 
     Args:
         module: whose `predict` is tested; batch i with the settings of step i.
         schedule: settings of the steps of rollouts.
         steps: of the rollouts; 0 for none.
+        cycle: settings that take turns; operations and bytes are means over them.
     """
     model, errors = module.surrogate.eval(), []
-    place, counted = model.mean.device, cost_of_batch(module, data)
+    place, counted = model.mean.device, cost_of_batch(module, data, "test", cycle)
     with count_tokens(model) as counts:
         for number, loaded in enumerate(data.loader("test", 1)):
             batch = _on(place, loaded)
@@ -67,14 +70,19 @@ def tested(module: SurrogateModule, data: WellData, schedule: Schedule, steps: i
 
 @torch.no_grad()
 def cost_of_batch(
-    module: SurrogateModule, data: WellData, split: str = "test"
+    module: SurrogateModule, data: WellData, split: str, cycle: int
 ) -> tuple[float, int]:
-    """Counts a forward pass of the first batch of a split: operations per sample, and bytes."""
-    model = module.surrogate
+    """Counts forward passes of the first batch of a split, one per setting of a cycle: mean
+    operations per sample, and the most bytes.
+    """
+    model, costs = module.surrogate, []
     batch = _on(model.mean.device, next(iter(data.loader(split, 1))))
-    cost = cost_of(model, lambda: module.predict(batch, 0), [batch["input"]])
-    assert cost is not None, "benchmarks do not compile"
-    return cost.flops["total"] / len(batch["input"]), cost.memory["total"]
+    for number in range(cycle):
+        cost = cost_of(model, lambda number=number: module.predict(batch, number), [batch["input"]])
+        assert cost is not None, "benchmarks do not compile"
+        costs.append(cost)
+    operations = sum(cost.flops["total"] for cost in costs) / cycle
+    return operations / len(batch["input"]), max(cost.memory["total"] for cost in costs)
 
 
 def _on(place: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,31 +111,35 @@ def rollout_of(errors: Tensor, first: int, windows: Mapping[str, slice]) -> dict
     }
 
 
-def step_seconds(module: SurrogateModule, data: WellData) -> dict[str, float]:
+def step_seconds(module: SurrogateModule, data: WellData, cycle: int) -> dict[str, float]:
     """Measures the seconds per step of a batch, tokenizer and optimizer included; the least of
-    some, so that other processes count little: processor time on a CPU, which is that of one core
-    if torch has one thread. The model is trained a few steps by it.
+    some, so that other processes count little, and the mean over the settings of a cycle. Processor
+    time on a CPU, which is that of one core if torch has one thread. The model is trained a few
+    steps by it.
     """
     place = module.surrogate.mean.device
     clock = time.process_time if place.type == "cpu" else time.perf_counter
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6)
     batch = _on(place, next(iter(data.loader("train", 1))))
-    took: dict[str, list[float]] = {"training": [], "inference": []}
+    least = {"training": 0.0, "inference": 0.0}
 
     def waited() -> float:
         if place.type == "cuda":
             torch.cuda.synchronize()
         return clock()
 
-    for _ in range(REPEATS):
-        start = waited()
-        loss = module.loss(batch, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        took["training"].append(waited() - start)
-        with torch.no_grad():
+    for number in range(cycle):
+        took: dict[str, list[float]] = {name: [] for name in least}
+        for _ in range(REPEATS):
             start = waited()
-            module.predict(batch, 0)
-            took["inference"].append(waited() - start)
-    return {name: min(values) for name, values in took.items()}
+            loss = module.loss(batch, number)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            took["training"].append(waited() - start)
+            with torch.no_grad():
+                start = waited()
+                module.predict(batch, number)
+                took["inference"].append(waited() - start)
+        least = {name: total + min(took[name]) / cycle for name, total in least.items()}
+    return least

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from adaptok.registry import TOKENIZERS
@@ -27,6 +29,7 @@ class Method:
         factor: operations of a forward pass over those of uniform cells, or for methods without
             tokens, operations per grid point.
         help: whether `refine` decodes.
+        needs: a module that may not be installed.
     """
 
     words: Callable[[FieldSet, int], Words]
@@ -34,6 +37,18 @@ class Method:
     fitted: str | None = "size.dim"
     factor: float = 1.0
     help: bool = False
+    needs: str = ""
+
+
+def installed(methods: Mapping[str, Method]) -> dict[str, Method]:
+    """Leaves out, with a warning, what needs a module that is not installed."""
+    found = {}
+    for name, method in methods.items():
+        if method.needs and find_spec(method.needs) is None:
+            warnings.warn(f"{name} is left out: {method.needs} is not installed", stacklevel=2)
+        else:
+            found[name] = method
+    return found
 
 
 def tokenizer_words(name: str, about: FieldSet, patch: int) -> Words:
@@ -130,6 +145,7 @@ METHODS = {
         tokens=False,
         fitted="model.width",
         factor=8.0e4,
+        needs="timm",
     ),
     "fno": Method(
         _baseline("fno", "model.width={}", "model=fno"),
@@ -142,6 +158,7 @@ METHODS = {
         tokens=False,
         fitted="model.width",
         factor=4.0e4,
+        needs="neuralop",
     ),
 }
 REFERENCE = "coarse_fine"  # whose operations and seconds others get: the default of `adaptok train`

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
 from adaptok.evaluation.evaluate import WINDOWS, device_of, persistence
 from adaptok.evaluation.standings import Row
-from adaptok.models.schedules import create_schedule
+from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.tasks.bench.job import Job, Price, least_memory
 from adaptok.tasks.bench.measuring import (
     cost_of_batch,
@@ -25,7 +25,14 @@ from adaptok.tasks.bench.measuring import (
     tested,
     worst_decile,
 )
-from adaptok.tasks.bench.methods import METHODS, REFERENCE, Method, operations, tokenizer_words
+from adaptok.tasks.bench.methods import (
+    METHODS,
+    REFERENCE,
+    Method,
+    installed,
+    operations,
+    tokenizer_words,
+)
 from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size, info_of
 from adaptok.tasks.surrogate import begin, fit_surrogate, objectives
 from adaptok.training import SurrogateModule
@@ -58,15 +65,19 @@ def jobs(
     sets = SMALL if scale == "small" else full_size(base)
     names = [name for name in sets if name in QUICK or scale == "full"] if quick else [*sets]
     seeds = SEEDS[:1] if quick else SEEDS
-    methods = {name: own_method(name) for name in own} or METHODS
-    return [
-        _job(sets[data], name, method, kind, patch, seed)
-        for data in (names[:2] if quick else names)
-        for seed in seeds
-        for kind, patch in _budgets(sets[data], quick)
-        for name, method in methods.items()
-        if _has_row(method, kind)
-    ]
+    methods = {name: own_method(name) for name in own} or installed(METHODS)
+    found: list[Job] = []
+    for about in [sets[name] for name in (names[:2] if quick else names)]:
+        made = [
+            _job(about, name, method, kind, patch, seed)
+            for seed in seeds
+            for kind, patch in _budgets(about, quick)
+            for name, method in methods.items()
+            if _has_row(method, kind)
+        ]
+        first = made[0].price._replace(seconds=made[0].price.seconds + about.generated)
+        found += [replace(made[0], price=first), *made[1:]]
+    return found
 
 
 def own_method(name: str) -> Method:
@@ -123,6 +134,17 @@ class Prepared:
     config: dict[str, Any]
     data: WellData
     module: SurrogateModule
+
+    @property
+    def cycle(self) -> int:
+        """How many settings take turns."""
+        return len(self.config["schedule"]["settings"])
+
+    def by_turns(self) -> Schedule:
+        """The settings of training, one after the other."""
+        schedule = self.config["schedule"]
+        name = "cyclic" if schedule["name"] == "random" else schedule["name"]
+        return create_schedule({"name": name, "settings": schedule["settings"]})
 
 
 def prepared(words: Sequence[str], data: str, oracle: bool = False) -> Prepared:
@@ -205,11 +227,13 @@ def largest(cost: Callable[[int], float], target: float, most: int) -> int:
 
 
 def _flops(ready: Prepared) -> float:
-    return cost_of_batch(ready.module, ready.data, "valid")[0]
+    ready.module.schedule = ready.by_turns()
+    return cost_of_batch(ready.module, ready.data, "valid", ready.cycle)[0]
 
 
 def _training_seconds(ready: Prepared) -> float:
-    return step_seconds(ready.module, ready.data)["training"]
+    ready.module.schedule = ready.by_turns()
+    return step_seconds(ready.module, ready.data, ready.cycle)["training"]
 
 
 def measure(job: Job, work: Path) -> Row:
@@ -232,9 +256,8 @@ def found_by(ready: Prepared, job: Job, words: Sequence[str]) -> dict[str, Any]:
     data, module, oracle = ready.data, ready.module, isinstance(ready.module, OracleModule)
     model = module.surrogate
     steps = 0 if oracle else _rollout_steps(data, model.history)
-    schedule = create_schedule(_of_test(ready.config["schedule"]))
-    module.schedule = schedule
-    found = tested(module, data, schedule, steps)
+    module.schedule = schedule = ready.by_turns()
+    found = tested(module, data, schedule, steps, ready.cycle)
     blank = persistence(data, "test").vrmse.mean
     metrics: dict[str, Any] = {
         "vrmse": _number(found.one_step.mean()),
@@ -248,21 +271,18 @@ def found_by(ready: Prepared, job: Job, words: Sequence[str]) -> dict[str, Any]:
     if found.rollout is not None:
         rollout = rollout_of(found.rollout, model.history, WINDOWS)
     trained = any(p.requires_grad for p in model.parameters())
+    timed = step_seconds(module, data, ready.cycle) if trained else _inference_alone(module, data)
     return {
         "tokens": float(found.tokens.mean()) if len(found.tokens) else None,
         "flops": float(found.flops),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": step_seconds(module, data) if trained else _inference_alone(module, data),
+        "seconds": step_seconds(module, data, ready.cycle)
+        if trained
+        else _inference_alone(module, data),
         "memory": found.memory,
         "metrics": metrics,
         "rollout": rollout,
     }
-
-
-def _of_test(schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of training, in a test one after the other."""
-    name = "cyclic" if schedule["name"] == "random" else schedule["name"]
-    return {"name": name, "settings": schedule["settings"]}
 
 
 def _rollout_steps(data: WellData, history: int) -> int:
@@ -283,11 +303,14 @@ def _transfer(ready: Prepared, job: Job, error: Tensor) -> float | None:
     if "budget" not in ready.module.surrogate.controls or job.value is None:
         return None
     quarter = {"name": "fixed", "settings": [{"budget": max(job.value // 4, 1)}]}
-    ready.module.schedule = create_schedule(quarter)
+    module, before = ready.module, ready.module.schedule
+    module.schedule = create_schedule(quarter)
     try:
-        found = tested(ready.module, ready.data, ready.module.schedule, 0)
+        found = tested(module, ready.data, module.schedule, 0, 1)
     except ValueError:  # fewer tokens than its coarsest cells
         return None
+    finally:
+        module.schedule = before
     return _number(found.one_step.mean() / error)
 
 

@@ -276,9 +276,7 @@ def found_by(ready: Prepared, job: Job, words: Sequence[str]) -> dict[str, Any]:
         "tokens": float(found.tokens.mean()) if len(found.tokens) else None,
         "flops": float(found.flops),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": step_seconds(module, data, ready.cycle)
-        if trained
-        else _inference_alone(module, data),
+        "seconds": timed,
         "memory": found.memory,
         "metrics": metrics,
         "rollout": rollout,
@@ -335,8 +333,8 @@ def dry(job: Job) -> int:
     Raises:
         ValueError: a key that nothing reads, or parts that do not fit.
     """
-    config = plain(compose("train", list(job.config["words"])))
+    config, info = plain(compose("train", list(job.config["words"]))), info_of(job.set)
     objectives(config)
     with torch.random.fork_rng(), torch.device("meta"):
-        model = without_statistics(config, info_of(job.set))
+        model = without_statistics(config, info)
     return sum(p.numel() for p in model.parameters())

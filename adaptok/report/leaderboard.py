@@ -1,4 +1,4 @@
-"""The page of the reference benchmark: one HTML file that needs nothing else."""
+"""The page of the reference benchmark, one HTML file that needs nothing else, or Markdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from adaptok.evaluation.standings import (
     missing,
     standings,
 )
+from adaptok.report.formats import MISSING
 from adaptok.utils.atomic import replacing
+from adaptok.utils.tables import table
 
 TEMPLATES = FileSystemLoader(Path(__file__).with_name("assets"))
 # Columns of each track: title, name of the value, and by how much it is multiplied.
@@ -65,8 +67,16 @@ def write_leaderboard(found: Folder, quoted: Sequence[Row], path: Path) -> Path:
         found: what was read, with what is left out.
         quoted: published rows, shown with sets that were measured under the same name or, without
             any, on their own.
-        path: of the page.
+        path: of the page; one that ends in .md becomes Markdown, without quoted rows.
     """
+    text = markdown(found) if path.suffix == ".md" else _page(found, quoted)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _page(found: Folder, quoted: Sequence[Row]) -> str:
     measured = list(found.rows.values())
     rows = standings([*measured, *quoted])
     gaps: dict[tuple[str, str], list[str]] = {}
@@ -75,7 +85,7 @@ def write_leaderboard(found: Folder, quoted: Sequence[Row], path: Path) -> Path:
     environment = Environment(
         loader=TEMPLATES, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("leaderboard.html").render(
+    return environment.get_template("leaderboard.html").render(
         tracks={name: TRACKS[name] for name in TRACKS if any(_of(rows, name))},
         missing=[(*place, ", ".join(names)) for place, names in gaps.items()],
         bad=found.bad,
@@ -97,10 +107,36 @@ def write_leaderboard(found: Folder, quoted: Sequence[Row], path: Path) -> Path:
         plotly=Markup(get_plotlyjs()),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+
+
+def markdown(found: Folder) -> str:
+    """Writes what was measured as Markdown, a table per track and set, and what is missing."""
+    rows, parts = standings(found.rows.values()), ["# Leaderboard\n"]
+    for track in [name for name in TRACKS if _of(rows, name)]:
+        parts.append(f"## {track}: {TRACKS[track]}\n\n{ABOUT[track]}\n")
+        for data in dict.fromkeys(one.first.set for one in _of(rows, track)):
+            own = [one for one in _of(rows, track) if one.first.set == data]
+            parts += [f"**{data}**\n", _table(track, own)]
+    gaps = [f"{track} {data}: {method}" for track, data, method in missing(found.rows.values())]
+    parts.append(f"Mandatory and not measured: {', '.join(gaps) or 'none'}.\n")
+    return "\n".join(parts)
+
+
+def _table(track: str, rows: Sequence[Standing]) -> str:
+    titles = [title for title, _, _ in COLUMNS[track]]
+    shown = [_shown(one) for one in rows]
+    body = []
+    for one in shown:
+        values = [_number(one["values"][title]) for title in titles]
+        if one["spread"] is not None:
+            place = [name for _, name, _ in COLUMNS[track]].index(MEASURES[track])
+            values[place] += f" ± {_number(one['spread'])}"
+        body.append([f"`{one['method']}`", one["budget"], *values, "; ".join(one["marks"])])
+    return table(["method", "budget", *titles, "marks"], body)
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4g}"
 
 
 def _of(rows: Sequence[Standing], track: str) -> list[Standing]:

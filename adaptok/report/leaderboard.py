@@ -35,8 +35,8 @@ COLUMNS: dict[str, tuple[tuple[str, str, float], ...]] = {
         ("change, planes", "change_1", 1),
         ("field, means", "field_0", 1),
         ("field, planes", "field_1", 1),
-        ("tokens", "tokens", 1),
         ("cells, ms", "cells", 1e3),
+        ("tokens", "tokens", 1),
     ),
     "T1": (
         ("VRMSE", "vrmse", 1),

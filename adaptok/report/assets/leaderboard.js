@@ -47,7 +47,7 @@
 
   function drawTable() {
     const track = choices.track.value;
-    const titles = ["method", "set", "budget", ...titlesOf(track), "seeds", "commit", "marks"];
+    const titles = ["method", "set", "budget", "marks", ...titlesOf(track), "seeds", "commit"];
     const numeric = new Set([...titlesOf(track), "seeds"]);
     head.replaceChildren(...titles.map((title) => {
       const cell = element("th", undefined, { scope: "col" });

@@ -41,6 +41,8 @@ def test_merges_keep_the_share_of_the_mean_over_blocks():
     counts = [576 - r * i for i in range(1, 13)]
     assert kept == pytest.approx(sum(counts) / (12 * 576))
     assert abs(kept - 0.77) < 12 / 576
+    few = type("", (), {"blocks": blocks[:4]})
+    assert features.merges(few, 64, 0.25) == (31, 0.25)  # 33, 17, 9, 5: at most half of them merge
 
 
 @pytest.mark.slow

@@ -114,7 +114,11 @@ def merges(model: Any, patches: int, share: float) -> tuple[int, float]:
     depth = len(model.blocks)
 
     def kept(r: int) -> float:
-        return sum(max(patches - i * r, 1) for i in range(1, depth + 1)) / (depth * patches)
+        left, total = patches, 0
+        for _ in range(depth):
+            left -= min(r, left // 2)  # more never merge in one block
+            total += left
+        return total / (depth * patches)
 
     r = min(range(1, patches // 2), key=lambda r: abs(kept(r) - share))
     return r, kept(r)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,7 +140,7 @@ def test_budgets_are_equal_tokens_operations_and_seconds():
     assert not {"persistence", methods.REFERENCE} & named
 
 
-@pytest.mark.parametrize("name", sampled(methods.METHODS, 4))
+@pytest.mark.parametrize("name", sampled(methods.METHODS, 8))
 def test_words_of_every_method_compose(name):
     for about in [SMALL["blast_32"], full_size("/data")["turbulent_radiative_layer_2D"]]:
         words = methods.METHODS[name].words(about, about.patches[1])
@@ -245,6 +247,15 @@ def test_words_that_are_refused(words, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+def test_commands_of_the_documentation_are_understood():
+    from test_docs import commands
+
+    lines = [shlex.split(line, comments=True) for _, line in commands()]
+    typed = [words[3:] for words in lines if words[1:3] == ["bench", "run"]]
+    assert {parsed(words).track for words in typed} == {"T0", "T1", "T2"}
+    assert any(words[1:3] == ["bench", "submit"] for words in lines)
+
+
 def test_options_reach_the_track():
     asked = parsed(["T1", "out=rows", "scale=full", "base=/data", "--quick"])
     assert (asked.track, asked.out, asked.quick, asked.plan) == ("T1", Path("rows"), True, False)
@@ -288,22 +299,23 @@ def package(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     yield tmp_path / name
-    import sys
-
     sys.modules.pop(name, None)
 
 
 def test_a_submission_is_checked_measured_and_shown(package, capsys):
     target = f"{package.name}:mine"
-    words = ["bench", "submit", target, "--track", "T0", "--quick", "out=sub"]
+    words = ["bench", "submit", target, "--track", "T0", "--quick", "out=sub", "only=*maze*"]
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "mine: keeps the promises of a tokenizer in 2D and 3D" in said
     assert "attach sub/*.json and sub/leaderboard.html" in said
     rows = read_rows("sub").rows
     assert {row.method for row in rows.values()} == {"mine"}
-    assert len(rows) == 2
+    assert len(rows) == 1
     assert "mine" in Path("sub/leaderboard.html").read_text()
+    jobs = t1.jobs(True, ["mine"])  # now that it is registered
+    assert {(job.method, job.kind) for job in jobs} == {("mine", "tokens")}
+    assert plain(compose("train", jobs[0].config["words"]))["tokenizer"]["budget"] == 64
 
 
 def test_submissions_that_are_refused(package, capsys):

@@ -16,8 +16,7 @@ def print_leaderboard(*args: str) -> int:
         args: folders, and ``out=FILE``.
 
     Raises:
-        ValueError: no folder, an unknown option, or the same name for different rows of two
-            folders.
+        ValueError: no folder, or an unknown option.
     """
     options = dict(arg.split("=", 1) for arg in args if arg.partition("=")[0] == "out")
     folders = [arg for arg in args if arg.partition("=")[0] != "out"]

@@ -130,6 +130,16 @@ def test_quick_jobs_are_some_of_all_and_have_the_mandatory_methods(module):
     assert absent <= {name for name, m in methods.METHODS.items() if m.needs}  # not installed
 
 
+@pytest.mark.parametrize("module", [t0, t1, t2])
+def test_seeds_of_a_job_have_one_definition(module):
+    found: dict[tuple, set[str]] = {}
+    for job in module.jobs():
+        row = made_up(method=job.method, seed=job.seed, config=dict(job.config))
+        found.setdefault((job.set, job.method, job.kind, job.value), set()).add(row.definition)
+    assert {len(definitions) for definitions in found.values()} == {1}
+    assert len({one for own in found.values() for one in own}) == len(found)
+
+
 def test_budgets_are_equal_tokens_operations_and_seconds():
     jobs = [job for job in t1.jobs() if job.set == "maze_64" and job.seed == 0]
     kinds = {(job.kind, job.value) for job in jobs}
@@ -344,7 +354,6 @@ def test_registered_tokenizers_are_found_by_name_and_by_object():
 def tiny(monkeypatch) -> Callable[..., list[Job]]:
     """Jobs of track T1 on a set and a training of seconds."""
     monkeypatch.setattr(t1, "SMALL", {"tiny": TINY})
-    monkeypatch.setattr(t1, "QUICK", ("tiny",))
     return t1.jobs
 
 

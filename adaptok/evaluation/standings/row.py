@@ -87,6 +87,17 @@ class Row:
         return self.metrics.get(MEASURES[self.track])
 
     @property
+    def definition(self) -> str:
+        """Its configuration without the seed: rows that share it may be averaged."""
+        word = f"seed={self.seed}"
+        shared = {
+            name: [one for one in value if one != word] if isinstance(value, list) else value
+            for name, value in self.config.items()
+            if name != "seed"
+        }
+        return json.dumps(shared, sort_keys=True)
+
+    @property
     def stem(self) -> str:
         """Name of its file, without the ending."""
         return stem_of(self.track, self.set, self.method, self.budget, self.seed)

@@ -72,9 +72,8 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
     """
     groups: dict[Any, list[Row]] = {}
     for row in rows:
-        shared = {k: v for k, v in row.config.items() if k != "seed"}
         key = (row.track, row.set, row.method, row.budget["kind"], row.budget["value"])
-        same = (row.commit, row.hardware, row.measured, row.source, repr(sorted(shared.items())))
+        same = (row.commit, row.hardware, row.measured, row.source, row.definition)
         groups.setdefault((key, same), []).append(row)
     newest = _newest(row for group in groups.values() for row in group)
     made = [_standing(group, newest) for group in groups.values()]

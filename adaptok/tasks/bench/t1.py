@@ -39,7 +39,6 @@ from adaptok.training import SurrogateModule
 from adaptok.training.surrogate_module import Batch
 
 SEEDS = (0, 1, 2)
-QUICK = ("maze_64", "quadrants_64")
 RATE = {"cpu": 35e9, "cuda": 5e13}  # operations per second, forward and backward
 STEP_SECONDS, START_SECONDS = 8e-3, 6.0  # per step and per job, of loader, trainer and composition
 OVER = 1.02  # operations or seconds, over those of the reference, that still count as equal
@@ -63,11 +62,10 @@ def jobs(
     if scale not in ("small", "full"):
         raise ValueError(f"scale is small or full, got {scale!r}")
     sets = SMALL if scale == "small" else full_size(base)
-    names = [name for name in sets if name in QUICK or scale == "full"] if quick else [*sets]
     seeds = SEEDS[:1] if quick else SEEDS
     methods = {name: own_method(name) for name in own} or installed(METHODS)
     found: list[Job] = []
-    for about in [sets[name] for name in (names[:2] if quick else names)]:
+    for about in [*sets.values()][: 2 if quick else None]:
         made = [
             _job(about, name, method, kind, patch, seed)
             for seed in seeds

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from typing import Any
 
 import torch
 
@@ -44,12 +45,12 @@ def measure(name: str, batch: int, share: float) -> dict[str, object]:
 
     torch.manual_seed(0)
     torch.compiler.reset()
-    model = timm.create_model(name).eval()
+    model: Any = timm.create_model(name).eval()
     tokens = round(share * model.patch_embed.num_patches)
-    fast = apply_apt(model, marking={"name": "budget", "budget": tokens}).eval()
+    fast: Any = apply_apt(model, marking={"name": "budget", "budget": tokens}).eval()
     images, _ = photographs(batch, SIDE)
     x = (images - STATS) / STATS
-    sides = {"timm": model, "cells": fast}
+    sides: dict[str, Any] = {"timm": model, "cells": fast}
     sides |= {f"{key} compiled": torch.compile(m, fullgraph=True) for key, m in sides.items()}
     torch.testing.assert_close(sides["cells compiled"](x), fast(x), rtol=1e-3, atol=1e-4)
     calls = {key: (lambda m=m: m(x)) for key, m in sides.items()}

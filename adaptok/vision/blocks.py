@@ -67,11 +67,12 @@ class PackedBlock(nn.Module):
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
         packing = _packing(self, attn_mask)
-        if packing.between is None and _plain(packing):  # timm's own pass does the same with less
-            rows = x.reshape(-1, _length(packing), x.shape[-1])
+        length = _length(packing)
+        if packing.between is None and length is not None:  # timm's own pass does it with less
             inside = not isinstance(self, (ParallelScalingBlock, DiffParallelScalingBlock))
             own: Any = super()
-            return own.forward(rows, attn_mask=packing if inside else None).reshape(x.shape)
+            out = own.forward(_by_image(x, length), attn_mask=packing if inside else None)
+            return out if out.shape == x.shape else out.reshape(x.shape)
         return run_of(self)(self, x, packing)
 
 
@@ -83,9 +84,11 @@ class PackedAttention(nn.Module):
     ) -> Float[Tensor, "*b n d"]:
         """Runs it; `attn_mask` says which rows attend to which."""
         packing = _packing(self, attn_mask)
-        if _plain(packing):
+        length = _length(packing)
+        if length is not None:
             own: Any = super()
-            return own.forward(x.reshape(-1, _length(packing), x.shape[-1])).reshape(x.shape)
+            out = own.forward(_by_image(x, length))
+            return out if out.shape == x.shape else out.reshape(x.shape)
         return attention(self, x.flatten(0, -2), packing).reshape(x.shape)
 
 
@@ -98,19 +101,19 @@ def _packing(module: nn.Module, given: Any) -> Packing:
     )
 
 
-def _plain(packing: Packing) -> bool:
-    """Whether the groups are rows of one length, nothing else is asked for, and no back end of
-    attention is forced.
+def _length(packing: Packing) -> int | None:
+    """Returns the length of the groups if they are rows of one, nothing else is asked for, and no
+    back end of attention is forced; else None.
     """
-    asked = (packing.rope, packing.key_bias, packing.observed)
-    equal = packing.groups.order is None and common(packing.groups.lengths) is not None
-    return equal and all(one is None for one in asked) and automatic()
+    if packing.rope is not None or packing.key_bias is not None or packing.observed is not None:
+        return None
+    if packing.groups.order is not None or not automatic():
+        return None
+    return common(packing.groups.lengths)
 
 
-def _length(packing: Packing) -> int:
-    length = common(packing.groups.lengths)
-    assert length is not None
-    return length
+def _by_image(x: Float[Tensor, "*b n d"], length: int) -> Float[Tensor, "i m d"]:
+    return x if x.ndim == 3 and x.shape[1] == length else x.reshape(-1, length, x.shape[-1])
 
 
 def pack_modules(blocks: nn.Module) -> None:

@@ -312,8 +312,8 @@ class AptMixin(nn.Module):
         rows = groups.gather(torch.cat([prefix.flatten(0, 1), rows]))
         rows = model.norm_pre(model.pos_drop(rows))[None]  # a batch of one, as blocks expect
         between = []
-        for i, packing in enumerate(self._packings(cells, groups, p)[:stop]):
-            block = self.blocks[i]
+        packings = self._packings(cells, groups, p)[:stop]
+        for i, (block, packing) in enumerate(zip(self.blocks, packings, strict=False)):
             if model.grad_checkpointing and torch.is_grad_enabled():
                 rows = checkpoint(run_block, block, rows, packing)
             else:

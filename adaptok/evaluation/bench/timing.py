@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -51,16 +52,21 @@ def paired(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Measures the seconds of each function, run A B C A B C ...; waits for CUDA work."""
+    """Measures the seconds of each function, run in turn; waits for CUDA work.
+
+    Each round has an order of its own: a function that always runs behind one with the same
+    weights finds them in the cache.
+    """
+    shuffled = random.Random(0)
     for _ in range(warmup):
         for function in functions.values():
             function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
-        for name, function in functions.items():
+        for name in shuffled.sample(list(functions), len(functions)):
             _wait()
             start = clock()
-            function()
+            functions[name]()
             _wait()
             seconds[name].append(clock() - start)
     return seconds

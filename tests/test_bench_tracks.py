@@ -250,6 +250,7 @@ def test_a_track_without_training_from_the_command_line(tmp_path, capsys):
         (["T0", "out=x", "--quik"], "flag must be one of --quick, --plan"),
         (["T0", "out=x", "only=none"], "no row matches 'none'"),
         (["T2", "out=x", "images=y"], "checkpoint=FILE"),
+        (["T2", "out=x", "images=y", "checkpoint=z"], "there is no y"),
     ],
 )
 def test_words_that_are_refused(words, reason, capsys):
@@ -381,6 +382,26 @@ def test_every_method_of_t1_is_measured(tmp_path, tiny):
 
 
 @pytest.mark.slow
+def test_a_row_that_was_interrupted_resumes_and_has_the_same_numbers(tmp_path, tiny, monkeypatch):
+    (job,) = [job for job in tiny(True) if job.method == "iap"]
+    whole = t1.measure(job, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+
+        def stop(*_: Any) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+        patch.setattr(t1, "found_by", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run([job], tmp_path / "rows", t1.measure)
+    assert not read_rows(tmp_path / "rows").rows
+    assert run([job], tmp_path / "rows", t1.measure) == {}
+    (again,) = read_rows(tmp_path / "rows").rows.values()
+    assert (again.metrics, again.rollout) == (whole.metrics, whole.rollout)
+    log = (tmp_path / "rows" / "work" / f"{job.stem}.log").read_text()
+    assert "resuming from" in log
+
+
+@pytest.mark.slow
 def test_equal_operations_are_those_of_the_reference_and_seconds_are_found(tmp_path, tiny):
     every = [job for job in tiny() if job.seed == 0 and job.method == "uniform"]
     reference = next(j for j in tiny() if (j.method, j.value) == (methods.REFERENCE, 16))
@@ -426,6 +447,28 @@ def test_the_oracle_sees_the_next_change_and_nothing_else(tmp_path, tiny):
     assert len(first)
     assert (second[:, -2:] < 8).all()
     assert len(second)
+
+
+@pytest.mark.slow
+def test_a_folder_of_images_and_weights_make_jobs_of_timm(tmp_path):
+    pytest.importorskip("timm")
+    weights, images = tmp_path / "vit.safetensors", tmp_path / "images"
+    weights.touch()
+    (images / "train" / "cat").mkdir(parents=True)
+    (images / "train" / "cat" / "1.png").touch()
+    chosen = {"images": str(images), "model": "vit_tiny_patch16_224", "checkpoint": str(weights)}
+    jobs = t2.jobs(True, **chosen)
+    values = {job.method: job.value for job in jobs if job.kind == "tokens"}
+    assert {*values.values()} == {98}
+    for job in jobs:
+        config = t2.composed(job)
+        assert config["data"]["path"] == str(images)
+        if job.method == "lower_resolution":
+            assert config["model"]["img_size"] == 9 * 16  # at most half of 14 x 14
+        if job.method == "tome":
+            assert config["tokenizer"]["reducer"]["r"] == 15
+    with pytest.raises(ValueError, match="there is no"):
+        t2.jobs(**{**chosen, "checkpoint": "absent"})
 
 
 @pytest.mark.slow

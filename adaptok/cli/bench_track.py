@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from adaptok.evaluation.standings import TRACKS
 from adaptok.registry import TOKENIZERS, choice
 from adaptok.tasks.bench.job import Job
@@ -63,6 +65,7 @@ def _run(asked: Asked, jobs: Sequence[Job]) -> int:
     if asked.plan:
         _dry(asked, jobs)
         return 0
+    torch.set_num_threads(1)  # seconds are those of one core; another process takes another core
     failed = run(jobs, asked.out, module_of(asked.track).measure)
     for name, why in failed.items():
         print(f"adaptok: not measured: {name}: {why}", file=sys.stderr)
@@ -97,10 +100,15 @@ def module_of(track: str) -> ModuleType:
 def chosen(asked: Asked, own: Sequence[str] = ()) -> list[Job]:
     """Lists the jobs that were asked for.
 
+    Args:
+        asked: track and options.
+        own: tokenizers in place of all methods.
+
     Raises:
         ValueError: there is none.
     """
-    made: list[Job] = module_of(asked.track).jobs(asked.quick, own, **asked.options)
+    more: dict[str, Any] = {**asked.options, **({"own": own} if own else {})}
+    made: list[Job] = module_of(asked.track).jobs(asked.quick, **more)
     jobs = [job for job in made if fnmatch(job.stem, asked.only)]
     if not jobs:
         raise ValueError(f"no row matches {asked.only!r}; rows are called {made[0].stem} ...")

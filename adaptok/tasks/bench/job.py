@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from adaptok.evaluation.bench.timing import machine
+from adaptok.evaluation.cost import environment
 from adaptok.evaluation.standings import SCHEMA, Row, key_of
 from adaptok.evaluation.standings.row import stem_of
 
@@ -67,13 +68,14 @@ class Job:
         """Name of the row's file, without the ending."""
         return stem_of(self.track, self.set, self.method, self.budget, self.seed)
 
-    def row(self, **found: Any) -> Row:
+    def row(self, device: torch.device | str = "cpu", **found: Any) -> Row:
         """Makes the row of what was measured, now and here.
 
         Args:
+            device: that it was measured on.
             found: fields of `Row` that a measurement decides; None for those that are left out.
         """
-        about = _machine()
+        about = _machine(str(torch.device(device).type))
         blank = ("tokens", "flops", "parameters", "seconds", "memory", "rollout")
         return Row(
             schema=SCHEMA,
@@ -99,8 +101,8 @@ class Job:
 
 
 @functools.cache
-def _machine() -> dict[str, Any]:
-    return machine()
+def _machine(device: str) -> dict[str, Any]:
+    return machine() | environment(torch.device(device))
 
 
 def least_memory() -> float:

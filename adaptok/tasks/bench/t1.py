@@ -246,7 +246,7 @@ def measure(job: Job, work: Path) -> Row:
     ready = prepared([*words, *([f"resume={last}"] if last.is_file() else [])], sets, oracle)
     fit_surrogate(ready.module, ready.data, ready.config, folder)
     ready.module = ready.module.to(_place(ready.config))
-    return job.row(**found_by(ready, job, words))
+    return job.row(_place(ready.config), **found_by(ready, job, words))
 
 
 def found_by(ready: Prepared, job: Job, words: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from adaptok.config.menu import compose, plain
 from adaptok.evaluation.bench.features import dense, loss, merges
 from adaptok.evaluation.cost import cost_of
+from adaptok.evaluation.evaluate import device_of
 from adaptok.evaluation.standings import Row
 from adaptok.tasks.bench.job import Job, Price, least_memory
 from adaptok.tasks.classify import ImageData
@@ -75,8 +76,10 @@ def own_images(path: str, model: str, checkpoint: str) -> ImageSet:
     """A folder laid out as ImageNet is, and a model of timm with weights of a local file, trained
     for one epoch by the recipe of APT's paper.
 
-    Raises:
-        ValueError: the model's patches are not known.
+    Args:
+        path: of the folder.
+        model: name in timm.
+        checkpoint: file of weights.
     """
     import timm
 
@@ -92,7 +95,6 @@ def own_images(path: str, model: str, checkpoint: str) -> ImageSet:
 
 def jobs(
     quick: bool = False,
-    own: Sequence[str] = (),
     *,
     images: str = "",
     model: str = "vit_base_patch16_224",
@@ -102,26 +104,26 @@ def jobs(
 
     Args:
         quick: one share of the patches and one seed.
-        own: ways to cut images by name, in place of all methods.
         images: folder laid out as ImageNet is; without one, digits.
         model: of timm, for a folder.
         checkpoint: file with its weights, for a folder.
 
     Raises:
-        ValueError: a folder without weights.
+        ValueError: a folder without weights, or one of them is not there.
     """
     if images and not checkpoint:
         raise ValueError("images=FOLDER is for models with weights: checkpoint=FILE")
+    for path in filter(None, (images, checkpoint)):
+        if not Path(path).exists():
+            raise ValueError(f"there is no {path}")
     about = own_images(images, model, checkpoint) if images else digits()
     seeds, shares = (SEEDS[:1], SHARES[:1]) if quick else (SEEDS, SHARES)
-    methods = {name: _cells(name) for name in own} or METHODS
     found = []
     for seed in seeds:
-        if not own:
-            found += [_job(about, "chance", None, seed, None)]
-            found += [_job(about, "uniform", None, seed, _plain)]
+        found += [_job(about, "chance", None, seed, None)]
+        found += [_job(about, "uniform", None, seed, _plain)]
         for share in shares:
-            found += [_job(about, name, share, seed, words) for name, words in methods.items()]
+            found += [_job(about, name, share, seed, words) for name, words in METHODS.items()]
     return found
 
 
@@ -263,6 +265,7 @@ def measure(job: Job, work: Path) -> Row:
     node = {**config["model"], "checkpoint": None, "pretrained": False}
     whole = build_timm(classes=len(results.classes), **node)
     return job.row(
+        device_of("auto"),
         tokens=tokens,
         flops=cost.flops["total"] / len(images),
         memory=cost.memory["total"],

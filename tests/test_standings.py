@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from bench_rows import made_up
@@ -21,6 +22,7 @@ from adaptok.evaluation.standings import (
     write_row,
 )
 from adaptok.evaluation.standings.row import KEYS, digest_of
+from adaptok.report.leaderboard import markdown
 
 
 def forged(**changes):
@@ -170,6 +172,16 @@ def test_anchors_are_rows_that_nobody_measured_here():
         assert one.marks[0] == "published, not measured here"
     iap = next(row for row in rows if (row.set, row.method) == ("supernova_explosion_64", "IAP"))
     assert (iap.score, iap.tokens) == (0.1794, 4096)
+
+
+def test_the_rows_of_the_project_are_read_and_the_page_shows_them():
+    root = Path(__file__).parents[1]
+    found = read_rows(root / "experiments" / "bench" / "results")
+    assert len(found.rows) >= 228
+    assert not found.bad
+    assert not found.others
+    page = root / "docs" / "benchmarks" / "leaderboard.md"
+    assert page.read_text() == markdown(found)
 
 
 def test_words_of_the_command(tmp_path, capsys):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adaptok.cells import Cells
 from adaptok.evaluation.bench.indicators import OnSet, tokenizers
 from adaptok.evaluation.bench.timing import clock_of, paired
@@ -67,6 +69,7 @@ def measure(job: Job, work: Path) -> Row:
     elif job.method == "oracle":
         found = bench.oracle()
     else:
+        torch.manual_seed(job.seed)  # of a gate that was not trained
         tokenizer = bench.build(job.method)
         cells: Callable[[], Cells] = lambda: bench.cells(tokenizer)  # noqa: E731
         took = paired({"cells": cells}, repeats=3, clock=clock_of("cpu"))["cells"]

@@ -240,7 +240,7 @@ def test_a_track_without_training_from_the_command_line(tmp_path, capsys):
 
 
 def test_a_row_without_training_is_the_same_again():
-    (job,) = [job for job in t0.jobs(True) if (job.method, job.set) == ("msvit", [*t0.SETS][0])]
+    job = next(job for job in t0.jobs(True) if job.method == "msvit")
     first = t0.measure(job, Path("unused"))
     torch.manual_seed(7)
     assert t0.measure(job, Path("unused")).metrics == first.metrics

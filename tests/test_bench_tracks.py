@@ -196,6 +196,16 @@ def test_models_of_the_full_size_are_built_without_data(data):
         t1.jobs(scale="huge")
 
 
+def test_budgets_of_the_full_size_are_those_of_the_papers():
+    sets = full_size("/data")
+    found = {name: [one.tokens(patch) for patch in one.patches] for name, one in sets.items()}
+    flat, deep = [4096, 1024, 256], [4096, 512, 64]
+    for name in ("active_matter", "viscoelastic_instability", "rayleigh_benard"):
+        assert found[name] == flat
+    assert found["supernova_explosion_64"] == found["turbulence_gravity_cooling"] == deep
+    assert found["turbulent_radiative_layer_2D"] == [3072, 768, 192]
+
+
 def test_a_width_is_the_largest_whose_cost_is_not_above_the_target():
     for target in range(1, 40):
         wanted = max([n for n in range(21) if n * n <= target], default=0)

@@ -150,7 +150,8 @@ def full_size(base: str) -> dict[str, FieldSet]:
         shape, ndim = tuple(about["shape"]), len(about["shape"])
         points = product(shape)
         # about 4096, 1024 and 256 tokens; in 3D 4096, 512 and 64
-        finest = 4 if points <= 4096 * 4**3 else 8
+        finest = 4 if points <= 4096 * 4**ndim else 8
+        fourier = 128 if ndim < 3 else 48  # else the weights of its modes outgrow all others
         words = ["data=well", f"data.name={name}", f"data.base={base}", "data.batch_size=8"]
         words += [f"size={'iap_3d' if ndim == 3 else 'iap'}", "optim=paper", "trainer=paper"]
         words += ["history=4", "history_mode=fold"]
@@ -168,7 +169,7 @@ def full_size(base: str) -> dict[str, FieldSet]:
             depth=7,
             heads=6,
             width=64,
-            widths={"lower_resolution": 48, "cnextunet": 42, "fno": 128, "tfno": 128},
+            widths={"lower_resolution": 48, "cnextunet": 42, "fno": fourier, "tfno": fourier},
             tested=2000,
         )
     return found

@@ -25,8 +25,8 @@ REMOVED = (16, 32)
 CUDA = torch.cuda.is_available()
 KIND = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
 NOTE = (
-    f"Forward pass of timm's `{MODEL}` with random weights ({str(KIND[1])[6:]}, {BATCH} images, one "
-    f"warm-up, medians of {REPEATS} paired runs), alone and with the reducer `tome` (weighted "
+    f"Forward pass of timm's `{MODEL}` with random weights ({str(KIND[1])[6:]}, {BATCH} images, "
+    f"one warm-up, medians of {REPEATS} paired runs), alone and with the reducer `tome` (weighted "
     "attention) "
     "taking away r tokens per block. `FLOP ratio` is counted by torch.utils.flop_counter, the "
     "matching included; `speed-up` is the median of the ratios of paired runs, with its lowest and "

@@ -70,7 +70,7 @@ docs: $(DOCS_STAMP)  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 clean:  ## Remove caches and build products, keep the environment, data and runs
-	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist site .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find adaptok tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -22,9 +22,12 @@ from adaptok.vision import apply_reducer
 
 MODEL, SIDE, BATCH, REPEATS = "vit_base_patch16_384", 384, 2, 5
 REMOVED = (16, 32)
+CUDA = torch.cuda.is_available()
+KIND = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
 NOTE = (
-    f"Forward pass of timm's `{MODEL}` with random weights (float32, {BATCH} images, one warm-up, "
-    f"medians of {REPEATS} paired runs), alone and with the reducer `tome` (weighted attention) "
+    f"Forward pass of timm's `{MODEL}` with random weights ({str(KIND[1])[6:]}, {BATCH} images, "
+    f"one warm-up, medians of {REPEATS} paired runs), alone and with the reducer `tome` (weighted "
+    "attention) "
     "taking away r tokens per block. `FLOP ratio` is counted by torch.utils.flop_counter, the "
     "matching included; `speed-up` is the median of the ratios of paired runs, with its lowest and "
     "highest, and the last column how much of the FLOP ratio arrives. A reducer with r = 0 is what "
@@ -42,8 +45,11 @@ def measure(repeats: int = REPEATS) -> list[dict[str, object]]:
     x = torch.randn(BATCH, 3, SIDE, SIDE)
     models = {r: apply_reducer(model, "tome", r=r) for r in (0, *REMOVED)}
     torch.testing.assert_close(models[0](x), model(x), atol=1e-4, rtol=1e-4)
+    for each in models.values():  # they share the parameters
+        each.to(*KIND)
+    x = x.to(*KIND)
     calls = {"timm": lambda: model(x), **{r: (lambda m=m: m(x)) for r, m in models.items()}}
-    seconds = paired(calls, repeats=repeats, clock=clock_of("cpu"))
+    seconds = paired(calls, repeats=repeats, clock=clock_of(x.device))
     plain, rows = flops_of(calls["timm"]), []
     for r in models:
         ratios = [a / b for a, b in zip(seconds["timm"], seconds[r], strict=True)]

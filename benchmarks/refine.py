@@ -25,6 +25,7 @@ from adaptok.models.parts import create_decoder, create_tokenizer
 
 SHARES = (0.25, 0.05)
 DIM = 96
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Points, channels and solver width of the sets that the headline is measured on, and 64 tokens.
 CASES = (
     {"space": (64, 64, 64), "channels": 6, "width": 32, "size": 16},
@@ -35,8 +36,8 @@ NOTE = (
     "without base and smoothing) on one sample with 64 uniform tokens of width 96, against the "
     "dense solver with the same weights. The scores of the default indicator count. The sparse one "
     "is checked to agree with the dense one at the chosen points. Medians of paired runs in "
-    "milliseconds of processor time, one thread, float32; the ratios are medians of the ratios of "
-    "paired runs. Backward passes have gradients of all weights and of the tokens."
+    "milliseconds (on a CPU processor time of one thread), float32; the ratios are medians of the "
+    "ratios of paired runs. Backward passes have gradients of all weights and of the tokens."
 )
 
 
@@ -47,24 +48,24 @@ def measure(repeats: int = 9) -> list[dict[str, Any]]:
         space, channels = case["space"], case["channels"]
         knobs = {"width": case["width"]}
         make = {"ndim": len(space), "in_channels": channels, "dim": DIM, "size": case["size"]}
-        tokenizer = create_tokenizer("uniform", **make)
-        x = torch.randn(1, channels, *space, generator=torch.Generator().manual_seed(0))
+        tokenizer = create_tokenizer("uniform", **make).to(DEVICE)
+        x = torch.randn(1, channels, *space, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         tokens = tokenizer(x).detach()
         tokens.features.requires_grad_()
-        every = create_decoder("refine", tokenizer.spec, channels, share=1.0, **knobs)
+        every = create_decoder("refine", tokenizer.spec, channels, share=1.0, **knobs).to(DEVICE)
         torch.nn.init.normal_(every.solver.head.weight)
         runs = {"dense": every}
         for share in SHARES:
             own = create_decoder(
                 "refine", tokenizer.spec, channels, share=share, width=case["width"]
             )
-            own.load_state_dict(every.state_dict())
+            own.to(DEVICE).load_state_dict(every.state_dict())
             runs[f"{share:.0%}"] = own
         solve = {name: solving(decoder, tokens, x) for name, decoder in runs.items()}
         check(solve)
         for what, wrap in (("forward", _forward), ("forward + backward", _backward)):
             calls = {name: wrap(function) for name, function in solve.items()}
-            seconds = paired(calls, repeats=repeats, clock=clock_of("cpu"))
+            seconds = paired(calls, repeats=repeats, clock=clock_of(DEVICE))
             for share in SHARES:
                 ours, others = seconds[f"{share:.0%}"], seconds["dense"]
                 ratios = sorted(a / b for a, b in zip(ours, others, strict=True))

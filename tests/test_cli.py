@@ -382,6 +382,13 @@ def test_a_mistake_is_one_line(capsys, tmp_path, args, message):
     assert message in fail(capsys, command, *runs.get(command, []), *folder, *rest)
 
 
+def test_a_mistake_in_the_name_of_the_folder_is_one_line(capsys, caplog):
+    error = fail(capsys, "train", "data=well")
+    assert "data.name must be given" in error
+    assert len(error.strip().splitlines()) == 1
+    assert not caplog.records
+
+
 def test_debug_shows_where_it_happened():
     with pytest.raises(ValueError, match="command must be one of"):
         main(["trian", "--debug"])

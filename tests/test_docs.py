@@ -167,7 +167,8 @@ def test_every_page_is_in_the_navigation():
 
     docs = ROOT / "docs"
     listed = sorted(files(yaml.safe_load((docs / "mkdocs.yml").read_text())["nav"]))
-    assert listed == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+    pages = [*docs.rglob("*.md"), *docs.glob("notebooks/*.py")]
+    assert listed == sorted(page.relative_to(docs).as_posix() for page in pages)
 
 
 @pytest.mark.slow
@@ -175,6 +176,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     """It also finds docstrings that describe a parameter which is not there."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("latex2mathml", reason="of the extra docs")
+    pytest.importorskip("mkdocs_jupyter", reason="of the extra docs")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
     config = ["-f", "docs/mkdocs.yml"]  # relative as in the Makefile: mkdocs refuses the full path
     built = subprocess.run([*build, *config], capture_output=True, text=True, cwd=ROOT)

@@ -91,3 +91,7 @@ def test_the_resolver_gives_the_same_and_may_stand_in_the_configuration():
 def test_a_configuration_with_a_mistake_has_a_name_too():
     name = identity("size.depth=${nowhere}")
     assert name.startswith("acoustic_scattering_maze_coarse_fine")
+
+
+def test_a_name_that_cannot_be_resolved_is_left_out():
+    assert identity("data=well", "seed=1").startswith("coarse_fine_vit_seed1_")

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import InterpolationResolutionError
 
 from adaptok.cli import as_typed, overrides_in, restored, typed_folders
 from adaptok.cli.folders import OtherRunError, check_free
@@ -48,7 +49,11 @@ class Watch(Callback):
 
         Hydra ignores what a callback raises, so that the task must raise `refused`.
         """
-        Watch.refused, folder = None, Path(config.hydra.run.dir)
+        Watch.refused = None
+        try:
+            folder = Path(config.hydra.run.dir)
+        except InterpolationResolutionError:  # a value that names the folder is wrong: the run says
+            return
         try:
             Watch.held.enter_context(only_writer(folder))
             check_free(folder, config)

@@ -105,5 +105,6 @@ def _label(values: dict[str, Any]) -> list[str]:
     if model == "surrogate" or values.get("task") == "classify":
         keys += ["tokenizer.name", "processor.name"]
     words = [str(values[key]) for key in keys if values.get(key) not in (None, "???")]
+    words = [word for word in words if "${" not in word]  # could not be resolved
     numbers = {key: values.get(key) for key in ("budget", "seed")}
     return [*words, *(f"{key}{value}" for key, value in numbers.items() if value is not None)]

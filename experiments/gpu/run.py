@@ -19,10 +19,10 @@ sys.path.insert(0, str(HERE / "experiments"))
 
 from listed import read  # noqa: E402
 
-MODELS = {  # APT: model, image size, batch
-    "vision_b": ("vit_base_patch16_384", "384", "64"),
-    "vision_l": ("vit_large_patch14_clip_336", "336", "32"),
-    "vision_h": ("vit_huge_patch14_clip_336", "336", "16"),
+MODELS = {  # APT, Table 6: model, image size, batch, share of tokens
+    "vision_l": ("vit_large_patch14_clip_336", "336", "32", "0.44"),
+    "vision_b": ("vit_base_patch16_384", "384", "64", "0.5"),
+    "vision_h": ("vit_huge_patch14_clip_336", "336", "16", "0.5"),
 }
 TESTS = ["-q", "-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "tests/gpu"]
 SMALL = ["--device", "cuda", "--precision", "bf16"]
@@ -31,18 +31,21 @@ SMALL = ["--device", "cuda", "--precision", "bf16"]
 def parts(out: Path) -> dict[str, tuple[list[str], int]]:
     """Returns command and limit in seconds of each part, the important ones first."""
     found: dict[str, tuple[list[str], int]] = {
-        "tests": (["pytest", *TESTS], 110),
-        "attention": (["benchmarks.attention", str(out)], 40),
+        "tests": (["pytest", *TESTS], 100),
+        "attention": (["benchmarks.attention", str(out)], 35),
     }
     for run in read("iap_table6").runs["full"]:
         if run.name != "asm":  # the grid of am
             name, *rest = run.overrides
-            found[f"step_{run.name}"] = ([f"benchmarks.{name}", str(out), *rest], 40)
-    found["tokenize"] = (["benchmarks.tokenize", str(out), *SMALL, "--batch", "16"], 30)
-    for name, (model, size, batch) in MODELS.items():
-        shape = ["--models", model, "--sizes", size, "--batches", batch]
-        found[name] = (["adaptok.evaluation.bench.vision", str(out / name), *shape], 50)
-    found["scaling"] = (["benchmarks.scaling", str(out), *SMALL, "--seconds", "1"], 45)
+            found[f"step_{run.name}"] = ([f"benchmarks.{name}", str(out), *rest], 32)
+    found["tokenize"] = (["benchmarks.tokenize", str(out), *SMALL, "--batch", "16"], 25)
+    for name, (model, size, batch, share) in MODELS.items():
+        shape = ["--models", model, "--sizes", size, "--batches", batch, "--shares", share]
+        found[name] = (["adaptok.evaluation.bench.vision", str(out / name), *shape], 45)
+    found |= {
+        name: ([f"benchmarks.{name}", str(out)], 25) for name in ("reducers", "refine", "memory")
+    }
+    found["scaling"] = (["benchmarks.scaling", str(out), *SMALL, "--seconds", "1"], 40)
     return {name: ([sys.executable, "-m", *words], limit) for name, (words, limit) in found.items()}
 
 

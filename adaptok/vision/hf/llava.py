@@ -58,8 +58,8 @@ def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict
         control: thresholds or budget for these images.
 
     Returns:
-        Arguments of the model and of its ``generate``; ``len(x) for x in
-        encoded["mm_encoder_outputs"]["image"].pooler_output`` are the tokens of the images.
+        Arguments of the model and of its ``generate``. The features of the images, one row per
+        token, are the list ``pooler_output`` of the "image" in ``mm_encoder_outputs``.
 
     Raises:
         ValueError: the placeholders are not those of as many images.

@@ -17,8 +17,8 @@ CLASSIFIER = ("val/error", "validation error")
 
 
 def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
-    """Draws learning curves per data set, and rollouts and residual spectra if there are any; copies
-    the pictures of scripts.
+    """Draws learning curves per data set, and rollouts and residual spectra if there are any;
+    copies the pictures of scripts.
 
     Learning curves belong to the experiment that owns the runs; errors that its metrics leave out
     have no picture.

@@ -1,4 +1,4 @@
-"""Published layouts of images: small folders made in them are read, and what does not fit is named."""
+"""Published layouts of images: small folders made in them are read, what does not fit is named."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Accuracy against throughput of the finished runs, measured side by side.
 
-``python experiments/apt_fig4/run.py OUT SEED ROOT SCALE [PREFIX]`` reads the runs in ROOT whose names start with PREFIX, and
-writes OUT/results.json and OUT/trade_off.png. On CUDA models run in bf16, without it on one thread of the CPU.
+``python experiments/apt_fig4/run.py OUT SEED ROOT SCALE [PREFIX]`` reads the runs in ROOT whose
+names start with PREFIX, and writes OUT/results.json and OUT/trade_off.png. On CUDA models run in
+bf16, without it on one thread of the CPU.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from listed import read  # noqa: E402
+from listed import read
 
-from adaptok import plots  # noqa: E402
-from adaptok.evaluation.bench.timing import clock_of, flops_of, median_ratio, paired  # noqa: E402
-from adaptok.evaluation.evaluate import precision  # noqa: E402
-from adaptok.layers.attention import attention_backend  # noqa: E402
-from adaptok.tasks.classify import load_classifier  # noqa: E402
-from adaptok.tasks.classify.run import image_data  # noqa: E402
-from adaptok.tasks.fit import read_config  # noqa: E402
+from adaptok import plots
+from adaptok.evaluation.bench.timing import clock_of, flops_of, median_ratio, paired
+from adaptok.evaluation.evaluate import precision
+from adaptok.layers.attention import attention_backend
+from adaptok.tasks.classify import load_classifier
+from adaptok.tasks.classify.run import image_data
+from adaptok.tasks.fit import read_config
 
 NAMES = {"base": "fixed patches", "apt": "APT", "evit": "EViT", "tome": "ToMe", "dtem": "DTEM"}
 REPEATS = 15

@@ -1,7 +1,7 @@
-"""Published sets of images with masks, boxes or conversations, read in the folders that they come in.
+"""Published sets of images with masks, boxes or conversations, in the folders that they come in.
 
-Needs torchvision and lightning (extras ``vision`` and ``train``). Images with class labels are those
-of `adaptok.tasks.classify.ImageData`.
+Needs torchvision and lightning (extras ``vision`` and ``train``). Images with class labels are
+read by `adaptok.tasks.classify.ImageData`.
 """
 
 from adaptok.data.images.ade20k import ADE20K

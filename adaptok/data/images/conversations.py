@@ -21,7 +21,7 @@ class Conversation(NamedTuple):
 
 
 class Conversations(Dataset):
-    """Reads a list like ``llava_v1_5_mix665k.json`` (Liu et al. 2024), and the images that it names.
+    """Reads a list like ``llava_v1_5_mix665k.json`` (Liu et al. 2024), and the images it names.
 
     The list holds ``{"id": ..., "image": "coco/train2017/1.jpg", "conversations": [{"from":
     "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}, ...]}``.

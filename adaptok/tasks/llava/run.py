@@ -1,0 +1,111 @@
+"""Runs of LLaVA: fit what a recipe trains, test it, and keep all files in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+import adaptok
+from adaptok.config.build import check_knobs
+from adaptok.tasks.fit import quiet, write_config
+from adaptok.tasks.llava.batches import LlavaData
+from adaptok.tasks.llava.evaluation import LlavaResults, evaluate_llava
+from adaptok.tasks.llava.models import adapt_llava, load_llava
+from adaptok.tasks.llava.training import LlavaModule
+from adaptok.training.optim import OptimBase
+from adaptok.training.steps import steps_per_epoch
+from adaptok.training.trainer import make_trainer
+from adaptok.vision.hf.models import Adapted
+
+GROUPS = {"model", "tokenizer", "data", "optim", "train", "trainer", "seed"}
+TRAIN = {"only", "epochs", "activation_checkpointing"}
+
+
+def fit_and_test_llava(config: Mapping[str, Any], folder: str | Path) -> LlavaResults | None:
+    """Trains as configured, tests, and saves the model; goes on from the last checkpoint there.
+
+    Args:
+        config: ``model`` (arguments of `load_llava`), ``tokenizer`` (of `adapt_llava`), ``data``
+            (of `LlavaData`), ``optim`` (of `OptimBase`), ``train`` (``only``: "new" or "all";
+            ``epochs``: 0.05 is APT's share of the steps, 0 trains nothing; and
+            ``activation_checkpointing`` of the language model), ``trainer`` (of `make_trainer`)
+            and ``seed``.
+        folder: gets config.yaml, checkpoints, metrics.csv, and ``model``: the model and its
+            processor.
+
+    Returns:
+        The test; None in all processes of a parallel run but the first.
+
+    Raises:
+        ValueError: a key that nothing reads, or a value that is not accepted.
+    """
+    folder, train = Path(folder), config["train"]
+    _check(config)
+    quiet()
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    given, processor = load_llava(**config["model"])
+    model = adapt_llava(given, processor, config["tokenizer"])
+    if train["activation_checkpointing"]:
+        model.model.language_model.gradient_checkpointing_enable()
+    data = LlavaData(processor, seed=config["seed"], **config["data"])
+    optim = OptimBase(**config["optim"])
+    module = LlavaModule(model, optim, config, only=train["only"], seed=config["seed"])
+    knobs = dict(config["trainer"])
+    batches = len(data.train_dataloader()) // _processes(knobs)
+    per_epoch = steps_per_epoch(batches, knobs.get("accumulate_grad_batches", 1))
+    steps = math.ceil(train["epochs"] * per_epoch)
+    write_config(config, folder)
+    if steps:
+        last = folder / "checkpoints" / "last.ckpt"
+        trainer = make_trainer(
+            folder,
+            ema=optim.ema,
+            monitor="train/loss",
+            max_steps=steps,
+            limit_val_batches=0,
+            **knobs,
+        )
+        path = last if last.is_file() else None
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        if not trainer.is_global_zero:
+            return None
+    results = evaluate_llava(model, data, device=knobs.get("accelerator", "auto"))
+    out = folder / "model"
+    if isinstance(getattr(model.model, "vision_tower", None), Adapted):
+        adaptok.save_pretrained(model, out)
+    else:
+        model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return results
+
+
+def as_row(results: LlavaResults) -> dict[str, float]:
+    """Returns the test as one row of a table."""
+    values = dataclasses.asdict(results)
+    tokens = values.pop("tokens")
+    return {**values, "tokens": tokens["mean"], **{f"tokens_{k}": tokens[k] for k in ("min", "max")}}
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    for group, known in (("", GROUPS), ("train", TRAIN)):
+        own = config[group] if group else config
+        if own.keys() != known:
+            raise ValueError(
+                f"{group or 'the configuration'} has the keys {', '.join(sorted(known))}, got "
+                f"{', '.join(sorted(own))}"
+            )
+    check_knobs(load_llava, "model", config["model"])
+    check_knobs(LlavaData, "data", config["data"])
+    check_knobs(OptimBase, "optim", config["optim"])
+    if not 0 <= config["train"]["epochs"] < math.inf:
+        raise ValueError(f"train.epochs must be 0 or more, got {config['train']['epochs']}")
+
+
+def _processes(knobs: Mapping[str, Any]) -> int:
+    devices = knobs.get("devices", 1)
+    return (len(devices) if isinstance(devices, list) else int(devices)) * knobs.get("num_nodes", 1)

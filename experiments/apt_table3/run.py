@@ -20,10 +20,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
 
-from given import CHANCE, write_llava, write_scenes
 from listed import read
+from tiny_llava import CHANCE, write_llava, write_scenes
 
 import adaptok
 from adaptok.evaluation.bench.timing import clock_of, flops_of, median_ratio, paired

@@ -35,7 +35,7 @@ def load_llava(checkpoint: str | Path, dtype: str = "float32") -> tuple[Any, Any
         model = LlavaForConditionalGeneration.from_pretrained(
             checkpoint, dtype=getattr(torch, dtype)
         )
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"no LLaVA with its processor at {checkpoint}: {told}") from error
     return model, processor

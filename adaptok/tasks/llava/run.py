@@ -54,7 +54,7 @@ def fit_and_test_llava(config: Mapping[str, Any], folder: str | Path) -> LlavaRe
         model.model.language_model.gradient_checkpointing_enable()
     data = LlavaData(processor, seed=config["seed"], **config["data"])
     optim = OptimBase(**config["optim"])
-    module = LlavaModule(model, optim, config, only=train["only"], seed=config["seed"])
+    module = LlavaModule(model.train(), optim, config, only=train["only"], seed=config["seed"])
     knobs = dict(config["trainer"])
     batches = len(data.train_dataloader()) // _processes(knobs)
     per_epoch = steps_per_epoch(batches, knobs.get("accumulate_grad_batches", 1))

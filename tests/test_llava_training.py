@@ -57,10 +57,13 @@ def test_answers_are_the_labels(folder):
     turns = (("<image>\nWhich colour ?", "red"), ("Which side ?", "left"))
     ids, labels = tokens_of(turns, processor.tokenizer, "")
     text = processor.tokenizer.decode(ids)
-    assert text.split() == (
-        "<s> USER : <image> Which colour ? ASSISTANT : red </s> "
-        "USER : Which side ? ASSISTANT : left </s>"
-    ).split()
+    assert (
+        text.split()
+        == (
+            "<s> USER : <image> Which colour ? ASSISTANT : red </s> "
+            "USER : Which side ? ASSISTANT : left </s>"
+        ).split()
+    )
     said = [i for i, label in zip(ids, labels, strict=True) if label != -100]
     assert processor.tokenizer.decode(said).split() == ["red", "</s>", "left", "</s>"]
     assert all(label in (-100, i) for i, label in zip(ids, labels, strict=True))
@@ -134,16 +137,17 @@ def test_an_answer_counts_where_greedy_decoding_gives_it(folder, tmp_path):
     file = tmp_path / "one.json"
     file.write_text(json.dumps(entries))
     given, processor = loaded(folder)
+    torch.manual_seed(0)
     model = adapt_llava(given, processor, APT)
-    tokenizer = processor.tokenizer
-    with torch.no_grad():  # answers that differ between images, some of them right
-        torch.manual_seed(3)
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        words = [tokenizer.convert_tokens_to_ids(w) for w in ("red", "green", "blue")]
-        model.lm_head.weight[words] *= 4
     knobs = {"images": folder / "data", "valid": 10, "batch_size": 1, "system": ""}
     data = LlavaData(processor, file, **knobs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    whole = data.collate([data.parts["valid"][i] for i in range(10)])
+    for _ in range(3):  # some answers become right
+        model(**encode_images(model, whole)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
     hits = []
     for batch in data.loader():
         labels = batch.pop("labels")[0]
@@ -154,6 +158,7 @@ def test_an_answer_counts_where_greedy_decoding_gives_it(folder, tmp_path):
         said = out[0, encoded["input_ids"].shape[1] :].tolist()
         hits.append(said == labels[start:].tolist())
     results = evaluate_llava(model, data, device="cpu")
+    assert 0 < sum(hits) < len(hits)
     assert results.answers == pytest.approx(sum(hits) / len(hits))
     assert results.tokens["min"] < results.tokens["max"] <= 64
     assert results.images_per_second > 0

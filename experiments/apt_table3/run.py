@@ -19,8 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from listed import read
 from tiny_llava import CHANCE, write_llava, write_scenes
@@ -35,9 +34,10 @@ from adaptok.tasks.llava.run import as_row
 from adaptok.vision.hf import encode_images
 from adaptok.vision.tokenizers import cell_module
 
+HERE = Path(__file__).parent
 Row = dict[str, Any]
 REPEATS = 15
-# Language models of LLaVA-1.5 by a word of the checkpoint's name; all else is transformers' default.
+# Language models by a word of the checkpoint's name; all else is the default of transformers.
 LANGUAGE = {
     "7b": {"vocab_size": 32064},
     "13b": {
@@ -77,26 +77,26 @@ def speed(root: Path, scale: str, prefix: str = "") -> list[Row]:
     runs = [r for r in read("apt_table3").runs[scale] if r.overrides[0] == "train"]
     folders = {r.name: r.folder(root, 0) for r in runs if r.name.startswith(prefix)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    first, *_ = configs = [read_config(folder) for folder in folders.values()]
+    given, processor = load_llava(**first["model"])
+    # One batch and one set of weights for all: the cells depend on the images alone.
+    batch = next(iter(LlavaData(processor, seed=0, **first["data"]).loader()))
+    batch = {k: v.to(device) for k, v in batch.items()}
     calls, counts = {}, {}
-    for name, folder in folders.items():
-        config = read_config(folder)
-        model, processor = load_llava(**config["model"])
-        model = adapt_llava(model, processor, config["tokenizer"]).to(device).eval()
-        # Their weights do not matter: the cells depend on the images alone.
-        loader = LlavaData(processor, seed=0, **config["data"]).loader()
-        batch = {k: v.to(device) for k, v in next(iter(loader)).items()}
+    for name, config in zip(folders, configs, strict=True):
+        model = adapt_llava(given, processor, config["tokenizer"]).to(device).eval()
         calls[name] = partial(answer, model, batch, device)
         features = encode_images(model, batch)["mm_encoder_outputs"]["image"].pooler_output
         counts[name] = sum(map(len, features)) / len(features), len(features)
     seconds = paired(calls, repeats=REPEATS, warmup=2, clock=clock_of(device))
-    first = next(iter(seconds))
+    base = next(iter(seconds))
     return [
         {
             "of": name,
             "tokens": counts[name][0],
             "gflops_per_image": flops_of(calls[name]) / counts[name][1] / 1e9,
             "images_per_second": counts[name][1] / median(seconds[name]),
-            "speed_up": median_ratio(seconds[first], seconds[name]),
+            "speed_up": median_ratio(seconds[base], seconds[name]),
         }
         for name in calls
     ]
@@ -110,10 +110,11 @@ def answer(model: Any, batch: dict[str, Tensor], device: torch.device) -> Tensor
         return model(**encoded).logits
 
 
-def dry_run(words: Sequence[str]) -> tuple[int, float, str]:
+def dry_run(words: Sequence[str]) -> tuple[int, float, str] | None:
     """Builds the full-size model of a run without memory.
 
     Returns:
+        None for a run that builds none; else
         parameters: of the model.
         tokens: of an image of noise.
         note: what is trained.
@@ -121,7 +122,7 @@ def dry_run(words: Sequence[str]) -> tuple[int, float, str]:
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     if words[0] != "train":
-        return 0, 0.0, "measures finished runs"
+        return None
     config = configured(words[1:])
     name = config["model"]["checkpoint"]
     language = next(knobs for word, knobs in LANGUAGE.items() if f"-{word}-" in name)
@@ -134,7 +135,7 @@ def dry_run(words: Sequence[str]) -> tuple[int, float, str]:
     side, patch = about.vision_config.image_size, about.vision_config.patch_size
     tokens, notes = float((side // patch) ** 2), []
     if model is not given:
-        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        noise = 2 * torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 1
         noise[..., : side // 2] = 0  # so that there is something to merge
         tokens = float(len(cell_module(model).tiling.to("cpu")(noise)))
         notes = ["cells of noise"]

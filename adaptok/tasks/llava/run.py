@@ -88,7 +88,11 @@ def as_row(results: LlavaResults) -> dict[str, float]:
     """Returns the test as one row of a table."""
     values = dataclasses.asdict(results)
     tokens = values.pop("tokens")
-    return {**values, "tokens": tokens["mean"], **{f"tokens_{k}": tokens[k] for k in ("min", "max")}}
+    return {
+        **values,
+        "tokens": tokens["mean"],
+        **{f"tokens_{k}": tokens[k] for k in ("min", "max")},
+    }
 
 
 def _check(config: Mapping[str, Any]) -> None:

@@ -21,31 +21,24 @@ from transformers import (
 
 SIDE, PATCH = 64, 8
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220)}
-SHAPES = ("disc", "square", "ring")
-SIDES = ("left", "right")
-CHANCE = 1 / (len(COLORS) * len(SHAPES) * len(SIDES))
-QUESTIONS = {"Which colour ?": COLORS, "Which shape ?": SHAPES, "Which side ?": SIDES}
+PATTERNS = ("plain", "striped", "dotted")
+SIZES = ("small", "large")
+CHANCE = 1 / (len(COLORS) * len(PATTERNS) * len(SIZES))
+QUESTIONS = {"Which colour ?": COLORS, "Which pattern ?": PATTERNS, "Which size ?": SIZES}
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 
 
 def scene(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
-    """Draws one noisy shape on a plain background; returns it with its colour, shape and side."""
-    color, shape, side = (str(rng.choice([*kinds])) for kinds in QUESTIONS.values())
-    radius = rng.uniform(7, 12)
-    low, high = (radius, SIDE / 2 - 3) if side == "left" else (SIDE / 2 + 3, SIDE - radius)
-    x, y = rng.uniform(low, high), rng.uniform(radius, SIDE - radius)
-    axis = np.arange(SIDE) + 0.5
-    dy, dx = axis[:, None] - y, axis[None, :] - x
-    distance = np.hypot(dy, dx)
-    inside = {
-        "disc": distance < radius,
-        "square": np.maximum(abs(dy), abs(dx)) < 0.9 * radius,
-        "ring": (distance < radius) & (distance > 0.6 * radius),
-    }[shape]
+    """Draws a noisy square on a plain background; returns it with its colour, pattern and size."""
+    color, pattern, size = (str(rng.choice([*kinds])) for kinds in QUESTIONS.values())
+    side = int(rng.integers(12, 17) if size == "small" else rng.integers(24, 29))
+    top, left = (int(n) for n in rng.integers(0, SIDE - side, 2))
+    y, x = np.mgrid[:side, :side] // 2 % 2
+    dark = {"plain": 0 * y, "striped": y, "dotted": y * x}[pattern]
+    square = np.array(COLORS[color]) * (1 - 0.7 * dark[..., None])
     pixels = np.full((SIDE, SIDE, 3), rng.uniform(90, 180))
-    noise = rng.normal(0, 25, (SIDE, SIDE, 1))
-    pixels = np.where(inside[..., None], np.array(COLORS[color]) + noise, pixels)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), [color, shape, side]
+    pixels[top : top + side, left : left + side] = square + rng.normal(0, 10, (side, side, 1))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), [color, pattern, size]
 
 
 def write_scenes(folder: Path, count: int, seed: int) -> Path:
@@ -68,7 +61,7 @@ def write_scenes(folder: Path, count: int, seed: int) -> Path:
 
 def write_llava(folder: Path, seed: int) -> Path:
     """Writes a LLaVA of 0.3 million random weights (CLIP and Llama) with its processor."""
-    text = ["USER : ASSISTANT", *QUESTIONS, *COLORS, *SHAPES, *SIDES]
+    text = ["USER : ASSISTANT", *QUESTIONS, *COLORS, *PATTERNS, *SIZES]
     words = [*SPECIAL, *dict.fromkeys(" ".join(text).split())]
     vocabulary = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
     plain = Tokenizer(vocabulary)

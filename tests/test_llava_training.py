@@ -54,18 +54,13 @@ def batch_of(folder, processor):
 
 def test_answers_are_the_labels(folder):
     _, processor = loaded(folder)
-    turns = (("<image>\nWhich colour ?", "red"), ("Which side ?", "left"))
+    turns = (("<image>\nWhich colour ?", "red"), ("Which size ?", "small"))
     ids, labels = tokens_of(turns, processor.tokenizer, "")
     text = processor.tokenizer.decode(ids)
-    assert (
-        text.split()
-        == (
-            "<s> USER : <image> Which colour ? ASSISTANT : red </s> "
-            "USER : Which side ? ASSISTANT : left </s>"
-        ).split()
-    )
+    asked = "<s> USER : <image> Which colour ? ASSISTANT : red </s>"
+    assert " ".join(text.split()) == f"{asked} USER : Which size ? ASSISTANT : small </s>"
     said = [i for i, label in zip(ids, labels, strict=True) if label != -100]
-    assert processor.tokenizer.decode(said).split() == ["red", "</s>", "left", "</s>"]
+    assert processor.tokenizer.decode(said).split() == ["red", "</s>", "small", "</s>"]
     assert all(label in (-100, i) for i, label in zip(ids, labels, strict=True))
     more, _ = tokens_of(turns, processor.tokenizer, "USER")
     assert len(more) == len(ids) + 1
@@ -100,7 +95,7 @@ def test_new_weights_and_the_projector_are_what_is_trained(folder):
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
     whole = LlavaModule(given, OptimBase(), only="all")
     assert set(whole.state_dict()) == {n for n, _ in whole.named_parameters()}
-    with pytest.raises(ValueError, match="train.only must be one of all, new, got 'old'"):
+    with pytest.raises(ValueError, match=r"train\.only must be one of all, new, got 'old'"):
         LlavaModule(given, OptimBase(), only="old")
 
 
@@ -260,7 +255,7 @@ def test_mistakes_in_models_and_data(folder, tmp_path):
     given, processor = loaded(folder)
     with pytest.raises(ValueError, match="no LLaVA with its processor at"):
         load_llava(tmp_path)
-    with pytest.raises(ValueError, match="model.dtype must be one of float32"):
+    with pytest.raises(ValueError, match=r"model\.dtype must be one of float32"):
         load_llava(folder / "model", "int8")
     with pytest.raises(ValueError, match=r"11 conversations about images.*no batch of 9"):
         batches(folder, processor, batch_size=9)

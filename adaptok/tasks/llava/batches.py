@@ -59,6 +59,7 @@ class Collate:
         self.processor, self.max_length, self.system = processor, max_length, system
 
     def __call__(self, samples: Sequence[tuple[Any, Turns]]) -> dict[str, Tensor]:
+        """Returns input_ids, attention_mask and labels (b, n), and pixel_values (b, 3, h, w)."""
         tokenizer = self.processor.tokenizer
         rows = [tokens_of(turns, tokenizer, self.system) for _, turns in samples]
         rows = [(ids[: self.max_length], own[: self.max_length]) for ids, own in rows]

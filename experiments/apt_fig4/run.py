@@ -73,6 +73,14 @@ def attending(model: Any, images: Tensor) -> float:
     return sum(counts) / len(counts) / len(images)
 
 
+def sample(config: Mapping[str, Any], model: Any) -> Tensor:
+    """Returns one batch of test images, from all over the split, which may be sorted by class."""
+    loader = image_data(config, model).loader("test")
+    images: Any = loader.dataset
+    numbers = torch.linspace(0, len(images) - 1, config["data"]["batch_size"]).long()
+    return torch.stack([images[int(i)][0] for i in numbers])
+
+
 @torch.inference_mode()
 def measure(folders: Mapping[str, Path], device: torch.device) -> list[Row]:
     """Returns a row per run and kind of attention; folders are of runs by name, the first the base.
@@ -82,8 +90,7 @@ def measure(folders: Mapping[str, Path], device: torch.device) -> list[Row]:
     """
     models = {name: load_classifier(folder).to(device) for name, folder in folders.items()}
     first = next(iter(models))
-    images, _ = next(iter(image_data(read_config(folders[first]), models[first]).loader("test")))
-    images = images.to(device)
+    images = sample(read_config(folders[first]), models[first]).to(device)
 
     def call(name: str, way: str) -> Tensor:
         with ATTENTION[way](), precision(device):

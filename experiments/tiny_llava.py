@@ -25,6 +25,7 @@ PATTERNS = ("plain", "striped", "dotted")
 SIZES = ("small", "large")
 CHANCE = 1 / (len(COLORS) * len(PATTERNS) * len(SIZES))
 QUESTIONS = {"Which colour ?": COLORS, "Which pattern ?": PATTERNS, "Which size ?": SIZES}
+FILLER, MOST = "look", 24  # words before an image, so that a model does not count places
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 
 
@@ -51,7 +52,8 @@ def write_scenes(folder: Path, count: int, seed: int) -> Path:
         image.save(folder / name)
         said = []
         for question, answer in zip(QUESTIONS, answers, strict=True):
-            lead = "" if said else "<image>\n"
+            before = f"{FILLER} " * int(rng.integers(MOST + 1))
+            lead = "" if said else f"{before}<image>\n"
             said += [{"from": "human", "value": lead + question}, {"from": "gpt", "value": answer}]
         entries.append({"id": str(number), "image": name, "conversations": said})
     file = folder / "conversations.json"
@@ -61,7 +63,7 @@ def write_scenes(folder: Path, count: int, seed: int) -> Path:
 
 def write_llava(folder: Path, seed: int) -> Path:
     """Writes a LLaVA of 0.3 million random weights (CLIP and Llama) with its processor."""
-    text = ["USER : ASSISTANT", *QUESTIONS, *COLORS, *PATTERNS, *SIZES]
+    text = ["USER : ASSISTANT", FILLER, *QUESTIONS, *COLORS, *PATTERNS, *SIZES]
     words = [*SPECIAL, *dict.fromkeys(" ".join(text).split())]
     vocabulary = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
     plain = Tokenizer(vocabulary)

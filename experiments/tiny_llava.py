@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def write_llava(folder: Path, seed: int) -> Path:
     size = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessor(size=size, crop_size=size)
     processor = LlavaProcessor(images, tokenizer, patch_size=PATCH)
-    width = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    width: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     vision = CLIPVisionConfig(**width, num_hidden_layers=4, image_size=SIDE, patch_size=PATCH)
     language = LlamaConfig(
         **width,

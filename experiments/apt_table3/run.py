@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 Row = dict[str, Any]
 REPEATS = 15
 # Language models by a word of the checkpoint's name; all else is the default of transformers.
-LANGUAGE = {
+LANGUAGE: dict[str, dict[str, Any]] = {
     "7b": {"vocab_size": 32064},
     "13b": {
         "vocab_size": 32064,

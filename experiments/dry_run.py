@@ -307,7 +307,7 @@ def scripted(run: Run) -> Counts | None:
     if counted is None:
         return None
     parameters, tokens, note = counted
-    return Counts(parameters=parameters, tokens={"": tokens}, notes=[note])
+    return Counts(parameters=parameters, tokens={"": tokens}, notes=[note] * bool(note))
 
 
 CHECKED = ("tokens", "tokens_per_frame", "parameters")

@@ -141,7 +141,8 @@ def dry_run(words: Sequence[str]) -> tuple[int, float, str] | None:
         notes = ["cells of noise"]
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in train_only(model, config["train"]["only"]))
-    return parameters, tokens, ", ".join([*notes, f"{trained:,} parameters are trained"])
+    notes += [f"{trained:,} parameters are trained"] if config["train"]["epochs"] else []
+    return parameters, tokens, ", ".join(notes)
 
 
 def main(folder: Path, seed: int, command: str, *words: str) -> None:

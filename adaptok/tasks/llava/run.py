@@ -74,7 +74,8 @@ def fit_and_test_llava(config: Mapping[str, Any], folder: str | Path) -> LlavaRe
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         if not trainer.is_global_zero:
             return None
-    results = evaluate_llava(model, data, device=knobs.get("accelerator", "auto"))
+    place = "cpu" if knobs.get("accelerator") == "cpu" else "auto"
+    results = evaluate_llava(model, data, device=place)
     out = folder / "model"
     if isinstance(getattr(model.model, "vision_tower", None), Adapted):
         adaptok.save_pretrained(model, out)

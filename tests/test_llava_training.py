@@ -119,7 +119,7 @@ def test_the_recipe_of_the_configuration_is_read():
     from listed import HERE
 
     recipe = omegaconf.OmegaConf.load(HERE / "apt_table3" / "recipe.yaml")
-    assert (recipe.train.only, recipe.train.epochs) == ("new", 0.05)
+    assert (recipe.train.only, recipe.trainer.max_epochs) == ("new", 0.05)
     OptimBase(**recipe.optim)
 
 
@@ -167,9 +167,9 @@ def config_of(folder, **more) -> dict:
         "model": {"checkpoint": str(folder / "model"), "dtype": "float32"},
         "tokenizer": APT,
         "data": {"path": str(path), "valid": 3, "batch_size": 2, "system": ""},
-        "train": {"only": "new", "epochs": 0.5, "activation_checkpointing": True},
+        "train": {"only": "new", "activation_checkpointing": True},
         "optim": {"lr": 1e-2, "warmup": 0.0, "ema": 0.0},
-        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 0.5},
     }
     return {**config, **more}
 
@@ -192,14 +192,19 @@ def test_a_run_trains_a_share_and_leaves_a_model(folder, tmp_path):
     assert all("cell_embed" in k or "multi_modal_projector" in k for k in last["state_dict"])
     # The same folder goes on; a run with nothing to train only tests.
     more = config_of(folder)
-    more["train"] = {**more["train"], "epochs": 1.0}
+    more["trainer"]["max_epochs"] = 1.0
     fit_and_test_llava(more, tmp_path)
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
-    more["train"]["epochs"], more["tokenizer"] = 0, {"name": "uniform"}
+    more["trainer"]["max_epochs"], more["tokenizer"] = 0, {"name": "uniform"}
+    with pytest.raises(ValueError, match=r"holds another run: tokenizer\.name is apt in"):
+        fit_and_test_llava(more, tmp_path)
     still = fit_and_test_llava(more, tmp_path / "still")
     assert still.tokens == {"mean": 64.0, "min": 64.0, "max": 64.0}
     load_llava(tmp_path / "still" / "model")
+    more["tokenizer"] = {**APT, "name": "random"}
+    assert fit_and_test_llava(more, tmp_path / "random").tokens["max"] < 64
+    assert not (tmp_path / "random" / "model").exists()
 
 
 @pytest.mark.slow
@@ -236,14 +241,12 @@ def test_random_patches_are_as_many_as_cells(folder):
     ("change", "message"),
     [
         ({"more": 1}, "the configuration has the keys"),
-        ({"train": {"only": "new"}}, "train has the keys activation_checkpointing, epochs, only"),
+        ({"train": {"only": "new"}}, "train has the keys activation_checkpointing, only, got only"),
         ({"optim": {"learning_rate": 1}}, "unknown key 'optim.learning_rate'"),
         ({"data": {"file": "x"}}, "unknown key 'data.file'"),
         ({"model": {"name": "x"}}, "unknown key 'model.name'"),
-        (
-            {"train": {"only": "new", "epochs": -1, "activation_checkpointing": False}},
-            "train.epochs must be 0 or more",
-        ),
+        ({"trainer": {"max_epochs": -1}}, "trainer.max_epochs must be a number from 0, got -1"),
+        ({"trainer": {}}, "trainer.max_epochs must be a number from 0, got None"),
     ],
 )
 def test_mistakes_in_a_configuration(folder, tmp_path, change, message):

@@ -141,7 +141,7 @@ def dry_run(words: Sequence[str]) -> tuple[int, float, str] | None:
         notes = ["cells of noise"]
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in train_only(model, config["train"]["only"]))
-    notes += [f"{trained:,} parameters are trained"] if config["train"]["epochs"] else []
+    notes += [f"{trained:,} parameters are trained"] if config["trainer"]["max_epochs"] else []
     return parameters, tokens, ", ".join(notes)
 
 

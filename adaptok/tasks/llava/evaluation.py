@@ -75,7 +75,8 @@ def evaluate_llava(model: Any, data: LlavaData, *, device: str = "auto") -> Llav
 
 
 def answer_losses(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, bool]]:
-    """Returns, per row, the loss of each token of its answers, and whether each is the likeliest.
+    """Returns, per row, the loss of each token of its answers, and whether each is the likeliest;
+    without any it is no answer.
 
     A token is predicted by the position before it.
     """
@@ -84,7 +85,8 @@ def answer_losses(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, bool]]:
     for guess, want in zip(guesses, wanted, strict=True):
         at = want != SKIPPED
         loss = cross_entropy(guess[at], want[at], reduction="none")
-        found.append((loss, bool((guess[at].argmax(-1) == want[at]).all())))
+        hit = at.any() & (guess[at].argmax(-1) == want[at]).all()
+        found.append((loss, bool(hit)))
     return found
 
 

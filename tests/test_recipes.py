@@ -64,6 +64,8 @@ def trained(folder, out, *more: str) -> dict[str, torch.Tensor]:
     words += ["data.batch_size=8", "data.num_workers=0", "trainer.accelerator=cpu"]
     words += ["trainer.max_epochs=2", "optim.warmup_epochs=1", "optim.lr_batch=8"]
     words += ["trainer.enable_progress_bar=false", "seed=3"]
+    if any(word.startswith("tokenizer=") for word in more):
+        words = [word for word in words if not word.startswith("tokenizer")]
     chosen = menu.plain(menu.compose("train", [*words, *more]))
     fit_and_test_classifier(chosen, out)
     file = out / "checkpoints" / "last.ckpt"
@@ -131,3 +133,45 @@ def test_without_augmentation_nothing_is_mixed(folder):
     assert ImageData("x", folder).mixed is None
     with pytest.raises(ValueError, match="mixup must be"):
         ImageData("x", folder, mixup=-1.0)
+
+
+@pytest.mark.slow
+def test_methods_are_measured_side_by_side(folder, tmp_path, monkeypatch):
+    """The script of APT's Fig. 4, on models that were hardly trained."""
+    import importlib.util
+
+    from listed import HERE
+
+    spec = importlib.util.spec_from_file_location("fig4", HERE / "apt_fig4" / "run.py")
+    fig4 = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fig4)
+    monkeypatch.setattr(fig4, "REPEATS", 2)
+    methods = {
+        "small_base": ["tokenizer=uniform"],
+        "small_apt_4": ["tokenizer.thresholds=[4]"],
+        "small_tome_2": ["tokenizer=reduced", "tokenizer.reducer={name: tome, r: 2}"],
+        "small_tome_adv_2": [
+            "tokenizer=reduced",
+            "tokenizer.reducer={name: tome, r: 2, weighted: false}",
+        ],
+    }
+    folders = {name: tmp_path / name for name in methods}
+    for name, words in methods.items():
+        trained(folder, folders[name], "trainer.max_steps=1", "optim.warmup_epochs=0", *words)
+    rows = fig4.measure(folders, torch.device("cpu"))
+    cases = [(row["of"].removeprefix("small_"), row["attention"]) for row in rows]
+    assert cases == [
+        ("base", "fused"),
+        ("base", "plain"),
+        ("apt_4", "fused"),
+        ("apt_4", "plain"),
+        ("tome_2", "plain"),
+        ("tome_adv_2", "fused"),
+    ]
+    own = {row["of"]: row for row in rows}
+    assert own["small_base"]["tokens"] == 17  # 64 pixels in patches of 16, and a class token
+    assert own["small_tome_2"]["tokens"] < 17
+    assert own["small_tome_2"]["gflops_per_image"] < own["small_base"]["gflops_per_image"]
+    assert rows[0]["speed_up"] == 1
+    lines = fig4.trade_off(rows, "small_").axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [1, 1, 1, 1, 0, 0, 1, 1, 0, 0]

@@ -132,7 +132,8 @@ def dry_run(words: Sequence[str]) -> tuple[int, float, str] | None:
         model = adaptok.vision.IMAGE_TOKENIZERS.build(
             config["tokenizer"], model=given, mean=(0.5,) * 3, std=(0.5,) * 3
         )
-    side, patch = about.vision_config.image_size, about.vision_config.patch_size
+    tower: Any = about.vision_config
+    side, patch = tower.image_size, tower.patch_size
     tokens, notes = float((side // patch) ** 2), []
     if model is not given:
         noise = 2 * torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 1

@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast test-slow test-browser lint format type bench reproduce docs clean
+.PHONY: help install demo test test-fast test-slow test-browser lint format type bench reproduce release docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,10 @@ bench: $(STAMP)  ## The benchmarks (or one: make bench BENCH=refinement); result
 
 reproduce: $(STAMP)  ## A table of a paper: make reproduce EXP=iap_table1 [SCALE=small] [DRY=1] [ARGS="data.base=/disk"]
 	$(BIN)/python experiments/reproduce.py $(EXP) --scale $(or $(SCALE),full) $(if $(DRY),--dry-run) $(ARGS)
+
+release: $(STAMP)  ## Wheel, source distribution and small trained models, into dist/
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python experiments/checkpoints.py dist/models
 
 docs: $(DOCS_STAMP)  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml

@@ -4,6 +4,8 @@ field -> indicator -> marking -> cells -> embedding -> processor -> decoder -> f
 chosen by name, `create_surrogate` joins them, and `vision.apply_apt` puts timm's models on cells.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
 from adaptok import decoders, processors, tokenizers, vision
 from adaptok.cells import Cells, Groups, cells_from_boxes
 from adaptok.layers import positions
@@ -40,7 +42,10 @@ from adaptok.tokenizers.marking import Marking
 from adaptok.tokenizers.tree import TreeTokenizer, cells_from_score
 from adaptok.tokens import Tokenizer, TokenizerSpec, TokenSet
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("adaptok")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "DECODERS",

@@ -6,6 +6,7 @@ and batch, on a fake GPU. Whatever would wait for the device raises.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -248,14 +249,17 @@ def dry_run(experiment: Experiment, only: list[str] | None = None) -> tuple[list
         if run.owner != experiment.name:
             lines.append(f"{run.name}: see {run.owner}")
             continue
-        if run.command in WORDS:
+        if run.command == "script" and (of_script := scripted(run)):
+            found = of_script
+        elif run.command in WORDS:
             lines.append(f"{run.name}: adaptok {run.command} {' '.join(run.overrides)}")
             continue
-        config = composed(run)
-        if run.command != "train":
-            lines.append(f"{run.name}: composes; its model is that of a checkpoint")
-            continue
-        found = count(run, config)
+        else:
+            config = composed(run)
+            if run.command != "train":
+                lines.append(f"{run.name}: composes; its model is that of a checkpoint")
+                continue
+            found = count(run, config)
         tokens = ", ".join(f"{k or 'as built'}: {v:g}" for k, v in found.tokens.items())
         note = f" ({'; '.join(dict.fromkeys(found.notes))})" if found.notes else ""
         lines.append(f"{run.name}: {found.parameters} parameters, tokens {tokens}{note}")
@@ -264,6 +268,21 @@ def dry_run(experiment: Experiment, only: list[str] | None = None) -> tuple[list
         unknown = {r["run"] for r in expected(experiment)} - seen - {""}
         wrong += [f"expected.csv: no run {name!r}" for name in sorted(unknown)]
     return lines, wrong
+
+
+def scripted(run: Run) -> Counts | None:
+    """Counts a run by the ``dry_run`` of its folder's ``run.py``; None if that counts nothing."""
+    path = HERE / run.owner / "run.py"
+    spec = importlib.util.spec_from_file_location(f"{run.owner}_run", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    counted = getattr(script, "dry_run", lambda _: None)(run.overrides)
+    if counted is None:
+        return None
+    parameters, tokens, note = counted
+    return Counts(parameters=parameters, tokens={"": tokens}, notes=[note] * bool(note))
 
 
 CHECKED = ("tokens", "tokens_per_frame", "parameters")

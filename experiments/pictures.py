@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ CLASSIFIER = ("val/error", "validation error")
 
 
 def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
-    """Draws learning curves per data set, and rollouts and residual spectra if there are any.
+    """Draws learning curves per data set, and rollouts and residual spectra if there are any;
+    copies the pictures of scripts.
 
     Learning curves belong to the experiment that owns the runs; errors that its metrics leave out
     have no picture.
@@ -30,6 +32,9 @@ def draw(experiment: Experiment, scale: str, out: Path, target: Path) -> None:
                 done.setdefault(results.get("data", ""), []).append(
                     (run, seed, file.parent, results)
                 )
+            if run.command == "script" and run.owner == experiment.name:
+                for picture in run.folder(out, seed).glob("*.png"):
+                    shutil.copy(picture, target)
     keeps = " ".join(experiment.metrics)
     for data, runs in done.items():
         end = f"_{data}" if len(done) > 1 else ""

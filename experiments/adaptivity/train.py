@@ -19,35 +19,20 @@ from adaptivity.costs import SETS, Model, flops
 from adaptivity.results import Results
 from adaptivity.rows import Row, all_rows, candidates, coarse_fine, decided, winner
 from studies import as_process, commit
+from trainings import configured, fit, still
 
-from adaptok.config.build import build_data, build_surrogate
-from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
 from adaptok.evaluation.cost import cost_of, environment
-from adaptok.evaluation.evaluate import count_tokens, inputs_of, persistence, rollouts
+from adaptok.evaluation.evaluate import count_tokens, inputs_of, rollouts
 from adaptok.evaluation.metrics import vrmse
 from adaptok.models.schedules import create_schedule
-from adaptok.tasks.surrogate import begin, config_at_budget, fit_surrogate, objectives
+from adaptok.tasks.surrogate import objectives
 from adaptok.training import SurrogateModule
 from adaptok.utils.atomic import replacing
-from adaptok.utils.tables import read_metrics
 
 STEPS = 16  # of a rollout
 REPEATS = 4  # steps that are timed
 WIDEST = 96  # solver that equal seconds may ask for
-
-
-def configured(row: Row, work: Path) -> tuple[dict[str, Any], WellData, Any]:
-    """Returns configuration, data and fresh model of a row."""
-    words = [*row.overrides(), f"seed={row.seed}", f"data.base={work / 'data' / row.data}"]
-    last = work / row.label / row.key / "checkpoints" / "last.ckpt"
-    words += [f"resume={last}"] if last.is_file() else []
-    config = plain(compose("train", [*words, f"test.steps={STEPS}"]))
-    begin(config)
-    data = build_data(config)
-    if config["budget"] is not None:
-        config = dict(config_at_budget(config, data))
-    return config, data, build_surrogate(config, data.info)
 
 
 def step_seconds(config: Mapping[str, Any], data: WellData, model: Any) -> dict[str, float]:
@@ -75,7 +60,7 @@ def step_seconds(config: Mapping[str, Any], data: WellData, model: Any) -> dict[
 def measured(row: Row, work: Path) -> float:
     """Returns the seconds of a training step of a row."""
     torch.manual_seed(0)
-    return step_seconds(*configured(row, work))["training"]
+    return step_seconds(*configured(row, work, STEPS))["training"]
 
 
 def width_of_equal_seconds(data: str, model: Model, work: Path) -> int:
@@ -138,25 +123,17 @@ def finite(values: torch.Tensor) -> list[float | None]:
 def train(row: Row, work: Path) -> dict[str, Any]:
     """Trains and tests a row; returns what its file holds."""
     assert row.model is not None
-    start, folder = time.process_time(), work / row.label / row.key
-    config, data, model = configured(row, work)
-    module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
-    took = fit_surrogate(module, data, config, folder)
-    assert took is not None
+    start = time.process_time()
+    config, data, model = made = configured(row, work, STEPS)
+    steps, curve = fit(row, made, work)
     found = tested(model, data, config["test"]["settings"][0])
-    still = persistence(data, "test", STEPS)
-    assert still.rollout is not None
-    logged = [
-        (int(m["step"]) + 1, m["val/vrmse"]) for m in read_metrics(folder) if "val/vrmse" in m
-    ]
-    curve = sorted(dict(logged).items())  # once each, though a kill may repeat one
     return {
         "label": row.label,
         "key": row.key,
         "data": row.data,
         "name": row.name,
         "seed": row.seed,
-        "steps": took.steps,
+        "steps": steps,
         "model": asdict(row.model),
         "overrides": row.overrides(),
         "tokenizer": config["tokenizer"],
@@ -164,10 +141,7 @@ def train(row: Row, work: Path) -> dict[str, Any]:
         "flops_expected": flops(row.model, SETS[row.data]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "curve": curve,
-        "persistence": {
-            "vrmse": still.vrmse.mean,
-            "rollout": list(still.rollout.mean),
-        },
+        "persistence": still(data, STEPS),
         "seconds": step_seconds(config, data, model),
         "seconds_total": time.process_time() - start,
         "environment": environment(torch.device("cpu")),

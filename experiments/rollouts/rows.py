@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 SEEDS = (0, 1, 2)
 STEPS, FEWER_STEPS = 64, 30  # of the rollouts: of decisive rows, of others
 CHECKS, VALIDATED = 4, 8  # validations of a training, and their batches
-TRAINED = 600  # steps
+TRAINED = 400  # steps
 FINEST, PATCH, COARSEST = 4, 8, 16  # cell sizes in grid points; uniform cells have the middle one
 
 
@@ -101,6 +102,11 @@ class Row:
         return STEPS if self.name in MODELS else FEWER_STEPS
 
     @property
+    def period(self) -> int:
+        """Grid points after which borders of cells repeat: that of the coarsest ones."""
+        return COARSEST if self.name in TREES else PATCH
+
+    @property
     def key(self) -> str:
         """Hash of all that decides the weights."""
         return hashed([*self.overrides(), self.seed])
@@ -108,7 +114,7 @@ class Row:
     def key_of(self, variant: str) -> str:
         """Hash of all that decides the numbers of a variant."""
         tried = self.variants()[variant]
-        return hashed([self.key, self.steps, tried.setting, tried.conserve])
+        return hashed([self.key, self.steps, self.period, tried.setting, tried.conserve])
 
     def overrides(self) -> list[str]:
         """Returns what is given to `adaptok train`."""
@@ -131,6 +137,11 @@ def hashed(content: Any) -> str:
 
 
 MODELS = ("uniform", "iap", "coarse_fine", "csm")  # whose trainings know nothing of rollouts
+FURTHER = (  # those for rollouts, the price of tokens, and local conservation
+    *("coarse_fine_unroll", "priced", "iap_jittered", "conservative", "iap_unroll", "iap_noise"),
+    *("coarse_fine_noise", "uniform_jittered"),
+)
+TREES = ("iap", "iap_jittered", "iap_unroll", "iap_noise", "priced", "conservative")
 PATCHES = [{"patch_size": size} for size in (PATCH, FINEST, COARSEST)]
 # In as many steps as this has members, tokens are those of cells of the middle size, in 2D.
 EQUAL = [*PATCHES, *[PATCHES[2]] * 3]
@@ -205,14 +216,11 @@ def _turned(ndim: int) -> list[list[int]]:
 @cache
 def all_rows() -> tuple[Row, ...]:
     """Lists all rows in the order in which they run."""
-    more = ["coarse_fine_unroll", "priced", "iap_jittered", "iap_unroll", "iap_noise"]
-    more += ["coarse_fine_noise", "uniform_jittered"]
     found = []
-    for data, about in SETS.items():
-        late = 0 if data in FIRST else 2
-        others = [*more, *(["conservative"] if about.conserved else [])]
-        for seed in SEEDS:
-            again = 4 if seed else 0
-            found += [Row(data, name, seed, 1 + (again or late)) for name in MODELS]
-            found += [Row(data, name, seed, 2 + (again or late)) for name in others]
+    for name in (*MODELS, *FURTHER):
+        sets = [data for data, one in SETS.items() if one.conserved or name != "conservative"]
+        for data, seed in itertools.product(sets, SEEDS):
+            first = 1 if name in MODELS else 2
+            late = 4 if seed else 0 if data in FIRST else 2
+            found.append(Row(data, name, seed, first + late))
     return tuple(sorted(found, key=lambda row: (row.wave, row.seed)))

@@ -71,9 +71,10 @@ def variant_of(made: Configured, weights: Mapping[str, Tensor], one: Variant, ro
     return model.eval()
 
 
-def tested(model: OneStepModel, data: WellData, one: Variant, steps: int) -> Found:
+def tested(model: OneStepModel, data: WellData, one: Variant, row: Row) -> Found:
     """Tests a variant: one step, rollouts, what tilings did, sums, seconds."""
-    results = evaluate(model, data, settings=[one.setting], steps=steps, device="cpu")
+    asked = {"steps": row.steps, "patch_size": row.period, "device": "cpu"}
+    results = evaluate(model, data, settings=[one.setting], **asked)
     (found,) = results.settings
     assert found.rollout is not None
     return {**numbers(found, found.rollout), "seconds": step_seconds(model, data, one.setting)}
@@ -92,7 +93,6 @@ def numbers(found: SettingResult, rollout: Rollout) -> Found:
         "bands": shown(rollout.spectral_nmse),
         "spectrum": shown(spectrum["power"]),
         "harmonics": rollout.patch_harmonics,
-        "period": rollout.patch_size,
         "sums": {name: shown(off) for name, off in rollout.sums.items()},
         "flicker": statistics.mean(changed) if changed else None,
         "tokens": rollout.tokens,
@@ -143,7 +143,7 @@ def main(label: str, folder: Path, work: Path) -> None:
         if name in results.content(row).tests:
             continue
         model = variant_of(made, weights, one, row)
-        found = tested(model, made[1], one, row.steps)
+        found = tested(model, made[1], one, row)
         head = {"variant": name, "key": row.key_of(name), "setting": dict(one.setting)}
         results.keep(row, {**head, "conserve": one.conserve, **found})
         print(f"{label}, {name}: step 24 {found['rollout'][23]}", flush=True)

@@ -7,6 +7,7 @@ that are added later need no training.
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import time
@@ -39,7 +40,7 @@ def trained(row: Row, made: Configured, work: Path) -> tuple[dict[str, Tensor], 
     weights, start = work / "weights" / f"{row.label}-{row.key}.pt", time.process_time()
     if weights.is_file():
         saved = torch.load(weights, weights_only=True)
-        return saved["weights"], saved["training"]
+        return saved["weights"], json.loads(saved["training"])
     config, data, model = made
     steps, curve = fit(row, made, work)
     took = time.process_time() - start
@@ -56,7 +57,7 @@ def trained(row: Row, made: Configured, work: Path) -> tuple[dict[str, Tensor], 
     }
     weights.parent.mkdir(parents=True, exist_ok=True)
     with replacing(weights) as temporary:
-        torch.save({"weights": model.state_dict(), "training": found}, temporary)
+        torch.save({"weights": model.state_dict(), "training": json.dumps(found)}, temporary)
     shutil.rmtree(work / row.label)
     return model.state_dict(), found
 

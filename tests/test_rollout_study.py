@@ -9,10 +9,10 @@ from math import prod
 
 import pytest
 from rollouts import pages, rows
-from rollouts.lines import PLAIN, aim, changes, gathered
+from rollouts.lines import aim, changes, gathered
 from rollouts.plan import estimate, priced
 from rollouts.results import Results, fault
-from rollouts.rows import FIRST, FURTHER, MODELS, SETS, STEPS, Row, all_rows
+from rollouts.rows import FIRST, FURTHER, MODELS, PLAIN, SETS, STEPS, Row, all_rows
 from rollouts.run import COMMAND
 
 import adaptok
@@ -40,6 +40,7 @@ def test_of(row: Row, variant: str, **changes):
         "rollout": [error * step for step in range(1, row.steps + 1)],
         **{"windows": {"6:12": 9 * error, "13:30": 20 * error}, "harmonics": [2.0] * row.steps},
         **{"sums": {name: [1e-7] * 3 for name in SETS[row.data].conserved}, "seconds": 0.02},
+        "seconds_beside": 0.01,
         **{"tokens": [float(SETS[row.data].tokens)] * row.steps, "flicker": None, "reused": None},
     } | changes
 
@@ -166,12 +167,15 @@ def test_changes_and_the_aim_follow_from_the_tests(tmp_path):
     results.keep(lost, test_of(lost, PLAIN, vrmse=0.31))
     found = gathered(results)
     assert found.behind == ["euler-coarse_fine-0 (as trained)"]
-    assert "euler-iap-2" in found.missing
-    assert any(one.startswith("euler-csm-0 (as trained, jitter") for one in found.missing)
+    assert "euler-iap (2)" in found.missing
+    assert any(one.startswith("euler-csm (0: as trained, jitter, ") for one in found.missing)
     ratios = {(c.what, c.model, len(c.line.tests)): c.ratio() for c in changes(found)}
     assert ratios["jitter", "iap", 2] == pytest.approx(0.5)
     assert ratios["training: noise", "iap", 1] == pytest.approx(1.0)
     assert ratios["jitter, sums kept", "uniform", 1] == pytest.approx(0.4)
+    took = {(c.what, c.model): c.seconds() for c in changes(found)}
+    assert took["jitter", "iap"] == pytest.approx(2)
+    assert took["training: noise", "iap"] is None
     one = aim(found, "euler")
     assert one is not None
     assert (one.today.name, one.today.variant) == ("iap", PLAIN)
@@ -205,7 +209,7 @@ def test_tables_and_picture_go_into_the_page(tmp_path):
     assert "yes" in text
     assert "+4.4 %" in text  # (29 * 66 + 90) / 30 / 64
     assert "41 %" in text  # 90 / 64
-    assert "euler-csm-0" in said
+    assert "euler-csm (0; 1; 2)" in said
     assert (docs / "images" / pages.PICTURE).is_file()
     assert pages.write(Results(tmp_path / "none"), docs).count("Missing") == 1
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rollouts.results import Results
-from rollouts.rows import MODELS, SETS, TRAINING, all_rows
+from rollouts.rows import MODELS, PLAIN, SETS, TRAINING, all_rows
 from studies import Found, mean
 
 AIM, AIMED = 0.75, 24  # of today's best error, and in which step
 WITHIN = 0.05  # of the tokens of a set: equal
-PLAIN = "as trained"
 OF_TODAY = (PLAIN, "cyclic 8, 4, 16", "cyclic, equal tokens")  # rollouts of before this study
 WINDOWS = {"6:12": "steps 7 to 12", "13:30": "steps 14 to 30"}  # the Well's, whose first index is 0
 
@@ -66,7 +65,7 @@ class Gathered(NamedTuple):
     Attributes:
         lines: by set, training and variant.
         behind: labels of tests that do not beat persistence in one step.
-        missing: labels of rows, and what is open of each.
+        missing: sets and trainings, and what is open of each.
     """
 
     lines: dict[tuple[str, str, str], Line]
@@ -77,6 +76,7 @@ class Gathered(NamedTuple):
 def gathered(results: Results) -> Gathered:
     """Reads all rows, finished or not."""
     found = Gathered({}, [], [])
+    open_rows: dict[str, list[str]] = {}
     for row in all_rows():
         content = results.content(row)
         for variant in row.variants():
@@ -90,10 +90,10 @@ def gathered(results: Results) -> Gathered:
             line = found.lines.setdefault(key, Line(*key, {}, {}))
             line.tests[row.seed], line.trainings[row.seed] = test, training
         opened = [name for name in row.variants() if name not in content.tests]
-        if content.training is None:
-            found.missing.append(row.label)
-        elif opened:
-            found.missing.append(f"{row.label} ({', '.join(opened)})")
+        if opened:
+            some = f": {', '.join(opened)}" if content.tests else ""
+            open_rows.setdefault(f"{row.data}-{row.name}", []).append(f"{row.seed}{some}")
+    found.missing.extend(f"{name} ({'; '.join(seeds)})" for name, seeds in open_rows.items())
     return found
 
 
@@ -123,10 +123,12 @@ class Change(NamedTuple):
         ]
         return math.exp(mean(logs)) if logs and len(logs) == len(pairs) else None
 
-    def seconds(self) -> float:
-        """Ratio of the seconds of a step of a rollout."""
-        took = [mean(t["seconds"] for t in one.tests.values()) for one in (self.line, self.base)]
-        return took[0] / took[1]
+    def seconds(self) -> float | None:
+        """Ratio of the seconds of a step of a rollout, measured by turns; None where two trainings
+        are compared, which were measured apart."""
+        if self.base.name != self.line.name:
+            return None
+        return mean(t["seconds"] / t["seconds_beside"] for t in self.line.tests.values())
 
 
 def changes(found: Gathered) -> list[Change]:

@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 from rollouts.lines import (
     AIM,
     AIMED,
-    PLAIN,
     WINDOWS,
     Gathered,
     Line,
@@ -20,7 +19,7 @@ from rollouts.lines import (
     gathered,
 )
 from rollouts.results import Results
-from rollouts.rows import MODELS, SETS, STEPS
+from rollouts.rows import MODELS, PLAIN, SETS, STEPS
 from studies import mean, replace_part
 
 from adaptok.plots.style import COLORS
@@ -77,6 +76,7 @@ def cells_of(line: Line) -> list[str]:
     peaks = average([(test["harmonics"] or [None] * AIMED)[AIMED - 1] for test in tests])
     conserved = SETS[line.data].conserved
     off = average([test["sums"][name][1] for test in tests for name in conserved])
+    fine = average([test["bands"][1][2] for test in tests])
     flicker = average([test["flicker"] for test in tests])
     return [
         *(f"`{line.name}`", line.variant, f"{line.tokens:.0f}"),
@@ -84,7 +84,7 @@ def cells_of(line: Line) -> list[str]:
         *(shown(line.window(name)) for name in WINDOWS),
         shown(line.error()),
         shown(line.error(STEPS)) if len(tests[0]["rollout"]) >= STEPS else "",
-        shown(average([test["bands"][1][2] for test in tests])),
+        "diverged" if fine is None else f"{fine:.2g}",
         "" if peaks is None else f"{peaks:.1f}",
         "" if not conserved else "diverged" if off is None else f"{off:.0e}",
         "" if flicker is None else f"{100 * flicker:.0f} %",
@@ -121,7 +121,9 @@ def change_table(found: Gathered) -> str:
         ratios = [one.ratio(step) for step in (6, AIMED)]
         cells = ["diverged" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         about = [one.what, f"`{one.model}`", one.line.data, f"{one.line.tokens:.0f}"]
-        body.append([*about, *cells, f"{one.seconds():.2f}", str(len(one.line.tests))])
+        took = one.seconds()
+        cells.append("" if took is None else f"{took:.2f}")
+        body.append([*about, *cells, str(len(one.line.tests))])
     header = ["what", "model", "set", "tokens", "error, step 6", f"step {AIMED}", "seconds"]
     title = "**What each changes**, as ratios to the same model without it\n\n"
     return title + table([*header, "seeds"], body).rstrip() if body else ""
@@ -150,7 +152,7 @@ def left_out(found: Gathered, results: Results) -> str:
     groups = {
         "Left out": bad,
         "Behind persistence, not counted": found.behind,
-        "Missing": found.missing,
+        "Missing, with their seeds": found.missing,
     }
     lines = [f"{title}: {', '.join(names)}." for title, names in groups.items() if names]
     return "\n\n".join(lines) or "All rows are there."

@@ -15,7 +15,7 @@ from studies import Results as Files
 from adaptok.utils.atomic import replacing
 
 OF_TRAINING = ("steps", "parameters", "curve", "persistence", "seconds_total")
-OF_TEST = ("vrmse", "rollout", "windows", "tokens", "sums", "seconds")
+OF_TEST = ("vrmse", "rollout", "windows", "tokens", "sums", "seconds", "seconds_beside")
 
 
 @dataclass

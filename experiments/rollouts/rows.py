@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 SEEDS = (0, 1, 2)
+PLAIN = "as trained"
 STEPS, FEWER_STEPS = 64, 30  # of the rollouts: of decisive rows, of others
 CHECKS, VALIDATED = 4, 8  # validations of a training, and their batches
 TRAINED = 400  # steps
@@ -178,7 +179,7 @@ def trained(name: str, about: Set) -> list[str]:
 def variants(name: str, about: Set, steps: int) -> Iterator[tuple[str, Variant]]:
     """Yields what is tried in the rollouts of a training."""
     base = {"patch_size": PATCH} if name == "csm" else {}
-    yield "as trained", Variant(base)
+    yield PLAIN, Variant(base)
     if name == "priced":
         yield "tokens held", Variant({"tokens": about.tokens})
         return

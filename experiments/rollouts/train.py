@@ -11,13 +11,13 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rollouts.results import Results
-from rollouts.rows import SETS, Row, Variant, all_rows
+from rollouts.rows import PLAIN, SETS, Row, all_rows
 from studies import Found, as_process, commit
 from torch import Tensor
 from trainings import Configured, configured, fit, still
@@ -62,23 +62,34 @@ def trained(row: Row, made: Configured, work: Path) -> tuple[dict[str, Tensor], 
     return model.state_dict(), found
 
 
-def variant_of(made: Configured, weights: Mapping[str, Tensor], one: Variant, row: Row) -> Any:
+class Tried(NamedTuple):
+    """A model, and the setting of its rollouts."""
+
+    model: OneStepModel
+    setting: Mapping[str, Any]
+
+
+def tried(made: Configured, weights: Mapping[str, Tensor], variant: str, row: Row) -> Tried:
     """Builds the model of a variant."""
     config, data, _ = made
+    one = row.variants()[variant]
     if one.conserve:
         config = {**config, "conserve": list(SETS[row.data].conserved)}
     model = build_surrogate(config, data.info)
     model.load_state_dict(weights)
-    return model.eval()
+    return Tried(model.eval(), one.setting)
 
 
-def tested(model: OneStepModel, data: WellData, one: Variant, row: Row) -> Found:
-    """Tests a variant: one step, rollouts, what tilings did, sums, seconds."""
+def tested(one: Tried, plain: Tried, data: WellData, row: Row) -> Found:
+    """Tests a variant: one step, rollouts, what tilings did, sums, and seconds of one core per step
+    of a batch, beside those of the same training as it is.
+    """
     asked = {"steps": row.steps, "patch_size": row.period, "device": "cpu"}
-    results = evaluate(model, data, settings=[one.setting], **asked)
+    results = evaluate(one.model, data, settings=[one.setting], **asked)
     (found,) = results.settings
     assert found.rollout is not None
-    return {**numbers(found, found.rollout), "seconds": step_seconds(model, data, one.setting)}
+    own, beside = step_seconds([one, plain], data)
+    return {**numbers(found, found.rollout), "seconds": own, "seconds_beside": beside}
 
 
 def numbers(found: SettingResult, rollout: Rollout) -> Found:
@@ -117,19 +128,20 @@ def rounded(value: Any) -> Any:
 
 
 @torch.no_grad()
-def step_seconds(model: OneStepModel, data: WellData, setting: Mapping[str, Any]) -> float:
-    """Measures seconds of one core per step of a batch in a rollout; the least of some, so that
-    other processes count little.
-    """
-    (controls,) = check_settings(model, data, [setting])
-    fixed = {"name": "fixed", "settings": [controls]}
-    schedule = create_schedule(controls if "name" in controls else fixed)
-    took = []
+def step_seconds(models: Sequence[Tried], data: WellData) -> list[float]:
+    """Measures models by turns; the least of some, so that other processes count little."""
+    schedules = []
+    for model, setting in models:
+        (controls,) = check_settings(model, data, [setting])
+        fixed = {"name": "fixed", "settings": [controls]}
+        schedules.append(create_schedule(controls if "name" in controls else fixed))
+    took: list[list[float]] = [[] for _ in models]
     for _ in range(REPEATS):
-        start = time.process_time()
-        next(rollouts(model, data, "test", schedule, TIMED))
-        took.append((time.process_time() - start) / TIMED)
-    return rounded(min(took))
+        for number, (one, schedule) in enumerate(zip(models, schedules, strict=True)):
+            start = time.process_time()
+            next(rollouts(one.model, data, "test", schedule, TIMED))
+            took[number].append((time.process_time() - start) / TIMED)
+    return [rounded(min(values)) for values in took]
 
 
 def main(label: str, folder: Path, work: Path) -> None:
@@ -140,14 +152,14 @@ def main(label: str, folder: Path, work: Path) -> None:
     made = configured(row, work, row.steps)
     weights, training = trained(row, made, work)
     results.keep(row, training)
-    for name, one in row.variants().items():
-        if name in results.content(row).tests:
+    for variant, about in row.variants().items():
+        if variant in results.content(row).tests:
             continue
-        model = variant_of(made, weights, one, row)
-        found = tested(model, made[1], one, row)
-        head = {"variant": name, "key": row.key_of(name), "setting": dict(one.setting)}
-        results.keep(row, {**head, "conserve": one.conserve, **found})
-        print(f"{label}, {name}: step 24 {found['rollout'][23]}", flush=True)
+        one, plain = (tried(made, weights, name, row) for name in (variant, PLAIN))
+        found = tested(one, plain, made[1], row)
+        head = {"variant": variant, "key": row.key_of(variant), "setting": dict(about.setting)}
+        results.keep(row, {**head, "conserve": about.conserve, **found})
+        print(f"{label}, {variant}: step 24 {found['rollout'][23]}", flush=True)
 
 
 if __name__ == "__main__":

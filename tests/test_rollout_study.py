@@ -37,6 +37,7 @@ def test_of(row: Row, variant: str, **changes):
     bands = [[0.1, 0.2, 0.3]] * 3
     return {
         **{"variant": variant, "key": row.key_of(variant), "vrmse": error, "bands": bands},
+        "setting": dict(row.variants()[variant].setting),
         "rollout": [error * step for step in range(1, row.steps + 1)],
         **{"windows": {"6:12": 9 * error, "13:30": 20 * error}, "harmonics": [2.0] * row.steps},
         **{"sums": {name: [1e-7] * 3 for name in SETS[row.data].conserved}, "seconds": 0.02},
@@ -199,7 +200,7 @@ def test_tables_and_picture_go_into_the_page(tmp_path):
         keep(results, row_of(label))
     held = row_of("euler-priced-0")
     keep(results, held, PLAIN)
-    results.keep(held, test_of(held, "tokens held", tokens=[66.0] * 29 + [90.0]))
+    results.keep(held, test_of(held, "64 tokens held", tokens=[66.0] * 29 + [90.0]))
     said = pages.write(results, docs)
     text = (docs / pages.PAGE).read_text()
     assert text.startswith("before")

@@ -135,7 +135,7 @@ def price_table(found: Gathered) -> str:
     for line in found.lines.values():
         if line.name != "priced":
             continue
-        asked = SETS[line.data].tokens
+        asked = next(iter(line.tests.values()))["setting"].get("tokens", SETS[line.data].tokens)
         counts = [n for test in line.tests.values() for n in test["tokens"]]
         off = [mean(test["tokens"]) / asked - 1 for test in line.tests.values()]
         far = max(abs(n / asked - 1) for n in counts)

@@ -181,7 +181,9 @@ def variants(name: str, about: Set, steps: int) -> Iterator[tuple[str, Variant]]
     base = {"patch_size": PATCH} if name == "csm" else {}
     yield PLAIN, Variant(base)
     if name == "priced":
-        yield "tokens held", Variant({"tokens": about.tokens})
+        for share in (1, 0.75, 1.5):  # also where the price that was found is far off
+            tokens = round(share * about.tokens)
+            yield f"{tokens} tokens held", Variant({"tokens": tokens})
         return
     yield "jitter", Variant({**base, "jitter": 0})
     if about.conserved and name != "conservative":

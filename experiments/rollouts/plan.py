@@ -39,7 +39,10 @@ def estimate(row: Row) -> float:
     """Estimates the seconds of a row."""
     about = SETS[row.data]
     making = about.making if (row.name, row.seed) == ("uniform", 0) else 0.0
-    steps = TRAINED * (UNROLLED if "unroll" in row.name else 1) + CHECKS * VALIDATED / 3
+    steps = (
+        TRAINED * (UNROLLED if row.name.endswith(("_unroll", "_all")) else 1)
+        + CHECKS * VALIDATED / 3
+    )
     tested = len(row.variants()) * (row.steps + COUNTED)
     return START + making + about.slower * (steps * STEP + tested * ROLLED)
 

@@ -105,7 +105,7 @@ class Row:
     @property
     def period(self) -> int:
         """Grid points after which borders of cells repeat: that of the coarsest ones."""
-        return COARSEST if self.name in TREES else PATCH
+        return COARSEST if self.name.startswith(TREES) else PATCH
 
     @property
     def key(self) -> str:
@@ -139,21 +139,35 @@ def hashed(content: Any) -> str:
 
 MODELS = ("uniform", "iap", "coarse_fine", "csm")  # whose trainings know nothing of rollouts
 FURTHER = (  # those for rollouts, the price of tokens, and local conservation
-    *("coarse_fine_unroll", "priced", "iap_jittered", "conservative", "iap_unroll", "iap_noise"),
+    *(
+        "iap_all",
+        "coarse_fine_all",
+        "coarse_fine_unroll",
+        "priced",
+        "iap_jittered",
+        "conservative",
+        "iap_unroll",
+        "iap_noise",
+    ),
     *("coarse_fine_noise", "uniform_jittered"),
 )
-TREES = ("iap", "iap_jittered", "iap_unroll", "iap_noise", "priced", "conservative")
+TREES = ("iap", "priced", "conservative")
 PATCHES = [{"patch_size": size} for size in (PATCH, FINEST, COARSEST)]
 # In as many steps as this has members, tokens are those of cells of the middle size, in 2D.
 EQUAL = [*PATCHES, *[PATCHES[2]] * 3]
+CURRICULUM = f"schedule.steps=[{TRAINED // 2}, {TRAINED // 4}]"
+
+
+def _stages(more: str = "") -> list[str]:
+    settings = ", ".join(f"{{unroll: {count}{more}}}" for count in (1, 2, 4))
+    return ["schedule=stages", f"schedule.settings=[{settings}]", CURRICULUM]
+
+
 TRAINING = {  # how trainings for rollouts differ from those
     "noise": ["schedule.settings=[{noise: 0.01}]"],
     "jittered": ["schedule.settings=[{jitter: 0}]"],
-    "unroll": [
-        "schedule=stages",
-        "schedule.settings=[{unroll: 1}, {unroll: 2}, {unroll: 4}]",
-        f"schedule.steps=[{TRAINED // 2}, {TRAINED // 4}]",
-    ],
+    "unroll": _stages(),
+    "all": _stages(", noise: 0.01, jitter: 0"),
 }
 
 

@@ -38,9 +38,10 @@ def write(results: Results, pages: Path) -> str:
     left = left_out(found, results)
     texts = [aim_table(found), *[result_table(found, data) for data in SETS]]
     texts += [change_table(found), price_table(found), spent(results), left]
-    if found.lines:
+    drawn = [data for data in SETS if named_lines(found, data)]
+    if drawn:
         (pages / "images").mkdir(exist_ok=True)
-        draw(found, pages / "images" / PICTURE)
+        draw(found, drawn, pages / "images" / PICTURE)
         texts.insert(1, f"![Error against the rollout step](images/{PICTURE})")
     replace_part(pages / PAGE, "rows", "\n\n".join(text for text in texts if text))
     return left
@@ -118,6 +119,8 @@ def change_table(found: Gathered) -> str:
     """Says what each setting and each training changes; empty without rows."""
     body = []
     for one in changes(found):
+        if one.model == "priced":  # which has a table of its own
+            continue
         ratios = [one.ratio(step) for step in (6, AIMED)]
         cells = ["diverged" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         about = [one.what, f"`{one.model}`", one.line.data, f"{one.line.tokens:.0f}"]
@@ -163,21 +166,22 @@ def spent(results: Results) -> str:
     return f"Spent so far: {results.spent() / 3600:.2f} core-hours."
 
 
-def draw(found: Gathered, path: Path) -> None:
-    """Draws errors against the rollout step: models as trained, the best line, persistence."""
-    drawn = [data for data in SETS if of_set(found, data)]
+def named_lines(found: Gathered, data: str) -> dict[str, Line]:
+    """Returns the models as trained and the best line; empty without such a model."""
+    plain = {name: found.lines.get((data, name, PLAIN)) for name in MODELS}
+    named = {name: line for name, line in plain.items() if line is not None}
+    best = aim(found, data)
+    if best is not None and best.best not in named.values():
+        named[f"{best.best.name}, {best.best.variant}"] = best.best
+    return named
+
+
+def draw(found: Gathered, drawn: Sequence[str], path: Path) -> None:
+    """Draws errors against the rollout step, with persistence."""
     size = {"figsize": (4.6 * len(drawn), 3.6), "squeeze": False, "layout": "constrained"}
     figure, (axes,) = plt.subplots(1, len(drawn), **size)
     for axis, data in zip(axes, drawn, strict=True):
-        named = {
-            name: found.lines[data, name, PLAIN]
-            for name in MODELS
-            if (data, name, PLAIN) in found.lines
-        }
-        best = aim(found, data)
-        if best is not None and best.best not in named.values():
-            named[f"{best.best.name}, {best.best.variant}"] = best.best
-        for color, (name, line) in zip(COLORS, named.items(), strict=False):
+        for color, (name, line) in zip(COLORS, named_lines(found, data).items(), strict=False):
             curve = [line.error(step) for step in range(1, STEPS + 1)]
             known = [value for value in curve if value is not None]
             axis.plot(range(1, len(known) + 1), known, color=color, label=name)

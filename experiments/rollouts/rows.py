@@ -139,17 +139,9 @@ def hashed(content: Any) -> str:
 
 MODELS = ("uniform", "iap", "coarse_fine", "csm")  # whose trainings know nothing of rollouts
 FURTHER = (  # those for rollouts, the price of tokens, and local conservation
-    *(
-        "iap_all",
-        "coarse_fine_all",
-        "coarse_fine_unroll",
-        "priced",
-        "iap_jittered",
-        "conservative",
-        "iap_unroll",
-        "iap_noise",
-    ),
-    *("coarse_fine_noise", "uniform_jittered"),
+    *("iap_all", "coarse_fine_all", "uniform_all", "coarse_fine_unroll", "priced"),
+    *("iap_jittered", "conservative", "iap_unroll", "iap_noise", "coarse_fine_noise"),
+    "uniform_jittered",
 )
 TREES = ("iap", "priced", "conservative")
 PATCHES = [{"patch_size": size} for size in (PATCH, FINEST, COARSEST)]

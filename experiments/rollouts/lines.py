@@ -11,7 +11,7 @@ from rollouts.rows import MODELS, PLAIN, SETS, TRAINING, all_rows
 from studies import Found, mean
 
 AIM, AIMED = 0.75, 24  # of today's best error, and in which step
-WITHIN = 0.05  # of the tokens of a set: equal
+MOST = 1.05  # tokens over those of a set, so that a line is compared
 OF_TODAY = (PLAIN, "cyclic 8, 4, 16", "cyclic, equal tokens")  # rollouts of before this study
 WINDOWS = {"6:12": "steps 7 to 12", "13:30": "steps 14 to 30"}  # the Well's, whose first index is 0
 
@@ -39,8 +39,9 @@ class Line(NamedTuple):
         return mean(mean(test["tokens"]) for test in self.tests.values())
 
     @property
-    def at_equal_tokens(self) -> bool:
-        return abs(self.tokens / SETS[self.data].tokens - 1) <= WITHIN
+    def is_compared(self) -> bool:
+        """Whether it has no more tokens than the others; overlapping cells of CSM are fewer."""
+        return self.tokens <= MOST * SETS[self.data].tokens
 
     def error(self, step: int = AIMED) -> float | None:
         """Mean error of a step, from 1; None if one seed diverged, or had fewer steps."""
@@ -153,7 +154,7 @@ def changes(found: Gathered) -> list[Change]:
 
 
 class Aim(NamedTuple):
-    """Today's best rollout of a set and the best one of the study, at equal tokens."""
+    """Today's best rollout of a set and the best one of the study, with no more tokens."""
 
     today: Line
     best: Line
@@ -168,13 +169,13 @@ class Aim(NamedTuple):
 
 def aim(found: Gathered, data: str) -> Aim | None:
     """Finds both by the error of step 24; None without any."""
-    equal = [
+    compared = [
         line
         for line in found.lines.values()
-        if line.data == data and line.at_equal_tokens and line.error() is not None
+        if line.data == data and line.is_compared and line.error() is not None
     ]
-    today = [line for line in equal if line.name in MODELS and line.variant in OF_TODAY]
+    today = [line for line in compared if line.name in MODELS and line.variant in OF_TODAY]
     if not today:
         return None
     least = lambda line: line.error() or 0.0  # noqa: E731
-    return Aim(min(today, key=least), min(equal, key=least))
+    return Aim(min(today, key=least), min(compared, key=least))

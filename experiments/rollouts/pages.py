@@ -112,7 +112,7 @@ def aim_table(found: Gathered) -> str:
         body.append([data, *cells, str(len(one.best.tests))])
     header = ["set", "best of before", f"step {AIMED}", "best of all", f"step {AIMED}"]
     header += ["ratio", f"{AIM} or less", "seeds"]
-    return "**The best at equal tokens**\n\n" + table(header, body).rstrip() if body else ""
+    return "**The best with no more tokens**\n\n" + table(header, body).rstrip() if body else ""
 
 
 def change_table(found: Gathered) -> str:

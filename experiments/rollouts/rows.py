@@ -145,7 +145,8 @@ FURTHER = (  # those for rollouts, the price of tokens, and local conservation
 )
 TREES = ("iap", "priced", "conservative")
 PATCHES = [{"patch_size": size} for size in (PATCH, FINEST, COARSEST)]
-# In as many steps as this has members, tokens are those of cells of the middle size, in 2D.
+# In as many steps as this has members, tokens are those of the middle size, in 2D and but for
+# what CSM saves, whose overlapping patches are fewer in a periodic domain.
 EQUAL = [*PATCHES, *[PATCHES[2]] * 3]
 CURRICULUM = f"schedule.steps=[{TRAINED // 2}, {TRAINED // 4}]"
 

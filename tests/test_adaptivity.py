@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from adaptivity import costs, pages, rows, run
+from adaptivity import costs, pages, rows
 from adaptivity.claims import CLAIMS, judged
-from adaptivity.plan import estimate, plan, priced
+from adaptivity.plan import WAVES, estimate, priced
 from adaptivity.results import Results, fault
 from adaptivity.rows import (
     LARGE,
@@ -30,6 +30,8 @@ from adaptivity.rows import (
     variants,
     winner,
 )
+from adaptivity.run import COMMAND
+from studies import Command, FileLock, plan
 
 import adaptok
 from adaptok.evaluation.cost import cost_of
@@ -118,7 +120,7 @@ def test_help_without_adaptivity_has_the_operations_of_the_whole():
 def test_the_plan_prices_rows_and_learns_from_finished_ones(tmp_path):
     results = Results(tmp_path)
     first = row_of("maze-coarse_fine-1")
-    text = plan(priced(all_rows(), results.read()), 0.0, 12 * 3600, full=True)
+    text = plan(priced(all_rows(), results.read()), 0.0, 12 * 3600, WAVES, full=True)
     assert f"{len(all_rows())} of {len(all_rows())} rows to run" in text
     assert "it fits" in text
     keep(results, first, seconds_total=3 * estimate(first))
@@ -126,7 +128,7 @@ def test_the_plan_prices_rows_and_learns_from_finished_ones(tmp_path):
     assert found[first.label].done
     assert found["maze-uniform-0"].seconds == pytest.approx(3 * estimate(row_of("maze-uniform-0")))
     assert found["blast-uniform-0"].seconds == estimate(row_of("blast-uniform-0"))
-    assert "does not fit" in plan(list(found.values()), 12 * 3600, 12 * 3600, full=False)
+    assert "does not fit" in plan(list(found.values()), 12 * 3600, 12 * 3600, WAVES, full=False)
 
 
 def test_tuned_rows_wait_for_the_winner_on_the_validation_split(tmp_path):
@@ -159,13 +161,13 @@ def heed_ctrl_c() -> None:
 def fake(work: Path, script: str, monkeypatch) -> None:
     """Replaces the process of a row by a script that gets the row's file and its content."""
 
-    def start(row: Row, folder: Path, _: Path) -> subprocess.Popen:
+    def start(_: Command, row: Row, folder: Path, __: Path) -> subprocess.Popen:
         file = Results(folder).file(row)
         words = [sys.executable, "-S", "-c", script, str(file), json.dumps(made_up(row))]
         own = {"start_new_session": True, "preexec_fn": heed_ctrl_c}
         return subprocess.Popen([*words, str(work / "calls"), row.label], **own)
 
-    monkeypatch.setattr(run, "start", start)
+    monkeypatch.setattr(Command, "start", start)
 
 
 SLEEP = "import time; time.sleep(60)"
@@ -179,17 +181,17 @@ WRITE = (
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     results, work = Results(tmp_path / "results"), tmp_path / "work"
     fake(tmp_path, WRITE, monkeypatch)
-    rows = run.chosen("maze_256-*-[01]")
+    rows = COMMAND.chosen("maze_256-*-[01]")
     keep(results, rows[0])
     torn = results.file(rows[1])
     torn.write_text(json.dumps(made_up(rows[1]))[:100])  # by a full disk, say
-    failed = run.run(rows, results, work, hours=1.0)
+    failed = COMMAND.run(rows, results, work, hours=1.0)
     random = [row.label for row in rows if "random" in row.name]
     assert failed == random
     called = (tmp_path / "calls").read_text().split()
     assert called == [row.label for row in rows[1:]]
     assert {*results.read().done} == {row.label for row in rows} - {*random}
-    assert run.run(rows, results, work, hours=1.0) == random  # they alone are tried again
+    assert COMMAND.run(rows, results, work, hours=1.0) == random  # they alone are tried again
     assert (tmp_path / "calls").read_text().split() == [*called, *random]
     ledger = (results.folder / "ledger.csv").read_text()
     assert ledger.count("finished") == len(called) - len(random)
@@ -201,13 +203,16 @@ def test_the_end_of_the_hours_stops_a_row_and_keeps_it_open(tmp_path, monkeypatc
     results = Results(tmp_path / "results")
     fake(tmp_path, SLEEP, monkeypatch)
     start = time.monotonic()
-    assert run.run(run.chosen("maze_256-*"), results, tmp_path / "work", hours=0.3 / 3600) == []
+    assert (
+        COMMAND.run(COMMAND.chosen("maze_256-*"), results, tmp_path / "work", hours=0.3 / 3600)
+        == []
+    )
     assert time.monotonic() - start < 20
     assert (results.folder / "ledger.csv").read_text().count("interrupted") == 1
     assert not results.read().done
     monkeypatch.setattr(Results, "spent", lambda self: 12 * 3600.0)  # nothing is left to spend
-    monkeypatch.setattr(run, "start", lambda *_: pytest.fail("a row began"))
-    assert run.run(run.chosen("maze_256-*"), results, tmp_path / "work", hours=1.0) == []
+    monkeypatch.setattr(Command, "start", lambda *_: pytest.fail("a row began"))
+    assert COMMAND.run(COMMAND.chosen("maze_256-*"), results, tmp_path / "work", hours=1.0) == []
 
 
 def test_ctrl_c_stops_row_and_study(tmp_path, monkeypatch, capsys):
@@ -224,7 +229,7 @@ def test_ctrl_c_stops_row_and_study(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait)
     words = ["--rows", "maze_256-*", "--results", str(results), "--work", str(tmp_path / "work")]
-    assert run.main(words) == 130
+    assert COMMAND.main(words) == 130
     assert len(waits) == 2  # no second row began
     assert "the same command resumes" in capsys.readouterr().err
     assert "interrupted" in (results / "ledger.csv").read_text()
@@ -232,10 +237,10 @@ def test_ctrl_c_stops_row_and_study(tmp_path, monkeypatch, capsys):
 
 def test_a_row_of_another_process_is_left_to_it(tmp_path, monkeypatch, capsys):
     results, work = Results(tmp_path / "results"), tmp_path / "work"
-    monkeypatch.setattr(run, "start", lambda *_: pytest.fail("a row ran twice"))
+    monkeypatch.setattr(Command, "start", lambda *_: pytest.fail("a row ran twice"))
     work.mkdir()
-    with run.FileLock(work / "maze_256-uniform-0.lock"):
-        assert run.run(run.chosen("maze_256-uniform-0"), results, work, hours=1.0) == []
+    with FileLock(work / "maze_256-uniform-0.lock"):
+        assert COMMAND.run(COMMAND.chosen("maze_256-uniform-0"), results, work, hours=1.0) == []
     assert "another process runs it" in capsys.readouterr().out
 
 
@@ -326,9 +331,9 @@ def test_the_default_is_a_variant_of_the_study():
 
 def test_words_of_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run.main(["--rows", "nothing*"])
+        COMMAND.main(["--rows", "nothing*"])
     assert "no row matches 'nothing*'" in capsys.readouterr().err
-    assert run.main(["--plan", "--rows", "maze-*", "--results", str(tmp_path)]) == 0
+    assert COMMAND.main(["--plan", "--rows", "maze-*", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "decisive" in out
     assert "core-hours" in out
@@ -361,14 +366,14 @@ def tiny(monkeypatch) -> Iterator[Callable[[str], costs.Set]]:
 @pytest.mark.parametrize("data", ["maze", "blast"])
 def test_rows_can_be_built(data, tmp_path, tiny):
     """All models, and one of three that are tuned, which differ in numbers alone."""
-    from adaptivity import train  # with lightning
+    from trainings import configured  # with lightning
 
     tiny(data)
     every = [(name, model) for _, name, model in rows.models(data) if model is not None]
     tuned = [*rows.candidates(data).items(), *rows.variants(data).items()]
     for name, model in [*every, *tuned[::3]]:
         row = Row(data, name, model, 0, 1)
-        config, _, built = train.configured(row, tmp_path)
+        config, _, built = configured(row, tmp_path, 16)
         assert (type(built.decoder).__name__ == "RefineDecoder") == bool(model.width)
         assert (config["size"]["dim"], config["seed"]) == (model.dim, 0)
 

@@ -35,7 +35,7 @@ def dry():
 
 def test_every_folder_is_an_experiment():
     folders = {p.name for p in FOLDER.iterdir() if p.is_dir() and not p.name.startswith("__")}
-    assert folders - {*NAMES} == {"adaptivity", "bench", "gpu", "reliability"}
+    assert folders - {*NAMES} == {"adaptivity", "bench", "gpu", "reliability", "rollouts"}
     index = (FOLDER / "README.md").read_text()
     assert [n for n in NAMES if f"({n}/README.md)" not in index] == []
 

@@ -83,3 +83,12 @@ def test_wrong_shapes_are_refused():
         metrics.vrmse(torch.zeros(1, 2, 8), torch.zeros(1, 2, 9), 1)
     with pytest.raises(ValueError, match="number of space axes"):
         metrics.mse(torch.zeros(4), torch.zeros(4), 2)
+
+
+def test_sums_are_off_by_what_was_added():
+    x, y = pair((16, 24))
+    shifted = x + 0.25 * x.abs().mean((-2, -1), keepdim=True)
+    expected = torch.full((2, 3, 4), 0.25, dtype=torch.float64)
+    torch.testing.assert_close(metrics.sum_error(shifted, x, 2), expected, rtol=1e-5, atol=0)
+    assert metrics.sum_error(x.roll(3, -1), x, 2).max() < 1e-12
+    assert metrics.sum_error(y[:, :, 3:], y[:, :, 3:], 2).max() == 0  # nothing is there

@@ -120,10 +120,13 @@ def test_a_run_with_all_of_it(tmp_path):
     assert sensed.tokens == free.tokens
     assert reused.reused[0] == 0 < reused.reused[1] <= 1
     assert free.reused is None
+    assert [*free.sums] == run.results.fields
+    assert all(len(off) == 3 and min(off) > 0 for off in free.sums.values())  # it has open ends
     text = (tmp_path / "metrics.md").read_text()
     assert "share of the cells that were none" in text
     assert "seconds per step of a batch, and tokens" in text
     assert "that they kept from the steps before" in text
+    assert "how far sums are off" in text
     again = Results.from_json(run.results.to_json())
     assert again.settings[2].rollout.flicker == kept.flicker
     assert dataclasses.asdict(run.model.options)["conserve"] == "all"

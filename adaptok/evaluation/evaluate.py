@@ -20,7 +20,7 @@ from adaptok.cells import Cells
 from adaptok.data import WellData
 from adaptok.evaluation.budgets import cells_by_size, inputs_of, resolve_settings
 from adaptok.evaluation.cost import Stopwatch, cost_of, environment, parameters_by_stage
-from adaptok.evaluation.metrics import binned_spectral_error, vrmse
+from adaptok.evaluation.metrics import binned_spectral_error, sum_error, vrmse
 from adaptok.evaluation.predictions import PredictionWriter, folder_name
 from adaptok.evaluation.results import (
     PLAIN,
@@ -314,6 +314,7 @@ def _rollout(
     ndim = data.info.ndim
     unit = data.info.unit.view(-1, *(1,) * ndim)
     errors, binned, spectra, peaks, changed, counts, reused = [], [], [], [], [], [], []
+    off = []
     for batch, prediction in pairs:
         target = batch["target"]
         if len(watch.cells) > 1 and watch.steady:
@@ -326,6 +327,7 @@ def _rollout(
         watch.cells.clear()
         watch.reused.clear()
         errors.append(vrmse(prediction, target, ndim))
+        off.append(sum_error(prediction, target, ndim))
         binned.append(binned_spectral_error(prediction, target, ndim).nmse)
         spectra.append(residual_spectrum(prediction / unit, target / unit, ndim))
         if patch_size is not None and resolves(target.shape[-ndim:], patch_size):
@@ -341,6 +343,7 @@ def _rollout(
         flicker=[None, *plain(torch.cat(changed).mean(0))] if changed else None,
         tokens=plain(torch.cat(counts).mean(0)) if counts else None,
         reused=plain(torch.cat(reused).mean(0)) or None,
+        sums=dict(zip(data.info.fields, plain(torch.cat(off).mean(0).T), strict=True)),
         seconds=statistics.mean(watch.seconds[1:] or watch.seconds),
     )
 

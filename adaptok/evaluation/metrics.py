@@ -106,6 +106,19 @@ def vrmse(
     return (mse(prediction, target, ndim) / (target.var(_space(ndim)) + small)).sqrt()
 
 
+@checked
+def sum_error(prediction: Values, target: Values, ndim: Positive) -> Values:
+    """Difference of the sums over space, relative to the sum of the target's absolute values.
+
+    Of a conserved quantity this is the drift of what is predicted. Zero where the target is zero
+    everywhere and the sums agree.
+    """
+    _check(prediction, target, ndim)
+    prediction, target = prediction.double(), target.double()
+    off = (prediction - target).sum(_space(ndim)).abs()
+    return off / target.abs().sum(_space(ndim)).clamp(min=torch.finfo(target.dtype).tiny)
+
+
 class SpectralError(NamedTuple):
     """Squared error per band of wavenumbers, each ``(..., bins)``, low to high."""
 

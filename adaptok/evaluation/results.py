@@ -67,6 +67,8 @@ class Rollout:
         tokens: per step, mean over trajectories; None without cells.
         reused: per step, the share of what blocks put out that they kept from the steps before;
             None without `reuse`.
+        sums: per field and step, how far the sum over space is off, relative to the sum of the
+            target's absolute values (`adaptok.evaluation.metrics.sum_error`).
         seconds: of a step of a batch, all that a rollout does, mean over all but the first one.
     """
 
@@ -80,6 +82,7 @@ class Rollout:
     flicker: Sequence[Number] | None = None
     tokens: Sequence[float] | None = None
     reused: Sequence[float] | None = None
+    sums: Mapping[str, Sequence[Number]] | None = None
     seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -364,6 +367,14 @@ def markdown(results: Results) -> str:
     if rows:
         text += "\nRollout: share of what blocks put out that they kept from the steps before.\n\n"
         text += table(["setting", *steps], rows)
+    rows = [
+        [k, *("diverged" if off[-1] is None else f"{off[-1]:.1e}" for off in c.sums.values())]
+        for k, c in curves.items()
+        if c.sums
+    ]
+    if rows:
+        text += f"\nRollout, {steps[-1]}: how far sums are off, over those of absolute values.\n\n"
+        text += table(["setting", *results.fields], rows)
     return text
 
 

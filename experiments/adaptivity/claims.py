@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from adaptivity.results import Found, Study
 from adaptivity.rows import LARGE, SEEDS, TUNED, winner
+from studies import Found, Study
 
 
 class Claim(NamedTuple):

@@ -9,8 +9,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from adaptivity.claims import CLAIMS, counts, judged, seeds_of
 from adaptivity.costs import SETS
-from adaptivity.results import Found, Results, Study
+from adaptivity.results import Results
 from adaptivity.rows import MAIN, TUNED, ablations, all_rows
+from studies import Found, Study, mean, replace_part, spread
 
 from adaptok.plots.style import COLORS
 from adaptok.utils.tables import table
@@ -38,21 +39,6 @@ def write(results: Results, pages: Path) -> str:
     replace_part(pages / STUDY, "rows", "\n\n".join(text for text in texts if text))
     replace_part(pages / METHOD, "ablations", ablation_table(study) or "No rows yet.")
     return left_out(study)
-
-
-def replace_part(page: Path, name: str, text: str) -> None:
-    """Replaces what a page has between two comments, `<!-- name -->` and `<!-- /name -->`.
-
-    Raises:
-        ValueError: the page lacks them.
-    """
-    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
-    content = page.read_text()
-    if content.count(first) != 1 or content.count(last) != 1:
-        raise ValueError(f"{page} needs {first} and {last} once each")
-    before, _, rest = content.partition(first)
-    after = rest.partition(last)[2]
-    page.write_text(f"{before}{first}\n\n{text.strip()}\n\n{last}{after}")
 
 
 def names_of(data: str) -> list[str]:
@@ -210,13 +196,3 @@ def cost_of(rows: Sequence[Found], cost: str) -> float:
 def error_of(rows: Sequence[Found]) -> tuple[float, float]:
     errors = [row["vrmse"] for row in rows]
     return mean(errors), statistics.stdev(errors) if len(errors) > 1 else 0.0
-
-
-def mean(values: Iterable[float]) -> float:
-    return statistics.mean(values)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation."""
-    more = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{more}"

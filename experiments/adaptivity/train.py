@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -18,42 +16,27 @@ from typing import Any
 
 import torch
 from adaptivity.costs import SETS, Model, flops
-from adaptivity.results import Results, commit
+from adaptivity.results import Results
 from adaptivity.rows import Row, all_rows, candidates, coarse_fine, decided, winner
+from studies import as_process, commit
+from trainings import configured, fit, still
 
-from adaptok.config.build import build_data, build_surrogate
-from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
 from adaptok.evaluation.cost import environment
-from adaptok.evaluation.evaluate import persistence
 from adaptok.models.schedules import create_schedule
 from adaptok.tasks.bench.measuring import step_seconds, tested
-from adaptok.tasks.surrogate import begin, config_at_budget, fit_surrogate, objectives
+from adaptok.tasks.surrogate import objectives
 from adaptok.training import SurrogateModule
 from adaptok.utils.atomic import replacing
-from adaptok.utils.tables import read_metrics
 
 STEPS = 16  # of a rollout
 WIDEST = 96  # solver that equal seconds may ask for
 
 
-def configured(row: Row, work: Path) -> tuple[dict[str, Any], WellData, Any]:
-    """Returns configuration, data and fresh model of a row."""
-    words = [*row.overrides(), f"seed={row.seed}", f"data.base={work / 'data' / row.data}"]
-    last = work / row.label / row.key / "checkpoints" / "last.ckpt"
-    words += [f"resume={last}"] if last.is_file() else []
-    config = plain(compose("train", [*words, f"test.steps={STEPS}"]))
-    begin(config)
-    data = build_data(config)
-    if config["budget"] is not None:
-        config = dict(config_at_budget(config, data))
-    return config, data, build_surrogate(config, data.info)
-
-
 def measured(row: Row, work: Path) -> float:
     """Returns the seconds of a training step of a row."""
     torch.manual_seed(0)
-    config, data, model = configured(row, work)
+    config, data, model = configured(row, work, STEPS)
     return step_seconds(module_of(config, model), data, 1)["training"]
 
 
@@ -100,25 +83,18 @@ def finite(values: torch.Tensor) -> list[float | None]:
 def train(row: Row, work: Path) -> dict[str, Any]:
     """Trains and tests a row; returns what its file holds."""
     assert row.model is not None
-    start, folder = time.process_time(), work / row.label / row.key
-    config, data, model = configured(row, work)
+    start = time.process_time()
+    config, data, model = made = configured(row, work, STEPS)
+    steps, curve = fit(row, made, work)
     module = module_of(config, model)
-    took = fit_surrogate(module, data, config, folder)
-    assert took is not None
     found = found_by(module, data, config["test"]["settings"][0])
-    still = persistence(data, "test", STEPS)
-    assert still.rollout is not None
-    logged = [
-        (int(m["step"]) + 1, m["val/vrmse"]) for m in read_metrics(folder) if "val/vrmse" in m
-    ]
-    curve = sorted(dict(logged).items())  # once each, though a kill may repeat one
     return {
         "label": row.label,
         "key": row.key,
         "data": row.data,
         "name": row.name,
         "seed": row.seed,
-        "steps": took.steps,
+        "steps": steps,
         "model": asdict(row.model),
         "overrides": row.overrides(),
         "tokenizer": config["tokenizer"],
@@ -126,10 +102,7 @@ def train(row: Row, work: Path) -> dict[str, Any]:
         "flops_expected": flops(row.model, SETS[row.data]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "curve": curve,
-        "persistence": {
-            "vrmse": still.vrmse.mean,
-            "rollout": list(still.rollout.mean),
-        },
+        "persistence": still(data, STEPS),
         "seconds": step_seconds(module_of(config, model), data, 1),
         "seconds_total": time.process_time() - start,
         "environment": environment(torch.device("cpu")),
@@ -159,9 +132,4 @@ def main(label: str, results: Path, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    # It is ignored in what a shell runs behind itself.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-    except KeyboardInterrupt as stopped:
-        sys.exit(f"{sys.argv[1]}: stopped {stopped}")
+    as_process(main)

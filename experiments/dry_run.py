@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from dry_images import count_images
 from fake import DEVICE, become_fake, clear_caches, count_parameters, empty, fresh_caches, noise
-from listed import WORDS, Experiment, Run, expected
+from listed import HERE, WORDS, Experiment, Run, expected
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._pytree import tree_map_only

@@ -22,6 +22,9 @@ import torch
 # The gpu tests also run where only torch, numpy, einops, jaxtyping and pytest are installed.
 if find_spec("beartype"):
     jaxtyping.install_import_hook("adaptok", "runtime_checks.after_the_call")
+    from runtime_checks import keep_bytecode_apart
+
+    keep_bytecode_apart()
 
 if find_spec("hypothesis"):
     import hypothesis

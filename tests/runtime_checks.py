@@ -12,6 +12,7 @@ from typing import Any
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 from jaxtyping import jaxtyped
+from jaxtyping._import_hook import _JaxtypingLoader
 
 CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, as type checkers have it
 _WRAPPER = inspect.getsourcefile(jaxtyped)  # the file of every wrapper
@@ -41,6 +42,22 @@ def after_the_call(function: Callable) -> Callable:
         return checked(*args, **kwargs)
 
     return check
+
+
+def keep_bytecode_apart() -> None:
+    """Writes no bytecode with checks under the name of that without.
+
+    jaxtyping exchanges the function that names the cache while a module is imported; if two threads
+    import at once, one puts it back too early, and every later process that imports the module, a
+    user's too, looks for a checker that it does not have.
+    """
+    loader, write = _JaxtypingLoader, _JaxtypingLoader._cache_bytecode
+
+    def guarded(self: Any, source_path: str, bytecode_path: str, data: Any) -> None:
+        if "opt-jaxtyping" in bytecode_path:
+            write(self, source_path, bytecode_path, data)
+
+    loader._cache_bytecode = guarded  # type: ignore[method-assign]
 
 
 def unchecked(attribute: Any) -> Any:

@@ -90,6 +90,15 @@ def test_type_checks_come_after_our_own_errors():
         double(torch.ones(3, 2))
 
 
+def test_bytecode_with_checks_never_has_the_name_of_that_without(tmp_path):
+    pytest.importorskip("beartype")
+    from jaxtyping._import_hook import _JaxtypingLoader
+
+    source, plain = str(tmp_path / "m.py"), str(tmp_path / "m.cpython-311.pyc")
+    _JaxtypingLoader("m", source, typechecker=None)._cache_bytecode(source, plain, b"checks")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """A wheel built from a source distribution, so that both are complete."""

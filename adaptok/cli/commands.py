@@ -43,7 +43,7 @@ from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
 from adaptok.plots.rollouts import check_video
 from adaptok.plots.samples import controls_of, middle_of, sample_of
-from adaptok.registry import split_part
+from adaptok.registry import LOSSES, choice, split_part
 from adaptok.tasks.fit import GROUPS, check_trainer, config_of_eval, write_config
 from adaptok.tasks.pretrain import finetune_and_test, pretrain_and_test
 from adaptok.tasks.surrogate import fit_and_test
@@ -405,6 +405,8 @@ def _checked(config: DictConfig, command: str) -> dict[str, Any]:
     check_leaves(wanted, _factories(wanted))
     if "trainer" in wanted:
         check_trainer(wanted["trainer"])
+    if "loss" in wanted.get("optim", {}):
+        choice("optim.loss", wanted["optim"]["loss"], LOSSES.names())
     return wanted
 
 

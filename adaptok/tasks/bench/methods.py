@@ -117,7 +117,7 @@ def _baseline(name: str, width: str, *words: str) -> Callable[[FieldSet, int], W
 
 
 METHODS = {
-    "persistence": Method(lambda about, patch: ["model=persistence"], False, None, 0),
+    "persistence": Method(lambda about, patch: ["model=persistence"], False, None, 0.0),
     "uniform": Method(_tokens("uniform", LINEAR)),
     "uniform_help": Method(_helped("uniform", 1.0), help=True),
     "coarse_fine": Method(_helped("uniform", SHARE), help=True),

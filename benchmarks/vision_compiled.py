@@ -22,7 +22,7 @@ from adaptok.evaluation.bench.timing import (
 from adaptok.evaluation.bench.vision import photographs
 from adaptok.vision import apply_apt
 
-MODELS, SIDE, BATCHES, SHARES = (
+MODELS, SIDE, BATCHES, SHARES = ("vit_tiny_patch16_224",), 224, (1, 8), (0.5, 0.25)
     ("vit_tiny_patch16_224", "vit_small_patch16_224"),
     224,
     (1, 8),

@@ -23,11 +23,6 @@ from adaptok.evaluation.bench.vision import photographs
 from adaptok.vision import apply_apt
 
 MODELS, SIDE, BATCHES, SHARES = ("vit_tiny_patch16_224",), 224, (1, 8), (0.5, 0.25)
-    ("vit_tiny_patch16_224", "vit_small_patch16_224"),
-    224,
-    (1, 8),
-    (0.5, 0.25),
-)
 REPEATS, STATS = 15, 0.5
 NOTE = (
     f"Forward pass on photographs of {SIDE} px (float32, random weights), end to end. Both sides "

@@ -55,9 +55,9 @@ class Standing:
 
     def cost(self, name: str) -> float | None:
         """Mean of "tokens", "flops", or one of the seconds, over seeds."""
-        own = ("tokens", "flops")
-        read = lambda row: getattr(row, name) if name in own else (row.seconds or {}).get(name)  # noqa: E731
-        return _mean([read(row) for row in self.rows])
+        if name in ("tokens", "flops"):
+            return _mean([getattr(row, name) for row in self.rows])
+        return _mean([(row.seconds or {}).get(name) for row in self.rows])
 
     def window(self, name: str) -> float | None:
         """Mean of a window of the rollout over seeds; None if one diverged or has none."""

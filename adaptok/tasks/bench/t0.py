@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adaptok.cells import Cells
 from adaptok.evaluation.bench.indicators import OnSet, tokenizers
 from adaptok.evaluation.bench.timing import clock_of, paired
 from adaptok.evaluation.changes import changes_of
@@ -71,7 +70,7 @@ def measure(job: Job, work: Path) -> Row:
     else:
         torch.manual_seed(job.seed)  # of a gate that was not trained
         tokenizer = bench.build(job.method)
-        cells: Callable[[], Cells] = lambda: bench.cells(tokenizer)  # noqa: E731
+        cells = functools.partial(bench.cells, tokenizer)
         took = paired({"cells": cells}, repeats=3, clock=clock_of("cpu"))["cells"]
         seconds = {"cells": max(statistics.median(took), 1e-9) / len(bench.data.field)}
         found = bench.tokenizer(job.method, cells())

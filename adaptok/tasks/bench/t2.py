@@ -189,7 +189,8 @@ def _depth(about: ImageSet) -> int:
     import timm
 
     name = next(w.removeprefix("model=") for w in about.words if w.startswith("model="))
-    return len(timm.create_model(name).blocks)  # type: ignore[arg-type]
+    model: Any = timm.create_model(name)
+    return len(model.blocks)
 
 
 METHODS: dict[str, Callable[[ImageSet, float], Words]] = {

@@ -18,9 +18,9 @@ from adaptok.utils.arguments import Weighted, check_value
 from adaptok.vision.hf.attention import NAME, draw_per_image
 from adaptok.vision.hf.cells import CellRun, cell_embedding
 from adaptok.vision.hf.families import FAMILIES, ROOTS, Family
-from adaptok.vision.hf.llava import VLMS
 from adaptok.vision.hf.models import HEADS, TOWERS, Adapted
 from adaptok.vision.hf.reducing import LAYERS, ReducedRun
+from adaptok.vision.hf.vlms import VLMS, Tiled
 from adaptok.vision.thresholds import level_thresholds
 from adaptok.vision.tiling import ImageCells
 from adaptok.vision.windows import check_window
@@ -85,6 +85,11 @@ def reduced(model: nn.Module, name: Part, **knobs: Any) -> Any:
     """See `adaptok.vision.apply_reducer`."""
     tower = _tower(model)
     family, layers = _family(tower)
+    if any(issubclass(VLMS.get(type(part), nn.Module), Tiled) for part in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} lays tokens out on the grid of its patches, where those of a "
+            "reducer have no place; apply_apt's cells have one"
+        )
     part: Any = {"name": name, **knobs} if isinstance(name, str) else name
     heads, dim = tower.config.num_attention_heads, tower.config.hidden_size
     reducer = REDUCERS.build(part, dim=dim, heads=heads, depth=len(layers))

@@ -22,6 +22,18 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
 )
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTModel
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel
+from transformers.models.llava_next.modeling_llava_next import (
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
+)
+from transformers.models.llava_onevision.modeling_llava_onevision import (
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionModel,
+)
+from transformers.models.paligemma.modeling_paligemma import (
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaModel,
+)
 from transformers.models.siglip.modeling_siglip import (
     SiglipForImageClassification,
     SiglipModel,
@@ -156,8 +168,18 @@ ROOTS: dict[type[nn.Module], str] = {
     CLIPForImageClassification: "vision_model",
     SiglipModel: "vision_model",
     SiglipForImageClassification: "vision_model",
-    LlavaModel: "vision_tower",
-    LlavaForConditionalGeneration: "model.vision_tower",
+    **dict.fromkeys(
+        (LlavaModel, LlavaNextModel, LlavaOnevisionModel, PaliGemmaModel), "vision_tower"
+    ),
+    **dict.fromkeys(
+        (
+            LlavaForConditionalGeneration,
+            LlavaNextForConditionalGeneration,
+            LlavaOnevisionForConditionalGeneration,
+            PaliGemmaForConditionalGeneration,
+        ),
+        "model.vision_tower",
+    ),
 }
 
 

@@ -23,12 +23,16 @@ class TowerOutput(BaseModelOutputWithPooling):
         attention_mask: bool (b, m), True for real rows.
         weight: float (b, m), patches that each row stands for; 1 for special tokens, 0 for padding.
         cells: cells of the rows, without special tokens; None of a reduced model.
+        image_tokens: tokens of each image, in a vision-language model.
+        unmerged_tokens: those it would have without merging, where images are cut into tiles.
     """
 
     hidden_states: tuple[Tensor | None, ...] | None = None  # pyright: ignore
     attention_mask: Bool[Tensor, "b m"] | None = None
     weight: Float[Tensor, "b m"] | None = None
     cells: Cells | None = None
+    image_tokens: tuple[int, ...] | None = None
+    unmerged_tokens: list[int] | None = None
 
 
 class Ran(NamedTuple):

@@ -25,8 +25,8 @@ def run_loop(q, k, v, groups_q, groups_k, options) -> Tensor:
     if options.key_bias is not None:
         own = [part[None, None, None] for part in options.key_bias.split(lengths_k)]
     rows = zip(*parts, own, strict=True)
-    out = [_sdpa(q, k, v, one, options)[0].transpose(0, 1) for q, k, v, one in rows]
-    return torch.cat(out) if out else q.new_zeros(*q.shape[:2], v.shape[2])
+    out = [_sdpa(q, k, v, one, options) for q, k, v, one in rows]
+    return torch.cat(out, 2)[0].transpose(0, 1) if out else q.new_zeros(*q.shape[:2], v.shape[2])
 
 
 def run_dense(q, k, v, groups_q, groups_k, options) -> Tensor:

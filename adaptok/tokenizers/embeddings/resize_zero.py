@@ -191,7 +191,7 @@ def resized(
         else:
             middle, left = factor // 2, (factor - 1) // 2
             own = x.select(dim + 1, middle)
-            x = own if left == middle else (x.select(dim + 1, left) + own) * 0.5
+            x = own if left == middle else (x.select(dim + 1, left) + own).mul_(0.5)
     return x
 
 

@@ -8,7 +8,7 @@ JOBS ?= auto
 BENCH ?= $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
 # The extras that are installed and tested; CI installs the same.
-EXTRAS := train,vision,images,sweeps,onnx,hf,dev
+EXTRAS := train,vision,images,sweeps,ray,onnx,hf,dev
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.adaptok-installed

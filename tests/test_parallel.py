@@ -87,6 +87,26 @@ def test_two_processes_give_the_curve_of_one(single, strategy, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("devices", [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(single, strategy, devices, tmp_path):
+    """The batches of all processes together stay the same."""
+    start, end = (
+        {"gradient_clip_val": 0.5} | ({"strategy": strategy, "devices": n} if n > 1 else {})
+        for n in devices
+    )
+    first = run(tmp_path / "first", 4 // devices[0], **start, max_steps=4)
+    last = first / "checkpoints" / "last.ckpt"
+    second = run(tmp_path / "second", 4 // devices[1], **end, resume=str(last))
+    for key, done in (("train/loss", 4), ("val/vrmse", 2)):
+        assert curve(second, key) == pytest.approx(curve(single, key)[done:], rel=1e-4)
+    a, b = read_checkpoint(second), read_checkpoint(single)
+    for key in ("state_dict", "averaged_state_dict"):
+        for name, value in a[key].items():
+            torch.testing.assert_close(value, b[key][name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["ckm", "csm"])
 def test_random_patch_sizes_under_fsdp_give_the_curve_of_one_process(tokenizer, tmp_path):
     """Both processes draw the same patch size; resized kernels are made of gathered weights."""
@@ -160,6 +180,13 @@ def test_the_command_starts_its_processes_also_in_a_sweep(tmp_path):
         assert read_checkpoint(metrics.parent)["global_step"] == 3
     assert len(values) == 2
     assert values[0] != values[1]
+    # One process evaluates what two have trained.
+    trained = min(tmp_path.rglob("metrics.json")).parent
+    words = ["-m", "adaptok", "eval", f"ckpt={trained}", f"hydra.run.dir={tmp_path / 'eval'}"]
+    done = run_forked([*words, "steps=2", "device=cpu"], environment(), timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert results["settings"][0]["vrmse"]["mean"] == pytest.approx(values[0], rel=1e-5)
 
 
 def test_names_of_strategies(tmp_path):

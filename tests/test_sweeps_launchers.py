@@ -122,7 +122,7 @@ def test_a_launcher_that_is_not_installed(capsys):
     if find_spec("hydra_plugins.hydra_ray_launcher") is not None:
         pytest.skip("hydra-ray-launcher is installed")
     assert main(["train", "-m", "launcher=ray"]) == 2
-    assert "launcher=ray needs a package: pip install hydra-ray-launcher" in capsys.readouterr().err
+    assert "launcher=ray needs a package: pip install 'adaptok[ray]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

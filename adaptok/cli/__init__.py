@@ -135,7 +135,7 @@ def _check_alone(command: str, args: list[str]) -> None:
 
 def _sweep(command: str, args: list[str]) -> int:
     """Runs the jobs of a sweep and summarises them; returns the exit status."""
-    from adaptok.cli.sweeps import Job, Watch, check_cluster, summarise
+    from adaptok.cli.sweeps import Job, Watch, check_cluster, lost_job, summarise
     from adaptok.config.menu import readable_errors
 
     with readable_errors(command, overrides_in(args)):
@@ -144,9 +144,16 @@ def _sweep(command: str, args: list[str]) -> int:
     Watch.folder = None
     try:
         _launch(job, command, args)
+    except Exception as error:
+        lost = lost_job(error)
+        if lost is None:
+            raise
+        print(f"error: {lost}", file=sys.stderr)
+        failed = 1
     finally:
         if Watch.folder is not None:
-            text, failed = summarise(Watch.folder, job.start)
+            text, without = summarise(Watch.folder, job.start)
+            failed = failed or without
             print(text, flush=True)
     return 1 if failed else 0
 

@@ -170,6 +170,20 @@ def check_cluster(args: Sequence[str]) -> None:
         )
 
 
+def lost_job(error: BaseException) -> str | None:
+    """Says what to do about the exception by which a launcher reports a process that died; None for
+    any other exception.
+    """
+    kind = type(error)
+    if kind.__module__.partition(".")[0] not in ("joblib", "ray", "submitit"):
+        return None
+    reason = " ".join(str(error).split())
+    return (
+        f"a process of the launcher ended before its job ({kind.__name__}: {reason[:300]}). Type "
+        "the same command again: finished jobs are skipped, and others resume"
+    )
+
+
 def swept_keys(args: Sequence[str]) -> list[str]:
     """Lists the keys that the command line gives several values."""
     parsed = OverridesParser.create().parse_overrides(overrides_in(args))

@@ -68,7 +68,7 @@ _TIMM_MODELS: dict[str, Any] = {}  # hundreds of nodes, made once
 MANY = 60  # choices of a group that are not all listed
 OF_SWEEPS = "'adaptok[sweeps]'"
 PACKAGES = {  # of Hydra's launchers
-    "ray": "hydra-ray-launcher",
+    "ray": "'adaptok[ray]'",
     **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm"), OF_SWEEPS),
 }
 

@@ -6,10 +6,17 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -77,3 +84,35 @@ class FullySharded(ModelParallelStrategy):
         """Shards over all processes, whose number Lightning knows by now."""
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        """Loads a complete checkpoint file, also one of a run without shards.
+
+        Parameters have numbers there. Lightning takes them for places in the model, as it writes
+        them; those of a run without shards are places in the groups of the optimizer.
+        """
+        path = self.broadcast(checkpoint_path)
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        assert self.model is not None
+        strict = self.lightning_module is None or self.lightning_module.strict_loading
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+            named = _by_name(state, order)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=options)
+        return checkpoint
+
+
+def _by_name(state: dict[str, Any], order: list[str]) -> dict[str, Any]:
+    """Replaces the numbers of parameters in the state of an optimizer by their names, which come in
+    the order of its groups.
+    """
+    groups = state["param_groups"]
+    numbers = [number for group in groups for number in group["params"]]
+    names = dict(zip(numbers, order, strict=True))
+    return {
+        "state": {names[number]: value for number, value in state["state"].items()},
+        "param_groups": [{**g, "params": [names[n] for n in g["params"]]} for g in groups],
+    }

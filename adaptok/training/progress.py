@@ -50,7 +50,7 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Counts steps, each of which may have several batches."""
         step, now = trainer.global_step, time.monotonic()
-        if step == self._step:
+        if step == self._step or not trainer.is_global_zero:
             return
         self._step = step
         if step - self._first == MEASURED and self._last - step >= MEASURED:

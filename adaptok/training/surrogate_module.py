@@ -189,10 +189,11 @@ class SurrogateModule(FitModule):
         sums = torch.stack([torch.stack(errors).sum(0) for errors in self._errors.values()])
         total = self.trainer.strategy.reduce(sums, reduce_op="sum")
         means = total[:, 0] / total[:, 1]
-        self.log("val/vrmse", means.mean(), prog_bar=True)
+        # All ranks have the same means: sync_dist only keeps Lightning from warning.
+        self.log("val/vrmse", means.mean(), prog_bar=True, sync_dist=True)
         if len(means) > 1:
             names = (f"val/vrmse/{name}" for name in self._errors)
-            self.log_dict(dict(zip(names, means.unbind(), strict=True)))
+            self.log_dict(dict(zip(names, means.unbind(), strict=True)), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds how the model is built, so that a checkpoint suffices to load it."""

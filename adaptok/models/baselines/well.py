@@ -45,7 +45,7 @@ def well(
 
     Args:
         architecture: one of unet_classic, unet_convnext, dilated_resnet, refno, fno, tfno, avit,
-            afno; "fno" and "tfno" need neuraloperator 0.3, the last two and "unet_convnext" timm.
+            afno; "fno" and "tfno" need the extra `tfno`, the last two and "unet_convnext" timm.
         width: its first number of channels; None is its default.
     """
     choice("architecture", architecture, MODELS)
@@ -86,8 +86,8 @@ def _load(architecture: str) -> ModuleType:
         return importlib.import_module(f"{PACKAGE}.{architecture}")
     except ImportError as error:
         raise ValueError(
-            f"the Well's {architecture} is not installed here ({error}); "
-            "pip install 'the_well[benchmark]', or use the baselines fno and unet"
+            f"the Well's {architecture} is not installed here ({error}); pip install "
+            "'adaptok[tfno,vision]', or use the baselines fno and unet"
         ) from error
     finally:
         sys.modules.pop(PACKAGE, None)

@@ -30,6 +30,7 @@ class Method:
             tokens, operations per grid point.
         help: whether `refine` decodes.
         needs: a module that may not be installed.
+        extra: what brings it.
     """
 
     words: Callable[[FieldSet, int], Words]
@@ -38,6 +39,7 @@ class Method:
     factor: float = 1.0
     help: bool = False
     needs: str = ""
+    extra: str = ""
 
 
 def installed(methods: Mapping[str, Method]) -> dict[str, Method]:
@@ -45,7 +47,9 @@ def installed(methods: Mapping[str, Method]) -> dict[str, Method]:
     found = {}
     for name, method in methods.items():
         if method.needs and find_spec(method.needs) is None:
-            warnings.warn(f"{name} is left out: {method.needs} is not installed", stacklevel=2)
+            warnings.warn(
+                f"{name} is left out: pip install 'adaptok[{method.extra}]'", stacklevel=2
+            )
         else:
             found[name] = method
     return found
@@ -146,6 +150,7 @@ METHODS = {
         fitted="model.width",
         factor=8.0e4,
         needs="timm",
+        extra="vision",
     ),
     "fno": Method(
         _baseline("fno", "model.width={}", "model=fno"),
@@ -159,6 +164,7 @@ METHODS = {
         fitted="model.width",
         factor=4.0e4,
         needs="neuralop",
+        extra="tfno",
     ),
 }
 REFERENCE = "coarse_fine"  # whose operations and seconds others get: the default of `adaptok train`

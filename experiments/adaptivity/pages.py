@@ -22,7 +22,8 @@ HEADER = [
     *("model", "tokens", "MFLOP", "s, training step", "s, inference step", "VRMSE", "worst"),
     *("rollout, 16th step", "last sixth", "seeds"),
 ]
-NAMED = ("uniform", "uniform_help", "coarse_fine", "coarse_fine_random")
+NAMED = ("uniform", "coarse_fine_random")  # and the best of each kind
+KINDS = dict(zip(("not adaptive", "adaptive points", "adaptive cells"), COLORS, strict=False))
 COSTS = {"flops": "MFLOP per sample", "seconds": "seconds of one core per training step"}
 Pair = tuple[str, str]
 
@@ -149,9 +150,12 @@ def draw(study: Study, path: Path) -> None:
         for axis, (cost, label) in zip(line, COSTS.items(), strict=True):
             points = {n: (cost_of(rows, cost), error_of(rows)) for n, rows in found.items()}
             best = front([(x, y[0]) for x, y in points.values()])
-            lowest = {min(of, key=lambda n: points[n][1][0]) for of in by_color(points)}
+            lowest = {min(of, key=lambda n: points[n][1][0]) for of in by_kind(points).values()}
+            for kind, names in by_kind(points).items():
+                own = {"marker": "o", "ms": 5, "ls": "none", "color": KINDS[kind], "label": kind}
+                x, y, spread = zip(*[(points[n][0], *points[n][1]) for n in names], strict=True)
+                axis.errorbar(x, y, yerr=spread, **own)
             for name, (x, y) in points.items():
-                axis.errorbar(x, y[0], yerr=y[1], marker="o", ms=5, color=color_of(name))
                 if name in NAMED or name in lowest:  # names of all would cover one another
                     where = {"xytext": (5, 2), "textcoords": "offset points"}
                     axis.annotate(name, (x, y[0]), fontsize=6, **where)
@@ -160,16 +164,17 @@ def draw(study: Study, path: Path) -> None:
             axis.margins(x=0.35)  # room for the names
             axis.grid(alpha=0.3)
         line[0].set_ylabel("one-step VRMSE")
+    axes[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def by_color(names: Iterable[str]) -> list[list[str]]:
-    """Groups models that are drawn in one colour."""
+def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """Groups models by what is adaptive in them."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(color_of(name), []).append(name)
-    return list(found.values())
+        found.setdefault(kind_of(name), []).append(name)
+    return found
 
 
 def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -181,10 +186,11 @@ def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def color_of(name: str) -> str:
-    """One color per kind of model."""
-    kinds = ("coarse_fine", "uniform", "iap", "near_best")
-    return next((c for k, c in zip(kinds, COLORS, strict=False) if name.startswith(k)), "0.6")
+def kind_of(name: str) -> str:
+    """Tells what is adaptive in a model."""
+    if name.startswith("coarse_fine"):
+        return "adaptive points"
+    return "not adaptive" if name.startswith(("uniform", "tuned")) else "adaptive cells"
 
 
 def cost_of(rows: Sequence[Found], cost: str) -> float:

@@ -22,12 +22,12 @@ def constant_in_graphs(function: Function) -> Function:
     return function
 
 
-def cached_constant(maxsize: int = 256) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+def cached(maxsize: int = 256) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Caches a function of hashable arguments that makes tensors; pass their device as one of them.
 
-    A compiled graph keeps the result as a constant. What is made while a program is traced (export,
-    fake tensors) belongs to that trace and would break every later call, so it is never cached.
-    What is made in inference mode can be saved for a backward pass later on.
+    What is made while a program is traced (export, fake tensors) belongs to that trace and would
+    break every later call, so it is never cached. What is made in inference mode can be saved for a
+    backward pass later on.
     """
 
     def wrap(make: Callable[..., Result]) -> Callable[..., Result]:
@@ -36,16 +36,20 @@ def cached_constant(maxsize: int = 256) -> Callable[[Callable[..., Result]], Cal
             with torch.inference_mode(False):
                 return make(*args)
 
-        @constant_in_graphs
         @functools.wraps(make)
-        def constant(*args: Any) -> Result:
+        def call(*args: Any) -> Result:
             if torch.compiler.is_compiling() or _get_current_dispatch_mode_stack():
                 return make(*args)
             return kept(*args)
 
-        return constant
+        return call
 
     return wrap
+
+
+def cached_constant(maxsize: int = 256) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """As `cached`, of tensors that a compiled graph keeps as constants."""
+    return lambda make: constant_in_graphs(cached(maxsize)(make))
 
 
 @cached_constant()

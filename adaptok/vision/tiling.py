@@ -17,7 +17,7 @@ from adaptok.tokenizers.base import check_controls, check_exportable, check_shap
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
-from adaptok.utils.constants import constant
+from adaptok.utils.constants import cached, constant
 from adaptok.utils.reading import is_readable
 
 
@@ -214,7 +214,14 @@ class ImageCells(nn.Module):
 
 def finest_cells(x: Float[Tensor, "b c h w"], spec: TokenizerSpec) -> Cells:
     """Returns every patch of every image without reading values: static shapes, no sync."""
-    tree = Tree(tuple(x.shape[2:]), (spec.sizes[-1][1:],), "level")
-    split = torch.zeros(x.shape[0], 1, 0, dtype=torch.bool, device=x.device)
-    lengths = repeated(tree.counts().leaves, x.shape[0])
+    return _every_patch(x.shape[0], tuple(x.shape[2:]), spec.sizes[-1][1:], x.device)
+
+
+@cached(4)  # small models would notice
+def _every_patch(
+    batch: int, space: tuple[int, ...], patch: tuple[int, ...], device: torch.device
+) -> Cells:
+    tree = Tree(space, (patch,), "level")
+    split = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
+    lengths = repeated(tree.counts().leaves, batch)
     return cells_from_splits(split, tree, frames=1, lengths=lengths)

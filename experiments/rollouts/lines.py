@@ -168,14 +168,24 @@ class Aim(NamedTuple):
 
 
 def aim(found: Gathered, data: str) -> Aim | None:
-    """Finds both by the error of step 24; None without any."""
-    compared = [
-        line
-        for line in found.lines.values()
-        if line.data == data and line.is_compared and line.error() is not None
+    """Finds both by the error of step 24, in the seeds that all models of today have; None without
+    any.
+    """
+    lines = [line for line in found.lines.values() if line.data == data and line.is_compared]
+    seeds = set.intersection(*[{*line.tests} for line in lines if is_of_today(line)] or [set()])
+    same = [
+        line._replace(tests={seed: line.tests[seed] for seed in seeds})
+        for line in lines
+        if seeds and seeds <= {*line.tests}
     ]
-    today = [line for line in compared if line.name in MODELS and line.variant in OF_TODAY]
+    compared = [line for line in same if line.error() is not None]
+    today = [line for line in compared if is_of_today(line)]
     if not today:
         return None
     least = lambda line: line.error() or 0.0  # noqa: E731
     return Aim(min(today, key=least), min(compared, key=least))
+
+
+def is_of_today(line: Line) -> bool:
+    """Whether it could be had before this study."""
+    return line.name in MODELS and line.variant in OF_TODAY

@@ -203,6 +203,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     advice = ["is deprecated, use `isinstance", "exists and is not empty", "num_workers"]
     advice += ["smaller than the logging interval", "`max_epochs` was not set"]
+    advice += ["The `srun` command is available"]  # launcher=slurm calls it
     warnings.filterwarnings("ignore", f".*({'|'.join(advice)})")
 
 

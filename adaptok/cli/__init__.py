@@ -148,7 +148,7 @@ def _sweep(command: str, args: list[str]) -> int:
         lost = lost_job(error)
         if lost is None:
             raise
-        print(f"error: {lost}", file=sys.stderr)
+        print(f"adaptok: error: {lost}", file=sys.stderr)
         failed = 1
     finally:
         if Watch.folder is not None:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from adaptok.vision.hf.vlms import Tiled
+
 
 def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict[str, Any]:
     """Runs tower and projector, and gives each image as many placeholders as it has tokens.
@@ -28,7 +30,8 @@ def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict
     Raises:
         ValueError: the placeholders are not those of as many images.
     """
-    given = {k: inputs[k] for k in ("image_sizes", "batch_num_images") if k in inputs}
+    names = ("image_sizes", "batch_num_images") if isinstance(model.model, Tiled) else ()
+    given = {name: inputs[name] for name in names if name in inputs}
     features = model.model.get_image_features(
         inputs["pixel_values"], **{**given, **control, "return_dict": True}
     )

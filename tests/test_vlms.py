@@ -125,6 +125,7 @@ def test_tiles_of_finest_cells_give_what_the_model_gives(kind: str, more: dict[s
         whole = repeated(given, [*map(len, expected)])
         assert torch.equal(encoded["input_ids"], whole["input_ids"])
         assert torch.equal(encode_images(fast, whole)["input_ids"], whole["input_ids"])
+        assert torch.equal(encode_images(model, given)["input_ids"], whole["input_ids"])
         answer = model.generate(**whole, **OPTIONS)[:, -4:]
         for own in (encoded, whole):
             assert torch.equal(fast.generate(**own, **OPTIONS)[:, -4:], answer)

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
-from adaptok.vision.hf.vlms import Tiled
+from adaptok.vision.hf.outputs import TowerOutput
 
 
 def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict[str, Any]:
     """Runs tower and projector, and gives each image as many placeholders as it has tokens.
 
     Args:
-        model: a vision-language model made by `apply_apt` or `apply_reducer`.
+        model: a vision-language model, as it is or made by `apply_apt` or `apply_reducer`.
         inputs: what its processor returns: ``input_ids``, ``pixel_values``, and perhaps
             ``image_sizes``, ``batch_num_images``, ``attention_mask``, ``token_type_ids`` and
             ``labels``.
@@ -30,15 +32,17 @@ def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict
     Raises:
         ValueError: the placeholders are not those of as many images.
     """
-    names = ("image_sizes", "batch_num_images") if isinstance(model.model, Tiled) else ()
+    tiled = isinstance(model.model, LlavaNextModel | LlavaOnevisionModel)
+    names = ("image_sizes", "batch_num_images") if tiled else ()
     given = {name: inputs[name] for name in names if name in inputs}
     features = model.model.get_image_features(
         inputs["pixel_values"], **{**given, **control, "return_dict": True}
     )
+    counts = present = [len(x) for x in features.pooler_output]
+    if isinstance(features, TowerOutput) and features.image_tokens is not None:
+        counts, present = features.image_tokens, features.unmerged_tokens
     pad = getattr(model.config.text_config, "pad_token_id", None) or 0
-    ids = expand_placeholders(
-        inputs, features.image_tokens, model.config.image_token_id, pad, features.unmerged_tokens
-    )
+    ids = expand_placeholders(inputs, counts, model.config.image_token_id, pad, present)
     return {**ids, "mm_encoder_outputs": {"image": features}}
 
 

@@ -294,19 +294,12 @@ def test_one_of_six_jobs_fails_and_one_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "package"),
-    [
-        ("joblib", "hydra_joblib_launcher"),
-        ("submitit_local", "hydra_submitit_launcher"),
-        ("ray", "hydra_ray_launcher"),
-    ],
-)
-def test_launchers_with_processes_of_their_own(tmp_path, launcher, package):
-    if find_spec(f"hydra_plugins.{package}") is None:
-        pytest.skip(f"{package} is not installed: pip install {package.replace('_', '-')}")
+def test_processes_of_joblib(tmp_path):
+    """Those of the other launchers are tested in `tests/test_clusters.py`."""
+    if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip("hydra-joblib-launcher is not installed: pip install 'adaptok[sweeps]'")
     words = [sys.executable, "-m", "adaptok", "train", "-m", *QUICK, "history=1,99"]
-    words += [f"hydra.sweep.dir={tmp_path / 'sweep'}", f"hydra/launcher={launcher}"]
+    words += [f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra/launcher=joblib"]
     for finished in ("finished", "skipped"):
         done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 1

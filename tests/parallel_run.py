@@ -40,6 +40,7 @@ def uneven(ndim: int, in_channels: int, dim: int, *, max_size: int = 8) -> TreeT
 def main(folder: str, options: dict) -> None:
     torch.set_num_threads(1)
     resume, overrides = options.pop("resume", None), options.pop("overrides")
+    only_validate = options.pop("only_validate", False)
     config = plain(compose("train", overrides))
     torch.manual_seed(0)
     data = build_data(config)
@@ -55,7 +56,8 @@ def main(folder: str, options: dict) -> None:
     )
     knobs = {"log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False}
     trainer = make_trainer(folder, ema=0.9, **(knobs | options))
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    work = trainer.validate if only_validate else trainer.fit
+    work(module, datamodule=data, ckpt_path=resume, weights_only=True)
     place = Path(folder) / f"counts_{trainer.global_rank}.json"
     place.write_text(json.dumps(counts))
 

@@ -136,6 +136,11 @@ def test_fsdp_goes_on_from_its_checkpoint_in_mid_epoch(tmp_path):
     for key in ("state_dict", "averaged_state_dict"):
         for name, value in a[key].items():
             assert torch.equal(value, b[key][name]), name
+    last = str(tmp_path / "second" / "checkpoints" / "last.ckpt")
+    read = {"resume": last, "only_validate": True}
+    two = run(tmp_path / "two", 2, more, **options, **read)
+    one = run(tmp_path / "one", 4, more, **read)
+    assert curve(two, "val/vrmse") == pytest.approx(curve(one, "val/vrmse"), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -55,8 +55,8 @@ def at_budget(
 
     A tokenizer with a budget gets it (beside a tolerance it is a cap); thresholds, gamma and the
     like are calibrated so that the mean over the fields is the closest from below; of patch sizes,
-    the one with the nearest number of tokens is chosen (in logarithms; the fewer of two). Cells
-    that are given stay.
+    the one with the nearest number of tokens is chosen (in logarithms; the fewer of two); if there
+    is but one, it must be the nearest of all that fit the field. Cells that are given stay.
 
     Args:
         fields: what the indicator will see (see `Surrogate.scored`), a batch or several; only their
@@ -92,15 +92,22 @@ def _controls(
             control = marking.controls[0]
             return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
     if isinstance(tokenizer, RltTokenizer):
-        if frames_of_cells(shape[0], tokenizer.spec.sizes[-1][0]) == 1:
-            return {}  # nothing is before the first frame
+        if frames_of_cells(shape[0], tokenizer.spec.sizes[-1][0]) == 1:  # nothing is before it
+            sizes = [(size,) * len(tokenizer.size) for size in UniformTokenizer.sizes_for(shape[1:])]
+            counts = {s: tokenizer.tokens_between(shape, s)[1] for s in (tokenizer.size, *sizes)}
+            _check_only_size(tokenizer.size, counts, budget, shape)
+            return {}
         return {"threshold": calibrate(tokenizer, batches, budget)}
     if "budget" in tokenizer.controls:
         tokenizer.cells(batches[0], boundary=boundary, budget=budget)  # raises if it is too low
         return {"budget": budget}
     if isinstance(tokenizer, HasPatchSizes):
         if "patch_size" not in tokenizer.controls:
-            return {}  # one size only
+            sizes = [tokenizer.size, *tokenizer.sizes_for(shape[1:])]
+            counts = {size: tokenizer.tokens_at(size, shape) for size in sizes}
+            way = ", and patch_sizes= of both leaves the choice to each call"
+            _check_only_size(tokenizer.size, counts, budget, shape, way)
+            return {}
         sizes = [size[1:] for size in tokenizer.spec.sizes]
         return {"patch_size": nearest_size(tokenizer, sizes, budget, shape)}
     if isinstance(tokenizer, GivenTokenizer):
@@ -110,6 +117,26 @@ def _controls(
         "a budget needs a control budget, thresholds, gamma, price, ratio or patch_size; this "
         f"tokenizer's controls: {accepted}"
     )
+
+
+def _check_only_size(
+    own: tuple[int, ...],
+    counts: Mapping[Any, int],
+    budget: int,
+    shape: tuple[int, ...],
+    way_out: str = "",
+) -> None:
+    """Checks that no other size that fits the field is nearer to a budget than the one there is.
+
+    Args:
+        counts: tokens per sample by size, also of the own one.
+    """
+    size = _nearest(counts, budget)
+    if abs(math.log(counts[size] / budget)) < abs(math.log(counts[own] / budget)):
+        raise OutOfReachError(
+            f"all cells are of {'x'.join(map(str, own))} points, {counts[own]} tokens per sample "
+            f"of {shape}, not about {budget}; size={size} gives {counts[size]}{way_out}"
+        )
 
 
 def _sizes_that_fit(tokenizer: Tokenizer, budget: int, shape: tuple[int, ...]) -> str:
@@ -203,7 +230,10 @@ def nearest_size(
     tokenizer: HasPatchSizes, sizes: Sequence[Any], budget: int, shape: Sequence[int]
 ) -> Any:
     """Picks the size whose number of tokens is nearest to the budget, the fewer of two."""
-    counts = {size: tokenizer.tokens_at(size, shape) for size in sizes}
+    return _nearest({size: tokenizer.tokens_at(size, shape) for size in sizes}, budget)
+
+
+def _nearest(counts: Mapping[Any, int], budget: int) -> Any:
     return min(counts, key=lambda size: (abs(math.log(counts[size] / budget)), counts[size]))
 
 

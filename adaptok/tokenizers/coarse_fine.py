@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from adaptok.registry import TOKENIZERS, Part
 from adaptok.tokenizers.uniform import UniformTokenizer
@@ -26,6 +28,7 @@ def coarse_fine(
     dim: Positive,
     *,
     size: PerAxis = 16,
+    patch_sizes: Sequence[PerAxis] | None = None,
     share: PositiveShare = 0.5,
     indicator: Part = "gradient",
     width: Positive | None = None,
@@ -40,13 +43,15 @@ def coarse_fine(
 
     Args:
         size: cell size in grid points, one number or one per space axis.
+        patch_sizes: sizes that ``patch_size=`` may choose per call, see `uniform`.
         share: of the blocks of two points per axis that the solver sees; 1 for all.
         indicator: scores the blocks.
         width: channels of the solver; None: 64, in 3D 32.
         smooth: channels of the dense network over the result; 0 for none.
         frame_size: extent of every cell in time.
     """
-    tokenizer = UniformTokenizer(ndim, in_channels, dim, size=size, frame_size=frame_size)
+    sizes: dict[str, Any] = {"size": size, "patch_sizes": patch_sizes, "frame_size": frame_size}
+    tokenizer = UniformTokenizer(ndim, in_channels, dim, **sizes)
     knobs = {"share": share, "indicator": indicator, "smooth": smooth}
     decoder = {"name": "refine", **knobs, "width": width or WIDTHS[ndim]}
     tokenizer.spec = dataclasses.replace(tokenizer.spec, decoder=decoder)

@@ -201,6 +201,21 @@ def test_several_images_of_onevision_have_no_tiles():
         torch.testing.assert_close(
             fast(**encoded).logits, model(**whole).logits, rtol=1e-4, atol=1e-4
         )
+        answer = model.generate(**whole, **OPTIONS)[:, -4:]
+        assert torch.equal(fast.generate(**whole, **OPTIONS)[:, -4:], answer)
+
+
+@pytest.mark.slow
+def test_generation_takes_how_many_tiles_are_kept():
+    model = model_of("onevision")
+    given, most = inputs_of(model), {"vision_aspect_ratio": "anyres_max_1"}
+    fast = apply_apt(model, (-1.0, -1.0), **NORM)
+    with torch.no_grad():
+        pixels, sizes = given["pixel_values"], given["image_sizes"]
+        out = model.model.get_image_features(pixels, sizes, **most, return_dict=True)
+        whole = repeated(given, [*map(len, out.pooler_output)])
+        answer = model.generate(**whole, **most, **OPTIONS)[:, -4:]
+        assert torch.equal(fast.generate(**whole, **most, **OPTIONS)[:, -4:], answer)
 
 
 def paligemma_inputs(per_image: int) -> dict[str, Tensor]:
@@ -224,6 +239,9 @@ def test_paligemma():
         for own in (given, encode_images(same, paligemma_inputs(1))):
             torch.testing.assert_close(same(**own).logits, logits, rtol=1e-4, atol=1e-4)
             assert torch.equal(same.generate(**own, **OPTIONS)[:, -4:], answer)
+            beams = same.generate(**own, **OPTIONS, num_beams=2, num_return_sequences=2)[:, -4:]
+            expected = model.generate(**given, **OPTIONS, num_beams=2, num_return_sequences=2)
+            assert torch.equal(beams, expected[:, -4:])
         encoded = encode_images(fast, given)
         counts = encoded["mm_encoder_outputs"]["image"].image_tokens
         assert counts == fast.model.vision_tower.adaptive.last_cells.lengths
@@ -231,6 +249,8 @@ def test_paligemma():
         assert counts[0] != counts[1]
         assert encoded["token_type_ids"].shape == encoded["input_ids"].shape
         fast.generate(**encoded, **OPTIONS)
+        again = encode_images(fast.model, given)
+        assert torch.equal(again["input_ids"], encoded["input_ids"])
         pooled = encode_images(apply_reducer(model, "tome", r=8), given)
         assert pooled["mm_encoder_outputs"]["image"].image_tokens == (48, 48)
 
@@ -262,6 +282,11 @@ def test_refusals():
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     with pytest.raises(ValueError, match=r"5 placeholder\(s\).* for 3 image\(s\), which have"):
         encode_images(fast, given)
+    for name in ("pixel_values", "image_sizes"):
+        with pytest.raises(ValueError, match=f"inputs without {name}, got: attention_mask"):
+            encode_images(fast, {k: v for k, v in given.items() if k != name})
+    with pytest.raises(ValueError, match="is no vision-language model; these are: LlavaModel"):
+        encode_images(fast.model.vision_tower, given)
     with pytest.raises(ValueError, match="class token"):
         fast.model.get_image_features(
             given["pixel_values"], given["image_sizes"], vision_feature_select_strategy="full"

@@ -93,7 +93,9 @@ def _controls(
             return {control: calibrate(tokenizer, batches, budget, boundary=boundary)}
     if isinstance(tokenizer, RltTokenizer):
         if frames_of_cells(shape[0], tokenizer.spec.sizes[-1][0]) == 1:  # nothing is before it
-            sizes = [(size,) * len(tokenizer.size) for size in UniformTokenizer.sizes_for(shape[1:])]
+            sizes = [
+                (size,) * len(tokenizer.size) for size in UniformTokenizer.sizes_for(shape[1:])
+            ]
             counts = {s: tokenizer.tokens_between(shape, s)[1] for s in (tokenizer.size, *sizes)}
             _check_only_size(tokenizer.size, counts, budget, shape)
             return {}

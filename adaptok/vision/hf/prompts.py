@@ -13,6 +13,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from adaptok.vision.hf.outputs import TowerOutput
+from adaptok.vision.hf.vlms import VLMS
 
 
 def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict[str, Any]:
@@ -30,12 +31,24 @@ def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict
         the features of the images (``pooler_output``) and how many are of each (``image_tokens``).
 
     Raises:
-        ValueError: the placeholders are not those of as many images.
+        ValueError: another kind of model, inputs without images, or placeholders that are not those
+            of as many images.
     """
-    tiled = isinstance(model.model, LlavaNextModel | LlavaOnevisionModel)
+    core = model if isinstance(model, tuple(VLMS)) else getattr(model, "model", None)
+    if not isinstance(core, tuple(VLMS)):
+        known = ", ".join(sorted(kind.__name__ for kind in VLMS))
+        raise ValueError(f"{type(model).__name__} is no vision-language model; these are: {known}")
+    tiled = isinstance(core, LlavaNextModel | LlavaOnevisionModel)
+    needed = ("input_ids", "pixel_values", *["image_sizes"] * tiled)
+    missing = [name for name in needed if inputs.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"inputs without {', '.join(missing)}, got: {', '.join(sorted(inputs)) or 'none'}; a "
+            "batch of text alone goes to the model as it is"
+        )
     names = ("image_sizes", "batch_num_images") if tiled else ()
-    given = {name: inputs[name] for name in names if name in inputs}
-    features = model.model.get_image_features(
+    given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+    features = core.get_image_features(
         inputs["pixel_values"], **{**given, **control, "return_dict": True}
     )
     counts = present = [len(x) for x in features.pooler_output]

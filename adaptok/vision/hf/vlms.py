@@ -52,14 +52,37 @@ class AdaptedPaliGemma(PaliGemmaModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Any, **kwargs: Any) -> TowerOutput:
-        """Returns what the model's own method does, with the tokens of all images one after the
-        other, (1, tokens, d), in ``pooler_output``.
+        """Returns what the model's own method does, with one tensor (tokens, d) per image in
+        ``pooler_output``, so that generation can tell the images of several prompts apart.
         """
         features: Any = super().get_image_features
         out = features(pixel_values, **{**kwargs, "return_dict": True})
-        out.pooler_output = out.pooler_output[out.attention_mask][None]
         out.image_tokens = tuple(out.attention_mask.sum(1).tolist())
+        out.pooler_output = [
+            x[:n] for x, n in zip(out.pooler_output, out.image_tokens, strict=True)
+        ]
         return out
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        *args: Any,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs the model's own, which takes the tokens of all images as one tensor."""
+        given = {**(mm_encoder_outputs or {})}
+        if pixel_values is not None and not given:
+            given["image"] = self.get_image_features(pixel_values, return_dict=True)
+            pixel_values = None
+        image = given.get("image")
+        if image is not None and isinstance(image.pooler_output, list):
+            packed = {**image, "pooler_output": torch.cat(image.pooler_output)[None]}
+            given["image"] = type(image)(**packed)
+        return super().forward(
+            input_ids, pixel_values, *args, mm_encoder_outputs=given or None, **kwargs
+        )
 
 
 class Tiled(nn.Module):
@@ -127,6 +150,28 @@ class AdaptedLlavaNext(Tiled, LlavaNextModel):
 
 class AdaptedLlavaOnevision(Tiled, LlavaOnevisionModel):
     """Runs ``LlavaOnevisionModel``."""
+
+    def get_image_features(  # generation reads the names of the arguments
+        self,
+        pixel_values: Any,
+        image_sizes: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        vision_aspect_ratio: str | None = None,
+        batch_num_images: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TowerOutput:
+        """Returns what `Tiled` does."""
+        names = {"vision_aspect_ratio": vision_aspect_ratio, "batch_num_images": batch_num_images}
+        more = {name: value for name, value in names.items() if value is not None}
+        return super().get_image_features(
+            pixel_values,
+            image_sizes,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            **more,
+            **kwargs,
+        )
 
     def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses videos.

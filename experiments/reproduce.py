@@ -20,6 +20,7 @@ from typing import Any
 from listed import HERE, SCALES, Experiment, Run, expected, names, read
 from measured import Row, finished, kept, rows_of, write_rows
 
+from adaptok.utils.keys import quoted
 from adaptok.utils.tables import table
 
 Case = tuple[str, str]  # run, setting
@@ -51,11 +52,11 @@ def command_of(run: Run, seed: int, out: Path, more: Sequence[str]) -> list[str]
         else:
             command = [*command, name]
         return [*command, str(target), *rest]
-    command += [*given, f"seed={seed}", f"hydra.run.dir={target}"]
+    command += [*given, f"seed={seed}", quoted("hydra.run.dir", target)]
     if run.command == "eval":  # its model and data are those of the checkpoint
         return [*command, *(f"+{word}" for word in more if word.startswith("data."))]
     last = target / "checkpoints" / "last.ckpt"
-    return [*command, *more, *([f"resume={last}"] if last.is_file() else [])]
+    return [*command, *more, *([quoted("resume", last)] if last.is_file() else [])]
 
 
 def collect(experiment: Experiment, scale: str, out: Path) -> list[Row]:

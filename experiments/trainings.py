@@ -12,6 +12,7 @@ from adaptok.evaluation.evaluate import persistence
 from adaptok.models.one_step import OneStepModel
 from adaptok.tasks.surrogate import begin, config_at_budget, fit_surrogate, objectives
 from adaptok.training import SurrogateModule
+from adaptok.utils.keys import quoted
 from adaptok.utils.tables import read_metrics
 
 Configured = tuple[dict[str, Any], WellData, OneStepModel]
@@ -37,9 +38,9 @@ def configured(row: Trained, work: Path, steps: int) -> Configured:
     Args:
         steps: of the rollouts of its test.
     """
-    words = [*row.overrides(), f"seed={row.seed}", f"data.base={work / 'data' / row.data}"]
+    words = [*row.overrides(), f"seed={row.seed}", quoted("data.base", work / "data" / row.data)]
     last = work / row.label / row.key / "checkpoints" / "last.ckpt"
-    words += [f"resume={last}"] if last.is_file() else []
+    words += [quoted("resume", last)] if last.is_file() else []
     config = plain(compose("train", [*words, f"test.steps={steps}"]))
     begin(config)
     data = build_data(config)

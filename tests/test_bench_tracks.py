@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,12 @@ def test_a_submission_is_checked_measured_and_shown(package, capsys):
     assert {row.method for row in rows.values()} == {"mine"}
     assert len(rows) == 1
     assert "mine" in Path("sub/leaderboard.html").read_text()
+    assert main(words) == 0
+    assert "0 of 1 rows to measure" in capsys.readouterr().out
+    with package.with_suffix(".py").open("a") as file:
+        file.write("\n# another day\n")
+    assert main(words) == 0
+    assert "1 of 1 rows to measure" in capsys.readouterr().out
     jobs = t1.jobs(True, ["mine"])  # now that it is registered
     assert {(job.method, job.kind) for job in jobs} == {("mine", "tokens")}
     assert plain(compose("train", jobs[0].config["words"]))["tokenizer"]["budget"] == 64
@@ -400,8 +407,13 @@ def test_every_method_of_t1_is_measured(tmp_path, tiny):
 
 @pytest.mark.slow
 def test_a_row_that_was_interrupted_resumes_and_has_the_same_numbers(tmp_path, tiny, monkeypatch):
+    """In a folder whose name has to be quoted; a width that was found stays."""
     (job,) = [job for job in tiny(True) if job.method == "iap"]
     whole = t1.measure(job, tmp_path / "whole")
+    fitted = iter([[*job.config["words"], f"size.dim={dim}"] for dim in (24, 36)])
+    rows = tmp_path / "rows, of jürgen's (1)"
+    job = replace(job, config={**job.config, "fitted": "size.dim"})
+    monkeypatch.setattr(t1, "fitted_words", lambda *_: next(fitted))
     with monkeypatch.context() as patch:
 
         def stop(*_: Any) -> dict[str, Any]:
@@ -409,12 +421,13 @@ def test_a_row_that_was_interrupted_resumes_and_has_the_same_numbers(tmp_path, t
 
         patch.setattr(t1, "found_by", stop)
         with pytest.raises(KeyboardInterrupt):
-            run([job], tmp_path / "rows", t1.measure)
-    assert not read_rows(tmp_path / "rows").rows
-    assert run([job], tmp_path / "rows", t1.measure) == {}
-    (again,) = read_rows(tmp_path / "rows").rows.values()
-    assert (again.metrics, again.rollout) == (whole.metrics, whole.rollout)
-    log = (tmp_path / "rows" / "work" / f"{job.stem}.log").read_text()
+            run([job], rows, t1.measure)
+    assert not read_rows(rows).rows
+    assert run([job], rows, t1.measure) == {}
+    (again,) = read_rows(rows).rows.values()
+    assert again.metrics == {**whole.metrics, "width": 24.0}
+    assert again.rollout == whole.rollout
+    log = (rows / "work" / f"{job.stem}.log").read_text()
     assert "resuming from" in log
 
 

@@ -222,7 +222,7 @@ def test_commands(tmp_path):
     words = [reproduce.command_of(run, 2, tmp_path, more)[1:] for run in found]
     out = tmp_path / "x" / "full"
     assert words[0][:4] == ["-m", "adaptok", "train", "data=[a,b]"]
-    assert words[0][-4:] == ["seed=2", f"hydra.run.dir={out}/model/seed_2", *more]
+    assert words[0][-4:] == ["seed=2", f"hydra.run.dir='{out}/model/seed_2'", *more]
     assert words[1][2:4] == ["eval", f"ckpt={out}/model/seed_2"]
     assert words[1][-1] == "+data.base=/disk"
     assert words[2][1:] == ["benchmarks.step", f"{out}/speed/seed_2", "--batch", "2"]
@@ -230,7 +230,7 @@ def test_commands(tmp_path):
     last = out / "model" / "seed_2" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     last.touch()
-    assert reproduce.command_of(found[0], 2, tmp_path, [])[-1] == f"resume={last}"
+    assert reproduce.command_of(found[0], 2, tmp_path, [])[-1] == f"resume='{last}'"
     for name in ("a", "b"):
         assert measured.finished(found[0], out / "model" / "seed_2") == []
         (out / "model" / "seed_2" / name).mkdir()

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import small_runs
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 from sampled import sampled
 
 from adaptok.config.build import build_data
@@ -16,7 +19,7 @@ from adaptok.config.menu import choices, compose, plain
 from adaptok.config.run_ids import run_id
 from adaptok.report.configs import significant
 from adaptok.training.checkpoints import check_resume, fingerprint
-from adaptok.utils.keys import NEW_MODEL, NEW_RUN, flattened, identity, role_of
+from adaptok.utils.keys import NEW_MODEL, NEW_RUN, flattened, identity, quoted, role_of
 
 TASKS = {
     "surrogate": ("tokenizer", "processor", "decoder", "data", "optim", "trainer", "schedule"),
@@ -132,3 +135,9 @@ def test_a_fingerprint_tells_other_data(change, said):
         return
     with pytest.raises(ValueError, match=said):
         check_resume(saved, config, CKPT, data)
+
+
+@given(st.text(alphabet=st.sampled_from("aü0\\'\" $,=()[]{}~:%&@^|;/.\t")))
+def test_a_quoted_value_stands_for_itself(value):
+    (override,) = OverridesParser.create().parse_overrides([quoted("data.base", value)])
+    assert (override.key_or_group, override.value()) == ("data.base", value)

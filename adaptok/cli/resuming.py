@@ -7,10 +7,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 from adaptok.config.leaves import is_folder_name
 from adaptok.config.menu import TASKS
 from adaptok.tasks.fit import read_config
-from adaptok.utils.keys import FIXED, Role, counts, flattened, identifying, role_of
+from adaptok.utils.keys import FIXED, Role, counts, flattened, identifying, quoted, role_of
 
 Config = Mapping[str, Any]
 
@@ -39,7 +42,7 @@ def completed(command: str, args: Sequence[str]) -> list[str]:
     """
     typed = [arg.partition("=") for arg in args if "=" in arg and not arg.startswith("-")]
     given = {key: value for key, _, value in typed}
-    run = run_named(given.get("resume", "").strip("'\""))
+    run = run_named(_value(given.get("resume", "")))
     if run is None or command not in RESUMED:
         return list(args)
     saved = read_config(run)
@@ -49,15 +52,17 @@ def completed(command: str, args: Sequence[str]) -> list[str]:
         raise ValueError(f"{run} is a run of adaptok {right}, not {command}")
     more = [f"task={task}"] if command == "train" and "task" not in given else []
     if "name" not in given and is_folder_name(str(saved.get("name"))):
-        more.append(_quoted("name", saved["name"]))
+        more.append(quoted("name", saved["name"]))
     if "ckpt" not in given and "ckpt" in saved:
-        more.append(_quoted("ckpt", saved["ckpt"]))
+        more.append(quoted("ckpt", saved["ckpt"]))
     return [*(f"++{arg}" if _is_leaf(arg) else arg for arg in args), *more]
 
 
-def _quoted(key: str, value: Any) -> str:
-    text = str(value).replace("'", "\\'")
-    return f"{key}='{text}'"
+def _value(text: str) -> Any:
+    try:
+        return OverridesParser.create().parse_overrides([f"resume={text}"])[0].value()
+    except HydraException:
+        return None  # Hydra will say what is wrong with it
 
 
 def _is_leaf(arg: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Any
@@ -123,3 +124,11 @@ def is_small(content: Any) -> bool:
             count += len(value)
             rest.extend(value.values() if isinstance(value, Mapping) else value)
     return count <= MOST_VALUES
+
+
+def quoted(key: str, value: object) -> str:
+    """Writes an override in which the value, such as a path, stands for itself whatever its
+    characters are.
+    """
+    text = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), str(value))
+    return f"{key}='{text}'"

@@ -13,6 +13,7 @@ import yaml
 from adaptok.cells import product
 from adaptok.data import FieldInfo
 from adaptok.utils.boundary import BOUNDARIES
+from adaptok.utils.keys import quoted
 
 SHAPES = Path(__file__).with_name("well_sets.yaml")
 
@@ -152,7 +153,7 @@ def full_size(base: str) -> dict[str, FieldSet]:
         # about 4096, 1024 and 256 tokens; in 3D 4096, 512 and 64
         finest = 4 if points <= 4096 * 4**ndim else 8
         fourier = 128 if ndim < 3 else 48  # else the weights of its modes outgrow all others
-        words = ["data=well", f"data.name={name}", f"data.base={base}", "data.batch_size=8"]
+        words = ["data=well", f"data.name={name}", quoted("data.base", base), "data.batch_size=8"]
         words += [f"size={'iap_3d' if ndim == 3 else 'iap'}", "optim=paper", "trainer=paper"]
         words += ["history=4", "history_mode=fold"]
         found[name] = FieldSet(

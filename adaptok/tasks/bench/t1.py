@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size, info_of
 from adaptok.tasks.surrogate import begin, fit_surrogate, objectives
 from adaptok.training import SurrogateModule
 from adaptok.training.surrogate_module import Batch
+from adaptok.utils.atomic import replacing
+from adaptok.utils.keys import quoted
 
 SEEDS = (0, 1, 2)
 RATE = {"cpu": 35e9, "cuda": 5e13}  # operations per second, forward and backward
@@ -153,7 +156,9 @@ def prepared(words: Sequence[str], data: str, oracle: bool = False) -> Prepared:
         data: folder of generated sets.
         oracle: show the tokenizer the next change.
     """
-    base = [] if any(word.startswith("data.base=") for word in words) else [f"data.base={data}"]
+    base = (
+        [] if any(word.startswith("data.base=") for word in words) else [quoted("data.base", data)]
+    )
     config = plain(compose("train", [*words, *base]))
     begin(config)
     module = build_data(config)
@@ -241,12 +246,24 @@ def measure(job: Job, work: Path) -> Row:
         ValueError: a width that does not exist, a part that is not installed.
     """
     sets, folder = str(work / "data" / job.set), work / job.stem / job.key
-    words, oracle = fitted_words(job, sets), job.method == "oracle"
+    words, oracle = _words_kept(job, sets, folder), job.method == "oracle"
     last = folder / "checkpoints" / "last.ckpt"
-    ready = prepared([*words, *([f"resume={last}"] if last.is_file() else [])], sets, oracle)
+    resume = [quoted("resume", last)] if last.is_file() else []
+    ready = prepared([*words, *resume], sets, oracle)
     fit_surrogate(ready.module, ready.data, ready.config, folder)
     ready.module = ready.module.to(_place(ready.config))
     return job.row(_place(ready.config), **found_by(ready, job, words))
+
+
+def _words_kept(job: Job, sets: str, folder: Path) -> list[str]:
+    """Finds the words once: a width by seconds may be another the next time, for the same run."""
+    file = folder / "words.json"
+    if not file.is_file():
+        words = fitted_words(job, sets)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(words), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def found_by(ready: Prepared, job: Job, words: Sequence[str]) -> dict[str, Any]:

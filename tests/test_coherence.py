@@ -202,6 +202,20 @@ def test_rollouts_hand_on_the_cells_of_the_step_before(changes):
         assert torch.equal(model.rollout(field, 3, **known, **{name: 0}), plain)
 
 
+def test_the_first_pass_of_a_rollout_has_its_share_of_the_budget_that_is_asked_for():
+    """Where its change is also what points are refined for."""
+    few = {"name": "near_best", "budget": 200, "min_size": 2, "max_size": 8}
+    refine = {"name": "refine", "share": 0.1}
+    model, field = rolled(tokenizer=few, decoder=refine, lookahead=0.4), moving(0).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    plain = model.rollout(field, 2, budget=40)
+    for name, value in (("hysteresis", 0.0), ("buffer", 0), ("regrid", 1)):
+        assert torch.equal(model.rollout(field, 2, budget=40, **{name: value}), plain)
+    assert not torch.equal(model.rollout(field, 2), plain)
+
+
 @pytest.mark.slow
 def test_regridding_keeps_cells_in_between():
     model, field = rolled(), moving(0).double()

@@ -96,6 +96,21 @@ def test_the_controller_holds_the_mean_while_the_content_grows(power):
     assert unheld > 800
 
 
+def test_a_field_at_rest_does_not_wind_the_controller_up():
+    """60 steps in which no price gives more than the coarsest cells, or fewer, and none less."""
+    controller, counts = PriceController(price=1e-2, tokens=64.0), []
+    for step in range(240):
+        still = step % 120 < 60
+        counts.append(16 if still else min(max(64 * 1e-2 / controller(step)["price"], 16), 256))
+        controller.update(counts[-1])
+    for start in (60, 180):
+        assert abs(sum(counts[start + 30 : start + 60]) / 30 - 64) < 1
+        assert counts[start : start + 20].count(256) < 8
+    for _ in range(1000):  # more than there can be, or less
+        assert math.isfinite(controller.update(256.0))
+    assert controller(0)["price"] == pytest.approx(1e2)
+
+
 def test_the_controller_holds_a_rollout():
     model = build({"tokenizer": "near_best", "processor": "vit", "decoder": "linear"})
     field = pulses(2, n=64).expand(-1, 2, 2, -1, -1).clone()

@@ -8,8 +8,9 @@ import platform
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -168,9 +169,21 @@ def environment(device: torch.device) -> dict[str, str]:
         "adaptok": __version__,
         "torch": torch.__version__,
         "device": name,
-        "hardware": f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}",
+        "hardware": f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@functools.cache
+def _processor() -> str:
+    """Names the model of the processor where the system tells it, else its architecture."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        pairs = [line.partition(":") for line in lines]
+        found = [value.strip() for key, _, value in pairs if key.strip() == "model name"]
+        if found and found[0]:
+            return found[0]
+    return platform.processor() or platform.machine()
 
 
 def peak_memory(device: torch.device) -> int | None:

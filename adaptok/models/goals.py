@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Annotated, Any
 
 import torch
@@ -94,7 +95,7 @@ class Goal:
     def _slices(self, space: tuple[int, ...]) -> list[slice]:
         if self.region is None:
             return [slice(None)] * len(space)
-        spans = [(p, p + 1) if isinstance(p, int) else tuple(p) for p in self.region]
+        spans = [(p, p + 1) if isinstance(p, Integral) else tuple(p) for p in self.region]
         pairs = zip(spans, space, strict=False)
         if len(spans) != len(space) or not all(a < b <= n for (a, b), n in pairs):
             raise ValueError(f"the region {self.region} of a goal is no part of a domain {space}")

@@ -97,8 +97,7 @@ class OverTime:
         self.cells = self._cells_at(step, own, call, field, constants)
         if self.controller is not None:
             self.controller.update(len(self.cells) / self.cells.batch_size)
-        jitter = {k: v for k, v in call.items() if k == "jitter"}
-        return {"cells": self.cells, **jitter, **reused}
+        return {**call, "cells": self.cells, **reused}  # a first pass asks for the budget, too
 
     def _reused(self, tolerance: Any, field: Any) -> dict[str, Reuse]:
         if tolerance is None:

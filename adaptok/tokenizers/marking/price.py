@@ -19,6 +19,9 @@ from adaptok.utils.arguments import (
 )
 
 
+REACH = 1e4  # of a price in a rollout, up and down
+
+
 @MARKINGS.register("price")
 class PriceMarking:
     """Splits a node iff ``score > price``, strictly, on every level and for every sample.
@@ -60,8 +63,9 @@ class PriceController:
     """Holds the mean number of tokens over the steps of a rollout, by the price of each step.
 
     ``price <- price * (tokens / wanted)^gain``, with `tokens` those of the step that was taken and
-    `wanted` the target less what earlier steps used too much (spread over `horizon` steps). Its
-    state is of one rollout: make a new one for each. It is a schedule, so that it goes to
+    `wanted` the target less what earlier steps used too much (spread over `horizon` steps), between
+    half and twice the target. Where no price gives the tokens, as of a field at rest, it stays
+    within a factor of 10^4 of the first, from which it is back in a few steps. Its state is of one rollout: make a new one for each. It is a schedule, so that it goes to
     ``model.rollout(field, n, settings=controller)`` once it watches the processor.
 
     Args:
@@ -83,14 +87,17 @@ class PriceController:
         self.price, self.tokens = price, tokens
         self.gain, self.horizon = gain, horizon
         self.surplus = 0.0
+        self.bounds = (price / REACH, price * REACH)
 
     def update(self, tokens: PositiveFloat) -> float:
         """Takes the tokens per sample of a step; returns the price of the next one."""
         check_value(tokens, PositiveFloat, "tokens")
-        self.surplus += tokens - self.tokens
-        # Never less than half of the target is asked for, however large the surplus.
+        # What was used too little is owed for one horizon at most: a field may rest for long.
+        owed = -self.horizon * self.tokens
+        self.surplus = max(self.surplus + tokens - self.tokens, owed)
         wanted = max(self.tokens - self.surplus / self.horizon, self.tokens / 2)
-        self.price *= (tokens / wanted) ** self.gain
+        least, highest = self.bounds
+        self.price = min(max(self.price * (tokens / wanted) ** self.gain, least), highest)
         return self.price
 
     def __call__(self, step: int) -> dict[str, float]:

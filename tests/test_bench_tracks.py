@@ -276,6 +276,26 @@ def test_words_that_are_refused(words, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+def test_folders_of_images(tmp_path, monkeypatch):
+    """An own folder is never taken for the digits; its words stand for any path."""
+    (tmp_path / "weights, 1.pt").touch()
+    for name in ("my images", "digits"):
+        (tmp_path / name / "train" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my images")
+    given = {"model": "vit_tiny_patch16_224", "checkpoint": str(tmp_path / "weights, 1.pt")}
+    made = {job.method: job for job in t2.jobs(True, images=".", **given)}
+    assert made["tome"].set == "my images"
+    config = plain(compose("train", made["tome"].config["words"]))
+    assert config["data"]["path"] == "."
+    assert config["model"]["checkpoint"] == given["checkpoint"]
+    assert config["tokenizer"]["reducer"]["r"] == 15  # in each of 12 blocks
+    with pytest.raises(ValueError, match="not 'digits', give another"):
+        t2.jobs(True, images="../digits", **given)
+    for wrong in ("nosuch", "resnet18"):
+        with pytest.raises(ValueError, match=f"unknown model '{wrong}'"):
+            t2.jobs(True, images=".", **{**given, "model": wrong})
+
+
 def test_commands_of_the_documentation_are_understood():
     from test_docs import commands
 

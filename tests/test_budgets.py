@@ -16,6 +16,7 @@ from adaptok import create_tokenizer
 from adaptok.cli import main
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
+from adaptok.evaluation.budgets import resolve_settings
 from adaptok.evaluation.evaluate import evaluate
 from adaptok.registry import TOKENIZERS
 from adaptok.tokenizers.at_budget import at_budget, part_at_budget
@@ -199,6 +200,9 @@ def test_bad_budgets():
             at_budget(tokenizer, budget, field)
     with pytest.raises(ValueError, match="at least one field"):
         at_budget(tokenizer, 64, [])
+    model = adaptok.create_surrogate(ndim=2, in_channels=2, dim=8, depth=1, heads=1)
+    with pytest.raises(ValueError, match="budget must be"):
+        resolve_settings(model, None, [{"budget": [64, 64]}])
     tokenizer.marking.controls = ("sharpness",)
     with pytest.raises(ValueError, match="this tokenizer's controls: sharpness"):
         at_budget(tokenizer, 64, field)

@@ -97,11 +97,13 @@ def test_a_bad_row_is_named_and_the_good_ones_stay(tmp_path, capsys):
     (tmp_path / "cut.json").write_text('{"schema": 1,')
     (tmp_path / "nan.json").write_text(json.dumps(forged(tokens=float("nan"))))
     other = made_up(seed=1).to_json() | {"schema": SCHEMA + 1}
+    (tmp_path / "huge.json").write_text(json.dumps(forged(tokens=10**400)))
+    (tmp_path / "half.json").write_text(json.dumps(forged(method="a\ud800b")))
     (tmp_path / "newer.json").write_text(json.dumps(other))
     (tmp_path / "deep.json").write_text("[" * 100_000)
     found = read_rows(tmp_path)
     assert [*found.rows] == ["T1-maze_64-iap-tokens64-0.json"]
-    assert {*found.bad} == {"cut.json", "nan.json", "deep.json"}
+    assert {*found.bad} == {"cut.json", "nan.json", "deep.json", "huge.json", "half.json"}
     assert "NaN is no number" in found.bad["nan.json"]
     assert found.others["newer.json"]["schema"] == SCHEMA + 1
     page = tmp_path / "page.html"
@@ -113,7 +115,7 @@ def test_a_bad_row_is_named_and_the_good_ones_stay(tmp_path, capsys):
     text = page.read_text()
     assert "cut.json" in text
     assert "newer.json: schema 2" in text
-    for name in ("cut.json", "nan.json", "deep.json", "newer.json"):
+    for name in (*found.bad, "newer.json"):
         (tmp_path / name).unlink()
     assert main(["leaderboard", str(tmp_path), f"out={page}"]) == 0
 

@@ -19,6 +19,7 @@ from adaptok.registry import Part
 from adaptok.tokenizers import at_budget, part_at_budget
 from adaptok.tokenizers.ladder import with_ladder
 from adaptok.tokenizers.tree import TreeTokenizer
+from adaptok.utils.arguments import Positive, check_value
 
 SAMPLES = 64  # calibration uses this many evenly spaced training samples
 
@@ -131,6 +132,7 @@ def resolve_settings(
         other = {k: v for k, v in setting.items() if k in (*model.over_time, *further)}
         if setting.keys() - other.keys() != {"budget"} or not isinstance(model, Surrogate):
             return dict(setting)
+        check_value(setting["budget"], Positive, "budget")
         return found(model, setting["budget"]) | other
 
     return [resolved(setting) for setting in settings]

@@ -41,6 +41,7 @@ def read_rows(folder: str | Path) -> Folder:
     for file in sorted(path.glob("*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
+            json.dumps(content, ensure_ascii=False).encode()  # the page is UTF-8, too
             if isinstance(content, Mapping) and _is_other(content.get("schema")):
                 names = ("schema", "track", "set", "method")
                 found.others[file.name] = {name: content.get(name) for name in names}

@@ -6,9 +6,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from adaptok.utils.arguments import shown
 
 SCHEMA = 1
 TRACKS = {
@@ -183,10 +186,10 @@ def _check_names(row: Row) -> None:
     if not row.set or not row.method:
         raise ValueError("set and method are names, got an empty one")
     if {*row.budget} != {"kind", "value"} or row.budget["kind"] not in KINDS:
-        raise ValueError(f"budget has kind ({', '.join(KINDS)}) and value, got {row.budget}")
+        raise ValueError(f"budget has kind ({', '.join(KINDS)}) and value, got {shown(row.budget)}")
     value = row.budget["value"]
     if value is not None and not (_is_number(value) and value > 0):
-        raise ValueError(f"budget.value is above 0 or null, got {value!r}")
+        raise ValueError(f"budget.value is above 0 or null, got {shown(value)}")
     if row.measured:
         absent = [name for name in ("commit", "hardware", "when") if not getattr(row, name)]
         absent += [f"versions.{n}" for n in VERSIONS if not isinstance(row.versions.get(n), str)]
@@ -200,10 +203,10 @@ def _check_numbers(row: Row) -> None:
     metrics = row.metrics
     for name, value in {**metrics, "tokens": row.tokens, "flops": row.flops}.items():
         if value is not None and not (_is_number(value) and value >= 0):
-            raise ValueError(f"{name} is a finite number of at least 0 or null, got {value!r}")
+            raise ValueError(f"{name} is a finite number of at least 0 or null, got {shown(value)}")
     for name, value in (row.seconds or {}).items():
         if not (_is_number(value) and value > 0):
-            raise ValueError(f"seconds.{name} is a finite number above 0, got {value!r}")
+            raise ValueError(f"seconds.{name} is a finite number above 0, got {shown(value)}")
     wanted = METRICS[row.track] if row.measured else (MEASURES[row.track],)
     if absent := [name for name in wanted if name not in metrics]:
         raise ValueError(f"metrics without {', '.join(absent)}")
@@ -216,10 +219,10 @@ def _check_numbers(row: Row) -> None:
 
 def _check_rollout(rollout: Mapping[str, Any]) -> None:
     if {*rollout} != {"first", "errors", "windows"}:
-        raise ValueError(f"rollout has first, errors and windows, got {', '.join(rollout)}")
+        raise ValueError(f"rollout has first, errors and windows, got {shown([*rollout])}")
     first, errors, windows = rollout["first"], rollout["errors"], rollout["windows"]
     if type(first) is not int or first < 1:
-        raise ValueError(f"rollout.first is the index of a predicted frame, got {first!r}")
+        raise ValueError(f"rollout.first is the index of a predicted frame, got {shown(first)}")
     if not isinstance(errors, list) or not all(e is None or _is_number(e) for e in errors):
         raise ValueError("rollout.errors is a list of finite numbers or null")
     if not isinstance(windows, dict):
@@ -241,4 +244,6 @@ def _same(a: Any, b: float | None) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max  # of whole numbers of any size, and NaN

@@ -18,11 +18,18 @@ from adaptok.evaluation.evaluate import device_of
 from adaptok.evaluation.standings import Row
 from adaptok.tasks.bench.job import Job, Price, least_memory
 from adaptok.tasks.classify import ImageData
-from adaptok.tasks.classify.models import build_classifier, build_timm, load_classifier
+from adaptok.tasks.classify.models import (
+    build_classifier,
+    build_timm,
+    check_model,
+    load_classifier,
+)
 from adaptok.tasks.classify.run import fit_and_test_classifier, image_data
 from adaptok.tasks.classify.sets import find_images
+from adaptok.utils.keys import quoted
 from adaptok.vision.random_cells import RandomCells
 
+DIGITS = "digits"
 SEEDS = (0, 1, 2)
 SHARES = (0.5, 0.25)
 LEVELS = 2  # merged sizes of cells
@@ -40,6 +47,7 @@ class ImageSet:
         side: of the images.
         patch: side of the patches.
         options: further ``model.options``, as text without braces.
+        depth: blocks of the model.
         seconds: of one core or of a GPU, per job.
         memory: bytes.
     """
@@ -49,6 +57,7 @@ class ImageSet:
     side: int
     patch: int
     options: str
+    depth: int
     seconds: float
     memory: float
 
@@ -69,7 +78,7 @@ def digits() -> ImageSet:
     words += ["trainer.accelerator=cpu", "trainer.max_epochs=8", "optim.warmup_epochs=1"]
     words += ["optim.lr=2e-3", "optim.lr_batch=null", "optim.layer_decay=1", "data.augment=false"]
     options = "embed_dim: 64, depth: 4, num_heads: 4"
-    return ImageSet("digits", tuple(words), 32, 4, options, 80.0, 0.6e9)
+    return ImageSet(DIGITS, tuple(words), 32, 4, options, 4, 80.0, 0.6e9)
 
 
 def own_images(path: str, model: str, checkpoint: str) -> ImageSet:
@@ -80,17 +89,25 @@ def own_images(path: str, model: str, checkpoint: str) -> ImageSet:
         path: of the folder.
         model: name in timm.
         checkpoint: file of weights.
+
+    Raises:
+        ValueError: a model that tokenizers are not for, or a folder named as the built-in images.
     """
     import timm
 
+    check_model(model)
+    name = Path(path).resolve().name
+    if name in ("", DIGITS):
+        raise ValueError(f"rows are named after the folder of images: not {name!r}, give another")
     blank: Any = timm.create_model(model)
     side, patch = (int(v[0]) for v in (blank.patch_embed.img_size, blank.patch_embed.patch_size))
     weights = sum(p.numel() for p in blank.parameters())
-    words = ["task=classify", f"model={model}", f"model.checkpoint={checkpoint}", "data=images"]
-    words += [f"data.path={path}", "recipe=one_epoch"]
+    words = ["task=classify", f"model={model}", quoted("model.checkpoint", checkpoint)]
+    words += ["data=images", quoted("data.path", path), "recipe=one_epoch"]
     images = sum(1 for _ in Path(path).glob("train/*/*"))
     seconds = 6 * weights * (side // patch) ** 2 * max(images, 1) / 5e13
-    return ImageSet(Path(path).name, tuple(words), side, patch, "", seconds, 16.0 * weights + 4e9)
+    memory = 16.0 * weights + 4e9
+    return ImageSet(name, tuple(words), side, patch, "", len(blank.blocks), seconds, memory)
 
 
 def jobs(
@@ -172,8 +189,7 @@ def _cells(name: str, *more: str) -> Callable[[ImageSet, float], Words]:
 
 
 def _reduced(about: ImageSet, share: float) -> Words:
-    depth = 4 if about.name == "digits" else _depth(about)
-    r, _ = merges(_Blocks(depth), about.patches, share)
+    r, _ = merges(_Blocks(about.depth), about.patches, share)
     reducer = f"tokenizer.reducer={{name: tome, r: {r}}}"
     return [*about.cut(about.side, about.patch), "tokenizer=reduced", reducer]
 
@@ -183,14 +199,6 @@ class _Blocks:
 
     def __init__(self, depth: int):
         self.blocks = range(depth)
-
-
-def _depth(about: ImageSet) -> int:
-    import timm
-
-    name = next(w.removeprefix("model=") for w in about.words if w.startswith("model="))
-    model: Any = timm.create_model(name)
-    return len(model.blocks)
 
 
 METHODS: dict[str, Callable[[ImageSet, float], Words]] = {

@@ -49,12 +49,7 @@ def build_timm(
     """
     import timm
 
-    known = supported()
-    if name not in known:
-        raise ValueError(
-            f"unknown model {name!r}{close_matches(name, known)}; adaptok.vision.supported() "
-            f"lists {len(known)} names"
-        )
+    check_model(name)
     if pretrained and checkpoint is not None:
         raise ValueError("weights come from timm or from a file: model.pretrained or checkpoint")
     given = {"drop_path_rate": drop_path_rate, **(options or {})}
@@ -66,6 +61,20 @@ def build_timm(
     if checkpoint is not None:
         load_timm_weights(model, read_weights(checkpoint), checkpoint)
     return model
+
+
+def check_model(name: str) -> None:
+    """Checks that cells are for a model of timm.
+
+    Raises:
+        ValueError: they are not, or timm has no such model.
+    """
+    known = supported()
+    if name not in known:
+        raise ValueError(
+            f"unknown model {name!r}{close_matches(name, known)}; adaptok.vision.supported() "
+            f"lists {len(known)} names"
+        )
 
 
 def build_classifier(

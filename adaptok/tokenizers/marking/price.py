@@ -18,7 +18,6 @@ from adaptok.utils.arguments import (
     checked,
 )
 
-
 REACH = 1e4  # of a price in a rollout, up and down
 
 
@@ -65,7 +64,9 @@ class PriceController:
     ``price <- price * (tokens / wanted)^gain``, with `tokens` those of the step that was taken and
     `wanted` the target less what earlier steps used too much (spread over `horizon` steps), between
     half and twice the target. Where no price gives the tokens, as of a field at rest, it stays
-    within a factor of 10^4 of the first, from which it is back in a few steps. Its state is of one rollout: make a new one for each. It is a schedule, so that it goes to
+    within a factor of 10^4 of the first, from which it is back in a few steps.
+
+    Its state is of one rollout: make a new one for each. It is a schedule, so that it goes to
     ``model.rollout(field, n, settings=controller)`` once it watches the processor.
 
     Args:

@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from adaptok import TOKENIZERS, TokenSet, create_decoder, create_tokenizer, plots
@@ -139,6 +142,13 @@ def _draw(ax: Axes, title: str, values: np.ndarray, cells: Cells | None) -> None
     if cells is not None:
         color = "#e8590c" if image else color_of_cells(cmap, 2)
         draw_cells(ax, cells, frame=cells.shape[0] - 1, color=color, image=image)
+    if title.startswith("marks"):
+        shade = plt.get_cmap(cmap) if isinstance(cmap, str) else cmap
+        sides = sorted({int(v) for v in values.ravel()})
+        norm = Normalize(*limits)
+        handles = [Patch(color=shade(norm(v)), label=str(2**v)) for v in sides]
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.07), "ncols": len(handles)}
+        ax.legend(handles=handles, fontsize=6, frameon=False, handlelength=1, **below)
     ax.set_title(title, fontsize=7)
 
 

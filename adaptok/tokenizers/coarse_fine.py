@@ -35,11 +35,11 @@ def coarse_fine(
     smooth: NonNegative = 12,
     frame_size: Positive = 1,
 ) -> UniformTokenizer:
-    """Coarse and fine: few uniform cells carry the attention, and a small solver works at full
-    resolution where the field varies most.
+    """Coarse and fine: few uniform cells, and a small solver where the field varies most.
 
-    The points adapt, the cells do not: the decoder that belongs to it is `RefineDecoder` with the
-    knobs given here, which ``decoder="auto"`` takes. Chosen by measurement, see docs/adaptivity.md.
+    The cells carry the attention and do not adapt; the points that the solver sees do. The decoder
+    that belongs to it is `RefineDecoder` with the knobs given here, which ``decoder="auto"`` takes.
+    Chosen by measurement, see docs/adaptivity.md.
 
     Args:
         size: cell size in grid points, one number or one per space axis.

@@ -25,8 +25,7 @@ def focus(
     frame_size: Positive = 1,
     border: str = "clip",
 ) -> TreeTokenizer:
-    """Focus: nested resolution around given points and boxes, to a token budget: a baseline without
-    content.
+    """Focus: nested resolution around given points and boxes, a baseline without content.
 
     Args:
         min_size: finest cell in grid points, one number or one per axis; None: 2, or what suits the

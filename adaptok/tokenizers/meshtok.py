@@ -29,8 +29,9 @@ def meshtok(
     ignore: Ignore = "constants",
     border: str = "clip",
 ) -> TreeTokenizer:
-    """MeshTok: the share of the coarse cells with the highest gradient, curvature and anomaly is
-    refined, in each frame alone.
+    """MeshTok: a fixed share of the coarse cells, those with the most activity, is refined.
+
+    Activity is gradient, curvature and anomaly; each frame refines its own cells.
 
     The number of tokens is fixed. Positions and decoder of the method are those of a processor with
     ``positions="film"`` and ``decoder="mlp"``.

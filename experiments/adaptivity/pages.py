@@ -17,27 +17,32 @@ from adaptok.plots.style import COLORS
 from adaptok.utils.tables import table
 
 PICTURE = "adaptivity.png"
-STUDY, METHOD = "adaptivity.md", "methods/coarse-fine.md"
+STUDY, ROWS = "adaptivity.md", "adaptivity-rows.md"
+METHOD = "methods/coarse-fine.md"
 HEADER = [
     *("model", "tokens", "MFLOP", "s, training step", "s, inference step", "VRMSE", "worst"),
     *("rollout, 16th step", "last sixth", "seeds"),
 ]
-NAMED = ("uniform", "coarse_fine_random")  # and the best of each kind
-KINDS = dict(zip(("not adaptive", "adaptive points", "adaptive cells"), COLORS, strict=False))
+NAMED = ("uniform", "coarse_fine")  # and the best of all
+PLACED = ("coarse_fine_random", "random", "radial")  # without content
+NOT_ADAPTIVE = ("uniform", "tuned", "ckm", "csm", "coarse_fine_dense")
+GROUPS = ("not adaptive", "adaptive points", "adaptive cells", "placed without content")
+KINDS = dict(zip(GROUPS, COLORS, strict=False))
 COSTS = {"flops": "MFLOP per sample", "seconds": "seconds of one core per training step"}
 Pair = tuple[str, str]
 
 
 def write(results: Results, pages: Path) -> str:
-    """Writes the generated parts of two pages and the picture; returns what is missing or bad."""
+    """Writes the generated parts of three pages and the picture; returns what is missing or bad."""
     study = results.read()
-    texts = [result_table(study, data) for data in SETS]
-    texts += [claim_table(study), spent(results), left_out(study)]
+    tables = [result_table(study, data) for data in SETS]
+    texts = [claim_table(study), spent(results)]
     if study.done:
         (pages / "images").mkdir(exist_ok=True)
         draw(study, pages / "images" / PICTURE)
         texts.insert(0, f"![Error against cost](images/{PICTURE})")
-    replace_part(pages / STUDY, "rows", "\n\n".join(text for text in texts if text))
+    for page, parts in ((STUDY, texts), (ROWS, [*tables, left_out(study)])):
+        replace_part(pages / page, "rows", "\n\n".join(text for text in parts if text))
     replace_part(pages / METHOD, "ablations", ablation_table(study) or "No rows yet.")
     return left_out(study)
 
@@ -90,7 +95,10 @@ def claim_table(study: Study) -> str:
             ratio = f"{verdict.ratio:.3f}"
             ratio += f" ± {verdict.spread:.3f}" if verdict.seeds > 1 else ""
             rolled = "diverged" if verdict.rollout is None else f"{verdict.rollout:.2f}"
-            about = [claim.earner, f"`{claim.ahead}`", f"`{claim.behind}`: {claim.text}", data]
+            over = f"`{claim.behind}`: {claim.text}"
+            if claim.behind == "tuned" and data not in MAIN:
+                over = "`uniform_help`: dense help of equal operations, not tuned"
+            about = [claim.earner, f"`{claim.ahead}`", over, data]
             numbers = [ratio, f"{verdict.worst:.2f}", rolled, str(verdict.seeds)]
             body.append([*about, *numbers, verdict.said])
     if not body:
@@ -115,7 +123,7 @@ def ablation_table(study: Study) -> str:
                 cost = f"{mean(row['flops'] for row in rows) / 1e6:.0f}"
                 ratio = f"{mean(error) / base:.3f}"
                 body.append([data, f"`{name}`", cost, spread(error), ratio, str(len(rows))])
-    header = ["set", "model", "MFLOP", "VRMSE", "over the whole", "seeds"]
+    header = ["set", "model", "MFLOP", "VRMSE", "error / that of `coarse_fine`", "seeds"]
     return table(header, body).rstrip() if body else ""
 
 
@@ -150,18 +158,21 @@ def draw(study: Study, path: Path) -> None:
         for axis, (cost, label) in zip(line, COSTS.items(), strict=True):
             points = {n: (cost_of(rows, cost), error_of(rows)) for n, rows in found.items()}
             best = front([(x, y[0]) for x, y in points.values()])
-            lowest = {min(of, key=lambda n: points[n][1][0]) for of in by_kind(points).values()}
+            lowest = min(points, key=lambda n: points[n][1][0])
             for kind, names in by_kind(points).items():
                 own = {"marker": "o", "ms": 5, "ls": "none", "color": KINDS[kind], "label": kind}
                 x, y, spread = zip(*[(points[n][0], *points[n][1]) for n in names], strict=True)
                 axis.errorbar(x, y, yerr=spread, **own)
             for name, (x, y) in points.items():
-                if name in NAMED or name in lowest:  # names of all would cover one another
-                    where = {"xytext": (5, 2), "textcoords": "offset points"}
+                if name in (*NAMED, lowest):  # names of all would cover one another
+                    where = {"xytext": (5, -9 if name == lowest else 5)}
+                    behind = {"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5}
+                    where |= {"textcoords": "offset points", "bbox": behind}
                     axis.annotate(name, (x, y[0]), fontsize=6, **where)
-            axis.plot(*zip(*best, strict=True), color="0.5", lw=1, zorder=0)
+            line_of_best = {"color": "0.5", "lw": 1, "zorder": 0, "label": "not beaten in both"}
+            axis.plot(*zip(*best, strict=True), **line_of_best)
             axis.set(xlabel=label, title=data)
-            axis.margins(x=0.35)  # room for the names
+            axis.margins(x=0.45, y=0.12)  # room for the names
             axis.grid(alpha=0.3)
         line[0].set_ylabel("one-step VRMSE")
     axes[0, 0].legend(fontsize=7)
@@ -188,9 +199,11 @@ def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def kind_of(name: str) -> str:
     """Tells what is adaptive in a model."""
-    if name.startswith("coarse_fine"):
-        return "adaptive points"
-    return "not adaptive" if name.startswith(("uniform", "tuned")) else "adaptive cells"
+    if name.startswith(PLACED):
+        return "placed without content"
+    if name.startswith(NOT_ADAPTIVE):
+        return "not adaptive"
+    return "adaptive points" if name.startswith("coarse_fine") else "adaptive cells"
 
 
 def cost_of(rows: Sequence[Found], cost: str) -> float:

@@ -25,7 +25,7 @@ from studies import mean, replace_part
 from adaptok.plots.style import COLORS
 from adaptok.utils.tables import table
 
-PAGE, PICTURE = "rollout-study.md", "rollout-study.png"
+PAGE, ROWS, PICTURE = "rollout-study.md", "rollout-rows.md", "rollout-study.png"
 HEADER = [
     *("training", "rollout", "tokens", "ms per step", "one step", *WINDOWS.values()),
     *(f"step {AIMED}", f"step {STEPS}", "fine waves", "harmonics", "sums", "flicker", "seeds"),
@@ -33,17 +33,18 @@ HEADER = [
 
 
 def write(results: Results, pages: Path) -> str:
-    """Writes the generated part of the page and the picture; returns what is missing or bad."""
+    """Writes the generated parts of two pages and the picture; returns what is missing or bad."""
     found = gathered(results)
     left = left_out(found, results)
-    texts = [aim_table(found), *[result_table(found, data) for data in SETS]]
-    texts += [change_table(found), price_table(found), spent(results), left]
+    texts, tables = [aim_table(found)], [result_table(found, data) for data in SETS]
+    tables += [change_table(found), price_table(found), left]
     drawn = [data for data in SETS if named_lines(found, data)]
     if drawn:
         (pages / "images").mkdir(exist_ok=True)
         draw(found, drawn, pages / "images" / PICTURE)
-        texts.insert(1, f"![Error against the rollout step](images/{PICTURE})")
-    replace_part(pages / PAGE, "rows", "\n\n".join(text for text in texts if text))
+        texts.append(f"![Error against the rollout step](images/{PICTURE})")
+    for page, parts in ((PAGE, [*texts, spent(results)]), (ROWS, tables)):
+        replace_part(pages / page, "rows", "\n\n".join(text for text in parts if text))
     return left
 
 

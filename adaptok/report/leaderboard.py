@@ -111,14 +111,27 @@ def _page(found: Folder, quoted: Sequence[Row]) -> str:
 
 def markdown(found: Folder) -> str:
     """Writes what was measured as Markdown, a table per track and set, and what is missing."""
-    rows, parts = standings(found.rows.values()), ["# Leaderboard\n"]
+    measured = list(found.rows.values())
+    rows, parts = standings(measured), ["# Leaderboard\n"]
+    if measured:
+        machines = ", ".join(sorted({row.hardware for row in measured}))
+        days = sorted({row.when[:10] for row in measured})
+        commits = ", ".join(sorted({row.commit[:10] for row in measured}))
+        parts.append(
+            "Rows of the reference benchmark, made by `adaptok leaderboard FOLDER out=FILE.md`. "
+            f"Machine: {machines}; {days[0]} to {days[-1]}; commit {commits}. Differences of a few "
+            "percent mean nothing in rows of one seed.\n"
+        )
     for track in [name for name in TRACKS if _of(rows, name)]:
         parts.append(f"## {track}: {TRACKS[track]}\n\n{ABOUT[track]}\n")
         for data in dict.fromkeys(one.first.set for one in _of(rows, track)):
             own = [one for one in _of(rows, track) if one.first.set == data]
             parts += [f"**{data}**\n", _table(track, own)]
-    gaps = [f"{track} {data}: {method}" for track, data, method in missing(found.rows.values())]
-    parts.append(f"Mandatory and not measured: {', '.join(gaps) or 'none'}.\n")
+    gaps = [f"{track} {data}: {method}" for track, data, method in missing(measured)]
+    parts.append(
+        "Mandatory and not measured at any budget, of the sets above: "
+        f"{', '.join(gaps) or 'none'}.\n"
+    )
     return "\n".join(parts)
 
 

@@ -13,7 +13,8 @@ from adaptok.tasks.bench.sets import FieldSet
 from adaptok.tokenizers.ladder import with_ladder
 
 TAPS = 3  # of the decoder refine, per spacing and axis
-SHARE, SMOOTH = 0.25, 4  # of the points that adaptive help sees; channels over its result
+# Of the points that adaptive help sees, and channels over its result: those of the default model.
+SHARE, SMOOTH = (TOKENIZERS.knobs("coarse_fine")[knob] for knob in ("share", "smooth"))
 LINEAR = "decoder=linear"
 Words = list[str]
 
@@ -89,7 +90,7 @@ def _tokens(name: str, *more: str) -> Callable[[FieldSet, int], Words]:
 
 
 def _helped(name: str, share: float) -> Callable[[FieldSet, int], Words]:
-    """The same operations at all points as at a quarter of them with four times the channels."""
+    """The same operations at all points as at a share of them with more channels."""
 
     def words(about: FieldSet, patch: int) -> Words:
         width = round(about.width * SHARE / share)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -176,3 +178,49 @@ def test_a_compiled_surrogate_has_a_graph_per_budget(monkeypatch):
     with torch.no_grad():
         count = sweep(model, monkeypatch, lambda n: model(field, budget=n), range(10, 43, 12))
     assert count == 3
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Graphs that are run as Python: fast, and as strict about what they are given."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **o: compile_(f, backend="eager", fullgraph=o["fullgraph"])
+    )
+
+
+def ragged(**changes) -> adaptok.Surrogate:
+    apt = {"name": "apt", "thresholds": [2.0, 2.0], "min_size": 2, "max_size": 8}
+    sizes = {"ndim": 2, "in_channels": 2, "dim": 24, "depth": 1, "heads": 2}
+    model = adaptok.create_surrogate(**sizes | {"tokenizer": apt} | changes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def test_copies_of_a_compiled_model_are_their_own(uncompiled):
+    model, x = ragged(), torch.randn(2, 1, 2, 20, 24)
+    compile_model(model)
+    expected = model(x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(x), expected)
+        other(x).sum().backward()
+        assert all(p.grad is None for p in model.parameters())
+        assert any(p.grad is not None for p in other.processor.parameters())
+        for parameter in other.processor.parameters():
+            parameter.data.zero_()
+        assert not torch.allclose(other(x), expected)
+
+
+def test_a_compiled_ragged_model_takes_what_the_eager_one_takes(uncompiled):
+    model, fields = ragged(), [torch.randn(1, 2, 20, 24), torch.randn(1, 2, 16, 32)]
+    x = torch.randn(2, 1, 2, 20, 24)
+    with torch.no_grad():
+        listed, kept = model(fields), model.rollout(x, 3, reuse=0.1)
+        compile_model(model)
+        for one, other in zip(model(fields), listed, strict=True):
+            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(model.rollout(x, 3, reuse=0.1), kept)
+    tokens = ragged_tokens([16, 22]).replace(payload={"weight": torch.rand(38)})
+    assert torch.equal(in_bucket(tokens).payload["weight"][:38], tokens.payload["weight"])

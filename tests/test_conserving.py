@@ -254,3 +254,12 @@ def test_the_conservative_step_is_compiled_whole():
     boundary = torch.tensor(CHANNEL)
     graph = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(graph(field, boundary=boundary), model(field, boundary=boundary))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rollouts_in_half_precision_go_on(dtype):
+    """One step is wide, as its sums are; what is fed back has the type of the field."""
+    model = model_of(dtype=dtype)
+    made = model.rollout(torch.randn(2, 1, 2, 16, 24, dtype=dtype), 2)
+    assert made.shape[1] == 2
+    assert made.isfinite().all()

@@ -189,3 +189,18 @@ def test_decoders_fill_holes_or_leave_them_and_a_schedule_draws_anew():
         assert torch.equal(model(field, **schedule(0)), model(field))
     with pytest.raises(ValueError, match="spacetime_parallel"):
         adaptok.create_surrogate(tokenizer=part, processor="spacetime_parallel", **make)
+
+
+@pytest.mark.parametrize("name", ["random", "patch_dropout"])
+def test_an_exported_program_draws_what_the_seed_says(name):
+    knobs = {"budget": 20, "min_size": 2, "max_size": 8} if name == "random" else {"size": 4}
+    model = adaptok.create_surrogate(
+        ndim=2, in_channels=1, dim=16, depth=1, heads=2, tokenizer={"name": name, **knobs}
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(1, 1, 1, 16, 16)
+    program = torch.export.export(model, (x,), strict=False).module()
+    assert torch.equal(program(x), program(x))
+    torch.testing.assert_close(program(x), model(x))

@@ -307,3 +307,20 @@ def test_decoders():
     )
     field = torch.randn(2, 1, 1, 16, 20)
     assert model.rollout(field, 2, budget=18).isfinite().all()
+
+
+def test_tokens_move_with_the_field():
+    """Their places are differentiable, so that derivatives go through the density."""
+    torch.manual_seed(0)
+    tokenizer = adaptok.create_tokenizer("dart", ndim=2, in_channels=3, dim=24, size=4).double()
+    x, v = torch.randn(2, 2, 1, 3, 16, 24, dtype=torch.float64).unbind()
+
+    def features(field):
+        return tokenizer(field).features
+
+    _, along = torch.func.jvp(features, (x,), (v,))
+    _, of_density = torch.func.jvp(tokenizer.density, (x,), (v,))
+    assert of_density.abs().max() > 0
+    step = 1e-6
+    difference = (features(x + step * v) - features(x - step * v)) / (2 * step)
+    torch.testing.assert_close(along, difference, rtol=1e-4, atol=1e-5)

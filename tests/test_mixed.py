@@ -283,3 +283,49 @@ def test_collate_refuses_what_is_no_batch():
         adaptok.collate([])
     with pytest.raises(ValueError, match="rank, dtype"):
         adaptok.collate([torch.zeros(2), torch.zeros(2, 2)])
+
+
+def test_rollouts_of_lists_take_constants():
+    torch.manual_seed(0)
+    model = adaptok.create_surrogate(
+        ndim=2,
+        in_channels=2,
+        dim=24,
+        depth=1,
+        heads=2,
+        constant_channels=1,
+        tokenizer={"name": "iap", "budget": 40, "max_size": 8},
+    ).eval()
+    fields = [torch.randn(1, 2, 20, 24), torch.randn(1, 2, 16, 32)]
+    constants = [torch.rand(1, 20, 24), torch.rand(1, 16, 32)]
+    made = model.rollout(fields, 2, constants=constants)
+    for one, field, constant in zip(made, fields, constants, strict=True):
+        alone = model.rollout(field[None], 2, constants=constant[None])[0]
+        torch.testing.assert_close(one, alone)
+
+
+@pytest.mark.parametrize("name", ["ckm", "csm"])
+def test_cells_of_a_convolution_are_of_one_domain(name):
+    tokenizer = adaptok.create_tokenizer(name, ndim=2, in_channels=1, dim=16)
+    same = [torch.randn(1, 1, 32, 32)] * 2
+    assert len(tokenizer(same).cells) == 2 * len(tokenizer(same[:1]).cells)
+    with pytest.raises(ValueError, match="laid out over one domain, so that a list holds fields"):
+        tokenizer([same[0], torch.randn(1, 1, 64, 32)])
+    cells = [tokenizer.cells(same[0][None], patch_size=size) for size in (None, tokenizer.size)]
+    assert torch.equal(cells[0].origin, cells[1].origin)
+
+
+def test_attention_over_time_and_space_takes_samples_of_different_size():
+    model = adaptok.create_surrogate(
+        ndim=2,
+        in_channels=1,
+        history=2,
+        dim=24,
+        depth=1,
+        heads=2,
+        tokenizer={"name": "iap", "budget": 40, "max_size": 8, "per_frame": False},
+        processor="spacetime_parallel",
+    ).eval()
+    fields = [torch.randn(2, 1, 20, 24), torch.randn(2, 1, 16, 32)]
+    for one, field in zip(model(fields), fields, strict=True):
+        torch.testing.assert_close(one, model(field[None])[0], rtol=1e-4, atol=1e-5)

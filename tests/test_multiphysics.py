@@ -293,3 +293,15 @@ def test_conditioning_is_added_to_the_tokens_of_its_sample():
 def test_models_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+@pytest.mark.parametrize("lead", [2.5, "2", True, torch.tensor([1, 3, 2]), torch.tensor([1.0])])
+@pytest.mark.parametrize("most", [1, 4])
+def test_lead_times_that_are_none(lead, most):
+    with pytest.raises(ValueError, match=r"lead_time (must be|is) a whole number"):
+        build(max_lead=most).predict_mixed([draw(1)], [["a"]], lead_time=lead)
+
+
+def test_samples_without_names():
+    with pytest.raises(ValueError, match=r"1 lists of names for 2 sample\(s\)"):
+        build().predict_mixed([draw(1), draw(1)], [["a"]])

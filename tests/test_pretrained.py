@@ -203,3 +203,31 @@ def test_a_full_disk_leaves_nothing_that_loads(tmp_path, monkeypatch):
         adaptok.save_pretrained(surrogate(dim=48), tmp_path)
     refused(tmp_path, "no config.json")  # not the old configuration with new weights
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("tokenizer", ["iap", {"name": "iap", "budget": 40, "max_size": 8}])
+def test_a_surrogate_of_the_class_comes_back_with_its_cells(tokenizer, tmp_path):
+    """On a domain that cells do not divide, where border="clip" and "split" differ."""
+    sizes = {"ndim": 2, "in_channels": 1, "dim": 24, "depth": 1, "heads": 2}
+    model = adaptok.Surrogate(tokenizer, **sizes).eval()
+    adaptok.save_pretrained(model, tmp_path)
+    again, x = adaptok.from_pretrained(tmp_path), torch.randn(1, 1, 1, 17, 22)
+    assert again.tokenizer.border == model.tokenizer.border
+    assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_type_of_the_weights_is_kept(dtype, tmp_path):
+    model = surrogate(normalise="dataset").to(dtype).eval()
+    model.decoder.requires_grad_(False)
+    adaptok.save_pretrained(model, tmp_path)
+    again = adaptok.from_pretrained(tmp_path)
+    buffers = [[b.dtype for b in one.buffers()] for one in (model, again)]
+    assert buffers[0] == buffers[1]
+    assert {p.dtype for p in again.parameters()} == {dtype}
+    model.processor.float()  # two types: each weight has its own
+    adaptok.save_pretrained(model, tmp_path)
+    again = adaptok.from_pretrained(tmp_path)
+    for name, value in model.state_dict().items():
+        assert again.state_dict()[name].dtype == value.dtype
+        assert torch.equal(again.state_dict()[name], value)

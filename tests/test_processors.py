@@ -289,3 +289,14 @@ def test_attention_with_a_context_equals_attention_on_the_joint_rows():
     own = attention(tokens.features, groups)
     other = attention(tokens.features, groups, context=tokens.features, context_groups=groups)
     torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize(
+    ("processor", "norm"),
+    [("vit", "group"), ("axial", "group"), ("spacetime_parallel", "instance")],
+)
+def test_norms_that_a_processor_does_not_have(processor, norm):
+    with pytest.raises(ValueError, match=f"norm must be one of .*, got '{norm}'"):
+        adaptok.create_surrogate(
+            ndim=2, in_channels=1, dim=24, heads=2, processor={"name": processor, "norm": norm}
+        )

@@ -350,3 +350,32 @@ def test_a_cap_below_what_the_domain_needs():
     tokenizer = create_tokenizer("apt", ndim=2, in_channels=3, dim=8, budget=3)
     with pytest.raises(ValueError, match="budget 3 is below the 4 cells"):
         tokenizer.cells(torch.rand(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("shape", [(17, 17), (45, 70)])
+@pytest.mark.parametrize(
+    "marking",
+    [{"name": "threshold", "thresholds": 0.6}, {"name": "threshold", "thresholds": 0.0}],
+)
+def test_a_cap_that_does_not_bind_takes_no_split_at_the_border_away(shape, marking):
+    torch.manual_seed(0)
+    field = torch.randn(3, 1, 1, *shape).cumsum(-1).cumsum(-2)
+    sizes = {"ndim": 2, "in_channels": 1, "dim": 8, "min_size": 2, "max_size": 16}
+    free = create_tokenizer("composed", marking=marking, **sizes).cells(field)
+    most = max(free.lengths)
+    for budget in (most, most + 1, 10 * most):
+        capped = {**marking, "budget": budget}
+        cells = create_tokenizer("composed", marking=capped, **sizes).cells(field)
+        assert cells.lengths == free.lengths
+        assert torch.equal(cells.origin, free.origin)
+    bound = create_tokenizer("composed", marking={**marking, "budget": most - 9}, **sizes)
+    assert most - 9 - 6 < max(bound.cells(field).lengths) <= most - 9
+
+
+def test_a_tolerance_below_its_cap_is_reached():
+    torch.manual_seed(0)
+    field = torch.randn(1, 1, 1, 17, 17).cumsum(-1).cumsum(-2)
+    sizes = {"ndim": 2, "in_channels": 1, "dim": 8, "min_size": 2, "max_size": 16}
+    for budget in (81, 1000):
+        tokenizer = create_tokenizer("near_best", tolerance=0.33, budget=budget, **sizes)
+        assert float(tokenizer.certificate(field)) <= 0.33

@@ -59,7 +59,14 @@ def takes_lists(method: Callable[..., Any]) -> Callable[..., Any]:
             own = [_of_run(x, start, stop) for x in args]
             more = of_run(kwargs, start, stop, batch)
             parts.append(method(self, torch.stack(list(fields[start:stop])), *own, **more))
-        return torch.cat(parts) if isinstance(parts[0], Tensor) else type(parts[0]).cat(parts)
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        if len({getattr(part, "cells", part).layout for part in parts}) > 1:
+            raise ValueError(
+                f"the cells of {type(self).__name__} are laid out over one domain, so that a list "
+                f"holds fields of one shape, got {[tuple(x.shape) for x in fields]}"
+            )
+        return type(parts[0]).cat(parts)
 
     return call
 

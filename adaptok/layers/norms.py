@@ -71,18 +71,19 @@ class GroupNorm(nn.Module):
         return ((wide * scale[..., None]).flatten(1) * self.weight + self.bias).to(x.dtype)
 
 
-def create_norm(name: str, dim: int, groups: int = 1) -> nn.Module:
+def create_norm(name: str, dim: int, groups: int | None = None) -> nn.Module:
     """Creates a norm of packed rows, which is called as ``norm(x, segments)``.
 
     Args:
-        groups: number of groups of channels, for "group".
+        name: "layer", "rms", or "group" if `groups` is given, else "instance".
+        groups: number of groups of channels.
 
     Raises:
-        ValueError: an unknown name, with the close matches.
+        ValueError: another name, with the close matches.
     """
-    choice("norm", name, ("layer", "rms", "group", "instance"))
+    choice("norm", name, ("layer", "rms", "instance" if groups is None else "group"))
     if name in ("group", "instance"):
-        return GroupNorm(dim if name == "instance" else groups, dim)
+        return GroupNorm(groups or dim, dim)
     return LayerNorm(dim) if name == "layer" else RMSNorm(dim)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -47,15 +47,41 @@ def compile_model(model: nn.Module, mode: str | None = None) -> None:
     processor: Any = model.processor
     if getattr(processor, "reducer", None) is not None:
         return
-    compiled = torch.compile(
-        processor.forward, fullgraph=True, dynamic=False, mode=mode, **many_graphs()
-    )
+    processor.forward = InBuckets(processor, mode)
 
-    def forward(tokens: TokenSet) -> TokenSet:
-        padded = in_bucket(tokens)
-        return tokens.replace(features=compiled(padded).features[: len(tokens.cells)])
 
-    processor.forward = forward
+class InBuckets:
+    """Runs a processor compiled, in buckets; in place of its ``forward``.
+
+    A copy, or what was pickled, compiles the processor that it was copied with.
+
+    Args:
+        processor: whose class says what is computed.
+        mode: of ``torch.compile``.
+    """
+
+    def __init__(self, processor: nn.Module, mode: str | None):
+        self.processor, self.mode = processor, mode
+        self._compiled = self._compile()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"processor": self.processor, "mode": self.mode, "_compiled": None}
+
+    def _eager(self) -> Callable[..., TokenSet]:
+        return MethodType(type(self.processor).forward, self.processor)
+
+    def _compile(self) -> Callable[..., TokenSet]:
+        options = {"fullgraph": True, "dynamic": False, "mode": self.mode, **many_graphs()}
+        return torch.compile(self._eager(), **options)
+
+    def __call__(self, tokens: TokenSet, *reuse: Any) -> TokenSet:
+        """Processes tokens; with `Reuse`, whose state no graph can hold, uncompiled."""
+        if reuse:
+            return self._eager()(tokens, *reuse)
+        if self._compiled is None:
+            self._compiled = self._compile()
+        features = self._compiled(in_bucket(tokens)).features
+        return tokens.replace(features=features[: len(tokens.cells)])
 
 
 def many_graphs() -> dict[str, Any]:
@@ -103,17 +129,19 @@ def in_bucket(tokens: TokenSet, rows: int = BUCKET) -> TokenSet:
     cells, n = tokens.cells, len(tokens.cells)
     more = -n % rows
     ends = cells.cu_seqlens.new_tensor([n + more])
-    filled = dataclasses.replace(
-        cells,
+    mixed = None if cells.mixed is None else (*cells.mixed, cells.mixed[0])
+    filled = cells.replace(
         **{name: _fill(getattr(cells, name), more) for name in ("origin", "size", "level")},
         cu_seqlens=torch.cat([cells.cu_seqlens, ends]),
         max_seqlen=-(-max(cells.max_seqlen, more, 1) // rows) * rows,
         lengths=None,  # these would be constants of the graph
         tiling=False,
+        mixed=mixed,
         bounded=False,
     )
     cond = None if tokens.cond is None else _fill(tokens.cond, 1)
-    return TokenSet(_fill(tokens.features, more), filled, cond)
+    payload = {name: _fill(value, more) for name, value in tokens.payload.items()}
+    return TokenSet(_fill(tokens.features, more), filled, cond, payload=payload)
 
 
 def _fill(x: Tensor, more: int) -> Tensor:

@@ -28,7 +28,7 @@ from adaptok.models.parts import (
 from adaptok.models.recording import recorded_values, with_border
 from adaptok.registry import Part, choice
 from adaptok.tokenizers.learning import learns_from_outcome
-from adaptok.utils.arguments import Depth, Dimensions, Positive, checked
+from adaptok.utils.arguments import Depth, Dimensions, Positive, check_value, checked, shown
 
 TRAINED = ("all", "prepost")
 
@@ -118,6 +118,15 @@ class Multiphysics(nn.Module):
         return self.tokenizer.cells(self.options.folded(scored), boundary=boundary, **control)
 
     def _condition(self, lead_time: int | Tensor, x: Tensor) -> Tensor | None:
+        if isinstance(lead_time, Tensor):
+            known = not (lead_time.is_floating_point() or lead_time.dtype == torch.bool)
+            if not known or tuple(lead_time.shape) not in ((), (1,), (x.shape[0],)):
+                raise ValueError(
+                    f"lead_time is a whole number of steps, or one for each of the {x.shape[0]} "
+                    f"samples, got {shown(lead_time)}"
+                )
+        elif not torch.compiler.is_compiling():
+            check_value(lead_time, int, "lead_time")
         if self.lead is None:
             # A tensor may be on a device; reading it would wait for the device.
             if isinstance(lead_time, int) and lead_time != 1:
@@ -154,6 +163,8 @@ class Multiphysics(nn.Module):
         Raises:
             ValueError: fields that do not fit, or samples on different grids.
         """
+        if len(samples) != len(fields):
+            raise ValueError(f"{len(fields)} lists of names for {len(samples)} sample(s)")
         grids = {(sample.shape[0], *sample.shape[2:]) for sample in samples}
         if len(grids) != 1:
             raise ValueError(

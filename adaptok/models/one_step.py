@@ -371,6 +371,7 @@ class OneStepModel(nn.Module):
             field: Sequence[Tensor],
             n_steps: Positive,
             *,
+            constants: Sequence[Tensor] | None = None,
             boundary: Int[Tensor, "..."] | None = None,
             settings: Schedule | Mapping[str, Any] | None = None,
             grad: bool = False,
@@ -383,7 +384,7 @@ class OneStepModel(nn.Module):
         field: Float[Tensor, "b *tcs"] | Sequence[Tensor],
         n_steps: Positive,
         *,
-        constants: Float[Tensor, "b cc *s"] | None = None,
+        constants: Float[Tensor, "b cc *s"] | Sequence[Tensor] | None = None,
         boundary: Int[Tensor, "..."] | None = None,
         settings: Schedule | Mapping[str, Any] | None = None,
         grad: bool = False,
@@ -438,6 +439,7 @@ class OneStepModel(nn.Module):
                 made, fine = [x[None] for x in made] if many else [made], [ok for _, ok in pairs]
                 made = [torch.where(ok, x, torch.nan) for x, ok in zip(made, fine, strict=True)]
                 out.append(made)
+                made = [x.to(w.dtype) for w, x in zip(windows, made, strict=True)]  # sums are wide
                 windows = [torch.cat([w[:, 1:], x], 1) for w, x in zip(windows, made, strict=True)]
         whole = [torch.cat(steps, 1) for steps in zip(*out, strict=True)]
         return [x[0] for x in whole] if many else whole[0]

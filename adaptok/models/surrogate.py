@@ -85,7 +85,7 @@ class Surrogate(OneStepModel):
             check_lookahead(self.tokenizer, self.decoder, o)
         self.lookahead = lookahead
         own = {"dim": self.tokenizer.spec.dim, "lookahead": lookahead}
-        self.config = {"kind": "surrogate", **plain, **own}
+        self.config = {"kind": "surrogate", **with_border(plain | own, "clip")}
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -357,7 +357,8 @@ def create_surrogate(
         in_channels: fields per frame.
         out_channels: predicted fields; default in_channels.
         history: frames of context.
-        decoder: "auto" is "modulated" for the cells of CKM and CSM, else "linear".
+        decoder: "auto" is what suits the tokenizer: "refine" for coarse_fine, "modulated" for CKM
+            and CSM, "boxes" for DART, "paste" for APF, "runs" for RLT, else "linear".
         history_mode: "fold" makes them channels of one frame; "frames" keeps them as frames of
             tokens; "auto" keeps them if the processor attends over time, else it folds.
         constant_channels: static input fields, given per call as `constants`.

@@ -20,7 +20,7 @@ from adaptok.layers.blocks import (
     head_width,
 )
 from adaptok.layers.norms import Segments, create_norm
-from adaptok.layers.positions import Rotary, rotary
+from adaptok.layers.positions import Rotary, common_shape, rotary
 from adaptok.processors.factorised import frame_groups, time_groups
 from adaptok.processors.reducers import Reducer, advance, begin, subset
 from adaptok.registry import PROCESSORS, REDUCERS, Part, choice
@@ -149,7 +149,7 @@ class ParallelSpaceTime(nn.Module):
             rotate = endpoint_rotary(cells, self.head_dim)
         else:
             center = self.spec.position_center(cells)[:, 1:]
-            rotate = rotary(center, cells.shape[1:], self.head_dim, self.rope_base)
+            rotate = rotary(center, common_shape(cells)[1:], self.head_dim, self.rope_base)
         time, space = time_groups(cells), frame_groups(cells)
         frames = Segments.of(space, cells.count) if self.by_frame else None
         return Context(time, space, rotate, cells.sample, cells.batch_size, frames, key_bias)

@@ -15,7 +15,7 @@ from adaptok.layers.boundary import Boundary, pad_beyond
 from adaptok.patches import level_grid, patchify
 from adaptok.registry import choice
 from adaptok.utils.arguments import Positive, checked
-from adaptok.utils.magnitude import standardised
+from adaptok.utils.magnitude import moments
 
 VERSIONS = ("points", "channels")
 STATISTICS = ("sample", "batch")
@@ -44,7 +44,8 @@ class PointFeatures(nn.Module):
         """Computes the features of each cell, beyond the border of the field continued."""
         b, t, channels, *space = field.shape
         grid = level_grid(tuple(space), self.size)
-        x = standardised(field, (1, *range(3, field.ndim))).to(self.linear.weight.dtype)
+        spread = moments(field, (1, *range(3, field.ndim)))  # with a gradient: tokens follow it
+        x = ((field - spread.mean) / spread.unit).to(self.linear.weight.dtype)
         whole = [n * s for n, s in zip(grid, self.size, strict=True)]
         patches = patchify(pad_beyond(x, whole, boundary), (1, *self.size))
         patches = patches.view(b, t, product(grid), channels, product(self.size))

@@ -26,7 +26,7 @@ from adaptok.utils.arguments import (
     check_value,
     checked,
 )
-from adaptok.utils.constants import cached_constant
+from adaptok.utils.constants import cached_constant, drawn
 
 
 @TOKENIZERS.register("patch_dropout")
@@ -101,4 +101,4 @@ class PatchDropoutTokenizer(UniformTokenizer):
 @cached_constant(16)  # graphs know no generators
 def _kept(seed: int, count: int, kept: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:kept].sort().values.to(device)
+    return drawn(lambda: torch.randperm(count, generator=generator)[:kept].sort().values, device)

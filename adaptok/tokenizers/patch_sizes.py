@@ -40,7 +40,8 @@ class PatchSizeTokenizer(CellTokenizer):
         check_controls(control, self.controls)
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         check_boundary(boundary, field.shape[0], self.spec.ndim)
-        size = per_axis(control.get("patch_size", self.size), self.spec.ndim, "patch_size")
+        given = control.get("patch_size")
+        size = per_axis(self.size if given is None else given, self.spec.ndim, "patch_size")
         return self.cells_of_size(field, size)
 
     def cells_of_size(self, field: Float[Tensor, "b t c *s"], size: tuple[int, ...]) -> Cells:

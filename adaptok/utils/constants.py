@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import (
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
 
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable)
@@ -50,6 +53,13 @@ def cached(maxsize: int = 256) -> Callable[[Callable[..., Result]], Callable[...
 def cached_constant(maxsize: int = 256) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """As `cached`, of tensors that a compiled graph keeps as constants."""
     return lambda make: constant_in_graphs(cached(maxsize)(make))
+
+
+def drawn(draw: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Draws numbers that a traced program holds: a generator in it would go on in each call."""
+    with _disable_current_modes():
+        numbers = draw().tolist()
+    return torch.tensor(numbers, device=device)
 
 
 @cached_constant()

@@ -93,18 +93,26 @@ class BudgetMarking:
     ) -> Bool[Tensor, "b f inner"]:
         if self.splits_per_step > 1:
             return split_stepwise(scores, tree, counts, self.splits_per_step)
-        split = _best(scores, tree, counts, monotone)
-        if tree.n_levels == 1 or not tree.overhangs:
-            return split
-        # Children beyond the border are no use, so others split in their place, round by round.
-        first, beyond = Wanted.of(counts, scores.device), tree.nodes(scores.device).beyond
-        most = scores.shape[1] * tree.counts().possible
-        for _ in range(ROUNDS):
-            spare = (split * beyond).flatten(1).sum(1, keepdim=True)
-            more = first.counts + spare // (product(tree.ratios[0]) - 1)
-            wanted = Wanted(more.clamp(max=most), first.least, most)
-            split = _best(scores, tree, wanted, monotone)
+        return split_within(scores, tree, counts, monotone=monotone)
+
+
+def split_within(
+    scores: Float[Tensor, "b f inner"], tree: Tree, counts: Lengths, *, monotone: bool
+) -> Bool[Tensor, "b f inner"]:
+    """Splits the best nodes, as many as `plan` counts. Children beyond the border are no use, so
+    that others split in their place, round by round.
+    """
+    split = _best(scores, tree, counts, monotone)
+    if tree.n_levels == 1 or not tree.overhangs:
         return split
+    first, beyond = Wanted.of(counts, scores.device), tree.nodes(scores.device).beyond
+    most = scores.shape[1] * tree.counts().possible
+    for _ in range(ROUNDS):
+        spare = (split * beyond).flatten(1).sum(1, keepdim=True)
+        more = first.counts + spare // (product(tree.ratios[0]) - 1)
+        wanted = Wanted(more.clamp(max=most), first.least, most)
+        split = _best(scores, tree, wanted, monotone)
+    return split
 
 
 def _best(

@@ -11,7 +11,7 @@ from adaptok.tokenizers.marking.base import Budget, Marks
 from adaptok.tokenizers.marking.budget import BudgetMarking
 from adaptok.tree import Tree
 from adaptok.utils.arguments import Positive, Seed, checked
-from adaptok.utils.constants import cached_constant
+from adaptok.utils.constants import cached_constant, drawn
 
 
 @MARKINGS.register("random")
@@ -52,4 +52,4 @@ class RandomMarking:
 @cached_constant(16)  # graphs know no generators
 def _draws(seed: int, frames: int, nodes: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(frames, nodes, generator=generator).to(device)
+    return drawn(lambda: torch.rand(frames, nodes, generator=generator), device)

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from adaptok.cells.lengths import each
+from adaptok.cells import product
+from adaptok.cells.lengths import column, each
 from adaptok.registry import MARKINGS
 from adaptok.tokenizers.marking.base import Budget, Marks, per_sample, rankable
-from adaptok.tokenizers.marking.best_first import split_best_first, top_mask
-from adaptok.tokenizers.marking.budget import BudgetMarking, plan
+from adaptok.tokenizers.marking.budget import BudgetMarking, plan, split_within
 from adaptok.tree import Tree, existing
 from adaptok.utils.arguments import Positive, accepts, checked, shown
 
@@ -142,8 +142,13 @@ def capped(
     reached = marked & existing(marked, tree)[..., : tree.inner]  # all ancestors are marked too
     # Best-first order among the marked nodes alone: no split is spent on what would not split.
     order = rankable(scores, tree).masked_fill(~reached, -torch.inf)
-    if monotone:
-        best = top_mask(order.flatten(1), counts).view_as(order)
-    else:
-        best = split_best_first(order, tree, counts)
-    return reached & best
+    best = reached & split_within(order, tree, counts, monotone=monotone)
+    if not tree.overhangs:
+        return best
+    # Of splits at the border a plan does not know what they cost: where all are paid for, it is not
+    # asked.
+    nodes = tree.nodes(scores.device)
+    gain = (product(tree.ratios[0]) - 1 - nodes.beyond) * ~nodes.outside
+    cells = scores.shape[1] * tree.counts().leaves + (reached * gain).flatten(1).sum(1, True)
+    enough = cells * shared <= column(budgets, scores.device)
+    return torch.where(enough[..., None], reached, best)

@@ -204,6 +204,8 @@ def test_epochs_have_as_many_steps_as_are_made(folder, tmp_path, batches, more, 
         (["trainer.strategy=fsdp"], "not sharded"),
         (["trainer.max_epochs=null"], "leaves that to trainer.max_epochs"),
         (["optim.layer_decay=2"], "layer_decay must be"),
+        (["test.settings=[{bugdet: 9}]"], "unknown control 'bugdet'"),
+        (["tokenizer=uniform", "test.settings=[{budget: 9}]"], "has no controls"),
     ],
 )
 def test_mistakes_are_explained(folder, tmp_path, more, message):

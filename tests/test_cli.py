@@ -150,6 +150,11 @@ def test_train_resumes_by_itself(trained, capsys):
     assert (again / "metrics_before_1.csv").exists()
 
 
+def test_resuming_with_fewer_steps_is_refused(trained, tmp_path, capsys):
+    options = [f"resume={trained}", "trainer.max_steps=1", f"hydra.run.dir={tmp_path}"]
+    assert "has made 3 steps, more than trainer.max_steps=1" in fail(capsys, "train", *options)
+
+
 @pytest.mark.slow
 def test_resuming_another_architecture_is_refused(trained, tmp_path, capsys):
     last = trained / "checkpoints" / "last.ckpt"
@@ -251,6 +256,13 @@ def test_tokenize_draws_fields_scores_and_cells(tmp_path, capsys, mode):
     assert names == {"field.png", "score.png", *(f"cells_{f}.png" for f in fields)}
     # Over two frames that share a tiling, 22 tokens are two times 10: a split adds three.
     assert f"sample 1, budget=22: {22 if mode == 'fold' else 20} tokens" in out
+
+
+def test_tokenize_draws_a_schedule_as_it_begins(tmp_path, capsys, drawn):
+    options = ["settings=[{name: cyclic, settings: [{budget: 16}, {budget: 22}]}]", "samples=[1]"]
+    options += ["tokenizer.max_size=8", f"hydra.run.dir={tmp_path}"]
+    out = run(capsys, "tokenize", *small_runs.data(), *options)
+    assert "cyclic budget=16 / budget=22: 16 tokens" in out
 
 
 @pytest.mark.slow
@@ -373,6 +385,15 @@ def test_version(capsys):
         (["eval"], "ckpt must be given"),
         (["eval", "ckpt=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["data", "data=well", "data.name=nothing"], "unknown data set 'nothing'"),
+        (["train", "~optim"], "~optim: a run needs optim"),
+        (["train", "~budget"], "~budget: a run needs budget"),
+        (["train", "processor=null"], "processor must be given a name, got 'processor=null'"),
+        (["train", "=3"], "a key must be given a name, got '=3'"),
+        (["train", "test.settings={budget: 64}"], "cannot set test.settings={budget: 64}"),
+        (["train", "name=a/b"], "name must be text that names a folder, got 'a/b'"),
+        (["train", "resume="], "resume must be text of length 1 or more"),
+        (["train", "data.base=~/x"], "need quotes of their own: \"data.base='~/x'\""),
+        (["tokenize", "samples=[]"], "samples must be a list of length 1 or more, each a whole"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, tmp_path, args, message):

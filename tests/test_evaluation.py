@@ -11,8 +11,9 @@ import torch
 from adaptok import create_schedule
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
-from adaptok.evaluation.evaluate import evaluate, label_of
+from adaptok.evaluation.evaluate import evaluate, label_of, labels_of
 from adaptok.evaluation.metrics import vrmse
+from adaptok.evaluation.predictions import folder_name
 from adaptok.evaluation.results import Results, markdown, write_results
 from adaptok.registry import METRICS
 from adaptok.utils.auxiliary import report_figure
@@ -194,5 +195,18 @@ def test_labels_and_tables():
     assert label_of({"budget": 3, "patch_size": 4}) == "budget=3, patch_size=4"
     cycle = {"name": "cyclic", "settings": [{"budget": 3}, {"budget": 4}]}
     assert label_of(cycle) == "cyclic budget=3 / budget=4"  # no bar: it stands in tables
+    drawn = [{"name": "random", "seed": seed, "settings": [{"budget": 3}]} for seed in (0, 1)]
+    assert label_of(drawn[1]) == "random seed=1 budget=3"
+    assert labels_of([*drawn, {}, drawn[0], {}, {}]) == [
+        *("random seed=0 budget=3", "random seed=1 budget=3", "as built"),
+        *("random seed=0 budget=3 (2)", "as built (2)", "as built (3)"),
+    ]
+
+
+def test_folders_of_long_labels_differ():
+    labels = [" / ".join(f"budget={n}" for n in range(40)) + end for end in ("", "!")]
+    names = {folder_name(label) for label in labels}
+    assert len(names) == 2
+    assert max(map(len, names)) < 120
     lines = table(["a", "value"], [["long name", "1"]]).splitlines()
     assert lines == ["| a         | value |", "| --------- | ----: |", "| long name |     1 |"]

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from adaptok.cli import main
-from adaptok.cli.sweeps import Job, swept_keys
+from adaptok.cli.sweeps import Job, job_count, summarise, swept_keys
 from adaptok.config import run_ids
 from adaptok.utils.locks import only_writer
 
@@ -214,6 +214,56 @@ def test_swept_keys():
         "+f=choice(1,2)",
     ]
     assert swept_keys(args) == ["a", "b.c", "tokenizer", "f"]
+
+
+def test_jobs_are_counted_from_the_line_and_the_preset():
+    """What is typed goes over the preset; of intervals nobody knows how many there will be."""
+    params = {"tokenizer": "uniform,iap,apt", "seed": "0,1,2"}
+    assert job_count(["-m", "history=1,2"], params) == 18
+    assert job_count(["-m", "seed=0", "budget=range(1,5)"], params) == 12
+    assert job_count(["-m"], {}) == 1
+    assert job_count(["-m", "optim.lr=tag(log,interval(1e-4,1e-2))"], {}) is None
+    assert job_count(["-m", "tokenizer=glob(ia*)"], {}) is None
+    assert job_count(["-m"], {"tokenizer.thresholds": "interval(1.0, 6.0)"}) is None
+
+
+def test_presets_of_sweeps_are_refused_alone(capsys, tmp_path):
+    where = f"hydra.run.dir={tmp_path / 'run'}"
+    assert main(["train", "experiment=six_tokenizers", where]) == 2
+    assert "tokenizer, seed take several values, which is for sweeps" in capsys.readouterr().err
+    assert main(["train", "sweep=mine", where]) == 2
+    assert "sweep=mine is for sweeps" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_job_on_other_data_of_the_same_name_is_not_skipped(tmp_path, quick, capsys):
+    """Generated sets follow from the configuration, wherever they are."""
+    words = ["train", "-m", "data=well", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    for place, status, made in (("a", 0, 1), ("a", 0, 1), ("b", 2, 1)):
+        assert main([*words, f"data.path={tmp_path / place / 'set'}"]) == status
+        assert len(quick) == made
+    said = capsys.readouterr()
+    assert "1 skipped" in said.out
+    assert f"{tmp_path / 'b' / 'set'} is asked for: another set needs another sweep=" in said.err
+    generated = ["train", "-m", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    for place in ("a", "b"):
+        assert main([*generated, f"data.base={tmp_path / place}"]) == 0
+    assert len(quick) == 2
+
+
+def test_each_of_two_commands_has_its_own_summary(tmp_path):
+    """The second skips what the first has made, and tries again what has failed there."""
+    first, second = "1" * 32, "2" * 32
+    for number, commands in enumerate(
+        ({first: "finished", second: "skipped"}, {first: "failed", second: "finished"})
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        about = {"number": number, "state": "finished", "value": 0.5, "measure": "VRMSE"}
+        (folder / "job.json").write_text(json.dumps({**about, "commands": commands}))
+    assert [summarise(tmp_path, start)[1] for start in (first, second)] == [1, 0]
+    assert "1 finished, 1 failed" in summarise(tmp_path, first)[0]
+    assert "1 finished, 1 skipped" in summarise(tmp_path, second)[0]
 
 
 def test_a_job_that_travels_takes_its_names_along():

@@ -28,6 +28,15 @@ def given(*overrides: str) -> list[str]:
         (["model=persistence", "optim.lr=1"], "optim.lr"),
         (["resume_anyway=true"], "resume_anyway"),
         (["optim=paper", "optim.warmup=0.1"], "optim.warmup"),
+        (["optim=cosine", "optim.gamma=0.5"], "optim.gamma"),
+        (["optim=cosine", "optim.gamma_steps=5"], "optim.gamma_steps"),
+        (["optim.betas=[0.5,0.9]", "optim.optimizer={_target_: torch.optim.SGD}"], "optim.betas"),
+        (["optim.through_time=true"], "optim.through_time"),
+        (["test.patch_size=8", "test.steps=0"], "test.patch_size"),
+        (["task=classify", "optim.warmup_steps=3"], "optim.warmup_steps"),
+        (["task=classify", "data.flip=0.5", "data.augment=false"], "data.flip"),
+        (["task=classify", "data.mix=0.5", "data.augment=true"], "data.mix"),
+        (["task=classify", "data.cutmix_share=0.5", "data.mixup=0.2"], "data.cutmix_share"),
     ],
 )
 def test_a_key_that_nothing_reads_is_named_with_the_reason(overrides, key):
@@ -42,6 +51,10 @@ def test_a_key_that_nothing_reads_is_named_with_the_reason(overrides, key):
         ["model=fno", "model.width=8", "optim.lr=1", "history=2", "budget=64"],
         ["data=well", "data.name=x", "data.path=/x", "data.storage_options={a: 1}"],
         ["resume=auto", "resume_anyway=true"],
+        ["optim.gamma=0.9", "optim.gamma_steps=5", "optim.betas=[0.5,0.9]", "test.patch_size=8"],
+        ["optim.through_time=true", "optim.unroll=2"],
+        ["optim.through_time=true", "schedule=stages", "schedule.settings=[{}, {unroll: 2}]"],
+        ["task=classify", "optim.warmup_epochs=null", "optim.warmup_steps=3"],
     ],
 )
 def test_a_key_that_is_read_passes(overrides):

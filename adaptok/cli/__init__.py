@@ -128,7 +128,7 @@ def _check_alone(command: str, args: list[str]) -> None:
     """Raises ``ValueError`` for options of sweeps, which a single run would ignore."""
     shown = any(arg.startswith(("-c", "--cfg")) for arg in args)  # nothing runs
     for arg in args:
-        of_sweeps = arg.startswith(("launcher=", "search=")) and not arg.endswith("=null")
+        of_sweeps = arg.startswith(("launcher=", "search=", "sweep=")) and not arg.endswith("=null")
         if of_sweeps and not shown and "LOCAL_RANK" not in os.environ:
             raise ValueError(f"{arg} is for sweeps: adaptok {command} -m {arg} ...")
 
@@ -213,7 +213,7 @@ def restored() -> Iterator[None]:
 
 def overrides_in(args: Sequence[str]) -> list[str]:
     """Finds the overrides among what was typed."""
-    return [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    return [arg for arg in args if arg.startswith("~") or ("=" in arg and arg[0] != "-")]
 
 
 def as_typed(path: Path) -> Path:

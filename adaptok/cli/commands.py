@@ -26,7 +26,7 @@ from adaptok.data import WellData
 from adaptok.data.info import set_statistics
 from adaptok.data.well_format import SPLITS
 from adaptok.evaluation.budgets import inputs_of, part_with_budget, resolve_settings
-from adaptok.evaluation.evaluate import evaluate, label_of, persistence
+from adaptok.evaluation.evaluate import evaluate, labels_of, persistence
 from adaptok.evaluation.results import (
     Errors,
     FinishedRun,
@@ -147,6 +147,10 @@ def _refuse_for_classifiers(config: DictConfig) -> None:
     """Raises ``ValueError`` for options that only surrogates have, instead of ignoring them."""
     options = ("model", "tokenizer", "processor", "decoder", "save_predictions", "video")
     given = [key for key in options if config.get(key) not in (None, False)]
+    typed = [
+        override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task
+    ]
+    given += [key for key in ("steps", "patch_size") if key in typed]
     if given:
         raise ValueError(
             f"{given[0]} cannot be given for the checkpoint of a classifier: it is tested as it "
@@ -217,7 +221,7 @@ def tokenize(config: DictConfig) -> None:
         wanted = {**wanted, "tokenizer": _at_budget(wanted, data)}
     surrogate = _without_weights(wanted, data)
     controls = resolve_settings(surrogate, data, wanted["settings"])
-    labels = [label_of(setting) for setting in wanted["settings"]]
+    labels = labels_of(wanted["settings"])
     drawn = {n: sample_of(data, wanted["split"], n) for n in samples}
     write_config(wanted, folder)
     for number, sample in drawn.items():

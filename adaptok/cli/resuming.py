@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from adaptok.config.leaves import is_folder_name
+from adaptok.config.leaves import names_a_folder
 from adaptok.config.menu import TASKS
 from adaptok.tasks.fit import read_config
 from adaptok.utils.keys import FIXED, Role, counts, flattened, identifying, quoted, role_of
@@ -51,7 +51,7 @@ def completed(command: str, args: Sequence[str]) -> list[str]:
         right = "finetune" if task == "finetune" else "train" if task in TASKS else task
         raise ValueError(f"{run} is a run of adaptok {right}, not {command}")
     more = [f"task={task}"] if command == "train" and "task" not in given else []
-    if "name" not in given and is_folder_name(str(saved.get("name"))):
+    if "name" not in given and names_a_folder(str(saved.get("name"))):
         more.append(quoted("name", saved["name"]))
     if "ckpt" not in given and "ckpt" in saved:
         more.append(quoted("ckpt", saved["ckpt"]))

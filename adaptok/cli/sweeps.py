@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, open_dict, read_write
 from omegaconf.errors import InterpolationResolutionError
 
 from adaptok.cli import as_typed, overrides_in, restored, typed_folders
@@ -32,6 +33,8 @@ from adaptok.utils.locks import InUseError, is_first, only_writer
 from adaptok.utils.log import kept, span
 
 RECORD, FAILURE = "job.json", "failed.json"
+LISTED = (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP, ValueType.RANGE_SWEEP)
+COMMANDS = 20  # that a record remembers
 RESTARTED = ("train", "finetune")  # commands whose finished jobs are skipped and others resumed
 
 
@@ -50,6 +53,10 @@ class Watch(Callback):
         Hydra ignores what a callback raises, so that the task must raise `refused`.
         """
         Watch.refused = None
+        if params := config.hydra.sweeper.get("params"):
+            Watch.refused = ValueError(
+                f"{', '.join(map(str, params))} take several values, which is for sweeps: type -m"
+            )
         try:
             folder = Path(config.hydra.run.dir)
         except InterpolationResolutionError:  # a value that names the folder is wrong: the run says
@@ -81,7 +88,6 @@ class Job:
     def __init__(self, command: str, args: Sequence[str]):
         self.command, self.args, self.program = command, list(args), sys.argv[0]
         self.swept, self.start = swept_keys(args), uuid.uuid4().hex
-        self.count = job_count(args)
         self.seconds: list[float] = []  # of the jobs that ran in this process
         register_run_id(self.swept)
 
@@ -103,18 +109,21 @@ class Job:
 
     def _announce(self, number: int, folder: Path) -> None:
         """Says which job begins, and how long the others take if they are like those before."""
-        count = HydraConfig.get().sweeper.get("n_trials") or self.count
+        sweeper = HydraConfig.get().sweeper
+        count = sweeper.get("n_trials") or job_count(self.args, sweeper.get("params") or {})
+        of = "" if count is None else f" of {count}"
         left = ""
-        if self.seconds and count > number:
+        if self.seconds and count is not None and count > number:
             mean = sum(self.seconds) / len(self.seconds)
             left = f", about {span(mean * (count - number))} left"
-        print(f"job {number + 1} of {count}{left}: {as_typed(folder)}", flush=True)
+        print(f"job {number + 1}{of}{left}: {as_typed(folder)}", flush=True)
 
     def _run(self, config: DictConfig, folder: Path) -> float | None:
         job = HydraConfig.get()
         name = id_of_job(config, job, self.swept)
-        record = {"id": name, "start": self.start, "number": job.job.num}
+        record: dict[str, Any] = {"id": name, "number": job.job.num}
         record["measure"] = "wrong" if task_of(overrides_in(self.args)) == "classify" else "VRMSE"
+        record["data"] = own_data(config)
         before = _read(folder / RECORD)
         if before.get("id", name) != name and before.get("state") != "failed":
             raise OtherRunError(
@@ -123,13 +132,14 @@ class Job:
             )
         if before.get("id") == record["id"] and self.command in RESTARTED:
             if before["state"] == "finished" and any(folder.rglob("metrics.json")):
+                _check_data(before, record, folder)
                 print(f"finished before, skipped: {folder}")
-                _write(folder, {**before, **record, "skipped": True})
+                _write(folder, {**before, **_of_commands(before, self.start, "skipped")})
                 return before["value"]
             last = folder / "checkpoints" / "last.ckpt"
             if last.is_file():
                 config.resume = str(last)
-        _write(folder, {**record, "state": "running"})
+        self._keep(folder, before, record, "running")
         self._announce(job.job.num, folder)
         begun = time.monotonic()
         try:
@@ -139,13 +149,19 @@ class Job:
             _keep_failure(folder, reason)
         self.seconds.append(time.monotonic() - begun)
         if reason is not None:
-            _write(folder, {**record, "state": "failed", "error": reason})
+            self._keep(folder, before, {**record, "error": reason}, "failed")
             print(f"failed: {folder}: {reason}", flush=True)
             _forget()
             return None
-        _write(folder, {**record, "state": "finished", "value": value})
+        self._keep(folder, before, {**record, "value": value}, "finished")
         (folder / FAILURE).unlink(missing_ok=True)
         return value
+
+    def _keep(
+        self, folder: Path, before: Mapping[str, Any], record: Mapping[str, Any], state: str
+    ) -> None:
+        commands = _of_commands(before, self.start, state)
+        _write(folder, {**record, "state": state, **commands})
 
     def _task(self, config: DictConfig, folder: Path) -> float | None:
         """Runs the command; the processes that Lightning starts for it run the job alone."""
@@ -158,6 +174,34 @@ class Job:
         given = [o for o in job.overrides.task if not (resume and o.startswith("resume="))]
         sys.argv = [self.program, self.command, *typed_folders(self.args), *given, *resume]
         return getattr(commands, self.command)(config)
+
+
+def own_data(config: DictConfig) -> list[str]:
+    """Says where data is that is not generated; its name alone is in the `run_id`."""
+    data = config.get("data")
+    every = data if isinstance(data, ListConfig) else [data]
+    places = []
+    for one in every:
+        if isinstance(one, DictConfig) and one.get("generate") is None:
+            place = one.get("path") or f"{one.get('base')}/{one.get('name')}"
+            places.append(place if "://" in str(place) else str(Path(str(place)).absolute()))
+    return places
+
+
+def _check_data(before: Mapping[str, Any], record: Mapping[str, Any], folder: Path) -> None:
+    there, here = before.get("data", record["data"]), record["data"]
+    if there != here:
+        raise OtherRunError(
+            f"{folder} has the result of {', '.join(there)}, and {', '.join(here)} is asked for: "
+            'another set needs another sweep=NAME; of one that was moved, remove "data" from '
+            f"{folder / RECORD}"
+        )
+
+
+def _of_commands(before: Mapping[str, Any], start: str, state: str) -> dict[str, Any]:
+    """What the job was to each command that met it, the last few: several may run side by side."""
+    commands = {**before.get("commands", {}), start: state}
+    return {"commands": dict([*commands.items()][-COMMANDS:])}
 
 
 def check_cluster(args: Sequence[str]) -> None:
@@ -190,11 +234,20 @@ def swept_keys(args: Sequence[str]) -> list[str]:
     return [o.key_or_group for o in parsed if o.is_sweep_override()]
 
 
-def job_count(args: Sequence[str]) -> int:
-    """Counts the combinations of the values that the command line gives."""
-    parsed = OverridesParser.create().parse_overrides(overrides_in(args))
-    sizes = [len([*o.sweep_iterator()]) for o in parsed if o.is_sweep_override()]
-    return math.prod(sizes)
+def job_count(args: Sequence[str], params: Mapping[str, Any]) -> int | None:
+    """Counts the combinations of the values that the sweeper's parameters and the command line
+    give; None if they are not listed one by one.
+
+    Args:
+        args: of the command; they go over the parameters.
+        params: values by key, of a preset.
+    """
+    words = [*(f"{key}={value}" for key, value in params.items()), *overrides_in(args)]
+    last = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(words)}
+    swept = [o for o in last.values() if o.is_sweep_override()]
+    if any(o.value_type not in LISTED for o in swept):
+        return None
+    return math.prod(len([*o.sweep_iterator()]) for o in swept)
 
 
 def summarise(folder: Path, start: str) -> tuple[str, int]:
@@ -208,12 +261,12 @@ def summarise(folder: Path, start: str) -> tuple[str, int]:
         Lines to print, and the number of jobs without a result.
     """
     records = [(_read(path), path.parent) for path in folder.rglob(RECORD)]
-    records = [(record, path) for record, path in records if record.get("start") == start]
+    records = [pair for pair in records if start in pair[0].get("commands", {})]
     records.sort(key=lambda pair: pair[0]["number"])
     lines, counts = [], dict.fromkeys(("finished", "skipped", "failed", "stopped"), 0)
     for record, path in records:
-        state = "stopped" if record["state"] == "running" else record["state"]
-        state = "skipped" if record.get("skipped") else state
+        state = record["commands"][start]
+        state = "stopped" if state == "running" else state
         counts[state] += 1
         value = record.get("value")
         about = record.get("error", "" if value is None else f"{record['measure']} {value:.4g}")

@@ -32,12 +32,12 @@ from adaptok.utils.arguments import (
 Config = Mapping[str, Any]
 
 
-def is_folder_name(text: str) -> bool:
+def names_a_folder(text: str) -> bool:
     """Tells whether text can be part of the name of one folder."""
     return re.fullmatch(r"[^/\\\0]+", text) is not None and text not in (".", "..")
 
 
-Name = Annotated[str, Predicate(is_folder_name)]
+Name = Annotated[str, Predicate(names_a_folder)]
 
 
 def any_of(*hints: Any) -> Any:
@@ -92,8 +92,8 @@ LEAVES: dict[str, Any] = {
     "train.only": Literal["all", "new"],
     "activation_checkpointing": bool,
     "callbacks": Mapping[str, Any] | None,
-    "init": str | None,
-    "resume": str | None,
+    "init": any_of(Annotated[str, Len(1)], None),
+    "resume": any_of(Annotated[str, Len(1)], None),
     "resume_anyway": bool,
     "overwrite": bool,
     "picture": str | None,

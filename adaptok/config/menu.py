@@ -43,7 +43,7 @@ from adaptok.registry import (
     Registry,
     close_matches,
 )
-from adaptok.utils.keys import flattened
+from adaptok.utils.keys import flattened, quoted
 
 GROUPS: dict[str, Registry] = {
     "tokenizer": TOKENIZERS,
@@ -56,6 +56,8 @@ GROUPS: dict[str, Registry] = {
     "model": BASELINES,  # beside "surrogate", the model made of the parts above
 }
 TASKS = ("surrogate", "pretrain", "classify")
+NO_CHOICE = "Config group override must be a string or a list"
+OPTIONAL = ("callbacks", "experiment", "launcher", "logger", "search")  # groups
 # Knobs that follow another key of the configuration unless they are set.
 FOLLOWS = {
     **{("processor", k): f"${{size.{k}}}" for k in ("depth", "heads", "mlp_ratio")},
@@ -259,9 +261,16 @@ def choices(group: str = "", task: str = TASKS[0]) -> list[str]:
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Raises ``ValueError`` for a list of choices that are not all names."""
+    """Checks what is chosen from groups and taken away.
+
+    Raises:
+        ValueError: a list of choices that are not all names, or a key less that every run needs.
+    """
     groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_delete() and "." not in key and key not in OPTIONAL:
+            raise ValueError(f"~{key}: a run needs {key}; {key}=... changes it")
         value: Any = override.value()
         listed = override.key_or_group in groups and isinstance(value, list)
         if listed and not all(isinstance(name, (str, QuotedString)) for name in value):
@@ -299,9 +308,22 @@ def readable_errors(name: str = "", overrides: Sequence[str] = ()) -> Iterator[N
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, name, overrides)) from error
+    except ValueError as error:
+        if not str(error).startswith(NO_CHOICE):  # of Hydra, too
+            raise
+        raise ValueError(_without_name(overrides) or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         text = "it refers to itself" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"cannot read a YAML file: {' '.join(text.split())}") from error
+
+
+def _without_name(overrides: Sequence[str]) -> str | None:
+    """Names the first group that is given something other than a name."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        if not override.is_delete() and key in ("", *choices()) and not isinstance(value, str):
+            return f"{key or 'a key'} must be given a name, got {override.input_line!r}"
+    return None
 
 
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
@@ -313,7 +335,13 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
         options = [name for name in error.options if not name.startswith("_")]
         return f"unknown {group} {choice!r}{_among(choice, options)}"
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: {text.splitlines()[0]}"
+        key, _, value = str(error.override).partition("=")
+        return (
+            f"cannot read {error.override!r}: {text.splitlines()[0]}; values with blanks, commas, "
+            f'brackets, ~ and the like need quotes of their own: "{quoted(key, value)}"'
+        )
+    if found := re.search(r"Error merging override (.*)", text):
+        return f"cannot set {found[1]}: what it replaces is of another kind, such as a list, [...]"
     if found := re.search(r"Could not load '(\w+)/([^']+)'", text):
         return f"unknown {found[1]} {found[2]!r}{_among(found[2], choices(found[1]))}"
     if found := re.search(r"Could not override '([^']+)'", text):

@@ -40,9 +40,22 @@ def _trains_nothing(config: Config) -> bool:
     return _is_baseline(config) and config["model"]["name"] == "persistence"
 
 
+def _optim(config: Config) -> Config:
+    return config.get("optim") or {}
+
+
 def _has_warmup_in_steps(config: Config) -> bool:
-    optim = config.get("optim") or {}
-    return any(optim.get(key) is not None for key in ("warmup_steps", "warmup_epochs"))
+    return any(_optim(config).get(key) is not None for key in ("warmup_steps", "warmup_epochs"))
+
+
+def _unrolls(config: Config) -> bool:
+    settings = (config.get("schedule") or {}).get("settings") or []
+    return any((one.get("unroll") or 1) > 1 for one in [_optim(config), *settings])
+
+
+def _mixed(config: Config) -> int:
+    """Counts the ways in which images are mixed."""
+    return sum(bool(_data(config).get(key)) for key in ("mixup", "cutmix"))
 
 
 RULES = (
@@ -87,6 +100,51 @@ RULES = (
     ),
     Rule("init", lambda config: bool(config.get("from_scratch")), "from_scratch=true"),
     Rule("optim.warmup", _has_warmup_in_steps, "optim.warmup_steps or warmup_epochs is set"),
+    Rule(
+        "optim.warmup_steps",
+        lambda config: _optim(config).get("warmup_epochs") is not None,
+        "optim.warmup_epochs is set; add optim.warmup_epochs=null",
+    ),
+    Rule(
+        "optim.gamma optim.gamma_steps",
+        lambda config: _optim(config).get("decay", "exponential") != "exponential",
+        "the learning rate does not decay exponentially",
+    ),
+    Rule(
+        "optim.betas",
+        lambda config: _optim(config).get("optimizer") is not None,
+        "they are those of AdamW; others go into optim.optimizer",
+    ),
+    Rule("optim.through_time", lambda config: not _unrolls(config), "the training does not unroll"),
+    Rule(
+        "test.patch_size",
+        lambda config: (config.get("test") or {}).get("steps") == 0,
+        "test.steps=0 makes no rollouts",
+    ),
+    Rule("patch_size video", lambda config: config.get("steps") == 0, "steps=0 makes no rollouts"),
+    Rule(
+        "data.crop_scale data.flip data.auto_augment data.random_erase data.mixup data.cutmix"
+        " data.mix data.cutmix_share",
+        lambda config: _data(config).get("augment") is False,
+        "data.augment=false",
+    ),
+    Rule(
+        "data.mix",
+        lambda config: _mixed(config) == 0,
+        "images are mixed by data.mixup and data.cutmix, and both are 0",
+    ),
+    Rule(
+        "data.cutmix_share",
+        lambda config: _mixed(config) in (0, 1),
+        "it chooses between data.mixup and data.cutmix, and not both are given",
+    ),
+    Rule(
+        "data_fraction",
+        lambda config: (
+            _data(config).get("train_fraction") not in (None, config.get("data_fraction"))
+        ),
+        "data.train_fraction is set",
+    ),
     Rule(
         "seed",
         lambda config: "ckpt" in config and "task" not in config,

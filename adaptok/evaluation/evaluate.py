@@ -90,8 +90,9 @@ def evaluate(
     blank, rows = persistence(data, split, steps), []
     periods: list[list[int] | None] = []
     with eager(model):  # its hooks count tokens, operations and time
-        for setting, chosen in zip(settings, controls, strict=True):
+        for label, setting, chosen in zip(labels_of(settings), settings, controls, strict=True):
             row = _one_step(model, data, split, setting, chosen, place)
+            row = dataclasses.replace(row, label=label)
             period = _period(model, patch_size, row.cell_sizes)
             periods.append(period)
             if steps:
@@ -126,8 +127,19 @@ def evaluate(
 def label_of(setting: Mapping[str, Any]) -> str:
     """Caption of a setting: ``budget=256``."""
     if "name" in setting:
-        return f"{setting['name']} " + " / ".join(label_of(s) for s in setting.get("settings", ()))
+        knobs = {k: v for k, v in setting.items() if k not in ("name", "settings")}
+        words = [setting["name"], label_of(knobs)] if knobs else [setting["name"]]
+        return " ".join([*words, " / ".join(label_of(s) for s in setting.get("settings", ()))])
     return ", ".join(f"{k}={v}" for k, v in setting.items()) or "as built"
+
+
+def labels_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Captions of settings, numbered where they are alike."""
+    plain, found = [label_of(setting) for setting in settings], []
+    for place, label in enumerate(plain):
+        before = plain[:place].count(label)
+        found.append(f"{label} ({before + 1})" if before else label)
+    return found
 
 
 def check_settings(

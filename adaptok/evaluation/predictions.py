@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -19,12 +20,18 @@ from adaptok.data.well_files import WellFile, find_well_files, read_statistics
 from adaptok.utils.atomic import replacing
 from adaptok.utils.checksums import write_checksums
 
+LONGEST = 100  # name of a folder, before the hash
 Pair = tuple[Mapping[str, Tensor], Tensor]
 
 
 def folder_name(label: str) -> str:
-    """Turns a label into the name of a folder: ``budget=256``."""
-    return re.sub(r"[^\w.=-]+", "_", label).strip("_")
+    """Turns a label into the name of a folder: ``budget=256``; of a long one, its beginning and a
+    hash.
+    """
+    name = re.sub(r"[^\w.=-]+", "_", label).strip("_")
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[:LONGEST]}_{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 class PredictionWriter:

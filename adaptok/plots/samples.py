@@ -16,7 +16,7 @@ from adaptok.evaluation.evaluate import inputs_of, precision
 from adaptok.models.multiphysics import FieldSystem
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.over_time import OverTime
-from adaptok.models.schedules import Schedule
+from adaptok.models.schedules import Schedule, create_schedule, settings_at
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots.drawing import Cut, cuts_of, deviation
 from adaptok.tokenizers.tree import TreeTokenizer
@@ -67,7 +67,7 @@ def sample_of(data: WellData, split: str, number: int) -> Sample:
 def tilings_of(
     model: Surrogate | FieldSystem, batch: Batch, settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Cells]:
-    """Cells of a sample by setting; a schedule is drawn as built."""
+    """Cells of a sample by setting, see `controls_of`."""
     device = model.mean.device
     known = inputs_of(batch, device)
     return {
@@ -77,10 +77,12 @@ def tilings_of(
 
 
 def controls_of(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Controls of a setting; none of a schedule, which is drawn as built. Jitter is left out, so
-    that cells lie where the field does.
+    """Controls of a setting, of a schedule those of its first step. Jitter is left out, so that
+    cells lie where the field does.
     """
-    return {} if "name" in setting else {k: v for k, v in setting.items() if k != "jitter"}
+    if "name" in setting:
+        return controls_of(settings_at(create_schedule(setting), 0))
+    return {k: v for k, v in setting.items() if k != "jitter"}
 
 
 def cells_of_rollout(

@@ -115,6 +115,11 @@ def fit(
         fits(saved, checkpoint)
         if not config["resume_anyway"]:
             check_resume(saved, config, checkpoint, data)
+        made, most = saved["global_step"], trainer.max_steps
+        if 0 <= most < made:
+            raise ValueError(
+                f"{checkpoint} has made {made} steps, more than trainer.max_steps={most}"
+            )
     if trainer.is_global_zero:
         if checkpoint is not None:
             print(f"resuming from {checkpoint}")

@@ -255,7 +255,9 @@ def described(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         words = [_words(c) for each in arguments[1:] for c in _parts(each)]
-        return " ".join([described(arguments[0]), " and ".join(filter(None, words))]).rstrip()
+        about = " ".join(["", " and ".join(filter(None, words))]).rstrip()
+        kind, comma, each_of = described(arguments[0]).partition(", ")  # of a list, its items
+        return f"{kind}{about}{comma}{each_of}"
     if origin in (typing.Union, types.UnionType):
         lists = [Sequence[each] for each in arguments]  # of what one may be given of, too
         words = ("a list of them" if each in lists else described(each) for each in arguments)
@@ -291,6 +293,9 @@ def _parts(constraint: Any) -> list[Any]:
     return list(constraint) if isinstance(constraint, at.GroupedMetadata) else [constraint]
 
 
+PREDICATES = {math.isfinite: "is finite"}  # whose name does not say it
+
+
 def _words(constraint: Any) -> str:
     words: dict[Any, Callable[[Any], str]] = {
         at.Gt: lambda c: f"above {c.gt}",
@@ -301,7 +306,7 @@ def _words(constraint: Any) -> str:
         at.MinLen: lambda c: f"of length {c.min_length} or more",
         at.MaxLen: lambda c: f"of length {c.max_length} or less",
         at.MultipleOf: lambda c: f"that {c.multiple_of} divides",
-        at.Predicate: lambda c: "that is finite" if c.func is math.isfinite else "",
+        at.Predicate: lambda c: f"that {PREDICATES.get(c.func, c.func.__name__.replace('_', ' '))}",
     }
     word = words.get(type(constraint))
     return word(constraint) if word else ""

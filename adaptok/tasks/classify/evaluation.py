@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from adaptok.evaluation.cost import Stopwatch
-from adaptok.evaluation.evaluate import device_of, label_of, plain, precision
+from adaptok.evaluation.evaluate import device_of, labels_of, plain, precision
 from adaptok.evaluation.results import Number, Tokens, number_cell, tokens_cell
 from adaptok.tasks.classify.data import ImageData
 from adaptok.tasks.classify.module import is_right, tokens_per_image
@@ -95,18 +95,35 @@ def evaluate_classifier(
         raise ValueError("settings is a list of controls, at least [{}], got an empty one")
     place = device_of(device)
     model = model.to(place).eval()
-    fixed = [dict(setting) for setting in settings if setting and not hasattr(model, "tiling")]
-    if fixed:
-        raise ValueError(f"a model on fixed patches has no controls, got settings {fixed}")
-    tests = [_test(model, data, split, setting, place) for setting in settings]
+    check_settings(model, settings)
+    pairs = zip(labels_of(settings), settings, strict=True)
+    tests = [_test(model, data, split, label, setting, place) for label, setting in pairs]
     return ClassifierResults(
         data=str(data.name), split=split, classes=list(data.classes), settings=tests
     )
 
 
+def check_settings(model: Any, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Checks names and values of the settings of a test, on one blank image.
+
+    Raises:
+        ValueError: the model does not take one of them.
+    """
+    fixed = [dict(setting) for setting in settings if setting and not hasattr(model, "tiling")]
+    if fixed:
+        raise ValueError(f"a model on fixed patches has no controls, got settings {fixed}")
+    for setting in filter(None, settings):
+        model.tiling(torch.zeros(1, 3, *model.patch_embed.img_size), **setting)
+
+
 @torch.no_grad()
 def _test(
-    model: Any, data: ImageData, split: str, setting: Mapping[str, Any], device: torch.device
+    model: Any,
+    data: ImageData,
+    split: str,
+    label: str,
+    setting: Mapping[str, Any],
+    device: torch.device,
 ) -> ClassifierSetting:
     right, losses, counts, watch = [], [], [], Stopwatch(model, device)
     for images, labels in data.loader(split):
@@ -121,7 +138,7 @@ def _test(
     seconds = [sum(row) for row in watch.rows]
     warm = slice(len(seconds) > 1, None)
     return ClassifierSetting(
-        label=label_of(setting),
+        label=label,
         setting=dict(setting),
         accuracy=torch.cat(right).double().mean().item(),
         loss=plain(torch.cat(losses).double().mean()),

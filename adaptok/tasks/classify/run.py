@@ -16,7 +16,11 @@ from adaptok.config.build import check_knobs
 from adaptok.evaluation.results import write_results
 from adaptok.models.compiling import many_graphs
 from adaptok.tasks.classify import ClassifierModule, ClassifierOptim, ImageData, evaluate_classifier
-from adaptok.tasks.classify.evaluation import ClassifierResults, classifier_markdown
+from adaptok.tasks.classify.evaluation import (
+    ClassifierResults,
+    check_settings,
+    classifier_markdown,
+)
 from adaptok.tasks.classify.models import build_classifier, build_timm, load_classifier
 from adaptok.tasks.classify.sets import find_images
 from adaptok.tasks.fit import (
@@ -52,6 +56,7 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
     timm_model = build_timm(classes=len(classes), **node)
     data = image_data(config, timm_model)
     model = build_classifier(timm_model, config["tokenizer"], node["checkpoint"])
+    check_settings(model, config["test"]["settings"])
     if mode := config["trainer"]["compile"]:
         model.compile(mode=mode if isinstance(mode, str) else None, **many_graphs())
     knobs, optim = _rates(config, len(data.train_dataloader()))

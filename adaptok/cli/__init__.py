@@ -238,8 +238,9 @@ def _alone(
         sys.argv = [program, command, *typed_folders(args), *HydraConfig.get().overrides.task]
         try:
             with Watch.held:
-                if Watch.refused is not None:
-                    raise Watch.refused
+                refused, Watch.refused = Watch.refused, None
+                if refused is not None:
+                    raise refused
                 with _kept():
                     return task(config)
         except Exception as error:

@@ -21,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 # JOBS processes test side by side, by default one per core; JOBS=0 tests in one.
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -41,6 +41,8 @@ test: $(STAMP)  ## Lint, types and the fast tests, side by side
 test-fast: $(STAMP)  ## The fast tests alone
 	$(PYTEST) -m "not slow and not gpu and not browser" $(PYTEST_ARGS)
 
+# They wait for other processes half of the time: one more than there are cores keeps these busy.
+test-slow: JOBS := $(if $(filter auto,$(JOBS)),$(shell expr `getconf _NPROCESSORS_ONLN` + 1),$(JOBS))
 test-slow: $(STAMP)  ## The slow tests
 	$(PYTEST) -m "slow and not gpu and not browser" $(PYTEST_ARGS) \
 	  || test $$? -eq 5  # 5: no such test in the selection, which is no failure

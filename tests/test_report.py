@@ -731,8 +731,9 @@ def test_runs_of_the_command_are_read(tmp_path, capsys):
     for kind in ("iap", "uniform"):
         chosen = [*small_runs.train(), f"tokenizer={kind}", "budget=22", tests]
         chosen = [o for o in chosen if not o.startswith(("tokenizer.budget", "tokenizer.max"))]
-        size = "tokenizer.size=4" if kind == "uniform" else "tokenizer.max_size=8"
-        assert main(["train", *chosen, size, f"hydra.run.dir={runs / kind}"]) == 0
+        several = ["tokenizer.size=4", "tokenizer.patch_sizes=[2,4]"]  # one for each budget
+        size = several if kind == "uniform" else ["tokenizer.max_size=8"]
+        assert main(["train", *chosen, *size, f"hydra.run.dir={runs / kind}"]) == 0
     small = [
         *small_runs.data(),
         "test.steps=2",

@@ -69,7 +69,7 @@ def test_random_draws_never_change():
         ({"name": "fixed", "settings": {"budget": 3}}, "settings (is a non-empty|must be a) list"),
         ({"name": "fixed", "settings": "512"}, "settings (is a non-empty|must be a) list"),
         ({"name": "cyclic", "settings": 512}, "settings (is a non-empty|must be a) list"),
-        ({"name": "random", "settings": [512, 1024]}, "settings must be a list of length 1 or more, each a mapping"),
+        ({"name": "random", "settings": [512, 1024]}, "of length 1 or more, each a mapping"),
         ({"settings": [{}]}, "a name or a mapping with 'name'"),
     ],
 )

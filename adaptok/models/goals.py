@@ -95,7 +95,8 @@ class Goal:
     def _slices(self, space: tuple[int, ...]) -> list[slice]:
         if self.region is None:
             return [slice(None)] * len(space)
-        spans = [(p, p + 1) if isinstance(p, Integral) else tuple(p) for p in self.region]
+        region: Sequence[Any] = self.region
+        spans = [(int(p), int(p) + 1) if isinstance(p, Integral) else tuple(p) for p in region]
         pairs = zip(spans, space, strict=False)
         if len(spans) != len(space) or not all(a < b <= n for (a, b), n in pairs):
             raise ValueError(f"the region {self.region} of a goal is no part of a domain {space}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -423,7 +423,7 @@ class OneStepModel(nn.Module):
             settings = create_schedule(settings)
         many = not isinstance(field, Tensor)
         if isinstance(field, Tensor):
-            start = [self._check(field, constants)]
+            start = [self._check(field, cast("Tensor | None", constants))]
         else:  # each sample as a batch of its own
             check_list(field)
             start = [x[None] if x.ndim > self.ndim + 1 else x[None, None] for x in field]

@@ -34,7 +34,7 @@ def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict
         ValueError: another kind of model, inputs without images, or placeholders that are not those
             of as many images.
     """
-    core = model if isinstance(model, tuple(VLMS)) else getattr(model, "model", None)
+    core: Any = model if isinstance(model, tuple(VLMS)) else getattr(model, "model", None)
     if not isinstance(core, tuple(VLMS)):
         known = ", ".join(sorted(kind.__name__ for kind in VLMS))
         raise ValueError(f"{type(model).__name__} is no vision-language model; these are: {known}")
@@ -46,16 +46,16 @@ def encode_images(model: Any, inputs: Mapping[str, Any], **control: Any) -> dict
             f"inputs without {', '.join(missing)}, got: {', '.join(sorted(inputs)) or 'none'}; a "
             "batch of text alone goes to the model as it is"
         )
+    config: Any = model.config
     names = ("image_sizes", "batch_num_images") if tiled else ()
     given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-    features = core.get_image_features(
-        inputs["pixel_values"], **{**given, **control, "return_dict": True}
-    )
+    encode: Any = core.get_image_features
+    features = encode(inputs["pixel_values"], **{**given, **control, "return_dict": True})
     counts = present = [len(x) for x in features.pooler_output]
     if isinstance(features, TowerOutput) and features.image_tokens is not None:
         counts, present = features.image_tokens, features.unmerged_tokens
-    pad = getattr(model.config.text_config, "pad_token_id", None) or 0
-    ids = expand_placeholders(inputs, counts, model.config.image_token_id, pad, present)
+    pad = getattr(config.text_config, "pad_token_id", None) or 0
+    ids = expand_placeholders(inputs, counts, config.image_token_id, pad, present)
     return {**ids, "mm_encoder_outputs": {"image": features}}
 
 

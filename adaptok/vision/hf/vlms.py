@@ -80,9 +80,8 @@ class AdaptedPaliGemma(PaliGemmaModel):
         if image is not None and isinstance(image.pooler_output, list):
             packed = {**image, "pooler_output": torch.cat(image.pooler_output)[None]}
             given["image"] = type(image)(**packed)
-        return super().forward(
-            input_ids, pixel_values, *args, mm_encoder_outputs=given or None, **kwargs
-        )
+        forward: Any = super().forward
+        return forward(input_ids, pixel_values, *args, mm_encoder_outputs=given or None, **kwargs)
 
 
 class Tiled(nn.Module):

@@ -7,12 +7,14 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save
 
 import adaptok
 from adaptok.evaluation.results import Results
 from adaptok.models.baselines import create_baseline
 from adaptok.models.pretrained import CARD, CONFIG, WEIGHTS
 from adaptok.registry import TOKENIZERS
+from adaptok.utils.checksums import with_checksum
 
 
 def surrogate(**changes):
@@ -225,6 +227,9 @@ def test_the_type_of_the_weights_is_kept(dtype, tmp_path):
     buffers = [[b.dtype for b in one.buffers()] for one in (model, again)]
     assert buffers[0] == buffers[1]
     assert {p.dtype for p in again.parameters()} == {dtype}
+    whole = {name: value.to(torch.int8) for name, value in model.state_dict().items()}
+    (tmp_path / WEIGHTS).write_bytes(with_checksum(save(whole)))  # no type of a weight
+    assert {p.dtype for p in adaptok.from_pretrained(tmp_path).parameters()} == {torch.float32}
     model.processor.float()  # two types: each weight has its own
     adaptok.save_pretrained(model, tmp_path)
     again = adaptok.from_pretrained(tmp_path)

@@ -262,7 +262,9 @@ def test_each_of_two_commands_has_its_own_summary(tmp_path):
         about = {"number": number, "state": "finished", "value": 0.5, "measure": "VRMSE"}
         (folder / "job.json").write_text(json.dumps({**about, "commands": commands}))
     assert [summarise(tmp_path, start)[1] for start in (first, second)] == [1, 0]
-    assert "1 finished, 1 failed" in summarise(tmp_path, first)[0]
+    said = summarise(tmp_path, first)[0]
+    assert "1 finished, 1 failed" in said
+    assert said.count("VRMSE") == 1  # the failed one's is that of the second command
     assert "1 finished, 1 skipped" in summarise(tmp_path, second)[0]
 
 

@@ -268,7 +268,7 @@ def summarise(folder: Path, start: str) -> tuple[str, int]:
         state = record["commands"][start]
         state = "stopped" if state == "running" else state
         counts[state] += 1
-        value = record.get("value")
+        value = None if state in ("failed", "stopped") else record.get("value")
         about = record.get("error", "" if value is None else f"{record['measure']} {value:.4g}")
         lines.append(f"  {state:<9} {as_typed(path)}  {about}".rstrip())
     head = ", ".join(f"{n} {state}" for state, n in counts.items() if n)

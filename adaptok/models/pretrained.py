@@ -248,10 +248,11 @@ def _load(model: nn.Module, path: Path) -> None:
     if wrong := wrong_tensors(there, model.state_dict(), "in the file", "in the model"):
         raise ValueError(f"{path} does not fit its {CONFIG}: {wrong}")
     kinds = {there[name].dtype for name, _ in model.named_parameters()}
-    if len(kinds) == 1:
-        model.to(kinds.pop())  # what is not saved as well
+    if len(kinds) == 1 and (kind := kinds.pop()).is_floating_point:
+        model.to(kind)  # what is not saved as well
     for name, tensor in model.state_dict(keep_vars=True).items():
-        tensor.data = tensor.data.to(there[name].dtype)
+        if tensor.is_floating_point() and there[name].is_floating_point():
+            tensor.data = tensor.data.to(there[name].dtype)
     model.load_state_dict(there)
 
 

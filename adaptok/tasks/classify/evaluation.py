@@ -112,8 +112,9 @@ def check_settings(model: Any, settings: Sequence[Mapping[str, Any]]) -> None:
     fixed = [dict(setting) for setting in settings if setting and not hasattr(model, "tiling")]
     if fixed:
         raise ValueError(f"a model on fixed patches has no controls, got settings {fixed}")
+    device = next(model.parameters()).device
     for setting in filter(None, settings):
-        model.tiling(torch.zeros(1, 3, *model.patch_embed.img_size), **setting)
+        model.tiling(torch.zeros(1, 3, *model.patch_embed.img_size, device=device), **setting)
 
 
 @torch.no_grad()

@@ -64,6 +64,13 @@ def seed() -> int:
 
 
 @pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """What a test compiled, or failed to, is forgotten: dynamo marks functions that all share."""
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
 def figures() -> Iterator[None]:
     """No figure of a test, or of a page of the docs, is still open in the next one."""
     yield

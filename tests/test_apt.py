@@ -202,7 +202,6 @@ def test_the_embedding_compiles_as_one_graph():
     tokenizer = tokenizer_for(2, positions=5)
     field = draw(CLIPPED[2])
     cells = tokenizer.cells(field)
-    torch._dynamo.reset()
     compiled = torch.compile(tokenizer.embedding, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(field, cells), tokenizer.embedding(field, cells))
 

@@ -16,13 +16,6 @@ from adaptok.models.compiling import compile_model, eager, in_bucket, is_static
 SMALL = {"ndim": 2, "in_channels": 1, "dim": 24, "depth": 1, "heads": 2}
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def surrogate(**tokenizer) -> torch.nn.Module:
     torch.manual_seed(0)
     return adaptok.create_surrogate(**SMALL, tokenizer={"max_size": 8, **tokenizer})

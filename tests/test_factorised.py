@@ -367,10 +367,8 @@ def test_a_fixed_number_of_cells_compiles_as_one_graph(name):
         return processor(tokenizer(field)).features
 
     field = torch.randn(2, 2, 1, 32, 32)
-    torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(field), step(field), rtol=1e-4, atol=1e-4)
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

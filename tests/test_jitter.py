@@ -209,7 +209,6 @@ def test_what_cannot_be_shifted():
 def test_compiled_once_for_all_offsets():
     model, field, boundary = model_of(), draw(), torch.tensor(CHANNEL)
     graph = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
-    torch._dynamo.reset()
     counters = torch._dynamo.utils.counters["stats"]
     made, graphs = [], []
     for offset in itertools.islice(itertools.product(range(8), range(3)), 5):

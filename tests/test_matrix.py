@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -236,13 +235,6 @@ IN_3D = list(
 )
 
 
-@contextmanager
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def step_and_gradients(function, model, field, **control):
     out = function(field, **control)
     parameters = [p for p in model.parameters() if p.numel()]
@@ -255,9 +247,8 @@ def check_compiled(pair, ndim: int, backend: str, tolerance: float, **changes) -
         return
     field = draw(ndim)
     expected = step_and_gradients(model, model, field)
-    with fresh_compiler():
-        compiled = torch.compile(model, fullgraph=True, backend=backend)
-        results = step_and_gradients(compiled, model, field)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    results = step_and_gradients(compiled, model, field)
     close = {"atol": tolerance, "rtol": tolerance}
     torch.testing.assert_close(results[0], expected[0], **close)
     for gradient, wanted in zip(results[1], expected[1], strict=True):
@@ -286,11 +277,10 @@ def test_stepwise_refinement_compiles_too():
 def test_compiled_steps_of_two_budgets_equal_eager():
     model = build(ndim=2, tokenizer={"name": "iap", "max_size": 8, "min_size": 2})
     field = draw(2)
-    with fresh_compiler():
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        for budget in (60, 120):
-            out = compiled(field, budget=budget)
-            torch.testing.assert_close(out, model(field, budget=budget), atol=1e-4, rtol=1e-4)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for budget in (60, 120):
+        out = compiled(field, budget=budget)
+        torch.testing.assert_close(out, model(field, budget=budget), atol=1e-4, rtol=1e-4)
 
 
 IN_MODES = [

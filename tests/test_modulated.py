@@ -388,13 +388,11 @@ def test_compiled_steps_of_several_patch_sizes_equal_eager(name):
         heads=2,
     )
     field, codes = torch.randn(2, 2, 2, 32, 40), torch.tensor([[2, 2], [0, 1]])
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for patch in (4, 16):
         out = compiled(field, boundary=codes, patch_size=patch)
         expected = model(field, boundary=codes, patch_size=patch)
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
-    torch._dynamo.reset()
 
 
 # ---- whole models

@@ -232,7 +232,6 @@ def test_marks_without_a_look_at_the_host_compile():
     def mark(x):
         return tokenizer.marking(tokenizer.indicator(x, tree)[:, None], tree).split
 
-    torch._dynamo.reset()
     compiled = torch.compile(mark, fullgraph=True, backend="eager")
     assert torch.equal(compiled(field), mark(field))
 

@@ -144,6 +144,9 @@ def test_tuned_rows_wait_for_the_winner_on_the_validation_split(tmp_path):
     known, why = decided(tuned, study.done, {})
     assert known is not None
     assert (known.model, why) == (candidates("euler")[names[2]], "")
+    longer, _ = decided(row_of("euler-tuned_long-1"), study.done, {})
+    assert longer is not None
+    assert (longer.model, longer.steps) == (known.model, 4 * known.steps)
     assert "equal seconds" in decided(seconds, study.done, {})[1]
     results.keep_width("euler", 17)
     known, _ = decided(seconds, study.done, results.widths())

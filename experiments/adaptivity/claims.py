@@ -32,9 +32,16 @@ CLAIMS = (
     Claim(POINTS, "the best of each, equal operations", "coarse_fine_tuned", "tuned"),
     Claim(POINTS, "best dense help of equal operations", "coarse_fine", "tuned"),
     Claim(POINTS, "the same, equal seconds", "coarse_fine", "tuned_seconds"),
+    Claim(
+        POINTS, "the best of each, four times the training", "coarse_fine_tuned_long", "tuned_long"
+    ),
+    Claim(POINTS, "dense help, four times the training", "coarse_fine_long", "uniform_help_long"),
     Claim(PLACE, "points at random", "coarse_fine", "coarse_fine_random"),
     Claim("all", "uniform as published, equal tokens", "coarse_fine", "uniform"),
     Claim("all", "uniform as published, equal operations", "coarse_fine", "uniform_flops"),
+    Claim(
+        "all", "uniform as published, four times the training", "coarse_fine_long", "uniform_long"
+    ),
     Claim(HELP, "uniform as published, equal tokens", "uniform_help", "uniform"),
     Claim(HELP, "uniform as published, equal operations", "uniform_help", "uniform_flops"),
     Claim(CELLS, "uniform, both as published", "iap", "uniform"),

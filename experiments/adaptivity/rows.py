@@ -27,7 +27,7 @@ CELLS = {  # what is no tokenizer by name
 FAR = (1, 3, 9)  # spacings of a wider stencil
 WIDTHS, FEWER = (64, 96, 128), {"maze": 16, "euler": 16, "blast": 512}  # of the tuning
 FEWEST = {"maze": 16, "euler": 16, "blast": 8}
-LONG = 1200  # steps of the rows that show whether curves were flat
+LONG, ENDING = 1200, "_long"  # steps and name of the rows that train until curves are flat
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,9 @@ def all_rows() -> tuple[Row, ...]:
             found += [Row(data, name, None, seed, 1) for seed in SEEDS[1:]]
         for name in ("coarse_fine", "uniform_help", "uniform"):
             model = next(r.model for r in found if (r.data, r.name) == (data, name))
-            found.append(Row(data, f"{name}_long", model, 0, 8, LONG))
+            found += [Row(data, f"{name}{ENDING}", model, seed, 8, LONG) for seed in SEEDS]
+        for name in TUNED:
+            found += [Row(data, f"{name}{ENDING}", None, seed, 8, LONG) for seed in SEEDS]
     order = dict.fromkeys([*TUNED, "tuned_seconds"], 1)  # after what decides them
     return tuple(sorted(found, key=lambda r: (r.wave, order.get(r.name, 0), r.seed)))
 
@@ -285,7 +287,7 @@ def decided(
     """
     if row.model is not None:
         return row, ""
-    tuned = "tuned" if row.name == "tuned_seconds" else row.name
+    tuned = "tuned" if row.name == "tuned_seconds" else row.name.removesuffix(ENDING)
     best = winner(row.data, done, tuned)
     if best is None:
         return None, "waits for the tuning"

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from adaptivity.claims import CLAIMS, counts, judged, seeds_of
 from adaptivity.costs import SETS
 from adaptivity.results import Results
-from adaptivity.rows import MAIN, TUNED, ablations, all_rows
+from adaptivity.rows import ENDING, MAIN, TUNED, ablations, all_rows
 from studies import Found, Study, mean, replace_part, spread
 
 from adaptok.plots.style import COLORS
@@ -148,13 +148,16 @@ def spent(results: Results) -> str:
 
 
 def draw(study: Study, path: Path) -> None:
-    """Draws error against operations and seconds, with the front of what nothing beats in both."""
+    """Draws error against operations and seconds, with the front of what nothing beats in both;
+    without the longer trainings, beside which no other row would count.
+    """
     drawn = [data for data in SETS if result_table(study, data)]
     size = {"figsize": (9, 3.4 * len(drawn)), "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(len(drawn), len(COSTS), **size)
     for line, data in zip(axes, drawn, strict=True):
-        found = {name: list(seeds_of(study, data, name).values()) for name in names_of(data)}
-        found = {name: rows for name, rows in found.items() if rows and name not in TUNED}
+        names = [n for n in names_of(data) if n not in TUNED and not n.endswith(ENDING)]
+        found = {name: list(seeds_of(study, data, name).values()) for name in names}
+        found = {name: rows for name, rows in found.items() if rows}
         for axis, (cost, label) in zip(line, COSTS.items(), strict=True):
             points = {n: (cost_of(rows, cost), error_of(rows)) for n, rows in found.items()}
             best = front([(x, y[0]) for x, y in points.values()])
@@ -172,7 +175,8 @@ def draw(study: Study, path: Path) -> None:
             line_of_best = {"color": "0.5", "lw": 1, "zorder": 0, "label": "not beaten in both"}
             axis.plot(*zip(*best, strict=True), **line_of_best)
             axis.set(xlabel=label, title=data)
-            axis.margins(x=0.45, y=0.12)  # room for the names
+            axis.set_xlim(0, 1.3 * max(x for x, _ in points.values()))  # room for the names
+            axis.margins(y=0.12)
             axis.grid(alpha=0.3)
         line[0].set_ylabel("one-step VRMSE")
     axes[0, 0].legend(fontsize=7)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from bench_rows import made_up
 from filelock import FileLock
+from omegaconf import OmegaConf
 from sampled import sampled
 
 from adaptok.cli import main
@@ -160,6 +161,25 @@ def test_words_of_every_method_compose(name):
             assert config["tokenizer"]["seed"] == 3
         if "budget" in config["tokenizer"] and config["model"]["name"] == "surrogate":
             assert config["tokenizer"]["budget"] == about.tokens(about.patches[1])
+
+
+@pytest.mark.parametrize("name", ["iap", "lower_resolution", "fno", "cnextunet"])
+def test_a_width_is_found_for_models_of_every_kind(name, monkeypatch):
+    """Only composed: the width itself is the cost, and 100 that of a model without this knob."""
+    key = methods.METHODS[name].fitted
+    monkeypatch.setattr(t1, "prepared", lambda words, data: plain(compose("train", words)))
+
+    def cost(config) -> float:
+        return OmegaConf.select(OmegaConf.create(config), key.strip("+")) or 100
+
+    monkeypatch.setattr(t1, "_flops", cost)
+    job = next(j for j in t1.jobs() if (j.kind, j.method) == ("flops", name))
+    words = t1.fitted_words(job, "data")
+    assert [word for word in words if word.startswith(f"{key}=")] == words[-1:]
+    about = SMALL[job.set]
+    target = about.dim if key == "size.dim" else 100
+    width = int(words[-1].partition("=")[2])
+    assert width <= t1.OVER * target < width + (12 if key == "size.dim" else 4)
 
 
 @pytest.mark.slow

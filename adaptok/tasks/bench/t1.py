@@ -199,10 +199,10 @@ def fitted_words(job: Job, data: str) -> list[str]:
     Raises:
         ValueError: even the smallest width does.
     """
-    words = list(job.config["words"])
-    key = job.config.get("fitted")
+    words, key = list(job.config["words"]), job.config.get("fitted")
     if key is None:
         return words
+    words = [word for word in words if not word.startswith(f"{key}=")]  # Hydra adds a key once
     measure = _flops if job.config["to"] == "flops" else _training_seconds
     target = OVER * measure(prepared([*job.config["of"], f"seed={job.seed}"], data))
     step = 12 if key == "size.dim" else 2  # three heads of whole pairs

@@ -317,9 +317,9 @@ def test_folders_of_images(tmp_path, monkeypatch):
 
 
 def test_commands_of_the_documentation_are_understood():
-    from test_docs import commands
+    from test_docs_commands import OWN
 
-    lines = [shlex.split(line, comments=True) for _, line in commands()]
+    lines = [shlex.split(line, comments=True) for _, line in OWN]
     typed = [words[3:] for words in lines if words[1:3] == ["bench", "run"]]
     assert {parsed(words).track for words in typed} == {"T0", "T1", "T2"}
     assert any(words[1:3] == ["bench", "submit"] for words in lines)

@@ -1,125 +1,73 @@
-"""README and docs: Python blocks run, `adaptok` commands exist and compose, links resolve."""
+"""Pages of the documentation: Python blocks run, links resolve, names exist, the site builds."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import runpy
-import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 import yaml
-from sampled import sampled
+from pages import PAGES, ROOT, blocks, name, prose
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^(`{3,})(\w*)([^\n]*)\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
-
-
-@dataclass(frozen=True)
-class Block:
-    language: str
-    note: str
-    text: str
-    line: int
-
-
-def blocks(page: Path, language: str) -> list[Block]:
-    """The fenced blocks of one language, with the line that each starts on."""
-    text = page.read_text()
-    found = [
-        Block(match[2], match[3].strip(), match[4], text[: match.start()].count("\n") + 2)
-        for match in FENCE.finditer(text)
-    ]
-    return [block for block in found if block.language == language]
-
-
-def name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def with_python(page: Path) -> bool:
-    return any(block.note != "no-run" for block in blocks(page, "python"))
-
-
-def commands() -> list[tuple[str, str]]:
-    """Every `adaptok ...` line of the bash blocks, long lines joined, behind its page."""
-    found = []
-    for page in PAGES:
-        for block in blocks(page, "bash"):
-            text = block.text.replace("\\\n", " ")
-            lines = [line.strip() for line in text.splitlines()]
-            found += [(name(page), line) for line in lines if line.startswith("adaptok ")]
-    return found
-
-
+LANGUAGES = {"python", "bash", "text", "toml", "yaml"}
 SLOW = ("apt-vision.md", "apt-dense.md")  # whole models of timm, in training
-BLOCKS = [
+WITH_PYTHON = [
     pytest.param(page, id=name(page), marks=[pytest.mark.slow] if page.name in SLOW else [])
     for page in PAGES
-    if with_python(page)
+    if any(block.reason is None for block in blocks(page, "python"))
 ]
+NOT_RUN = [page for page in PAGES if any(block.reason for block in blocks(page, "python"))]
 
 
-@pytest.mark.parametrize("page", BLOCKS)
+@pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_blocks_run(page, tmp_path, monkeypatch, drawn):
     """All blocks of a page in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": page.stem}
     for block in blocks(page, "python"):
-        if block.note != "no-run":
+        if block.reason is None:
             padding = "\n" * (block.line - 1)  # so that a traceback names the line of the page
             exec(compile(padding + block.text, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("on_page", sampled(commands(), 6), ids=": ".join)
-def test_commands_exist_and_compose(on_page):
-    from adaptok import cli
-    from adaptok.cli.usage import USAGE
-    from adaptok.config import menu as config
+@pytest.mark.parametrize("page", NOT_RUN, ids=name)
+def test_python_blocks_that_are_not_run_call_what_exists(page):
+    """Their imports are executed, and the arguments of what they call are bound."""
+    namespace: dict = {}
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                exec(ast.unparse(node), namespace)
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block.text)) if block.reason else ():
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if re.fullmatch(r"[\w.]+", called) and called.partition(".")[0] in namespace:
+                words = {word.arg: None for word in node.keywords if word.arg}
+                target = inspect.signature(eval(called, namespace))
+                target.bind_partial(*node.args, **words)
 
-    _, subcommand, *arguments = shlex.split(on_page[1], comments=True)
-    longer = " ".join([subcommand, *arguments[:1]])
-    subcommand = longer if longer in cli.COMMANDS else subcommand
-    assert subcommand in cli.COMMANDS
-    if "arguments" in USAGE[subcommand]:
-        return  # these take no overrides
-    overrides, folders = split_arguments(arguments)
-    if (config.config_dir() / f"{subcommand}.yaml").is_file() and not folders:
-        config.compose(subcommand, overrides)
 
-
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Overrides, each sweep replaced by its first value, and the folders after --config-dir."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    words = iter(arguments)
-    overrides, folders = [], []
-    for word in words:
-        if word == "--config-dir":
-            folders.append(next(words))
-        elif not word.startswith("-"):
-            overrides.append(word)
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    first = [
-        f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-        if override.is_sweep_override()
-        else override.input_line
-        for override in parsed
-    ]
-    return first, folders
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_blocks_are_of_a_known_language_and_can_be_read(page):
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{name(page)}:{block.line}: {block.language!r}"
+        if block.language == "toml":
+            tomllib.loads(block.text)
+        if block.language == "yaml":
+            yaml.safe_load(block.text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_to_files_resolve(page):
-    prose = FENCE.sub("", page.read_text())
-    targets = [link for link in LINK.findall(prose) if "://" not in link and "@" not in link]
+    targets = [link for link in LINK.findall(prose(page)) if "://" not in link and "@" not in link]
     missing = [link for link in targets if not (page.parent / link).exists()]
     assert not missing
     docs = ROOT / "docs"
@@ -133,7 +81,7 @@ def test_names_of_the_package_in_the_prose_exist():
 
     groups = {registry.group for registry in _kinds().values()}
     for page in PAGES:
-        for found in re.findall(r"`(adaptok(?:\.(?!log`)\w+)+)", FENCE.sub("", page.read_text())):
+        for found in re.findall(r"`(adaptok(?:\.(?!log`)\w+)+)", prose(page)):
             assert found in groups or resolve_name(found), f"{name(page)}: {found}"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shlex
-import sys
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,13 @@ from omegaconf import OmegaConf
 from sampled import sampled
 
 from adaptok.cli import main
-from adaptok.cli.bench_track import found_tokenizer, parsed
+from adaptok.cli.bench_track import parsed
 from adaptok.config.menu import compose, plain
 from adaptok.evaluation.evaluate import evaluate
 from adaptok.evaluation.standings import MANDATORY, Row, missing, read_rows
 from adaptok.tasks.bench import measuring, methods, t0, t1, t2
-from adaptok.tasks.bench.job import Job, Price
+from adaptok.tasks.bench.full import dry
+from adaptok.tasks.bench.job import Job, Price, checkpoint_in
 from adaptok.tasks.bench.measuring import rollout_of, worst_decile
 from adaptok.tasks.bench.runner import price_list, run
 from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size
@@ -114,10 +115,58 @@ def test_the_price_learns_from_what_finished_jobs_took(tmp_path):
     first = price_list(jobs, tmp_path / "absent")
     assert "3 of 3 rows to measure: about 0.05 hours of one core or GPU, 2.0 GB of memory" in first
     run(jobs[:1], tmp_path, as_row)
-    (tmp_path / "work" / "seconds.csv").write_text("60,120\n")
+    noted = tmp_path / "work" / "seconds.csv"
+    assert re.fullmatch(r"T1,60\.00,0\.\d\d\n", noted.read_text())
+    noted.write_text("T1,60.00,120.00\nT0,60.00,6.00\ngarbage\nT1,60.00,nan\n\xff")
     later = price_list(jobs, tmp_path)
     assert "2 of 3 rows to measure: about 0.07 hours" in later
     assert "1/3" in later
+
+
+def test_sets_are_generated_once_in_the_price(tmp_path):
+    """Whichever rows are chosen."""
+    jobs = [job for job in t1.jobs(True) if job.set == "maze_64"]
+    alone, all_of_it = price_list(jobs[-1:], tmp_path), price_list(jobs, tmp_path)
+    hours = [float(re.findall(r"about ([\d.]+) hours", said)[0]) for said in (alone, all_of_it)]
+    shared = SMALL["maze_64"].generated
+    assert hours[0] == pytest.approx((shared + jobs[-1].price.seconds) / 3600, abs=5e-3)
+    whole = shared + sum(job.price.seconds for job in jobs)
+    assert hours[1] == pytest.approx(whole / 3600, abs=5e-3)
+
+
+def test_rows_that_would_end_too_late_are_left(tmp_path, capsys):
+    jobs = [job_of("iap"), job_of("uniform")]
+    assert run(jobs, tmp_path, as_row, hours=0.01) == {}
+    assert "would end after 0.01 hours" in capsys.readouterr().out
+    assert not read_rows(tmp_path).rows
+    run(jobs, tmp_path, as_row, hours=0.02)
+    assert len(read_rows(tmp_path).rows) == 2
+
+
+def test_a_row_of_another_schema_is_never_overwritten(tmp_path):
+    file = tmp_path / f"{job_of('iap').stem}.json"
+    file.write_text('{"schema": 9}')
+    failed = run([job_of("iap")], tmp_path, as_row)
+    assert "a row of another schema: move it" in failed[job_of("iap").stem]
+    assert file.read_text() == '{"schema": 9}'
+
+
+def test_a_checkpoint_that_is_cut_off_is_no_checkpoint(tmp_path):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert checkpoint_in(tmp_path) is None
+    last.parent.mkdir()
+    torch.save({"weights": torch.ones(1000)}, last)
+    assert checkpoint_in(tmp_path) == last
+    last.write_bytes(last.read_bytes()[:-100])
+    assert checkpoint_in(tmp_path) is None
+
+
+def test_where_the_sets_are_decides_nothing():
+    here, there = (t1.jobs(True, scale="full", base=base) for base in ("/data", "/mnt/my disk"))
+    assert [job.key for job in here] == [job.key for job in there]
+    (place,) = there[0].places
+    config = plain(compose("train", [*there[0].config["words"], place]))
+    assert config["data"]["base"] == "/mnt/my disk"
 
 
 @pytest.mark.parametrize("module", [t0, t1, t2])
@@ -154,7 +203,7 @@ def test_budgets_are_equal_tokens_operations_and_seconds():
 
 @pytest.mark.parametrize("name", sampled(methods.METHODS, 8))
 def test_words_of_every_method_compose(name):
-    for about in [SMALL["blast_32"], full_size("/data")["turbulent_radiative_layer_2D"]]:
+    for about in [SMALL["blast_32"], full_size()["turbulent_radiative_layer_2D"]]:
         words = methods.METHODS[name].words(about, about.patches[1])
         config = plain(compose("train", [*about.words, *words, "seed=3"]))
         if name == "random":
@@ -212,13 +261,13 @@ def test_models_of_the_full_size_are_built_without_data(data):
     chosen = {(j.method, j.kind): j for j in jobs if j.set == data}
     for method in ("iap", "coarse_fine", "ckm_cyclic", "lower_resolution"):
         kind = "none" if method == "lower_resolution" else "tokens"
-        assert t1.dry(chosen[method, kind]) > 1e6
+        assert dry(chosen[method, kind]) > 1e6
     with pytest.raises(ValueError, match="scale is small or full"):
         t1.jobs(scale="huge")
 
 
 def test_budgets_of_the_full_size_are_those_of_the_papers():
-    sets = full_size("/data")
+    sets = full_size()
     found = {name: [one.tokens(patch) for patch in one.patches] for name, one in sets.items()}
     flat, deep = [4096, 1024, 256], [4096, 512, 64]
     for name in ("active_matter", "viscoelastic_instability", "rayleigh_benard"):
@@ -284,10 +333,18 @@ def test_a_row_without_training_is_the_same_again():
         (["T0", "T1", "out=x"], "give one track"),
         (["T7", "out=x"], "track must be one of T0, T1, T2, got 'T7'"),
         (["T0"], "give the folder of the rows: out=FOLDER"),
-        (["T0", "out=x", "scale=full"], "option of T0 must be one of out, only, got 'scale'"),
+        (
+            ["T0", "out=x", "scale=full"],
+            "option of T0 must be one of out, only, hours, got 'scale'",
+        ),
         (["T0", "out=x", "--quik"], "flag must be one of --quick, --plan"),
         (["T0", "out=x", "only=none"], "no row matches 'none'"),
+        (["T0", "out=x", "hours=-1"], "hours is a number above 0, got '-1'"),
+        (["T0", f"out={__file__}"], "is a file; give a folder"),
+        (["T1", "out=x", "scale=full", "base=y", "only=*shear*"], "not there: shear_flow. Choose"),
         (["T2", "out=x", "images=y"], "checkpoint=FILE"),
+        (["T2", "out=x", "model=vit_tiny_patch16_224"], "without them digits are measured"),
+        (["T2", "out=x", "checkpoint=z"], "without them digits are measured"),
         (["T2", "out=x", "images=y", "checkpoint=z"], "there is no y"),
     ],
 )
@@ -301,14 +358,25 @@ def test_folders_of_images(tmp_path, monkeypatch):
     (tmp_path / "weights, 1.pt").touch()
     for name in ("my images", "digits"):
         (tmp_path / name / "train" / "a").mkdir(parents=True)
+        (tmp_path / name / "train" / "a" / "1.png").touch()
     monkeypatch.chdir(tmp_path / "my images")
     given = {"model": "vit_tiny_patch16_224", "checkpoint": str(tmp_path / "weights, 1.pt")}
-    made = {job.method: job for job in t2.jobs(True, images=".", **given)}
+    jobs = t2.jobs(True, images=".", **given)
+    made = {job.method: job for job in jobs}
     assert made["tome"].set == "my images"
-    config = plain(compose("train", made["tome"].config["words"]))
+    config = t2.composed(made["tome"])
     assert config["data"]["path"] == "."
     assert config["model"]["checkpoint"] == given["checkpoint"]
     assert config["tokenizer"]["reducer"]["r"] == 15  # in each of 12 blocks
+    shutil.copytree(tmp_path / "my images", tmp_path / "disk" / "my images")
+    moved = t2.jobs(True, images=str(tmp_path / "disk" / "my images"), **given)
+    assert [job.key for job in moved] == [job.key for job in jobs]
+    (tmp_path / "weights, 1.pt").write_bytes(b"others")
+    others = t2.jobs(True, images=".", **given)
+    assert not {job.key for job in others} & {job.key for job in jobs}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*empty/train/<class>/"):
+        t2.jobs(True, images=str(tmp_path / "empty"), **given)
     with pytest.raises(ValueError, match="not 'digits', give another"):
         t2.jobs(True, images="../digits", **given)
     for wrong in ("nosuch", "resnet18"):
@@ -329,90 +397,6 @@ def test_options_reach_the_track():
     asked = parsed(["T1", "out=rows", "scale=full", "base=/data", "--quick"])
     assert (asked.track, asked.out, asked.quick, asked.plan) == ("T1", Path("rows"), True, False)
     assert asked.options == {"scale": "full", "base": "/data"}
-
-
-PACKAGE = '''
-import adaptok
-
-
-def mine(ndim, in_channels, dim, *, budget=64, min_size=None, max_size=None):
-    """Cells by variance."""
-    return adaptok.TOKENIZERS.create(
-        "composed", ndim, in_channels, dim, indicator="variance",
-        marking={"name": "budget", "budget": budget}, min_size=min_size, max_size=max_size,
-    )
-
-
-def liar(ndim, in_channels, dim, *, budget=64):
-    """Adds noise to its tokens."""
-    made = adaptok.create_tokenizer("uniform", ndim=ndim, in_channels=in_channels, dim=dim, size=4)
-    embed = made.embed
-
-    def noisy(*given, **named):
-        tokens = embed(*given, **named)
-        return tokens.with_features(tokens.features * float("nan"))
-
-    made.embed = noisy
-    return made
-
-
-number = 3
-'''
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch) -> Path:
-    """A folder with a module beside which commands are typed."""
-    name = f"bench_package_{os.getpid()}"
-    (tmp_path / f"{name}.py").write_text(PACKAGE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    yield tmp_path / name
-    sys.modules.pop(name, None)
-
-
-def test_a_submission_is_checked_measured_and_shown(package, capsys):
-    target = f"{package.name}:mine"
-    words = ["bench", "submit", target, "--track", "T0", "--quick", "out=sub", "only=*maze*"]
-    assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "mine: keeps the promises of a tokenizer in 2D and 3D" in said
-    assert "attach sub/*.json and sub/leaderboard.html" in said
-    rows = read_rows("sub").rows
-    assert {row.method for row in rows.values()} == {"mine"}
-    assert len(rows) == 1
-    assert "mine" in Path("sub/leaderboard.html").read_text()
-    assert main(words) == 0
-    assert "0 of 1 rows to measure" in capsys.readouterr().out
-    with package.with_suffix(".py").open("a") as file:
-        file.write("\n# another day\n")
-    assert main(words) == 0
-    assert "1 of 1 rows to measure" in capsys.readouterr().out
-    jobs = t1.jobs(True, ["mine"])  # now that it is registered
-    assert {(job.method, job.kind) for job in jobs} == {("mine", "tokens")}
-    assert plain(compose("train", jobs[0].config["words"]))["tokenizer"]["budget"] == 64
-
-
-def test_submissions_that_are_refused(package, capsys):
-    def refused(target: str, *more: str) -> str:
-        assert main(["bench", "submit", target, *more]) == 2
-        return capsys.readouterr().err
-
-    track = ("--track", "T0")
-    assert "say which track" in refused(f"{package.name}:mine")
-    assert "give the tokenizer" in refused("out=x", *track)
-    assert "cannot import absent_package:x" in refused("absent_package:x", *track)
-    assert f"cannot import {package.name}:absent" in refused(f"{package.name}:absent", *track)
-    assert "not a class or a function" in refused(f"{package.name}:number", *track)
-    assert "unknown tokenizer 'nonsense'" in refused("nonsense", *track)
-    assert "liar breaks a promise in 2D" in refused(f"{package.name}:liar", *track)
-    assert "T0 or T1" in refused(f"{package.name}:mine", "--track", "T2")
-    assert not Path("submission").exists()
-
-
-def test_registered_tokenizers_are_found_by_name_and_by_object():
-    assert found_tokenizer("iap") == "iap"
-    assert found_tokenizer("adaptok.tokenizers.iap:iap") == "iap"
 
 
 @pytest.fixture

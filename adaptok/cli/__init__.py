@@ -85,10 +85,14 @@ def _dispatch(args: list[str]) -> int:
         from adaptok.cli.benchmarks import run_benchmark
 
         run_benchmark(*rest)
-    elif command in ("bench run", "bench submit"):
-        from adaptok.cli.bench_track import print_submission, print_track
+    elif command == "bench run":
+        from adaptok.cli.bench_track import print_track
 
-        return (print_track if command == "bench run" else print_submission)(*rest)
+        return print_track(*rest)
+    elif command == "bench submit":
+        from adaptok.cli.bench_submit import print_submission
+
+        return print_submission(*rest)
     elif command == "leaderboard":
         from adaptok.cli.leaderboard import print_leaderboard
 

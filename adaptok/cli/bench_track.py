@@ -1,13 +1,12 @@
-"""``adaptok bench run`` and ``adaptok bench submit``: tracks of the reference benchmark."""
+"""``adaptok bench run``: tracks of the reference benchmark."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
@@ -16,15 +15,15 @@ from typing import Any
 import torch
 
 from adaptok.evaluation.standings import TRACKS
-from adaptok.registry import TOKENIZERS, choice
+from adaptok.registry import choice
 from adaptok.tasks.bench.job import Job
 from adaptok.tasks.bench.runner import price_list, run
 
 FLAGS = ("--quick", "--plan")
 OPTIONS = {
-    "T0": ("out", "only"),
-    "T1": ("out", "only", "scale", "base"),
-    "T2": ("out", "only", "images", "model", "checkpoint"),
+    "T0": ("out", "only", "hours"),
+    "T1": ("out", "only", "hours", "scale", "base"),
+    "T2": ("out", "only", "hours", "images", "model", "checkpoint"),
 }
 
 
@@ -38,6 +37,7 @@ class Asked:
         quick: a short version.
         plan: say what would run, and nothing else.
         only: pattern of the names of rows.
+        hours: begin no row that is expected to end later.
         options: of the track.
     """
 
@@ -46,6 +46,7 @@ class Asked:
     quick: bool
     plan: bool
     only: str
+    hours: float
     options: dict[str, str]
 
 
@@ -59,16 +60,23 @@ def print_track(*args: str) -> int:
         ValueError: an unknown track, option or flag, no folder, or no row of this name.
     """
     asked = parsed(args)
-    return _run(asked, chosen(asked))
+    return measured(asked, chosen(asked))
 
 
-def _run(asked: Asked, jobs: Sequence[Job]) -> int:
+def measured(asked: Asked, jobs: Sequence[Job]) -> int:
+    """Says what jobs will take and runs them, unless only their price was asked for; returns the
+    exit status.
+    """
     print(price_list(jobs, asked.out), flush=True)
     if asked.plan:
         _dry(asked, jobs)
         return 0
+    if asked.options.get("scale") == "full":
+        from adaptok.tasks.bench.full import check_sets
+
+        check_sets(jobs)
     torch.set_num_threads(1)  # seconds are those of one core; another process takes another core
-    failed = run(jobs, asked.out, module_of(asked.track).measure)
+    failed = run(jobs, asked.out, module_of(asked.track).measure, asked.hours)
     for name, why in failed.items():
         print(f"adaptok: not measured: {name}: {why}", file=sys.stderr)
     print(f"adaptok leaderboard {asked.out} out={asked.out / 'leaderboard.html'}")
@@ -90,8 +98,21 @@ def parsed(args: Sequence[str]) -> Asked:
     if not options.get("out"):
         raise ValueError("give the folder of the rows: out=FOLDER")
     out, only = Path(options.pop("out")), options.pop("only", "*")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file; give a folder, which need not be there")
     quick, plan = ("--quick" in args), ("--plan" in args)
-    return Asked(track, out, quick, plan, only, options)
+    hours = _hours(options.pop("hours", "inf"))
+    return Asked(track, out, quick, plan, only, hours, options)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not hours > 0:
+        raise ValueError(f"hours is a number above 0, got {text!r}")
+    return hours
 
 
 def module_of(track: str) -> ModuleType:
@@ -121,113 +142,11 @@ def _dry(asked: Asked, jobs: Sequence[Job]) -> None:
     """Builds the models of a full size without data, and says how large they are."""
     if asked.options.get("scale") != "full":
         return
-    dry = module_of(asked.track).dry
+    from adaptok.tasks.bench.full import dry
+
     for job in [job for job in jobs if job.seed == jobs[0].seed]:
         try:
             said = f"{dry(job):,} parameters"
         except ValueError as error:
             said = f"cannot be built: {' '.join(str(error).split())}"
         print(f"{job.stem}: {said}", flush=True)
-
-
-def print_submission(*args: str) -> int:
-    """Checks a tokenizer of one's own, measures it in a track, and writes rows and page to attach.
-
-    Args:
-        args: ``package:name`` or the name of a registered tokenizer, ``--track TRACK``, then as for
-            `print_track`.
-
-    Raises:
-        ValueError: no such tokenizer, or one that breaks a promise; says which.
-    """
-    words = list(args)
-    if "--track" not in words or words.index("--track") + 1 == len(words):
-        raise ValueError("say which track: --track T0")
-    at = words.index("--track")
-    track = words[at + 1]
-    del words[at : at + 2]
-    if not words or words[0].startswith("-") or "=" in words[0]:
-        raise ValueError("give the tokenizer: my_package:my_tokenizer, or a registered name")
-    target = words.pop(0)
-    if not any(word.startswith("out=") for word in words):
-        words.append(f"out=submission/{track}")
-    asked = parsed([track, *words])
-    if track == "T2":
-        raise ValueError("ways to cut images are rows of T2 by a change of adaptok: T0 or T1")
-    name = found_tokenizer(target)
-    print(f"{name}: {check(name)}", flush=True)
-    source = _source(name)
-    jobs = [replace(job, config={**job.config, **source}) for job in chosen(asked, [name])]
-    status = _run(asked, jobs)
-    if asked.plan:
-        return status
-    from adaptok.cli.leaderboard import print_leaderboard
-
-    page = asked.out / "leaderboard.html"
-    print_leaderboard(str(asked.out), f"out={page}")
-    print(f"attach {asked.out}/*.json and {page}")
-    return status
-
-
-def found_tokenizer(target: str) -> str:
-    """Returns the name under which a tokenizer is registered, and registers it if need be.
-
-    Args:
-        target: ``package.module:attribute``, or a registered name.
-
-    Raises:
-        ValueError: there is no such module, attribute or name.
-    """
-    if ":" not in target:
-        TOKENIZERS.get(target)
-        return target
-    module, _, attribute = target.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # a package beside where the command is typed
-    try:
-        factory: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {target}: {error}") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    known = [name for name in TOKENIZERS.names() if TOKENIZERS.get(name) is factory]
-    if known:
-        return known[0]
-    if not callable(factory):
-        raise ValueError(f"{target} is {type(factory).__name__}, not a class or a function")
-    TOKENIZERS.register(attribute)(factory)
-    return attribute
-
-
-def _source(name: str) -> dict[str, str]:
-    """Tells the code of a tokenizer from that of another of its name, and from earlier code; that
-    of this project is told by the commit.
-    """
-    factory = TOKENIZERS.get(name)
-    module = inspect.getmodule(factory)
-    if module is None or module.__name__.split(".")[0] == "adaptok":
-        return {}
-    code = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-    return {"code": f"{module.__name__}:{name}", "sha256": code}
-
-
-def check(name: str) -> str:
-    """Runs the conformance checks of `adaptok.testing` on a registered tokenizer in 2D and 3D.
-
-    Returns:
-        What was checked.
-
-    Raises:
-        ValueError: a promise that it breaks.
-    """
-    from adaptok.testing import check_tokenizer
-
-    for ndim in (2, 3):
-        knobs = TOKENIZERS.knobs(name)
-        small = {"min_size": 2, "max_size": 8, "budget": 64} if ndim == 2 else {}
-        small = {knob: value for knob, value in small.items() if knob in knobs}
-        try:
-            tokenizer = TOKENIZERS.create(name, ndim=ndim, in_channels=3, dim=24, **small)
-            check_tokenizer(tokenizer)
-        except AssertionError as error:
-            raise ValueError(f"{name} breaks a promise in {ndim}D: {error}") from error
-    return "keeps the promises of a tokenizer in 2D and 3D"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import platform
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +25,12 @@ class Price(NamedTuple):
     Attributes:
         seconds: of one core, or of the GPU.
         memory: bytes, all of the process.
+        shared: further seconds, once for all jobs of a set: generating it.
     """
 
     seconds: float
     memory: float
+    shared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Job:
         seed: of data (T0) or of weights and order.
         config: plain, all that decides the numbers.
         price: estimate.
+        places: overrides that say where files are, which decides nothing.
     """
 
     track: str
@@ -52,6 +57,7 @@ class Job:
     seed: int
     config: Mapping[str, Any] = field(hash=False)
     price: Price = field(compare=False)
+    places: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -103,6 +109,14 @@ class Job:
 @functools.cache
 def _machine(device: str) -> dict[str, Any]:
     return machine() | environment(torch.device(device))
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """Finds the last checkpoint of a run that was interrupted; None if there is none, or only a
+    part of one, which a full disk leaves.
+    """
+    last = folder / "checkpoints" / "last.ckpt"
+    return last if last.is_file() and zipfile.is_zipfile(last) else None
 
 
 def least_memory() -> float:

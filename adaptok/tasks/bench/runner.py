@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import re
 import shutil
 import statistics
 import time
@@ -10,39 +13,45 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
-from adaptok.evaluation.standings import Folder, Row, read_rows, write_row
+from adaptok.evaluation.bench.timing import clock_of
+from adaptok.evaluation.standings import Row, read_rows, row_of, write_row
 from adaptok.tasks.bench.job import Job
-from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
 Measure = Callable[[Job, Path], Row]
 WORK = "work"  # below the folder of rows: sets, checkpoints, logs and locks
-TIMES = "seconds.csv"  # in it: what jobs were expected to take, and took
+TIMES = "seconds.csv"  # in it: track, what a job was expected to take, and took
 
 
-def is_done(job: Job, found: Folder) -> bool:
+def is_done(job: Job, out: Path) -> bool:
     """Tells whether there is a row of this job and of its configuration as it is now."""
-    row = found.rows.get(f"{job.stem}.json")
-    return row is not None and row.key == job.key
+    try:
+        row = row_of(json.loads((out / f"{job.stem}.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return row.key == job.key
 
 
 def price_list(jobs: Sequence[Job], out: Path) -> str:
     """Says what is to be run and what it will take, as a table with a line per set and budget."""
-    found, factor = _read(out), _correction(out)
+    factor = _correction(out, jobs[0].track)
+    done = {job for job in jobs if is_done(job, out)}
     body = []
     of = lambda job: (job.set, f"{job.kind} {job.value or ''}".strip())  # noqa: E731
     for (data, budget), some in groupby(sorted(jobs, key=of), key=of):
         these = list(some)
-        left = [job for job in these if not is_done(job, found)]
+        left = [job for job in these if job not in done]
         minutes = factor * sum(job.price.seconds for job in left) / 60
         memory = max(job.price.memory for job in these) / 1e9
         methods = len({job.method for job in these})
-        done = f"{len(these) - len(left)}/{len(these)}"
-        body.append([data, budget, str(methods), done, f"{minutes:.1f}", f"{memory:.1f}"])
-    left = [job for job in jobs if not is_done(job, found)]
+        share = f"{len(these) - len(left)}/{len(these)}"
+        body.append([data, budget, str(methods), share, f"{minutes:.1f}", f"{memory:.1f}"])
+    left = [job for job in jobs if job not in done]
     seconds = factor * sum(job.price.seconds for job in left)
+    seconds += sum({job.set: job.price.shared for job in left}.values())
     memory = max((job.price.memory for job in left), default=0.0) / 1e9
     header = ["set", "budget", "methods", "done", "minutes", "GB"]
     return table(header, body) + (
@@ -51,30 +60,42 @@ def price_list(jobs: Sequence[Job], out: Path) -> str:
     )
 
 
-def run(jobs: Sequence[Job], out: Path, measure: Measure) -> dict[str, str]:
+def run(
+    jobs: Sequence[Job], out: Path, measure: Measure, hours: float = math.inf
+) -> dict[str, str]:
     """Measures what is not done yet. Several processes may run side by side: each row is one's.
 
     Args:
-        jobs: in their order.
+        jobs: of one track, in their order.
         out: gets a file per row; ``out/work`` is for what is in the making.
         measure: of the track.
+        hours: no row is begun that is expected to end later.
 
     Returns:
         Why jobs failed, by the name of their row; a failure stops no other.
     """
     work, failed = out / WORK, {}
     work.mkdir(parents=True, exist_ok=True)
+    others = read_rows(out).others
+    clock = clock_of("cuda" if torch.cuda.is_available() else "cpu")
+    began, factor = time.perf_counter(), _correction(out, jobs[0].track)
     for number, job in enumerate(jobs, 1):
         place = f"{number}/{len(jobs)} {job.stem}"
+        until = time.perf_counter() - began + factor * job.price.seconds
         try:
             with FileLock(work / f"{job.stem}.lock", timeout=0):
-                if is_done(job, _read(out)):
+                if is_done(job, out):
                     continue
-                start = time.process_time()
+                if f"{job.stem}.json" in others:
+                    raise ValueError("there is a row of another schema: move it elsewhere")
+                if until > 3600 * hours:
+                    print(f"{place}: would end after {hours:g} hours; typed again, it is next")
+                    break
+                begun, start = (work / job.stem).exists(), clock()
                 with _logged(work / f"{job.stem}.log"):
                     row = measure(job, work)
                 write_row(row, out)
-                took = time.process_time() - start
+                took = clock() - start
         except Timeout:
             print(f"{place}: another process measures it", flush=True)
             continue
@@ -82,15 +103,12 @@ def run(jobs: Sequence[Job], out: Path, measure: Measure) -> dict[str, str]:
             failed[job.stem] = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"{place}: failed: {failed[job.stem]}", flush=True)
             continue
-        _note(out, job.price.seconds, took)
+        if not begun:
+            _note(out, job, took)
         shutil.rmtree(work / job.stem, ignore_errors=True)
         score = "diverged" if row.score is None else f"{row.score:.4g}"
         print(f"{place}: {score}, {took:.0f} s", flush=True)
     return failed
-
-
-def _read(out: Path) -> Folder:
-    return read_rows(out) if out.is_dir() else Folder()
 
 
 @contextlib.contextmanager
@@ -100,21 +118,18 @@ def _logged(path: Path) -> Iterator[None]:
         yield
 
 
-def _note(out: Path, expected: float, took: float) -> None:
-    """Keeps what a job took, for later prices."""
-    path = out / WORK / TIMES
-    lines = path.read_text().splitlines() if path.is_file() else []
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join([*lines, f"{expected:.2f},{took:.2f}"]) + "\n")
+def _note(out: Path, job: Job, took: float) -> None:
+    """Keeps what a job took, for later prices; other processes may do so at the same time."""
+    with (out / WORK / TIMES).open("a", encoding="utf-8") as file:
+        file.write(f"{job.track},{job.price.seconds:.2f},{took:.2f}\n")
 
 
-def _correction(out: Path) -> float:
-    """By how much finished jobs took longer than their price."""
+def _correction(out: Path, track: str) -> float:
+    """By how much finished jobs of a track took longer than their price; 1 before there are any."""
     path = out / WORK / TIMES
-    if not path.is_file():
-        return 1.0
-    pairs = [line.split(",") for line in path.read_text().splitlines()]
-    ratios = [float(took) / float(expected) for expected, took in pairs if float(expected) > 0]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.findall(rf"^{track},(\d+\.\d+),(\d+\.\d+)$", text, re.MULTILINE)
+    ratios = [float(took) / float(expected) for expected, took in found if float(expected) > 0]
     return statistics.median(ratios) if ratios else 1.0
 
 

@@ -13,7 +13,6 @@ import yaml
 from adaptok.cells import product
 from adaptok.data import FieldInfo
 from adaptok.utils.boundary import BOUNDARIES
-from adaptok.utils.keys import quoted
 
 SHAPES = Path(__file__).with_name("well_sets.yaml")
 
@@ -139,12 +138,8 @@ def shapes() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(SHAPES.read_text(encoding="utf-8"))
 
 
-def full_size(base: str) -> dict[str, FieldSet]:
-    """The eight sets of the Well, with the training of IAP's paper (App. E).
-
-    Args:
-        base: folder of the sets.
-    """
+def full_size() -> dict[str, FieldSet]:
+    """The eight sets of the Well, with the training of IAP's paper (App. E)."""
     found = {}
     for name in EIGHT:
         about = shapes()[name]
@@ -153,7 +148,7 @@ def full_size(base: str) -> dict[str, FieldSet]:
         # about 4096, 1024 and 256 tokens; in 3D 4096, 512 and 64
         finest = 4 if points <= 4096 * 4**ndim else 8
         fourier = 128 if ndim < 3 else 48  # else the weights of its modes outgrow all others
-        words = ["data=well", f"data.name={name}", quoted("data.base", base), "data.batch_size=8"]
+        words = ["data=well", f"data.name={name}", "data.batch_size=8"]
         words += [f"size={'iap_3d' if ndim == 3 else 'iap'}", "optim=paper", "trainer=paper"]
         words += ["history=4", "history_mode=fold"]
         found[name] = FieldSet(

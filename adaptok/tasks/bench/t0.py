@@ -15,6 +15,7 @@ from adaptok.evaluation.bench.timing import clock_of, paired
 from adaptok.evaluation.changes import changes_of
 from adaptok.evaluation.standings import Row
 from adaptok.tasks.bench.job import Job, Price, least_memory
+from adaptok.tasks.bench.own_code import code_of
 
 SETS = {  # tokens per sample
     "acoustic_scattering_maze": 256,
@@ -38,14 +39,21 @@ def jobs(quick: bool = False, own: Sequence[str] = ()) -> list[Job]:
         own: tokenizers by name, in place of all that are registered.
     """
     sets, seeds = ([*SETS][:2], SEEDS[:1]) if quick else ([*SETS], SEEDS)
-    trees = [name for name in tokenizers() if name not in NO_TREE]
-    methods = own or ("optimal tree", "oracle", *trees)
+    named = own or [name for name in tokenizers() if name not in NO_TREE]
+    methods = {name: code_of(name) for name in named}
+    if not own:
+        methods = {"optimal tree": {}, "oracle": {}} | methods
     # jobs of one set and seed, side by side, share the set
-    return [_job(data, method, seed) for data in sets for seed in seeds for method in methods]
+    return [
+        _job(data, method, code, seed)
+        for data in sets
+        for seed in seeds
+        for method, code in methods.items()
+    ]
 
 
-def _job(data: str, method: str, seed: int) -> Job:
-    config = {"set": data, "method": method, **SIZES, "side": SIDE, "seed": seed}
+def _job(data: str, method: str, code: dict[str, str], seed: int) -> Job:
+    config = {"set": data, "method": method, **SIZES, "side": SIDE, "seed": seed, **code}
     price = Price(SECONDS.get(data, OVERHEAD), least_memory() + 0.3e9)
     return Job("T0", data, method, "tokens", SETS[data], seed, config, price)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptok.config.build import build_data, build_surrogate, without_statistics
+from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
 from adaptok.evaluation.evaluate import WINDOWS, device_of, persistence
 from adaptok.evaluation.standings import Row
 from adaptok.models.schedules import Schedule, create_schedule
-from adaptok.tasks.bench.job import Job, Price, least_memory
+from adaptok.tasks.bench.job import Job, Price, checkpoint_in, least_memory
 from adaptok.tasks.bench.measuring import (
     cost_of_batch,
     rollout_of,
@@ -34,7 +35,8 @@ from adaptok.tasks.bench.methods import (
     operations,
     tokenizer_words,
 )
-from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size, info_of
+from adaptok.tasks.bench.own_code import code_of
+from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size
 from adaptok.tasks.surrogate import begin, fit_surrogate, objectives
 from adaptok.training import SurrogateModule
 from adaptok.training.surrogate_module import Batch
@@ -64,7 +66,9 @@ def jobs(
     """
     if scale not in ("small", "full"):
         raise ValueError(f"scale is small or full, got {scale!r}")
-    sets = SMALL if scale == "small" else full_size(base)
+    sets = SMALL if scale == "small" else full_size()
+    places = () if scale == "small" else (quoted("data.base", base),)
+    code = {name: code_of(name) for name in own}
     seeds = SEEDS[:1] if quick else SEEDS
     methods = {name: own_method(name) for name in own} or installed(METHODS)
     found: list[Job] = []
@@ -76,8 +80,10 @@ def jobs(
             for name, method in methods.items()
             if _has_row(method, kind)
         ]
-        first = made[0].price._replace(seconds=made[0].price.seconds + about.generated)
-        found += [replace(made[0], price=first), *made[1:]]
+        found += [
+            replace(job, config={**job.config, **code.get(job.method, {})}, places=places)
+            for job in made
+        ]
     return found
 
 
@@ -125,7 +131,8 @@ def price_of(about: FieldSet, method: Method, patch: int | None) -> Price:
     seconds += about.steps * STEP_SECONDS if method.fitted else 0
     tokens = about.tokens(patch or about.patches[1])
     kept = about.batch * (tokens * about.dim * about.depth * 40 + 60 * math.prod(about.shape))
-    return Price(seconds, least_memory() + 2.2e9 + 4.0 * kept)  # 2.9 GB were measured for --quick
+    memory = least_memory() + 2.2e9 + 4.0 * kept  # 2.9 GB were measured for --quick
+    return Price(seconds, memory, about.generated)
 
 
 @dataclass
@@ -153,7 +160,7 @@ def prepared(words: Sequence[str], data: str, oracle: bool = False) -> Prepared:
 
     Args:
         words: overrides of `adaptok train`.
-        data: folder of generated sets.
+        data: folder of generated sets, where the words name no other.
         oracle: show the tokenizer the next change.
     """
     base = (
@@ -204,11 +211,12 @@ def fitted_words(job: Job, data: str) -> list[str]:
         return words
     words = [word for word in words if not word.startswith(f"{key}=")]  # Hydra adds a key once
     measure = _flops if job.config["to"] == "flops" else _training_seconds
-    target = OVER * measure(prepared([*job.config["of"], f"seed={job.seed}"], data))
+    reference = [*job.config["of"], *job.places, f"seed={job.seed}"]
+    target = OVER * measure(prepared(reference, data))
     step = 12 if key == "size.dim" else 2  # three heads of whole pairs
 
     def cost(units: int) -> float:
-        return measure(prepared([*words, f"{key}={units * step}"], data))
+        return measure(prepared([*words, *job.places, f"{key}={units * step}"], data))
 
     low = largest(cost, target, WIDEST // step)
     if low == 0:
@@ -247,9 +255,9 @@ def measure(job: Job, work: Path) -> Row:
     """
     sets, folder = str(work / "data" / job.set), work / job.stem / job.key
     words, oracle = _words_kept(job, sets, folder), job.method == "oracle"
-    last = folder / "checkpoints" / "last.ckpt"
-    resume = [quoted("resume", last)] if last.is_file() else []
-    ready = prepared([*words, *resume], sets, oracle)
+    last = checkpoint_in(folder)
+    resume = [quoted("resume", last)] if last else []
+    ready = prepared([*words, *job.places, *resume], sets, oracle)
     fit_surrogate(ready.module, ready.data, ready.config, folder)
     ready.module = ready.module.to(_place(ready.config))
     return job.row(_place(ready.config), **found_by(ready, job, words))
@@ -258,12 +266,13 @@ def measure(job: Job, work: Path) -> Row:
 def _words_kept(job: Job, sets: str, folder: Path) -> list[str]:
     """Finds the words once: a width by seconds may be another the next time, for the same run."""
     file = folder / "words.json"
-    if not file.is_file():
-        words = fitted_words(job, sets)
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(words), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError):  # none yet, or a damaged one
+        return json.loads(file.read_text(encoding="utf-8"))
+    words = fitted_words(job, sets)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(words), encoding="utf-8")
+    return words
 
 
 def found_by(ready: Prepared, job: Job, words: Sequence[str]) -> dict[str, Any]:
@@ -337,19 +346,3 @@ def _inference_alone(module: SurrogateModule, data: WellData) -> dict[str, float
 
 def _number(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
-
-
-def dry(job: Job) -> int:
-    """Composes a job of the Well's sets and builds its model without data and memory.
-
-    Returns:
-        The number of weights.
-
-    Raises:
-        ValueError: a key that nothing reads, or parts that do not fit.
-    """
-    config, info = plain(compose("train", list(job.config["words"]))), info_of(job.set)
-    objectives(config)
-    with torch.random.fork_rng(), torch.device("meta"):
-        model = without_statistics(config, info)
-    return sum(p.numel() for p in model.parameters())

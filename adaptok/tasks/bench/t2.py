@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from adaptok.evaluation.bench.features import dense, loss, merges
 from adaptok.evaluation.cost import cost_of
 from adaptok.evaluation.evaluate import device_of
 from adaptok.evaluation.standings import Row
-from adaptok.tasks.bench.job import Job, Price, least_memory
+from adaptok.tasks.bench.job import Job, Price, checkpoint_in, least_memory
 from adaptok.tasks.classify import ImageData
 from adaptok.tasks.classify.models import (
     build_classifier,
@@ -50,6 +51,8 @@ class ImageSet:
         depth: blocks of the model.
         seconds: of one core or of a GPU, per job.
         memory: bytes.
+        places: overrides that say where images and weights are.
+        weights: hash of the file of weights; "" without one.
     """
 
     name: str
@@ -60,6 +63,8 @@ class ImageSet:
     depth: int
     seconds: float
     memory: float
+    places: tuple[str, ...] = ()
+    weights: str = ""
 
     @property
     def patches(self) -> int:
@@ -91,7 +96,8 @@ def own_images(path: str, model: str, checkpoint: str) -> ImageSet:
         checkpoint: file of weights.
 
     Raises:
-        ValueError: a model that tokenizers are not for, or a folder named as the built-in images.
+        ValueError: a model that tokenizers are not for, a folder named as the built-in images or
+            without any.
     """
     import timm
 
@@ -102,19 +108,24 @@ def own_images(path: str, model: str, checkpoint: str) -> ImageSet:
     blank: Any = timm.create_model(model)
     side, patch = (int(v[0]) for v in (blank.patch_embed.img_size, blank.patch_embed.patch_size))
     weights = sum(p.numel() for p in blank.parameters())
-    words = ["task=classify", f"model={model}", quoted("model.checkpoint", checkpoint)]
-    words += ["data=images", quoted("data.path", path), "recipe=one_epoch"]
+    words = ("task=classify", f"model={model}", "data=images", "recipe=one_epoch")
     images = sum(1 for _ in Path(path).glob("train/*/*"))
-    seconds = 6 * weights * (side // patch) ** 2 * max(images, 1) / 5e13
+    if not images:
+        raise ValueError(f"no images in {path}/train/<class>/")
+    seconds = 6 * weights * (side // patch) ** 2 * images / 5e13
     memory = 16.0 * weights + 4e9
-    return ImageSet(name, tuple(words), side, patch, "", len(blank.blocks), seconds, memory)
+    places = (quoted("model.checkpoint", checkpoint), quoted("data.path", path))
+    with Path(checkpoint).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    deep = len(blank.blocks)
+    return ImageSet(name, words, side, patch, "", deep, seconds, memory, places, digest)
 
 
 def jobs(
     quick: bool = False,
     *,
     images: str = "",
-    model: str = "vit_base_patch16_224",
+    model: str = "",
     checkpoint: str = "",
 ) -> list[Job]:
     """Lists the jobs.
@@ -122,17 +133,21 @@ def jobs(
     Args:
         quick: one share of the patches and one seed.
         images: folder laid out as ImageNet is; without one, digits.
-        model: of timm, for a folder.
+        model: of timm, for a folder; "" for ViT-B/16.
         checkpoint: file with its weights, for a folder.
 
     Raises:
-        ValueError: a folder without weights, or one of them is not there.
+        ValueError: a folder without weights or weights without a folder, or one is not there.
     """
-    if images and not checkpoint:
-        raise ValueError("images=FOLDER is for models with weights: checkpoint=FILE")
+    if bool(images) != bool(checkpoint) or (model and not images):
+        raise ValueError(
+            "images=FOLDER and checkpoint=FILE go together, and model=NAME with both; without "
+            "them digits are measured"
+        )
     for path in filter(None, (images, checkpoint)):
         if not Path(path).exists():
             raise ValueError(f"there is no {path}")
+    model = model or "vit_base_patch16_224"
     about = own_images(images, model, checkpoint) if images else digits()
     seeds, shares = (SEEDS[:1], SHARES[:1]) if quick else (SEEDS, SHARES)
     found = []
@@ -156,10 +171,11 @@ def _job(
         chosen += words(about, share or 1.0)
     config: dict[str, Any] = {"set": about.name, "method": name, "words": chosen, "seed": seed}
     config["share"] = share
+    config |= {"weights": about.weights} if about.weights else {}
     value = None if share is None else round(share * about.patches)
     price = Price(about.seconds if words else 1.0, least_memory() + about.memory)
     kind = "none" if share is None else "tokens"
-    return Job("T2", about.name, name, kind, value, seed, config, price)
+    return Job("T2", about.name, name, kind, value, seed, config, price, about.places)
 
 
 def _plain(about: ImageSet, share: float) -> Words:
@@ -214,7 +230,7 @@ METHODS: dict[str, Callable[[ImageSet, float], Words]] = {
 
 def composed(job: Job) -> dict[str, Any]:
     """The configuration of a job; thresholds that it does not give are found on images."""
-    return plain(compose("train", list(job.config["words"])))
+    return plain(compose("train", [*job.config["words"], *job.places]))
 
 
 def calibrated(config: dict[str, Any], share: float | None) -> dict[str, Any]:
@@ -256,8 +272,8 @@ def measure(job: Job, work: Path) -> Row:
         return job.row(metrics={"error": chance, "chance": chance, "dense_loss": None})
     config = calibrated(config, job.config["share"])
     folder = work / job.stem / job.key
-    if (folder / "checkpoints" / "last.ckpt").is_file():
-        config["resume"] = str(folder / "checkpoints" / "last.ckpt")
+    if last := checkpoint_in(folder):
+        config["resume"] = str(last)
     results = fit_and_test_classifier(config, folder)
     assert results is not None, "one process"
     (setting,) = results.settings

@@ -6,12 +6,15 @@ import importlib
 import json
 import pkgutil
 import runpy
+import subprocess
 import sys
 
 import pytest
 from sampled import sampled
 
+import adaptok
 import benchmarks
+from adaptok.evaluation.bench import timing
 from adaptok.patches import patchify
 from benchmarks.step import PlainViT, nearest_patch
 
@@ -91,6 +94,32 @@ def test_a_sweep_ends_at_its_limits(monkeypatch):
         assert scaling.slope(own) == pytest.approx(1)
     options.memory = 1e-6
     assert {row["value"] for row in scaling.sweep("batch", options)} == {1}
+
+
+def test_the_commit_is_that_of_the_source_tree_and_no_other(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        call = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / ".venv" / "lib"
+    package.mkdir(parents=True)
+    (tmp_path / "file").write_text("a")
+    assert timing.commit_of(tmp_path) is None
+    git("init", "--quiet")
+    assert timing.commit_of(tmp_path) is None  # no commit yet
+    git("add", "file")
+    git("commit", "--quiet", "-m", "a")
+    whole = git("rev-parse", "HEAD")
+    assert len(whole) == 40
+    assert timing.commit_of(tmp_path) == whole
+    (tmp_path / "new").write_text("a")
+    assert timing.commit_of(tmp_path) == whole
+    (tmp_path / "file").write_text("b")
+    assert timing.commit_of(tmp_path) == f"{whole}+"
+    assert timing.commit_of(package) is None  # installed into somebody's repository
+    monkeypatch.setattr(timing, "SOURCE", package)
+    assert timing.machine()["commit"] == f"version {adaptok.__version__}"
 
 
 def test_patches_nearest_to_a_number_of_tokens():

@@ -20,6 +20,7 @@ from adaptok.evaluation.cost import environment
 from adaptok.utils.tables import table
 
 TARGET = Path("docs/benchmarks")
+SOURCE = Path(__file__).resolve().parents[3]  # the folder that contains the package
 CLOCK = " On one thread of a CPU times are processor time."
 
 
@@ -95,14 +96,31 @@ def median_ratio(over: list[float], under: list[float]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Says what was measured, and on what; the commit has a plus if files had changed."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    try:
-        commit = subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
+    """Says what was measured, and on what: for the commit see `commit_of`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {**environment(device), "python": platform.python_version(), "commit": commit}
+    about = {**environment(device), "python": platform.python_version()}
+    return {**about, "commit": commit_of(SOURCE) or f"version {about['adaptok']}"}
+
+
+def commit_of(source: Path) -> str | None:
+    """Returns the whole hash of the commit of a source tree, with a plus if files had changed.
+
+    None if the folder is not the top of a repository: a package that was installed into one, such
+    as into its ``.venv``, is no part of it.
+    """
+    try:
+        top, commit = _git(source, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+        changed = _git(source, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+    if Path(top).resolve() != source.resolve():
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    call = ["git", "--no-optional-locks", "-C", str(folder), *words]
+    return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def write_results(

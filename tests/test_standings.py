@@ -15,9 +15,11 @@ from adaptok.evaluation.standings import (
     MANDATORY,
     SCHEMA,
     anchors,
+    key_of,
     missing,
     read_rows,
     row_of,
+    short_commit,
     standings,
     write_row,
 )
@@ -49,28 +51,68 @@ def test_every_key_is_required(name):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"method": "a|b"}, "method is at most 80 letters"),
+        ({"method": "a\nb"}, "method is at most 80 letters"),
+        ({"set": "<script>"}, "set is at most 80 letters"),
+        ({"set": "x" * 81}, "set is at most 80 letters"),
+        ({"commit": "`rm`"}, "commit is at most 80 letters"),
+        ({"hardware": "cpu\n| x |"}, "hardware is one line"),
         ({"track": "T9"}, "track is 'T9', not one of T0, T1, T2"),
         ({"method": ""}, "set and method are names"),
         ({"budget": {"kind": "luck", "value": 1}}, "budget has kind"),
         ({"budget": {"kind": "tokens", "value": -1}}, "budget.value is above 0"),
+        ({"budget": {"kind": "none", "value": 64}}, "budget.value is null for kind none alone"),
+        ({"budget": {"kind": "tokens", "value": None}}, "budget.value is null for kind none"),
         ({"seed": "0"}, "seed is '0', not int or null"),
         ({"seed": True}, "seed is True"),
+        ({"seed": -1}, "seed is a finite number of at least 0"),
         ({"measured": 1}, "measured is 1, not bool"),
         ({"commit": ""}, "measured, but without commit"),
         ({"versions": {}}, "without versions.adaptok"),
+        ({"when": "yesterday"}, "when is a time of ISO 8601 with its zone"),
+        ({"when": "2026-01-01T00:00:00"}, "when is a time of ISO 8601 with its zone"),
+        ({"when": "0001-01-01T00:00:00+10:00"}, "when is a time of ISO 8601 with its zone"),
+        ({"when": "9000-01-01T00:00:00+00:00"}, "when is in the future"),
         ({"measured": False}, "not measured and without a source"),
         ({"metrics": {"vrmse": 0.1}}, "metrics without worst_decile, persistence"),
         ({"metrics": {"vrmse": -1.0, "worst_decile": 1.0, "persistence": 1.0}}, "vrmse is a"),
         ({"metrics": {"vrmse": 0.9, "worst_decile": 0.1, "persistence": 1.0}}, "better than"),
+        *(
+            ({"metrics": made_up().metrics | {name: value}}, reason)
+            for name, value, reason in (
+                ("tokens", 1, "mean nothing else in a row, got 'tokens'"),
+                ("training", 1e-9, "mean nothing else in a row, got 'training'"),
+                ("6:12", 0.0, "mean nothing else in a row, got '6:12'"),
+                ("more", "x", "metrics.more is a finite number of at least 0"),
+                ("more", 1e308, "and at most 1e.100 or null, got 1e.308"),
+            )
+        ),
+        ({"parameters": -1}, "parameters is a finite number of at least 0"),
+        ({"memory": -1}, "memory is a finite number of at least 0"),
+        ({"seconds": {"x": 1}}, "seconds are training, inference, cells, got 'x'"),
+        ({"seconds": {"training": 1e308}}, "seconds.training is a finite number above 0 and at"),
         ({"seconds": {"training": 0}}, "seconds.training is a finite number above 0"),
         ({"rollout": {"first": 1}}, "rollout has first, errors and windows"),
         ({"rollout": {"first": 0, "errors": [], "windows": {}}}, "rollout.first is the index"),
         ({"rollout": {"first": 1, "errors": [0.1], "windows": {"0:2": 0.1}}}, "are no steps of 1"),
+        *(
+            ({"rollout": {"first": 1, "errors": [value] * 2, "windows": {}}}, "an error of the")
+            for value in (-0.1, 1.7e308, 10**308, "x")
+        ),
         (
             {"rollout": {"first": 1, "errors": [0.1, 0.3], "windows": {"0:2": 0.1}}},
             "the window 0:2 is 0.1, the mean of its errors 0.2",
         ),
         ({"config": {"method": "another"}}, "is not that of its config"),
+        *(
+            ({"config": config, "key": key_of(config)}, reason)
+            for config, reason in (
+                ({"method": "apt"}, "method is 'apt' in config and 'iap' beside it"),
+                ({"set": "digits"}, "set is 'digits' in config and 'maze_64' beside it"),
+                ({"seed": 7}, "seed is 7 in config and 0 beside it"),
+                ({"words": ["seed=7"]}, "seed is 0, but config.words has 'seed=7'"),
+            )
+        ),
         ({"more": 1}, "unknown key 'more'"),
     ],
 )  # fmt: skip
@@ -131,8 +173,42 @@ def test_means_over_seeds_never_mix_commits_machines_or_configurations():
     more = [later, made_up(hardware="another"), made_up(**other)]
     assert len(standings([*rows, *more])) == 4
     marks = {one.first.commit: one.marks for one in standings([*rows, later])}
-    assert marks["abc1234"] == ("commit abc1234, others def5678",)
-    assert marks["def5678"] == ("1 of 3 seeds",)
+    assert marks["abc1234"] == ()
+    assert marks["def5678"] == ("1 of 3 seeds", "commit def5678, others abc1234")
+    marks = {one.first.commit: one.marks for one in standings([later, rows[0]])}
+    assert marks["def5678"] == ("1 of 3 seeds",)  # as many: the newest is usual
+
+
+def test_what_differs_from_most_rows_is_marked():
+    rows = [made_up(seed=seed) for seed in range(3)]
+    config = {"method": "iap", "seed": 0, "steps": 7}
+    torch = made_up().versions | {"torch": "2.9.0"}
+    for changes, mark in (
+        ({"hardware": "another"}, "another machine"),
+        ({"config": config}, "another configuration"),
+        ({"versions": torch}, "torch 2.9.0, others 2.10.0"),
+    ):
+        odd = made_up(when="2026-11-02T00:00:00+00:00", **changes)
+        marks = {len(one.rows): one.marks for one in standings([odd, *rows])}
+        assert marks == {3: (), 1: ("1 of 3 seeds", mark)}
+    version = made_up().versions | {"adaptok": "0.2.0"}
+    (one,) = standings([*rows[:2], made_up(seed=2, versions=version)])
+    assert one.marks == ("2 versions of adaptok",)
+
+
+def test_a_commit_is_one_however_far_its_hash_is_shortened():
+    whole = "79ef4c0e" + "1" * 32
+    names = ["79ef4c0", "79ef4c0e", whole]
+    (one,) = standings([made_up(seed=i, commit=name) for i, name in enumerate(names)])
+    assert (one.commit, one.marks) == (whole, ())
+    assert short_commit(whole) == "79ef4c0e11"
+    assert short_commit(f"{whole}+") == "79ef4c0e11+"
+    assert short_commit("version 0.1.0.dev12") == "version 0.1.0.dev12"
+    for pair in (["79ef4c0", "79ef4c0e+"], ["version 0.1", "version 0.1.1"], ["abc", "abcdef0"]):
+        rows = [made_up(seed=i, commit=name) for i, name in enumerate(pair)]
+        assert len(standings(rows)) == 2
+    names = ["79ef4c0", "79ef4c0e", "79ef4c0f"]  # which of the two is not known
+    assert len(standings(made_up(seed=i, commit=name) for i, name in enumerate(names))) == 3
 
 
 def test_marks_say_what_a_reader_has_to_know():
@@ -146,7 +222,13 @@ def test_marks_say_what_a_reader_has_to_know():
     assert "does not beat persistence" in marks(metrics={"vrmse": None, "worst_decile": None})
     assert "does not beat chance" in marks(track="T2", metrics={"error": 0.95})
     assert "1.50 times the tokens" in marks(tokens=96.0)
-    assert "a seed more than once" in standings([made_up(), made_up()])[0].marks
+    assert "a seed more than once" in standings([made_up(), made_up(tokens=65.0)])[0].marks
+    (one,) = standings([made_up(), made_up()])
+    assert (len(one.rows), one.marks) == (1, ("1 of 3 seeds",))
+    rows = [made_up(seed=seed, seconds={"training": 1.0} if seed else None) for seed in range(3)]
+    (one,) = standings(rows)
+    assert one.cost("training") is None
+    assert one.marks == ("all seconds in 2 of 3 rows",)
 
 
 def test_those_that_count_come_first_and_quoted_ones_last():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from adaptok.evaluation.standings import (
     Row,
     Standing,
     missing,
+    short_commit,
     standings,
 )
 from adaptok.report.formats import MISSING
@@ -26,28 +28,37 @@ from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
 TEMPLATES = FileSystemLoader(Path(__file__).with_name("assets"))
-# Columns of each track: title, name of the value, and by how much it is multiplied.
-SHARED = (("tokens", "tokens", 1), ("MFLOP", "flops", 1e-6))
-TIMES = (("training, ms", "training", 1e3), ("inference, ms", "inference", 1e3))
-COLUMNS: dict[str, tuple[tuple[str, str, float], ...]] = {
+# Columns of each track: title, where the value comes from, its name there, and a factor.
+Column = tuple[str, Callable[[Standing, str], float | None], str, float]
+TOKENS: Column = ("tokens", Standing.cost, "tokens", 1)
+COSTS: tuple[Column, ...] = (
+    TOKENS,
+    ("MFLOP", Standing.cost, "flops", 1e-6),
+    ("training, ms", Standing.cost, "training", 1e3),
+    ("inference, ms", Standing.cost, "inference", 1e3),
+)
+COLUMNS: dict[str, tuple[Column, ...]] = {
     "T0": (
-        ("change, means", "change_0", 1),
-        ("change, planes", "change_1", 1),
-        ("field, means", "field_0", 1),
-        ("field, planes", "field_1", 1),
-        ("cells, ms", "cells", 1e3),
-        ("tokens", "tokens", 1),
+        ("change, means", Standing.mean, "change_0", 1),
+        ("change, planes", Standing.mean, "change_1", 1),
+        ("field, means", Standing.mean, "field_0", 1),
+        ("field, planes", Standing.mean, "field_1", 1),
+        ("cells, ms", Standing.cost, "cells", 1e3),
+        TOKENS,
     ),
     "T1": (
-        ("VRMSE", "vrmse", 1),
-        ("worst decile", "worst_decile", 1),
-        ("steps 6:12", "6:12", 1),
-        ("steps 13:30", "13:30", 1),
-        ("a quarter of the tokens", "transfer", 1),
-        *SHARED,
-        *TIMES,
+        ("VRMSE", Standing.mean, "vrmse", 1),
+        ("worst decile", Standing.mean, "worst_decile", 1),
+        ("steps 6:12", Standing.window, "6:12", 1),
+        ("steps 13:30", Standing.window, "13:30", 1),
+        ("a quarter of the tokens", Standing.mean, "transfer", 1),
+        *COSTS,
     ),
-    "T2": (("error", "error", 1), ("dense loss", "dense_loss", 1), *SHARED, *TIMES),
+    "T2": (
+        ("error", Standing.mean, "error", 1),
+        ("dense loss", Standing.mean, "dense_loss", 1),
+        *COSTS,
+    ),
 }
 ABOUT = {
     "T0": "Error of the best polynomial of degree 0 (means) or 1 (planes) on each cell, relative "
@@ -94,11 +105,11 @@ def _page(found: Folder, quoted: Sequence[Row]) -> str:
             {
                 "rows": [_shown(one) for one in rows],
                 "columns": {
-                    name: [[title, key] for title, key, _ in columns]
+                    name: [[title, key] for title, _, key, _ in columns]
                     for name, columns in COLUMNS.items()
                 },
                 "measures": {
-                    name: next(t for t, key, _ in COLUMNS[name] if key == measure)
+                    name: next(t for t, _, key, _ in COLUMNS[name] if key == measure)
                     for name, measure in MEASURES.items()
                 },
                 "about": ABOUT,
@@ -111,12 +122,12 @@ def _page(found: Folder, quoted: Sequence[Row]) -> str:
 
 def markdown(found: Folder) -> str:
     """Writes what was measured as Markdown, a table per track and set, and what is missing."""
-    measured = list(found.rows.values())
+    measured = [row for row in found.rows.values() if row.measured]
     rows, parts = standings(measured), ["# Leaderboard\n"]
     if measured:
-        machines = ", ".join(sorted({row.hardware for row in measured}))
-        days = sorted({row.when[:10] for row in measured})
-        commits = ", ".join(sorted({row.commit[:10] for row in measured}))
+        machines = _plain(", ".join(sorted({row.hardware for row in measured})))
+        days = sorted({f"{row.moment:%Y-%m-%d}" for row in measured})
+        commits = _plain(", ".join(sorted({short_commit(one.commit) for one in rows})))
         parts.append(
             "Rows of the reference benchmark, made by `adaptok leaderboard FOLDER out=FILE.md`. "
             f"Machine: {machines}; {days[0]} to {days[-1]}; commit {commits}. Differences of a few "
@@ -126,8 +137,8 @@ def markdown(found: Folder) -> str:
         parts.append(f"## {track}: {TRACKS[track]}\n\n{ABOUT[track]}\n")
         for data in dict.fromkeys(one.first.set for one in _of(rows, track)):
             own = [one for one in _of(rows, track) if one.first.set == data]
-            parts += [f"**{data}**\n", _table(track, own)]
-    gaps = [f"{track} {data}: {method}" for track, data, method in missing(measured)]
+            parts += [f"**{_plain(data)}**\n", _table(track, own)]
+    gaps = [f"{track} {_plain(data)}: {method}" for track, data, method in missing(measured)]
     parts.append(
         "Mandatory and not measured at any budget, of the sets above: "
         f"{', '.join(gaps) or 'none'}.\n"
@@ -136,16 +147,22 @@ def markdown(found: Folder) -> str:
 
 
 def _table(track: str, rows: Sequence[Standing]) -> str:
-    titles = [title for title, _, _ in COLUMNS[track]]
+    titles = [title for title, *_ in COLUMNS[track]]
     shown = [_shown(one) for one in rows]
     body = []
     for one in shown:
         values = [_number(one["values"][title]) for title in titles]
         if one["spread"] is not None:
-            place = [name for _, name, _ in COLUMNS[track]].index(MEASURES[track])
+            place = [name for _, _, name, _ in COLUMNS[track]].index(MEASURES[track])
             values[place] += f" ± {_number(one['spread'])}"
-        body.append([f"`{one['method']}`", one["budget"], *values, "; ".join(one["marks"])])
+        marks = _plain("; ".join(one["marks"]))
+        body.append([f"`{_plain(one['method'])}`", one["budget"], *values, marks])
     return table(["method", "budget", *titles, "marks"], body)
+
+
+def _plain(text: str) -> str:
+    """Writes what Markdown or HTML could read as more than text by its number."""
+    return re.sub(r"[^\w .,:;=()+-]", lambda found: f"&#{ord(found[0])};", text)
 
 
 def _number(value: float | None) -> str:
@@ -161,21 +178,21 @@ def _shown(one: Standing) -> dict[str, Any]:
     row = one.first
     kind, value = row.budget["kind"], row.budget["value"]
     values = {}
-    for title, name, factor in COLUMNS[row.track]:
-        known = next((v for v in _values(one, name) if v is not None), None)
+    for title, source, name, factor in COLUMNS[row.track]:
+        known = source(one, name)
         values[title] = None if known is None else known * factor
     said = "as it is" if kind == "none" else f"equal {kind}" + (f", {value:g}" if value else "")
     about = {"track": row.track, "set": row.set, "method": row.method, "budget": said}
     about |= {"kind": kind, "measured": row.measured, "values": values, "spread": one.spread}
     about |= {"seeds": len({r.seed for r in one.rows if r.seed is not None})}
-    about |= {"marks": list(one.marks), "commit": row.commit, "hardware": row.hardware}
+    about |= {
+        "marks": list(one.marks),
+        "commit": short_commit(one.commit),
+        "hardware": row.hardware,
+    }
     return about | {"source": row.source, "first": (row.rollout or {}).get("first")}
-
-
-def _values(one: Standing, name: str) -> tuple[float | None, ...]:
-    return one.mean(name), one.cost(name), one.window(name)
 
 
 def _for_script(content: Any) -> Markup:
     """Writes JSON for a script element, which "</" and "<!--" would end or change."""
-    return Markup(json.dumps(content).replace("<", "\\u003c"))
+    return Markup(json.dumps(content, allow_nan=False).replace("<", "\\u003c"))

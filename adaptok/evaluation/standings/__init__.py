@@ -1,8 +1,16 @@
 """Rows of the reference benchmark: what one says, which a track must have, and who is ahead."""
 
 from adaptok.evaluation.standings.anchors import anchors
-from adaptok.evaluation.standings.reading import Folder, read_rows, write_row
-from adaptok.evaluation.standings.row import MEASURES, SCHEMA, TRACKS, Row, key_of, row_of
+from adaptok.evaluation.standings.checking import row_of
+from adaptok.evaluation.standings.origins import short_commit
+from adaptok.evaluation.standings.reading import (
+    Folder,
+    printable,
+    read_folders,
+    read_rows,
+    write_row,
+)
+from adaptok.evaluation.standings.row import MEASURES, SCHEMA, TRACKS, Row, key_of
 from adaptok.evaluation.standings.table import MANDATORY, Standing, missing, standings
 
 __all__ = [
@@ -16,8 +24,11 @@ __all__ = [
     "anchors",
     "key_of",
     "missing",
+    "printable",
+    "read_folders",
     "read_rows",
     "row_of",
+    "short_commit",
     "standings",
     "write_row",
 ]

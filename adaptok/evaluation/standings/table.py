@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from adaptok.evaluation.standings.row import MEASURES, Row
+from adaptok.evaluation.standings.origins import (
+    origin_of,
+    place_of,
+    short_commit,
+    usual,
+    whole_commits,
+)
+from adaptok.evaluation.standings.row import MEASURES, Row, digest_of
 
 SEEDS = 3
 OVER = 1.1  # tokens over those of the budget from which on a row is marked
@@ -27,10 +34,12 @@ class Standing:
 
     Attributes:
         rows: one per seed.
+        commit: in the longest form that is known.
         marks: what a reader has to know, in words.
     """
 
     rows: tuple[Row, ...]
+    commit: str
     marks: tuple[str, ...]
 
     @property
@@ -65,37 +74,44 @@ class Standing:
 
 
 def standings(rows: Iterable[Row]) -> list[Standing]:
-    """Groups rows over seeds, never over commits, machines or configurations; best first.
+    """Groups rows over seeds, never over commits, versions of torch, machines or configurations;
+    best first. A row that is there twice counts once.
 
     In each track, set and budget those that count come before those that do not beat persistence
     or chance, and quoted ones come last.
     """
+    unique = list({digest_of(asdict(row)): row for row in rows}.values())
+    commits = whole_commits(unique)
     groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        key = (row.track, row.set, row.method, row.budget["kind"], row.budget["value"])
-        same = (row.commit, row.hardware, row.measured, row.source, row.definition)
-        groups.setdefault((key, same), []).append(row)
-    newest = _newest(row for group in groups.values() for row in group)
-    made = [_standing(group, newest) for group in groups.values()]
+    for row in unique:
+        groups.setdefault((place_of(row), origin_of(row, commits)), []).append(row)
+    others = _Usual([row for row in unique if row.measured], commits)
+    made = [_standing(group, commits, others) for group in groups.values()]
     return sorted(made, key=_order)
 
 
-def _standing(group: Sequence[Row], newest: dict[tuple[str, str], str]) -> Standing:
+class _Usual:
+    """What most measured rows have: of a set, as far as all methods should; else of a place."""
+
+    def __init__(self, rows: Sequence[Row], commits: Mapping[str, str]):
+        self.commit = usual(rows, _set_of, lambda row: commits[row.commit])
+        self.torch = usual(rows, _set_of, lambda row: row.versions["torch"])
+        self.hardware = usual(rows, _set_of, lambda row: row.hardware)
+        self.definition = usual(rows, place_of, lambda row: row.definition)
+
+
+def _set_of(row: Row) -> Hashable:
+    return row.track, row.set
+
+
+def _standing(group: Sequence[Row], commits: Mapping[str, str], others: _Usual) -> Standing:
     by_seed = sorted(group, key=lambda row: (row.seed is None, row.seed or 0))
-    return Standing(tuple(by_seed), tuple(_marks(by_seed, newest)))
+    commit = commits[by_seed[0].commit]
+    marks = [*_marks(by_seed), *(_origin_marks(by_seed, commit, others))]
+    return Standing(tuple(by_seed), commit, tuple(marks))
 
 
-def _newest(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
-    """The commit of the latest row of each track and set."""
-    found: dict[tuple[str, str], tuple[str, str]] = {}
-    for row in rows:
-        if row.measured:
-            place = (row.track, row.set)
-            found[place] = max(found.get(place, ("", "")), (row.when, row.commit))
-    return {place: commit for place, (_, commit) in found.items()}
-
-
-def _marks(group: Sequence[Row], newest: dict[tuple[str, str], str]) -> Iterable[str]:
+def _marks(group: Sequence[Row]) -> Iterable[str]:
     row = group[0]
     if not row.measured:
         yield "published, not measured here"
@@ -104,15 +120,34 @@ def _marks(group: Sequence[Row], newest: dict[tuple[str, str], str]) -> Iterable
         yield f"{len(seeds)} of {SEEDS} seeds" if seeds else "no seed"
     if len(group) > max(len(seeds), 1):
         yield "a seed more than once"
-    if not any(one.seconds for one in group):
+    timed = [set(one.seconds or {}) for one in group]
+    whole = sum(names == set.union(*timed) for names in timed)
+    if not any(timed):
         yield "no seconds"
-    if row.measured and row.commit != newest[row.track, row.set]:
-        yield f"commit {row.commit}, others {newest[row.track, row.set]}"
+    elif whole < len(group):
+        yield f"all seconds in {whole} of {len(group)} rows"
     if not _counts(group):
         yield {"T1": "does not beat persistence", "T2": "does not beat chance"}[row.track]
     tokens, value = _mean([one.tokens for one in group]), row.budget["value"]
     if row.budget["kind"] == "tokens" and tokens and value and tokens > OVER * value:
         yield f"{tokens / value:.2f} times the tokens"
+
+
+def _origin_marks(group: Sequence[Row], commit: str, others: _Usual) -> Iterable[str]:
+    row = group[0]
+    if not row.measured:
+        return
+    where = _set_of(row)
+    if commit != others.commit[where]:
+        yield f"commit {short_commit(commit)}, others {short_commit(others.commit[where])}"
+    if row.versions["torch"] != others.torch[where]:
+        yield f"torch {row.versions['torch']}, others {others.torch[where]}"
+    if (count := len({one.versions["adaptok"] for one in group})) > 1:
+        yield f"{count} versions of adaptok"
+    if row.hardware != others.hardware[where]:
+        yield "another machine"
+    if row.definition != others.definition[place_of(row)]:
+        yield "another configuration"
 
 
 def _counts(group: Sequence[Row]) -> bool:
@@ -128,7 +163,7 @@ def _order(one: Standing) -> Any:
     row, score = one.first, one.score
     place = (row.track, row.set, row.budget["kind"], row.budget["value"] or 0)
     last = not row.measured, not _counts(one.rows), score is None
-    return (*place, *last, score or 0, row.method, row.commit)
+    return (*place, *last, score or 0, row.method, one.commit)
 
 
 def missing(rows: Iterable[Row]) -> list[tuple[str, str, str]]:

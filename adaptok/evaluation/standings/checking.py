@@ -54,7 +54,7 @@ def row_of(content: Any) -> Row:
     if unknown := sorted(map(str, {*content} - wanted)):
         raise ValueError(f"unknown key {unknown[0]!r}")
     if type(content["schema"]) is not int or content["schema"] != SCHEMA:
-        raise ValueError(f"schema {content['schema']!r}; this version reads {SCHEMA}")
+        raise ValueError(f"schema {shown(content['schema'])}; this version reads {SCHEMA}")
     for name, kinds in TYPES.items():
         value = content[name]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

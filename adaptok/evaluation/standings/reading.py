@@ -120,7 +120,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_other(schema: Any) -> bool:
-    return type(schema) is int and schema != SCHEMA
+    return type(schema) is int and 0 < schema < 1000 and schema != SCHEMA
 
 
 def _refuse(word: str) -> None:

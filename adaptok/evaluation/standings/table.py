@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,18 +76,24 @@ class Standing:
 
 def standings(rows: Iterable[Row]) -> list[Standing]:
     """Groups rows over seeds, never over commits, versions of torch, machines or configurations;
-    best first. A row that is there twice counts once.
+    best first. A row that is there twice counts once; of rows of one seed that differ in numbers
+    each stands alone.
 
     In each track, set and budget those that count come before those that do not beat persistence
     or chance, and quoted ones come last.
     """
-    unique = list({digest_of(asdict(row)): row for row in rows}.values())
-    commits = whole_commits(unique)
+    unique = {digest_of(asdict(row)): row for row in rows}
+    commits = whole_commits(unique.values())
+    alike = {name: (place_of(row), origin_of(row, commits)) for name, row in unique.items()}
+    times = Counter((alike[name], row.seed) for name, row in unique.items())
     groups: dict[Any, list[Row]] = {}
-    for row in unique:
-        groups.setdefault((place_of(row), origin_of(row, commits)), []).append(row)
-    others = _Usual([row for row in unique if row.measured], commits)
-    made = [_standing(group, commits, others) for group in groups.values()]
+    for name, row in unique.items():
+        alone = name if times[alike[name], row.seed] > 1 else None
+        groups.setdefault((alike[name], alone), []).append(row)
+    others = _Usual([row for row in unique.values() if row.measured], commits)
+    made = [
+        _standing(group, alone is not None, commits, others) for (_, alone), group in groups.items()
+    ]
     return sorted(made, key=_order)
 
 
@@ -104,10 +111,13 @@ def _set_of(row: Row) -> Hashable:
     return row.track, row.set
 
 
-def _standing(group: Sequence[Row], commits: Mapping[str, str], others: _Usual) -> Standing:
+def _standing(
+    group: Sequence[Row], alone: bool, commits: Mapping[str, str], others: _Usual
+) -> Standing:
     by_seed = sorted(group, key=lambda row: (row.seed is None, row.seed or 0))
     commit = commits[by_seed[0].commit]
-    marks = [*_marks(by_seed), *(_origin_marks(by_seed, commit, others))]
+    again = ["a seed more than once"] if alone else []
+    marks = [*again, *_marks(by_seed), *_origin_marks(by_seed, commit, others)]
     return Standing(tuple(by_seed), commit, tuple(marks))
 
 
@@ -118,8 +128,6 @@ def _marks(group: Sequence[Row]) -> Iterable[str]:
     seeds = {one.seed for one in group if one.seed is not None}
     if row.measured and len(seeds) < SEEDS:
         yield f"{len(seeds)} of {SEEDS} seeds" if seeds else "no seed"
-    if len(group) > max(len(seeds), 1):
-        yield "a seed more than once"
     timed = [set(one.seconds or {}) for one in group]
     whole = sum(names == set.union(*timed) for names in timed)
     if not any(timed):

@@ -195,9 +195,13 @@ def test_what_differs_from_most_rows_is_marked():
         odd = made_up(when="2026-11-02T00:00:00+00:00", **changes)
         marks = {len(one.rows): one.marks for one in standings([odd, *rows])}
         assert marks == {3: (), 1: ("1 of 3 seeds", mark)}
-    version = made_up().versions | {"adaptok": "0.2.0"}
-    (one,) = standings([*rows[:2], made_up(seed=2, versions=version)])
-    assert one.marks == ("2 versions of adaptok",)
+
+
+def test_versions_of_the_package_tell_apart_what_no_commit_does():
+    later = made_up().versions | {"adaptok": "0.2.0"}
+    for commit, count in (("unknown", 2), ("79ef4c0e1b", 1)):
+        rows = [made_up(seed=seed, commit=commit) for seed in range(2)]
+        assert len(standings([*rows, made_up(seed=2, commit=commit, versions=later)])) == count
 
 
 def test_a_commit_is_one_however_far_its_hash_is_shortened():

@@ -52,7 +52,9 @@ def origin_of(row: Row, commits: Mapping[str, str]) -> tuple[Any, ...]:
         row: of the benchmark.
         commits: see `whole_commits`.
     """
-    by = (commits[row.commit], row.hardware, row.versions.get("torch"))
+    commit = commits[row.commit]
+    code = commit if HASH.fullmatch(commit) else (commit, row.versions.get("adaptok"))
+    by = (code, row.hardware, row.versions.get("torch"))
     return (*by, row.measured, row.source, row.definition)
 
 

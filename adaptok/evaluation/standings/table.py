@@ -150,8 +150,6 @@ def _origin_marks(group: Sequence[Row], commit: str, others: _Usual) -> Iterable
         yield f"commit {short_commit(commit)}, others {short_commit(others.commit[where])}"
     if row.versions["torch"] != others.torch[where]:
         yield f"torch {row.versions['torch']}, others {others.torch[where]}"
-    if (count := len({one.versions["adaptok"] for one in group})) > 1:
-        yield f"{count} versions of adaptok"
     if row.hardware != others.hardware[where]:
         yield "another machine"
     if row.definition != others.definition[place_of(row)]:

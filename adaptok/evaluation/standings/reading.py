@@ -32,8 +32,8 @@ class Folder:
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def read_rows(folder: str | Path) -> Folder:
-    """Reads the ``*.json`` files directly in a folder.
+def read_rows(folder: str | Path, pattern: str = "*.json") -> Folder:
+    """Reads the files directly in a folder whose name matches a pattern.
 
     Raises:
         ValueError: there is no such folder.
@@ -42,7 +42,7 @@ def read_rows(folder: str | Path) -> Folder:
     if not path.is_dir():
         raise ValueError(f"no folder {path}")
     found = Folder()
-    for file in sorted(path.glob("*.json")):
+    for file in sorted(path.glob(pattern)):
         name = printable(file.name)
         try:
             content = _content(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import shutil
@@ -17,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from adaptok.evaluation.bench.timing import clock_of
-from adaptok.evaluation.standings import Row, read_rows, row_of, write_row
+from adaptok.evaluation.standings import Row, read_rows, write_row
 from adaptok.tasks.bench.job import Job
 from adaptok.utils.tables import table
 
@@ -28,11 +27,8 @@ TIMES = "seconds.csv"  # in it: track, what a job was expected to take, and took
 
 def is_done(job: Job, out: Path) -> bool:
     """Tells whether there is a row of this job and of its configuration as it is now."""
-    try:
-        row = row_of(json.loads((out / f"{job.stem}.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return row.key == job.key
+    row = read_rows(out, f"{job.stem}.json").rows.get(f"{job.stem}.json") if out.is_dir() else None
+    return row is not None and row.key == job.key
 
 
 def price_list(jobs: Sequence[Job], out: Path) -> str:

@@ -486,6 +486,35 @@ def test_errors_are_those_of_the_evaluation(tmp_path, tiny):
 
 
 @pytest.mark.slow
+def test_everything_is_measured_in_the_precision_of_evaluations(tmp_path, tiny, monkeypatch):
+    """That of training on CUDA: errors, operations and memory, seconds."""
+    job = next(job for job in tiny(True) if job.method == "iap")
+    ready, seen = t1.prepared(job.config["words"], str(tmp_path)), []
+    half = torch.autocast("cpu", torch.bfloat16)
+    for module in (measuring, sys.modules[evaluate.__module__]):
+        monkeypatch.setattr(module, "precision", lambda _: half)
+    ready.module.surrogate.processor.register_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    measuring.tested(ready.module, ready.data, ready.by_turns(), 6, 1)
+    measuring.step_seconds(ready.module, ready.data, 1)
+    assert seen
+    assert all(seen)
+
+
+@pytest.mark.slow
+def test_a_model_without_weights_is_timed_where_it_is(tmp_path, tiny, monkeypatch):
+    job = next(job for job in tiny(True) if job.method == "persistence")
+    ready, seen = t1.prepared(job.config["words"], str(tmp_path)), set()
+    module = ready.module.to("meta")
+    monkeypatch.setattr(
+        module, "predict", lambda batch, _: seen.add(batch["input"].device.type) or batch["input"]
+    )
+    assert t1._inference_alone(module, ready.data)["inference"] > 0
+    assert seen == {"meta"}
+
+
+@pytest.mark.slow
 def test_the_oracle_sees_the_next_change_and_nothing_else(tmp_path, tiny):
     job = next(job for job in tiny(True) if job.method == "oracle")
     ready = t1.prepared(job.config["words"], str(tmp_path), oracle=True)

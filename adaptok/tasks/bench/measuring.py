@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from adaptok.data import WellData
 from adaptok.evaluation.cost import cost_of
-from adaptok.evaluation.evaluate import count_tokens, plain, rollouts
+from adaptok.evaluation.evaluate import count_tokens, plain, precision, rollouts
 from adaptok.evaluation.metrics import vrmse
 from adaptok.models.schedules import Schedule
 from adaptok.training import SurrogateModule
@@ -54,8 +55,8 @@ def tested(
     place, counted = model.mean.device, cost_of_batch(module, data, "test", cycle)
     with count_tokens(model) as counts:
         for number, loaded in enumerate(data.loader("test", 1)):
-            batch = _on(place, loaded)
-            prediction = module.predict(batch, number).float()
+            batch = on(place, loaded)
+            prediction = predicted(module, batch, number).float()
             errors.append(vrmse(prediction, batch["target"][:, :1], model.ndim).cpu())
     rolled = [
         vrmse(prediction, batch["target"], model.ndim).mean(-1)
@@ -76,16 +77,24 @@ def cost_of_batch(
     operations per sample, and the most bytes.
     """
     model, costs = module.surrogate, []
-    batch = _on(model.mean.device, next(iter(data.loader(split, 1))))
+    batch = on(model.mean.device, next(iter(data.loader(split, 1))))
     for number in range(cycle):
-        cost = cost_of(model, lambda number=number: module.predict(batch, number), [batch["input"]])
+        call = functools.partial(predicted, module, batch, number)
+        cost = cost_of(model, call, [batch["input"]])
         assert cost is not None, "benchmarks do not compile"
         costs.append(cost)
     operations = sum(cost.flops["total"] for cost in costs) / cycle
     return operations / len(batch["input"]), max(cost.memory["total"] for cost in costs)
 
 
-def _on(place: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+def predicted(module: SurrogateModule, batch: Mapping[str, Any], number: int) -> Tensor:
+    """Predicts with the settings of a step, in the precision of evaluations."""
+    with precision(module.surrogate.mean.device):
+        return module.predict(batch, number)
+
+
+def on(place: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Moves the tensors of a batch."""
     return {k: v.to(place) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
@@ -120,7 +129,7 @@ def step_seconds(module: SurrogateModule, data: WellData, cycle: int) -> dict[st
     place = module.surrogate.mean.device
     clock = time.process_time if place.type == "cpu" else time.perf_counter
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6)
-    batch = _on(place, next(iter(data.loader("train", 1))))
+    batch = on(place, next(iter(data.loader("train", 1))))
     least = {"training": 0.0, "inference": 0.0}
 
     def waited() -> float:
@@ -132,14 +141,15 @@ def step_seconds(module: SurrogateModule, data: WellData, cycle: int) -> dict[st
         took: dict[str, list[float]] = {name: [] for name in least}
         for _ in range(REPEATS):
             start = waited()
-            loss = module.loss(batch, number)
+            with precision(place):
+                loss = module.loss(batch, number)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             took["training"].append(waited() - start)
             with torch.no_grad():
                 start = waited()
-                module.predict(batch, number)
+                predicted(module, batch, number)
                 took["inference"].append(waited() - start)
         least = {name: total + min(took[name]) / cycle for name, total in least.items()}
     return least

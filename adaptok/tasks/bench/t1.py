@@ -22,6 +22,8 @@ from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.tasks.bench.job import Job, Price, checkpoint_in, least_memory
 from adaptok.tasks.bench.measuring import (
     cost_of_batch,
+    on,
+    predicted,
     rollout_of,
     step_seconds,
     tested,
@@ -339,8 +341,9 @@ def _transfer(ready: Prepared, job: Job, error: Tensor) -> float | None:
 def _inference_alone(module: SurrogateModule, data: WellData) -> dict[str, float]:
     from adaptok.evaluation.bench.timing import clock_of, paired
 
-    batch = next(iter(data.loader("train", 1)))
-    took = paired({"all": lambda: module.predict(batch, 0)}, clock=clock_of("cpu"))["all"]
+    place = module.surrogate.mean.device
+    batch = on(place, next(iter(data.loader("train", 1))))
+    took = paired({"all": lambda: predicted(module, batch, 0)}, clock=clock_of(place))["all"]
     return {"inference": max(min(took), 1e-9)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import numpy as np
@@ -230,7 +231,7 @@ def test_a_flash_attn_package_is_taken_where_it_is_newer_than_torchs(
 @pytest.mark.parametrize("returns_more", [False, True])
 def test_flash_attn_is_called_as_its_packages_want(returns_more, monkeypatch):
     """A stand-in with their keywords that computes by the loop."""
-    groups, keys = make_groups((2, 0, 3)), make_groups((1, 2, 0))
+    groups, keys = make_groups((2, 0, 3)), make_groups((1, 2, 0), known=not returns_more)
 
     def stand_in(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
         assert (max_seqlen_q, max_seqlen_k) == (3, 2)
@@ -240,12 +241,40 @@ def test_flash_attn_is_called_as_its_packages_want(returns_more, monkeypatch):
         out = BACKENDS["loop"].run(
             q, k, v, groups, keys, Options(None, None, options["causal"], scale)
         )
+        out[2:] = torch.nan  # whatever a kernel returns for the rows that have no keys
         return (out, None) if returns_more else out
 
     monkeypatch.setattr(packed, "find_flash", lambda: packed.Flash(3, stand_in))
     q, k, v = draw(5), draw(3), draw(3)
     out = packed.run_flash_attn(q, k, v, groups, keys, Options(scale=0.3))
     torch.testing.assert_close(out, attend(q, k, v, groups, keys, scale=0.3))
+
+
+def test_varlen_is_called_as_torch_wants(monkeypatch):
+    """A stand-in with torch's signature that computes by the loop."""
+    from torch.nn.attention import varlen
+
+    groups, keys = make_groups((2, 0, 3)), make_groups((1, 2, 0))
+    real = inspect.signature(varlen.varlen_attn)
+
+    def stand_in(*args, **options):
+        given = real.bind(*args, **options).arguments
+        assert (given["max_q"], given["max_k"], given["window_size"]) == (3, 2, (-1, -1))
+        q, k, v = args[:3]
+        out = BACKENDS["loop"].run(q, k, v, groups, keys, Options(scale=given["scale"]))
+        out[2:] = torch.nan
+        return out
+
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    q, k, v = draw(5), draw(3), draw(3)
+    out = packed.run_varlen(q, k, v, groups, keys, Options(scale=0.3))
+    torch.testing.assert_close(out, attend(q, k, v, groups, keys, scale=0.3))
+
+
+def test_varlen_with_other_keywords_is_not_used(monkeypatch):
+    monkeypatch.setattr(packed, "_varlen_keywords", lambda: frozenset({"is_causal", "scale"}))
+    assert "has no ['window_size']" in packed._varlen_lacks()
+    assert on_cuda() == "efficient"
 
 
 def test_what_is_usable_here_and_why_not():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptok.cells import Groups
-from adaptok.cells.lengths import common
+from adaptok.cells.lengths import common, distinct
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -137,8 +137,11 @@ def check_tail(groups: Groups, rows: int) -> None:
 
 
 def zero_where_no_keys(out: Tensor, groups_q: Groups, groups_k: Groups) -> Tensor:
-    """Zeroes the rows (n, h, e) of queries without keys, whatever a kernel returned for them."""
-    if groups_k is groups_q:
+    """Zeroes the rows (n, h, e) of queries without keys, whatever a kernel returned for them; waits
+    for no device.
+    """
+    lengths = groups_k.lengths
+    if groups_k is groups_q or (lengths is not None and 0 not in distinct(lengths)):
         return out
     empty = groups_k.cu_seqlens.diff() == 0
     sizes = groups_q.cu_seqlens.diff().long()

@@ -98,9 +98,9 @@ def choose(request: Request) -> str:
     fallback = "loop" if request.known else "padded"
     if request.device != "cuda":
         return fallback
-    flash = packed.find_flash()
+    generation = packed.flash_generation()
     order = ["varlen", "efficient"]
-    if flash is not None and (flash.generation > 2 or BACKENDS["varlen"].missing()):
+    if generation > 2 or (generation and BACKENDS["varlen"].missing()):
         # varlen runs FlashAttention 2, so an installed package goes first only if it is newer.
         order.insert(0, "flash_attn")
     for name in order:

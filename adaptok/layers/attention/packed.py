@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from typing import NamedTuple
@@ -19,10 +20,11 @@ from adaptok.layers.attention.backend import (
     no_cuda,
     zero_where_no_keys,
 )
+from adaptok.utils.constants import constant_in_graphs
 
 
 def run_varlen(q, k, v, groups_q, groups_k, options) -> Tensor:
-    """Runs torch.nn.attention.varlen, with the keywords that torch 2.10 to 2.15 share."""
+    """Runs torch.nn.attention.varlen."""
     from torch.nn.attention.varlen import varlen_attn
 
     check_tail(groups_q, len(q))
@@ -33,15 +35,27 @@ def run_varlen(q, k, v, groups_q, groups_k, options) -> Tensor:
     window = (-1, 0) if options.causal else (-1, -1)
     out = varlen_attn(q, k, v, *offsets, *longest, scale=scale, window_size=window)
     assert isinstance(out, Tensor)
-    return out[..., :width]
+    return zero_where_no_keys(out[..., :width], groups_q, groups_k)
+
+
+@constant_in_graphs
+def _varlen_lacks() -> str | None:
+    """Tells what torch's own lacks of what is asked of it; None if nothing."""
+    missing = {"scale", "window_size"} - _varlen_keywords()  # the first versions had others
+    return f"varlen_attn of torch {torch.__version__} has no {sorted(missing)}" if missing else None
+
+
+@functools.cache
+def _varlen_keywords() -> frozenset[str]:
+    try:
+        varlen_attn = import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _no_varlen() -> str | None:
-    try:
-        import_module("torch.nn.attention.varlen")
-    except ImportError:
-        return f"torch {torch.__version__} has no torch.nn.attention.varlen (2.10 has)"
-    return no_cuda()
+    return no_cuda() or _varlen_lacks()
 
 
 class Flash(NamedTuple):
@@ -69,6 +83,13 @@ def find_flash() -> Flash | None:
     return None
 
 
+@constant_in_graphs
+def flash_generation() -> int:
+    """The generation of flash-attn that is used here; 0 without one."""
+    flash = find_flash()
+    return 0 if flash is None else flash.generation
+
+
 def run_flash_attn(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Runs flash_attn_varlen_func of the newest installed flash-attn package."""
     check_tail(groups_q, len(q))
@@ -88,7 +109,7 @@ def run_flash_attn(q, k, v, groups_q, groups_k, options) -> Tensor:
         causal=options.causal,
     )
     out = out[0] if isinstance(out, tuple) else out  # some versions add the log-sum-exp
-    return out[..., :width]
+    return zero_where_no_keys(out[..., :width], groups_q, groups_k)
 
 
 def _no_flash() -> str | None:
@@ -132,6 +153,10 @@ def _flash_can(request: Request) -> bool:
     return request.device == "cuda" and request.dtype in HALF and simple
 
 
+def _varlen_can(request: Request) -> bool:
+    return _flash_can(request) and _varlen_lacks() is None
+
+
 def _efficient_can(request: Request) -> bool:
     fits = request.head_dim % (8 if request.dtype in HALF else 4) == 0
     known = request.dtype in (*HALF, torch.float32)
@@ -147,6 +172,6 @@ EFFICIENT_NEEDS = (
     "CUDA, float32 with head_dim divisible by 4 or half precision with one divisible by 8, values "
     "as wide as keys, no bias but per key and no dropout"
 )
-VARLEN = Backend(run_varlen, FLASH_NEEDS, _flash_can, _no_varlen)
+VARLEN = Backend(run_varlen, FLASH_NEEDS, _varlen_can, _no_varlen)
 FLASH_ATTN = Backend(run_flash_attn, FLASH_NEEDS, _flash_can, _no_flash)
 EFFICIENT = Backend(run_efficient, EFFICIENT_NEEDS, _efficient_can, _no_efficient)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptok.cells import Groups
-from adaptok.evaluation.bench.timing import CLOCK, clock_of, median_ratio, paired, write_results
+from adaptok.evaluation.bench.timing import (
+    CLOCK,
+    FULL,
+    clock_of,
+    digits,
+    median_ratio,
+    paired,
+    saved,
+    unless_full,
+    write_results,
+)
 from adaptok.layers.attention import BACKENDS, Request, attend, attention_backend, choose, usable
 from benchmarks.drawing import bars
 
@@ -44,8 +54,8 @@ def ragged_lengths(samples: int, mean: int) -> list[int]:
     return [int(n) for n in spread[order]]
 
 
-def measure(mean: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one mean length."""
+def measure(mean: int, options: argparse.Namespace, flex: bool) -> Iterator[dict[str, Any]]:
+    """Rows of one mean length: of all back ends but flex, or of flex alone."""
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     lengths = ragged_lengths(options.samples, mean)
     rms = round((sum(n * n for n in lengths) / len(lengths)) ** 0.5)
@@ -62,22 +72,26 @@ def measure(mean: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         "auto": _run(packed, ragged, "auto"),
     }
     for name, backend in BACKENDS.items():
-        eager_flex = name == "flex" and device.type == "cpu"  # would hold all pairs of rows
-        if usable()[name] is None and backend.can(request) and not eager_flex:
+        if usable()[name] is None and backend.can(request):
             runs[name] = _run(packed, ragged, name)
     runs["padded-and-masked"] = _masked(lengths, rows_of)
-    seconds = paired(runs, repeats=options.repeats, clock=clock_of(device))
+    runs = {name: run for name, run in runs.items() if name == "equal" or (name == "flex") == flex}
+    fit = {name: run for name, run in runs.items() if unless_full(lambda run=run: [run()])}
+    seconds = paired(fit, repeats=options.repeats, clock=clock_of(device))
     label = {"auto": f"auto ({choose(request)})"}
-    return [
-        {
-            "rows": f"{len(lengths)} x {mean}",
-            "back end": label.get(name, name),
-            "ms": round(1e3 * statistics.median(times), 1),
+    for name in runs:
+        row = {"rows": f"{len(lengths)} x {mean}", "back end": label.get(name, name)}
+        if flex and name == "equal":
+            continue
+        if name not in fit:
+            yield row | FULL
+            continue
+        times = seconds[name]
+        yield row | {
+            "ms": digits(1e3 * statistics.median(times)),
             "time / equal": round(median_ratio(times, seconds["equal"]), 2),
             "TFLOP/s": round(_flops(lengths, options) / statistics.median(times) / 1e12, 3),
         }
-        for name, times in seconds.items()
-    ]
 
 
 def _flops(lengths: Sequence[int], options: argparse.Namespace) -> float:
@@ -132,7 +146,11 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> None:
     """Measures and writes the results."""
     options = arguments(given)
-    rows = [row for mean in options.means for row in measure(mean, options)]
+    # Flex last, since it compiles for long; on a CPU it would hold all pairs of rows.
+    turns = (False, True) if options.device != "cpu" else (False,)
+    cases = itertools.product(turns, options.means)
+    found = (row for flex, mean in cases for row in measure(mean, options, flex))
+    rows = saved(options.folder, "attention", found)
     settings = (
         f" {options.heads} heads of {options.head_dim}, {options.dtype}, "
         f"{options.repeats} repetitions."

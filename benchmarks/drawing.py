@@ -23,7 +23,7 @@ def bars(group: str | None, label: str, value: str, reference: float | None = 1.
     def draw(rows: Sequence[Row], path: Path) -> None:
         import matplotlib.pyplot as plt
 
-        shown = [row for row in rows if isinstance(row[value], (int, float))]
+        shown = [row for row in rows if isinstance(row.get(value), (int, float))]
         panels = list(dict.fromkeys(of(row) for row in shown))
         figure, axes = plt.subplots(
             len(panels),
@@ -54,6 +54,7 @@ def curves(panel: str, x: str, series: str, value: str) -> Draw:
     def draw(rows: Sequence[Row], path: Path) -> None:
         import matplotlib.pyplot as plt
 
+        rows = [row for row in rows if value in row]
         panels = list(dict.fromkeys(row[panel] for row in rows))
         names = list(dict.fromkeys(row[series] for row in rows))
         figure, axes = plt.subplots(

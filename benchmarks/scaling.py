@@ -9,14 +9,23 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from adaptok.evaluation.bench.timing import CLOCK, clock_of, paired, write_results
+from adaptok.evaluation.bench.timing import (
+    CLOCK,
+    FULL,
+    clock_of,
+    digits,
+    paired,
+    saved,
+    unless_full,
+    write_results,
+)
 from adaptok.evaluation.cost import cost_of
 from adaptok.models.surrogate import create_surrogate
 from benchmarks.drawing import curves
@@ -64,9 +73,9 @@ def build(name: str, point: dict[str, int], options: argparse.Namespace) -> nn.M
     )
 
 
-def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def sweep(axis: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measures along one axis from its start until a step would take too much time or memory."""
-    rows: list[dict[str, Any]] = []
+    before: dict[str, float] = {}
     alive, value = list(MODELS), START[axis]
     while alive:
         point = FIXED | {axis: value}
@@ -75,30 +84,40 @@ def sweep(axis: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         steps: dict[str, Callable[[], None]] = {}
         memory: dict[str, float] = {}
         for name in alive:
-            model = build(name, point, options).to(options.device)
-            side = point["resolution"]
-            shape = (point["batch"], 1, options.channels, side, side)
-            field = torch.randn(shape, device=options.device).cumsum(-1)
-            steps[name] = make_step(model, field, options.precision)
-            cost = cost_of(model, steps[name], [field])
-            assert cost is not None
-            memory[name] = cost.memory["total"] / 2**20
+            tried = unless_full(lambda name=name, point=point: _step(name, point, options))
+            if tried is None:
+                yield {"sweep": axis, "value": value, "model": name} | FULL
+            else:
+                steps[name], memory[name] = tried
         seconds = paired(steps, repeats=options.repeats, clock=clock_of(options.device))
         for name, times in seconds.items():
-            own = {"sweep": axis, "value": value, "model": name, "s": statistics.median(times)}
-            before = [r for r in rows if r["model"] == name]
-            factor = math.log(FACTOR[axis])
-            own["slope"] = round(math.log(own["s"] / before[-1]["s"]) / factor, 2) if before else ""
-            rows.append({**own, "MiB": round(memory[name])})
+            took, rise = statistics.median(times), ""
+            if name in before:
+                rise = round(math.log(took / before[name]) / math.log(FACTOR[axis]), 2)
+            before[name] = took
+            own = {"sweep": axis, "value": value, "model": name, "s": digits(took), "slope": rise}
+            yield {**own, "MiB": round(memory[name])}
         limit = options.memory * 2**10
         alive = [
             name
-            for name in alive
+            for name in seconds
             if statistics.median(seconds[name]) * GROWTH[axis] < options.seconds
             and memory[name] * GROWTH[axis] < limit
         ]
         value *= FACTOR[axis]
-    return rows
+
+
+def _step(
+    name: str, point: dict[str, int], options: argparse.Namespace
+) -> tuple[Callable[[], None], float]:
+    """A step that has run once, and its MiB."""
+    model, side = build(name, point, options).to(options.device), point["resolution"]
+    shape = (point["batch"], 1, options.channels, side, side)
+    field = torch.randn(shape, device=options.device).cumsum(-1)
+    step = make_step(model, field, options.precision)
+    cost = cost_of(model, step, [field])
+    assert cost is not None
+    return step, cost.memory["total"] / 2**20
 
 
 def slope(rows: Sequence[dict[str, Any]]) -> float:
@@ -115,7 +134,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     parts = []
     for axis in START:
         for name in MODELS:
-            own = [r for r in rows if (r["sweep"], r["model"]) == (axis, name)]
+            own = [r for r in rows if (r["sweep"], r["model"]) == (axis, name) and "s" in r]
             if len(own) > 1:
                 parts.append(f"{name} against {axis}: {slope(own):.2f} (to {own[-1]['value']})")
     return " Slopes: " + "; ".join(parts) + "."
@@ -151,13 +170,13 @@ def usable_memory() -> float:
 def main(given: Sequence[str] | None = None) -> None:
     """Measures and writes the results."""
     options = arguments(given)
-    rows = [row for axis in options.sweeps for row in sweep(axis, options)]
+    found = (row for axis in options.sweeps for row in sweep(axis, options))
+    rows = saved(options.folder, options.name, found)
     settings = (
         f" Width {options.dim}, depth {options.depth}, {options.precision}, {options.repeats} "
         f"repetitions; limits {options.memory:.0f} GiB and {options.seconds:g} s a step."
     )
     note = NOTE + settings + CLOCK + summary(rows)
-    rows = [{**row, "s": float(f"{row['s']:.3g}")} for row in rows]
     draw = curves("sweep", "value", "model", "s")
     print(write_results(options.folder, options.name, rows, note, draw).read_text())
 

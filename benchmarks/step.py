@@ -6,6 +6,7 @@ Run ``python -m benchmarks.step [folder] [--device cuda --precision bf16 --token
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,11 +19,15 @@ from torch import Tensor, nn
 
 from adaptok.evaluation.bench.timing import (
     CLOCK,
+    FULL,
     clock_of,
+    digits,
     flops_of,
     matmul_peak,
     median_ratio,
     paired,
+    saved,
+    unless_full,
     write_results,
 )
 from adaptok.evaluation.cost import cost_of
@@ -43,7 +48,7 @@ NOTE = (
     "that of samples with equal numbers. GFLOP are those of the matrix "
     "products, forward and backward, as torch's counter sees them; `of roof` is the share that a "
     "step reaches of the speed of one large matrix product, measured in the same run. `peak MiB`: "
-    "on CUDA what the allocator holds at most, on a CPU the tensors of a step, without the weights."
+    "what a step takes at most without the weights, of CUDA's allocator or of tensors on a CPU."
 )
 DECODERS = ("linear", "local", "cross_attention")
 FINEST = 2  # smallest cell of iap
@@ -132,7 +137,7 @@ def measure(
     if options.batch > 1 and "iap, linear" in models and not options.compile:
         models[RAGGED] = models["iap, linear"]
         control[RAGGED] = {"budget": ragged_lengths(options.batch, tokens)}
-    steps = {}
+    steps, memory = {}, {}
     for name, model in models.items():
         model.to(device)
         if options.compile and name != "plain ViT":
@@ -140,17 +145,21 @@ def measure(
         elif options.compile:
             model.compile()
         steps[name] = make_step(model, field, options.precision, **control.get(name, {}))
-    flops = {} if options.compile else {name: flops_of(step) for name, step in steps.items()}
-    memory = {name: peak(models[name], step, field) for name, step in steps.items()}
-    seconds = paired(steps, repeats=options.repeats, clock=clock_of(device))
+        memory[name] = unless_full(lambda model=model, name=name: peak(model, steps[name], field))
+    fit = {name: step for name, step in steps.items() if memory[name] is not None}
+    flops = {} if options.compile else {name: flops_of(step) for name, step in fit.items()}
+    seconds = paired(fit, repeats=options.repeats, clock=clock_of(device))
     roof = matmul_peak(device, options.precision)
-    return [
+    about = {
+        "field": f"{options.batch} x {channels} x {'x'.join(map(str, shape))}",
+        "tokens": tokens,
+    }
+    rows = [
         {
-            "field": f"{options.batch} x {channels} x {'x'.join(map(str, shape))}",
-            "tokens": tokens,
+            **about,
             "model": name,
-            "ms": round(1e3 * statistics.median(times), 1),
-            "time / plain ViT": round(median_ratio(times, seconds["plain ViT"]), 3),
+            "ms": digits(1e3 * statistics.median(times)),
+            "time / plain ViT": _beside(seconds, name, "plain ViT"),
             "time / uniform": _beside_uniform(name, seconds),
             "ragged / equal": _beside_equal(name, seconds, flops),
             "GFLOP": round(flops[name] / 1e9, 1) if flops else "",
@@ -159,6 +168,12 @@ def measure(
         }
         for name, times in seconds.items()
     ]
+    return rows + [{**about, "model": name} | FULL for name in steps if name not in fit]
+
+
+def _beside(seconds: dict[str, list[float]], name: str, other: str) -> float | str:
+    over, under = seconds.get(name), seconds.get(other)
+    return "" if over is None or under is None else round(median_ratio(over, under), 3)
 
 
 def _share(flops: dict[str, int], name: str, times: list[float], roof: float) -> float | str:
@@ -167,15 +182,12 @@ def _share(flops: dict[str, int], name: str, times: list[float], roof: float) ->
 
 def _beside_uniform(name: str, seconds: dict[str, list[float]]) -> float | str:
     kind, _, decoder = name.partition(", ")
-    under = seconds.get(f"uniform, {decoder}")
-    if kind != "iap" or under is None:
-        return ""
-    return round(median_ratio(seconds[name], under), 3)
+    return _beside(seconds, name, f"uniform, {decoder}") if kind == "iap" else ""
 
 
 def _beside_equal(name: str, seconds: dict[str, list[float]], flops: dict[str, int]) -> float | str:
     """Time per operation over that of samples with one number of tokens."""
-    if name != RAGGED:
+    if name != RAGGED or "iap, linear" not in seconds:
         return ""
     ratio = median_ratio(seconds[name], seconds["iap, linear"])
     return round(ratio * flops["iap, linear"] / flops[name], 3)
@@ -197,13 +209,18 @@ def make_step(
 
 
 def peak(model: nn.Module, step: Callable[[], None], field: Tensor) -> float | str:
-    """MiB that a step holds at most: of the allocator on CUDA, else of tensors that it makes."""
+    """MiB that a step takes beside weights and input: of CUDA's allocator, or of its tensors."""
     if field.device.type != "cuda":
         cost = cost_of(model, step, [field])
         return "" if cost is None else round(cost.memory["total"] / 2**20)
+    step()  # what is cached is not part of it
+    model.zero_grad(set_to_none=True)
+    before = torch.cuda.memory_allocated(field.device)
     torch.cuda.reset_peak_memory_stats(field.device)
     step()
-    return round(torch.cuda.max_memory_allocated(field.device) / 2**20)
+    most = torch.cuda.max_memory_allocated(field.device)
+    model.zero_grad(set_to_none=True)  # they would take the memory of the next model
+    return round((most - before) / 2**20)
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -230,11 +247,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> None:
     """Measures and writes the results."""
     options = arguments(given)
-    rows = []
-    for shape in options.shapes:
-        for tokens in options.tokens:
-            points = [int(n) for n in shape.split("x")]
-            rows += measure(points, tokens, options.decoders, options)
+    found = (
+        row
+        for shape, tokens in itertools.product(options.shapes, options.tokens)
+        for row in measure([int(n) for n in shape.split("x")], tokens, options.decoders, options)
+    )
+    rows = saved(options.folder, options.name, found)
     settings = (
         f" Width {options.dim}, depth {options.depth}, {options.heads} heads, {options.precision}, "
         f"cells 2 to {options.max_size}, {options.repeats} repetitions"

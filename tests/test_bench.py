@@ -87,7 +87,7 @@ def test_a_sweep_ends_at_its_limits(monkeypatch):
     monkeypatch.setattr(scaling, "paired", fake)
     monkeypatch.setitem(scaling.FIXED, "tokens", 64)
     monkeypatch.setitem(scaling.FIXED, "resolution", 32)
-    rows = scaling.sweep("batch", options)
+    rows = [*scaling.sweep("batch", options)]
     assert {row["value"] for row in rows} == {1, 2, 4}  # 8 s would be over the limit
     for name in scaling.MODELS:
         own = [row for row in rows if row["model"] == name]

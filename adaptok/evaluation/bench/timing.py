@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adaptok.evaluation.cost import environment
+from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
 TARGET = Path("docs/benchmarks")
 SOURCE = Path(__file__).resolve().parents[3]  # the folder that contains the package
+FULL = {"remark": "out of memory"}  # of a row that a device had no room for
+Result = TypeVar("Result")
 CLOCK = " On one thread of a CPU times are processor time."
 
 
@@ -73,6 +77,22 @@ def paired(
     return seconds
 
 
+def unless_full(call: Callable[[], Result]) -> Result | None:
+    """Returns what a call does; None if the device has no memory for it, which is then freed."""
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        pass  # only outside of this block are the frames gone that hold the tensors
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def digits(value: float) -> float:
+    """Rounds to three significant digits."""
+    return float(f"{value:.3g}")
+
+
 def matmul_peak(device: torch.device, precision: str) -> float:
     """Measures operations per second of a large matrix product: a bound on the speed of a step."""
     size = 8192 if device.type == "cuda" else 1024
@@ -123,6 +143,19 @@ def _git(folder: Path, *words: str) -> str:
     return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def saved(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collects rows as they are measured; `<name>.json` holds those so far after each, since a time
+    limit may stop the process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, about = [], machine()
+    for row in rows:
+        kept.append(row)
+        with replacing(folder / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps({"machine": about, "rows": kept}, indent=1))
+    return kept
+
+
 def write_results(
     folder: Path,
     name: str,
@@ -139,11 +172,13 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = machine()
-    (folder / f"{name}.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
+    with replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
     lines = [f"# {name.replace('_', ' ').capitalize()}", "", note, ""]
     lines += [f"`{command or f'python -m benchmarks.{name}'}`", ""]
     lines += [", ".join(f"{k} {v}" for k, v in about.items()), ""]
-    lines += [table(list(rows[0]), [[str(row[key]) for key in rows[0]] for row in rows])]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines += [table(columns, [[str(row.get(key, "")) for key in columns] for row in rows])]
     if draw is not None:
         draw(rows, folder / f"{name}.png")
         lines += [f"![{name}]({name}.png)", ""]

@@ -10,7 +10,7 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from adaptok.evaluation.bench.timing import (
+    FULL,
     clock_of,
     flops_of,
     median_ratio,
     paired,
+    saved,
+    unless_full,
     write_results,
 )
 from adaptok.vision import apply_apt
@@ -84,21 +87,25 @@ def measure(
     repeats: int = 5,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> tuple[list[dict[str, Any]], str]:
-    """Returns one row per set of thresholds, and what the images are."""
+) -> Iterator[dict[str, Any]]:
+    """Makes one row per set of thresholds."""
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model(name, img_size=size).eval().to(device, dtype)
+    with torch.device(device):  # a CPU takes long to draw the weights of a huge model
+        model = timm.create_model(name, img_size=size).eval().to(dtype)
     fast = apply_apt(model, (5.5, 4.0)).eval()
-    images, what = photographs(batch, size)
+    images, _ = photographs(batch, size)
     mean, std = (torch.tensor(v)[:, None, None] for v in fast.tiling.stats)
     x = ((images - mean) / std).to(device, dtype)
-    rows = []
     for thresholds in rules(fast, x, shares):
-        row = {"model": name, "size": size, "batch": batch}
-        rows.append(row | _measure_rule(model, fast, x, thresholds, repeats))
-    return rows, what
+        row = {"model": name, "size": size, "batch": batch, "thresholds": _said(thresholds)}
+        found = unless_full(lambda bars=thresholds: _measure_rule(model, fast, x, bars, repeats))
+        yield row | (found or FULL)
+
+
+def _said(thresholds: Sequence[float]) -> str:
+    return ", ".join(f"{bar:.2f}".rstrip("0").rstrip(".") for bar in thresholds)
 
 
 def _measure_rule(
@@ -122,7 +129,6 @@ def _measure_rule(
     finest = x.shape[0] * model.patch_embed.num_patches
     whole = int((cells.level == len(cells.sizes) - 1).sum())
     row: dict[str, Any] = {
-        "thresholds": ", ".join(f"{bar:.2f}".rstrip("0").rstrip(".") for bar in thresholds),
         "kept": round(len(cells) / finest, 3),
         "merged": round(1 - whole / finest, 3),
         "GFLOPs/image": round(work * plain / x.shape[0] / 1e9, 2),
@@ -151,7 +157,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    axes, rows = figure.subplots(), [row for row in rows if "kept" in row]
     for name in dict.fromkeys((row["model"], row["size"], row["batch"]) for row in rows):
         own = [row for row in rows if (row["model"], row["size"], row["batch"]) == name]
         own.sort(key=lambda row: row["kept"])
@@ -181,14 +187,14 @@ def main() -> None:
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     kind: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16} if cuda else {}
-    rows, what = [], ""
     if options.threads:
         torch.set_num_threads(options.threads)
     kind |= {"shares": options.shares, "repeats": options.repeats}
+    cases = itertools.product(options.models, options.sizes, options.batches)
     with torch.inference_mode():
-        for each in itertools.product(options.models, options.sizes, options.batches):
-            more, what = measure(*each, **kind)
-            rows += more
+        found = (row for case in cases for row in measure(*case, **kind))
+        rows = saved(options.folder, "vision", found)
+    what = photographs(1, options.sizes[0])[1]
     alone = clock_of("cuda" if cuda else "cpu") is time.process_time
     lists = {"models": options.models, "sizes": options.sizes, "batches": options.batches}
     lists |= {"repeats": [options.repeats]}

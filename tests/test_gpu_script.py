@@ -1,14 +1,131 @@
-"""The script for a GPU, where there is none: its parts exist and fit into its time."""
+"""The script for a GPU, where there is none: its parts exist and fit into its time, and what is
+measured is kept whatever ends a part.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
 
-from gpu.run import parts
+import pytest
+import torch
+from gpu import failures, run
+
+from adaptok.evaluation.bench.timing import FULL, digits, saved, unless_full, write_results
+from benchmarks import step
+from benchmarks.drawing import bars
 
 
-def test_the_parts_exist_and_take_nine_minutes_at_most(tmp_path):
-    found = parts(tmp_path)
-    assert sum(limit for _, limit in found.values()) <= 9 * 60
+def test_the_parts_exist_and_leave_the_last_one_time(tmp_path):
+    found = run.parts(tmp_path)
+    *before, _ = (limit for _, limit in found.values())
+    assert run.SECONDS <= 9 * 60
+    assert sum(before) + run.LEAST <= run.SECONDS - run.SLACK
     modules = [command[2] for command, _ in found.values()]
     assert [module for module in modules if find_spec(module) is None] == []
+
+
+def test_parts_share_the_time_and_the_summary_counts_their_rows(tmp_path, monkeypatch):
+    out, limits = tmp_path / "out", []
+    monkeypatch.setattr(run, "parts", lambda _: {"a": (["x"], 9), "b": (["x"], 900)})
+
+    def ended(command: list[str], limit: float, log: Path) -> str:
+        limits.append(limit)
+        saved(out / log.stem, "own", [{"ms": 1}, {"ms": 2}])
+        return "ok"
+
+    monkeypatch.setattr(run, "run_part", ended)
+    run.main(out, 100)
+    content = json.loads((out / "summary.json").read_text())
+    assert {"device", "hardware", "torch", "when"} <= {*content["machine"]}
+    rows = [(row["part"], row["result"], row["rows"]) for row in content["rows"]]
+    assert rows == [("a", "ok", 2), ("b", "ok", 2)]
+    assert limits[0] == 9
+    assert limits[1] <= 80  # of 100 seconds, and the slack stays
+    assert "| b |" in (out / "summary.md").read_text()
+    with pytest.raises(ValueError, match="results of another run"):
+        run.main(out)
+    run.main(tmp_path / "late", run.SLACK)
+    late = json.loads((tmp_path / "late" / "summary.json").read_text())["rows"]
+    assert [row["result"] for row in late] == ["no time left"] * 2
+
+
+def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    log = tmp_path / "log"
+    assert run.run_part(["sh", "-c", "sleep 1000 & sleep 1000"], 0.5, log) == "stopped after 0 s"
+    assert run.run_part(["sh", "-c", "echo $PYTHONPATH; exit 3"], 100, log) == "exit status 3"
+    assert log.read_text().strip().split(":") == [
+        *map(str, (run.HERE, run.HERE / "experiments")),
+        "theirs",
+    ]
+    assert run.run_part([sys.executable, "-c", ""], 100, log) == "ok"
+
+
+def test_a_failure_is_shown_at_once(capsys):
+    failures.pytest_runtest_logreport(
+        SimpleNamespace(failed=True, nodeid="test_x", longreprtext="1 != 2")
+    )
+    failures.pytest_runtest_logreport(SimpleNamespace(failed=False, nodeid="test_y"))
+    assert capsys.readouterr().out == "\nFAILED test_x\n1 != 2\n"
+
+
+def test_rows_are_kept_when_a_later_one_fails(tmp_path):
+    def rows():
+        yield {"model": "small", "ms": 1.5}
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        saved(tmp_path, "own", rows())
+    content = json.loads((tmp_path / "own.json").read_text())
+    assert content["rows"] == [{"model": "small", "ms": 1.5}]
+    assert [file.name for file in tmp_path.iterdir()] == ["own.json"]
+
+
+def test_a_row_says_that_memory_ran_out(tmp_path, drawn):
+    def measure():
+        raise torch.OutOfMemoryError
+
+    assert unless_full(measure) is None
+    assert unless_full(lambda: 3) == 3
+    rows = [{"model": "small", "ms": 1.5}, {"model": "large"} | FULL]
+    text = write_results(tmp_path, "own", rows, "", bars(None, "model", "ms")).read_text()
+    assert "| model | ms | remark |" in text
+    assert "| large |  | out of memory |" in text
+
+
+@pytest.mark.parametrize(("number", "name"), [(1, "plain ViT"), (3, "iap, linear")])
+def test_a_model_without_room_costs_only_its_own_row(number, name, monkeypatch):
+    def peak(model, call, field, real=step.peak):
+        seen.append(model)
+        if len(seen) == number:
+            raise torch.OutOfMemoryError
+        return real(model, call, field)
+
+    seen: list[torch.nn.Module] = []
+    monkeypatch.setattr(step, "peak", peak)
+    small = ["--device", "cpu", "--dim", "24", "--depth", "1", "--heads", "2", "--repeats", "1"]
+    options = step.arguments([*small, "--max-size", "8"])
+    rows = {row["model"]: row for row in step.measure([16, 32], 32, ["linear"], options)}
+    assert [model for model, row in rows.items() if "remark" in row] == [name]
+    assert rows["uniform, linear"]["ms"] > 0
+    assert (rows["uniform, linear"]["time / plain ViT"] == "") == (name == "plain ViT")
+
+
+def test_memory_on_a_device_is_that_of_the_step(monkeypatch):
+    """What was there before does not count, such as weights."""
+    held = iter([100 * 2**20])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: next(held))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 350 * 2**20)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    model = torch.nn.Linear(2, 2)
+    place = SimpleNamespace(device=torch.device("cuda"))
+    assert step.peak(model, lambda: model(torch.ones(2)).sum().backward(), place) == 250
+    assert model.weight.grad is None
+
+
+def test_three_digits_of_what_is_short_and_long():
+    assert [digits(x) for x in (0.0012345, 1.2345, 1234.5)] == [0.00123, 1.23, 1230.0]

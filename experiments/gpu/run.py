@@ -3,71 +3,119 @@
 python experiments/gpu/run.py OUT
 
 Each part is a process with a time limit, so that a part that fails or hangs stops no other one.
-Results appear in OUT as they come: a log per part, the benchmarks' .json and .md, and summary.md.
+Results appear in OUT as they come: a log and a folder per part, summary.json and summary.md.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parents[2]
-sys.path.insert(0, str(HERE / "experiments"))
+sys.path[:0] = [str(HERE / "experiments"), str(HERE)]
 
 from listed import read  # noqa: E402
+
+from adaptok.evaluation.bench.timing import write_results  # noqa: E402
 
 MODELS = {  # APT, Table 6: model, image size, batch, share of tokens
     "vision_l": ("vit_large_patch14_clip_336", "336", "32", "0.44"),
     "vision_b": ("vit_base_patch16_384", "384", "64", "0.5"),
     "vision_h": ("vit_huge_patch14_clip_336", "336", "16", "0.5"),
 }
-TESTS = ["-q", "-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "tests/gpu"]
+TESTS = ["-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "-p", "gpu.failures", "tests/gpu"]
 SMALL = ["--device", "cuda", "--precision", "bf16"]
+SECONDS, SLACK, LEAST = 540, 20, 10  # of all, for starting and ending, and of a part at least
+NOTE = "Parts in the order in which they ran; `rows` counts what a benchmark has written."
 
 
 def parts(out: Path) -> dict[str, tuple[list[str], int]]:
-    """Returns command and limit in seconds of each part, the important ones first."""
+    """Returns command and limit in seconds of each part, the important ones first. The compiler's
+    is the last: it takes what the others leave.
+    """
     found: dict[str, tuple[list[str], int]] = {
-        "tests": (["pytest", *TESTS], 100),
-        "attention": (["benchmarks.attention", str(out)], 35),
+        "tests": (["pytest", *TESTS, "-k", "not flex"], 75),
+        "attention": (["benchmarks.attention", str(out / "attention")], 35),
     }
     for run in read("iap_table6").runs["full"]:
         if run.name != "asm":  # the grid of am
             name, *rest = run.overrides
-            found[f"step_{run.name}"] = ([f"benchmarks.{name}", str(out), *rest], 32)
-    found["tokenize"] = (["benchmarks.tokenize", str(out), *SMALL, "--batch", "16"], 25)
+            part = f"step_{run.name}"
+            found[part] = ([f"benchmarks.{name}", str(out / part), *rest], 32)
+    more = [str(out / "tokenize"), *SMALL, "--batch", "16"]
+    found["tokenize"] = (["benchmarks.tokenize", *more], 25)
     for name, (model, size, batch, share) in MODELS.items():
         shape = ["--models", model, "--sizes", size, "--batches", batch, "--shares", share]
         found[name] = (["adaptok.evaluation.bench.vision", str(out / name), *shape], 45)
-    found |= {
-        name: ([f"benchmarks.{name}", str(out)], 25) for name in ("reducers", "refine", "memory")
-    }
-    found["scaling"] = (["benchmarks.scaling", str(out), *SMALL, "--seconds", "1"], 40)
+    for name, limit in {"reducers": 25, "refine": 20, "memory": 20}.items():
+        found[name] = ([f"benchmarks.{name}", str(out / name)], limit)
+    more = [str(out / "scaling"), *SMALL, "--seconds", "0.25"]
+    found["scaling"] = (["benchmarks.scaling", *more], 40)
+    found["flex"] = (["pytest", *TESTS, "-k", "flex"], 120)
     return {name: ([sys.executable, "-m", *words], limit) for name, (words, limit) in found.items()}
 
 
-def main(out: Path) -> None:
-    """Runs the parts one after the other."""
+def run_part(command: list[str], limit: float, log: Path) -> str:
+    """Runs a command and all that it starts for so many seconds; returns how it ended."""
+    own = [str(HERE), str(HERE / "experiments"), os.environ.get("PYTHONPATH")]
+    paths = os.pathsep.join(filter(None, own))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=HERE,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        status = process.wait(limit)
+        return "ok" if status == 0 else f"exit status {status}"
+    except subprocess.TimeoutExpired:
+        result = f"stopped after {limit:.0f} s"
+    finally:  # the compiler's processes, too
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:  # the driver holds it
+        result += ", still there"
+    return result
+
+
+def rows_in(folder: Path) -> int:
+    """Counts the rows that a part has written."""
+    return sum(len(json.loads(file.read_text())["rows"]) for file in folder.glob("*.json"))
+
+
+def main(out: Path, seconds: float = SECONDS) -> None:
+    """Runs the parts one after the other, within so many seconds in all.
+
+    Raises:
+        ValueError: there are results of another run.
+    """
+    end = time.perf_counter() + seconds - SLACK
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} has results of another run: give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    lines = ["| part | seconds | result |", "|---|---|---|"]
+    rows: list[dict[str, Any]] = []
     for name, (command, limit) in parts(out).items():
         start = time.perf_counter()
-        with (out / f"{name}.log").open("w") as log:
-            try:
-                streams = {"stdout": log, "stderr": subprocess.STDOUT}
-                done = subprocess.run(
-                    command, cwd=HERE, env=environment, timeout=limit, check=False, **streams
-                )
-                result = "ok" if done.returncode == 0 else f"exit status {done.returncode}"
-            except subprocess.TimeoutExpired:
-                result = f"stopped after {limit} s"
-        lines.append(f"| {name} | {time.perf_counter() - start:.0f} | {result} |")
-        (out / "summary.md").write_text("\n".join(lines) + "\n")
-        print(lines[-1], flush=True)
+        left = min(limit, end - start)
+        enough = left >= LEAST
+        result = run_part(command, left, out / f"{name}.log") if enough else "no time left"
+        took = round(time.perf_counter() - start, 1)
+        rows.append({"part": name, "seconds": took, "result": result, "rows": rows_in(out / name)})
+        write_results(out, "summary", rows, NOTE, command="python experiments/gpu/run.py")
+        print(rows[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_parts_share_the_time_and_the_summary_counts_their_rows(tmp_path, monkey
     assert rows == [("a", "ok", 2), ("b", "ok", 2)]
     assert limits[0] == 9
     assert limits[1] <= 80  # of 100 seconds, and the slack stays
-    assert "| b |" in (out / "summary.md").read_text()
+    assert "| b " in (out / "summary.md").read_text()
     with pytest.raises(ValueError, match="results of another run"):
         run.main(out)
     run.main(tmp_path / "late", run.SLACK)
@@ -93,8 +93,9 @@ def test_a_row_says_that_memory_ran_out(tmp_path, drawn):
     assert unless_full(lambda: 3) == 3
     rows = [{"model": "small", "ms": 1.5}, {"model": "large"} | FULL]
     text = write_results(tmp_path, "own", rows, "", bars(None, "model", "ms")).read_text()
-    assert "| model | ms | remark |" in text
-    assert "| large |  | out of memory |" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert ["model", "ms", "remark"] in rows
+    assert ["large", "", "out of memory"] in rows
 
 
 @pytest.mark.parametrize(("number", "name"), [(1, "plain ViT"), (3, "iap, linear")])

@@ -109,9 +109,8 @@ def main(out: Path, seconds: float = SECONDS) -> None:
     rows: list[dict[str, Any]] = []
     for name, (command, limit) in parts(out).items():
         start = time.perf_counter()
-        left = min(limit, end - start)
-        enough = left >= LEAST
-        result = run_part(command, left, out / f"{name}.log") if enough else "no time left"
+        left, log = end - start, out / f"{name}.log"
+        result = "no time left" if left < LEAST else run_part(command, min(limit, left), log)
         took = round(time.perf_counter() - start, 1)
         rows.append({"part": name, "seconds": took, "result": result, "rows": rows_in(out / name)})
         write_results(out, "summary", rows, NOTE, command="python experiments/gpu/run.py")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import small_runs
@@ -40,6 +41,19 @@ def test_the_ladder_keeps_its_promise(space, budget):
     assert len(sizes) == 1 or sizes[-1] == sizes[0] or count(sizes[-1] // 2) > budget / 4
 
 
+@pytest.mark.parametrize("shape", [(45, 70), (16, 12, 8)])
+def test_sizes_that_would_fit_do(shape):
+    """Also for fewer tokens than the ladder reaches: cells may be larger than the domain."""
+    field = torch.randn(1, 1, 2, *shape)
+    made = create_tokenizer("iap", ndim=len(shape), **MADE, min_size=2, max_size=2)
+    for budget in (1, 2, 3, 5, 20):
+        with pytest.raises(ValueError, match="would fit") as refused:
+            at_budget(made, budget, field)
+        ends = {k: int(v) for k, v in re.findall(r"tokenizer\.(m\w+)=(\d+)", str(refused.value))}
+        again = create_tokenizer("iap", ndim=len(shape), **MADE, **ends)
+        assert at_budget(again, budget, field) == {"budget": budget}
+
+
 def test_sizes_that_are_typed_win():
     space, budget = (64, 64), 64
     for part in ({"name": "iap", "max_size": 8}, {"name": "matey", "sizes": [2, 8]}, "uniform"):
@@ -54,6 +68,7 @@ def test_sizes_that_are_typed_win():
     assert many[:2] == [5.5, 4.0]
     assert min(many) > 0
     assert len(many) == 5
+    assert with_ladder("rlt", (45, 70), 64) == "rlt"  # its size is found: 7, no power of two
     marking = {"name": "threshold", "thresholds": [3.0, 2.0, 1.0]}
     composed = {"name": "composed", "marking": marking}
     assert with_ladder(composed, space, budget) == composed

@@ -64,7 +64,7 @@ def test_the_commands_that_make_sets_work_as_typed(arrays, capsys, name):
     assert main(made[0]) == 0
     out = capsys.readouterr().out
     folder = made[0][3].removeprefix("out=")
-    assert f"next: adaptok train data=well data.path={folder}" in out
+    assert f"next: adaptok train data=well data.path={folder} size=tiny" in out
     assert main(["data", "check", folder]) == 0
     kinds = {"own/room": (45, 70), "own/burgers": (128,), "own/flow": (16, 12, 8)}
     info = WellData(path=folder).info

@@ -39,8 +39,8 @@ def print_from_arrays(*words: str) -> None:
     print(f"{what}  {', '.join(counts)}")
     print(f"fields  {', '.join(info.fields)}")
     print(f"constants  {', '.join(info.constants) or 'none'}")
-    more = " test.steps=1 tokenizer.ignore=[]" if steady else ""
-    print(f"next: adaptok train data=well data.path={folder}{more}")
+    more = " test.steps=1 'tokenizer.ignore=[]'" if steady else ""
+    print(f"next: adaptok train data=well data.path={folder} size=tiny trainer.max_steps=450{more}")
 
 
 def print_stats(*words: str) -> None:

@@ -137,8 +137,14 @@ def _check_only_size(
     if abs(math.log(counts[size] / budget)) < abs(math.log(counts[own] / budget)):
         raise OutOfReachError(
             f"all cells are of {'x'.join(map(str, own))} points, {counts[own]} tokens per sample "
-            f"of {shape}, not about {budget}; size={size} gives {counts[size]}{way_out}"
+            f"of {shape}, not about {budget}; size={_short(size)} gives {counts[size]}{way_out}"
         )
+
+
+def _short(size: int | tuple[int, ...]) -> int | list[int]:
+    """A size as the user types it."""
+    each = (size,) if isinstance(size, int) else size
+    return each[0] if len({*each}) == 1 else [*each]
 
 
 def _sizes_that_fit(tokenizer: Tokenizer, budget: int, shape: tuple[int, ...]) -> str:
@@ -152,7 +158,10 @@ def _sizes_that_fit(tokenizer: Tokenizer, budget: int, shape: tuple[int, ...]) -
     names = [name for name in SIZES if name in TOKENIZERS.knobs(config["name"])]
     if not names:
         return ""
-    chosen = sizes_of(names, ladder(shape[1:], budget / frames), config)
+    sizes = ladder(shape[1:], budget / frames)
+    while frames * product([-(-n // sizes[-1]) for n in shape[1:]]) > budget:
+        sizes.append(2 * sizes[-1])
+    chosen = sizes_of(names, sizes, config)
     words = [f"tokenizer.{name}={str(value).replace(' ', '')}" for name, value in chosen.items()]
     return f"; {' '.join(words)} would fit"
 

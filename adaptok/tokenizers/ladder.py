@@ -42,7 +42,8 @@ def with_ladder(part: Part, space: Sequence[int], budget: float) -> Part:
     if not isinstance(source, str) and not is_factory(source):
         return part
     known = TOKENIZERS.knobs(source)
-    names = SIZES if "patch_sizes" in known else (*SIZES, "size")
+    # where a size alone decides the number of tokens, it is found for the number, no power of two
+    names = (*SIZES, "size") if "budget" in known and "patch_sizes" not in known else SIZES
     own = {name: knobs.get(name, known[name]) for name in names if name in known}
     marking = knobs.get("marking")
     typed = isinstance(marking, Mapping) and isinstance(marking.get("thresholds"), (list, tuple))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import math
 import re
 import shutil
@@ -89,7 +91,10 @@ def run(
                     break
                 begun, start = (work / job.stem).exists(), clock()
                 with _logged(work / f"{job.stem}.log"):
-                    row = measure(job, work)
+                    try:
+                        row = measure(job, work)
+                    finally:
+                        _give_back()
                 write_row(row, out)
                 took = clock() - start
         except Timeout:
@@ -112,6 +117,15 @@ def _logged(path: Path) -> Iterator[None]:
     """Sends what a training prints into a file."""
     with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         yield
+
+
+def _give_back() -> None:
+    """Returns memory that was freed to the system: glibc keeps pieces of what the largest job had,
+    and more of them after each.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _note(out: Path, job: Job, took: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -129,7 +130,14 @@ def _is_sweep(args: list[str]) -> bool:
 
 
 def _check_alone(command: str, args: list[str]) -> None:
-    """Raises ``ValueError`` for options of sweeps, which a single run would ignore."""
+    """Raises ``ValueError`` for options of sweeps, which a single run would ignore, and for keys
+    that are typed like flags.
+    """
+    for arg in args:
+        if re.match(r"--[a-z]+[._]", arg):
+            raise ValueError(
+                f"unknown flag {arg}: keys have no dashes, but their group: trainer.max_steps=3"
+            )
     shown = any(arg.startswith(("-c", "--cfg")) for arg in args)  # nothing runs
     for arg in args:
         of_sweeps = arg.startswith(("launcher=", "search=", "sweep=")) and not arg.endswith("=null")

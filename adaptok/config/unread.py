@@ -59,7 +59,11 @@ def _mixed(config: Config) -> int:
 
 
 RULES = (
-    Rule("data.path data.storage_options", _is_generated, "the set is generated below data.base"),
+    Rule(
+        "data.path data.storage_options",
+        _is_generated,
+        "the set is generated below data.base; for a set that is there: data=well data.path=...",
+    ),
     Rule(
         "data.base",
         lambda config: not _is_generated(config) and _data(config).get("path") is not None,

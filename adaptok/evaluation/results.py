@@ -62,7 +62,7 @@ class Rollout:
             wavenumber, in units of each field's variance.
         patch_harmonics: per step; None if no axis holds four patches.
         patch_size: their period per space axis, that of the cells of this setting.
-        flicker: per step, the share of the cells that were none in the step before (None in the
+        flicker: per step, the share of cells that are new in this step (None in the
             first one), mean over trajectories; None without cells, or with jitter.
         tokens: per step, mean over trajectories; None without cells.
         reused: per step, the share of what blocks put out that they kept from the steps before;
@@ -353,7 +353,7 @@ def markdown(results: Results) -> str:
         text += "them; 1 without artifacts.\n\n" + table(["setting", "patches", *steps], rows)
     rows = [[k, *map(number_cell, c.flicker[1:])] for k, c in curves.items() if c.flicker]
     if rows and steps[1:]:
-        text += "\nRollout: share of the cells that were none in the step before.\n\n"
+        text += "\nRollout: share of cells that are new in this step.\n\n"
         text += table(["setting", *steps[1:]], rows)
     rows = [
         [k, f"{c.seconds:.3g}", *(f"{n:.0f}" for n in (sum(c.tokens), *c.tokens))]

@@ -89,7 +89,7 @@ def _flicker_panels(rows: Sequence[Summary], looked: Mapping[str, Look]) -> list
     figure = _figure(frames, looked, "rollout step", share, "step %{x}: share")
     if figure is None:
         return []
-    caption = "Share of the cells that were none in the step before, mean over trajectories."
+    caption = "Share of cells that are new in each step, mean over trajectories."
     return [figures.Panel("Flicker of the cells", figure, caption)]
 
 

@@ -130,9 +130,9 @@ class TokenSet:
                 or value.shape[0] != rows
                 or (name == "features" and value.ndim != 2)
             ):
-                what = "(n, d)" if name == "features" else "a row per token"
+                what = "are (n, d)" if name == "features" else "has a row per token"
                 raise ValueError(
-                    f"{name} are {what} with n = {rows} cells, got {tuple(value.shape)}; rows "
+                    f"{name} {what} with n = {rows} cells, got {tuple(value.shape)}; rows "
                     "without a cell (class tokens) stay outside of a TokenSet"
                 )
         cond, samples = self.cond, self.cells.batch_size
@@ -216,13 +216,16 @@ class TokenSet:
         """Keeps some rows, so that the cells are no tiling any more; see `Cells.select`.
 
         Args:
-            rows: a mask, or indices that keep the order of the samples.
+            rows: a mask with one value per row, or indices from 0 that keep the order of the
+                samples; one may come several times, so that its row is copied.
+
+        Raises:
+            ValueError: what `Cells.select` refuses.
         """
-        if rows.dtype == torch.bool:
-            rows = rows.nonzero().squeeze(1)
+        rows, longest = self.cells._chosen(rows)
         return TokenSet(
             self.features[rows],
-            self.cells.select(rows),
+            self.cells._take(rows, longest),
             self.cond,
             payload={name: value[rows] for name, value in self.payload.items()},
         )

@@ -154,6 +154,39 @@ def test_select_keeps_rows_of_everything():
         tokens.select(torch.tensor([100, 0]))
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.ones(3, dtype=torch.bool), r"mask of shape \(122,\).*torch.bool .* \(3,\)"),
+        (torch.ones(122, 1, dtype=torch.bool), r"got a torch.bool tensor of shape \(122, 1\)"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"indices \(m,\).*shape \(2, 2\)"),
+        (torch.ones(122), "int64 or int32, got a torch.float32"),
+        (torch.ones(122, dtype=torch.uint8), "got a torch.uint8"),
+        ([0, 1], r"got \[0, 1\]"),
+        (torch.tensor([0, 122]), r"indices of 122 rows are 0\.\.121, got some from 0 to 122"),
+        (torch.tensor([-1, 3]), "got some from -1 to 3"),
+    ],
+)
+def test_select_refuses_what_names_no_rows(rows, message):
+    tokens = mixed_tokens()
+    for whole in (tokens, tokens.cells):
+        with pytest.raises(ValueError, match=message):
+            whole.select(rows)
+
+
+def test_select_copies_a_row_that_comes_several_times(monkeypatch):
+    tokens = mixed_tokens()
+    rows = torch.tensor([0] * 50 + [60])
+    copies = tokens.select(rows)
+    assert torch.equal(copies.features, tokens.features[rows])
+    assert copies.cells.lengths == (50, 1, 0)
+    monkeypatch.setattr("adaptok.cells.cells.reads_are_free", lambda x: False)  # as on a device
+    blind = tokens.select(rows).cells
+    assert blind.cu_seqlens.tolist() == [0, 50, 51, 51]
+    assert blind.max_seqlen >= 50
+    assert tokens.select(torch.ones(122, dtype=torch.bool)).cells.max_seqlen == 42
+
+
 @pytest.mark.parametrize("how", ["mean", "sum", "max"])
 def test_pool_reduces_each_sample(how):
     tokens = mixed_tokens()
@@ -188,7 +221,7 @@ def test_rows_must_be_those_of_the_cells():
     classes = torch.zeros(2, 8)
     with pytest.raises(ValueError, match="n = 84"):
         tokens.replace(features=torch.cat([classes, tokens.features]))
-    with pytest.raises(ValueError, match="score are a row per token"):
+    with pytest.raises(ValueError, match="score has a row per token"):
         tokens.replace(payload={"score": torch.zeros(3)})
     with pytest.raises(ValueError, match="cond"):
         tokens.replace(cond=torch.zeros(3, 8))

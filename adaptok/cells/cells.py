@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from adaptok.cells.groups import GridLayout, Groups, inverse_permutation, product, sorted_groups
 from adaptok.cells.lengths import Count, Equal, Lengths, common, each, repeated
 from adaptok.cells.matching import matching_rows
-from adaptok.utils.arguments import check_fields
+from adaptok.utils.arguments import check_fields, shown
 from adaptok.utils.constants import constant
 from adaptok.utils.reading import reads_are_free
 
@@ -260,17 +260,37 @@ class Cells:
         """Keeps some rows, so that the result is no tiling.
 
         Args:
-            rows: a mask, or indices that keep the order of the samples.
+            rows: a mask with one value per row, or indices from 0 that keep the order of the
+                samples; one may come several times, so that its row is copied.
 
         Raises:
-            ValueError: indices that mix the order of the samples (checked on the CPU).
+            ValueError: neither, indices outside of the rows, or some that mix the order of the
+                samples (values are checked on the CPU).
         """
-        if rows.dtype == torch.bool:
+        return self._take(*self._chosen(rows))
+
+    def _chosen(self, rows: Any) -> tuple[Int64[Tensor, " m"], int]:
+        """Returns checked indices, and a bound for how many are of one sample."""
+        n = self.count
+        plain = isinstance(rows, Tensor) and rows.ndim == 1
+        if plain and rows.dtype == torch.bool and rows.shape[0] == n:
             rows = rows.nonzero().squeeze(1)  # the sync: how many there are sizes the result
+            return rows, min(self.max_seqlen, len(rows))
+        if not plain or rows.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"rows are a mask of shape ({n},), or indices (m,) of dtype int64 or int32, got "
+                f"{shown(rows)}"
+            )
+        if reads_are_free(rows) and bool(((rows < 0) | (rows >= n)).any()):
+            low, high = int(rows.min()), int(rows.max())
+            raise ValueError(f"indices of {n} rows are 0..{n - 1}, got some from {low} to {high}")
+        return rows, len(rows)  # all of them may be copies of one
+
+    def _take(self, rows: Int64[Tensor, " m"], longest: int) -> Cells:
         sample = self.sample[rows]
         counts = torch.zeros_like(self.cu_seqlens[1:])
         counts = counts.index_add_(0, sample, torch.ones_like(sample, dtype=counts.dtype))
-        lengths, longest = None, min(self.max_seqlen, len(rows))
+        lengths = None
         if reads_are_free(sample):
             if bool((sample.diff() < 0).any()):
                 raise ValueError("rows must keep the order of the samples")

@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from adaptok.utils.arguments import check_arguments, described, has_range, hints_of
+from adaptok.utils.arguments import check_arguments, described, has_range, hints_of, shown
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 # A name, {"name": name, **knobs}, a class or factory (also as that "name"), or a ready part.
@@ -297,11 +297,12 @@ def split_part(part: Part, kind: str) -> tuple[str, dict[str, Any]]:
 
 
 def close_matches(word: str, among: Iterable[Any]) -> str:
-    """Returns ``" (did you mean 'x'?)"``, or nothing if no name is close."""
+    """Returns ``" (did you mean 'x'?)"``, or nothing if no name is close in any case."""
     names = [name for name in among if isinstance(name, str)]
     if RENAMED.get(word) in names:
         return f" (it is called {RENAMED[word]!r} now)"
-    near = difflib.get_close_matches(word, names, n=3)
+    written = {name.lower(): name for name in names}
+    near = [written[one] for one in difflib.get_close_matches(word.lower(), written, n=3)]
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
@@ -331,6 +332,24 @@ def documented_args(factory: Callable[..., Any]) -> dict[str, str]:
         for name, text in entry.findall(section[1] if section else ""):
             found.setdefault(name, " ".join(text.split()))
     return found
+
+
+def knob_of_part(knob: str, value: Any, given: Mapping[str, Any]) -> str:
+    """Returns how to give a knob to the part that has it, or nothing if none has.
+
+    Args:
+        given: parts by their kind, among other arguments; of one that is None any may be chosen.
+    """
+    for registry in (TOKENIZERS, PROCESSORS, DECODERS, MARKINGS):
+        if registry.kind in given:
+            part = given[registry.kind]
+            names = [n for n in registry.names() if part is None or n == name_of(part)]
+            names = [n for n in names if knob in registry.knobs(n)]
+            if names:
+                name = knob if knob in names else names[0]
+                how = f'{registry.kind}={{"name": "{name}", "{knob}": {shown(value)}}}'
+                return f", a knob of the {registry.kind}: give {how}"
+    return ""
 
 
 _MODULE = ("__call__", "parameters", "state_dict")  # what every torch.nn.Module has

@@ -19,6 +19,7 @@ from adaptok.utils.arguments import (
     LevelSizes,
     Positive,
     check_fields,
+    kind_of,
     shown,
 )
 from adaptok.utils.precision import check_alike
@@ -360,8 +361,8 @@ def as_field(
         ValueError: not floating point, wrong rank, wrong number of channels, empty, or not finite.
     """
     if not isinstance(field, Tensor) or not field.is_floating_point():
-        given = f"{field.dtype} tensor" if isinstance(field, Tensor) else type(field).__name__
-        raise ValueError(f"a {what} is a floating-point tensor, got a {given}")
+        given = f"a {field.dtype} tensor" if isinstance(field, Tensor) else kind_of(field)
+        raise ValueError(f"a {what} is a floating-point tensor, got {given}")
     if field.ndim == ndim + 2:
         field = field.unsqueeze(1)
     if field.ndim != ndim + 3:

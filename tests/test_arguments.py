@@ -9,7 +9,7 @@ import annotated_types as at
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from adaptok.utils.arguments import (
     Finite,
@@ -109,6 +109,11 @@ def test_options_of_a_constructor_are_checked_as_those_of_its_base(factory):
     for name in ("width", "heads"):
         with pytest.raises(ValueError, match=f"part: {name} must be .* got 0"):
             check_arguments(factory, {name: 0}, "part")
+
+
+def test_what_begins_with_a_vowel_has_its_article():
+    assert described(Int[torch.Tensor, " n"]) == "an int tensor (n)"
+    assert described(OSError) == "an OSError"
 
 
 def test_a_long_value_is_cut():

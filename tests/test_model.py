@@ -437,6 +437,37 @@ def test_constructions_that_make_no_sense(changes, message):
 # ---- bad fields
 
 
+def test_half_precision_is_normalised_in_that_of_the_statistics():
+    model, field = surrogate(), draw().half()
+    assert torch.equal(model(field), model(field.float()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokeniser": "iap"}, r"^create_surrogate: .*'tokeniser' \(did you mean 'tokenizer'\?\)"),
+        ({"budget": 64}, 'a knob of the tokenizer: give tokenizer={"name": "iap", "budget": 64}'),
+        (
+            {"mlp_ratio": 2},
+            'of the processor: give processor={"name": "vit", "mlp_ratio": 2}',
+        ),
+        ({"in_channels": 1}, "^create_surrogate: missing a required argument: 'ndim'"),
+    ],
+)
+def test_arguments_that_it_does_not_have(arguments, message):
+    given = {"in_channels": 1, "ndim": 2} if "in_channels" not in arguments else {}
+    with pytest.raises(TypeError, match=message):
+        create_surrogate(**given, **arguments)
+
+
+def test_what_is_given_by_position():
+    with pytest.raises(
+        TypeError,
+        match=r"^create_tokenizer: takes by position name, got 4 .*: ndim, in_channels, dim$",
+    ):
+        adaptok.create_tokenizer("iap", 2, 3, 8)  # type: ignore[misc]
+
+
 def test_fields_that_do_not_fit():
     model, field = surrogate(history=2), draw(t=2)
     for call in (model, model.prepare, model.cells, lambda x: model.rollout(x, 2)):

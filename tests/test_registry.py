@@ -66,6 +66,11 @@ def test_no_suggestion_where_nothing_is_close(sweets):
     assert close_matches("xyz", ["candy"]) == ""
 
 
+def test_case_keeps_no_name_from_being_close():
+    assert close_matches("CANDY", ["candy"]) == " (did you mean 'candy'?)"
+    assert close_matches("candi", ["Candy"]) == " (did you mean 'Candy'?)"
+
+
 def test_a_former_name_of_a_knob_gives_the_new_one():
     for name in ("vit", "spacetime", "axial"):
         with pytest.raises(ValueError, match=f"{name}.*'recipe'.*'norm_placement'"):

@@ -153,7 +153,7 @@ def test_position_tables_of_a_few_sizes_are_kept():
         ([torch.rand(3, 32, 32), torch.rand(1, 32, 32)], "image 1 of the list: built for 3"),
         ([torch.rand(3, 32, 32), torch.rand(3, 32, 15)], "image 1 .* smaller than the coarsest"),
         ([torch.rand(1, 3, 32, 32)], r"number 0 is \(1, 3, 32, 32\)"),
-        ([torch.rand(3, 32, 32), None], "number 1 is NoneType"),
+        ([torch.rand(3, 32, 32), None], "number 1 is a NoneType"),
         ([torch.rand(3, 32, 32), torch.rand(3, 16, 16).double()], "image 1 of the list is"),
         ([torch.zeros(3, 32, 32, dtype=torch.uint8)], "floating point"),
     ],

@@ -240,7 +240,8 @@ class OneStepModel(nn.Module):
         """Predicts the frame after the last one (t = 1), or the one after each.
 
         Args:
-            field: (b, history, in_channels, *space); (b, c, *space) if history is 1.
+            field: (b, history, in_channels, *space); (b, c, *space) if history is 1. One of a
+                coarser dtype than the model's statistics, such as float16, is normalised in theirs.
             constants: static input channels, if the model was built with some.
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
             all_frames: with ``history_mode="frames"``, return what follows every frame of the

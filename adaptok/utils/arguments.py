@@ -89,11 +89,62 @@ def checked(function: Function) -> Function:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            given = signature.bind(*args, **kwargs).arguments
+            given = _bound(function, signature, args, kwargs)
             check_arguments(function, {k: v for k, v in given.items() if k not in rest})
         return function(*args, **kwargs)
 
     return cast(Function, call)
+
+
+def checked_names(function: Function) -> Function:
+    """Decorates a function of which only the names and number of arguments are checked."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _bound(function, signature, args, kwargs)
+        return function(*args, **kwargs)
+
+    return cast(Function, call)
+
+
+def _bound(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        name = function.__qualname__.removesuffix(".__init__")
+        reason = _misfit(signature, args, kwargs) or str(error)
+        raise TypeError(f"{name}: {reason}") from None
+
+
+def _misfit(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str | None:
+    """Says which arguments of a call a signature has no place for, and what it takes."""
+    from adaptok.registry import close_matches, knob_of_part  # which needs this module
+
+    parameters = signature.parameters.values()
+    kinds = {p.kind for p in parameters}
+    known = [p.name for p in parameters if p.name != "self"]
+    unknown = [name for name in kwargs if name not in known]
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+        given = {p.name: kwargs.get(p.name, p.default) for p in parameters}
+        hint = knob_of_part(unknown[0], kwargs[unknown[0]], given)
+        hint = hint or close_matches(unknown[0], known)
+        return f"got an unexpected argument {unknown[0]!r}{hint}; accepted: {', '.join(known)}"
+    ordered = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(args) > len(ordered) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        own = [name for name in ordered if name != "self"]
+        count = len(args) - len(ordered) + len(own)
+        named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        by_name = f"; by name: {', '.join(named)}" if named else ""
+        return f"takes by position {', '.join(own) or 'nothing'}, got {count} arguments{by_name}"
+    return None
 
 
 def check_fields(instance: Any) -> None:
@@ -119,6 +170,17 @@ def shown(value: Any) -> str:
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def kind_of(value: Any) -> str:
+    """How messages name the type of what is no tensor."""
+    if isinstance(value, np.ndarray):
+        return "a numpy array: torch.from_numpy makes a tensor of it"
+    return _with_article(type(value).__name__)
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeio' else 'a'} {noun}"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -278,8 +340,8 @@ def described(hint: Any) -> str:
         return "something to call"
     if getattr(hint, "array_type", None) is torch.Tensor:
         kind = hint.dtype.__name__.lower().replace("float", "floating-point ").strip()
-        return f"a {kind} tensor ({hint.dim_str})"
-    return f"a {getattr(hint, '__name__', hint)}"
+        return f"{_with_article(kind)} tensor ({hint.dim_str})"
+    return _with_article(getattr(hint, "__name__", str(hint)))
 
 
 def has_range(hint: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from adaptok.models.recording import recorded_values
 from adaptok.registry import Part, choice
 from adaptok.tokens import TokenizerSpec
-from adaptok.utils.arguments import Weighted, check_value
+from adaptok.utils.arguments import Weighted, check_value, checked_names
 from adaptok.vision.recording import check_model_args
 from adaptok.vision.thresholds import level_thresholds
 from adaptok.vision.tiling import ImageCells
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adaptok.vision.reduce import ReducedMixin
 
 
+@checked_names
 def apply_apt(
     model: nn.Module,
     thresholds: Sequence[float] | None = None,

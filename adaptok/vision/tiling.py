@@ -17,6 +17,7 @@ from adaptok.tokenizers.base import check_controls, check_exportable, check_shap
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
+from adaptok.utils.arguments import kind_of, shown
 from adaptok.utils.constants import cached, constant
 from adaptok.utils.reading import is_readable
 
@@ -171,7 +172,7 @@ class ImageCells(nn.Module):
     def check_image(self, x: Tensor) -> None:
         """Raises ``ValueError`` unless `x` is a batch of images of a usable size."""
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            given = shown(x) if isinstance(x, Tensor) else kind_of(x)
             raise ValueError(
                 "images must be floating point (b, c, height, width), or a list of (c, height, "
                 f"width), got {given}"
@@ -191,7 +192,7 @@ class ImageCells(nn.Module):
             raise ValueError("the list of images is empty")
         for i, x in enumerate(images):
             if not isinstance(x, Tensor) or x.ndim != 3:
-                given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                given = tuple(x.shape) if isinstance(x, Tensor) else kind_of(x)
                 raise ValueError(f"a list holds images (c, height, width); number {i} is {given}")
             if (x.dtype, x.device) != (images[0].dtype, images[0].device):
                 first, own = ((y.dtype, str(y.device)) for y in (images[0], x))

@@ -25,6 +25,13 @@ def test_equals_complex_rotation(axes, pairs, seed):
     np.testing.assert_allclose(rotary(centers, shape, width)(x).numpy(), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("width", [16, 32])
+def test_heads_are_as_wide_as_said(width):
+    turn = rotary(torch.rand(7, 3), (1, 64, 64), 24)
+    with pytest.raises(ValueError, match=f"for heads of 24 channels, got {width}"):
+        turn(torch.rand(7, 2, width))
+
+
 @pytest.mark.parametrize("shape", [(1, 64, 64), (4, 32, 32, 32), (1, 128)])
 def test_scores_depend_on_differences_alone(shape):
     """<R(p) q, R(p') k> = <R(p + s) q, R(p' + s) k> for every shift s."""

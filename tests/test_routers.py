@@ -14,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import adaptok
 from adaptok import create_processor, testing
 from adaptok.cells import Groups
-from adaptok.layers.positions import Rotary
 from adaptok.models.compiling import in_bucket
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -42,7 +41,7 @@ def among(processor, block, x: Tensor, tokens: TokenSet, rows: Tensor) -> Tensor
     """A block on some rows alone, which attend to one another."""
     ends = torch.tensor([0, len(rows)], dtype=torch.int32)
     _, rotate = processor.positions(x, tokens.cells, tokens.cells.center)
-    rotate = Rotary(rotate.cos[rows], rotate.sin[rows])
+    rotate = rotate.rows(rows)
     sample = torch.zeros(len(rows), dtype=torch.int64)
     return block(x[rows], Groups(None, None, ends, len(rows), (len(rows),)), rotate, sample, 1)
 

@@ -66,7 +66,7 @@ def partly(
     if active is not None:
         pairs = [(_of_rows(each, active, len(x)), each) for each in partitions]
         own, sample = x[active], sample[active]
-        rotate = None if rotate is None else Rotary(*(part[active] for part in rotate))
+        rotate = None if rotate is None else rotate.rows(active)
     normal, attention = layer.norm_attention(own, None), layer.attention
     q, (k, v) = attention.queries(normal), attention.keys_values(normal)
     if rotate is not None:

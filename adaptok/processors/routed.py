@@ -15,7 +15,6 @@ from adaptok.cells import Cells, Groups, sorted_rows
 from adaptok.cells.lengths import Lengths, common, distinct, each, offsets_of, total
 from adaptok.layers.blocks import Block
 from adaptok.layers.norms import Segments
-from adaptok.layers.positions import Rotary
 from adaptok.processors.transformer import Place, Rows, Transformer
 from adaptok.registry import PROCESSORS
 from adaptok.tokens import TokenizerSpec
@@ -152,7 +151,7 @@ def rows_of(every: Rows, index: Int64[Tensor, " m"], groups: Groups) -> Rows:
     turned, bias = every.rotate, every.key_bias
     return Rows(
         groups,
-        None if turned is None else Rotary(turned.cos[index], turned.sin[index]),
+        None if turned is None else turned.rows(index),
         every.sample[index],
         every.samples,
         None if every.segments is None else Segments.of(groups, index.shape[0]),

@@ -272,4 +272,4 @@ def endpoint_rotary(cells: Cells, head_dim: int) -> Rotary:
         scaled = 2 * place.floor() / max(layout.grid[axis] - 1, 1) - 1
         angles.append(scaled[:, None].float() * frequency)
     turned = torch.cat(angles, 1)
-    return Rotary(turned.cos(), turned.sin())
+    return Rotary(turned.cos(), turned.sin(), head_dim)

@@ -245,7 +245,7 @@ class Transformer(nn.Module):
         x, flow, found = advance(self.reducer, place.flow, i, x, groups, observed=observed, **more)
         if found is None:
             return x, place._replace(flow=flow, key_bias=flow.key_bias)
-        rotate = place.rotate and Rotary(*(part[found.kept] for part in place.rotate))
+        rotate = place.rotate and place.rotate.rows(found.kept)
         cells = subset(place.cells, groups, found)
         return x, self._place(cells, rotate, flow.key_bias, flow)
 

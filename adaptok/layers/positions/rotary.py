@@ -19,14 +19,28 @@ class Rotary(NamedTuple):
 
     cos: Tensor  # float (n, pairs)
     sin: Tensor  # float (n, pairs)
+    head_dim: int  # of queries and keys; the pairs may be fewer than it has
 
     def __call__(self, x: Float[Tensor, "n h e"]) -> Float[Tensor, "n h e"]:
-        """Rotates the channel pairs (2i, 2i + 1) of each head; channels beyond the pairs stay."""
+        """Rotates the channel pairs (2i, 2i + 1) of each head; channels beyond the pairs stay.
+
+        Raises:
+            ValueError: heads of another width than the positions were made for.
+        """
+        if x.shape[-1] != self.head_dim:
+            raise ValueError(
+                f"these rotary positions are for heads of {self.head_dim} channels, "
+                f"got {x.shape[-1]}: give head_dim={x.shape[-1]}"
+            )
         pairs = self.cos.shape[1]
         even, odd = x[..., : 2 * pairs].unflatten(-1, (pairs, 2)).unbind(-1)
         cos, sin = self.cos[:, None].to(x.dtype), self.sin[:, None].to(x.dtype)
         turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
         return torch.cat([turned, x[..., 2 * pairs :]], -1)
+
+    def rows(self, index: Tensor) -> Rotary:
+        """Rotation of some rows: a mask or indices."""
+        return self._replace(cos=self.cos[index], sin=self.sin[index])
 
 
 def rotary(
@@ -45,7 +59,7 @@ def rotary(
     steps = torch.arange(pairs, device=center.device, dtype=torch.float32)
     frequency = base ** (-steps / max(pairs, 1))
     angles = (center[:, axes, None].float() * frequency).flatten(1)  # (n, axes * pairs)
-    return Rotary(angles.cos(), angles.sin())
+    return Rotary(angles.cos(), angles.sin(), head_dim)
 
 
 def pairs_per_axis(axes: int, head_dim: int) -> int:

@@ -398,6 +398,15 @@ def test_shapes_that_do_not_match(shapes, message):
         attend(*(torch.rand(shape) for shape in shapes), make_groups((4, 5)))
 
 
+def test_dtypes_that_do_not_match_but_under_autocast():
+    q, groups = torch.rand(9, 2, 4), make_groups((4, 5))
+    with pytest.raises(ValueError, match=r"k is torch.float64, v is torch.float32: convert them"):
+        attend(q, q.double(), q, groups)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, q.bfloat16(), q, groups)
+    torch.testing.assert_close(out.float(), attend(q, q, q, groups), atol=0.02, rtol=0.02)
+
+
 def test_groups_that_do_not_match():
     q = draw(9)
     with pytest.raises(ValueError, match="queries have 2 groups and keys have 3"):

@@ -21,12 +21,25 @@ def check_alike(x: Tensor, module: nn.Module, what: str) -> None:
         raise ValueError(
             f"the {what} is on {x.device}, the weights are on {weight.device}: move one of them"
         )
-    if x.dtype == weight.dtype or (not x.is_meta and torch.is_autocast_enabled(x.device.type)):
+    if x.dtype == weight.dtype or _autocasts(x):
         return
     if all(p.dtype != x.dtype for p in module.parameters()):
         raise ValueError(
             f"the {what} is {x.dtype}, the weights are {weight.dtype}: convert one of them"
         )
+
+
+def check_one_dtype(**tensors: Tensor) -> None:
+    """Raises ``ValueError`` for tensors of several dtypes; autocast has rules of its own."""
+    if torch.compiler.is_compiling() or any(map(_autocasts, tensors.values())):
+        return
+    if len({x.dtype for x in tensors.values()}) > 1:
+        given = ", ".join(f"{name} is {x.dtype}" for name, x in tensors.items())
+        raise ValueError(f"{given}: convert them to one dtype")
+
+
+def _autocasts(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def without_autocast(like: Tensor) -> torch.autocast:

@@ -20,6 +20,7 @@ from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokens import TokenSet
 from adaptok.utils.arguments import PositiveShare
 from adaptok.utils.constants import constant
+from adaptok.utils.precision import check_alike
 from adaptok.vision.blocks import Packing, run_block
 from adaptok.vision.cut_images import CutImages, separated
 from adaptok.vision.embedding import CellPositions
@@ -302,6 +303,7 @@ class AptMixin(nn.Module):
         model: Any = self
         images, given = separated(x, given, control)
         parts = self.tiling.parts(images, given, **control)
+        check_alike(parts[0][0], model.patch_embed, "batch of images")
         own = [cells for _, cells in parts]
         cells = own[0] if len(own) == 1 else Cells.cat(own) if given is None else given
         if not torch.compiler.is_exporting():  # what a trace makes would outlive it

@@ -21,6 +21,7 @@ from adaptok.cells.lengths import distinct, offsets_of
 from adaptok.models.recording import recorded
 from adaptok.processors.reducers import Flow, Reducer, advance
 from adaptok.registry import REDUCERS
+from adaptok.utils.precision import check_alike
 from adaptok.vision.blocks import Packing, pack_modules, run_of
 from adaptok.vision.intermediates import arranged, check_options, chosen_blocks
 from adaptok.vision.pooling import PoolPacking, pack_pool
@@ -202,6 +203,7 @@ class ReducedMixin(nn.Module):
         self, x: Tensor, take: Sequence[int] = (), stop: int | None = None
     ) -> tuple[Tensor, Flow, list[Tensor]]:
         model: Any = self
+        check_alike(x, model.patch_embed, "batch of images")
         size = x.shape[-2:]
         x = model.patch_embed(x)
         x = model._pos_embed(x)

@@ -15,6 +15,7 @@ from adaptok.layers.attention import flex, packed, plain
 from adaptok.layers.attention.backend import Backend, Options, Request
 from adaptok.registry import choice
 from adaptok.utils.arguments import Finite, Rate, check_arguments
+from adaptok.utils.precision import check_one_dtype
 
 BACKENDS: dict[str, Backend] = {
     "loop": plain.LOOP,
@@ -64,7 +65,8 @@ def attend(
         dropout: probability of dropping a weight; what stays is scaled up. Pass 0 in evaluation.
 
     Raises:
-        ValueError: shapes or groups do not match, or a forced back end cannot serve the request.
+        ValueError: shapes, dtypes or groups do not match, or a forced back end cannot serve the
+            request.
     """
     keys = groups_q if groups_k is None else groups_k
     options = Options(bias, key_bias, causal, scale, dropout)
@@ -159,6 +161,7 @@ def _check(
             "and heads, queries with the width of keys and a multiple of their heads; got shapes "
             f"{shapes}"
         )
+    check_one_dtype(q=q, k=k, v=v)
     if groups_q.cu_seqlens.shape != groups_k.cu_seqlens.shape:
         counts = groups_q.cu_seqlens.shape[0] - 1, groups_k.cu_seqlens.shape[0] - 1
         raise ValueError(f"queries have {counts[0]} groups and keys have {counts[1]}")

@@ -11,7 +11,7 @@ from sampled import sampled
 from small_vits import BY_NAME, NORM, images, small_vit
 
 import adaptok
-from adaptok.vision import apply_apt, supported
+from adaptok.vision import apply_apt, apply_reducer, supported
 
 timm = pytest.importorskip("timm")
 
@@ -150,8 +150,27 @@ def test_writes_to_parameters_are_seen_at_once(mode):
 
 @pytest.mark.parametrize("thresholds", [(), "5.5", (5.5, "4"), 5.5, (True,)])
 def test_thresholds_that_are_none_are_refused(thresholds):
-    with pytest.raises(ValueError, match="thresholds"):
+    with pytest.raises(ValueError, match=r"thresholds are a list of numbers, .* as \(5\.5,\); got"):
         apply_apt(small_vit(), thresholds, **NORM)
+
+
+def test_knobs_of_the_marking_are_given_with_it():
+    marking = 'marking={"name": "budget", "budget": 85}'
+    with pytest.raises(TypeError, match=f"apply_apt: .* 'budget', a knob .*{marking}"):
+        apply_apt(small_vit(), budget=85, **NORM)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"'indicater' \(did you mean 'indicator'"):
+        apply_apt(small_vit(), indicater="edges", **NORM)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_images_are_of_the_dtype_of_the_weights_but_under_autocast(dtype):
+    x = images(2, 3, 64, 64)
+    message = f"images is {dtype}, the weights are torch.float32: convert one"
+    for fast in (apply_apt(small_vit(), **NORM), apply_reducer(small_vit(), "tome")):
+        with pytest.raises(ValueError, match=message):
+            fast(x.to(dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.isfinite(fast(x.bfloat16())).all()
 
 
 def test_bad_calls_are_refused():

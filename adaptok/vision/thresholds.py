@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from adaptok.patches import level_grid
 from adaptok.registry import INDICATORS, Part, name_of
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.marking.threshold import as_thresholds
-from adaptok.utils.arguments import PositiveShare, check_value
+from adaptok.utils.arguments import PositiveShare, check_value, shown
 from adaptok.vision.tiling import ImageCells
 
 BITS = (5.5, 4.0)  # thresholds of the paper (App. C)
@@ -44,10 +45,14 @@ def level_thresholds(given: Any, indicator: Part, marking: Part | None = None) -
     Raises:
         ValueError: as `default_thresholds`, or not one number per level.
     """
-    bars = as_thresholds(default_thresholds(given, indicator, marking))
+    found = default_thresholds(given, indicator, marking)
+    bars = None
+    with suppress(ValueError):
+        bars = as_thresholds(found)
     if not isinstance(bars, tuple) or not bars:
         raise ValueError(
-            f"thresholds must be one number per merged level, at least one, got {given!r}"
+            "thresholds are a list of numbers, one per merged level and at least one, such as "
+            f"(5.5,); got {shown(given)}"
         )
     return bars
 

@@ -180,6 +180,14 @@ def test_folders_and_ids_that_are_not_there(saved):
     refused("group/model", "the hub does not give that model")  # the tests are offline
 
 
+def test_the_folder_of_a_run_names_that_of_its_model(saved):
+    (saved / "model").mkdir()
+    for name in (CONFIG, WEIGHTS):
+        (saved / name).rename(saved / "model" / name)
+    refused(saved, r"the folder of a run: give its folder model: .*model$")
+    assert adaptok.from_pretrained(saved / "model").ndim == 2
+
+
 def test_the_hub_is_asked_for_two_files_of_a_revision(saved, monkeypatch):
     import huggingface_hub
 

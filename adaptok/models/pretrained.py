@@ -225,6 +225,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
+        inner = folder / "model"
+        if (inner / CONFIG).is_file():
+            raise ValueError(f"{folder} is the folder of a run: give its folder model: {inner}")
         there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise ValueError(
             f"no {CONFIG} in {folder} (there is {there}): not saved by save_pretrained"

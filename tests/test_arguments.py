@@ -80,7 +80,7 @@ def test_what_an_annotation_accepts(hint, good, bad):
             "a whole number of at least 1 or a list of them or null",
         ),
         (Share, "a number of at least 0 and of at most 1"),
-        (PositiveFloat, "a number above 0 and that is finite"),
+        (PositiveFloat, "a finite number above 0"),
         (Literal["mean", "max"], "mean or max"),
         (bool, "true or false"),
     ],

@@ -319,6 +319,8 @@ def described(hint: Any) -> str:
         words = [_words(c) for each in arguments[1:] for c in _parts(each)]
         about = " ".join(["", " and ".join(filter(None, words))]).rstrip()
         kind, comma, each_of = described(arguments[0]).partition(", ")  # of a list, its items
+        if at.Predicate(math.isfinite) in arguments[1:]:
+            kind = kind.replace("a number", "a finite number")
         return f"{kind}{about}{comma}{each_of}"
     if origin in (typing.Union, types.UnionType):
         lists = [Sequence[each] for each in arguments]  # of what one may be given of, too
@@ -355,9 +357,6 @@ def _parts(constraint: Any) -> list[Any]:
     return list(constraint) if isinstance(constraint, at.GroupedMetadata) else [constraint]
 
 
-PREDICATES = {math.isfinite: "is finite"}  # whose name does not say it
-
-
 def _words(constraint: Any) -> str:
     words: dict[Any, Callable[[Any], str]] = {
         at.Gt: lambda c: f"above {c.gt}",
@@ -368,7 +367,9 @@ def _words(constraint: Any) -> str:
         at.MinLen: lambda c: f"of length {c.min_length} or more",
         at.MaxLen: lambda c: f"of length {c.max_length} or less",
         at.MultipleOf: lambda c: f"that {c.multiple_of} divides",
-        at.Predicate: lambda c: f"that {PREDICATES.get(c.func, c.func.__name__.replace('_', ' '))}",
+        at.Predicate: lambda c: (
+            "" if c.func is math.isfinite else f"that {c.func.__name__.replace('_', ' ')}"
+        ),
     }
     word = words.get(type(constraint))
     return word(constraint) if word else ""

@@ -334,7 +334,9 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
             return f"launcher={choice} needs a package: pip install {PACKAGES[choice]}"
         if group.startswith("data/"):
             path = f"{group.removeprefix('data/')}/{choice}"
-            return f"data={path} is no name of a set; for one in a folder: data=well data.path={path}"
+            return (
+                f"data={path} is no name of a set; for one in a folder: data=well data.path={path}"
+            )
         options = [name for name in error.options if not name.startswith("_")]
         return f"unknown {group} {choice!r}{_among(choice, options)}"
     if isinstance(error, OverrideParseException):

@@ -168,8 +168,8 @@ def test_frames_are_a_function_of_time_not_of_the_recording():
         ({"pulses": 0}, "pulses must be a whole number"),
         ({"frames": 1}, "frames must be a whole number of at least 2 .*, got 1"),
         ({"train": 2.5}, "train must be a whole number"),
-        ({"frame_dt": 0.0}, "frame_dt must be a number above 0"),
-        ({"start": "now"}, "start must be a number .* got 'now'"),
+        ({"frame_dt": 0.0}, "frame_dt must be a finite number above 0"),
+        ({"start": "now"}, "start must be a finite number .* got 'now'"),
     ],
 )
 def test_knobs_out_of_range_are_refused(knobs, message):

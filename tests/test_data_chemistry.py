@@ -195,7 +195,7 @@ def test_rods_are_conserved_and_stay_turned_together(stirred):
     rods.advance(1.0)
     torch.testing.assert_close(rods.modes.grid(rods.state)[:, 0].mean(), before)
     assert stirred.scalars == {"L": 5.0, "zeta": 1.0, "alpha": -1.0}
-    with pytest.raises(ValueError, match="side must be a number above 0"):
+    with pytest.raises(ValueError, match="side must be a finite number above 0"):
         ActiveMatter(side=0.0)
     with pytest.raises(ValueError, match="zeta must be a list"):
         ActiveMatter(zeta=[])

@@ -255,9 +255,9 @@ def test_trajectories_of_other_settings_are_not_batched():
 @pytest.mark.parametrize(
     ("solver", "knobs", "message"),
     [
-        (ShearFlow, {"reynolds": []}, "of length 1 or more, each a number above 0"),
-        (ShearFlow, {"schmidt": [0.0]}, "of length 1 or more, each a number above 0"),
-        (RayleighBenard, {"rayleigh": [-1.0]}, "of length 1 or more, each a number above 0"),
+        (ShearFlow, {"reynolds": []}, "of length 1 or more, each a finite number above 0"),
+        (ShearFlow, {"schmidt": [0.0]}, "of length 1 or more, each a finite number above 0"),
+        (RayleighBenard, {"rayleigh": [-1.0]}, "of length 1 or more, each a finite number above 0"),
     ],
 )
 def test_parameters_that_cannot_be_are_refused(solver, knobs, message):

@@ -239,7 +239,7 @@ def test_shared_frames_are_scored_together_and_own_frames_apart():
     [
         ({"k": 0}, "k must be a whole number of at least 1, got 0"),
         ({"padding": "zeros"}, "padding must be one of replicate, circular, reflect, got 'zeros'"),
-        ({"weights": [1.0, -1.0]}, "weights must be a list, each a number of at least 0"),
+        ({"weights": [1.0, -1.0]}, "weights must be a list, each a finite number of at least 0"),
         ({"channels": "sum"}, "channels.* mean, max, got 'sum'"),
         ({"frames": "last"}, "frames.* mean, max, got 'last'"),
     ],

@@ -67,13 +67,14 @@ def test_the_commands_that_make_sets_work_as_typed(arrays, capsys, name):
     assert f"next: adaptok train data=well data.path={folder} size=tiny" in out
     assert main(["data", "check", folder]) == 0
     kinds = {"own/room": (45, 70), "own/burgers": (128,), "own/flow": (16, 12, 8)}
+    kinds |= {"own/long": (45, 70)}
     info = WellData(path=folder).info
     assert info.shape == kinds.get(folder, (16, 16))
     assert info.name == folder.removeprefix("own/")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sections())
+@pytest.mark.parametrize("name", [k for k, text in sections().items() if "adaptok train" in text])
 def test_every_section_ends_in_a_model_and_its_pictures(arrays, capsys, name):
     """The commands as they stand, but for the length of the training and the size of the model."""
     for words in commands(sections()[name]):

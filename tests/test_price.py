@@ -41,7 +41,7 @@ def test_cells_are_those_above_the_price():
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[-1] == 4 * 4  # above all scores: the coarsest tiling
     assert len(priced.cells(torch.ones_like(field), price=0.0)) == 4 * 4
-    with pytest.raises(ValueError, match="price must be a number"):
+    with pytest.raises(ValueError, match="price must be a finite number"):
         priced.cells(field, price=-1.0)
     with pytest.raises(ValueError, match="give one of them"):
         tokenizer(price=1e-3, budget=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from adaptok.tasks.bench.full import dry
 from adaptok.tasks.bench.job import Job, Price, checkpoint_in
 from adaptok.tasks.bench.measuring import rollout_of, worst_decile
 from adaptok.tasks.bench.runner import price_list, run
-from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size
+from adaptok.tasks.bench.sets import SMALL, FieldSet, full_size, info_of
 
 TINY = FieldSet(
     name="tiny",
@@ -242,7 +243,7 @@ def test_operations_in_closed_form_are_those_that_are_counted():
     for name in ("uniform", "coarse_fine"):
         method = methods.METHODS[name]
         config = plain(compose("train", [*about.words, *method.words(about, 8)]))
-        info = t1.info_of("acoustic_scattering_maze")
+        info = info_of("acoustic_scattering_maze")
         model: Any = without_statistics(config, info)
         constants = torch.zeros(1, 2, 64, 64)
         with FlopCounterMode(display=False) as counter, torch.no_grad():

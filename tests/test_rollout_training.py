@@ -123,7 +123,7 @@ def test_a_run_with_all_of_it(tmp_path):
     assert [*free.sums] == run.results.fields
     assert all(len(off) == 3 and min(off) > 0 for off in free.sums.values())  # it has open ends
     text = (tmp_path / "metrics.md").read_text()
-    assert "share of the cells that were none" in text
+    assert "share of cells that are new" in text
     assert "seconds per step of a batch, and tokens" in text
     assert "that they kept from the steps before" in text
     assert "how far sums are off" in text

@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from sampled import sampled
 
 from adaptok.cli import main
-from adaptok.cli.bench_track import parsed
+from adaptok.cli.bench_track import OPTIONS, parsed
+from adaptok.cli.usage import command_help
 from adaptok.config.menu import compose, plain
 from adaptok.evaluation.evaluate import evaluate
 from adaptok.evaluation.standings import MANDATORY, Row, missing, read_rows
@@ -342,7 +343,10 @@ def test_a_row_without_training_is_the_same_again():
         (["T0", "out=x", "only=none"], "no row matches 'none'"),
         (["T0", "out=x", "hours=-1"], "hours is a number above 0, got '-1'"),
         (["T0", f"out={__file__}"], "is a file; give a folder"),
-        (["T1", "out=x", "scale=full", "base=y", "only=*shear*"], "not there: shear_flow. Choose"),
+        (
+            ["T1", "out=x", "scale=full", "base=y", "only=*shear*"],
+            "sets that are not there: shear_flow. Choose",
+        ),
         (["T2", "out=x", "images=y"], "checkpoint=FILE"),
         (["T2", "out=x", "model=vit_tiny_patch16_224"], "without them digits are measured"),
         (["T2", "out=x", "checkpoint=z"], "without them digits are measured"),
@@ -392,6 +396,12 @@ def test_commands_of_the_documentation_are_understood():
     typed = [words[3:] for words in lines if words[1:3] == ["bench", "run"]]
     assert {parsed(words).track for words in typed} == {"T0", "T1", "T2"}
     assert any(words[1:3] == ["bench", "submit"] for words in lines)
+
+
+def test_the_help_names_every_option():
+    said = command_help("bench run")
+    for option in {option for options in OPTIONS.values() for option in options}:
+        assert re.search(rf"^  {option} ", said, re.MULTILINE), option
 
 
 def test_options_reach_the_track():

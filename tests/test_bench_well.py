@@ -57,6 +57,7 @@ def test_rows_of_the_sets_that_are_there_are_measured_and_packed(tmp_path, monke
     assert not (tmp_path / "out").exists()
     assert typed(monkeypatch, *words, "0.5") == 0
     said = capsys.readouterr()
+    assert "left out active_matter: no data set at" in said.err
     assert "the-well-download --base-path BASE --dataset active_matter" in said.err
     assert "would end after 0.5 hours" in said.out
     rows = read_rows(tmp_path / "out").rows.values()
@@ -65,3 +66,6 @@ def test_rows_of_the_sets_that_are_there_are_measured_and_packed(tmp_path, monke
     with zipfile.ZipFile(tmp_path / "out" / "rows.zip") as packed:
         assert {*packed.namelist()} == {*read_rows(tmp_path / "out").rows, "leaderboard.html"}
     assert typed(monkeypatch, str(tmp_path / "x"), "--base", str(tmp_path), "--hours", "1") == 1
+    with pytest.raises(SystemExit):
+        typed(monkeypatch, *words, "-1")
+    assert "--hours is a number above 0, got -1.0" in capsys.readouterr().err

@@ -100,7 +100,7 @@ def check(name: str) -> str:
             check_tokenizer(TOKENIZERS.checked(made))
         except AssertionError as error:
             raise ValueError(f"{name} breaks a promise in {ndim}D: {error}") from error
-        except Exception as error:
+        except Exception as error:  # whatever someone else's code raises
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{name} does not work in {ndim}D: {why}") from error
     return "keeps the promises of a tokenizer in 2D and 3D"

@@ -57,7 +57,8 @@ def print_track(*args: str) -> int:
         args: track, ``out=FOLDER``, options of the track, ``--quick`` and ``--plan``.
 
     Raises:
-        ValueError: an unknown track, option or flag, no folder, or no row of this name.
+        ValueError: an unknown track, option or flag, no folder, no row of this name, or sets of the
+            Well that are not there.
     """
     asked = parsed(args)
     return measured(asked, chosen(asked))
@@ -72,9 +73,13 @@ def measured(asked: Asked, jobs: Sequence[Job]) -> int:
         _dry(asked, jobs)
         return 0
     if asked.options.get("scale") == "full":
-        from adaptok.tasks.bench.full import check_sets
+        from adaptok.tasks.bench.full import missing_sets
 
-        check_sets(jobs)
+        if missing := missing_sets(jobs):
+            raise ValueError(
+                f"sets that are not there: {', '.join(missing)}. Choose rows with "
+                f"only='T1-<set>-*', or get them: {next(iter(missing.values()))}"
+            )
     torch.set_num_threads(1)  # seconds are those of one core; another process takes another core
     failed = run(jobs, asked.out, module_of(asked.track).measure, asked.hours)
     for name, why in failed.items():

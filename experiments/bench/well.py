@@ -18,7 +18,7 @@ import torch
 
 from adaptok.cli.leaderboard import print_leaderboard
 from adaptok.tasks.bench import t1
-from adaptok.tasks.bench.full import check_sets
+from adaptok.tasks.bench.full import missing_sets
 from adaptok.tasks.bench.job import Job
 from adaptok.tasks.bench.runner import price_list, run
 from adaptok.tasks.bench.sets import EIGHT
@@ -38,19 +38,6 @@ def ordered(jobs: Sequence[Job], sets: Sequence[str]) -> list[Job]:
         return (job.seed, not telling, first, sets.index(job.set))
 
     return sorted((job for job in jobs if job.set in sets), key=place)
-
-
-def there(jobs: Sequence[Job]) -> list[str]:
-    """Lists the sets whose folder is found, and says what is missing of the others."""
-    found = []
-    for name in dict.fromkeys(job.set for job in jobs):
-        try:
-            check_sets([job for job in jobs if job.set == name])
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            continue
-        found.append(name)
-    return found
 
 
 def pack(out: Path) -> Path:
@@ -73,9 +60,13 @@ def main() -> int:
     parser.add_argument("--sets", nargs="+", choices=EIGHT, default=EIGHT)
     parser.add_argument("--plan", action="store_true", help="say what it will take, and stop")
     given = parser.parse_args()
+    if not given.hours > 0:
+        parser.error(f"--hours is a number above 0, got {given.hours}")
     jobs = [job for job in t1.jobs(scale="full", base=given.base) if job.set in given.sets]
-    sets = [*given.sets] if given.plan else there(jobs)
-    jobs = ordered(jobs, sets)
+    missing = {} if given.plan else missing_sets(jobs)
+    for name, why in missing.items():
+        print(f"left out {name}: {why}", file=sys.stderr)
+    jobs = ordered(jobs, [name for name in given.sets if name not in missing])
     if not jobs:
         return 1
     print(price_list(jobs, given.out), flush=True)

@@ -14,12 +14,8 @@ from adaptok.tasks.bench.sets import EIGHT, info_of
 from adaptok.tasks.surrogate import objectives
 
 
-def check_sets(jobs: Sequence[Job]) -> None:
-    """Refuses jobs of sets of the Well that are not there, before the first of them starts.
-
-    Raises:
-        ValueError: says which, and how to get them.
-    """
+def missing_sets(jobs: Sequence[Job]) -> dict[str, str]:
+    """Finds the sets of the Well that are not there; returns how to get each, by its name."""
     missing = {}
     for about in {job.set: job for job in jobs}.values():
         config = plain(compose("train", [*about.config["words"], *about.places]))
@@ -27,11 +23,7 @@ def check_sets(jobs: Sequence[Job]) -> None:
             find_folder(about.set, config["data"]["base"], None, list(EIGHT))
         except ValueError as error:
             missing[about.set] = str(error)
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of the sets are not there: {', '.join(missing)}. Choose rows with "
-            f"only='T1-<set>-*', or get them: {next(iter(missing.values()))}"
-        )
+    return missing
 
 
 def dry(job: Job) -> int:

@@ -204,7 +204,11 @@ class TokenSet:
         )
 
     def samples(self, start: int, stop: int) -> TokenSet:
-        """Takes the samples start..stop - 1; without host lengths this reads two offsets."""
+        """Takes the samples start..stop - 1; without host lengths this reads two offsets.
+
+        Raises:
+            ValueError: the batch has no such samples.
+        """
         rows = self.cells.rows(start, stop)
         return TokenSet(
             self.features[rows],

@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_runs
 
@@ -14,6 +15,8 @@ pytest.importorskip("lightning")
 pytest.importorskip("the_well")
 
 from adaptok.cli import main
+from adaptok.cli.own_data import STEPS
+from adaptok.config.menu import compose
 from adaptok.data import WellData, from_arrays
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
@@ -71,6 +74,15 @@ def test_the_commands_that_make_sets_work_as_typed(arrays, capsys, name):
     info = WellData(path=folder).info
     assert info.shape == kinds.get(folder, (16, 16))
     assert info.name == folder.removeprefix("own/")
+
+
+@pytest.mark.parametrize(("frames", "more"), [(9, ""), (8, " test.steps=7"), (2, " test.steps=1")])
+def test_rollouts_are_no_longer_than_the_trajectories(tmp_path, capsys, frames, more):
+    np.savez(tmp_path / "a.npz", u=np.random.default_rng(0).random((10, frames, 32)))
+    words = ["axes=trajectory,time,x", "boundary=wall", f"out={tmp_path / 'own'}"]
+    assert main(["data", "from-arrays", str(tmp_path / "a.npz"), *words]) == 0
+    assert capsys.readouterr().out.endswith(f" size=tiny trainer.max_steps=450{more}\n")
+    assert compose("train", []).test.steps == STEPS
 
 
 @pytest.mark.slow

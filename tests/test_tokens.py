@@ -27,6 +27,19 @@ def test_split_and_cat_are_inverses():
         assert torch.equal(torch.cat(parts), own.features)
 
 
+@pytest.mark.parametrize("run", [(0, 4), (-1, 3), (2, 1), (4, 4)])
+@pytest.mark.parametrize("known", [True, False])
+def test_samples_that_the_batch_has_not_are_refused(run, known):
+    some = tokens()
+    if not known:
+        cells = some.cells.replace(lengths=None)
+        some = some.replace(cells=cells)
+    assert some.samples(1, 1).cells.batch_size == 0
+    for each in (some.samples, some.cells.samples, some.cells.rows):
+        with pytest.raises(ValueError, match=f"from 0 to 3, .* got {run[0]} and {run[1]}"):
+            each(*run)
+
+
 @pytest.mark.parametrize("bound", [None, 60])
 def test_padded_and_back(bound):
     own = tokens() if bound is None else tokens(max_seqlen=bound)

@@ -238,9 +238,13 @@ class Cells:
         )
 
     def samples(self, start: int, stop: int) -> Cells:
-        """Takes the samples start..stop - 1; without host lengths this reads two offsets."""
-        lengths = self.lengths[start:stop] if isinstance(self.lengths, tuple) else None
+        """Takes the samples start..stop - 1; without host lengths this reads two offsets.
+
+        Raises:
+            ValueError: the batch has no such samples.
+        """
         rows = self.rows(start, stop)
+        lengths = self.lengths[start:stop] if isinstance(self.lengths, tuple) else None
         offsets = self.cu_seqlens[start : stop + 1]
         return self.replace(
             **{name: getattr(self, name)[rows] for name in _TENSORS[:3]},
@@ -251,7 +255,16 @@ class Cells:
         )
 
     def rows(self, start: int, stop: int) -> slice:
-        """Rows of the samples start..stop - 1; without host lengths this reads two offsets."""
+        """Rows of the samples start..stop - 1; without host lengths this reads two offsets.
+
+        Raises:
+            ValueError: the batch has no such samples.
+        """
+        if not 0 <= start <= stop <= self.batch_size:
+            raise ValueError(
+                f"start and stop are in order and from 0 to {self.batch_size}, the samples of the "
+                f"batch, got {start} and {stop}"
+            )
         if not isinstance(self.lengths, tuple):
             return slice(int(self.cu_seqlens[start]), int(self.cu_seqlens[stop]))
         return slice(sum(self.lengths[:start]), sum(self.lengths[:stop]))

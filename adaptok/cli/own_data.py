@@ -11,6 +11,7 @@ from adaptok.registry import close_matches
 
 LISTS = ("axes", "boundary", "constants", "vectors", "inputs", "outputs", "names", "keys", "splits")
 WORDS = {"true": True, "false": False}
+STEPS = 8  # of the test's rollouts by default, as in conf/task/surrogate.yaml
 
 
 def print_from_arrays(*words: str) -> None:
@@ -39,7 +40,9 @@ def print_from_arrays(*words: str) -> None:
     print(f"{what}  {', '.join(counts)}")
     print(f"fields  {', '.join(info.fields)}")
     print(f"constants  {', '.join(info.constants) or 'none'}")
-    more = " test.steps=1 'tokenizer.ignore=[]'" if steady else ""
+    most = 1 if steady else min(file.steps for file in files["test"]) - 1  # frames to predict
+    more = f" test.steps={most}" if most < STEPS else ""
+    more += " 'tokenizer.ignore=[]'" if steady else ""
     print(f"next: adaptok train data=well data.path={folder} size=tiny trainer.max_steps=450{more}")
 
 

@@ -240,7 +240,8 @@ def point_owners(cells: Cells) -> Int64[Tensor, "b *shape"]:
     regular grid (a `GridLayout`), that with the nearest centre.
     """
     layout = cells.layout
-    if isinstance(layout, GridLayout) and cells.count == cells.batch_size * product(layout.grid):
+    whole = cells.bounded and isinstance(layout, GridLayout)
+    if whole and cells.count == cells.batch_size * product(layout.grid):
         return _nearest_in_grid(cells, layout)
     return finest_owner(cells) if cells.on_grid else owners(cells, rows_of_levels(cells))
 

@@ -22,6 +22,7 @@ from adaptok.utils.arguments import (
     kind_of,
     shown,
 )
+from adaptok.utils.magnitude import wide
 from adaptok.utils.precision import check_alike
 from adaptok.utils.reading import reads_are_free
 
@@ -158,7 +159,7 @@ class TokenSet:
         return dataclasses.replace(self, **changes)
 
     def _each(self, change: Callable[[Tensor], Tensor], cells: Cells | None = None) -> TokenSet:
-        """Returns a copy with every floating-point tensor changed."""
+        """Returns a copy with every tensor but those of the cells changed."""
         return TokenSet(
             change(self.features),
             self.cells if cells is None else cells,
@@ -238,7 +239,7 @@ class TokenSet:
     @property
     def weight(self) -> Float[Tensor, " n"]:
         """What each token stands for, in finest cells: ``payload["weight"]``, such as that of
-        merged tokens, else the volume of its cell inside the domain. In at least float32.
+        merged tokens, else the volume of its cell. In at least float32.
 
         Raises:
             ValueError: a payload that is not one number of at least 0 per token.
@@ -247,12 +248,12 @@ class TokenSet:
         if "weight" not in self.payload:
             return self.cells.volume.to(dtype) / product(self.cells.sizes[-1])
         weight = self.payload["weight"]
-        if weight.ndim != 1 or (reads_are_free(weight) and bool((weight < 0).any())):
+        if weight.ndim != 1 or (reads_are_free(weight) and not bool((weight >= 0).all())):
             raise ValueError(f"weight is a number of at least 0 per token, got {shown(weight)}")
         return weight.to(dtype)
 
     def pool(self, how: str = "mean", weight: str | None = None) -> Float[Tensor, "b d"]:
-        """Reduces the features of each sample.
+        """Reduces the features of each sample; without tokens its mean is NaN, its maximum -inf.
 
         Args:
             how: "mean", "sum" or "max".
@@ -260,7 +261,8 @@ class TokenSet:
                 or sum.
 
         Raises:
-            ValueError: an unknown `how` or weight, or a weighted maximum.
+            ValueError: an unknown `how` or weight, a weight that is not one number per token, or a
+                weighted maximum.
         """
         choice("how", how, ("mean", "sum", "max"))
         sample, shape = self.cells.sample, (self.cells.batch_size, self.features.shape[1])
@@ -270,21 +272,27 @@ class TokenSet:
             index = sample[:, None].expand_as(self.features)
             lowest = self.features.new_full(shape, -torch.inf)
             return lowest.scatter_reduce(0, index, self.features, "amax")
-        own = torch.ones_like(self.features[:, :1])
+        x = wide(self.features)  # half precision has no room for sums
+        own = torch.ones_like(x[:, :1])
         if weight is not None:
             choice("weight", weight, ("volume", *self.payload))
             given = self.cells.volume if weight == "volume" else self.payload[weight]
+            if given.numel() != x.shape[0]:
+                raise ValueError(f"weight {weight!r} is one number per token, got {shown(given)}")
             own = given.to(own.dtype).view(-1, 1)
-        total = self.features.new_zeros(shape).index_add(0, sample, self.features * own)
-        if how == "sum":
-            return total
-        return total / own.new_zeros(shape[0], 1).index_add(0, sample, own)
+        total = x.new_zeros(shape).index_add(0, sample, x * own)
+        if how == "mean":
+            total = total / own.new_zeros(shape[0], 1).index_add(0, sample, own)
+        return total.to(self.features.dtype)
 
     def dense(self) -> Float[Tensor, "b t d *s"]:
         """Features on the grid points of their cells: where cells overlap those of the smallest,
-        zeros in holes. The slow reference is ``features[cells.owner_map()]``.
+        zeros in holes. The slow reference is ``features[cells.owner_map()]``, channels last.
         """
         cells = self.cells
+        if isinstance(cells.count, int) and not cells.count:
+            (t, *space), d = cells.shape, self.features.shape[1]
+            return self.features.new_zeros(cells.batch_size, t, d, *space)
         owner = finest_owner(cells) if cells.on_grid else owners(cells, rows_of_levels(cells))
         values = self.features[owner.clamp(min=0)] * (owner >= 0)[..., None]
         return values.movedim(-1, 2)

@@ -261,3 +261,15 @@ def test_boxes_that_make_no_cells_are_refused(change, message):
     assert cells_from_boxes(**given).tiling
     with pytest.raises(ValueError, match=message):
         cells_from_boxes(**(given | change))
+
+
+def test_boxes_do_not_wrap_around():
+    far = torch.tensor([[0, 2**32]])
+    for origin, size in [(far, [[1, 2]]), ([[0, 0]], far)]:
+        with pytest.raises(ValueError, match="has numbers of at most 2147483647"):
+            cells_from_boxes(origin, size, [1], shape=(1, 8), sizes=[[1, 4]], tiling=False)
+
+
+def test_no_samples():
+    with pytest.raises(ValueError, match="a number per sample, got none"):
+        cells_from_boxes([], [], [], shape=(1, 8), sizes=[[1, 4]])

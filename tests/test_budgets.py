@@ -379,3 +379,10 @@ def test_an_evaluation_says_what_it_cost(monkeypatch):
     with count_tokens(surrogate) as counts:
         evaluate(surrogate, data)
     assert sum(len(c.tokens) for c in counts) >= windows
+
+
+@pytest.mark.parametrize("name", ["iap", "apt", "matey", "meshtok"])
+def test_a_budget_below_the_number_of_frames(name):
+    tokenizer = create_tokenizer(name, **SMALL, **REACH[name])
+    with pytest.raises(ValueError, match="8 frames of cells need at least 8"):
+        at_budget(tokenizer, 4, torch.randn(1, 8, 2, 32, 32).cumsum(-1))

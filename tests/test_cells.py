@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import adaptok
 from adaptok.cells import Cells, Groups, nested, product
+from adaptok.patches import point_owners
 
 
 def refined(shape=(16, 24), budgets=(20, 45, 6), *, frames: int = 1) -> Cells:
@@ -288,3 +289,24 @@ def test_pytree_round_trip_keeps_everything():
     assert names.origin == "torch.int32"
     assert spec == pytree.tree_flatten(cells)[1]
     assert spec != pytree.tree_flatten(dataclasses.replace(cells, max_seqlen=999))[1]
+
+
+@pytest.mark.parametrize("pitch", [0, -4])
+def test_bands_have_a_width(pitch):
+    with pytest.raises(ValueError, match="pitch of bands is above 0"):
+        refined().groups(fixed=(1,), pitch=(pitch,))
+
+
+def test_rows_that_came_twice_are_no_whole_grid():
+    tokenizer = adaptok.create_tokenizer("ckm", ndim=1, in_channels=1, dim=24, size=4)
+    cells = tokenizer.cells(torch.zeros(1, 2, 1, 16))
+    again = cells.select(torch.tensor([0, 0, 0, 1, 2, 3, 4, 5]))  # 8 rows, as in the grid
+    assert again.groups(fixed=(0,)).cu_seqlens.diff().tolist() == [6, 2]
+    assert again.groups(fixed=(0,)).lengths in (None, (6, 2))
+    owner = point_owners(again)
+    points = torch.arange(16)
+    for row in owner[0, 0].unique():
+        if row >= 0:
+            inside = points[owner[0, 0] == row]
+            assert inside.min() >= again.origin[row, 1]
+            assert inside.max() < again.origin[row, 1] + again.size[row, 1]

@@ -47,3 +47,13 @@ def test_the_default_of_train_and_a_surrogate_of_it():
     assert whole.shape == x.shape
     alone = torch.cat([model(one[None]) for one in x])
     torch.testing.assert_close(whole, alone)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_one_row_of_codes_serves_all_samples_and_frames(share):
+    tokenizer = create_tokenizer("coarse_fine", ndim=2, in_channels=1, dim=24, size=8)
+    decoder = create_decoder({"name": "refine", "share": share}, tokenizer.spec, out_channels=1)
+    x, codes = torch.randn(2, 2, 1, 16, 16), torch.tensor([[2, 2], [0, 1]])
+    tokens = tokenizer(x, boundary=codes)
+    out = [decoder(tokens, field=x, boundary=each) for each in (codes, codes[None])]
+    assert torch.equal(*out)

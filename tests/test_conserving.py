@@ -263,3 +263,11 @@ def test_rollouts_in_half_precision_go_on(dtype):
     made = model.rollout(torch.randn(2, 1, 2, 16, 24, dtype=dtype), 2)
     assert made.shape[1] == 2
     assert made.isfinite().all()
+
+
+def test_holes_are_refused():
+    tokenizer = adaptok.create_tokenizer(**IAP, ndim=2, in_channels=1, dim=12)
+    tokens = tokenizer(torch.randn(1, 1, 1, 16, 16).cumsum(-1))
+    decoder = adaptok.create_decoder("conservative", tokenizer.spec, 1)
+    with pytest.raises(ValueError, match="needs a tiling"):
+        decoder(tokens.select(tokens.cells.level > 0))

@@ -324,3 +324,12 @@ def test_tokens_move_with_the_field():
     step = 1e-6
     difference = (features(x + step * v) - features(x - step * v)) / (2 * step)
     torch.testing.assert_close(along, difference, rtol=1e-4, atol=1e-5)
+
+
+def test_pinned_cells_keep_their_strip(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # it needs CUDA
+    tokenizer = adaptok.create_tokenizer("dart", ndim=2, in_channels=1, dim=8, budget=16)
+    x = torch.randn(1, 1, 1, 16, 16)
+    cells = tokenizer.cells(x)
+    kept = tokenizer.embed(x, cells.pin_memory())
+    assert torch.equal(kept.features, tokenizer.embed(x, cells).features)

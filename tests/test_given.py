@@ -166,7 +166,7 @@ def test_boxes_that_are_no_tiling_if_they_may():
         ({"levels": torch.zeros(3, 16, 16)}, r"got \(3, 16, 16\)"),
         ({"levels": torch.full((16, 16), -1)}, "levels are whole numbers of at least 0"),
         ({"levels": torch.full((16, 16), torch.nan)}, "levels are whole numbers of at least 0"),
-        ({"levels": "fine"}, "levels are a tensor, got 'fine'"),
+        ({"levels": "fine"}, "one per sample of one shape, got 'fine'"),
         ({"boxes": [Boxes(ORIGIN, SIZE)] * 3}, r"3 boxes for 2 sample\(s\)"),
         ({"boxes": [ORIGIN, SIZE]}, "boxes are `Boxes`, or a list of one per sample"),
     ],
@@ -185,7 +185,7 @@ def test_knobs_that_make_no_sense(tmp_path):
         with pytest.raises(ValueError, match=what):
             make(refinement=str(tmp_path / name))
     np.save(tmp_path / "b.npy", np.zeros((4, 4, 4)))
-    with pytest.raises(ValueError, match=r"levels of 2 dimension\(s\)"):
+    with pytest.raises(ValueError, match="levels of a 2D domain have 2 axes"):
         make(refinement=str(tmp_path / "b.npy"))
 
 
@@ -369,3 +369,41 @@ def test_yt_itself():
         own = np.asarray(everything["index", "grid_level"])
         index = tuple(place.astype(int) for place in places)
         assert (found.numpy()[index] == own).all()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "uint32"])
+def test_levels_of_any_whole_numbers_are_read(tmp_path, dtype):
+    levels = np.zeros((8, 8), dtype)
+    levels[:2] = 1
+    np.save(tmp_path / "levels.npy", levels)
+    read = make(refinement=str(tmp_path / "levels.npy"), min_size=2, max_size=4).cells(
+        field_of(8, 8)
+    )
+    whole = torch.from_numpy(levels.astype(np.int64))
+    wanted = make(min_size=2, max_size=4).cells(field_of(8, 8), levels=whole)
+    assert torch.equal(read.origin, wanted.origin)
+
+
+def test_files_that_hold_something_else(tmp_path):
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no more")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("empty.npz", "broken.npz", "array.npy"):
+        with pytest.raises(ValueError, match=f"{name} has no boxes"):
+            load_boxes(tmp_path / name)
+    with pytest.raises(ValueError, match=r"empty.npy has no field of levels"):
+        make(refinement=str(tmp_path / "empty.npy"))
+
+
+def test_no_boxes_come_back_as_none(tmp_path):
+    cells = make().cells(field_of(8, 8, batch=1), levels=torch.zeros(8, 8))
+    none = cells.select(torch.zeros(len(cells), dtype=torch.bool))
+    save_boxes(tmp_path / "none.npz", none)
+    assert len(load_boxes(tmp_path / "none.npz")) == 0
+
+
+@pytest.mark.parametrize("levels", [[[0] * 8] * 8, [torch.zeros(8, 8), torch.zeros(4, 4)], []])
+def test_levels_of_a_call_are_tensors_of_one_shape(levels):
+    with pytest.raises(ValueError, match="levels are a tensor, or one per sample of one shape"):
+        make().cells(field_of(8, 8), levels=levels)

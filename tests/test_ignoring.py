@@ -10,7 +10,7 @@ from adaptok.config.channels import check_ignored, with_channels
 from adaptok.data import FieldInfo, WellData
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.plots import pictures
-from adaptok.tokenizers.ignoring import only
+from adaptok.tokenizers.ignoring import as_ignore, only
 
 STATISTICS = {k: torch.ones(2) for k in ("mean", "std", "delta_mean", "delta_std")}
 STATISTICS |= {k: torch.ones(1) for k in ("constant_mean", "constant_std")}
@@ -159,3 +159,9 @@ def test_pictures_follow_the_field_that_decides(ignore):
     assert name == ("b" if ignore else "k")
     drawn = batch["input"][0, 0, 1] if ignore else batch["constants"][0, 0]
     assert (values == drawn.numpy()).all()
+
+
+def test_truth_values_are_no_channels():
+    for value in (True, False):
+        with pytest.raises(ValueError, match="a list of channels by number"):
+            as_ignore([value])

@@ -268,3 +268,10 @@ def test_the_power_is_positive(power):
     """A power of 0 or below would make flat regions score as much as fronts, or infinitely."""
     with pytest.raises(ValueError, match="power must be a number above 0"):
         adaptok.create_tokenizer("iap", ndim=2, in_channels=2, dim=8, power=power)
+
+
+@pytest.mark.parametrize("indicator", ["entropy", "variance", "near_best", "gradient"])
+def test_cells_of_one_size_have_a_map_of_scores(indicator):
+    knobs = {"indicator": indicator, "min_size": 4, "max_size": 4}
+    tokenizer = adaptok.create_tokenizer("composed", ndim=2, in_channels=1, dim=8, **knobs)
+    assert tokenizer.score_map(torch.randn(2, 1, 1, 16, 12)).shape == (2, 16, 12)

@@ -255,3 +255,11 @@ def test_knobs_that_make_no_sense(knobs, message):
 def test_channels_that_four_does_not_divide():
     with pytest.raises(ValueError, match="divisible by 4, got 6"):
         adaptok.create_tokenizer("matey", ndim=2, in_channels=1, dim=6, embedding="hmlp")
+
+
+def test_misplaced_positions_of_samples_that_differ():
+    tokenizer = adaptok.create_tokenizer("matey", **MAKE, sizes=(4, 8), legacy_positions=True)
+    fields = [torch.randn(2, 4, *space).cumsum(-1) for space in ((16, 24), (24, 16))]
+    place = tokenizer.spec.position_center
+    each = [place(tokenizer.cells(x[None])) for x in fields]
+    assert torch.equal(place(tokenizer.cells(fields)), torch.cat(each))

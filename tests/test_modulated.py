@@ -555,5 +555,10 @@ def test_tokens_that_were_dropped():
         torch.randn(1, 1, 2, 32)
     )
     fewer = dataclasses.replace(cells, layout=tokens.cells.layout)
-    with pytest.raises(ValueError, match=r"grid \(1, 4\) have other than 2 tokens"):
+    with pytest.raises(
+        ValueError, match=r"needs all 4 tokens of 1 samples of a grid \(1, 4\), .* these are 2"
+    ):
         decoder(adaptok.TokenSet(tokens.features[:2], fewer))
+    again = tokens.select(torch.tensor([0, 0, 1, 2]))  # as many, but not all
+    with pytest.raises(ValueError, match="these are 4, or were selected"):
+        decoder(again)

@@ -182,7 +182,7 @@ def test_runs_end_at_holes():
     fewer = run_owners(cells.select(kept))
     wanted = torch.where(owner % 2 == 0, owner // 2, -1)
     assert torch.equal(fewer, wanted)
-    with pytest.raises(ValueError, match="no runs of tubelets"):
+    with pytest.raises(ValueError, match="not runs of tubelets"):
         run_owners(cells.replace(origin=cells.origin + 1))
 
 
@@ -316,3 +316,23 @@ def test_calls_that_make_no_sense(monkeypatch):
     with pytest.raises(ValueError, match="as many cells as the content asks for"):
         tokenizer(torch.randn(1, 8, 2, 16, 16))
     assert len(tokenizer(torch.randn(1, 2, 2, 16, 16))) == 4
+
+
+def test_film_tells_the_frames_of_runs_apart():
+    from adaptok.layers.positions.film import FilmPositions
+
+    tokenizer = create_tokenizer("rlt", ndim=1, in_channels=1, dim=8, size=4)
+    tokens = tokenizer(torch.randn(1, 8, 1, 16))
+    film = FilmPositions(tokenizer.spec, 1)
+    out, _ = film(torch.zeros(len(tokens), 8), tokens.cells, tokens.cells.center)
+    assert len(out.unique(dim=0)) == len(tokens.cells.origin[:, 0].unique()) > 1
+
+
+def test_cells_smaller_than_a_tubelet_are_no_runs():
+    knobs = {"boxes": [[[0]], [[2]]], "min_size": 4, "max_size": 4}
+    tokenizer = create_tokenizer(
+        "given", ndim=1, in_channels=1, dim=8, **knobs, tiling=False, on_grid=False
+    )
+    decoder = create_decoder("runs", tokenizer.spec, 1)
+    with pytest.raises(ValueError, match="not runs of tubelets"):
+        decoder(tokenizer(torch.randn(1, 1, 1, 8)))

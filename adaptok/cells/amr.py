@@ -6,6 +6,7 @@ import itertools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -119,7 +120,9 @@ def _load(path: str | Path) -> Any:
 
 
 def boxes_of(cells: Cells, sample: int = 0) -> Boxes:
-    """Returns the cells of one sample as boxes over (t, *space), clipped to the domain."""
+    """Returns the cells of one sample as boxes over (t, *space), (n, 1 + D), clipped to the domain;
+    without the first column they are what a tokenizer takes as ``boxes=``.
+    """
     own = cells.samples(sample, sample + 1)
     end = own.origin.new_tensor(own.shape)
     far = torch.minimum(own.origin + own.size, end)
@@ -154,11 +157,13 @@ def load_boxes(path: str | Path) -> Cells:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name].tolist() for name in ("origin", "size", "lengths", "sizes")}
-            shapes = file["shapes"].tolist()
-    except (OSError, KeyError, ValueError) as error:
+            origin, size = (torch.from_numpy(file[name]) for name in ("origin", "size"))
+            lengths, sizes, shapes = (
+                file[name].tolist() for name in ("lengths", "sizes", "shapes")
+            )
+    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
         raise ValueError(f"{path} has no boxes as `save_boxes` writes them: {error}") from error
-    return cells_from_boxes(**found, shape=shapes)
+    return cells_from_boxes(origin, size, lengths, shape=shapes, sizes=sizes)
 
 
 def read_refinement(path: str | Path) -> Boxes | Shaped[Tensor, "*s"]:
@@ -174,8 +179,12 @@ def read_refinement(path: str | Path) -> Boxes | Shaped[Tensor, "*s"]:
     kind = Path(path).suffix
     if kind == ".npy":
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, TypeError) as error:
+            levels = np.load(path, allow_pickle=False)
+            # torch has few operations for unsigned numbers.
+            return torch.from_numpy(
+                levels.astype(np.int64) if levels.dtype.kind in "bu" else levels
+            )
+        except (OSError, EOFError, ValueError, TypeError) as error:
             raise ValueError(f"{path} has no field of levels: {error}") from error
     if kind != ".npz":
         return read_patches(path).levels()

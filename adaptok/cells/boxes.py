@@ -48,6 +48,8 @@ def cells_from_boxes(
         ValueError: shapes that do not match, a box of size below 1 or larger than the coarsest
             size, levels that are not nested, or no tiling though there should be one.
     """
+    if not len(lengths):
+        raise ValueError("lengths has a number per sample, got none")
     origin, size = _rows(origin, "origin"), _rows(size, "size")
     levels = tuple(tuple(map(int, s)) for s in sizes)
     if origin.ndim != 2 or origin.shape != size.shape or sum(lengths) != len(origin):
@@ -88,7 +90,10 @@ def _rows(boxes: Tensor | Sequence[Sequence[int]], name: str) -> Tensor:
         raise ValueError(f"{name} is on the meta device, where it has no values")
     if not isinstance(boxes, Tensor) and len({len(row) for row in boxes}) > 1:
         raise ValueError(f"{name} has one number per axis in every row, got {shown(boxes)}")
-    return torch.as_tensor(boxes).to(torch.int32).contiguous()
+    rows = torch.as_tensor(boxes)
+    if rows.numel() and bool((rows.abs() > LARGEST).any()):
+        raise ValueError(f"{name} has numbers of at most {LARGEST}, got {shown(boxes)}")
+    return rows.to(torch.int32).contiguous()
 
 
 def _as_tiling(cells: Cells, wanted: bool | None) -> Cells:
@@ -96,7 +101,9 @@ def _as_tiling(cells: Cells, wanted: bool | None) -> Cells:
         return cells.replace(tiling=True).validate()
     except ValueError as error:
         if wanted:
-            raise ValueError(f"the boxes are no tiling: {error}; or tiling=False") from error
+            raise ValueError(
+                f"the boxes are no tiling: {error}; pass tiling=False if they need not be one"
+            ) from error
         return cells
 
 
@@ -155,7 +162,8 @@ def _owners_one_by_one(cells: Cells) -> Int64[Tensor, "b *shape"]:
     """Paints the boxes, large ones first; reads them."""
     owner = torch.full((cells.batch_size, *cells.shape), -1)
     volume, sample = cells.volume.tolist(), cells.sample.tolist()
-    first, last = cells.origin.clamp(min=0).tolist(), (cells.origin + cells.size).tolist()
+    first, last = cells.origin.clamp(min=0), (cells.origin + cells.size).clamp(min=0)
+    first, last = first.tolist(), last.tolist()
     for row in sorted(range(len(cells)), key=lambda row: (-volume[row], -row)):
         box = (slice(*ends) for ends in zip(first[row], last[row], strict=True))
         owner[(sample[row], *box)] = row

@@ -170,7 +170,7 @@ class Cells:
 
     @property
     def volume(self) -> Int64[Tensor, " n"]:
-        """Number of grid points in each cell, inside the domain."""
+        """Number of grid points in each cell; of cells that overhang, those inside the domain."""
         size = self.size
         if self.overhang:
             ends: Any = self.extents
@@ -260,10 +260,10 @@ class Cells:
         Raises:
             ValueError: the batch has no such samples.
         """
-        if not 0 <= start <= stop <= self.batch_size:
+        if not 0 <= start < stop <= self.batch_size:
             raise ValueError(
-                f"start and stop are in order and from 0 to {self.batch_size}, the samples of the "
-                f"batch, got {start} and {stop}"
+                f"0 <= start < stop <= {self.batch_size}, the samples of the batch, does not hold: "
+                f"got {start} and {stop}"
             )
         if not isinstance(self.lengths, tuple):
             return slice(int(self.cu_seqlens[start]), int(self.cu_seqlens[stop]))
@@ -339,17 +339,16 @@ class Cells:
         Args:
             fixed: axes (0 is time) along which a group does not extend; with none, each sample is
                 a group.
-            pitch: width of a band per fixed axis; default the coarsest cell size, or that of a
-                `GridLayout`.
-            offset: first grid point of band 0 per fixed axis; default 0, or that of a `GridLayout`.
-                Cells outside the bands join the nearest one.
+            pitch: width of a band per fixed axis; default the coarsest cell size.
+            offset: first grid point of band 0 per fixed axis; default 0. Without both, a
+                `GridLayout` has its own. Cells outside the bands join the nearest one.
             prefix: number of rows without a cell (class and register tokens) that lead each sample.
                 `order` then expects the rows ``cat([prefix rows of all samples, token rows])``.
             by_level: whether rows of different levels never share a group.
 
         Raises:
-            ValueError: an axis outside 0..a-1 or given twice, or a prefix together with fixed axes
-                or levels.
+            ValueError: an axis outside 0..a-1 or given twice, a pitch that is not above 0, or a
+                prefix together with fixed axes or levels.
         """
         axes = tuple(fixed)
         if len(set(axes)) != len(axes) or any(not 0 <= axis <= self.ndim for axis in axes):
@@ -366,6 +365,8 @@ class Cells:
         offset = offset or [0] * len(axes)
         if len(pitch) != len(axes) or len(offset) != len(axes):
             raise ValueError(f"one pitch and offset per fixed axis {axes}, got {pitch}, {offset}")
+        if min(pitch, default=1) <= 0:
+            raise ValueError(f"the pitch of bands is above 0, got {tuple(pitch)}")
         center, key, count = self.center, self.sample, self.batch_size
         largest = self._largest()
         for axis, width, start in zip(axes, pitch, offset, strict=True):
@@ -406,7 +407,7 @@ class Cells:
         for axis in axes:
             band = ((center[:, axis] - layout.offset[axis]) / layout.pitch[axis]).floor().long()
             key, count = key * layout.grid[axis] + band, count * layout.grid[axis]
-        whole = self.count == self.batch_size * product(layout.grid)
+        whole = self.bounded and self.count == self.batch_size * product(layout.grid)
         length = product(n for axis, n in enumerate(layout.grid) if axis not in axes)
         lengths = repeated(length, count) if whole else None
         return sorted_groups(key, count, self.max_seqlen, lengths)
@@ -454,7 +455,7 @@ class Cells:
         }
         for what, holds in checks.items():
             if not holds:
-                raise ValueError(f"invalid Cells: {what} does not hold")
+                raise ValueError(f"invalid Cells, this does not hold: {what}")
         if n and self.layout is None:
             self._check_levels()
         if self.tiling and self.mixed is not None:

@@ -112,7 +112,12 @@ class ConservativeDecoder(nn.Module):
             field: not read.
             scored: not read.
             boundary: codes (ndim, 2) or (b, ndim, 2): wall 0, open 1, periodic 2.
+
+        Raises:
+            ValueError: cells that are no tiling any more, since rows were selected.
         """
+        if not tokens.cells.tiling:
+            raise ValueError(f"decoder 'conservative' needs a tiling, got {tokens.cells}")
         cells, detail = tokens.cells, wide(self.base(tokens))
         gained = self._gained(tokens, boundary, detail.dtype)  # (n, k)
         owner = finest_owner(cells)  # (b, t, *s)

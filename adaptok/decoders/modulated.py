@@ -34,7 +34,7 @@ class ModulatedDecoder(nn.Module):
         overlap: "sum" adds overlapping contributions (paper), "mean" averages them (the same
             amplitude for all strides).
         norm: "group" (paper; over the whole frame), or "layer" or "rms" (over the channels).
-        groups: groups of the group norm; default the largest common divisor of 12 and dim / 4.
+        groups: groups of the group norm; default the greatest common divisor of 12 and dim / 4.
         mode: interpolation of the kernels, see `pi_resize`; default the paper's.
         antialias: filtered interpolation (the paper's code: False).
 
@@ -86,10 +86,11 @@ class ModulatedDecoder(nn.Module):
         cells, layout = tokens.cells, tokens.cells.layout
         if not isinstance(layout, ConvLayout):
             raise ValueError("these tokens are those of another tokenizer: they carry no kernels")
-        if cells.count != cells.batch_size * product(layout.grid):
+        whole = cells.batch_size * product(layout.grid)
+        if not cells.bounded or cells.count != whole:
             raise ValueError(
-                f"{cells.batch_size} samples of a grid {layout.grid} have other than {cells.count} "
-                "tokens"
+                f"decoder 'modulated' needs all {whole} tokens of {cells.batch_size} samples of a "
+                f"grid {layout.grid}, as embedded; these are {cells.count}, or were selected"
             )
         frames = cells.batch_size * cells.shape[0]
         x = tokens.features.unflatten(0, (frames, *layout.grid[1:])).movedim(-1, 1)

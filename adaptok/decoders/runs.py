@@ -19,14 +19,15 @@ from adaptok.utils.reading import reads_are_free
 class RunDecoder(nn.Module):
     """Each token paints one tubelet, the finest cell, and copies it along its run in time.
 
-    On cells of one size it is `linear`; points that no cell covers are 0.
+    On cells of one size it is `linear`; points that no cell covers are 0, and of equal cells one
+    paints.
 
     Args:
         spec: of a tokenizer whose cells have one size in space, such as that of `rlt`.
         out_channels: channels of the decoded field.
 
     Raises:
-        ValueError: cells of several sizes in space, or that overlap.
+        ValueError: cells of several sizes in space, or a layout of cells that overlap.
     """
 
     @checked
@@ -46,7 +47,7 @@ class RunDecoder(nn.Module):
         """Decodes a field of the shape that the cells were made for.
 
         Raises:
-            ValueError: cells that do not begin on the grid of tubelets (on the CPU, eagerly).
+            ValueError: cells that are not made of whole tubelets (on the CPU, eagerly).
         """
         cells = tokens.cells
         check_levels(cells, self.sizes)
@@ -59,13 +60,15 @@ def run_owners(cells: Cells) -> Int64[Tensor, "b f g"]:
     """Row of the run over each tubelet, by frame and raster of space, -1 for none.
 
     Raises:
-        ValueError: cells that do not begin on the grid of tubelets (on the CPU, eagerly).
+        ValueError: cells that are not made of whole tubelets (on the CPU, eagerly).
     """
     tubelet, n = cells.sizes[-1], cells.count
     if reads_are_free(cells.origin):
-        size = torch.tensor(tubelet)
-        if bool((cells.origin % size).any()) or bool((cells.size[:, 1:] > size[1:]).any()):
-            raise ValueError(f"these cells are no runs of tubelets of size {tubelet}")
+        size, end = torch.tensor(tubelet), cells.origin + cells.size
+        whole = (end % size == 0) | (end >= torch.as_tensor(cells.extents))  # or clipped
+        fits = whole & (cells.origin % size == 0)
+        if not bool(fits.all()) or bool((cells.size[:, 1:] > size[1:]).any()):
+            raise ValueError(f"these cells are not runs of tubelets of size {tubelet}")
     grid = level_grid(cells.reach, tubelet)
     first = torch.full((cells.batch_size * product(grid),), -1, device=cells.device)
     rows = torch.arange(n, device=cells.device)

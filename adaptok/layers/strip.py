@@ -76,6 +76,11 @@ class StripCells(Cells):
         own = None if self.strip is None else _map(self.strip, lambda x: x[start:stop])
         return self._with(super().samples(start, stop), own)
 
+    def pin_memory(self) -> Cells:
+        """Copies the geometry into page-locked memory, for loaders."""
+        own = None if self.strip is None else _map(self.strip, lambda x: x.pin_memory())
+        return self._with(super().pin_memory(), own)
+
     def to(self, *args: Any, **kwargs: Any) -> Cells:
         """Moves the geometry to a device; dtypes stay as they are."""
         cells = super().to(*args, **kwargs)

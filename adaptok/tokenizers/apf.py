@@ -74,7 +74,7 @@ def apf(
     edges = {"low": low, "high": high, "blur": blur, "reach": reach}
     edges |= {"color": color, "value_range": value_range, "above_finest": stop}
     marking = {"name": "budget", "budget": budget}
-    if stop:  # what the budget pays for of the nodes before the end
+    if stop:  # those of the nodes before the end that the budget pays for
         marking = {"name": "threshold", "thresholds": 0.0, "budget": budget}
     spec = TokenizerSpec(ndim, in_channels, dim, (finest,), rooted=True)
     resized = {"name": "boxes", "points": points, "frames": frame_size}

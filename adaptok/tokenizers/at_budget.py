@@ -107,7 +107,7 @@ def _controls(
         if "patch_size" not in tokenizer.controls:
             sizes = [tokenizer.size, *tokenizer.sizes_for(shape[1:])]
             counts = {size: tokenizer.tokens_at(size, shape) for size in sizes}
-            way = ", and patch_sizes= of both leaves the choice to each call"
+            way = ", or patch_sizes= with both sizes lets each call choose"
             _check_only_size(tokenizer.size, counts, budget, shape, way)
             return {}
         sizes = [size[1:] for size in tokenizer.spec.sizes]
@@ -151,6 +151,8 @@ def _sizes_that_fit(tokenizer: Tokenizer, budget: int, shape: tuple[int, ...]) -
     """Names the knobs and values of cell sizes that reach a budget, if there are any."""
     config = getattr(tokenizer, "config", None) or {}
     frames = frames_of_cells(shape[0], tokenizer.spec.sizes[-1][0])
+    if budget < frames:
+        return f"; {frames} frames of cells need at least {frames}"
     if budget > frames * product(shape[1:]):
         return f"; the fields have {frames * product(shape[1:])} points"
     if config.get("name") not in TOKENIZERS.names():

@@ -41,11 +41,10 @@ def calibrate(
     marking relative to the maximum or by a price, finds the gamma or the price that does, and of
     `rlt` its threshold.
 
-    Scores are computed once. A node splits iff the factor is at most ``score / threshold`` of
-    the node and of all its ancestors (gamma: below ``score / max``; a price: below ``score``), so
-    sorting these numbers gives
-    the token count of every factor; no search re-runs the tokenizer, and nothing is trained. A
-    budget of the tokenizer is ignored.
+    Scores are computed once. A node splits iff the factor is at most ``score / threshold`` of the
+    node and of all its ancestors (gamma: below ``score / max``; a price: below ``score``), so
+    sorting these numbers gives the token count of every factor; no search re-runs the tokenizer,
+    and nothing is trained. A budget of the tokenizer is ignored.
 
     Args:
         tokenizer: one that marks by the maximum, by a price, or by thresholds, all positive, whose

@@ -24,7 +24,7 @@ class CkmTokenizer(ModulatedTokenizer):
             calls may ask for any other of 1, 4, 8, 12, 16 and 32 too.
         size: patch size of calls without ``patch_size=``; default the coarsest of patch_sizes.
         norm: "group" (paper; over all of a frame), or "layer" or "rms" (over the channels).
-        groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
+        groups: groups of the group norm; default the greatest common divisor of 12 and dim / 4.
         mode: interpolation of the kernels, see `pi_resize`; default the paper's.
         antialias: filtered interpolation (the paper's code: False).
     """

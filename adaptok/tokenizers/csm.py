@@ -25,7 +25,7 @@ class CsmTokenizer(ModulatedTokenizer):
             other size of the table whose strides do not exceed the kernels.
         size: patch size of calls without ``patch_size=``; default the coarsest of patch_sizes.
         norm: "group" (paper; over all of a frame), or "layer" or "rms" (over the channels).
-        groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
+        groups: groups of the group norm; default the greatest common divisor of 12 and dim / 4.
         whole_field_tokens: like the authors' code, add the token of the far end to every grid point
             along an axis that needs no padding.
     """

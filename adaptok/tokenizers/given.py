@@ -79,7 +79,9 @@ class GivenTokenizer(CellTokenizer):
         if fixed is not None and channel is not None:
             raise ValueError("cells are given by fixed refinement or by a channel, not by both")
         if isinstance(fixed, Tensor) and fixed.ndim != spec.ndim:
-            raise ValueError(f"levels of {spec.ndim} dimension(s) are {shown(fixed)}")
+            raise ValueError(
+                f"levels of a {spec.ndim}D domain have {spec.ndim} axes, got {shown(fixed)}"
+            )
         if isinstance(fixed, Tensor):
             check_levels_are_whole(fixed, "the fixed refinement")
         self.channel, self.border = channel, choice("border", border, BORDERS)
@@ -176,9 +178,13 @@ class GivenTokenizer(CellTokenizer):
 
     def _as_levels(self, levels: Any, field: Tensor) -> Float[Tensor, "b f *s"]:
         (b, t, _, *space), ndim = field.shape, self.spec.ndim
-        levels = torch.stack(list(levels)) if isinstance(levels, (list, tuple)) else levels
-        if not isinstance(levels, Tensor):
-            raise ValueError(f"levels are a tensor, got {shown(levels)}")
+        each = levels if isinstance(levels, (list, tuple)) else [levels]
+        alike = all(isinstance(x, Tensor) and x.shape == each[0].shape for x in each)
+        if not each or not alike:
+            raise ValueError(
+                f"levels are a tensor, or one per sample of one shape, got {shown(levels)}"
+            )
+        levels = levels if isinstance(levels, Tensor) else torch.stack(list(each))
         wanted = {ndim: (*space,), ndim + 1: (b, *space), ndim + 2: (b, t, *space)}
         if tuple(levels.shape) != wanted.get(levels.ndim):
             raise ValueError(

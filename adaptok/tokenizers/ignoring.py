@@ -22,7 +22,9 @@ def as_ignore(ignore: Ignore) -> tuple[int, ...] | Literal["constants"]:
     """
     if ignore == "constants":
         return "constants"
-    if isinstance(ignore, str) or any(not isinstance(i, int) or i is True for i in ignore):
+    if isinstance(ignore, str) or any(
+        not isinstance(i, int) or isinstance(i, bool) for i in ignore
+    ):
         raise ValueError(
             f'ignore is "constants" or a list of channels by number, got {ignore!r}; names of '
             "fields go with adaptok train on one data set, which knows them"

@@ -182,7 +182,7 @@ def msvit(
         border: "clip" or "split" cells that cross the border of the domain, see `composed`.
 
     Raises:
-        ValueError: sizes that do not nest or are less than two, or a target at which one of the
+        ValueError: sizes that do not nest or are fewer than two, or a target at which one of the
             sizes has no token.
     """
     levels = tuple(

@@ -36,8 +36,8 @@ class PatchDropoutTokenizer(UniformTokenizer):
 
     Which ones are kept follows from the seed and their number alone, the same for all samples, so
     that a batch equals its samples. Draw others in every step by the schedule `seeds`
-    (``schedule=seeds``). Dropped cells leave holes, which decoders fill as each says, see the page
-    of baselines.
+    (``schedule=seeds``). Dropped cells leave holes; how each decoder fills them is on
+    the method's page.
 
     Args:
         size: cell size, one number or one per space axis.

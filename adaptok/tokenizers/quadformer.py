@@ -31,7 +31,7 @@ def quadformer(
     """Quadformer: cells split that lose most when blurred to one token, to a token budget.
 
     Score: indicator `blur`. Refinement: best first to exactly the budget if a split can
-    end there, else less than a split below. Cells are resized to the finest size,
+    end there, otherwise to less than one split below it. Cells are resized to the finest size,
     linearly and without antialiasing, and embedded by one linear map. Its positions are those of a
     processor with ``positions="sinusoid"``.
 

@@ -325,13 +325,15 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
         """Scores each grid point: by the indicator's own map, else by the score of the finest inner
         node around it.
         """
-        field = as_field(field, self.spec.ndim, self.spec.in_channels)
+        field = as_field(field, self.spec.ndim)
         check_boundary(boundary, field.shape[0], self.spec.ndim)
         field, given = self._seen(field)
         points = getattr(self.indicator, "score_map", None)
         if points is not None:
             return points(field, boundary=boundary, **given)
         tree = self.tree(field.shape[3:])
+        if tree.n_levels == 1:  # nothing can be split, so that nothing is scored
+            return field.new_zeros(field.shape[0], *tree.shape)
         finest = tree.per_level(self.indicator(field, tree, boundary=boundary, **given))[-1]
         x = finest.unflatten(1, tree.grids[-2])
         for axis, (size, n) in enumerate(zip(tree.sizes[-2], tree.shape, strict=True)):

@@ -120,7 +120,7 @@ class BlockChoice(IgnoresChannels, nn.Module):
         """Returns what the indicator is called with, see `TreeTokenizer.as_scored`; each frame is a
         sample.
         """
-        if boundary is not None and boundary.ndim == 3:
+        if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1:
             boundary = boundary.repeat_interleave(field.shape[1], 0)
         seen, given = self.seen(field.shape[2]), {}
         if getattr(self.indicator, "sees_all", False):

@@ -154,7 +154,7 @@ class RefineDecoder(nn.Module):
         check_boundary(boundary, x.shape[0], self.spec.ndim)
         b, t = x.shape[:2]
         blocks = None if self.choice is None else self.choice(scored, boundary)
-        if boundary is not None and boundary.ndim == 3 and t > 1:
+        if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1 and t > 1:
             boundary = boundary.repeat_interleave(t, 0)  # the frames are as many samples
         x = x.flatten(0, 1)
         out = self.base(tokens).flatten(0, 1)

@@ -54,7 +54,7 @@ class FilmPositions(nn.Module):
         Raises:
             ValueError: more frames than the table has.
         """
-        size = cells.sizes[0][0]
+        size = cells.sizes[-1][0]  # cells of several lengths begin anywhere on the shortest
         longest = max(-(-shape[0] // size) for shape in cells.mixed or (cells.shape,))
         if longest > self.frames.num_embeddings:
             raise ValueError(

@@ -21,6 +21,9 @@ def misplaced_center(cells: Cells) -> Float[Tensor, "n a"]:
     """
     if len(cells.sizes) != 2:
         raise ValueError(f"misplaced positions have two levels, these cells {len(cells.sizes)}")
+    if cells.mixed is not None:
+        each = [cells.samples(i, i + 1) for i in range(int(cells.batch_size))]
+        return torch.cat([misplaced_center(own) for own in each])
     coarse, fine = cells.sizes[0], cells.level == 1
     grid = level_grid(cells.reach, coarse)
     count, space = cells.batch_size * product(grid), product(grid[1:])

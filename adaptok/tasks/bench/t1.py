@@ -229,10 +229,16 @@ def fitted_words(job: Job, data: str) -> list[str]:
 
 
 def largest(cost: Callable[[int], float], target: float, most: int) -> int:
-    """Finds the largest whole number up to `most` whose cost is at most a target, by bisection of a
-    cost that grows; 0 if there is none.
+    """Finds the largest whole number up to `most` whose cost is at most a target, of a cost that
+    grows; 0 if there is none.
+
+    It doubles first, then bisects: nothing is tried that is more than twice the result, since a
+    model far above the target may need more memory than there is.
     """
-    low, high = 0, most + 1
+    low, high = 0, 1
+    while high <= most and cost(high) <= target:
+        low, high = high, 2 * high
+    high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= target else (low, middle)

@@ -37,7 +37,7 @@ class ConvStem(nn.Module):
         dim: width of the features, divisible by 4.
         kernels: base kernel sizes of the two stages, one pair per space axis.
         norm: "group", "layer" or "rms".
-        groups: groups of the group norm; default 12, or the largest common divisor with dim / 4.
+        groups: groups of the group norm; default the greatest common divisor of 12 and dim / 4.
         mode: interpolation of the resize to other kernels, see `pi_resize`.
         antialias: whether that interpolation is filtered.
         final_gelu: GELU after the last norm.

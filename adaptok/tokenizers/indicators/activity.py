@@ -1,4 +1,4 @@
-"""Gradient, curvature and anomaly of a cell beside those of the others (MeshTok)."""
+"""Gradient, curvature and anomaly of a cell compared with those of the others (MeshTok)."""
 
 from __future__ import annotations
 

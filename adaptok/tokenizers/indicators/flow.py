@@ -31,7 +31,7 @@ class FlowIndicator:
     Args:
         velocity: channels of its components, one per space axis; with a folded history those of
             each frame in turn. None: the first channels that are not ignored, as many as there are
-            axes or fewer (the components that lack are 0).
+            axes or fewer (missing components are 0).
         statistic: "max" (a cell counts if some point does), "mean" or "std" over the points.
         padding: "replicate", "circular" or "reflect"; periodic axes are always circular.
         spacing: of the grid along each space axis; None: the same.

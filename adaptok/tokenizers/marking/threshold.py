@@ -145,7 +145,7 @@ def capped(
     best = reached & split_within(order, tree, counts, monotone=monotone)
     if not tree.overhangs:
         return best
-    # Of splits at the border a plan does not know what they cost: where all are paid for, it is not
+    # A plan does not know what splits at the border cost: where the budget pays for all, it is not
     # asked.
     nodes = tree.nodes(scores.device)
     gain = (product(tree.ratios[0]) - 1 - nodes.beyond) * ~nodes.outside

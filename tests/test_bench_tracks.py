@@ -279,9 +279,16 @@ def test_budgets_of_the_full_size_are_those_of_the_papers():
 
 
 def test_a_width_is_the_largest_whose_cost_is_not_above_the_target():
+    tried = []
+
+    def square(n: int) -> float:
+        tried.append(n)
+        return n * n
+
     for target in range(1, 40):
-        wanted, tried = max([n for n in range(21) if n * n <= target], default=0), []
-        assert t1.largest(lambda n: tried.append(n) or n * n, target, 20) == wanted
+        tried.clear()
+        wanted = max([n for n in range(21) if n * n <= target], default=0)
+        assert t1.largest(square, target, 20) == wanted
         assert max(tried) <= 2 * wanted  # a much larger model may not fit into memory
     assert t1.largest(lambda n: 1.0 + n, 1, 20) == 0
     assert t1.largest(lambda n: n, 100, 20) == 20

@@ -264,6 +264,8 @@ STEADY = {
     **{"u": normal(4, 5, 6), "p": normal(4, 5, 6, seed=1), "inputs": ["u"], "outputs": ["p"]},
     **{"axes": ["trajectory", "x", "y"], "dt": None},
 }
+CHANNELS = normal(4, 3, 5, 2)
+OF_CHANNELS = {"axes": ["trajectory", "time", "x", "channel"], "names": ["a", "b", "c"]}
 MISTAKES = [
     ({"u": normal(4, 5, 6)}, r"array u has 3 axes, shape \(4, 5, 6\); 4 are needed"),
     ({"axes": ["trajectory", "t", "x", "y"]}, "an axis must be one of .*time.* got 't'"),
@@ -302,6 +304,14 @@ MISTAKES = [
     (
         {"test": {"u": U, "p": U, "x": np.arange(5)}},
         "test has an array x, train has none; give it to all splits or none$",
+    ),
+    (
+        {"u": CHANNELS * [1, 0], "p": CHANNELS[..., :1], **OF_CHANNELS},
+        "field b has one value everywhere; give the array u without it",
+    ),
+    (
+        {"u": CHANNELS, "p": 0 * CHANNELS[..., :1], **OF_CHANNELS},
+        "leave the array p out with keys=",
     ),
     ({"c": np.ones((5, 6)), "constants": ["c"]}, "leave it out of constants=.*others in keys="),
     ({**STEADY, "u": np.ones((4, 5, 6))}, r"u has one value everywhere; leave it out of inputs="),

@@ -132,7 +132,7 @@ def from_arrays(
             for data in _write_split(place, parts.get(split, found), rows[split], recipe):
                 if split == "train":
                     statistics.add(data)
-        statistics.check(steady)
+        statistics.check(found)
         statistics.write(folder / "stats.yaml")
         write_checksums(folder)
     return out
@@ -303,11 +303,11 @@ class _TrainingSplit(Statistics):
         for name, there in differs.items():
             self._varies[name] = self._varies.get(name, torch.zeros_like(there)) | there
 
-    def check(self, steady: bool) -> None:
+    def check(self, arrays: Arrays) -> None:
         """Looks for components that no model can be normalised with.
 
         Args:
-            steady: the fields are outputs of a map, the constants its inputs.
+            arrays: that the fields are of.
 
         Raises:
             ValueError: there is one; says what to do about it.
@@ -315,20 +315,23 @@ class _TrainingSplit(Statistics):
         for (field, in_time), varies in self._varies.items():
             if not bool(varies.all()):
                 at = "" if varies.ndim == 0 else f", component {int(varies.int().argmin())}"
-                advice = _advice(steady, (field, True) not in self._varies, in_time)
-                raise ValueError(f"in the training split, field {field}{at} {advice}")
+                what = _unvaried(arrays, field, (field, True) not in self._varies, in_time)
+                raise ValueError(f"in the training split, field {field}{at} {what}")
 
 
-def _advice(steady: bool, constant: bool, in_time: bool) -> str:
-    """Says in what a field never differs, and which argument helps."""
-    if steady:
-        what = "is the same in all samples" if in_time else "has one value everywhere"
-        return f"{what}; leave it out of {'inputs' if constant else 'outputs'}=..."
+def _unvaried(arrays: Arrays, field: str, constant: bool, in_time: bool) -> str:
+    """Says in what a field never differs, and how to do without it."""
+    source = next(s for s in [*arrays.fields, *arrays.constants] if field in s.names)
+    steady, what = "time" not in arrays.sizes, "has one value everywhere"
     if in_time:
-        return "never changes with time; name it among constants=..., without its time axis"
+        what = "is the same in all samples" if steady else "never changes with time"
+    if len(source.names) > 1:
+        return f"{what}; give the array {source.key} without it"
+    key = "it" if source.key == field else f"the array {source.key}"
+    if steady:
+        return f"{what}; leave {key} out of {'inputs' if constant else 'outputs'}=..."
+    if in_time:
+        return f"{what}; name {key} among constants=..., without its time axis"
     if constant:
-        return (
-            "has one value everywhere; leave it out of constants=..., and name the others in "
-            "keys=..."
-        )
-    return "has one value everywhere; leave it out with keys=..."
+        return f"{what}; leave {key} out of constants=..., and name the others in keys=..."
+    return f"{what}; leave {key} out with keys=..."

@@ -14,7 +14,7 @@ from sampled import sampled
 
 import adaptok
 import benchmarks
-from adaptok.evaluation.bench import timing
+from adaptok.evaluation.bench import indicators, timing
 from adaptok.patches import patchify
 from benchmarks.step import PlainViT, nearest_patch
 
@@ -120,6 +120,11 @@ def test_the_commit_is_that_of_the_source_tree_and_no_other(tmp_path, monkeypatc
     assert timing.commit_of(package) is None  # installed into somebody's repository
     monkeypatch.setattr(timing, "SOURCE", package)
     assert timing.machine()["commit"] == f"version {adaptok.__version__}"
+
+
+def test_sides_of_cells_that_have_no_half_are_refused():
+    with pytest.raises(ValueError, match="side must be a whole number"):
+        indicators.measure(["supernova_explosion_64"], side=1)
 
 
 def test_patches_nearest_to_a_number_of_tokens():

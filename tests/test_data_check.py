@@ -21,12 +21,14 @@ from adaptok.cli import main
 from adaptok.data import WellData
 from adaptok.data.check import check
 from adaptok.data.synthetic import SOLVERS, generate
+from adaptok.data.synthetic.store import Statistics
 from adaptok.utils.checksums import CHECKSUMS
 
 MAZE = "acoustic_scattering_maze"
 NO_STATISTICS = (
     "is missing: the statistics of the training split; `adaptok data stats FOLDER` computes them"
 )
+NOT_COMPARED = "was not compared with the training files, as some are defective"
 TINY = {"resolution": 16, "frames": 3, "train": 9, "valid": 1, "test": 1}
 
 
@@ -96,6 +98,12 @@ def nothing_varies(file: h5py.File) -> None:
         group.attrs["field_names"] = list(group) or np.array([], dtype="S1")
 
 
+def text_as_scalar(file: h5py.File) -> None:
+    file["scalars"].attrs["field_names"] = ["K"]
+    file["scalars"]["K"] = "high"
+    file["scalars"]["K"].attrs.update(sample_varying=False, time_varying=False)
+
+
 DAMAGE = {
     "missing group scalars": lambda f: f.pop("scalars"),
     "missing attribute grid_type of the file": lambda f: f.attrs.pop("grid_type"),
@@ -142,8 +150,25 @@ DAMAGE = {
     r"field pressure has shape \(1, 3, 16, 15\), expected \(1, 3, 16, 16\)": lambda f: remake(
         f["t0_fields"], "pressure", f["t0_fields"]["pressure"][..., :15]
     ),
-    "field pressure has type int64, not a floating-point one": lambda f: remake(
-        f["t0_fields"], "pressure", f["t0_fields"]["pressure"][:].astype(np.int64)
+    "field pressure has type >f4; write it as real numbers": lambda f: remake(
+        f["t0_fields"], "pressure", f["t0_fields"]["pressure"][:].astype(">f4")
+    ),
+    "scalar K has type .*; write it as real numbers": text_as_scalar,
+    "dimensions/time has type": lambda f: remake(f["dimensions"], "time", np.array([b"a"] * 3)),
+    "the mask of boundary condition x_wall has type": lambda f: remake(
+        f["boundary_conditions"]["x_wall"], "mask", np.array([b"yes"] * 16)
+    ),
+    r"dim_varying of field pressure is \[True\], one per axis": lambda f: f["t0_fields"][
+        "pressure"
+    ].attrs.__setitem__("dim_varying", True),
+    r"spatial_dims of dimensions must be names, got \[0, 1\]": lambda f: f[
+        "dimensions"
+    ].attrs.__setitem__("spatial_dims", [0, 1]),
+    r"field_names of scalars must be strings, got \[3\]": lambda f: f["scalars"].attrs.__setitem__(
+        "field_names", 3
+    ),
+    "boundary condition extra has type None": lambda f: f["boundary_conditions"].create_dataset(
+        "extra", data=0.0
     ),
     "NaN or Inf in field velocity: trajectory 0, frame 2": lambda f: f["t1_fields"][
         "velocity"
@@ -171,6 +196,16 @@ def test_what_is_wrong_with_a_file_is_said_in_words(copy, bad, message):
     assert str(bad) in {problem.where for problem in check(copy).problems}
 
 
+def test_whole_numbers_are_as_good_as_others(copy, bad):
+    with h5py.File(bad, "a") as file:
+        remake(file["t0_fields"], "pressure", np.ones((1, 3, 16, 16), dtype=np.uint8))
+    assert check(bad) == (1, [])
+    assert len(list(WellData(path=copy, batch_size=1, skip_bad=True).loader("train"))) == 9 * 2
+    statistics = Statistics()
+    statistics.accumulate("pressure", 0, True, np.array([3, 1], dtype=np.uint8))
+    assert statistics.summary()["mean_delta"] == {"pressure": -2.0}
+
+
 @pytest.mark.parametrize("name", ["gray_scott_reaction_diffusion", "rayleigh_benard"])
 def test_a_mask_that_is_false_at_a_periodic_end_is_found(root, tmp_path, name):
     shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns(CHECKSUMS))
@@ -190,6 +225,7 @@ def test_truncated_corrupt_and_foreign_files_are_found(copy, bad):
         assert problem.what.startswith("damaged or truncated HDF5 file")
         found = check(copy).problems
         assert found[0] == problem
+        assert [p.what for p in found[1:]] == [NOT_COMPARED]
     broken = bytearray(content)
     for start in range(2048, len(content) - 64, 4096):  # flipped bytes anywhere never raise
         broken[start : start + 64] = bytes(64)
@@ -261,7 +297,7 @@ def test_a_path_without_data_is_an_error(tmp_path):
     for name in ("absent", "absent.hdf5"):
         with pytest.raises(ValueError, match="no such file"):
             check(tmp_path / name)
-    with pytest.raises(ValueError, match="is no data set"):
+    with pytest.raises(ValueError, match="is not a data set"):
         check(tmp_path)
 
 
@@ -342,6 +378,6 @@ def test_a_split_without_a_good_file_is_an_error(copy):
     data = WellData(path=copy, skip_bad=True)
     with (
         pytest.warns(UserWarning, match="left out"),
-        pytest.raises(ValueError, match=r"every file of split 'test' of .* has something wrong"),
+        pytest.raises(ValueError, match=r"every file of split 'test' of .* is defective"),
     ):
         data.setup("test")

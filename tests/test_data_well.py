@@ -16,6 +16,8 @@ import adaptok.data
 from adaptok.data import FieldInfo, WellData
 from adaptok.data.synthetic import SOLVERS, generate
 from adaptok.evaluation.evaluate import persistence
+from adaptok.plots.pictures import _times
+from adaptok.plots.samples import sample_of
 
 MAZE, BLAST = "acoustic_scattering_maze", "supernova_explosion_64"
 
@@ -220,6 +222,15 @@ def test_rollouts_start_each_trajectory(root, cache):
     assert torch.equal(short[:, :, 0], pressure[:, 2:5])
     with pytest.raises(ValueError, match=r"and 5 steps ahead.* need 7 frames.*has 6"):
         data.rollout_loader("test", 5)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_pictures_know_the_time_of_a_frame_that_begins_no_window(root, cache):
+    data = WellData(MAZE, root, history=5, cache=cache)
+    with h5py.File(next((root / MAZE / "data" / "test").iterdir())) as file:
+        time = f"t = {file['dimensions/time'][4]:.4g}"
+    assert sample_of(data, "test", 2).caption.endswith(f"trajectory 2, frame 4, {time}")
+    assert _times(data, "test", 1).startswith(f"from {time} in steps of")
 
 
 def test_a_stride_leaves_fewer_rollout_steps(root):

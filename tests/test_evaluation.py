@@ -16,6 +16,7 @@ from adaptok.evaluation.metrics import vrmse
 from adaptok.evaluation.predictions import folder_name
 from adaptok.evaluation.results import Results, markdown, write_results
 from adaptok.registry import METRICS
+from adaptok.tasks.surrogate import check_test
 from adaptok.utils.auxiliary import report_figure
 from adaptok.utils.tables import table
 
@@ -188,6 +189,16 @@ def test_mistakes(parts):
         evaluate(surrogate, data, settings=[])
     with pytest.raises(ValueError, match="tset"):
         evaluate(surrogate, data, split="tset")
+    for wrong in ([4], [4, 4, 4]):
+        with pytest.raises(ValueError, match=r"patch_size must be one number or 2, one per space"):
+            evaluate(surrogate, data, patch_size=wrong)
+        with pytest.raises(ValueError, match=r"test\.patch_size must be one number or 2"):
+            check_test(surrogate, data, {"steps": 1, "settings": [{}], "patch_size": wrong})
+
+
+def test_a_period_of_one_point_is_left_out(parts):
+    (row,) = evaluate(*parts, steps=1, device="cpu", patch_size=[4, 1]).settings
+    assert len(row.rollout.patch_harmonics) == 1
 
 
 def test_labels_and_tables():

@@ -410,7 +410,7 @@ def test_names_in_bytes_are_one_problem(tmp_path):
 
 def test_a_file_of_another_kind_is_not_called_missing(tmp_path):
     (tmp_path / "x.txt").touch()
-    with pytest.raises(ValueError, match="is no HDF5 file"):
+    with pytest.raises(ValueError, match="is not an HDF5 file"):
         check(tmp_path / "x.txt")
     with pytest.raises(ValueError, match="no such file or folder"):
         check(tmp_path / "y")
@@ -452,7 +452,7 @@ def test_data_that_is_replaced_during_a_run_is_never_mixed(how, cache, tmp_path)
     else:
         with pytest.raises(ValueError, match=r"train.*was replaced, changed or removed while"):
             windows[0]
-    with pytest.raises(ValueError, match="data set was changed while it is in use"):
+    with pytest.raises(ValueError, match="data set was changed while in use"):
         data.loader("test")
 
 
@@ -469,5 +469,5 @@ def test_a_file_of_pdebench_that_is_replaced_is_never_mixed(cache, tmp_path):
     else:
         with pytest.raises(ValueError, match=r"x\.h5 was replaced"):
             windows[0]
-    with pytest.raises(ValueError, match="data set was changed while it is in use"):
+    with pytest.raises(ValueError, match="data set was changed while in use"):
         data.loader("test")

@@ -148,6 +148,7 @@ def test_coordinates_are_taken_from_arrays_named_like_axes(tmp_path):
     written = coordinates_of(folder / "data/train/train_000.hdf5")
     assert written["x"].tolist() == arrays["x"].astype("f4").tolist()
     assert written["time"].tolist() == [0, 1, 3, 6]
+    arrays["time"] = np.array(["2020-01-01", "2020-01-03"] * 2, dtype="M8[D]")  # are not read
     typed = from_arrays(
         arrays, tmp_path / "b", axes=["trajectory", "time", "x"], boundary="open", dt=0.1
     )
@@ -258,6 +259,13 @@ def with_value(value: float, *place: int) -> np.ndarray:
     return u
 
 
+U = normal(1, 3, 5, 6)
+STEADY = {
+    **{"u": normal(4, 5, 6), "p": normal(4, 5, 6, seed=1), "inputs": ["u"], "outputs": ["p"]},
+    **{"axes": ["trajectory", "x", "y"], "dt": None},
+}
+CHANNELS = normal(4, 3, 5, 2)
+OF_CHANNELS = {"axes": ["trajectory", "time", "x", "channel"], "names": ["a", "b", "c"]}
 MISTAKES = [
     ({"u": normal(4, 5, 6)}, r"array u has 3 axes, shape \(4, 5, 6\); 4 are needed"),
     ({"axes": ["trajectory", "t", "x", "y"]}, "an axis must be one of .*time.* got 't'"),
@@ -289,6 +297,29 @@ MISTAKES = [
     ({"splits": [1, 1]}, "splits are the shares of train, valid, test"),
     ({"valid": {"u": normal(1, 3, 5, 6)}}, "valid: there is no array 'p'"),
     ({"valid": {"u": normal(1, 3, 4, 6), "p": normal(1, 3, 4, 6)}}, "4 points along x"),
+    (
+        {"dt": None, "time": np.arange(3), "valid": {"u": U, "p": U}},
+        r"train has an array time, valid has none; .* or dt=\.\.\.$",
+    ),
+    (
+        {"test": {"u": U, "p": U, "x": np.arange(5)}},
+        "test has an array x, train has none; give it to all splits or none$",
+    ),
+    (
+        {"u": CHANNELS * [1, 0], "p": CHANNELS[..., :1], **OF_CHANNELS},
+        "field b has one value everywhere; give the array u without it",
+    ),
+    (
+        {"u": CHANNELS, "p": 0 * CHANNELS[..., :1], **OF_CHANNELS},
+        "leave the array p out with keys=",
+    ),
+    ({"c": np.ones((5, 6)), "constants": ["c"]}, "leave it out of constants=.*others in keys="),
+    ({**STEADY, "u": np.ones((4, 5, 6))}, r"u has one value everywhere; leave it out of inputs="),
+    ({**STEADY, "p": np.ones((4, 5, 6))}, r"p has one value everywhere; leave it out of outputs="),
+    (
+        {**STEADY, "p": np.ones((4, 1, 1)) * normal(5, 6)},
+        r"p is the same in all samples; leave it out of outputs=",
+    ),
     ({"inputs": ["u"], "axes": AXES}, "steady map have no time axis"),
     ({"inputs": ["u"], "axes": ["trajectory", "x", "y"], "dt": None}, "has both inputs"),
     ({"inputs": ["u"], "outputs": ["p"], "axes": ["trajectory", "x", "y"]}, "dt is not read"),
@@ -313,7 +344,7 @@ def test_a_set_is_replaced_on_request_and_nothing_else_is(tmp_path):
     from_arrays(arrays, folder, **options, overwrite=True)
     assert (WellData(path=folder).info.mean - before).tolist() == pytest.approx([1, 0], abs=1e-5)
     (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds what is no data set"):
+    with pytest.raises(ValueError, match="holds something other than a data set"):
         from_arrays(arrays, folder, **options, overwrite=True)
     assert (folder / "thesis.txt").is_file()
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import adaptok
 from adaptok.config.build import build_data
 from adaptok.config.menu import compose, plain
 from adaptok.data.pdebench import PDEBench, split_range
+from adaptok.evaluation.evaluate import evaluate
 
 N, T, X, Y = 5, 6, 8, 12
 
@@ -125,6 +127,14 @@ def test_from_the_command_line_and_with_augmentation(tmp_path):
     assert batch["input"].shape == (8, 2, 3, X, Y)
 
 
+def test_predictions_are_refused_at_the_start(tmp_path):
+    write_shallow_water(tmp_path / "swe.h5")
+    data = PDEBench(path=tmp_path / "swe.h5")
+    model = adaptok.create_surrogate(ndim=2, in_channels=1, dim=24, depth=1, heads=2)
+    with pytest.raises(ValueError, match=r"a set in the Well's format, which .*swe\.h5"):
+        evaluate(model, data, steps=1, predictions=tmp_path / "predictions")
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(3, (1, 1, 1)), (10, (8, 1, 1)), (100, (80, 10, 10))])
 def test_splits_are_eight_one_one(count, sizes):
     parts = [split_range(count, split) for split in ("train", "valid", "test")]
@@ -137,9 +147,11 @@ def test_bad_input(tmp_path):
         PDEBench(path=tmp_path / "nowhere.h5").setup()
     with pytest.raises(ValueError, match="given by path"):
         PDEBench().setup()
+    with pytest.raises(ValueError, match=r"can be left out: skip_bad=false$"):
+        PDEBench(path=tmp_path, skip_bad=True).setup()
     with h5py.File(tmp_path / "1D.hdf5", "w") as file:
         file["tensor"] = values(3, T, X)
-    with pytest.raises(ValueError, match=r"none of PDEBench's 2D files .* it holds tensor"):
+    with pytest.raises(ValueError, match=r"is not one of PDEBench's 2D files .* it holds tensor"):
         PDEBench(path=tmp_path / "1D.hdf5").setup()
     (tmp_path / "cut.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(ValueError, match=r"damaged .*cut\.h5"):

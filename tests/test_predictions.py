@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from adaptok import create_schedule
 from adaptok.cli import main
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
-from adaptok.data import WellData
+from adaptok.data import WellData, from_arrays
 from adaptok.evaluation.evaluate import evaluate, rollouts
 from adaptok.evaluation.predictions import PredictionWriter, folder_name
 from adaptok.evaluation.results import Results
@@ -130,9 +131,45 @@ def test_an_error_leaves_nothing(parts, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def two(tmp_path) -> Path:
+    """The folder of a test split of two files, a trajectory each."""
+    u = np.random.default_rng(0).normal(size=(4, 6, 8, 8))
+    axes = ["trajectory", "time", "x", "y"]
+    folder = from_arrays({"u": u}, tmp_path / "set", axes=axes, boundary="wall", dt=0.1)
+    file = folder / "data" / "test" / "test_000.hdf5"
+    shutil.copy(file, file.with_name("test_001.hdf5"))
+    return file.parent
+
+
+def copied(data: WellData, folder: Path) -> list[Path]:
+    """Writes the truth as a prediction; returns the files."""
+    pairs = ((batch, batch["target"]) for batch in data.rollout_loader("test", STEPS))
+    with PredictionWriter(folder, data, "test", STEPS, {}) as writer:
+        assert list(writer.passing(pairs))
+    return sorted((folder / "data" / "test").iterdir())
+
+
+def test_files_that_are_left_out_get_no_prediction(two, tmp_path):
+    with h5py.File(two / "test_000.hdf5", "r+") as file:
+        file["t0_fields/u"][0, 2] = np.nan
+    data = WellData(path=two.parents[1], skip_bad=True)
+    with pytest.warns(UserWarning, match=r"left out .*test_000\.hdf5"):
+        (path,) = copied(data, tmp_path / "predicted")
+    assert path.name == "test_001.hdf5"
+    with h5py.File(path) as ours, h5py.File(two / path.name) as true:
+        assert np.array_equal(ours["t0_fields/u"], true["t0_fields/u"][:, : 1 + STEPS])
+
+
+def test_files_that_differ_in_their_ending_stay_two(two, tmp_path):
+    (two / "test_001.hdf5").rename(two / "test_000.h5")
+    files = copied(WellData(path=two.parents[1]), tmp_path / "predicted")
+    assert [file.name for file in files] == ["test_000.h5", "test_000.hdf5"]
+
+
 def test_predictions_need_steps(parts, tmp_path):
     surrogate, data = parts
-    with pytest.raises(ValueError, match="predictions are those of rollouts"):
+    with pytest.raises(ValueError, match="kept of rollouts: steps must be at least 1, got 0"):
         evaluate(surrogate, data, predictions=tmp_path)
 
 

@@ -131,17 +131,18 @@ def test_baselines_have_no_tokens_and_no_tokenizer(tmp_path):
 
 
 def test_a_pretraining_run_is_a_run_per_set(tmp_path):
-    config = make.config_of("matey", 0, task="pretrain", data=[{"name": "maze"}, {"name": "blast"}])
+    sets = {"maze": "maze", "big_blast": "blast"}  # names in the configuration and in the files
+    config = make.config_of("matey", 0, task="pretrain", data=[{"name": name} for name in sets])
     make.write_run(tmp_path / "pre", config, None)
-    for name in ("maze", "blast"):
+    for name, inside in sets.items():
         folder = tmp_path / "pre" / name
         folder.mkdir()
-        results = make.results_of([make.row_of(0.1, 256.0)], name)
+        results = make.results_of([make.row_of(0.1, 256.0)], inside)
         (folder / "metrics.json").write_text(json.dumps(results))
     runs, problems = read_runs(tmp_path)
     assert not problems
     assert [(run.data, run.config["data.name"], run.status) for run in runs] == [
-        ("blast", "blast", "finished"),
+        ("blast", "big_blast", "finished"),
         ("maze", "maze", "finished"),
     ]
     assert all(len(run.curve) == 54 for run in runs)
@@ -258,7 +259,7 @@ def test_nothing_to_report_says_why(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "there is no run to report" in error
     assert f"{tmp_path / 'empty'}: empty" in error
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
         read_runs(tmp_path / "nowhere")
 
 
@@ -354,6 +355,22 @@ def test_a_failed_run_is_known_by_what_was_typed(sweep):
     assert "name" not in run.config
     (pending,) = [run.name for group in group_runs([run]) for run in group.pending]
     assert pending == folder.name
+
+
+def composed(folder: Path, config: dict) -> None:
+    """What Hydra keeps of a command."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_failed_run_that_resumes_another_is_known_by_the_other(sweep):
+    default = {"seed": 0, "tokenizer": {"name": "coarse_fine"}, "data": {"name": "shear_flow"}}
+    for name, run in (("again", sweep / "maze_iap_256_2"), ("lost", Path("outputs/nowhere"))):
+        composed(sweep / name, {**default, "resume": str(run)})
+        (sweep / name / "failed.json").write_text('{"error": "ValueError: late"}')
+    again, lost = (run for run in read_runs(sweep).runs if run.status == "failed")
+    assert (again.name, again.data, again.kind, again.seed) == ("again", "maze", "iap", 2)
+    assert (lost.name, lost.data, lost.seed, lost.config) == ("lost", "unknown", None, {})
 
 
 def test_pictures_of_tokens_are_no_runs(sweep):
@@ -496,6 +513,30 @@ def test_the_schedule_is_named_as_it_was_typed(tmp_path):
     (group,) = group_runs(read_runs(tmp_path).runs)
     assert group.seeds == [0, 1]
     assert group.runs[0].budget == "64 to 256, random"
+
+
+def test_resumed_runs_of_different_settings_are_not_put_together(tmp_path):
+    """Hydra composed the default for both."""
+    for seed, budget in enumerate((256, 512)):
+        schedule = {"name": "fixed", "settings": [{"budget": budget}], "seed": seed}
+        folder = make.write_surrogate(tmp_path, "iap", seed, schedule=schedule)
+        composed(folder, {"resume": "outputs/first", "schedule": {"settings": [{}]}})
+    assert [group.seeds for group in group_runs(read_runs(tmp_path).runs)] == [[0], [1]]
+
+
+def test_a_resumed_run_has_the_schedule_that_the_first_was_typed_with(tmp_path):
+    before = None
+    for name in ("first", "second", "third"):
+        schedule = {"name": "fixed", "settings": [{"thresholds": [1.5]}], "seed": 0}
+        folder = make.write_surrogate(tmp_path / name, "apt", 0, schedule=schedule)
+        typed = [{"budget": 64}] if before is None else [{}]
+        resume = None if before is None else str(before)
+        composed(folder, {"resume": resume, "schedule": {"settings": typed}})
+        before = folder
+    assert [run.budget for run in read_runs(tmp_path).runs] == [64, 64, 64]
+    own = tmp_path / "first" / "maze_apt_256_0"  # a run may even resume itself
+    (own / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"resume": str(own)}))
+    assert not read_runs(own).problems
 
 
 def test_the_newest_of_repeated_runs_counts(tmp_path):

@@ -157,6 +157,7 @@ def describe(
     constants: Sequence[str],
     vectors: Sequence[str],
     names: Sequence[str] | None,
+    timed: bool = True,
 ) -> Arrays:
     """Finds out what each array holds; reads no values but coordinates.
 
@@ -167,6 +168,7 @@ def describe(
         constants: keys of what does not, or of its inputs.
         vectors: keys of vectors, the others are scalars.
         names: of all fields, in order; None: the keys.
+        timed: the array "time", if there is one, holds the times.
 
     Raises:
         ValueError: arrays that do not fit the axes or each other, complex numbers, unknown keys.
@@ -187,7 +189,10 @@ def describe(
         raise ValueError(f"there is no field among the arrays {', '.join(arrays)}")
     sources = _named(sources, names)
     found = Arrays(
-        sources[: len(fields)], sources[len(fields) :], sources[0].sizes, _coordinates(arrays)
+        sources[: len(fields)],
+        sources[len(fields) :],
+        sources[0].sizes,
+        _coordinates(arrays, ("time", *SPACE) if timed else SPACE),
     )
     _check_together(found)
     return found
@@ -231,8 +236,9 @@ def _named(sources: list[Source], names: Sequence[str] | None) -> list[Source]:
     return out
 
 
-def _coordinates(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {k: np.asarray(arrays[k]) for k in arrays if is_coordinate(k, arrays[k])}
+def _coordinates(arrays: Mapping[str, Any], axes: Sequence[str]) -> dict[str, np.ndarray]:
+    found = [axis for axis in axes if axis in arrays and is_coordinate(axis, arrays[axis])]
+    return {axis: np.asarray(arrays[axis]) for axis in found}
 
 
 def is_coordinate(key: str, array: Any) -> bool:

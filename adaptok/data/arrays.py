@@ -108,7 +108,7 @@ def from_arrays(
         fields = [key for key in chosen_keys(arrays, keys, "keys") if key not in constants]
     chosen_keys(arrays, constants, "inputs" if steady else "constants")
     what: dict[str, Any] = {"fields": fields, "constants": constants}
-    what |= {"vectors": vectors, "names": names}
+    what |= {"vectors": vectors, "names": names, "timed": dt is None}
     found = describe(arrays, axes, **what)
     parts = {"train": found}
     for split, given in (("valid", valid), ("test", test)):
@@ -132,7 +132,7 @@ def from_arrays(
             for data in _write_split(place, parts.get(split, found), rows[split], recipe):
                 if split == "train":
                     statistics.add(data)
-        statistics.check()
+        statistics.check(found)
         statistics.write(folder / "stats.yaml")
         write_checksums(folder)
     return out
@@ -146,7 +146,9 @@ def _check_place(out: Path, overwrite: bool) -> None:
     there = {entry.name for entry in out.iterdir()} if out.is_dir() else {"a file"}
     foreign = there - {"data", "stats.yaml", CHECKSUMS}
     if foreign:
-        raise ValueError(f"{out} holds what is no data set, {min(foreign)}; choose another folder")
+        raise ValueError(
+            f"{out} holds something other than a data set ({min(foreign)}); choose another folder"
+        )
     if there and not overwrite:
         raise ValueError(f"{out} exists; overwrite=true replaces it")
 
@@ -178,6 +180,14 @@ def _check_alike(part: Arrays, first: Arrays, split: str) -> None:
     names, wanted = [*part.components()], [*first.components()]
     if names != wanted:
         raise ValueError(f"{split} has the fields {', '.join(names)}, train {', '.join(wanted)}")
+    for axis in first.sizes:
+        here, there = axis in part.coordinates, axis in first.coordinates
+        if here != there:  # which would be made up for one of them
+            has, lacks = (split, "train") if here else ("train", split)
+            hint = ", or dt=..." if axis == "time" else ""
+            raise ValueError(
+                f"{has} has an array {axis}, {lacks} has none; give it to all splits or none{hint}"
+            )
 
 
 def _boundaries(boundary: str | Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:
@@ -256,7 +266,7 @@ def _stacked(rows: Sequence[Values]) -> dict[str, torch.Tensor]:
 
 
 def _times(arrays: Arrays, dt: float | None) -> torch.Tensor:
-    if dt is None and "time" in arrays.coordinates and "time" in arrays.sizes:
+    if "time" in arrays.coordinates and "time" in arrays.sizes:
         return torch.from_numpy(arrays.coordinates["time"].astype(np.float32))
     return (1.0 if dt is None else dt) * torch.arange(arrays.sizes.get("time", 2)).float()
 
@@ -293,12 +303,35 @@ class _TrainingSplit(Statistics):
         for name, there in differs.items():
             self._varies[name] = self._varies.get(name, torch.zeros_like(there)) | there
 
-    def check(self) -> None:
-        """Raises ``ValueError`` for a component that no model can be normalised with."""
+    def check(self, arrays: Arrays) -> None:
+        """Looks for components that no model can be normalised with.
+
+        Args:
+            arrays: that the fields are of.
+
+        Raises:
+            ValueError: there is one; says what to do about it.
+        """
         for (field, in_time), varies in self._varies.items():
             if not bool(varies.all()):
                 at = "" if varies.ndim == 0 else f", component {int(varies.int().argmin())}"
-                what = "has one value everywhere; leave it out with keys=..."
-                if in_time:
-                    what = "never changes with time; name it among constants=..."
+                what = _unvaried(arrays, field, (field, True) not in self._varies, in_time)
                 raise ValueError(f"in the training split, field {field}{at} {what}")
+
+
+def _unvaried(arrays: Arrays, field: str, constant: bool, in_time: bool) -> str:
+    """Says in what a field never differs, and how to do without it."""
+    source = next(s for s in [*arrays.fields, *arrays.constants] if field in s.names)
+    steady, what = "time" not in arrays.sizes, "has one value everywhere"
+    if in_time:
+        what = "is the same in all samples" if steady else "never changes with time"
+    if len(source.names) > 1:
+        return f"{what}; give the array {source.key} without it"
+    key = "it" if source.key == field else f"the array {source.key}"
+    if steady:
+        return f"{what}; leave {key} out of {'inputs' if constant else 'outputs'}=..."
+    if in_time:
+        return f"{what}; name {key} among constants=..., without its time axis"
+    if constant:
+        return f"{what}; leave {key} out of constants=..., and name the others in keys=..."
+    return f"{what}; leave {key} out with keys=..."

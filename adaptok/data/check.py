@@ -59,7 +59,7 @@ def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
     if not location.is_folder():
         if location.is_file():
             raise ValueError(
-                f"{location} is no HDF5 file: its name must end in {' or '.join(HDF5)}"
+                f"{location} is not an HDF5 file; its name must end in {' or '.join(HDF5)}"
             )
         raise ValueError(f"no such file or folder: {location}")
     if (location / "data").is_folder():
@@ -67,14 +67,15 @@ def check(path: str | Path, options: Mapping[str, Any] | None = None) -> Report:
     files = location.hdf5_files()
     if not files:
         raise ValueError(
-            f"{location} is no data set: it has neither a folder data nor .hdf5 or .h5 files"
+            f"{location} is not a data set: it has neither a folder named data nor any .hdf5 or "
+            ".h5 file"
         )
     return Report(len(files), check_files(files)[0])
 
 
 def _check_set(folder: Location) -> Report:
     problems, count, first = [], 0, None
-    statistics = Statistics()
+    statistics, complete = Statistics(), True
     for split in SPLITS:
         files = (folder / "data" / split).hdf5_files()
         count += len(files)
@@ -82,10 +83,12 @@ def _check_set(folder: Location) -> Report:
             problems.append(Defect(str(folder), f"split {split} is missing or empty"))
         found, good = check_files(files, statistics.accumulate if split == "train" else None)
         problems += found
+        if split == "train":
+            complete = not found
         if good is not None:  # one file speaks for its split
             first = first or good
             problems += _mismatch(good, first)
-    problems += _check_statistics(folder, statistics)
+    problems += _check_statistics(folder, statistics if complete else None)
     return Report(count, problems + _check_checksums(folder))
 
 
@@ -109,13 +112,15 @@ def _mismatch(file: WellFile, first: WellFile) -> list[Defect]:
     return [Defect(str(file.location), what)] if what else []
 
 
-def _check_statistics(folder: Location, statistics: Statistics) -> list[Defect]:
-    """Compares stats.yaml with the values of the training split."""
+def _check_statistics(folder: Location, statistics: Statistics | None) -> list[Defect]:
+    """Compares stats.yaml with the values of the training split; None: not all are known."""
     where = str(folder / "stats.yaml")
     try:
         stored = read_statistics(folder)
     except ValueError as error:
         return [Defect(where, str(error).removeprefix(where).lstrip(": "))]
+    if statistics is None:
+        return [Defect(where, "was not compared with the training files, as some are defective")]
     problems = []
     expected = statistics.summary()
     for table in TABLES:

@@ -16,6 +16,16 @@ from adaptok.utils.boundary import BOUNDARIES
 OnValues = Callable[[str, int, bool, np.ndarray], None]
 
 
+def type_problem(kind: np.dtype) -> str:
+    """Says why the Well's reader cannot read values of a type; empty if it can."""
+    if kind.kind in "fiub" and kind.itemsize <= 8 and kind.isnative:
+        return ""
+    return (
+        f"has type {kind.str}; write it as real numbers of at most 64 bits in this machine's byte "
+        "order, such as float32"
+    )
+
+
 def check_file(location: Location, on_values: OnValues | None = None) -> list[str]:
     """Lists everything that is wrong with a file; empty for a good one.
 
@@ -46,7 +56,10 @@ def _structure(file: Any) -> Iterator[str]:
     if not (np.ndim(count) == 0 and np.issubdtype(type(count), np.integer) and count >= 1):
         yield f"n_trajectories must be a number of at least 1, got {count!r}"
     dimensions = file["dimensions"]
-    axes = list(dimensions.attrs.get("spatial_dims", ()))
+    axes = _listed(dimensions.attrs.get("spatial_dims", ()))
+    if not all(isinstance(axis, str) for axis in axes):
+        yield f"spatial_dims of dimensions must be names, got {axes}"
+        return
     if len(axes) != ndim:
         yield f"n_spatial_dims is {ndim}, but dimensions names the axes {axes}"
     for name in ("time", *axes):
@@ -56,8 +69,15 @@ def _structure(file: Any) -> Iterator[str]:
         names = file[group].attrs.get("field_names")
         if names is None:
             yield f"{group} lacks the attribute field_names"
-        elif any(isinstance(name, bytes) for name in names):
+        elif any(isinstance(name, bytes) for name in _listed(names)):
             yield f"field_names of {group} are bytes, {list(names)}; write them as strings"
+        elif not all(isinstance(name, str) for name in _listed(names)):
+            yield f"field_names of {group} must be strings, got {_listed(names)}"
+
+
+def _listed(values: Any) -> list[Any]:
+    """Lists what an attribute holds, which may be one value."""
+    return list(values) if isinstance(values, str) else np.atleast_1d(values).tolist()
 
 
 class _Content:
@@ -84,6 +104,9 @@ class _Content:
             if varying is None:
                 yield f"dimensions/{name} lacks the attribute sample_varying"
                 continue
+            if problem := type_problem(points.dtype):
+                yield f"dimensions/{name} {problem}"
+                continue
             expected = (self.trajectories,) * bool(varying) + points.shape[-1:]
             if points.shape != expected:
                 yield f"dimensions/{name} has shape {points.shape}, expected {expected}"
@@ -100,9 +123,9 @@ class _Content:
 
     def boundary(self, name: str, condition: Any) -> Iterator[str]:
         kind = str(condition.attrs.get("bc_type", "")).upper()
-        where = [str(axis) for axis in condition.attrs.get("associated_dims", ())]
+        where = [str(axis) for axis in _listed(condition.attrs.get("associated_dims", ()))]
         expected = tuple(self.axes.get(axis) for axis in where)
-        mask = condition.get("mask")
+        mask = condition.get("mask") if isinstance(condition, h5py.Group) else None
         if kind not in BOUNDARIES:
             accepted = ", ".join(BOUNDARIES)
             yield f"boundary condition {name} has type {kind or None}, not one of {accepted}"
@@ -114,6 +137,8 @@ class _Content:
             yield (
                 f"the mask of boundary condition {name} has shape {mask.shape}, expected {expected}"
             )
+        elif problem := type_problem(mask.dtype):
+            yield f"the mask of boundary condition {name} {problem}"
         else:  # the Well's reader looks at the ends only
             values = mask[...]
             ends = [values.take(end, axis).any() for axis in range(values.ndim) for end in (0, -1)]
@@ -129,6 +154,8 @@ class _Content:
         group = self.file["scalars"]
         for name in group.attrs["field_names"]:
             problem = self.announced(group.get(name), f"scalar {name}", "")
+            if not problem and (unreadable := type_problem(group[name].dtype)):
+                problem = f"scalar {name} {unreadable}"
             if not problem and not np.isfinite(group[name][...]).all():
                 problem = f"NaN or Inf in scalar {name}"
             if problem:
@@ -146,8 +173,8 @@ class _Content:
             for name in names:
                 what, data = f"field {name}", group.get(name)
                 problem = self.announced(data, what, f" in t{order}_fields", order)
-                if not problem and data.dtype.kind != "f":
-                    problem = f"{what} has type {data.dtype}, not a floating-point one"
+                if not problem and (unreadable := type_problem(data.dtype)):
+                    problem = f"{what} {unreadable}"
                 if not problem:
                     varying |= bool(group[name].attrs["time_varying"])
                     problem = self.values(group[name], name, order)
@@ -168,9 +195,9 @@ class _Content:
             return f"{what} lacks the attribute {lacks[0]}"
         shape = tuple(size for attribute, size in sizes.items() if data.attrs[attribute])
         if order is not None:
-            kept: Any = data.attrs["dim_varying"]
+            kept = _listed(data.attrs["dim_varying"])
             if len(kept) != len(self.axes):
-                return f"dim_varying of {what} is {list(kept)}, one per axis is needed"
+                return f"dim_varying of {what} is {kept}, one per axis is needed"
             shape += tuple(n for n, keep in zip(self.axes.values(), kept, strict=True) if keep)
             shape += (len(self.axes),) * order
         return "" if data.shape == shape else f"{what} has shape {data.shape}, expected {shape}"

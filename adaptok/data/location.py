@@ -85,8 +85,8 @@ class Location:
         """Raises ``ValueError`` if the file has been replaced, changed or removed since."""
         if self.version() != version:
             raise ValueError(
-                f"{self} was replaced, changed or removed while it is in use; what is read from "
-                "now on would not go with what was read before, start again"
+                f"{self} was replaced, changed or removed while in use, so what is read from "
+                "now on would not match what was read before: start again"
             )
 
     def text(self) -> str:

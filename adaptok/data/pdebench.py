@@ -108,7 +108,7 @@ class PDEBenchFile(NamedTuple):
                         count = len(groups)
                         return cls(location, family, groups, count, steps, grid[:2], version)
             raise ValueError(
-                f"{location} is none of PDEBench's 2D files of incompressible or compressible "
+                f"{location} is not one of PDEBench's 2D files of incompressible or compressible "
                 "flow, shallow water or diffusion and reaction; "
                 f"it holds {', '.join(sorted(file)[:6])}"
             )
@@ -235,8 +235,10 @@ class PDEBench(WellData):
     @cached_property
     def folder(self) -> Location:
         """The file or folder."""
-        if self.path is None or self.skip_bad:
-            raise ValueError("files of PDEBench are given by path=..., and none can be skipped")
+        if self.path is None:
+            raise ValueError("files of PDEBench are given by path=...")
+        if self.skip_bad:
+            raise ValueError("no file of PDEBench can be left out: skip_bad=false")
         return locate(self.path, self.storage_options)
 
     @cached_property

@@ -186,7 +186,6 @@ class WellWindows(Windows):
             ) from error
         file.location.check_version(file.version)  # afterwards: it may change during the reading
         fields = torch.cat([sample["input_fields"], sample["output_fields"]])
-        times = file.times[row] if file.times.ndim == 2 else file.times
         metadata, constants = self.dataset.metadata, None
         if "constant_fields" in sample:
             names = component_names(metadata.constant_field_names)
@@ -196,8 +195,13 @@ class WellWindows(Windows):
             constants,
             sample["boundary_conditions"].long(),
             self._scalars(sample, len(fields), where),
-            torch.as_tensor(times).double()[frames],
+            torch.as_tensor(file.times_of(row)).double()[frames],
         )
+
+    def time(self, trajectory: int, frame: int) -> float:
+        """Returns the time of any frame of a trajectory, without reading the fields."""
+        file, row = self.members[trajectory]
+        return float(file.times_of(row)[frame])
 
     def _scalars(self, sample: dict[str, Tensor], steps: int, where: str) -> Tensor | None:
         """Constant scalars, then those that vary with time, at each frame of a sample, (t, n)."""

@@ -20,7 +20,7 @@ from adaptok.data.location import Location
 from adaptok.data.order import EpochSampler, ResumableLoader, Seeded
 from adaptok.data.split import Split, WellSplit
 from adaptok.data.synthetic.store import Statistics
-from adaptok.data.well_files import find_folder, read_statistics
+from adaptok.data.well_files import WellFile, find_folder, read_statistics
 from adaptok.data.well_format import SPLITS
 from adaptok.data.windows import Windows
 from adaptok.utils.arguments import (
@@ -208,6 +208,13 @@ class WellData(LightningDataModule):
         """Loads all windows of the test split, in order."""
         return self.loader("test")
 
+    def well_files(self, split: str) -> list[WellFile] | None:
+        """Lists the files of a split, without those that `skip_bad` leaves out; None if they are
+        not in the Well's format.
+        """
+        source = self._split(split)
+        return source.files if isinstance(source, WellSplit) else None
+
     def loader(self, split: str, target_steps: int | None = None) -> DataLoader:
         """Loads all windows of a split, in order.
 
@@ -281,9 +288,9 @@ class WellData(LightningDataModule):
         changed = [name for name in {**found, **now} if found.get(name) != now.get(name)]
         if changed:
             raise ValueError(
-                f"the data set was changed while it is in use: {changed[0]} was replaced, changed, "
-                "added or removed; what is read from now on would not go with what was read "
-                "before, start again"
+                f"the data set was changed while in use: {changed[0]} was replaced, changed, added "
+                "or removed, so what is read from now on would not match what was read before: "
+                "start again"
             )
 
     def _open(self, split: str) -> Split:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from adaptok.data.check_file import check_file
+from adaptok.data.check_file import check_file, type_problem
 from adaptok.data.location import Location, locate
 from adaptok.data.synthetic import SOLVERS
 from adaptok.data.well_format import GROUPS, ORDERS, SPLITS, TABLES
@@ -41,6 +41,10 @@ class WellFile(NamedTuple):
     def steps(self) -> int:
         """Frames per trajectory."""
         return self.times.shape[-1]
+
+    def times_of(self, row: int) -> np.ndarray:
+        """Returns the times of the frames of a trajectory, (t,)."""
+        return self.times[row] if self.times.ndim == 2 else self.times
 
     @classmethod
     def describe(cls, location: Location) -> WellFile:
@@ -80,12 +84,8 @@ def _unreadable(group: Any) -> str:
     for name in group.attrs["field_names"]:
         if isinstance(name, bytes):
             return f"field_names of {group.name} are bytes, {name!r}; write them as strings"
-        kind = group[name].dtype if name in group else np.dtype(float)
-        if kind.kind not in "fiub" or kind.itemsize > 8 or not kind.isnative:
-            return (
-                f"field {name} has type {kind.str}; write it as real numbers of at most 64 bits in "
-                "this machine's byte order, such as float32"
-            )
+        if name in group and (problem := type_problem(group[name].dtype)):
+            return f"field {name} {problem}"
     return ""
 
 
@@ -158,7 +158,7 @@ def find_well_files(folder: Location, split: str, *, skip_bad: bool = False) -> 
         if problems:
             warnings.warn(f"left out {location}: {problems}", stacklevel=2)
     if not files:
-        raise ValueError(f"every file of split {split!r} of {folder} has something wrong")
+        raise ValueError(f"every file of split {split!r} of {folder} is defective")
     return files
 
 

@@ -66,6 +66,10 @@ class Windows(Dataset):
         """Returns the frames of one window of a trajectory."""
         raise NotImplementedError
 
+    def time(self, trajectory: int, frame: int) -> float:
+        """Returns the time of any frame of a trajectory, also of one that begins no window."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return self._ends[-1]
 
@@ -99,6 +103,10 @@ class ReadWindows(Windows):
     def read(self, trajectory: int, frames: slice) -> Trajectory:
         """Returns the frames of one window of a trajectory."""
         return self.reader(trajectory, frames)
+
+    def time(self, trajectory: int, frame: int) -> float:
+        """Returns the time of any frame of a trajectory."""
+        return float(self.reader(trajectory, slice(frame, frame + 1)).times[0])
 
 
 def span(history: int, target_steps: int, stride: int) -> int:

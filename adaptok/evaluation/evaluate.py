@@ -21,7 +21,7 @@ from adaptok.data import WellData
 from adaptok.evaluation.budgets import cells_by_size, inputs_of, resolve_settings
 from adaptok.evaluation.cost import Stopwatch, cost_of, environment, parameters_by_stage
 from adaptok.evaluation.metrics import binned_spectral_error, sum_error, vrmse
-from adaptok.evaluation.predictions import PredictionWriter, folder_name
+from adaptok.evaluation.predictions import PredictionWriter, folder_name, sources_of
 from adaptok.evaluation.results import (
     PLAIN,
     RESERVED,
@@ -39,6 +39,7 @@ from adaptok.models.jitter import jitter_at
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.schedules import Schedule, create_schedule
 from adaptok.registry import METRICS
+from adaptok.utils.arguments import PerAxis, check_value
 from adaptok.utils.auxiliary import collect_auxiliary
 
 # The Well's rollout tables average the error over these steps.
@@ -77,13 +78,19 @@ def evaluate(
 
     Raises:
         ValueError: no settings, a control that the model does not have or a budget that it cannot
-            reach, predictions without steps, or a metric that breaks its contract.
+            reach, predictions without steps or of a set that is not in the Well's format, a patch
+            size that does not fit the axes, or a metric that breaks its contract.
     """
     if not settings:
         raise ValueError("settings is a list of controls, at least [{}], got an empty one")
     data.check_steps((split,), steps, "steps")
-    if predictions is not None and steps < 1:
-        raise ValueError(f"predictions are those of rollouts: give steps, not {steps}")
+    check_patch_size(patch_size, data.info.ndim)
+    if predictions is not None:
+        if steps < 1:
+            raise ValueError(
+                f"predictions are kept of rollouts: steps must be at least 1, got {steps}"
+            )
+        sources_of(data, split)
     place = device_of(device)
     model = model.to(place).eval()
     controls = check_settings(model, data, settings)
@@ -155,6 +162,25 @@ def check_settings(
         for one in [*chosen.get("settings", ()), chosen]:
             _schedule(model, one)
     return controls
+
+
+def check_patch_size(
+    patch_size: int | Sequence[int] | None, ndim: int, name: str = "patch_size"
+) -> None:
+    """Checks the period of the patch artifacts.
+
+    Args:
+        name: of the period, for the message.
+
+    Raises:
+        ValueError: it is neither None, nor a positive number, nor one per space axis.
+    """
+    if patch_size is not None:
+        check_value(patch_size, PerAxis, name)
+    if isinstance(patch_size, Sequence) and len(patch_size) != ndim:
+        raise ValueError(
+            f"{name} must be one number or {ndim}, one per space axis, got {list(patch_size)}"
+        )
 
 
 def _schedule(model: OneStepModel, setting: Mapping[str, Any]) -> Schedule:

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from adaptok.data import WellData
-from adaptok.data.well_files import WellFile, find_well_files, read_statistics
+from adaptok.data.well_files import WellFile, read_statistics
 from adaptok.utils.atomic import replacing
 from adaptok.utils.checksums import write_checksums
 
@@ -34,6 +34,21 @@ def folder_name(label: str) -> str:
     return f"{name[:LONGEST]}_{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
+def sources_of(data: WellData, split: str) -> list[WellFile]:
+    """Returns the files of the true trajectories of a split.
+
+    Raises:
+        ValueError: the set is not in the Well's format.
+    """
+    files = data.well_files(split)
+    if files is None:
+        raise ValueError(
+            "predictions can only be kept of a set in the Well's format, which "
+            f"{data.folder} is not"
+        )
+    return files
+
+
 class PredictionWriter:
     """Writes rollouts as a data set of one split: true first frames, then the predicted ones.
 
@@ -47,6 +62,9 @@ class PredictionWriter:
         split: "train", "valid" or "test".
         steps: predicted frames per trajectory.
         about: plain values to keep in the attribute ``adaptok`` of each file.
+
+    Raises:
+        ValueError: the set is not in the Well's format.
     """
 
     def __init__(
@@ -55,8 +73,8 @@ class PredictionWriter:
         self.folder, self.split = Path(folder), split
         self.about = json.dumps({"prediction_of": data.info.name, **about})
         self.frames = data.stride * np.arange(data.history + steps)
+        self._sources = sources_of(data, split)
         self.statistics = read_statistics(data.folder)
-        self._sources = find_well_files(data.folder, split)
         self._stack = ExitStack()
 
     def __enter__(self) -> PredictionWriter:
@@ -84,8 +102,7 @@ class PredictionWriter:
     def _rows(self, folder: Path) -> Generator[tuple[h5py.File, int], None, None]:
         """Makes one file after the other and yields the place of each trajectory."""
         for source in self._sources:
-            path = folder / Path(source.location.name).with_suffix(".hdf5").name
-            with h5py.File(path, "w") as file:
+            with h5py.File(folder / source.location.name, "w") as file:
                 with source.location.hdf5() as original:
                     file.attrs.update(original.attrs)
                     file.attrs["adaptok"] = self.about

@@ -73,8 +73,9 @@ def patch_harmonics(
     patch artifacts. The ratios of all harmonics and axes are combined by their geometric mean.
 
     Args:
-        patch_size: period in grid points, one number or one per space axis. An axis that it does
-            not divide, or that has fewer than 4 patches, has no resolved harmonics and is left out.
+        patch_size: period in grid points, one number or one per space axis. An axis with a
+            period of 1, one that it does not divide, or one of fewer than 4 patches has no resolved
+            harmonics and is left out.
 
     Raises:
         ValueError: no axis is left, or shapes that do not fit.
@@ -82,8 +83,8 @@ def patch_harmonics(
     mse(prediction, target, ndim)  # checks shapes and ndim
     shape = prediction.shape[-ndim:]
     sizes = [patch_size] * ndim if isinstance(patch_size, int) else list(patch_size)
-    if len(sizes) != ndim or min(sizes) < 2:
-        raise ValueError(f"patch_size needs {ndim} numbers of at least 2, got {patch_size}")
+    if len(sizes) != ndim or min(sizes) < 1:
+        raise ValueError(f"patch_size needs {ndim} numbers of at least 1, got {patch_size}")
     ratios = []
     for axis, (n, p) in enumerate(zip(shape, sizes, strict=True)):
         if _resolved(n, p):
@@ -93,7 +94,8 @@ def patch_harmonics(
             ratios += _rises(power.clamp(min=torch.finfo(power.dtype).tiny).log(), n // p)
     if not ratios:
         raise ValueError(
-            f"no axis of {tuple(shape)} holds 4 or more whole patches of size {patch_size}"
+            f"no axis of {tuple(shape)} holds 4 or more whole patches of size {patch_size}, "
+            "larger than 1"
         )
     return torch.stack(ratios).mean(0).exp()
 

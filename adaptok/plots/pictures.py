@@ -141,8 +141,7 @@ def _times(data: WellData, split: str, steps: int) -> str:
     subset: Any = data.rollout_loader(split, steps).dataset
     windows, sample = subset.dataset, subset[0]
     last = windows.stride * (windows.history - 1)
-    start = float(windows.read(0, slice(last, last + 1)).times[0])
-    return f"from t = {start:.4g} in steps of {float(sample['time_step']):.3g}"
+    return f"from t = {windows.time(0, last):.4g} in steps of {float(sample['time_step']):.3g}"
 
 
 def _shown(model: OneStepModel, info: FieldInfo, batch: Batch) -> list[int]:

@@ -58,7 +58,7 @@ def sample_of(data: WellData, split: str, number: int) -> Sample:
     batch = {k: v.unsqueeze(0) for k, v in dataset[number].items()}
     trajectory = bisect_right(dataset.starts, number) - 1
     frame = number - dataset.starts[trajectory] + dataset.stride * (dataset.history - 1)
-    time = float(dataset.read(trajectory, slice(frame, frame + 1)).times[0])
+    time = dataset.time(trajectory, frame)
     caption = f"{data.info.name}, {split} sample {number}\n"
     caption += f"trajectory {trajectory}, frame {frame}, t = {time:.4g}"
     return Sample(batch, caption, time + float(batch["time_step"]))

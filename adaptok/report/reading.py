@@ -43,6 +43,7 @@ CURVES = {
 Curve = Sequence[Mapping[str, float]]  # rows of metrics.csv
 ABOUT = ("parameters", "seconds_per_training_step")
 LONGEST = 2_000  # characters of an error
+LONGEST_CHAIN = 100  # runs, each of which resumes the one before it
 DEEPEST = 100  # mappings and lists inside one another, of a file in YAML
 
 
@@ -62,7 +63,7 @@ def read_runs(*folders: str | Path) -> Runs:
     places = [Path(folder) for folder in folders]
     for place in places:
         if not place.is_dir():
-            raise ValueError(f"{place} is no folder; give folders of runs, such as outputs")
+            raise ValueError(f"{place} is not a folder; give folders of runs, such as outputs")
     found = Runs([], [])
     seen: set[Path] = set()
     for place in places:
@@ -140,8 +141,10 @@ def _run(folder: Path, config: dict[str, Any], results: Any, problems: list[Left
     steps = chain(config, "trainer", "max_steps")
     status, note = _status(rows, measure, error, curve, steps)
     if isinstance(data := config.get("data"), list):  # of several sets, the one that was tested
-        named = [d for d in data if chain(d, "name") == results.get("data")]
-        config = config | {"data": named[0] if named else {}}
+        # its folder has the name in the configuration, its results that in the files
+        names = (folder.name, results.get("data"))
+        named = (d for name in names for d in data if chain(d, "name") == name)
+        config = config | {"data": next(named, {})}
     flat = dict(flattened(config))
     persistence = result_of(entries(results, "persistence"))
     references = {
@@ -191,8 +194,13 @@ def _status(
 
 
 def _as_typed(folder: Path) -> dict[str, Any] | None:
-    """Reads what Hydra composed; of references those to another key are followed."""
+    """Reads what Hydra composed; of references those to another key are followed.
+
+    Of a run that resumes another one that is the default, and the other's configuration is read.
+    """
     typed = _mapping(folder / ".hydra" / "config.yaml")
+    if (resumed := _resumed(typed)) is not None:
+        return _mapping(resumed / "config.yaml")
 
     def resolved(value: Any) -> Any:
         if isinstance(value, dict):
@@ -207,13 +215,37 @@ def _as_typed(folder: Path) -> dict[str, Any] | None:
 def _as_asked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Restores the settings of the schedule as the user typed them.
 
-    A run stores what a budget became for its tokenizer, for example calibrated thresholds.
+    A run stores what a budget became for its tokenizer, for example calibrated thresholds. For one
+    that resumes another, Hydra composed the default: its settings were typed for the other.
     """
-    typed = chain(_mapping(folder / ".hydra" / "config.yaml"), "schedule", "settings")
     own = chain(config, "schedule", "settings")
+    typed = chain(_typed_once(folder, own), "schedule", "settings")
     if not isinstance(typed, list) or not isinstance(own, list) or len(typed) != len(own):
         return config
     return {**config, "schedule": {**config["schedule"], "settings": typed}}
+
+
+def _typed_once(folder: Path, settings: Any) -> dict[str, Any] | None:
+    """Reads what Hydra composed for a run, or for the first of those that it goes on with; None if
+    that is not found, or had other settings.
+    """
+    for _ in range(LONGEST_CHAIN):  # one may name itself
+        typed = _mapping(folder / ".hydra" / "config.yaml")
+        resumed = _resumed(typed)
+        if resumed is None:
+            return typed
+        if chain(_mapping(resumed / "config.yaml"), "schedule", "settings") != settings:
+            return None
+        folder = resumed
+    return None
+
+
+def _resumed(typed: Mapping[str, Any] | None) -> Path | None:
+    """Returns the run folder whose configuration was taken in place of what Hydra composed."""
+    resume = chain(typed, "resume")
+    if not isinstance(resume, str) or resume in ("", "auto") or resume.endswith(".ckpt"):
+        return None
+    return Path(resume)
 
 
 def _named(runs: Sequence[RunRecord]) -> list[RunRecord]:

@@ -122,6 +122,8 @@ class Statistics:
     def accumulate(self, key: str, order: int, varying: bool, value: Tensor | np.ndarray) -> None:
         """Adds one trajectory of a field of a tensor order; time is axis 0 of a varying one."""
         value = torch.as_tensor(value)
+        if not value.is_floating_point():  # of which a change may not be of the same type
+            value = value.double()
         parts = {(key, False): value} | ({(key, True): value.diff(dim=0)} if varying else {})
         for name, part in parts.items():
             flat = part.double().flatten(0, part.ndim - order - 1)

@@ -13,9 +13,10 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from adaptok.cells import Cells, product
@@ -29,8 +30,10 @@ from adaptok.tokenizers.indicators import relative_errors
 from adaptok.tokenizers.ladder import ladder, with_ladder
 from adaptok.tokenizers.tree import composed
 from adaptok.tree import Tree, sum_pyramid
+from adaptok.utils.arguments import NonNegative, Positive, checked
 
 Row = dict[str, Any]
+Side = Annotated[int, Ge(2)]  # half of it is one in 3D
 COLUMNS = tuple(itertools.product(("field", "change"), (0, 1)))  # what is held, by which degree
 SHARES = (0.25, 0.1)
 LEFT_OUT = ("composed", "given")
@@ -55,13 +58,14 @@ NOTE = (
 )
 
 
+@checked
 def measure(
     sets: Sequence[str] | None = None,
     *,
-    resolution: int = 64,
-    trajectories: int = 3,
-    side: int = 4,
-    photographs: int = 6,
+    resolution: Positive = 64,
+    trajectories: Positive = 3,
+    side: Side = 4,
+    photographs: NonNegative = 6,
 ) -> list[Row]:
     """Measures every method on every set; one row per set and method.
 
@@ -77,6 +81,9 @@ def measure(
         Rows with "set", "kind" (reference, tokenizer or composed), "method", "tokens" and "wanted",
         errors in "field 0" to "change 1" (mean over samples) and shares in "25 %" and "10 %"; None
         for what there is not.
+
+    Raises:
+        ValueError: a number out of its range.
     """
     rows = []
     sizes = {"resolution": resolution, "trajectories": trajectories}

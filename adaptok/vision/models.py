@@ -312,7 +312,9 @@ class AptMixin(nn.Module):
         b, p = prefix.shape[:2]
         groups = cells.groups(prefix=p) if p else cells.groups()
         rows = groups.gather(torch.cat([prefix.flatten(0, 1), rows]))
-        rows = model.norm_pre(model.pos_drop(rows))[None]  # a batch of one, as blocks expect
+        if model.pos_embed is not None or isinstance(model, Eva):  # as timm
+            rows = model.pos_drop(rows)
+        rows = model.norm_pre(rows)[None]  # a batch of one, as blocks expect
         between = []
         packings = self._packings(cells, groups, p)[:stop]
         for i, (block, packing) in enumerate(zip(self.blocks, packings, strict=False)):
@@ -327,7 +329,9 @@ class AptMixin(nn.Module):
     def _embed(
         self, parts: list[tuple[Tensor, Cells]], batch: Count
     ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "n d"]]:
-        """Embeds special tokens and cells, with learned positions, in the embedding's dtype."""
+        """Embeds special tokens and cells, with learned positions; under autocast their dtypes may
+        differ.
+        """
         model: Any = self
         features = _joined([self.cell_embed(x.unsqueeze(1), cells) for x, cells in parts])
         special = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
@@ -342,7 +346,7 @@ class AptMixin(nn.Module):
             own, train = table[:, count:], self.training
             places = [self.cell_positions(own, grid, cells, train) for _, cells in parts]
             features = features + _joined(places)
-        return prefix.expand(batch, -1, -1).to(features.dtype), features
+        return prefix.expand(batch, -1, -1), features
 
     def _packings(self, cells: Cells, groups: Groups, prefix: int) -> list[Packing]:
         """Says for each block which rows attend to which, and how queries and keys rotate."""

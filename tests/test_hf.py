@@ -247,6 +247,16 @@ def test_reduced_batches_equal_their_images(name, reducer):
             close(nothing.hidden_states, model(x, output_hidden_states=True).hidden_states)
 
 
+def test_what_is_out_in_training_is_not_pooled():
+    fast = apply_reducer(tower("SiglipVisionModel"), "dynamicvit", blocks=[1]).train()
+    out = fast(torch.randn(1, 3, 64, 64))
+    inside = fast.adaptive.last.gate > 0
+    assert 0 < inside.sum() < 64
+    assert torch.equal(out.weight[0] > 0, inside)  # what classifiers take their means by
+    alone = fast.head(out.last_hidden_state[:, inside])
+    torch.testing.assert_close(out.pooler_output, alone, atol=1e-3, rtol=1e-3)
+
+
 class Looks(Reducer):
     """Reduces nothing, and keeps what it sees."""
 

@@ -183,7 +183,8 @@ class AptMixin(nn.Module):
 
         Args:
             images: normalised as for the model: a batch, a list of images (c, h, w), or a loader of
-                either, whose items may have labels behind the images.
+                either, whose items may have labels behind the images, or be mappings with
+                "pixel_values" or "image".
             tokens: mean number per image, without class and register tokens; the result is the
                 closest from below.
             share: of the patches, in place of `tokens`.
@@ -192,8 +193,8 @@ class AptMixin(nn.Module):
             thresholds (or gamma, or price), for a call or for another `apply_apt`.
 
         Raises:
-            ValueError: not one of `tokens` and `share`; a number out of reach; a marking other than
-                by thresholds, maximum or price.
+            ValueError: not one of `tokens` and `share`; no images; a number out of reach; a marking
+                other than by thresholds, maximum or price.
         """
         return calibrated(self.tiling, images, tokens, share)
 

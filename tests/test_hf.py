@@ -363,6 +363,14 @@ def test_saved_and_loaded(make, reduce, tmp_path):
                     close(plain(**given)[key], value)
 
 
+def test_labels_may_have_any_names(tmp_path):
+    names = {0: "class", 1: "not recorded"}
+    model = tower("ViTModel", id2label=names, label2id={v: k for k, v in names.items()})
+    adaptok.save_pretrained(apply_apt(model, (5.0, 4.0), **NORM), tmp_path)
+    again = adaptok.from_pretrained(tmp_path)
+    assert again.config.label2id == model.config.label2id
+
+
 def test_training_moves_what_is_asked_for():
     model = root("CLIPForImageClassification")
     before = copy.deepcopy(model.state_dict())

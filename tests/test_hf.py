@@ -502,7 +502,9 @@ def test_what_is_refused():
         fast(torch.rand(1, 3, 24, 24), interpolate_pos_encoding=True)
     with pytest.raises(ValueError, match="attention weights"):
         fast(torch.rand(1, 3, 64, 64), output_attentions=True)
-    with pytest.raises(ValueError, match="class token sees no patch"):
+    with pytest.raises(ValueError, match="because its tokens are not patches"):
+        fast(torch.rand(1, 3, 64, 64), attention_mask=torch.ones(1, 65))
+    with pytest.raises(ValueError, match="class token sees no patch: give global_blocks"):
         apply_apt(model, (5.0, 4.0), **NORM, window=32)
     with pytest.raises(ValueError, match="attention_dropout"):
         apply_apt(tower("CLIPVisionModel", attention_dropout=0.1), (5.0,), **NORM)

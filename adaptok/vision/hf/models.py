@@ -68,7 +68,9 @@ class Adapted(nn.Module):
         refused = {"bool_masked_pos": bool_masked_pos, "attention_mask": attention_mask}
         for name, value in refused.items():
             if value is not None:
-                raise ValueError(f"an adapted model takes no {name}: its tokens are no patches")
+                raise ValueError(
+                    f"an adapted model takes no {name}, because its tokens are not patches"
+                )
         if output_attentions or getattr(self.config, "output_attentions", False):
             raise ValueError("attention weights are not returned: packed kernels keep none")
         if self.config._attn_implementation != NAME:

@@ -271,6 +271,39 @@ def test_varlen_is_called_as_torch_wants(monkeypatch):
     torch.testing.assert_close(out, attend(q, k, v, groups, keys, scale=0.3))
 
 
+def on_gpu(monkeypatch, major: int, flash: packed.Flash | None = None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (major, 0))
+    monkeypatch.setattr(packed, "find_flash", lambda: flash)
+
+
+def test_gpus_before_ampere_have_no_flash_attention_and_no_bfloat16(monkeypatch):
+    on_gpu(monkeypatch, 7)
+    assert on_cuda(torch.float16) == on_cuda(torch.float32) == "efficient"
+    assert on_cuda(torch.bfloat16) == "loop"
+    assert usable()["varlen"] == "a GPU of compute capability 7, below 8"
+    on_gpu(monkeypatch, 8)
+    assert on_cuda(torch.float16) == on_cuda(torch.bfloat16) == "varlen"
+
+
+@pytest.mark.parametrize(("major", "wide"), [(9, "flash_attn"), (10, "varlen")])
+def test_flash_attention_4_has_no_wide_heads_on_blackwell(major, wide, monkeypatch):
+    on_gpu(monkeypatch, major, packed.Flash(4, print))
+    assert on_cuda(head_dim=128) == "flash_attn"
+    assert on_cuda(head_dim=136) == wide
+    biased = Request("cuda", torch.bfloat16, 128, True, False, False, key_bias=True)
+    assert choose(biased) == wide
+
+
+def test_flex_takes_no_narrow_heads_on_cuda():
+    asked = Request("cuda", torch.float32, 16, True, False, True, value_dim=16)
+    with attention_backend("flex"):
+        assert choose(asked) == choose(asked._replace(device="cpu", head_dim=8)) == "flex"
+        for narrow in ({"head_dim": 8}, {"value_dim": 8}):
+            with pytest.raises(ValueError, match="head_dim >= 16"):
+                choose(asked._replace(**narrow))
+
+
 def test_varlen_with_other_keywords_is_not_used(monkeypatch):
     monkeypatch.setattr(packed, "_varlen_keywords", lambda: frozenset({"is_causal", "scale"}))
     assert "has no ['window_size']" in packed._varlen_lacks()
@@ -292,12 +325,16 @@ def test_a_query_without_keys_gets_zeros_whatever_the_kernel_returns():
     assert (out[2] == 0).all()
 
 
-def test_rows_beyond_the_last_group_are_noticed_where_the_host_does_not_know():
+def test_rows_beyond_the_last_group_are_noticed_where_the_host_does_not_know(monkeypatch):
     unknown = make_groups((4, 5), known=False)
     check_tail(unknown, 9)
     with pytest.raises(RuntimeError):
         check_tail(unknown, 10)
     check_tail(make_groups((4, 5)), 10)  # the host knows: attend has compared them
+    monkeypatch.setattr(packed, "find_flash", lambda: packed.Flash(2, lambda q, *_, **__: q))
+    keys = make_groups((2, 3), known=False)
+    with pytest.raises(RuntimeError):
+        packed.run_flash_attn(draw(9), draw(6), draw(6), unknown, keys, Options())
 
 
 @given(
@@ -427,7 +464,7 @@ def test_groups_that_cover_other_rows_are_refused():
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 5, 4), (3, 5, 5), (5, 5)])
 def test_a_bias_that_does_not_cover_the_groups(shape):
     q = draw(9)
-    with pytest.raises(ValueError, match=r"bias must cover \(heads, max_q, max_k\) = \(2, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"must cover \(heads, max_q, max_k\) = \(2, 5, 5\), got"):
         attend(q, q, q, make_groups((4, 5)), bias=torch.rand(shape))
 
 

@@ -18,7 +18,13 @@ pytest.importorskip("torchvision")
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
-from adaptok.vision import DetectionBackbone, apply_apt, freeze_all_but_new, skip_padding
+from adaptok.vision import (
+    DetectionBackbone,
+    Tokenize,
+    apply_apt,
+    freeze_all_but_new,
+    skip_padding,
+)
 
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0}
 VIT = tuple(f"backbone.model.{n}." for n in ("patch_embed", "blocks", "norm"))
@@ -143,9 +149,14 @@ def test_what_a_detector_cannot_use_is_refused():
         DetectionBackbone(VisionTransformer(img_size=64, **SMALL))
     with pytest.raises(ValueError, match="build the timm model with patch_size=16"):
         backbone(patch=14, size=56, window=56)
-    for scales in ((1, 2), (4, 1), (), (16, 8)):
+    for scales in ((1, 2), (4, 1), ()):
         with pytest.raises(ValueError, match="scales halve"):
             backbone(scales=scales)
+    with pytest.raises(ValueError, match=r"finer than pixels: .* at most 8, got 16"):
+        backbone(scales=(16, 8))
+    cut = Tokenize(own.model)(torch.rand(3, 64, 64))
+    with pytest.raises(ValueError, match=r"takes a batch .* got a CutImages"):
+        own(cut)
     with pytest.raises(ValueError, match="out_channels must be"):
         DetectionBackbone(own.model, out_channels=0)
     with pytest.raises(ValueError, match="image_mean=backbone"):

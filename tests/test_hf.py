@@ -247,6 +247,16 @@ def test_reduced_batches_equal_their_images(name, reducer):
             close(nothing.hidden_states, model(x, output_hidden_states=True).hidden_states)
 
 
+def test_what_is_out_in_training_is_not_pooled():
+    fast = apply_reducer(tower("SiglipVisionModel"), "dynamicvit", blocks=[1]).train()
+    out = fast(torch.randn(1, 3, 64, 64))
+    inside = fast.adaptive.last.gate > 0
+    assert 0 < inside.sum() < 64
+    assert torch.equal(out.weight[0] > 0, inside)  # what classifiers take their means by
+    alone = fast.head(out.last_hidden_state[:, inside])
+    torch.testing.assert_close(out.pooler_output, alone, atol=1e-3, rtol=1e-3)
+
+
 class Looks(Reducer):
     """Reduces nothing, and keeps what it sees."""
 
@@ -351,6 +361,14 @@ def test_saved_and_loaded(make, reduce, tmp_path):
             for key, value in model(**given).items():
                 if isinstance(value, torch.Tensor):
                     close(plain(**given)[key], value)
+
+
+def test_labels_may_have_any_names(tmp_path):
+    names = {0: "class", 1: "not recorded"}
+    model = tower("ViTModel", id2label=names, label2id={v: k for k, v in names.items()})
+    adaptok.save_pretrained(apply_apt(model, (5.0, 4.0), **NORM), tmp_path)
+    again = adaptok.from_pretrained(tmp_path)
+    assert again.config.label2id == model.config.label2id
 
 
 def test_training_moves_what_is_asked_for():
@@ -484,7 +502,9 @@ def test_what_is_refused():
         fast(torch.rand(1, 3, 24, 24), interpolate_pos_encoding=True)
     with pytest.raises(ValueError, match="attention weights"):
         fast(torch.rand(1, 3, 64, 64), output_attentions=True)
-    with pytest.raises(ValueError, match="class token sees no patch"):
+    with pytest.raises(ValueError, match="because its tokens are not patches"):
+        fast(torch.rand(1, 3, 64, 64), attention_mask=torch.ones(1, 65))
+    with pytest.raises(ValueError, match="class token sees no patch: give global_blocks"):
         apply_apt(model, (5.0, 4.0), **NORM, window=32)
     with pytest.raises(ValueError, match="attention_dropout"):
         apply_apt(tower("CLIPVisionModel", attention_dropout=0.1), (5.0,), **NORM)

@@ -135,6 +135,14 @@ def test_a_step_is_that_of_the_shifted_domain(tokenizer):
     )
 
 
+def test_domains_that_grow_to_one_shape_keep_their_samples():
+    model, codes = model_of(), torch.tensor([PERIODIC, [[0, 0], [0, 0]]])
+    fields = [draw(1, (24, 24))[0], draw(1, (16, 16))[0]]  # walls: 16 grows by a cell of 8
+    together = model(fields, boundary=codes, jitter=[3, 5])
+    for field, code, made in zip(fields, codes, together, strict=True):
+        torch.testing.assert_close(made, model(field[None], boundary=code, jitter=[3, 5])[0])
+
+
 @pytest.mark.slow
 def test_rollouts_draw_a_new_offset_in_every_step():
     model, field, boundary = model_of(lookahead=0.5), draw(), torch.tensor([CHANNEL, CHANNEL])

@@ -347,6 +347,12 @@ def test_dropping_is_hiding(monkeypatch):
     assert all(p.grad is not None for p in process.reducer.predictors[0].parameters())
 
 
+def test_what_is_out_stands_for_nothing_in_training():
+    process = processor_of(reducer={"name": "dynamicvit", "blocks": [1]}, unmerge=False).train()
+    weight = process(tokens_of((12, 7))).payload["weight"]
+    assert 0 < int((weight == 0).sum()) < 19
+
+
 def test_soft_merging_against_loops():
     seen, taken = seen_of((9, 4, 6), prefix=1), (3, 1, 2)
     dtem = DTEM(1, 8, 2, r=3, nearest=2, temperature=0.5)

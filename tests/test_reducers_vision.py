@@ -140,6 +140,16 @@ def test_means_count_the_patches_that_tokens_stand_for():
     torch.testing.assert_close(pooled, fast.fc_norm(dense), atol=1e-5, rtol=1e-5)
 
 
+def test_the_state_of_a_pass_is_for_its_batch_alone():
+    model = model_of("mean, four registers")
+    fast = apply_reducer(model, "tome", r=3)
+    features = fast.forward_features(images())
+    other = features.flatten(0, 1)[None]  # as many rows, of one image
+    torch.testing.assert_close(fast.forward_head(other), model.forward_head(other))
+    with pytest.raises(ValueError, match=r"last forward pass \(2 x 12 tokens\), got \(1, 24, 24\)"):
+        fast.unmerge(other)
+
+
 @pytest.mark.parametrize(
     "reducer",
     [
@@ -161,6 +171,38 @@ def test_it_trains_with_checkpoints_and_shares_the_parameters(reducer):
     assert len(gradients[0]) >= len([*model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_it_trains_in_half_precision():
+    fast = apply_reducer(model_of().bfloat16(), "dynamicvit", blocks=[1, 2]).train()
+    assert fast(images().bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("pool", ["avg", "avgmax", "max", "map"])
+def test_what_is_out_in_training_is_pooled_as_if_it_were_gone(pool):
+    model = model_of(class_token=False, global_pool=pool)
+    fast = apply_reducer(model, "dynamicvit", blocks=[1]).train()
+    torch.manual_seed(0)
+    features, flow, _ = fast._run(images(1))
+    inside = flow.gate > 0
+    assert 0 < inside.sum() < 16
+    got, alone = fast.forward_head(features, flow=flow), model.forward_head(features[:, inside])
+    torch.testing.assert_close(got, alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fast.forward_head(features), got)
+    if pool != "max":  # whose gradient reaches the gate by the blocks alone
+        (slope,) = torch.autograd.grad(got.square().sum(), flow.gate)
+        assert slope.isfinite().all()
+        assert slope[~inside].any()
+
+
+def test_pooling_is_finite_where_all_are_out():
+    for pool in ("avg", "avgmax", "map"):
+        fast = apply_reducer(model_of(class_token=False, global_pool=pool), "tome", r=3)
+        features = fast.forward_features(images(1))
+        gone = fast.last._replace(gate=torch.zeros(features.shape[1]))
+        none = fast.last._replace(mass=torch.zeros(features.shape[1]))
+        for flow in (gone, none):
+            assert fast.forward_head(features, flow=flow).isfinite().all()
 
 
 def test_it_is_saved(tmp_path):

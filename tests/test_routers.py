@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import adaptok
 from adaptok import create_processor, testing
 from adaptok.cells import Groups
+from adaptok.layers.slices import SliceAttention
 from adaptok.models.compiling import in_bucket
 from adaptok.tokens import TokenizerSpec, TokenSet
 
@@ -154,6 +155,13 @@ def test_slices_are_averages_over_volumes(budgets, weighted):
         x = x + torch.cat(parts)
         x = x + block.mlp(block.norm_mlp(x))
     torch.testing.assert_close(processor(tokens).features, processor.norm(x))
+
+
+def test_slices_of_large_cells_fit_half_precision():
+    layer = SliceAttention(24, 2, 1).half()  # one slice: areas add up
+    groups, x = Groups(None, None, torch.tensor([0, 300]), 300, (300,)), torch.rand(300, 24)
+    bias = torch.full((300,), 1024.0).log()
+    assert layer(x.half(), groups, key_bias=bias).isfinite().all()
 
 
 def test_slices_of_split_cells_are_those_of_the_whole_ones():

@@ -11,7 +11,8 @@ pytest.importorskip("timm")
 
 from timm.models.vision_transformer import VisionTransformer
 
-from adaptok.vision import Segmenter, UperHead, apply_apt
+import adaptok
+from adaptok.vision import Segmenter, Tokenize, UperHead, apply_apt
 
 NORM = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
@@ -51,6 +52,15 @@ def test_images_of_any_aspect_have_the_logits_they_have_alone(pad):
         torch.testing.assert_close(both, torch.stack(out[1:3]), rtol=1e-4, atol=1e-5)
     edge = out[1][:, 39] == out[1][:, 40]  # 41 = 5 patches and a row
     assert edge.all() == (not pad)
+
+
+def test_images_that_are_cut_already_have_the_same_logits():
+    model, photos = segmenter(), [photo(64, 64), photo(41, 75)]
+    cut = [Tokenize(model.model)(image) for image in photos]
+    with torch.no_grad():
+        for one, other in zip(model(adaptok.collate(cut)), model(photos), strict=True):
+            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(model(cut[0]), model(photos[0][None]))
 
 
 def test_all_parameters_learn():

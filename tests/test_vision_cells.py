@@ -11,7 +11,7 @@ from sampled import sampled
 from small_vits import BY_NAME, NORM, images, small_vit
 
 import adaptok
-from adaptok.vision import apply_apt, apply_reducer, supported
+from adaptok.vision import Tokenize, apply_apt, apply_reducer, supported
 
 timm = pytest.importorskip("timm")
 
@@ -28,6 +28,11 @@ def test_calibration_takes_normalised_images_of_any_kind():
     assert fast.calibrate([x[:3], x[3:]], 30) == expected
     labelled = torch.utils.data.TensorDataset(x, torch.arange(4))
     assert fast.calibrate(torch.utils.data.DataLoader(labelled, batch_size=3), 30) == expected
+    for name in ("image", "pixel_values"):
+        items = [{"labels": 0, name: batch} for batch in (*x[:2], x[2:])]
+        assert fast.calibrate(items, 30) == fast.calibrate({name: x}, 30) == expected
+    cut = adaptok.collate([Tokenize(fast)(image) for image in x])
+    assert fast.calibrate(cut, 30) == fast.calibrate([(cut, 1)], 30) == expected
     fast(x, thresholds=expected)
     assert 20 < len(fast.last_cells) / 4 <= 30
     mixed = [*x[:2], images(3, 64, 99)]  # 64, 64 and 96 patches
@@ -91,6 +96,9 @@ def test_calibrations_that_make_no_sense_are_refused():
             fast.calibrate(x, **wrong)
     with pytest.raises(ValueError, match="at least one field"):
         fast.calibrate([], 30)
+    for wrong in ([{"pixels": x}], {"pixels": x}, "images", ["images"], 3):
+        with pytest.raises(ValueError, match=r"loader of images.*; got an? (dict with p|str|int)"):
+            fast.calibrate(wrong, 30)
     with pytest.raises(ValueError, match=r"marks by thresholds.* BudgetMarking"):
         apply_apt(small_vit(), marking={"name": "budget", "budget": 22}, **NORM).calibrate(x, 30)
     with pytest.raises(ValueError, match="got VisionTransformer"):

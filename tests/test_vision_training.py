@@ -11,7 +11,7 @@ from small_vits import EVA, NORM, SMALL, images, shaken, small_vit
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn.functional import mse_loss
 
-from adaptok.vision import apply_apt, freeze_all_but_new
+from adaptok.vision import apply_apt, blocks, freeze_all_but_new
 
 
 @pytest.mark.parametrize("kind", ["dinov3", "mixed"])
@@ -176,6 +176,15 @@ def test_stochastic_depth_is_drawn_per_image():
     x = images(1, 3, 64, 64).repeat(16, 1, 1, 1)
     logits = fast(x)
     assert 2 <= len(logits.unique(dim=0)) <= 4  # dropped or not in the second block, two branches
+    never = apply_apt(small_vit(drop_path_rate=1.0, depth=2), (6.0, 6.0), **NORM).train()
+    mixed = torch.cat([images(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)])
+    assert never(mixed).isfinite().all()
+
+
+def test_positions_are_dropped_where_timm_drops_them():
+    model = small_vit(pos_embed="none", pos_drop_rate=0.9).train()
+    x = images(2, 3, 64, 64)
+    torch.testing.assert_close(apply_apt(model, (-1.0, -1.0), **NORM)(x), model(x))
 
 
 def test_gradients_reach_everything():
@@ -202,6 +211,23 @@ def test_autocast_is_near_single_precision():
         with torch.autocast("cpu", torch.bfloat16):
             out = fast(x)
     torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.1)
+
+
+def test_autocast_keeps_attention_in_half_precision_and_the_residual_in_single(monkeypatch):
+    """As timm: fused kernels need the one, and the other is the sum of all blocks."""
+    from timm.models.eva import Eva
+
+    model = shaken(Eva(**SMALL, **EVA, use_abs_pos_emb=False, num_classes=5))
+    fast, attended, residual = apply_apt(model, (6.0, 6.0), **NORM), [], []
+    attend = blocks.attend
+    monkeypatch.setattr(
+        blocks, "attend", lambda *x, **more: attended.append(x[2].dtype) or attend(*x, **more)
+    )
+    fast.blocks[0].register_forward_pre_hook(lambda _, x: residual.append(x[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fast(images(2, 3, 64, 64))
+    assert set(attended) == {torch.bfloat16}
+    assert residual == [torch.float32]
 
 
 @pytest.mark.slow

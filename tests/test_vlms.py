@@ -205,6 +205,15 @@ def test_several_images_of_onevision_have_no_tiles():
         assert torch.equal(fast.generate(**whole, **OPTIONS)[:, -4:], answer)
 
 
+def test_any_aspect_ratio_goes_for_images_without_tiles():
+    fast = apply_apt(model_of("onevision", vision_aspect_ratio="square"), (-1.0, -1.0), **NORM)
+    given = inputs_of(fast)
+    pixels, sizes = given["pixel_values"][:, :1], given["image_sizes"]
+    with torch.no_grad():
+        found = fast.model.get_image_features(pixels, sizes, batch_num_images=torch.tensor([3]))
+    assert found.image_tokens == (65, 65, 65)
+
+
 @pytest.mark.slow
 def test_generation_takes_how_many_tiles_are_kept():
     model = model_of("onevision")
@@ -290,6 +299,12 @@ def test_refusals():
     with pytest.raises(ValueError, match="class token"):
         fast.model.get_image_features(
             given["pixel_values"], given["image_sizes"], vision_feature_select_strategy="full"
+        )
+    siglip = apply_apt(model_of("onevision"), (5.0, 4.0), **NORM)
+    given = inputs_of(siglip)
+    with pytest.raises(ValueError, match=r"'default' drops the first token.*; set 'full'"):
+        siglip.model.get_image_features(
+            given["pixel_values"], given["image_sizes"], vision_feature_select_strategy="default"
         )
     video = apply_apt(model_of("onevision"), (5.0, 4.0), **NORM)
     with pytest.raises(ValueError, match="videos"):

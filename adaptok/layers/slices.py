@@ -61,11 +61,11 @@ class SliceAttention(nn.Module):
         share = self.slice(self.assign(x).unflatten(-1, (self.heads, -1)))
         share = (share / self.temperature.clamp(min=0.01)).softmax(-1)  # (n, h, g)
         mass = share if key_bias is None else share * key_bias.exp()[:, None, None]
-        total = padded(mass, groups).sum(1)[..., None]  # (b, h, g, 1)
-        mean = torch.einsum(
-            "bnhg,bnhc->bhgc", padded(mass.to(value.dtype), groups), padded(value, groups)
-        )
-        mean = (mean / (total + 1e-5)).to(value.dtype).transpose(1, 2).flatten(0, 1)  # (b g, h, c)
+        mass = padded(mass, groups)  # (b, n, h, g)
+        # Divided first: sums of values times areas may leave half precision.
+        mass = (mass / (mass.sum(1, keepdim=True) + 1e-5)).to(value.dtype)
+        mean = torch.einsum("bnhg,bnhc->bhgc", mass, padded(value, groups))
+        mean = mean.to(value.dtype).transpose(1, 2).flatten(0, 1)  # (b g, h, c)
         lengths = repeated(self.slices, groups.cu_seqlens.shape[0] - 1)
         among = Groups(None, None, offsets_of(lengths, x.device), self.slices, lengths)
         q, k, v = (linear(mean) for linear in self.qkv)

@@ -60,12 +60,13 @@ class Goal:
         if isinstance(goal, Goal):
             return goal
         if not isinstance(goal, Mapping):
-            raise ValueError(f"a goal is a mapping such as {{region: [12, [0, 8]]}}: {shown(goal)}")
+            given = shown(goal)
+            raise ValueError(f"a goal is a mapping such as {{region: [12, [0, 8]]}}, got {given}")
         names = [field.name for field in dataclasses.fields(cls)]
         for name in goal:
             if name not in names:
-                known = ", ".join(names)
-                raise ValueError(f"a goal has no {name!r}{close_matches(name, names)}; but {known}")
+                known, near = ", ".join(names), close_matches(name, names)
+                raise ValueError(f"a goal has no {name!r}{near}; it has {known}")
         return cls(**goal)
 
     def measured(
@@ -88,7 +89,10 @@ class Goal:
         count, space = frames.shape[2], tuple(frames.shape[3:])
         channels = list(range(count)) if self.channels is None else list(self.channels)
         if max(channels) >= count:
-            raise ValueError(f"channel {max(channels)} of a goal: {count} are predicted")
+            raise ValueError(
+                f"a goal measures channel {max(channels)}, but the model predicts {count} channels "
+                f"(0 to {count - 1})"
+            )
         part = (frames / unit)[:, :, channels]
         return part[(..., *self._slices(space))].flatten(1).mean(1)
 
@@ -99,7 +103,9 @@ class Goal:
         spans = [(int(p), int(p) + 1) if isinstance(p, Integral) else tuple(p) for p in region]
         pairs = zip(spans, space, strict=False)
         if len(spans) != len(space) or not all(a < b <= n for (a, b), n in pairs):
-            raise ValueError(f"the region {self.region} of a goal is no part of a domain {space}")
+            raise ValueError(
+                f"the region {self.region} of a goal does not lie inside the domain {space}"
+            )
         return [slice(*span) for span in spans]
 
 

@@ -104,7 +104,7 @@ class OverTime:
             return {}
         if "reuse" not in self.model.over_time:
             check_reuse(getattr(self.model, "processor", self.model))
-            raise ValueError("reuse is a setting of surrogates, and this model is none")
+            raise ValueError("reuse is a setting of surrogates, and this model is not one")
         if not isinstance(field, Tensor):
             raise ValueError("reuse takes one field, not a list")
         check_value(tolerance, NonNegativeFloat, "reuse")

@@ -64,17 +64,17 @@ def save_pretrained(
     description: str = "",
     results: HasCard | None = None,
 ) -> Path:
-    """Writes a surrogate, a baseline or a tokenizer, so that `from_pretrained` builds it again.
+    """Writes a model or a tokenizer, so that `from_pretrained` builds it again.
 
     Each file is complete or absent, whenever the process is killed; the configuration comes last,
     and without it nothing loads. The folder can be uploaded to the Hugging Face hub as it is.
 
     Args:
         model: a `Surrogate`, or what `create_multiphysics` (or one of its systems),
-            `create_tokenizer` or `adaptok.models.baselines.create_baseline` built, or a timm model
-            that `adaptok.vision.apply_apt` or `apply_reducer` adapted. Parts of your
-            own are noted by class and knobs; one that is ready says the arguments of its class by
-            an attribute `config`, a mapping of plain values.
+            `create_tokenizer` or `adaptok.models.baselines.create_baseline` built, or a model of
+            timm or transformers that `adaptok.vision.apply_apt` or `apply_reducer` adapted. Parts
+            of your own are noted by class and knobs; one that is ready says the arguments of its
+            class by an attribute `config`, a mapping of plain values.
         folder: created if need be.
         description: a paragraph for the model card.
         results: what `adaptok.evaluation.evaluate.evaluate` returned, for the model card.
@@ -89,9 +89,9 @@ def save_pretrained(
     folder, config = Path(folder), _config(model)
     if config is None:
         raise ValueError(
-            f"this {type(model).__name__} does not know how it was built: only what "
-            "create_surrogate, create_multiphysics, create_tokenizer and create_baseline return "
-            "can be saved"
+            f"nothing says how this {type(model).__name__} was built: what can be saved is what "
+            "create_surrogate, create_multiphysics, create_tokenizer, create_baseline, apply_apt "
+            "and apply_reducer return"
         )
     if reasons := list(refusals({"model": config})):
         raise ValueError(f"the model cannot be built again from a file. {'; '.join(reasons)}")

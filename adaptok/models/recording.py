@@ -99,8 +99,8 @@ def _path(part: Any) -> str:
 
 def refusals(config: Mapping[str, Any]) -> Iterator[str]:
     """Yields why parts of a model cannot be saved."""
-    for value in config.values():
-        if isinstance(value, Mapping):
+    for key, value in config.items():
+        if isinstance(value, Mapping) and not _foreign(config, key):
             if REFUSED in value:
                 yield value[REFUSED]
             yield from refusals(value)
@@ -117,7 +117,13 @@ def places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield from find(inner, f"{place}.{key}".lstrip("."))
 
     for key, value in _whole(config).items():
-        yield from find(value, _place(key))
+        if not _foreign(config, key):
+            yield from find(value, _place(key))
+
+
+def _foreign(config: Mapping[str, Any], key: str) -> bool:
+    """Whether this is how timm or transformers build a model: no parts, and names of any kind."""
+    return key == "made" and config.get("kind") in ("vision", "hf")
 
 
 def _place(key: str) -> str:
@@ -161,5 +167,6 @@ def with_parts(config: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str,
             return filled
         return {"name": parts[place], **filled} if filled else parts[place]
 
-    filled = {k: fill(v, _place(k)) for k, v in _whole(config).items()}
+    whole = _whole(config).items()
+    filled = {k: v if _foreign(config, k) else fill(v, _place(k)) for k, v in whole}
     return filled[config["kind"]] if CLASS in config else filled

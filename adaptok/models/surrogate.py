@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adaptok.cells import Cells
 from adaptok.layers.boundary import check_boundary
-from adaptok.layers.mixed import by_shape, check_list, of_run, painted, runs
+from adaptok.layers.mixed import check_list, of_run, painted, runs
 from adaptok.models.conserving import Conserve, check_conserving
 from adaptok.models.goals import Goal, felt
 from adaptok.models.jitter import Jitter, coarsest_of
@@ -154,9 +154,12 @@ class Surrogate(OneStepModel):
             prepared = self._look_ahead(self._shifted(self._prepare(x, fixed), jitter), **own)
             tokens = tokenize(self.tokenizer, prepared.scored, prepared.x, **own)
             parts.append((x, prepared, jitter, own["boundary"], tokens))
-        processed = by_shape(self.processor(TokenSet.cat([part[-1] for part in parts])))
+        processed, at = self.processor(TokenSet.cat([part[-1] for part in parts])), 0
         out: list[Tensor] = []
-        for (x, prepared, jitter, codes, _), tokens in zip(parts, processed, strict=True):
+        for x, prepared, jitter, codes, _ in parts:
+            # Not by shape: jitter may have made neighbours equal.
+            tokens = processed if len(parts) == 1 else processed.samples(at, at + len(x))
+            at += len(x)
             made = self._shifted_back(self._paint(tokens, prepared, codes), jitter)
             out += self._in_physical_units(x, prepared, made, all_frames, codes)
         return out

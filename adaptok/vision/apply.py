@@ -97,7 +97,9 @@ def apply_apt(
             global_blocks=global_blocks,
         )
     if processor is not None:
-        raise ValueError("processor is for models of transformers; timm's know their own mean, std")
+        raise ValueError(
+            "processor= is for models of transformers; a timm model carries its own mean and std"
+        )
     from adaptok.vision.blocks import pack_modules
     from adaptok.vision.embedding import CellPositions, cell_embedding, convolution_of
     from adaptok.vision.models import CLASSES

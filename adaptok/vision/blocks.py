@@ -153,7 +153,7 @@ def dropped(module: DropPath, x: Tensor, packing: Packing) -> Tensor:
     if not (module.training and rate):
         return x
     keep = x.new_empty(packing.samples, 1).bernoulli_(1 - rate)
-    if module.scale_by_keep:
+    if module.scale_by_keep and rate < 1:
         keep = keep / (1 - rate)
     return x * keep[packing.sample]
 
@@ -190,7 +190,8 @@ def _qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return q, k, v
     fused = attn.qkv(x)
     if getattr(attn, "q_bias", None) is not None:
-        fused = fused + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        # Under autocast the product is in half precision, the biases are not.
+        fused = fused + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)).to(fused.dtype)
     q, k, v = fused.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(1)
     return q, k, v
 

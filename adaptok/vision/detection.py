@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from adaptok.utils.arguments import Positive, PositiveFloat, checked
+from adaptok.utils.arguments import Positive, PositiveFloat, checked, kind_of
 from adaptok.vision.padding import pad_maps
 from adaptok.vision.pyramid import FeaturePyramid
 
@@ -59,8 +59,13 @@ class DetectionBackbone(nn.Module):
                 f"torchvision takes strides that are powers of two, and patches are {height} x "
                 f"{width}: build the timm model with patch_size=16, which resamples its weights"
             )
-        if not scales or scales[0] > height or any(a != 2 * b for a, b in pairwise(scales)):
+        if not scales or any(a != 2 * b for a, b in pairwise(scales)):
             raise ValueError(f"scales halve from map to map, got {tuple(scales)}")
+        if scales[0] > height:
+            raise ValueError(
+                f"no map may be finer than pixels: the first scale is at most {height}, "
+                f"got {scales[0]}"
+            )
         self.pyramid = FeaturePyramid(self.model.embed_dim, out_channels, scales)
         self.out_channels, self.scales = out_channels, tuple(float(n) for n in scales)
         self.divisor = max(height, int(height / self.scales[-1]))
@@ -79,9 +84,12 @@ class DetectionBackbone(nn.Module):
                 left on the batch, else all of it.
 
         Raises:
-            ValueError: sides that are no multiples of `divisor`, or sizes that the batch cannot
-                hold.
+            ValueError: no batch, sides that are no multiples of `divisor`, or sizes that the batch
+                cannot hold.
         """
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            given = tuple(images.shape) if isinstance(images, Tensor) else kind_of(images)
+            raise ValueError(f"a backbone takes a batch (b, c, height, width), got {given}")
         grid = tuple(images.shape[2:])
         if any(n % self.divisor for n in grid):
             raise ValueError(

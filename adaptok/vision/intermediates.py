@@ -43,7 +43,7 @@ def check_options(output_fmt: str, attn_mask: Any, is_causal: bool) -> None:
     if attn_mask is not None or is_causal:
         raise ValueError(
             "attn_mask and is_causal are for patches in raster order; the tokens of an adapted "
-            "model are no such rows"
+            "model are not laid out like that"
         )
 
 

@@ -183,7 +183,8 @@ class AptMixin(nn.Module):
 
         Args:
             images: normalised as for the model: a batch, a list of images (c, h, w), or a loader of
-                either, whose items may have labels behind the images.
+                either, whose items may have labels behind the images, or be mappings with
+                "pixel_values" or "image".
             tokens: mean number per image, without class and register tokens; the result is the
                 closest from below.
             share: of the patches, in place of `tokens`.
@@ -192,8 +193,8 @@ class AptMixin(nn.Module):
             thresholds (or gamma, or price), for a call or for another `apply_apt`.
 
         Raises:
-            ValueError: not one of `tokens` and `share`; a number out of reach; a marking other than
-                by thresholds, maximum or price.
+            ValueError: not one of `tokens` and `share`; no images; a number out of reach; a marking
+                other than by thresholds, maximum or price.
         """
         return calibrated(self.tiling, images, tokens, share)
 
@@ -312,7 +313,9 @@ class AptMixin(nn.Module):
         b, p = prefix.shape[:2]
         groups = cells.groups(prefix=p) if p else cells.groups()
         rows = groups.gather(torch.cat([prefix.flatten(0, 1), rows]))
-        rows = model.norm_pre(model.pos_drop(rows))[None]  # a batch of one, as blocks expect
+        if model.pos_embed is not None or isinstance(model, Eva):  # as timm
+            rows = model.pos_drop(rows)
+        rows = model.norm_pre(rows)[None]  # a batch of one, as blocks expect
         between = []
         packings = self._packings(cells, groups, p)[:stop]
         for i, (block, packing) in enumerate(zip(self.blocks, packings, strict=False)):
@@ -327,7 +330,9 @@ class AptMixin(nn.Module):
     def _embed(
         self, parts: list[tuple[Tensor, Cells]], batch: Count
     ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "n d"]]:
-        """Embeds special tokens and cells, with learned positions, in the embedding's dtype."""
+        """Embeds special tokens and cells, with learned positions; under autocast their dtypes may
+        differ.
+        """
         model: Any = self
         features = _joined([self.cell_embed(x.unsqueeze(1), cells) for x, cells in parts])
         special = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
@@ -342,7 +347,7 @@ class AptMixin(nn.Module):
             own, train = table[:, count:], self.training
             places = [self.cell_positions(own, grid, cells, train) for _, cells in parts]
             features = features + _joined(places)
-        return prefix.expand(batch, -1, -1).to(features.dtype), features
+        return prefix.expand(batch, -1, -1), features
 
     def _packings(self, cells: Cells, groups: Groups, prefix: int) -> list[Packing]:
         """Says for each block which rows attend to which, and how queries and keys rotate."""

@@ -81,10 +81,12 @@ class ReducedMixin(nn.Module):
     Attributes:
         last: state after the last forward pass, without gradients: what each token stands for and
             where each patch went.
+        last_shape: images and tokens of each after that pass.
     """
 
     reducer: Reducer
     last: Flow | None
+    last_shape: tuple[int, int] | None
     options: dict[str, Any]
     model_args: dict[str, Any]
 
@@ -102,7 +104,7 @@ class ReducedMixin(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
         """Returns logits, or features if the head has no classifier."""
         features, flow, _ = self._run(x)
-        return self.forward_head(features, mass=_mass(flow, features))
+        return self.forward_head(features, flow=flow)
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m d"]:
         """Returns the tokens that are left, after the last norm; prefix tokens come first."""
@@ -113,27 +115,20 @@ class ReducedMixin(nn.Module):
         x: Float[Tensor, "b m d"],
         pre_logits: bool = False,
         *,
-        mass: Float[Tensor, "b m"] | None = None,
+        flow: Flow | None = None,
     ) -> Any:
         """Applies pooling, norm and classifier.
 
         Args:
-            mass: what each token stands for, in means and in attention pooling; by default that of
-                the last forward pass, if it had as many tokens.
+            flow: says what each token stands for, and which are out: for pooling; by default the
+                state of the last forward pass, if it had as many images and tokens.
         """
         model: Any = self
-        if mass is None and self.last is not None and self.last.mass.numel() == x[..., 0].numel():
-            mass = _mass(self.last, x)
-        if mass is None or isinstance(self, VisionTransformerDistilled):
+        flow = self.last if flow is None and self._is_last(x) else flow
+        by_token = model.attn_pool is None and model.global_pool not in ("avg", "avgmax", "max")
+        if flow is None or by_token or isinstance(self, VisionTransformerDistilled):
             return super().forward_head(x, pre_logits=pre_logits)  # pyright: ignore
-        if model.attn_pool is not None:
-            skip = 0 if getattr(model, "pool_include_prefix", True) else model.num_prefix_tokens
-            y = self._attention_pool(x[:, skip:], mass[:, skip:])
-        elif model.global_pool in ("avg", "avgmax"):
-            y = self._mean(x, mass)
-        else:
-            return super().forward_head(x, pre_logits=pre_logits)  # pyright: ignore
-        y = model.head_drop(model.fc_norm(y))
+        y = model.head_drop(model.fc_norm(self._pool(x, flow)))
         return y if pre_logits else model.head(y)
 
     def unmerge(self, features: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
@@ -141,10 +136,11 @@ class ReducedMixin(nn.Module):
         pass; prefix tokens come first. A dropped patch gets the one that it was dropped with.
 
         Raises:
-            ValueError: features of another number of tokens.
+            ValueError: features of another number of images or tokens.
         """
-        if self.last is None or self.last.mass.numel() != features[..., 0].numel():
-            known = "none yet" if self.last is None else f"{self.last.mass.numel()} tokens"
+        if self.last is None or not self._is_last(features):
+            images, tokens = self.last_shape or (0, 0)
+            known = f"{images} x {tokens} tokens" if images else "none yet"
             raise ValueError(
                 f"unmerge takes the features of the last forward pass ({known}), got "
                 f"{tuple(features.shape)}"
@@ -215,8 +211,11 @@ class ReducedMixin(nn.Module):
         )
         between = [self._unmerged(*state, norm=False) for state in states]
         if not torch.compiler.is_exporting():  # what a trace makes would outlive it
-            self.last = detached(flow)
+            self.last, self.last_shape = detached(flow), (x.shape[0], x.shape[1])
         return model.norm(x), flow, between
+
+    def _is_last(self, features: Tensor) -> bool:
+        return self.last_shape == tuple(features.shape[:2])
 
     def _call(self, block: Any, x: Tensor, packing: Packing) -> Tensor:
         model: Any = self
@@ -248,20 +247,23 @@ class ReducedMixin(nn.Module):
         real = (torch.arange(x.shape[1], device=x.device) >= special).repeat(x.shape[0])[:, None]
         return [*rotations(model.rope, index, real, (height, width), depth)]
 
-    def _mean(self, x: Tensor, mass: Tensor) -> Tensor:
-        """timm's means, of the patches that the tokens stand for."""
+    def _pool(self, x: Float[Tensor, "b m d"], flow: Flow) -> Float[Tensor, "b d"]:
+        """timm's pooling, of the patches that the tokens stand for."""
         model: Any = self
-        skip = 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens
-        x, own = x[:, skip:], mass[:, skip:, None]
-        mean = ((x * own).sum(1) / own.sum(1)).to(x.dtype)
-        return mean if model.global_pool == "avg" else 0.5 * (x.amax(1) + mean)
-
-    def _attention_pool(self, x: Tensor, mass: Tensor) -> Tensor:
-        model: Any = self
-        b, n = x.shape[:2]
-        bias = self.reducer.weighted * mass.flatten().log() if self.reducer.weighted else None
-        groups = _groups(b, n, x.device)
-        return model.attn_pool(x.flatten(0, 1)[None], attn_mask=PoolPacking(groups, b, bias))
+        with_prefix = getattr(model, "pool_include_prefix", model.attn_pool is not None)
+        skip = 0 if with_prefix else model.num_prefix_tokens
+        x, whole = x[:, skip:], x.shape[:2]
+        if model.attn_pool is not None:
+            bias = flow.key_bias
+            bias = None if bias is None else bias.view(whole)[:, skip:].flatten()
+            b, n = x.shape[:2]
+            packing = PoolPacking(_groups(b, n, x.device), b, bias)
+            return model.attn_pool(x.flatten(0, 1)[None], attn_mask=packing)
+        own = flow.counted.view(whole)[:, skip:, None]
+        if model.global_pool == "avg":
+            return _mean(x, own)
+        highest = _max(x, own)
+        return highest if model.global_pool == "max" else 0.5 * (highest + _mean(x, own))
 
 
 class ReducedVisionTransformer(ReducedMixin, VisionTransformer):
@@ -308,7 +310,8 @@ def reduced_model(
     pack_modules(made.blocks)  # their attentions
     pack_pool(made.attn_pool)
     weight = source.norm.weight if hasattr(source.norm, "weight") else tensors[0]
-    made.reducer, made.last = reducer.to(weight.device, weight.dtype), None
+    made.reducer = reducer.to(weight.device, weight.dtype)
+    made.last = made.last_shape = None
     made.options = {"reducer": recorded(part)}
     given = getattr(model, "model_args", {}) if model_args is None else model_args
     made.model_args = check_model_args(given)
@@ -367,7 +370,8 @@ def detached(flow: Flow) -> Flow:
     trail = flow.trail
     if trail.last is not None:
         trail = trail._replace(last=trail.last.detach())
-    return flow._replace(mass=flow.mass.detach(), trail=trail, gate=None)
+    gate = None if flow.gate is None else flow.gate.detach()
+    return flow._replace(mass=flow.mass.detach(), trail=trail, gate=gate)
 
 
 def reason_against(model: nn.Module) -> str | None:
@@ -404,5 +408,12 @@ def _rows_of(rope: Rope, rows: Tensor) -> Rope:
     return rope._replace(sin=rope.sin[rows], cos=rope.cos[rows])
 
 
-def _mass(flow: Flow, features: Tensor) -> Tensor:
-    return flow.mass.view(features.shape[:2])
+def _mean(x: Float[Tensor, "b m d"], own: Float[Tensor, "b m 1"]) -> Float[Tensor, "b d"]:
+    """Mean by what each token stands for; 0 where all are out."""
+    return ((x * own).sum(1) / own.sum(1).clamp(min=1)).to(x.dtype)
+
+
+def _max(x: Float[Tensor, "b m d"], own: Float[Tensor, "b m 1"]) -> Float[Tensor, "b d"]:
+    """Maximum of the tokens that are in; of all where none is."""
+    out = (own == 0) & (own > 0).any(1, keepdim=True)
+    return x.masked_fill(out, -torch.inf).amax(1)

@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, pad
 
 from adaptok.layers.norms import channel_norm
 from adaptok.utils.arguments import Positive, PositiveFloat, Rate, checked
+from adaptok.vision.cut_images import CutImages, separated
 from adaptok.vision.pyramid import FeaturePyramid
 
 Norm = Callable[[int], nn.Module]
@@ -123,17 +124,18 @@ class Segmenter(nn.Module):
         self.head = UperHead(channels, len(scales), classes, channels, **options)
 
     def forward(
-        self, images: Float[Tensor, "b c h w"] | Sequence[Tensor], **control: Any
+        self, images: Float[Tensor, "b c h w"] | Sequence[Tensor] | CutImages, **control: Any
     ) -> Float[Tensor, "b classes h w"] | list[Float[Tensor, "classes _ _"]]:
         """Returns logits per pixel; of a list of images (c, h, w) a list.
 
         Pixels at the border that no patch covers get the logits of the nearest one that has some.
 
         Args:
-            images: normalised as for the model.
+            images: normalised as for the model, or what `Tokenize` made of them.
             control: thresholds or budget for this call.
         """
         maps = self.pyramid(self.model.dense_features(images, **control))
+        images, _ = separated(images, None, {})
         if isinstance(images, Tensor):
             return self._logits(maps, images)
         each = zip(images, *maps, strict=True)

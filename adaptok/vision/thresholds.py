@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,10 +15,12 @@ from adaptok.patches import level_grid
 from adaptok.registry import INDICATORS, Part, name_of
 from adaptok.tokenizers.calibration import calibrate
 from adaptok.tokenizers.marking.threshold import as_thresholds
-from adaptok.utils.arguments import PositiveShare, check_value, shown
+from adaptok.utils.arguments import PositiveShare, check_value, kind_of, shown
+from adaptok.vision.cut_images import CutImages
 from adaptok.vision.tiling import ImageCells
 
 BITS = (5.5, 4.0)  # thresholds of the paper (App. C)
+NAMES = ("pixel_values", "image")  # of images in mappings, such as those of transformers
 
 
 def default_thresholds(given: Any, indicator: Part, marking: Part | None = None) -> Any:
@@ -68,12 +70,13 @@ def calibrated(
     Args:
         tiling: that of a model.
         images: normalised as for the model: a batch, a list of images (c, h, w), or a loader of
-            either, whose items may have labels behind the images.
+            either, whose items may have labels behind the images, or be mappings with
+            "pixel_values" or "image".
         tokens: mean number per image, without class and register tokens.
         share: of the patches, in place of `tokens`.
 
     Raises:
-        ValueError: not one of `tokens` and `share`, or what `adaptok.calibrate` refuses.
+        ValueError: not one of `tokens` and `share`, no images, or what `adaptok.calibrate` refuses.
     """
     wanted = tokens
     if (tokens is None) == (share is None):
@@ -93,16 +96,52 @@ def calibrated(
 
 
 def _batches(images: Any) -> Iterator[Tensor]:
-    """Yields batches of images of one size."""
+    """Yields batches of images of one size.
+
+    Raises:
+        ValueError: neither images nor a loader of them.
+    """
+    own = _without_labels(images) if isinstance(images, (CutImages, Mapping)) else images
+    if isinstance(own, Tensor) or _is_list_of_images(own):
+        yield from _stacked(own)
+        return
+    loads = isinstance(own, Iterable) or hasattr(own, "__getitem__")
+    if not loads or isinstance(own, (str, bytes, Mapping)):
+        raise _no_images(own)
+    for item in own:
+        yield from _stacked(_without_labels(item))
+
+
+def _stacked(images: Any) -> Iterator[Tensor]:
+    """Yields a batch, one image (c, h, w) as a batch, or a list of them by neighbours of one size.
+
+    Raises:
+        ValueError: none of these.
+    """
     if isinstance(images, Tensor):
-        yield images
+        yield images[None] if images.ndim == 3 else images
     elif _is_list_of_images(images):
         for start, stop in runs([image.shape for image in images]):
             yield torch.stack(list(images[start:stop]))
     else:
-        for item in images:
-            labelled = isinstance(item, (list, tuple)) and not _is_list_of_images(item)
-            yield from _batches(item[0] if labelled else item)
+        raise _no_images(images)
+
+
+def _without_labels(item: Any) -> Any:
+    """The images of an item of a loader: its first entry, or the one by their name."""
+    while isinstance(item, (list, tuple)) and not _is_list_of_images(item):
+        item = item[0]
+    if isinstance(item, Mapping):
+        return next((item[name] for name in NAMES if name in item), item)
+    return item
+
+
+def _no_images(given: Any) -> ValueError:
+    keys = f" with {', '.join(map(str, given))}" if isinstance(given, Mapping) else ""
+    return ValueError(
+        "calibrate takes images, or a loader of images with labels behind them or under "
+        f"{' or '.join(map(repr, NAMES))}; got {kind_of(given)}{keys}"
+    )
 
 
 def _is_list_of_images(images: Any) -> bool:

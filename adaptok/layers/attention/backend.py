@@ -43,7 +43,7 @@ class Request(NamedTuple):
         equal: all groups of queries have one known length, and so have those of keys.
         bias: a bias by rank is added to the scores.
         key_bias: a bias per key is added to the scores.
-        wide: values are not as wide as keys.
+        value_dim: width of a head of values; None is that of keys.
         dropout: weights are dropped at random.
     """
 
@@ -54,8 +54,13 @@ class Request(NamedTuple):
     equal: bool
     bias: bool
     key_bias: bool = False
-    wide: bool = False
+    value_dim: int | None = None
     dropout: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether values are not as wide as keys."""
+        return self.value_dim is not None and self.value_dim != self.head_dim
 
     @classmethod
     def of(
@@ -70,16 +75,16 @@ class Request(NamedTuple):
         both = groups_q.lengths, groups_k.lengths
         known = None not in both
         equal = None not in [common(lengths) for lengths in both]
-        wide = v is not None and v.shape[2] != q.shape[2]
+        width = None if v is None else v.shape[2]
         biases = options.bias is not None, options.key_bias is not None
-        lengths, more = (known, equal), (wide, options.dropout > 0)
+        lengths, more = (known, equal), (width, options.dropout > 0)
         return cls(q.device.type, q.dtype, q.shape[2], *lengths, *biases, *more)
 
     def __str__(self) -> str:
         lengths = "equal" if self.equal else "ragged" if self.known else "unknown"
         text = f"{self.device}, {self.dtype}, head_dim {self.head_dim}, {lengths} lengths"
         text += ", a bias" * self.bias + ", a bias per key" * self.key_bias
-        return text + ", values of another width" * self.wide + ", dropout" * self.dropout
+        return text + f", values {self.value_dim} wide" * self.wide + ", dropout" * self.dropout
 
 
 class Backend(NamedTuple):
@@ -134,6 +139,13 @@ def check_tail(groups: Groups, rows: int) -> None:
     """
     if groups.lengths is None:
         torch._assert_async(groups.cu_seqlens[-1] == rows)  # type: ignore[attr-defined]
+
+
+def check_tails(groups_q: Groups, groups_k: Groups, rows_q: int, rows_k: int) -> None:
+    """Asserts the same of queries and keys."""
+    check_tail(groups_q, rows_q)
+    if groups_k is not groups_q:
+        check_tail(groups_k, rows_k)
 
 
 def zero_where_no_keys(out: Tensor, groups_q: Groups, groups_k: Groups) -> Tensor:

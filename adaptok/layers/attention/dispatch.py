@@ -179,4 +179,5 @@ def _check(
         bias, need = options.bias, (q.shape[1], groups_q.max_seqlen, groups_k.max_seqlen)
         fits = bias.ndim == 3 and bias.shape[0] in (1, need[0])
         if not fits or bias.shape[1] < need[1] or bias.shape[2] < need[2]:
-            raise ValueError(f"bias must cover (heads, max_q, max_k) = {need}: {tuple(bias.shape)}")
+            given = tuple(bias.shape)
+            raise ValueError(f"bias must cover (heads, max_q, max_k) = {need}, got {given}")

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from adaptok.cells import Groups
-from adaptok.layers.attention.backend import HALF, Backend, Options, Request, check_tail
+from adaptok.layers.attention.backend import HALF, Backend, Options, Request, check_tails
 
 BLOCK = 128  # rows of a block of the mask
+NARROWEST = 16  # heads that the kernel for CUDA takes
 
 
 def run_flex(q, k, v, groups_q, groups_k, options) -> Tensor:
@@ -26,7 +27,7 @@ def run_flex(q, k, v, groups_q, groups_k, options) -> Tensor:
 
     if len(q) == 0 or len(k) == 0:
         return q.new_zeros(*q.shape[:2], v.shape[2])
-    check_tail(groups_q, len(q))
+    check_tails(groups_q, groups_k, len(q), len(k))
     mask = block_mask(groups_q, groups_k, len(q), len(k), options.causal)
     score = None
     if options.bias is not None or options.key_bias is not None:
@@ -107,7 +108,13 @@ def _can(request: Request) -> bool:
         return False
     if request.device == "cpu":
         return True
-    return request.device == "cuda" and request.dtype in (*HALF, torch.float32)
+    fits = min(request.head_dim, request.value_dim or request.head_dim) >= NARROWEST
+    return request.device == "cuda" and request.dtype in (*HALF, torch.float32) and fits
 
 
-FLEX = Backend(run_flex, "CUDA in float32 or half precision, or the CPU; no dropout", _can)
+FLEX = Backend(
+    run_flex,
+    f"CUDA in float32 or half precision, keys and values of head_dim >= {NARROWEST}, or the CPU; "
+    "no dropout",
+    _can,
+)

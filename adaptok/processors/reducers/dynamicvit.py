@@ -31,8 +31,8 @@ class DynamicViT(Reducer):
     Rao et al., "DynamicViT: efficient vision transformers with dynamic token sparsification", arXiv
     2106.02034, Sec. 3: stage s keeps the share ``keep ** s`` of the first number of tokens. In
     training all rows stay, a hard Gumbel sample says which are in, and the others are hidden as
-    keys; what is out keeps its feature, as if it had been dropped. The loss on the rates is
-    reported (`adaptok.utils.auxiliary`), (rate - share)^2, mean over samples and stages.
+    keys and in pooling; what is out keeps its feature, as if it had been dropped. The loss on the
+    rates is reported (`adaptok.utils.auxiliary`), (rate - share)^2, mean over samples and stages.
 
     Args:
         depth: number of blocks.

@@ -41,6 +41,11 @@ class Flow(NamedTuple):
     gate: Float[Tensor, " n"] | None = None
 
     @property
+    def counted(self) -> Float[Tensor, " n"]:
+        """What each row stands for; 0 for those that are out but stay as rows."""
+        return self.mass if self.gate is None else self.mass * self.gate
+
+    @property
     def key_bias(self) -> Float[Tensor, " n"] | None:
         """What is added to the scores of each row as a key."""
         bias = None
@@ -55,7 +60,9 @@ class Flow(NamedTuple):
         self, before: Float[Tensor, "k d"], after: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n d"]:
         """What a block made of its rows; those that are out stay as they were."""
-        return after if self.gate is None else before + self.gate[:, None] * (after - before)
+        if self.gate is None:
+            return after
+        return before + self.gate[:, None].to(after.dtype) * (after - before)
 
     def unmerged(self, tokens: TokenSet, x: Float[Tensor, "m d"]) -> TokenSet:
         """The original tokens with the features of what they became."""
@@ -69,7 +76,7 @@ class Flow(NamedTuple):
         if self.kept is not None:
             payload = {name: value[self.kept] for name, value in payload.items()}
             cells = cells.replace(tiling=False)
-        return TokenSet(x, cells, tokens.cond, payload={**payload, "weight": self.mass})
+        return TokenSet(x, cells, tokens.cond, payload={**payload, "weight": self.counted})
 
 
 class _Gathered(NamedTuple):

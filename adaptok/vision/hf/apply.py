@@ -57,7 +57,7 @@ def adapted(
     width = tower.config.hidden_size
     if window is not None and not blocks and family.prefix(tower, width):
         raise ValueError(
-            "with windows in every layer the class token sees no patch; name global_blocks"
+            "with windows in every layer the class token sees no patch: give global_blocks"
         )
     mean, std = _normalisation(mean, std, processor, convolution.in_channels)
     spec = TokenizerSpec(2, convolution.in_channels, width, sizes, on_grid=True)

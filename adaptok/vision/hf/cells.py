@@ -74,7 +74,9 @@ class CellRun(nn.Module):
         counts = patches_per_cell(final.cells)[:, None]
         ones = counts.new_ones(*final.prefix.shape[:2], 1)
         weight, _ = VisionTokens(ones, final.tokens.replace(features=counts)).padded()
-        return Ran(last, hidden, mask, weight[..., 0], final.cells)
+        weight = weight[..., 0]
+        bias = self.weighted * weight.log() if self.weighted else None
+        return Ran(last, hidden, mask, weight, bias, final.cells)
 
     def run(
         self,

@@ -68,7 +68,9 @@ class Adapted(nn.Module):
         refused = {"bool_masked_pos": bool_masked_pos, "attention_mask": attention_mask}
         for name, value in refused.items():
             if value is not None:
-                raise ValueError(f"an adapted model takes no {name}: its tokens are no patches")
+                raise ValueError(
+                    f"an adapted model takes no {name}, because its tokens are not patches"
+                )
         if output_attentions or getattr(self.config, "output_attentions", False):
             raise ValueError("attention weights are not returned: packed kernels keep none")
         if self.config._attn_implementation != NAME:
@@ -83,9 +85,8 @@ class Adapted(nn.Module):
         wanted = _indices(asked, len(self.blocks) + 1)
         ran = run(self, pixel_values, bool(interpolate_pos_encoding), wanted, **control)
         hidden = ~ran.mask
-        if run.weighted:
-            bias = run.weighted * ran.weight.log()
-            hidden = bias.masked_fill(hidden, -torch.inf).to(ran.last.dtype)
+        if ran.bias is not None:
+            hidden = ran.bias.masked_fill(hidden, -torch.inf).to(ran.last.dtype)
         return TowerOutput(
             last_hidden_state=ran.last,
             pooler_output=run.family.pool(self, ran.last, hidden),
@@ -162,7 +163,7 @@ class MeanHead(nn.Module):
 
 
 def _mean(x: Float[Tensor, "b m d"], weight: Float[Tensor, "b m"]) -> Float[Tensor, "b d"]:
-    share = weight / weight.sum(1, keepdim=True)
+    share = weight / weight.sum(1, keepdim=True).clamp(min=1)  # all may be out in training
     return (x.float() * share[..., None]).sum(1).to(x.dtype)
 
 

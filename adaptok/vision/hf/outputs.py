@@ -21,7 +21,8 @@ class TowerOutput(BaseModelOutputWithPooling):
     Attributes:
         hidden_states: as in transformers; None in the place of those not asked for.
         attention_mask: bool (b, m), True for real rows.
-        weight: float (b, m), patches that each row stands for; 1 for special tokens, 0 for padding.
+        weight: float (b, m), patches that each row stands for; 1 for special tokens, 0 for padding
+            and, while a reducer learns, for rows that are out.
         cells: cells of the rows, without special tokens; None of a reduced model.
         image_tokens: tokens of each image, in a vision-language model.
         unmerged_tokens: those it would have without merging, where images are cut into tiles.
@@ -42,7 +43,8 @@ class Ran(NamedTuple):
         last: after the last norm.
         hidden: before the first layer and after each; None for those not asked for.
         mask: which rows of `last` are real.
-        weight: patches that they stand for.
+        weight: patches that they stand for; 0 for padding, and for rows that are out in training.
+        bias: added to the score of each row as a key where attention pools, or None.
         cells: their cells, if they have some.
     """
 
@@ -50,4 +52,5 @@ class Ran(NamedTuple):
     hidden: list[Tensor | None]
     mask: Bool[Tensor, "b m"]
     weight: Float[Tensor, "b m"]
+    bias: Float[Tensor, "b m"] | None
     cells: Cells | None

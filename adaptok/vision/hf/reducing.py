@@ -106,11 +106,6 @@ class ReducedRun(nn.Module):
         self.family, self.reducer, self.options = family, reducer, options
         self.last: Flow | None = None
 
-    @property
-    def weighted(self) -> float:
-        """Power of the mass that weighs a key."""
-        return self.reducer.weighted
-
     def forward(
         self, tower: Any, images: Float[Tensor, "b c h w"], resample: bool, wanted: set[int]
     ) -> Ran:
@@ -141,8 +136,9 @@ class ReducedRun(nn.Module):
         found |= {i + 1: y for i, (y, _) in zip(sorted(take), states, strict=True)}
         hidden = [found.get(i) for i in range(len(layers) + 1)]
         x = x if family.norm is None else family.piece(tower, family.norm)(x)
-        weight = flow.mass.view(b, -1)
-        return Ran(x, hidden, torch.ones_like(weight, dtype=torch.bool), weight, None)
+        weight, bias = flow.counted.view(b, -1), flow.key_bias
+        bias = None if bias is None else bias.view(b, -1)
+        return Ran(x, hidden, torch.ones_like(weight, dtype=torch.bool), weight, bias, None)
 
     def _rope(self, tower: Any, images: Tensor, x: Tensor) -> Rope | None:
         """DINOv3's rotation of all rows; special tokens do not turn."""

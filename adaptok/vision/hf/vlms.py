@@ -109,7 +109,8 @@ class Tiled(nn.Module):
         `adaptok.vision.hf.tiles.pack_tiles` lays them out.
 
         Raises:
-            ValueError: the class token is to be kept, which has no place on the grid.
+            ValueError: the class token is to be kept, which has no place on the grid, or a cell
+                would be dropped in its place.
         """
         features: Any = super().get_image_features  # pyright: ignore[reportAttributeAccessIssue]
         out = features(
@@ -122,14 +123,13 @@ class Tiled(nn.Module):
         tiles = [len(x) for x in out.pooler_output]
         padded = torch.cat(out.pooler_output)
         rows = padded[out.attention_mask[:, -padded.shape[1] :]]
-        if len(rows) != len(out.cells):
-            raise ValueError(
-                "vision_feature_select_strategy='full' keeps the class token, which has no place "
-                "among the patches of the tiles; set 'default'"
-            )
-        most = kwargs.get("vision_aspect_ratio") or getattr(
+        _check_strategy(len(rows), len(out.cells))
+        ratio = kwargs.get("vision_aspect_ratio") or getattr(
             self.config, "vision_aspect_ratio", None
         )
+        most = None
+        if ratio is not None and max(tiles, default=1) > 1:  # else it may be any word
+            most = int(ratio.removeprefix("anyres_max_"))
         out.pooler_output, out.unmerged_tokens = pack_tiles(
             self.config,
             self.image_newline,
@@ -137,10 +137,24 @@ class Tiled(nn.Module):
             out.cells,
             tiles,
             torch.as_tensor(image_sizes).tolist(),
-            None if most is None else int(most.removeprefix("anyres_max_")),
+            most,
         )
         out.image_tokens = tuple(len(x) for x in out.pooler_output)
         return out
+
+
+def _check_strategy(rows: int, cells: int) -> None:
+    """Raises ``ValueError`` unless each row of the features is that of a cell."""
+    if rows > cells:
+        raise ValueError(
+            "vision_feature_select_strategy='full' keeps the class token, which has no place "
+            "among the patches of the tiles; set 'default'"
+        )
+    if rows < cells:
+        raise ValueError(
+            "vision_feature_select_strategy='default' drops the first token, which in a tower "
+            "without a class token is a cell; set 'full'"
+        )
 
 
 class AdaptedLlavaNext(Tiled, LlavaNextModel):

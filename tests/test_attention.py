@@ -216,6 +216,11 @@ def test_the_choice_on_cuda():
         pytest.raises(ValueError, match=r"got cuda, torch\.float64"),
     ):
         on_cuda(torch.float64)
+    with (  # which is not installed here
+        attention_backend("flash_attn"),
+        pytest.raises(ValueError, match="needs the package flash-attn, CUDA"),
+    ):
+        on_cuda(torch.float16)
 
 
 @pytest.mark.parametrize(("generation", "expected"), [(2, "varlen"), (3, "flash_attn")])

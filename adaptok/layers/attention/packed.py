@@ -175,7 +175,7 @@ def _varlen_can(request: Request) -> bool:
 
 
 def _flash_attn_can(request: Request) -> bool:
-    return _flash_can(request, _widest_of_flash())
+    return flash_generation() > 0 and _flash_can(request, _widest_of_flash())
 
 
 def _efficient_can(request: Request) -> bool:
@@ -198,7 +198,7 @@ EFFICIENT_NEEDS = (
 VARLEN = Backend(run_varlen, FLASH_NEEDS, _varlen_can, _no_varlen)
 FLASH_ATTN = Backend(
     run_flash_attn,
-    f"{FLASH_NEEDS}; FlashAttention 4 on Blackwell: head_dim <= 128 (120)",
+    f"the package flash-attn, {FLASH_NEEDS}; FlashAttention 4 on Blackwell: head_dim <= 128 (120)",
     _flash_attn_can,
     _no_flash,
 )

@@ -197,7 +197,7 @@ def on_cuda(dtype=torch.bfloat16, head_dim=64, known=True, equal=False, bias=Fal
     return choose(Request("cuda", dtype, head_dim, known, equal, bias))
 
 
-def test_the_choice_on_cuda():
+def test_the_choice_on_cuda(monkeypatch):
     half, single = (torch.float16, torch.bfloat16), torch.float32
     for dtype in half:
         assert on_cuda(dtype) == "varlen"
@@ -216,7 +216,8 @@ def test_the_choice_on_cuda():
         pytest.raises(ValueError, match=r"got cuda, torch\.float64"),
     ):
         on_cuda(torch.float64)
-    with (  # which is not installed here
+    monkeypatch.setattr(packed, "find_flash", lambda: None)
+    with (
         attention_backend("flash_attn"),
         pytest.raises(ValueError, match="needs the package flash-attn, CUDA"),
     ):

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench_rows import made_up
 
 from adaptok.cli import main
 from adaptok.cli.bench_submit import found_tokenizer
 from adaptok.config.menu import compose, plain
-from adaptok.evaluation.standings import read_rows
+from adaptok.evaluation.standings import read_rows, write_row
 from adaptok.registry import TOKENIZERS
 from adaptok.tasks.bench import t1
 from adaptok.tasks.bench.own_code import code_of
@@ -114,7 +115,8 @@ def test_submissions_that_are_refused(package, capsys):
     assert "not a class or a function" in refused(f"{package.name}:number", *track)
     assert "unknown tokenizer 'nonsense'" in refused("nonsense", *track)
     assert "liar breaks a promise in 2D" in refused(f"{package.name}:liar", *track)
-    assert "'fno' is a reference of the benchmark" in refused(f"{package.name}:fno", *track)
+    said = refused(f"{package.name}:fno", *track)
+    assert "'fno' is a reference of the benchmark: give your tokenizer another name" in said
     said = refused(f"{package.name}:flat", *track)
     assert "flat does not work in 3D: NotImplementedError: images only" in said
     assert "nothing does not work in 2D" in refused(f"{package.name}:nothing", *track)
@@ -124,6 +126,20 @@ def test_submissions_that_are_refused(package, capsys):
         assert f"cannot import {name}:x" in refused(f"{name}:x", *track)
     assert "T0 or T1" in refused(f"{package.name}:mine", "--track", "T2")
     assert not Path("submission").exists()
+
+
+def test_rows_of_others_are_no_rows_of_a_submission(package, capsys, monkeypatch):
+    """Each has a folder of its own, and what else lies there is not what was measured."""
+    monkeypatch.setattr("adaptok.cli.bench_submit.check", lambda name: "")
+    monkeypatch.setattr("adaptok.cli.bench_submit.measured", lambda asked, jobs: 1)
+    folder = Path("submission/mine/T0")
+    folder.mkdir(parents=True)
+    write_row(made_up(), folder)
+    assert main(["bench", "submit", f"{package.name}:mine", "--track", "T0"]) == 2
+    assert "no row of mine was measured" in capsys.readouterr().err
+    TOKENIZERS.register("mine@2")(TOKENIZERS.get("mine"))
+    with pytest.raises(ValueError, match="'mine@2' cannot be used"):
+        code_of("mine@2")
 
 
 def test_registered_tokenizers_are_found_by_name_and_by_object():

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from sampled import sampled
 
 from adaptok.cli import main
-from adaptok.cli.bench_track import OPTIONS, parsed
+from adaptok.cli.bench_track import OPTIONS, chosen, measured, parsed
 from adaptok.cli.usage import command_help
 from adaptok.config.menu import compose, plain
 from adaptok.evaluation.evaluate import evaluate
@@ -350,7 +350,7 @@ def test_a_row_without_training_is_the_same_again():
         ),
         (["T0", "out=x", "--quik"], "flag must be one of --quick, --plan"),
         (["T0", "out=x", "only=none"], "no row matches 'none'"),
-        (["T0", "out=x", "hours=-1"], "hours is a number above 0, got '-1'"),
+        (["T0", "out=x", "hours=-1"], "hours must be a number above 0, got '-1'"),
         (["T0", f"out={__file__}"], "is a file; give a folder"),
         (
             ["T1", "out=x", "scale=full", "base=y", "only=*shear*"],
@@ -359,7 +359,11 @@ def test_a_row_without_training_is_the_same_again():
         (["T2", "out=x", "images=y"], "checkpoint=FILE"),
         (["T2", "out=x", "model=vit_tiny_patch16_224"], "without them digits are measured"),
         (["T2", "out=x", "checkpoint=z"], "without them digits are measured"),
-        (["T2", "out=x", "images=y", "checkpoint=z"], "there is no y"),
+        (["T2", "out=x", "images=y", "checkpoint=z"], "y does not exist"),
+        (
+            ["T1", "out=x", "base=y", "--plan"],
+            "base=FOLDER is for the sets of the Well: scale=full",
+        ),
     ],
 )
 def test_words_that_are_refused(words, reason, capsys):
@@ -370,7 +374,7 @@ def test_words_that_are_refused(words, reason, capsys):
 def test_folders_of_images(tmp_path, monkeypatch):
     """An own folder is never taken for the digits; its words stand for any path."""
     (tmp_path / "weights, 1.pt").touch()
-    for name in ("my images", "digits"):
+    for name in ("my images", "digits", "images@2"):
         (tmp_path / name / "train" / "a").mkdir(parents=True)
         (tmp_path / name / "train" / "a" / "1.png").touch()
     monkeypatch.chdir(tmp_path / "my images")
@@ -391,8 +395,9 @@ def test_folders_of_images(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no images in .*empty/train/<class>/"):
         t2.jobs(True, images=str(tmp_path / "empty"), **given)
-    with pytest.raises(ValueError, match="not 'digits', give another"):
-        t2.jobs(True, images="../digits", **given)
+    for name in ("digits", "images@2"):
+        with pytest.raises(ValueError, match=f"'{name}' cannot be used: rename the folder"):
+            t2.jobs(True, images=f"../{name}", **given)
     for wrong in ("nosuch", "resnet18"):
         with pytest.raises(ValueError, match=f"unknown model '{wrong}'"):
             t2.jobs(True, images=".", **{**given, "model": wrong})
@@ -417,6 +422,14 @@ def test_options_reach_the_track():
     asked = parsed(["T1", "out=rows", "scale=full", "base=/data", "--quick"])
     assert (asked.track, asked.out, asked.quick, asked.plan) == ("T1", Path("rows"), True, False)
     assert asked.options == {"scale": "full", "base": "/data"}
+
+
+def test_the_command_for_the_page_can_be_typed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("adaptok.cli.bench_track.run", lambda *_: {})
+    asked = parsed(["T0", f"out={tmp_path / 'my rows'}"])
+    assert measured(asked, chosen(asked)) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[2:] == [str(asked.out), f"out={asked.out / 'leaderboard.html'}"]
 
 
 @pytest.fixture

@@ -108,7 +108,10 @@ def test_eval_repeats_the_test_of_the_run(trained, tmp_path):
         }
 
 
-@pytest.mark.parametrize("more", ["tokenizer=uniform", "video=gif", "save_predictions=true"])
+@pytest.mark.parametrize(
+    "more",
+    ["tokenizer=uniform", "video=gif", "save_predictions=true", "+processor.depth=2"],
+)
 def test_eval_refuses_what_only_surrogates_have(trained, tmp_path, capsys, more):
     words = ["eval", f"ckpt={trained}", f"hydra.run.dir={tmp_path}", more]
     assert cli.main(words) == 2
@@ -122,6 +125,10 @@ def test_a_checkpoint_alone_gives_the_model(trained, folder):
     again = evaluate_classifier(model, data, device="cpu").settings[0]
     told = json.loads((trained / "metrics.json").read_text())["settings"][0]
     assert again.loss == pytest.approx(told["loss"], rel=1e-5)
+    for classes in (("upper", "lower"), ("lower",)):
+        model.classes = classes
+        with pytest.raises(ValueError, match="other classes than images has: class"):
+            evaluate_classifier(model, data, device="cpu")
     plain = build_classifier(small(), "uniform")
     with pytest.raises(ValueError, match="no controls"):
         evaluate_classifier(plain, data, settings=[{"thresholds": [1, 1]}], device="cpu")
@@ -203,6 +210,7 @@ def test_epochs_have_as_many_steps_as_are_made(folder, tmp_path, batches, more, 
         (["model.checkpoint=/nowhere.pth"], "no weights at /nowhere.pth"),
         (["trainer.strategy=fsdp"], "not sharded"),
         (["trainer.max_epochs=null"], "leaves that to trainer.max_epochs"),
+        (["trainer.max_epochs=-1", "+trainer.max_time=00:01:00:00"], "nothing ends the training"),
         (["optim.layer_decay=2"], "layer_decay must be"),
         (["test.settings=[{bugdet: 9}]"], "unknown control 'bugdet'"),
         (["tokenizer=uniform", "test.settings=[{budget: 9}]"], "has no controls"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,13 +13,18 @@ import pytest
 import small_runs
 import torch
 import yaml
+from omegaconf import OmegaConf
 from sampled import sampled
 
 from adaptok.cli import main
+from adaptok.cli.commands import _check_fields, _of_checkpoint
 from adaptok.cli.usage import COMMANDS, USAGE
+from adaptok.data import FieldInfo
 from adaptok.registry import TOKENIZERS
 from adaptok.training.checkpoints import load_surrogate, read_checkpoint
 from adaptok.training.targets import instantiate
+
+THROUGH_TIME = ["train", "optim.through_time=true"]  # read if a setting unrolls
 
 
 def run(capsys, *args: str) -> str:
@@ -348,6 +354,9 @@ def test_list(capsys):
     assert "varlen" in out
     assert "no back end matches 'x*'" in fail(capsys, "list", "backends", "x*")
     assert "did you mean 'tokenizer'" in fail(capsys, "list", "tokenizr")
+    assert "losses" in run(capsys, "list", "loss")
+    assert "got 'nonsens'" in fail(capsys, "list", "nonsens")
+    assert "without a pattern" in fail(capsys, "list", "markdown", "i*")
     assert "no decoder matches 'x*'" in fail(capsys, "list", "decoder", "x*")
 
 
@@ -374,7 +383,7 @@ def test_version(capsys):
         (["train", "tokenizer.bugdet=3"], "'tokenizer.bugdet' (did you mean 'tokenizer.budget'?)"),
         (["train", "lr=3"], "unknown key 'lr' (did you mean 'optim.lr'?)"),
         (["train", "data=unknown"], "choices: acoustic_scattering_maze, "),
-        (["train", "data=own/room"], "for one in a folder: data=well data.path=own/room"),
+        (["train", "data=own/room"], "for a set in a folder: data=well data.path=own/room"),
         (["train", "data.path=own/room"], "for a set that is there: data=well data.path="),
         (["train", "--max_steps", "3"], "keys have no dashes, but their group"),
         (["train", "+sede=3"], "unknown key 'sede'"),
@@ -384,6 +393,8 @@ def test_version(capsys):
         (["train", "tokenizer.budget=3"], "budget 3 is below"),
         (["train", "predict=dleta"], "predict must be one of delta, state"),
         (["train", "schedule.settings=[]"], "schedule.settings must be"),
+        ([*THROUGH_TIME, "schedule.settings=[3]"], "schedule.settings must be"),
+        ([*THROUGH_TIME, "schedule.settings=[{unroll: a}]"], "unroll"),
         (["train", "--config-dir", "nowhere"], "no folder nowhere"),
         (["eval"], "ckpt must be given"),
         (["eval", "ckpt=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
@@ -404,6 +415,24 @@ def test_a_mistake_is_one_line(capsys, tmp_path, args, message):
     runs = {"train": small_runs.train(), "data": [f"data.base={tmp_path}"]}
     folder = [f"hydra.run.dir={tmp_path}"] if command in runs or command == "eval" else []
     assert message in fail(capsys, command, *runs.get(command, []), *folder, *rest)
+
+
+def test_the_fields_of_a_checkpoint_are_those_of_the_data():
+    two, none = torch.ones(2), torch.ones(0)
+    stats, boundary = (two, two, two, two, none, none), torch.zeros(1, 2, dtype=torch.long)
+    info = FieldInfo("own", 1, (8,), ("u", "v"), (), *stats, boundary=boundary)
+    trained = {"adaptok_data": {"other": {"fields": ["u", "v"], "constants": []}}}
+    _check_fields(trained, info, Path("x"))
+    _check_fields({}, info, Path("x"))  # nothing was trained
+    with pytest.raises(ValueError, match=r"x was trained on the fields \['u', 'v'\], and own has"):
+        _check_fields(trained, dataclasses.replace(info, fields=("v", "u")), Path("x"))
+
+
+def test_a_checkpoint_of_several_sets_needs_the_choice_of_one():
+    saved = {"adaptok_config": {"data": [{"name": "a"}, {"name": "b"}]}}
+    one_value = OmegaConf.create({"data": {"batch_size": 2}})
+    with pytest.raises(ValueError, match=r"x was trained on several .*: data=\.\.\. \(a, b\)"):
+        _of_checkpoint(saved, one_value, Path("x"))
 
 
 def test_a_mistake_in_the_name_of_the_folder_is_one_line(capsys, caplog):

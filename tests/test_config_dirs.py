@@ -38,6 +38,42 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
     assert f"no folder {tmp_path}/no" in capsys.readouterr().err
 
 
+@pytest.fixture
+def own(tmp_path) -> str:
+    """The flag of a folder with a tokenizer, a size and a preset of several data sets."""
+    sets = "# @package _global_\ndefaults:\n  - override /data: [shear_flow, active_matter]\n"
+    texts = {"tokenizer": "defaults: [iap]\n", "size": "defaults: [tiny]\ndim: 36\n"}
+    for group, text in {**texts, "experiment": sets}.items():
+        (tmp_path / "own" / group).mkdir(parents=True)
+        (tmp_path / "own" / group / "mine.yaml").write_text(text)
+    return f"--config-dir={tmp_path / 'own'}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tokenizer=mine", "tokenizer.bugdet=3"], "(did you mean 'tokenizer.budget'?)"),
+        (["experiment=mine"], "a list of data sets is for task=pretrain"),
+        (["experiment=mine", "task=pretrain"], "a preset cannot choose several data sets"),
+    ],
+)
+def test_mistakes_with_own_files_are_one_line(own, words, message, tmp_path, capsys):
+    assert main(["train", own, *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_demo_finds_own_files(own, tmp_path, monkeypatch):
+    seen = []
+
+    def fit(config, folder):
+        seen.append(config["size"]["dim"])
+        raise ValueError("enough")
+
+    monkeypatch.setattr("adaptok.cli.commands.fit_and_test", fit)
+    assert main(["demo", own, "size=mine", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert seen == [36]
+
+
 @pytest.mark.parametrize(
     "args",
     [

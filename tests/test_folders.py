@@ -20,7 +20,7 @@ from adaptok.config.menu import compose, plain
 from adaptok.data import WellData
 from adaptok.data.synthetic import generate
 from adaptok.evaluation.evaluate import evaluate
-from adaptok.tasks.fit import check_trainer
+from adaptok.tasks.fit import _keep_metrics, check_trainer
 from adaptok.training.saving import AtomicIO
 from adaptok.utils.disk import why_full
 
@@ -62,7 +62,7 @@ def test_a_folder_of_another_run_is_refused(first):
     with pytest.raises(OtherRunError, match="it is of adaptok train"):
         check_free(first, composed(command="tokenize"))
     (first / ".hydra" / "hydra.yaml").unlink()
-    with pytest.raises(OtherRunError, match="nothing says of which command"):
+    with pytest.raises(OtherRunError, match="it does not say which command made it"):
         check_free(first, composed())
 
 
@@ -184,10 +184,23 @@ def test_a_training_without_an_end_or_with_too_many_processes_is_refused():
     check_trainer({"max_steps": -1, "max_epochs": 2})
     with pytest.raises(ValueError, match="nothing ends the training"):
         check_trainer({"max_steps": -1, "max_epochs": -1})
+    with pytest.raises(ValueError, match=r"leaves that to trainer\.max_epochs$"):
+        check_trainer({"max_steps": -1, "max_epochs": -1, "max_time": "00:01:00"}, by_time=False)
     with pytest.raises(ValueError, match=r"trainer.strategy must be auto, .*'dpd'"):
         check_trainer({"max_steps": 1, "strategy": "dpd"})
     with pytest.raises(ValueError, match=r"trainer.devices=999 on the CPU"):
         check_trainer({"max_steps": 1, "accelerator": "cpu", "devices": 999})
+
+
+def test_metrics_of_no_earlier_part_are_overwritten(tmp_path):
+    for name in ("metrics", "metrics_before_2"):  # the first was removed
+        (tmp_path / f"{name}.csv").write_text(name)
+    _keep_metrics(tmp_path)
+    kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert kept == {
+        "metrics_before_2.csv": "metrics_before_2",
+        "metrics_before_3.csv": "metrics",
+    }
 
 
 def test_a_launcher_without_its_cluster_is_refused(monkeypatch):

@@ -106,7 +106,7 @@ def test_what_is_not_ade20k(ade, tmp_path):
     for kind in ("images", "annotations"):
         (tmp_path / kind / "training").mkdir(parents=True)
     pixels(8, 8).save(tmp_path / "images" / "training" / "a.jpg")
-    with pytest.raises(ValueError, match=r"no mask for a\.jpg"):
+    with pytest.raises(ValueError, match=r"no masks for 1 images, such as a\.jpg"):
         ADE20K(tmp_path)
     Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(
         tmp_path / "annotations" / "training" / "a.png"

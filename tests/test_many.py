@@ -147,6 +147,7 @@ def test_eval_of_both(pretrained, finetuned, tmp_path, capsys):
         (["train", "data.max_lead=3"], "data.max_lead is for models that know a lead time"),
         (["train", "data.format=zarr"], "data.format must be well or pdebench, got 'zarr'"),
         (["train", "task=pretrain", "data=[shear_flow,shear_flow]"], "different names"),
+        (["train", "data=[active_matter,shear_flow]"], "a list of data sets is for task=pretrain"),
     ],
 )
 def test_mistakes_in_training(args, message, tmp_path, capsys):

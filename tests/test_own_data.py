@@ -85,6 +85,15 @@ def test_rollouts_are_no_longer_than_the_trajectories(tmp_path, capsys, frames, 
     assert compose("train", []).test.steps == STEPS
 
 
+def test_the_next_command_can_be_typed_for_any_folder(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", u=np.random.default_rng(0).random((10, 3, 32)))
+    folder = tmp_path / "my sets, 1"
+    words = ["axes=trajectory,time,x", "boundary=wall", f"out={folder}"]
+    assert main(["data", "from-arrays", str(tmp_path / "a.npz"), *words]) == 0
+    typed = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    assert compose("train", typed[2:]).data.path == str(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [k for k, text in sections().items() if "adaptok train" in text])
 def test_every_section_ends_in_a_model_and_its_pictures(arrays, capsys, name):
@@ -135,6 +144,7 @@ def test_a_name_is_the_name_of_the_folder_everywhere(arrays, capsys, monkeypatch
         (["from-arrays", "a.npy", *GIVEN, "splits=8,0,1"], "splits"),
         (["from-arrays", "a.npy", *GIVEN, "overwrite=maybe"], "overwrite must be true or false"),
         (["from-arrays", "a.npy", *GIVEN], "no such file: a.npy"),
+        (["from-arrays", "runs/seed=0/a.npy", *GIVEN], "no such file: runs/seed=0/a.npy"),
         (["from-arays", "a.npy"], "got 'data from-arays' (did you mean"),
         (["stats"], "one path is needed, got none: adaptok data stats FOLDER"),
         (["stats", "nowhere"], "no training files"),

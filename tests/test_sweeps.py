@@ -178,7 +178,7 @@ def test_a_job_that_runs_elsewhere_is_left_alone(tmp_path, capsys, quick):
     (folder / "job.json").unlink()
     with only_writer(folder):
         main(command)
-    assert f"runs elsewhere, left alone: {folder}" in capsys.readouterr().out
+    assert f"left alone, another process is running it: {folder}" in capsys.readouterr().out
     assert len(quick) == 1
 
 

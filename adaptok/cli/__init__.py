@@ -187,7 +187,7 @@ def _launch(task: Callable[..., Any], command: str, args: list[str]) -> None:
         check_choices(overrides_in(args))
     register_parts(task_of(args))
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)
-    with restored(), readable_errors(command, overrides_in(args)):
+    with restored(), readable_errors(command, overrides_in(args), folders_in(args)):
         sys.argv = [f"adaptok {command}", *flags_first(args)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # it re-raises
         run()
@@ -287,6 +287,12 @@ def typed_folders(args: Sequence[str]) -> list[str]:
     return folders + [arg for arg in args if arg.startswith(f"{flag}=")]
 
 
+def folders_in(args: Sequence[str]) -> list[Path]:
+    """Finds the folders that ``--config-dir`` names."""
+    words = [word.removeprefix("--config-dir").removeprefix("=") for word in typed_folders(args)]
+    return [Path(word) for word in words if word]
+
+
 def flags_first(args: Sequence[str]) -> list[str]:
     """Moves overrides behind the flags: Hydra's parser reads them only if none is in between."""
     folders = typed_folders(args)
@@ -303,8 +309,7 @@ def check_folders(args: Sequence[str]) -> None:
     """
     import yaml
 
-    named = [word.removeprefix("--config-dir").removeprefix("=") for word in typed_folders(args)]
-    for folder in map(Path, filter(None, named)):
+    for folder in folders_in(args):
         if not folder.is_dir():
             raise ValueError(f"--config-dir: no folder {folder}")
         for file in sorted(folder.rglob("*.yaml")):

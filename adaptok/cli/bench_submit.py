@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptok.cli.bench_track import chosen, measured, parsed
 from adaptok.registry import TOKENIZERS
+from adaptok.tasks.bench.runner import is_done
 
 
 def print_submission(*args: str) -> int:
@@ -19,7 +20,8 @@ def print_submission(*args: str) -> int:
             `print_track`.
 
     Raises:
-        ValueError: no such tokenizer, or one that breaks a promise; says which.
+        ValueError: no such tokenizer, or one that breaks a promise, says which; or no row of it was
+            measured.
     """
     words = list(args)
     if "--track" not in words or words.index("--track") + 1 == len(words):
@@ -31,7 +33,7 @@ def print_submission(*args: str) -> int:
         raise ValueError("give the tokenizer: my_package:my_tokenizer, or a registered name")
     target = words.pop(0)
     if not any(word.startswith("out=") for word in words):
-        words.append(f"out=submission/{track}")
+        words.append(f"out=submission/{target.rpartition(':')[2]}/{track}")
     asked = parsed([track, *words])
     if track == "T2":
         raise ValueError("ways to cut images are rows of T2 by a change of adaptok: T0 or T1")
@@ -43,7 +45,7 @@ def print_submission(*args: str) -> int:
         return status
     from adaptok.cli.leaderboard import print_leaderboard
 
-    if not any(asked.out.glob("*.json")):
+    if not any(is_done(job, asked.out) for job in jobs):
         raise ValueError(f"no row of {name} was measured, for the reasons above")
     page = asked.out / "leaderboard.html"
     print_leaderboard(str(asked.out), f"out={page}")

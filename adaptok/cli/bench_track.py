@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def measured(asked: Asked, jobs: Sequence[Job]) -> int:
     failed = run(jobs, asked.out, module_of(asked.track).measure, asked.hours)
     for name, why in failed.items():
         print(f"adaptok: not measured: {name}: {why}", file=sys.stderr)
-    print(f"adaptok leaderboard {asked.out} out={asked.out / 'leaderboard.html'}")
+    page = asked.out / "leaderboard.html"
+    print(shlex.join(["adaptok", "leaderboard", str(asked.out), f"out={page}"]))
     return 1 if failed else 0
 
 
@@ -116,7 +118,7 @@ def _hours(text: str) -> float:
     except ValueError:
         hours = math.nan
     if not hours > 0:
-        raise ValueError(f"hours is a number above 0, got {text!r}")
+        raise ValueError(f"hours must be a number above 0, got {text!r}")
     return hours
 
 

@@ -22,7 +22,7 @@ from adaptok.config.channels import with_channels
 from adaptok.config.leaves import check_leaves
 from adaptok.config.menu import check_keys, compose, plain
 from adaptok.config.unread import unread
-from adaptok.data import WellData
+from adaptok.data import FieldInfo, WellData
 from adaptok.data.info import set_statistics
 from adaptok.data.well_format import SPLITS
 from adaptok.evaluation.budgets import inputs_of, part_with_budget, resolve_settings
@@ -131,6 +131,8 @@ def eval(config: DictConfig) -> float | None:
     if isinstance(model, FieldSystem) and trained["task"] == "pretrain":
         target = model.core
     load_weights(target, checkpoint, path=path, config=trained)
+    if not isinstance(model, FieldSystem):  # it knows fields by name
+        _check_fields(checkpoint, data.info, path)
     options = {k: wanted[k] for k in ("split", "settings", "steps", "device", "patch_size")}
     if wanted["save_predictions"]:
         options["predictions"] = folder / "predictions"
@@ -141,6 +143,19 @@ def eval(config: DictConfig) -> float | None:
     print(markdown(results))
     print(f"written to {folder}")
     return results.settings[0].vrmse.mean
+
+
+def _check_fields(checkpoint: Config, info: FieldInfo, path: Path) -> None:
+    """Raises ``ValueError`` if the channels of a model are other fields of the data, or in another
+    order.
+    """
+    for key, names in (("fields", info.fields), ("constants", info.constants)):
+        for trained in checkpoint.get("adaptok_data", {}).values():
+            there = trained.get(key) if isinstance(trained, Mapping) else None
+            if there not in (None, list(names)):
+                raise ValueError(
+                    f"{path} was trained on the {key} {there}, and {info.name} has {list(names)}"
+                )
 
 
 def _refuse_for_classifiers(config: DictConfig) -> None:
@@ -169,10 +184,13 @@ def _of_checkpoint(checkpoint: Config, config: DictConfig, path: Path) -> dict[s
         if given is None:
             continue
         # The node itself, so that ${size.depth} means the size of the merged configuration.
-        merged[group] = given if "name" in given else OmegaConf.merge(merged[group], given)
+        own = merged.get(group) or {}  # classifiers lack some
+        if isinstance(own, ListConfig) and "name" not in given:
+            continue  # refused below
+        merged[group] = given if "name" in given else OmegaConf.merge(own, given)
     if isinstance(merged["data"], ListConfig):
         names = ", ".join(data["name"] for data in merged["data"])
-        raise ValueError(f"{path} is of several data sets; choose one: data=... ({names})")
+        raise ValueError(f"{path} was trained on several data sets; choose one: data=... ({names})")
     trained = plain(merged)
     if isinstance(trained.get("data"), dict):
         trained["data"] = _placed(trained["data"], config.get("data"), path)
@@ -325,7 +343,7 @@ def demo(config: DictConfig) -> None:
     runs: dict[str, FinishedRun] = {}
     for name, overrides in base["compare"].items():
         print(f"\n{name}: {' '.join(overrides)}")
-        chosen = plain(compose("demo", [*overrides, *given]))
+        chosen = plain(compose("demo", [*overrides, *given], _typed_folders()))
         with tracked(chosen, folder / name):
             run = fit_and_test(chosen, folder / name)
         assert run is not None, "the demo runs in one process"
@@ -401,17 +419,31 @@ def _checked(config: DictConfig, command: str) -> dict[str, Any]:
             wanted["data"] = [_placed(one, typed, run) for one in sets]
         elif wanted["task"] != "classify":
             wanted["data"] = _placed(sets, typed, run)
+    _check_one_set(wanted)
+    check_leaves(wanted, _factories(wanted))
     lines = [*unread(wanted, [override.key_or_group for override in parsed])]
     if lines and is_first():
         if job.mode is RunMode.RUN:
             raise ValueError("; ".join(lines))
         print("\n".join(lines))  # another job of the sweep may read the key
-    check_leaves(wanted, _factories(wanted))
     if "trainer" in wanted:
-        check_trainer(wanted["trainer"])
+        check_trainer(wanted["trainer"], by_time=wanted.get("task") != "classify")
     if "loss" in wanted.get("optim", {}):
         choice("optim.loss", wanted["optim"]["loss"], LOSSES.names())
     return wanted
+
+
+def _check_one_set(wanted: Config) -> None:
+    """Raises ``ValueError`` for ``data=[a,b]`` where one set is read: Hydra keeps the last one."""
+    is_list = "data" in wanted and "data" not in HydraConfig.get().runtime.choices
+    if is_list and wanted.get("task") != "pretrain":
+        raise ValueError("a list of data sets is for task=pretrain; give one: data=NAME")
+
+
+def _typed_folders() -> list[str]:
+    """Folders of ``--config-dir``."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [source.path for source in sources if source.provider == "command-line"]
 
 
 def _factories(config: Config) -> dict[str, Any]:
@@ -434,17 +466,21 @@ def _data_of_each(config: Config) -> list[dict[str, Any]]:
 
     Hydra merges the sets into one. So each is composed alone, with those overrides of data that it
     has a key for; the merged configuration has already refused those that no set has.
+
+    Raises:
+        ValueError: the list is not typed but a preset's.
     """
     job = HydraConfig.get()
     if isinstance(config["data"], list):  # of the run that is resumed
         return config["data"]
     if "data" in job.runtime.choices:
         return [config["data"]]
-    folders = [s.path for s in job.runtime.config_sources if s.provider == "command-line"]
     parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
-    names: Any = [o.value() for o in parsed if o.key_or_group == "data"][-1]
+    typed: list[Any] = [o.value() for o in parsed if o.key_or_group == "data"]
+    if not typed:  # the list is part of what tells runs apart
+        raise ValueError("a preset cannot choose several data sets: type them, data=[a,b]")
     given = [str(o.input_line) for o in parsed if o.key_or_group != "data"]
-    return [_data_of(str(name), given, folders) for name in names]
+    return [_data_of(str(name), given, _typed_folders()) for name in typed[-1]]
 
 
 def _data_of(name: str, given: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def check_free(folder: Path, config: DictConfig) -> None:
         return
     command = _command_of(folder)
     if command != config.hydra.job.config_name:
-        differ = [f"it is of adaptok {command}" if command else "nothing says of which command"]
+        unknown = "it does not say which command made it"
+        differ = [f"it is of adaptok {command}" if command else unknown]
     else:
         roles = FIXED if resume else NEW_RUN
         was = _read(folder / HYDRAS / "config.yaml")

@@ -38,12 +38,14 @@ def print_parts(kind: str = "", pattern: str = "*", *rest: str) -> None:
     """
     kinds = _kinds()
     singular = {_plural(registry): name for name, registry in kinds.items()}
-    kind = singular.get(kind, kind.removesuffix("s"))
+    others = ("backend", "combination", "experiment")
+    kind = {**singular, **{f"{name}s": name for name in others}}.get(kind, kind)
     if rest:
         raise ValueError(f"list takes a kind and a pattern, got also {' '.join(rest)}")
-    accepted = [*kinds, "backend", "combination", "experiment", "markdown"]
     if kind:
-        choice("kind", kind, accepted)
+        choice("kind", kind, [*kinds, *others, "markdown"])
+    if kind == "markdown" and pattern != "*":
+        raise ValueError(f"list markdown prints all parts, without a pattern, got {pattern}")
     if kind == "backend":
         return _print_backends(pattern)
     if kind == "combination":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from adaptok.registry import close_matches
+from adaptok.utils.keys import quoted
 
 LISTS = ("axes", "boundary", "constants", "vectors", "inputs", "outputs", "names", "keys", "splits")
 WORDS = {"true": True, "false": False}
@@ -43,7 +46,15 @@ def print_from_arrays(*words: str) -> None:
     most = 1 if steady else min(file.steps for file in files["test"]) - 1  # frames to predict
     more = f" test.steps={most}" if most < STEPS else ""
     more += " 'tokenizer.ignore=[]'" if steady else ""
-    print(f"next: adaptok train data=well data.path={folder} size=tiny trainer.max_steps=450{more}")
+    place = _typed("data.path", folder)
+    print(f"next: adaptok train data=well {place} size=tiny trainer.max_steps=450{more}")
+
+
+def _typed(key: str, path: Path) -> str:
+    """Writes an override as it is typed in a shell, with quotes if it needs them."""
+    if re.fullmatch(r"[a-zA-Z_./][\w./-]*", str(path), re.ASCII):
+        return f"{key}={path}"
+    return shlex.quote(quoted(key, path))
 
 
 def print_stats(*words: str) -> None:
@@ -65,21 +76,20 @@ def _parsed(
     function: Callable[..., Any], words: Sequence[str], usage: str
 ) -> tuple[str, dict[str, Any]]:
     """Splits words into the first argument of a function and its keyword arguments."""
-    places = [word for word in words if "=" not in word]
+    # Paths may have a "=", too: sweeps name folders seed=0.
+    places = [word for word in words if not re.match(r"\w+=", word)]
     if len(places) != 1:
         got = " ".join(places) or "none"
         raise ValueError(f"one path is needed, got {got}: adaptok data {usage}")
     parameters = [*inspect.signature(function).parameters.values()][1:]
     known = [parameter.name for parameter in parameters]
     options: dict[str, Any] = {}
-    for word in words:
-        key, is_option, text = word.partition("=")
-        if is_option and key not in known:
+    for key, _, text in [word.partition("=") for word in words if word not in places]:
+        if key not in known:
             raise ValueError(
                 f"unknown key {key!r}{close_matches(key, known)}; valid: {', '.join(known)}"
             )
-        if is_option:
-            options[key] = _value(key, text)
+        options[key] = _value(key, text)
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.name not in options:
             raise ValueError(f"{parameter.name}=... must be given: adaptok data {usage}")

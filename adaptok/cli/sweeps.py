@@ -104,7 +104,7 @@ class Job:
             with restored(), only_writer(folder), kept(folder):
                 return self._run(config, folder)
         except InUseError:
-            print(f"runs elsewhere, left alone: {folder}")
+            print(f"left alone, another process is running it: {folder}")
             return None
 
     def _announce(self, number: int, folder: Path) -> None:

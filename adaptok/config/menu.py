@@ -236,10 +236,14 @@ def compose(
     Raises:
         ValueError: an unknown group, choice or key; names the valid ones.
     """
-    folders = [Path(folder).resolve().as_uri() for folder in config_dirs]
-    search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
-    with readable_errors(name, overrides), _hydra(task_of(overrides)):
+    search = _searched(config_dirs)
+    with readable_errors(name, overrides, config_dirs), _hydra(task_of(overrides)):
         return hydra_compose(name, [*search, *overrides])
+
+
+def _searched(config_dirs: Sequence[str | Path]) -> list[str]:
+    folders = [Path(folder).resolve().as_uri() for folder in config_dirs]
+    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
 
 
 def presets() -> dict[str, str]:
@@ -302,12 +306,14 @@ def _hydra(task: str = TASKS[0]) -> Iterator[None]:
 
 
 @contextmanager
-def readable_errors(name: str = "", overrides: Sequence[str] = ()) -> Iterator[None]:
+def readable_errors(
+    name: str = "", overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
+) -> Iterator[None]:
     """Turns Hydra's and OmegaConf's errors into a ``ValueError`` of one helpful sentence."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_explain(error, name, overrides)) from error
+        raise ValueError(_explain(error, name, overrides, config_dirs)) from error
     except ValueError as error:
         if not str(error).startswith(NO_CHOICE):  # of Hydra, too
             raise
@@ -326,7 +332,9 @@ def _without_name(overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
+def _explain(
+    error: Exception, name: str, overrides: Sequence[str], config_dirs: Sequence[str | Path]
+) -> str:
     text = str(error).removeprefix("ValueError raised while resolving interpolation: ")
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
@@ -335,7 +343,8 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
         if group.startswith("data/"):
             path = f"{group.removeprefix('data/')}/{choice}"
             return (
-                f"data={path} is no name of a set; for one in a folder: data=well data.path={path}"
+                f"data={path} is not the name of a set; for a set in a folder: "
+                f"data=well data.path={path}"
             )
         options = [name for name in error.options if not name.startswith("_")]
         return f"unknown {group} {choice!r}{_among(choice, options)}"
@@ -356,7 +365,7 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
             return (
                 f"unknown key {key!r}: adaptok {name} with task={task_of(overrides)} has no {key}"
             )
-        return f"unknown key {key!r}{_valid_keys(key, name, overrides)}"
+        return f"unknown key {key!r}{_valid_keys(key, name, overrides, config_dirs)}"
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{found[1]} must be given: {found[1]}=..."
     return re.sub(r"\s+", " ", re.split(r"\nSee |\n\s*full_key", text)[0]).strip()
@@ -372,14 +381,16 @@ def _among(word: str, options: Sequence[str]) -> str:
     return f"{hint}; there are {len(options)} choices: adaptok.vision.supported() lists them"
 
 
-def _valid_keys(key: str, name: str, overrides: Sequence[str]) -> str:
+def _valid_keys(
+    key: str, name: str, overrides: Sequence[str], config_dirs: Sequence[str | Path]
+) -> str:
     """Names a key that may be meant, or lists those beside a wrong one, given the choices."""
     groups = choices()
     words = [(o, *o.partition("=")[::2]) for o in overrides]
     chosen = [o for o, key, value in words if key.lstrip("+") in groups and value[:1] != "{"]
     parent, _, word = key.partition("@")[0].rpartition(".")
     with _hydra(task_of(overrides)):
-        config = hydra_compose(name, chosen)
+        config = hydra_compose(name, [*_searched(config_dirs), *chosen])
     node = OmegaConf.select(config, parent) if parent else config
     keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
     if not keys:

@@ -50,7 +50,7 @@ def _has_warmup_in_steps(config: Config) -> bool:
 
 def _unrolls(config: Config) -> bool:
     settings = (config.get("schedule") or {}).get("settings") or []
-    return any((one.get("unroll") or 1) > 1 for one in [_optim(config), *settings])
+    return any(one.get("unroll") not in (None, 1) for one in [_optim(config), *settings])
 
 
 def _mixed(config: Config) -> int:

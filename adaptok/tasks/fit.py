@@ -42,11 +42,12 @@ class Fitted(NamedTuple):
     seconds_per_step: float
 
 
-def check_trainer(knobs: Config) -> None:
+def check_trainer(knobs: Config, *, by_time: bool = True) -> None:
     """Checks what Lightning would find out late or never.
 
     Args:
         knobs: the group "trainer".
+        by_time: ``max_time`` alone may end the training; False where rates need its length.
 
     Raises:
         ValueError: an unknown strategy, nothing ends the training, or a CPU is asked for more
@@ -58,11 +59,12 @@ def check_trainer(knobs: Config) -> None:
             "trainer.strategy must be auto, ddp, fsdp, fsdp2 or another name of Lightning's, got "
             f"{strategy!r}{close_matches(str(strategy), sorted(accepted))}"
         )
-    ends = knobs.get("max_epochs") not in (None, -1) or knobs.get("max_time") is not None
-    if knobs.get("max_steps", -1) == -1 and not ends:
+    ends = knobs.get("max_epochs") not in (None, -1)
+    timed = by_time and knobs.get("max_time") is not None
+    if knobs.get("max_steps", -1) == -1 and not (ends or timed):
         raise ValueError(
-            "nothing ends the training: trainer.max_steps=-1 leaves that to trainer.max_epochs or "
-            "trainer.max_time"
+            "nothing ends the training: trainer.max_steps=-1 leaves that to trainer.max_epochs"
+            + (" or trainer.max_time" if by_time else "")
         )
     devices, cores = knobs.get("devices"), os.cpu_count() or 1
     on_cpu = knobs.get("accelerator") == "cpu" or not torch.accelerator.is_available()
@@ -216,5 +218,6 @@ def _keep_metrics(folder: Path) -> None:
     """Renames the metrics.csv of a resumed run, because the logger starts a new one."""
     file = folder / "metrics.csv"
     if file.exists():
-        number = len(list(folder.glob("metrics*.csv")))
-        file.rename(folder / f"metrics_before_{number}.csv")
+        kept = [one.stem.rpartition("_")[2] for one in folder.glob("metrics_before_*.csv")]
+        last = max([int(number) for number in kept if number.isdecimal()], default=0)
+        file.rename(folder / f"metrics_before_{last + 1}.csv")

@@ -51,7 +51,9 @@ class ADE20K(Dataset):
                 f"{folders[0]}"
             )
         if without := sorted(images.keys() - masks.keys()):
-            raise ValueError(f"{folders[1]} has no mask for {without[0]}.jpg, among {len(without)}")
+            raise ValueError(
+                f"{folders[1]} has no masks for {len(without)} images, such as {without[0]}.jpg"
+            )
         self.files = [(images[name], masks[name]) for name in sorted(images)]
 
     def __len__(self) -> int:

@@ -50,7 +50,7 @@ def row_of(content: Any) -> Row:
         raise ValueError(f"a row is an object with keys, not {type(content).__name__}")
     wanted = {*KEYS, "digest"}
     if missing := [name for name in (*KEYS, "digest") if name not in content]:
-        raise ValueError(f"without {', '.join(missing)}")
+        raise ValueError(f"missing keys: {', '.join(missing)}")
     if unknown := sorted(map(str, {*content} - wanted)):
         raise ValueError(f"unknown key {unknown[0]!r}")
     if type(content["schema"]) is not int or content["schema"] != SCHEMA:
@@ -100,7 +100,9 @@ def _check_budget(budget: Mapping[str, Any]) -> None:
     if value is not None and not (_is_number(value) and value > 0):
         raise ValueError(f"budget.value is above 0 or null, got {shown(value)}")
     if (kind == "none") != (value is None):
-        raise ValueError(f"budget.value is null for kind none alone, got {shown(budget)}")
+        raise ValueError(
+            f"budget.value must be null for kind none, and only then, got {shown(budget)}"
+        )
 
 
 def _check_origin(row: Row) -> None:
@@ -178,7 +180,9 @@ def _check_rollout(rollout: Mapping[str, Any]) -> None:
     for name, value in windows.items():
         start, _, stop = str(name).partition(":")
         if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop) <= len(errors)):
-            raise ValueError(f"rollout.windows has {name!r}, which are no steps of {len(errors)}")
+            raise ValueError(
+                f"rollout.windows has {name!r}, which is not a range within the {len(errors)} steps"
+            )
         part = errors[int(start) : int(stop)]
         mean = None if None in part else math.fsum(part) / len(part)
         if not _same(value, mean):

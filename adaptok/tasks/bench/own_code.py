@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptok.evaluation.standings import MANDATORY
+from adaptok.evaluation.standings.checking import NAME
 from adaptok.registry import TOKENIZERS
 from adaptok.tasks.bench.methods import METHODS
 
@@ -26,7 +27,8 @@ def code_of(name: str) -> dict[str, str]:
         name: of a registered tokenizer.
 
     Raises:
-        ValueError: it has the name of a reference of the benchmark, or no file of code.
+        ValueError: it has the name of a reference of the benchmark, one that rows cannot have, or
+            no file of code.
     """
     factory: Any = TOKENIZERS.get(name)
     arguments = []
@@ -38,7 +40,11 @@ def code_of(name: str) -> dict[str, str]:
     if package == "adaptok" and not arguments:
         return {}
     if re.sub(r"\W", "_", name) in {re.sub(r"\W", "_", other) for other in REFERENCES}:
-        raise ValueError(f"{name!r} is a reference of the benchmark: give your tokenizer another")
+        raise ValueError(
+            f"{name!r} is a reference of the benchmark: give your tokenizer another name"
+        )
+    if not NAME.fullmatch(name):
+        raise ValueError(f"rows are named after the tokenizer, and {name!r} cannot be used")
     files = _files(sys.modules[package]) if package else []
     if not files:
         raise ValueError(f"the code of {name!r} is in no file: put it into a module")

@@ -87,7 +87,8 @@ def run(
                 if f"{job.stem}.json" in others:
                     raise ValueError("there is a row of another schema: move it elsewhere")
                 if until > 3600 * hours:
-                    print(f"{place}: would end after {hours:g} hours; typed again, it is next")
+                    said = f"would end after {hours:g} hours; repeat the command to begin with it"
+                    print(f"{place}: {said}")
                     break
                 begun, start = (work / job.stem).exists(), clock()
                 with _logged(work / f"{job.stem}.log"):

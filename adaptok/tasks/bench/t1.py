@@ -53,7 +53,7 @@ WIDEST = 768
 
 
 def jobs(
-    quick: bool = False, own: Sequence[str] = (), *, scale: str = "small", base: str = "data"
+    quick: bool = False, own: Sequence[str] = (), *, scale: str = "small", base: str = ""
 ) -> list[Job]:
     """Lists the jobs, those of a set side by side.
 
@@ -61,15 +61,17 @@ def jobs(
         quick: two sets, one budget, one seed, equal tokens only.
         own: tokenizers by name, in place of all methods.
         scale: "small", generated sets, or "full", eight of the Well.
-        base: folder of the Well's sets.
+        base: folder of the Well's sets, for "full"; "" for ``data``.
 
     Raises:
-        ValueError: an unknown scale.
+        ValueError: an unknown scale, or a folder for generated sets.
     """
     if scale not in ("small", "full"):
         raise ValueError(f"scale is small or full, got {scale!r}")
+    if base and scale == "small":
+        raise ValueError("base=FOLDER is for the sets of the Well: scale=full")
     sets = SMALL if scale == "small" else full_size()
-    places = () if scale == "small" else (quoted("data.base", base),)
+    places = () if scale == "small" else (quoted("data.base", base or "data"),)
     code = {name: code_of(name) for name in own}
     seeds = SEEDS[:1] if quick else SEEDS
     methods = {name: own_method(name) for name in own} or installed(METHODS)

@@ -17,6 +17,7 @@ from adaptok.evaluation.bench.features import dense, loss, merges
 from adaptok.evaluation.cost import cost_of
 from adaptok.evaluation.evaluate import device_of
 from adaptok.evaluation.standings import Row
+from adaptok.evaluation.standings.checking import NAME
 from adaptok.tasks.bench.job import Job, Price, checkpoint_in, least_memory
 from adaptok.tasks.classify import ImageData
 from adaptok.tasks.classify.models import (
@@ -96,15 +97,18 @@ def own_images(path: str, model: str, checkpoint: str) -> ImageSet:
         checkpoint: file of weights.
 
     Raises:
-        ValueError: a model that tokenizers are not for, a folder named as the built-in images or
-            without any.
+        ValueError: a model that tokenizers are not for, a folder without images, or one whose name
+            is that of the built-in images or cannot be that of a set.
     """
     import timm
 
     check_model(model)
     name = Path(path).resolve().name
-    if name in ("", DIGITS):
-        raise ValueError(f"rows are named after the folder of images: not {name!r}, give another")
+    if name == DIGITS or not NAME.fullmatch(name):
+        raise ValueError(
+            f"rows are named after the folder of images, and {name!r} cannot be used: rename the "
+            "folder"
+        )
     blank: Any = timm.create_model(model)
     side, patch = (int(v[0]) for v in (blank.patch_embed.img_size, blank.patch_embed.patch_size))
     weights = sum(p.numel() for p in blank.parameters())
@@ -146,7 +150,7 @@ def jobs(
         )
     for path in filter(None, (images, checkpoint)):
         if not Path(path).exists():
-            raise ValueError(f"there is no {path}")
+            raise ValueError(f"{path} does not exist")
     model = model or "vit_base_patch16_224"
     about = own_images(images, model, checkpoint) if images else digits()
     seeds, shares = (SEEDS[:1], SHARES[:1]) if quick else (SEEDS, SHARES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,10 +90,12 @@ def evaluate_classifier(
         device: "auto" (CUDA if available, in bf16), "cpu" or "cuda".
 
     Raises:
-        ValueError: there are no settings, or the model does not take one of them.
+        ValueError: there are no settings, the model does not take one of them, or it knows other
+            classes than the images have.
     """
     if not settings:
         raise ValueError("settings is a list of controls, at least [{}], got an empty one")
+    check_classes(model, data)
     place = device_of(device)
     model = model.to(place).eval()
     check_settings(model, settings)
@@ -101,6 +104,22 @@ def evaluate_classifier(
     return ClassifierResults(
         data=str(data.name), split=split, classes=list(data.classes), settings=tests
     )
+
+
+def check_classes(model: Any, data: ImageData) -> None:
+    """Checks that a class has the same number in the model, if it was loaded, and in the images.
+
+    Raises:
+        ValueError: names the first class that has not.
+    """
+    known = getattr(model, "classes", data.classes)
+    pairs = itertools.zip_longest(known, data.classes, fillvalue="absent")
+    for number, (ours, theirs) in enumerate(pairs):
+        if ours != theirs:
+            raise ValueError(
+                f"the model was trained on other classes than {data.name} has: class {number} is "
+                f"{ours} in the model, {theirs} in the images"
+            )
 
 
 def check_settings(model: Any, settings: Sequence[Mapping[str, Any]]) -> None:

@@ -48,7 +48,7 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
     if config["trainer"]["strategy"].startswith("fsdp"):
         raise ValueError("classifiers are not sharded: trainer.strategy=ddp")
     check_knobs(ClassifierOptim, "optim", config["optim"])
-    check_trainer(config["trainer"])
+    check_trainer(config["trainer"], by_time=False)
     check_start(config)
     node, images = dict(config["model"]), config["data"]
     # The images need the model's size, and the model the number of classes.
@@ -114,8 +114,6 @@ def _rates(config: Config, batches: int) -> tuple[dict[str, Any], ClassifierOpti
     per_epoch = int(steps_per_epoch(own, accumulate, limit))
     epochs = knobs.pop("max_epochs", None)
     if knobs["max_steps"] < 0:
-        if epochs is None:
-            raise ValueError("give trainer.max_steps or trainer.max_epochs")
         knobs["max_steps"] = math.ceil(epochs * per_epoch)
     optim = ClassifierOptim(**config["optim"])
     batch = config["data"]["batch_size"] * min(accumulate, max(own, 1)) * processes

@@ -68,4 +68,4 @@ def test_rows_of_the_sets_that_are_there_are_measured_and_packed(tmp_path, monke
     assert typed(monkeypatch, str(tmp_path / "x"), "--base", str(tmp_path), "--hours", "1") == 1
     with pytest.raises(SystemExit):
         typed(monkeypatch, *words, "-1")
-    assert "--hours is a number above 0, got -1.0" in capsys.readouterr().err
+    assert "--hours must be a number above 0, got -1.0" in capsys.readouterr().err

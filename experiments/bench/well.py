@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--plan", action="store_true", help="say what it will take, and stop")
     given = parser.parse_args()
     if not given.hours > 0:
-        parser.error(f"--hours is a number above 0, got {given.hours}")
+        parser.error(f"--hours must be a number above 0, got {given.hours}")
     jobs = [job for job in t1.jobs(scale="full", base=given.base) if job.set in given.sets]
     missing = {} if given.plan else missing_sets(jobs)
     for name, why in missing.items():

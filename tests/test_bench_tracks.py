@@ -583,7 +583,7 @@ def test_a_folder_of_images_and_weights_make_jobs_of_timm(tmp_path):
             assert config["model"]["img_size"] == 9 * 16  # at most half of 14 x 14
         if job.method == "tome":
             assert config["tokenizer"]["reducer"]["r"] == 15
-    with pytest.raises(ValueError, match="there is no"):
+    with pytest.raises(ValueError, match="absent does not exist"):
         t2.jobs(**{**chosen, "checkpoint": "absent"})
 
 

@@ -122,8 +122,8 @@ def test_one_point_is_radial_and_every_focus_is_fine():
             r"points and boxes have one share .*, 2, got \[\[0.5\]\]",
         ),
         ({"points": [(0.5, 1.5)]}, "points must be a list.* at most 1"),
-        ({"boxes": [((0.5, 0.5), (0.4, 0.9))]}, "its first and its last corner"),
-        ({"boxes": [((0.5, 0.5),)]}, "its first and its last corner"),
+        ({"boxes": [((0.5, 0.5), (0.4, 0.9))]}, "their first and their last corner"),
+        ({"boxes": [((0.5, 0.5),)]}, "their first and their last corner"),
     ],
 )
 def test_foci_that_make_no_sense(knobs, message):

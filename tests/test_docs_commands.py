@@ -87,6 +87,9 @@ def test_other_commands_name_what_exists(on_page):
     elif program == "python":
         script = (ROOT / words[0]).read_text()
         assert all(word in script for word in words[1:] if word.startswith("-"))
+    elif program == ".":
+        assert words == [".venv/bin/activate"]  # where `make` puts it
+        assert re.search(r"^VENV *.?= *\.venv$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         asked = re.findall(r"\[(.+)\]", words[-1])

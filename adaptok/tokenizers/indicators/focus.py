@@ -43,8 +43,8 @@ class FocusIndicator:
         for box in boxes or ():
             if len(box) != 2 or any(low > high for low, high in zip(*box, strict=False)):
                 raise ValueError(
-                    "each box is given by its first and its last corner, as shares of the domain, "
-                    f"got {[list(corner) for corner in box]}"
+                    "boxes are given by their first and their last corner, as shares of the "
+                    f"domain, got {[list(corner) for corner in box]}"
                 )
             corners.append((box[0], box[1]))
         self.foci = [(tuple(low), tuple(high)) for low, high in corners]

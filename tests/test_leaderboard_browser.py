@@ -13,7 +13,7 @@ from adaptok.evaluation.standings import Folder, anchors
 from adaptok.report.leaderboard import write_leaderboard
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from test_report_browser import CHROMIUM, DRIVER, errors, start
+from test_report_browser import CHROMIUM, DRIVER, errors, start, waiting
 
 HOSTILE = "<img src=x onerror=alert(1)></script>"
 
@@ -56,6 +56,8 @@ def browser(leaderboard, tmp_path_factory) -> Iterator[Any]:
 def page(browser, leaderboard) -> Any:
     browser.get_log("browser")
     browser.get(leaderboard.as_uri())
+    drawn = "return document.querySelector('#table thead th')?.innerText"
+    waiting.WebDriverWait(browser, 20).until(lambda one: one.execute_script(drawn))
     return browser
 
 

@@ -35,6 +35,15 @@ def codes_of_samples(boundary: Tensor, batch: Count, ndim: int) -> Int[Tensor, "
     return codes
 
 
+def codes_of_frames(boundary: Boundary, frames: Count) -> Boundary:
+    """Gives every frame the codes of its sample, where frames are as many samples; codes that all
+    samples share stay as they are.
+    """
+    if boundary is None or boundary.ndim == 2 or boundary.shape[0] == 1:
+        return boundary
+    return boundary.repeat_interleave(frames, 0)
+
+
 def check_boundary(boundary: Any, batch: Count, ndim: int) -> None:
     """Checks boundary codes wherever they enter; values on the CPU only, elsewhere it would sync.
 

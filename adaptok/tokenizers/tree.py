@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.layers.boundary import Boundary, check_boundary
+from adaptok.layers.boundary import Boundary, check_boundary, codes_of_frames
 from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, is_factory
 from adaptok.tokenizers.asked import check_count, check_marks, check_scores, learns, scores_of_cells
@@ -309,8 +309,7 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
         field, given = self._seen(field)
         if self.per_frame:
             field = rearrange(field, "b (f fs) ... -> (b f) fs ...", fs=frame_size)
-            if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1:
-                boundary = repeat(boundary, "b ... -> (b f) ...", f=frames)
+            boundary = codes_of_frames(boundary, frames)
         return field, boundary, given
 
     def _seen(self, field: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adaptok.cells import product, repeated
 from adaptok.cells.lengths import total
 from adaptok.decoders.refine.blocks import Blocks, block_tree
-from adaptok.layers.boundary import Boundary
+from adaptok.layers.boundary import Boundary, codes_of_frames
 from adaptok.registry import INDICATORS, MARKINGS, Part
 from adaptok.tokenizers.asked import check_marks, check_scores, learns
 from adaptok.tokenizers.ignoring import Ignore, IgnoresChannels, as_ignore, only
@@ -120,8 +120,7 @@ class BlockChoice(IgnoresChannels, nn.Module):
         """Returns what the indicator is called with, see `TreeTokenizer.as_scored`; each frame is a
         sample.
         """
-        if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1:
-            boundary = boundary.repeat_interleave(field.shape[1], 0)
+        boundary = codes_of_frames(boundary, field.shape[1])
         seen, given = self.seen(field.shape[2]), {}
         if getattr(self.indicator, "sees_all", False):
             given["seen"] = seen

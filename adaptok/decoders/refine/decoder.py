@@ -13,7 +13,7 @@ from adaptok.decoders.auto import painter
 from adaptok.decoders.refine.choice import BlockChoice
 from adaptok.decoders.refine.smoothing import Smoothing
 from adaptok.decoders.refine.solver import PointSolver
-from adaptok.layers.boundary import check_boundary
+from adaptok.layers.boundary import check_boundary, codes_of_frames
 from adaptok.layers.mixed import gives_lists
 from adaptok.registry import DECODERS, Part
 from adaptok.tokenizers.base import check_shape
@@ -154,8 +154,7 @@ class RefineDecoder(nn.Module):
         check_boundary(boundary, x.shape[0], self.spec.ndim)
         b, t = x.shape[:2]
         blocks = None if self.choice is None else self.choice(scored, boundary)
-        if boundary is not None and boundary.ndim == 3 and boundary.shape[0] > 1 and t > 1:
-            boundary = boundary.repeat_interleave(t, 0)  # the frames are as many samples
+        boundary = codes_of_frames(boundary, t)
         x = x.flatten(0, 1)
         out = self.base(tokens).flatten(0, 1)
         out = out + self.solver(x, tokens.features, cells, boundary, blocks)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptok.evaluation.bench import features
+from adaptok.evaluation.bench import features, vision
 
 DINOV2 = "ADAPTOK_DINOV2"  # a file that experiments/onnx_weights.py wrote
 
@@ -43,6 +43,24 @@ def test_merges_keep_the_share_of_the_mean_over_blocks():
     assert abs(kept - 0.77) < 12 / 576
     few = type("", (), {"blocks": blocks[:4]})
     assert features.merges(few, 64, 0.25) == (31, 0.25)  # 33, 17, 9, 5: at most half of them merge
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "told"),
+    [
+        (features, "--images 0", "count"),
+        (features, "--threads 0", "threads"),
+        (vision, "--batches 0", "batch"),
+        (vision, "--repeats 0", "repeats"),
+        (vision, "--shares 2", "shares"),
+        (vision, "--threads -1", "threads"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_first(module, words, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["adaptok bench", str(tmp_path), *words.split()])
+    with pytest.raises(ValueError, match=f"^{told} must be"):
+        module.main()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adaptok.evaluation.bench.timing import write_results
 from adaptok.evaluation.bench.vision import photographs
+from adaptok.utils.arguments import Positive, PositiveShare, check_value, checked
 from adaptok.vision import apply_apt, apply_reducer
 
 Features = Float[Tensor, "b d gh gw"]
@@ -55,8 +56,9 @@ def loss(found: Features, wanted: Features) -> Float[Tensor, " b"]:
     return (1 - F.cosine_similarity(found, wanted, dim=1)).flatten(1).mean(1)
 
 
+@checked
 def measure(
-    model: Any, x: Float[Tensor, "b c h w"], shares: Sequence[float], batch: int = 6
+    model: Any, x: Float[Tensor, "b c h w"], shares: Sequence[PositiveShare], batch: Positive = 6
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for every way to have fewer tokens, and every share of them.
 
@@ -65,6 +67,9 @@ def measure(
         x: normalised images.
         shares: of the patches.
         batch: images at a time.
+
+    Raises:
+        ValueError: a share outside 0..1, a batch below 1.
     """
     wanted = _mapped(lambda part: dense(model, part), x, batch)
     grid = wanted.shape[-2:]
@@ -141,12 +146,13 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=[0.77, 0.56, 0.44])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    check_value(options.threads, Positive, "threads")
     torch.set_num_threads(options.threads)
+    images, what = photographs(options.images, options.size)
     kind: dict[str, Any] = {"img_size": options.size, "dynamic_img_size": True, "num_classes": 0}
     if options.weights:  # positions are resampled to the size
         kind["pretrained_cfg_overlay"] = {"file": options.weights}
     model: Any = timm.create_model(options.model, pretrained=True, **kind).eval()
-    images, what = photographs(options.images, options.size)
     mean, std = (torch.tensor(model.pretrained_cfg[k])[:, None, None] for k in ("mean", "std"))
     with torch.inference_mode():
         rows = [*measure(model, (images - mean) / std, options.shares)]

@@ -27,6 +27,7 @@ from adaptok.evaluation.bench.timing import (
     unless_full,
     write_results,
 )
+from adaptok.utils.arguments import Positive, PositiveShare, check_value, checked
 from adaptok.vision import apply_apt
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
@@ -45,12 +46,16 @@ NOTE = (
 )
 
 
-def photographs(count: int, size: int) -> tuple[Tensor, str]:
+@checked
+def photographs(count: Positive, size: Positive) -> tuple[Tensor, str]:
     """Loads photographs of scikit-image, or makes synthetic images if it is not installed.
 
     Returns:
         images: (count, 3, size, size), 8-bit values over 255, so 0..1.
         what: what they are.
+
+    Raises:
+        ValueError: a number below 1.
     """
     try:
         from skimage import data  # pyright: ignore[reportMissingImports]
@@ -78,17 +83,22 @@ def rules(fast: Any, x: Tensor, shares: Sequence[float]) -> list[tuple[float, ..
     return [(-1.0, -1.0), (5.5, 4.0), *(fast.calibrate(x, share=share) for share in shares)]
 
 
+@checked
 def measure(
     name: str,
-    size: int,
-    batch: int,
+    size: Positive,
+    batch: Positive,
     *,
-    shares: Sequence[float] = (0.5, 0.25),
-    repeats: int = 5,
+    shares: Sequence[PositiveShare] = (0.5, 0.25),
+    repeats: Positive = 5,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[dict[str, Any]]:
-    """Makes one row per set of thresholds."""
+    """Makes one row per set of thresholds.
+
+    Raises:
+        ValueError: a number out of its range, no such model.
+    """
     import timm
 
     torch.manual_seed(0)
@@ -187,7 +197,8 @@ def main() -> None:
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     kind: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16} if cuda else {}
-    if options.threads:
+    if options.threads is not None:
+        check_value(options.threads, Positive, "threads")
         torch.set_num_threads(options.threads)
     kind |= {"shares": options.shares, "repeats": options.repeats}
     cases = itertools.product(options.models, options.sizes, options.batches)

@@ -13,6 +13,7 @@ import adaptok
 from adaptok import create_tokenizer
 from adaptok.patches import _bounded_rows
 from adaptok.tokenizers.embeddings import LearnedPositions, ResizeZeroEmbedding, resample_positions
+from adaptok.tokenizers.embeddings.learned_table import pooled_positions
 from adaptok.tree import Tree, cells_from_splits
 from benchmarks.entropy import images, loop, one_pass
 from benchmarks.resize_zero import each_cell
@@ -256,6 +257,20 @@ def test_positions_are_resampled_like_an_image(grid):
         torch.testing.assert_close(own, expected[0].flatten(1).T, atol=2e-6, rtol=1e-5)
         start += wanted[0] * wanted[1]
     assert start == len(tables)
+
+
+def test_positions_of_double_tables_are_not_rounded_and_autocast_makes_none_coarser():
+    table, sizes = torch.randn(5, 3, 4, dtype=torch.float64), ((1, 4, 4), (1, 2, 2))
+    expected = F.interpolate(
+        table.movedim(-1, 0)[None], size=(12, 16), mode="bicubic", antialias=True
+    )
+    own = resample_positions(table, (24, 32), sizes)
+    assert own.dtype == torch.float64
+    torch.testing.assert_close(own[-12 * 16 :], expected[0].flatten(1).T)
+    for resample in (resample_positions, pooled_positions):
+        plain = resample(table.float(), (24, 32), sizes)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(resample(table.float(), (24, 32), sizes), plain)
 
 
 def test_positions_of_the_tables_own_grid_are_the_table():

@@ -16,7 +16,6 @@ from adaptok.tokenizers.embeddings.learned_table import position_rows, resample_
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.derived import Derived
 from adaptok.utils.hooks import is_plain
-from adaptok.utils.precision import without_autocast
 
 SIZES = 16  # image sizes whose tables are kept
 
@@ -77,11 +76,7 @@ class CellPositions:
             table: of patches only, without rows for special tokens.
             grid: patches per axis of the table.
         """
-        make = functools.partial(self._make, table, grid, cells)
+        rows = table[0].unflatten(0, grid)
+        make = functools.partial(resample_positions, rows, cells.shape[1:], cells.sizes)
         tables = self.kept(table, (cells.shape[1:], cells.sizes, grid), make, training)
         return tables.index_select(0, position_rows(cells))
-
-    @staticmethod
-    def _make(table: Tensor, grid: tuple[int, int], cells: Cells) -> Tensor:
-        with without_autocast(table):
-            return resample_positions(table[0].unflatten(0, grid), cells.shape[1:], cells.sizes)

@@ -14,6 +14,7 @@ from adaptok.cells import Cells, product
 from adaptok.patches import level_grid
 from adaptok.utils.constants import cached_constant
 from adaptok.utils.derived import Derived
+from adaptok.utils.precision import without_autocast
 
 
 class LearnedPositions(nn.Module):
@@ -62,14 +63,13 @@ def resample_positions(
         tables: level after level, each in the raster order of ``ceil(space / size)``;
             differentiable.
     """
-    out = []
+    out, exact = [], torch.promote_types(table.dtype, torch.float32)
     for size in sizes:
-        x = table.float()
+        x = table.to(exact)
         for axis, (n, s, fine) in enumerate(zip(space, size[1:], sizes[-1][1:], strict=True)):
             cells = -(-n // fine) * fine / s  # the domain in cells of this level
-            matrix = _bicubic(table.shape[axis], -(-n // s), table.shape[axis] / cells, x.device)
-            if matrix is not None:
-                x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+            scale, like = table.shape[axis] / cells, (exact, x.device)
+            x = _weighted(x, axis, _bicubic(table.shape[axis], -(-n // s), scale, *like))
         out.append(x.flatten(0, -2))
     return torch.cat(out).to(table.dtype)
 
@@ -87,8 +87,9 @@ def pooled_positions(
         pooled = x
         for axis, (s, fine) in enumerate(zip(size[1:], finest, strict=True)):
             if s > fine:
-                means = _means(x.shape[axis], s // fine, x.device).to(x.dtype)
-                pooled = (pooled.movedim(axis, -1) @ means.T).movedim(-1, axis)
+                pooled = _weighted(
+                    pooled, axis, _means(x.shape[axis], s // fine, x.dtype, x.device)
+                )
         out.append(pooled.flatten(0, -2))
     return torch.cat(out)
 
@@ -134,8 +135,17 @@ def _layout(
     return size, stride, start
 
 
+def _weighted(x: Tensor, axis: int, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return x
+    with without_autocast(x):  # half precision is too coarse
+        return (x.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+
+
 @cached_constant(128)
-def _bicubic(given: int, wanted: int, scale: float, device: torch.device) -> Tensor | None:
+def _bicubic(
+    given: int, wanted: int, scale: float, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
     """Computes weights (wanted, given) of the antialiased bicubic filter, None for the identity.
 
     `scale` is the number of given entries per wanted one.
@@ -149,12 +159,12 @@ def _bicubic(given: int, wanted: int, scale: float, device: torch.device) -> Ten
     near = (1.5 * x - 2.5) * x * x + 1  # Keys' cubic with a = -1/2
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
-    return (weights / weights.sum(1, keepdim=True)).float().to(device)
+    return (weights / weights.sum(1, keepdim=True)).to(dtype).to(device)
 
 
 @cached_constant(128)
-def _means(given: int, block: int, device: torch.device) -> Tensor:
+def _means(given: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Computes weights (blocks, given) of means over blocks, the last of which may be shorter."""
     owner = torch.arange(given) // block
-    weights = torch.nn.functional.one_hot(owner).T.float()
+    weights = torch.nn.functional.one_hot(owner).T.to(dtype)
     return (weights / weights.sum(1, keepdim=True)).to(device)

@@ -15,7 +15,7 @@ from adaptok.patches import gather_blocks, patchify
 from adaptok.tokenizers.embeddings import ResizeZeroEmbedding
 from adaptok.tokenizers.indicators import entropy
 from adaptok.tree import Tree
-from adaptok.vision import Tokenize, apply_apt
+from adaptok.vision import Tokenize, apply_apt, pooling
 from adaptok.vision.tiling import ImageCells
 
 SIZES = ((1, 8, 8), (1, 4, 4), (1, 2, 2))
@@ -169,3 +169,22 @@ def test_hooks_of_pooling_and_stochastic_depth_fire(pool):
     assert not torch.allclose(before, after)
     rows = fast.forward_features(x, thresholds=-1.0)  # in timm's layout
     torch.testing.assert_close(fast.forward_head(rows.padded()[0]), fast.forward_head(rows))
+
+
+def test_attention_that_pools_without_projections_is_in_half_precision_under_autocast(monkeypatch):
+    """As in timm, whose attention autocast converts; packed attention needs its inputs so."""
+    fast, x = apply_apt(small_vit(global_pool="prr"), (-1.0,)).eval(), torch.rand(2, 3, 64, 64)
+    rows, seen, original = fast.forward_features(x), [], pooling.attend
+
+    def attend(query, *args, **kwargs):
+        seen.append(query.dtype)
+        return original(query, *args, **kwargs)
+
+    monkeypatch.setattr(pooling, "attend", attend)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fast.forward_head(rows, pre_logits=True)
+        expected = fast.forward_head(rows.padded()[0], pre_logits=True)
+    assert seen == [torch.bfloat16]
+    torch.testing.assert_close(out.float(), expected.float(), atol=0.02, rtol=0.02)
+    fast.forward_head(rows)
+    assert seen[1:] == [torch.float32]

@@ -42,6 +42,11 @@ def _autocasts(x: Tensor) -> bool:
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
+def as_products(x: Tensor) -> Tensor:
+    """Casts a tensor to the dtype that products have under autocast; without it, to none."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if _autocasts(x) else x
+
+
 def without_autocast(like: Tensor) -> torch.autocast:
     """Turns autocast off for the device of a tensor inside a block."""
     kind = "cpu" if like.is_meta else like.device.type  # "meta" knows no autocast

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, Count, Groups, repeated
 from adaptok.cells.lengths import offsets_of
 from adaptok.layers.attention import attend
+from adaptok.utils.precision import as_products
 from adaptok.vision.features import VisionTokens, area_bias, patches_per_cell
 
 
@@ -108,7 +109,8 @@ class PackedPrrPool(AttentionPoolPrr):
             return super().forward(x)
         groups, b, bias, cells, p, pooling = attn_mask
         assert cells is not None
-        heads = self.pre_norm(x[0]).unflatten(1, (self.num_heads, self.head_dim))
+        rows = as_products(self.pre_norm(x[0]))  # no projection does so
+        heads = rows.unflatten(1, (self.num_heads, self.head_dim))
         out = attend(heads, heads, heads, groups.packed, key_bias=bias)
         rows = groups.scatter(self.post_norm(out.flatten(1)))
         refined = rows[: b * p].unflatten(0, (b, p))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -148,6 +149,17 @@ def test_a_run_that_goes_on_ends_where_one_run_ends(folder, trained, tmp_path):
     )
     for name, value in a.items():
         assert torch.equal(value, b[name]), name
+
+
+def test_other_classes_cannot_resume_a_run(folder, trained, tmp_path, capsys):
+    more = shutil.copytree(folder, tmp_path / "images")
+    for split in ("train", "val", "test"):
+        shutil.copytree(more / split / "upper", more / split / "whole")
+    given = [f"resume={trained}", "resume_anyway=true"]
+    assert cli.main(words(more, tmp_path / "run", *given)) == 2
+    told = capsys.readouterr().err
+    assert "of another architecture" in told
+    assert "head.weight" in told
 
 
 def test_only_the_new_parameters_and_the_head_move(folder, tmp_path):

@@ -156,6 +156,10 @@ def test_metrics_that_break_the_contract(parts, monkeypatch, name, metric, match
     monkeypatch.setitem(METRICS._factories, name, metric)
     with pytest.raises(ValueError, match=match):
         evaluate(*parts, device="cpu")
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=match):  # before the training, too
+        check_test(*parts, {"steps": 1, "settings": [{}]})
+    assert torch.equal(state, torch.get_rng_state())  # what is trained does not depend on it
 
 
 def test_figures_that_a_part_reports_are_averaged(parts):

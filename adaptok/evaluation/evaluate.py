@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptok.cells import Cells
-from adaptok.data import WellData
+from adaptok.data import FieldInfo, WellData
 from adaptok.evaluation.budgets import cells_by_size, inputs_of, resolve_settings
 from adaptok.evaluation.cost import Stopwatch, cost_of, environment, parameters_by_stage
 from adaptok.evaluation.metrics import binned_spectral_error, sum_error, vrmse
@@ -277,6 +277,17 @@ def _metrics(
                 f"{tuple(values['vrmse'].shape)}, got {tuple(values[name].shape)}"
             )
     return values
+
+
+def check_metrics(info: FieldInfo) -> None:
+    """Tries every registered metric on a frame of noise, before slow work that ends with them.
+
+    Raises:
+        ValueError: a metric that breaks its contract.
+    """
+    own = torch.Generator().manual_seed(0)  # the training's numbers are not to depend on this
+    prediction, target = torch.rand(2, 1, 1, len(info.fields), *info.shape, generator=own)
+    _metrics(prediction, target, info.ndim)
 
 
 def device_of(name: str) -> torch.device:

@@ -16,7 +16,12 @@ from adaptok.config.build import build_data, build_surrogate, check_knobs
 from adaptok.data import WellData
 from adaptok.evaluation.budgets import part_with_budget, resolve_settings
 from adaptok.evaluation.cost import peak_memory
-from adaptok.evaluation.evaluate import check_patch_size, check_settings, evaluate
+from adaptok.evaluation.evaluate import (
+    check_metrics,
+    check_patch_size,
+    check_settings,
+    evaluate,
+)
 from adaptok.evaluation.results import FinishedRun, Results, Training, markdown, write_results
 from adaptok.models.one_step import OneStepModel
 from adaptok.models.parts import mode_of_history
@@ -138,14 +143,16 @@ def fit_on(data: WellData, model: OneStepModel, config: Config, folder: Path) ->
 
 
 def check_test(model: OneStepModel, data: WellData, test: Config) -> None:
-    """Checks now what would end the test after the training: settings, rollouts, patch size.
+    """Checks now what would end the test after the training: settings, rollouts, metrics.
 
     Raises:
-        ValueError: see `check_settings`, `check_patch_size` and `WellData.check_steps`.
+        ValueError: see `check_settings`, `check_patch_size`, `check_metrics` and
+            `WellData.check_steps`.
     """
     data.check_steps(("test",), test["steps"], "test.steps")
     check_patch_size(test.get("patch_size"), data.info.ndim, "test.patch_size")
     check_settings(model, data, test["settings"])
+    check_metrics(data.info)
 
 
 def test_and_draw(

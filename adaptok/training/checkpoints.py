@@ -115,17 +115,19 @@ def load_weights(
     *,
     path: str | Path = "the checkpoint",
     config: Mapping[str, Any] | None = None,
+    prefix: str = "surrogate.",
 ) -> None:
     """Loads the (averaged) weights and statistics of a checkpoint of `adaptok train`.
 
     Args:
         config: plain configuration of the model, for the message if it does not fit.
+        prefix: of the names of the model's tensors in the checkpoint.
 
     Raises:
         ValueError: the checkpoint has another architecture; says what differs.
     """
     state = checkpoint.get("averaged_state_dict", checkpoint["state_dict"])
-    there = {k.removeprefix("surrogate."): v for k, v in state.items()}
+    there = {k.removeprefix(prefix): v for k, v in state.items()}
     if wrong := wrong_tensors(there, model.state_dict(), "in the checkpoint", "here"):
         reasons = [*differences(checkpoint.get("adaptok_config", {}), config or {}, WEIGHTS)]
         reasons.append(f"tensors: {wrong}")

@@ -21,7 +21,7 @@ from adaptok.tasks.classify.evaluation import (
     check_settings,
     classifier_markdown,
 )
-from adaptok.tasks.classify.models import build_classifier, build_timm, load_classifier
+from adaptok.tasks.classify.models import PREFIX, build_classifier, build_timm, load_classifier
 from adaptok.tasks.classify.sets import find_images
 from adaptok.tasks.fit import (
     check_start,
@@ -32,6 +32,7 @@ from adaptok.tasks.fit import (
     quiet,
     write_config,
 )
+from adaptok.training.checkpoints import load_weights
 from adaptok.training.steps import steps_per_epoch
 
 Config = Mapping[str, Any]
@@ -70,7 +71,11 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
         mixed=data.mixed,
         seed=config["seed"],
     )
-    took = fit(module, data, config, folder, knobs, monitor="val/error")
+
+    def fits(saved: Config, path: Path) -> None:
+        load_weights(model, saved, path=path, config=config, prefix=PREFIX)
+
+    took = fit(module, data, config, folder, knobs, fits, monitor="val/error")
     if took is None:
         return None
     results = evaluate_classifier(model, data, settings=config["test"]["settings"])

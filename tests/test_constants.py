@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from adaptok.cells.lengths import offsets_tensor
@@ -52,6 +53,22 @@ def test_what_a_trace_makes_stays_in_it(make):
     expected = make(302)
     assert not isinstance(expected, FakeTensor)
     assert torch.equal(exported.module()(x), expected.float())
+
+
+@pytest.mark.parametrize("make", [own, nodes, offsets])
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.jacfwd])
+def test_what_a_transform_makes_outlives_it(make, transform):
+    n = 311 + len(transform.__name__)  # made for the first time inside
+    seen = []
+
+    def inside(x):
+        seen.append(make(n))
+        return (x * seen[0].sum()).sum()
+
+    transform(inside)(torch.zeros(3))
+    assert make(n) is seen[0] or make is offsets
+    assert not is_functorch_wrapped_tensor(make(n))
+    assert (make(n) + 1).sum() > 0
 
 
 def test_graphs_keep_constants():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import (
     _disable_current_modes,
     _get_current_dispatch_mode_stack,
@@ -30,13 +31,13 @@ def cached(maxsize: int = 256) -> Callable[[Callable[..., Result]], Callable[...
 
     What is made while a program is traced (export, fake tensors) belongs to that trace and would
     break every later call, so it is never cached. What is made in inference mode can be saved for a
-    backward pass later on.
+    backward pass later on, and what is made inside ``torch.func.grad`` and the like outlives them.
     """
 
     def wrap(make: Callable[..., Result]) -> Callable[..., Result]:
         @functools.lru_cache(maxsize)
         def kept(*args: Any) -> Result:
-            with torch.inference_mode(False):
+            with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
                 return make(*args)
 
         @functools.wraps(make)

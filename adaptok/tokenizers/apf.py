@@ -45,7 +45,8 @@ def apf(
 ) -> RootedTokenizer:
     """APF: cells with many edge points split, from the whole domain down, to a token budget.
 
-    Score: the number of Canny edge points. Rule: the best leaf splits until the budget is spent. A
+    Score: the number of Canny edge points. Rule: the best leaf splits until the budget is spent;
+    among equals, the first in the list of the authors' code, where children replace their parent. A
     leaf is resized to `points` values per axis, and one linear map embeds leaves of all sizes. The
     decoder is `paste`.
 
@@ -72,7 +73,7 @@ def apf(
     """
     finest = (frame_size, *per_axis(2 if min_size is None else min_size, ndim, "min_size"))
     edges = {"low": low, "high": high, "blur": blur, "reach": reach}
-    edges |= {"color": color, "value_range": value_range, "above_finest": stop}
+    edges |= {"color": color, "value_range": value_range, "ties": "list", "above_finest": stop}
     marking = {"name": "budget", "budget": budget}
     if stop:  # those of the nodes before the end that the budget pays for
         marking = {"name": "threshold", "thresholds": 0.0, "budget": budget}

@@ -11,11 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from adaptok.layers.boundary import Boundary, periodic_axes
+from adaptok.patches import pad_end
 from adaptok.registry import INDICATORS, choice
 from adaptok.tokenizers.indicators.base import Field, Intensity, Scores
 from adaptok.tokenizers.indicators.gradient import stencil
 from adaptok.tree import Tree, sum_pyramid
 from adaptok.utils.arguments import NonNegative, NonNegativeFloat, Pair, checked
+from adaptok.utils.constants import cached_constant
 from adaptok.utils.reading import reads_are_free
 
 BYTES = 255.0  # thresholds are those of images of bytes
@@ -46,11 +48,14 @@ class EdgesIndicator:
         color: "channels" (each alone) or "gray" (needs 1 or 3 channels).
         value_range: lowest and highest value, such as (0, 255) of bytes; None: those of each map of
             each sample.
-        above_finest: score how many points more than the fullest finest cell a node has, less 1/2:
-            nodes above 0 are those that the authors' code reaches before it ends.
+        ties: which of nodes with as many points comes first: "level" (the coarser, then the first
+            in raster order) or "list" (the first in the list of the authors' loop, where children
+            replace their parent: their scores are less by under 1).
+        above_finest: score how far a node is above the finest cell that comes first: nodes above 0
+            are those that the authors' code reaches before it ends. Needs ties="list".
 
     Raises:
-        ValueError: thresholds in the wrong order.
+        ValueError: thresholds in the wrong order, or `above_finest` with other ties.
     """
 
     monotone = True
@@ -65,24 +70,27 @@ class EdgesIndicator:
         reach: NonNegative = 16,
         color: str | None = "channels",
         value_range: Pair | None = None,
+        ties: Literal["level", "list"] = "level",
         above_finest: bool = False,
     ):
         if high < low:
             raise ValueError(f"high is at least low, got low {low} and high {high}")
+        if above_finest and ties != "list":
+            raise ValueError(f"above_finest=True needs ties='list', got {ties!r}")
         self.low, self.high, self.reach = float(low), float(high), reach
-        self.blur, self.above_finest = choice("blur", blur, BLURS), above_finest
+        self.blur, self.ties, self.above_finest = choice("blur", blur, BLURS), ties, above_finest
         self.intensity = Intensity(color, value_range)
 
     def __call__(self, field: Field, tree: Tree, *, boundary: Boundary = None) -> Scores:
         """Counts the edge points of each inner node."""
         points = self.score_map(field, boundary=boundary)[:, None]
-        scores = sum_pyramid(points, tree)[:, 0]
+        if self.ties == "level":
+            return sum_pyramid(points, tree)[:, 0]
+        counts = _of_all_nodes(points, tree)[:, 0] - _listed(tree, points.device)
+        scores = counts[:, : tree.inner]
         if not self.above_finest:
             return scores
-        finest, one = tree.sizes[-1], (1,) * len(tree.shape)
-        if finest != one:
-            points = sum_pyramid(points, Tree(tree.shape, (finest, one)))
-        return scores - points.flatten(1).amax(1, keepdim=True) - 0.5
+        return scores - counts[:, tree.inner :].amax(1, keepdim=True)
 
     def score_map(self, field: Field, *, boundary: Boundary = None) -> Float[Tensor, "b *s"]:
         """Counts the maps and frames that have an edge at each grid point."""
@@ -102,6 +110,30 @@ class EdgesIndicator:
             for axis, wrap in zip(axes, periodic_axes(boundary, len(axes), x), strict=True):
                 x = stencil(x, axis, BLURS[self.blur], "reflect", wrap)
         return canny(x, self.low, self.high, reach=self.reach, boundary=boundary)
+
+
+def _of_all_nodes(points: Float[Tensor, "b 1 *s"], tree: Tree) -> Float[Tensor, "b 1 nodes"]:
+    """Sums over each node, finest cells included."""
+    finest, one = tree.sizes[-1], (1,) * len(tree.shape)
+    if finest != one:
+        return sum_pyramid(points, Tree(tree.shape, (*tree.sizes, one)))
+    inner, ends = sum_pyramid(points, tree), pad_end(points, tree.grids[-1])
+    return torch.cat([inner, ends.flatten(2)], 2)
+
+
+@cached_constant(64)
+def _listed(tree: Tree, device: torch.device) -> Float[Tensor, " nodes"]:
+    """Place of each node in the list of the authors' loop, 0 to below 1.
+
+    Each node comes before its children, and these in raster order, in 2D the higher rows first.
+    """
+    order = Tree(tree.shape, tree.sizes, "depth_first").nodes(torch.device("cpu")).order
+    place = torch.empty(len(order), dtype=torch.float64)
+    place[order] = torch.arange(len(order), dtype=torch.float64) / len(order)
+    if len(tree.shape) == 2:
+        levels = zip(tree.per_level(place), tree.grids, strict=True)
+        place = torch.cat([level.unflatten(0, grid).flip(0).flatten() for level, grid in levels])
+    return place.to(device)
 
 
 def canny(

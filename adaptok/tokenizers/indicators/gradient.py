@@ -30,8 +30,7 @@ class GradientIndicator:
     B).
 
     Each channel of each frame is standardised over its whole image, ``(x - mean) / std`` with the
-    population std, in any units; a constant channel scores 0. (The authors' code adds 1e-8 to the
-    std.)
+    population std, in any units: nothing is added to the std. A constant channel scores 0.
 
     Args:
         k: half-width of the stencil (order 2k finite difference, binomial weights across).

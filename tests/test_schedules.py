@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adaptok import SCHEDULES, create_schedule
@@ -58,6 +60,18 @@ def test_random_draws_never_change():
     schedule = create_schedule({"name": "random", "settings": SETTINGS, "seed": 5})
     drawn = [schedule(step)["budget"] for step in range(10)]
     assert drawn == [2048, 512, 2048, 1024, 2048, 512, 2048, 2048, 512, 2048]
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_draws_of_ckm(count):
+    golden = np.load(Path(__file__).parent / "golden" / "ckm_draws.npz")[str(count)]
+    settings = [{"patch_size": 4 + i} for i in range(count)]
+    for seed in (0, 7):
+        schedule = create_schedule(
+            {"name": "random", "settings": settings, "seed": seed, "compat": True}
+        )
+        drawn = [schedule(step)["patch_size"] - 4 for step in range(200 - seed)]
+        assert drawn == golden[seed:].tolist()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Interval
 
 from adaptok.registry import Registry
@@ -52,15 +53,23 @@ def fixed(*, settings: Settings = ({},), seed: Seed = 0) -> Schedule:
 
 @SCHEDULES.register("random")
 @checked
-def uniform_random(*, settings: Settings = ({},), seed: Seed = 0) -> Schedule:
+def uniform_random(*, settings: Settings = ({},), seed: Seed = 0, compat: bool = False) -> Schedule:
     """Draws a setting per step, uniformly, from (seed, step) alone: the same on all ranks.
 
     Args:
         settings: mappings from control to value, such as ``[{"budget": 64}, {"budget": 256}]``.
         seed: another seed, another sequence.
+        compat: draw as the code of CKM and CSM does, where another seed only shifts the sequence.
     """
     choices = _checked(settings)
+    if compat:
+        return lambda step: dict(choices[_drawn_by_torch(seed + step, len(choices))])
     return lambda step: dict(random.Random(f"{seed}/{step}").choice(choices))
+
+
+def _drawn_by_torch(seed: int, count: int) -> int:
+    generator = torch.Generator().manual_seed(seed)
+    return int(torch.multinomial(torch.ones(count), 1, generator=generator))
 
 
 @SCHEDULES.register("cyclic")

@@ -109,6 +109,15 @@ def test_a_run_says_what_became_of_its_budget(capsys):
     assert reached(build_surrogate(config, data.info), data, 17) is not None
 
 
+def test_a_run_says_which_knobs_its_budget_sets(capsys):
+    config, _ = at("tokenizer=iap", "tokenizer.budget=12", "budget=16")
+    assert config["tokenizer"]["budget"] == 16
+    line = "tokenizer.budget=12 is not read: budget=16 makes it 16\n"
+    assert capsys.readouterr().out == line
+    at("tokenizer=uniform", "tokenizer.size=2", "budget=16")
+    assert "tokenizer.size=2 is not read: budget=16 makes it 4" in capsys.readouterr().out
+
+
 def test_a_baseline_ignores_a_budget(capsys):
     config, _ = at("model=fno", "budget=16")
     assert config["budget"] is None

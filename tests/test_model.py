@@ -495,3 +495,22 @@ def test_a_budget_above_the_finest_warns_once():
         out = surrogate()(draw(), budget=10**6)
     assert len([w for w in caught if "finest" in str(w.message)]) == 1
     assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: x[:, :, :1],
+        lambda x: x[..., :1, :1],
+        lambda x: x[:, 0],
+        lambda x: x[:1],
+        lambda x: x.tolist(),
+    ],
+)
+def test_what_a_decoder_paints_is_not_broadcast(wrong):
+    model = surrogate(in_channels=3, tokenizer={**IAP, "budget": 19})
+    right = model.decoder.forward
+    model.decoder.forward = lambda *args, **kwargs: wrong(right(*args, **kwargs))
+    name = type(model.decoder).__name__
+    with pytest.raises(ValueError, match=rf"{name} has to give .*\(2, 1, 3, 16, 16\), got"):
+        model(torch.randn(2, 1, 3, 16, 16))

@@ -291,7 +291,22 @@ class Surrogate(OneStepModel):
 
     def _paint(self, tokens: TokenSet, prepared: Prepared, boundary: Tensor | None) -> Tensor:
         given = {"field": prepared.x, "scored": prepared.scored, "boundary": boundary}
-        return painted(self.decoder, tokens, **given)
+        out = painted(self.decoder, tokens, **given)
+        self._check_painted(out, prepared.x)
+        return out
+
+    def _check_painted(self, out: Any, x: Tensor) -> None:
+        """Raises ``ValueError`` for what the state would be broadcast against."""
+        if torch.compiler.is_compiling():
+            return
+        b, t, _, *space = x.shape
+        wanted = (b, t, self.out_channels, *space)
+        if not isinstance(out, Tensor) or out.shape != wanted:
+            got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"{type(self.decoder).__name__} has to give a tensor (b, t, channels, *space) = "
+                f"{wanted}, got {got}"
+            )
 
     def cells(
         self,

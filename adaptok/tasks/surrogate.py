@@ -29,6 +29,7 @@ from adaptok.models.pretrained import save_pretrained
 from adaptok.models.schedules import OF_TRAINING, Schedule, longest_unroll
 from adaptok.models.surrogate import Surrogate
 from adaptok.plots import pictures
+from adaptok.registry import TOKENIZERS
 from adaptok.tasks.fit import (
     Config,
     Fitted,
@@ -88,6 +89,10 @@ def config_at_budget(config: Config, data: WellData) -> Config:
     frames //= config["tokenizer"].get("frame_size", 1)
     build = functools.partial(_surrogate_with, config=config, data=data)
     part, line = part_with_budget(config["tokenizer"], build, data, budget, frames)
+    defaults = TOKENIZERS.knobs(part["name"])
+    for knob, value in config["tokenizer"].items():
+        if value not in (part[knob], defaults.get(knob)):
+            _say(f"tokenizer.{knob}={value} is not read: budget={budget} makes it {part[knob]}")
     if line:
         _say(f"{line} (tokenizer={part['name']})")
     return {**config, "tokenizer": part}

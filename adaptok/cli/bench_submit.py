@@ -50,6 +50,7 @@ def print_submission(*args: str) -> int:
     page = asked.out / "leaderboard.html"
     print_leaderboard(str(asked.out), f"out={page}")
     print(f"attach {asked.out}/*.json and {page}")
+    print(f"beside other rows: adaptok leaderboard FOLDER {asked.out} out=PAGE.html")
     return status
 
 

@@ -5,6 +5,7 @@ measured is kept whatever ends a part.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +14,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gpu import failures, run
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import flop_counter
 
+from adaptok.evaluation.bench import vision
 from adaptok.evaluation.bench.timing import FULL, digits, saved, unless_full, write_results
-from benchmarks import step
+from adaptok.evaluation.cost import operation_counter
+from benchmarks import reducers, step
 from benchmarks.drawing import bars
 
 
@@ -130,3 +135,63 @@ def test_memory_on_a_device_is_that_of_the_step(monkeypatch):
 
 def test_three_digits_of_what_is_short_and_long():
     assert [digits(x) for x in (0.0012345, 1.2345, 1234.5)] == [0.00123, 1.23, 1230.0]
+
+
+def test_benchmarks_load_nothing_that_takes_seconds():
+    words = "benchmarks.step, benchmarks.attention, benchmarks.scaling, benchmarks.tokenize"
+    slow = "{'lightning', 'transformers', 'matplotlib'}"
+    command = [sys.executable, "-c", f"import sys, {words}; print(*{slow} & {{*sys.modules}})"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=run.HERE)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_the_counter_knows_varlen_attention_where_torch_does_not(monkeypatch):
+    from torch.nn.attention.varlen import varlen_attn
+
+    ops = torch.ops.torch_attn
+    for op in (ops._varlen_attn, ops._varlen_attn_backward):
+        monkeypatch.delitem(flop_counter.flop_registry, op, raising=False)
+    ends = torch.tensor([0, 3, 8])
+    packed = [torch.empty(8, 2, 16, device="meta") for _ in range(6)]
+    with operation_counter() as counter:
+        known = counter.flop_registry
+        ahead = known[ops._varlen_attn](*packed[:3], ends, ends, 5, 5, out_val=None)
+        back = known[ops._varlen_attn_backward](*packed, ends, ends, 5, 5, False, None)
+    product = 2 * (3 * 3 + 5 * 5) * 2 * 16
+    assert (ahead, back) == (2 * product, 5 * product)
+    with FakeTensorMode(), operation_counter() as counter:
+        q, k, v = (torch.empty(8, 2, 16, requires_grad=True) for _ in "qkv")
+        ends = torch.empty(3, dtype=torch.int32)  # unknown lengths count as the longest
+        varlen_attn(q, k, v, ends, ends, 4, 4).sum().backward()
+    assert counter.get_total_flops() == 7 * 2 * (4 * 4 + 4 * 4) * 2 * 16
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """The dtype and the exactness of convolutions at each comparison of two ways to compute."""
+    pytest.importorskip("timm")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen, real = [], torch.testing.assert_close
+
+    def compared(some, *others, **options):
+        seen.append((some.dtype, torch.backends.cudnn.allow_tf32))
+        real(some, *others, **options)
+
+    monkeypatch.setattr(torch.testing, "assert_close", compared)
+    return seen
+
+
+def test_timms_logits_are_compared_in_single_precision_before_a_model_is_cast(checks):
+    options = {"shares": (), "repeats": 1, "dtype": torch.bfloat16}
+    rows = vision.measure("vit_tiny_patch16_224", 64, 1, **options)
+    assert next(rows)["kept"] == 1
+    assert checks == [(torch.float32, False)]
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_reducers_are_compared_in_single_precision(checks, monkeypatch):
+    small = {"MODEL": "vit_tiny_patch16_224", "SIDE": 224, "REMOVED": (4,), "BATCH": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(reducers, name, value)
+    assert [row["r"] for row in reducers.measure(1)] == [0, 4]
+    assert checks == [(torch.float32, False)]

@@ -5,8 +5,10 @@ measured is kept whatever ends a part.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,11 +53,37 @@ def test_parts_share_the_time_and_the_summary_counts_their_rows(tmp_path, monkey
     assert limits[0] == 9
     assert limits[1] <= 80  # of 100 seconds, and the slack stays
     assert "| b " in (out / "summary.md").read_text()
+    with tarfile.open(tmp_path / "out.tar.gz") as archive:
+        names = {name for name in archive.getnames() if archive.getmember(name).isfile()}
+    assert names == {"out/a/own.json", "out/b/own.json", "out/summary.json", "out/summary.md"}
     with pytest.raises(ValueError, match="results of another run"):
         run.main(out)
     run.main(tmp_path / "late", run.SLACK)
     late = json.loads((tmp_path / "late" / "summary.json").read_text())["rows"]
     assert [row["result"] for row in late] == ["no time left"] * 2
+    assert (tmp_path / "late.tar.gz").exists()
+    shutil.rmtree(out)
+    with pytest.raises(ValueError, match="results of another run"):
+        run.main(out)  # would replace the archive
+
+
+def test_each_number_of_tokens_is_a_part(tmp_path):
+    found = run.parts(tmp_path)
+    assert {"step_am_1024", "step_am_4096", "step_sne_4096"} <= {*found}
+    words = found["step_am_4096"][0][3:]
+    options = step.arguments(words)
+    assert (options.tokens, options.name, options.channels) == ([4096], "am", 44)
+    assert str(options.folder) == str(tmp_path / "step_am_4096")
+    assert step.arguments(found["step_sne_4096"][0][3:]).dim == 432  # what follows the tokens
+
+
+def test_files_without_rows_count_as_none(tmp_path):
+    saved(tmp_path, "own", [{"ms": 1}])
+    for number, text in enumerate(("[1, 2]", "{}", '{"rows": 3}', "{", "")):
+        (tmp_path / f"{number}.json").write_text(text)
+    (tmp_path / "binary.json").write_bytes(b"\xff")
+    (tmp_path / "folder.json").mkdir()
+    assert run.rows_in(tmp_path) == 1
 
 
 def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path, monkeypatch):

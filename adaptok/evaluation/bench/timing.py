@@ -157,8 +157,8 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def saved(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collects rows as they are measured; `<name>.json` holds those so far after each, since a time
-    limit may stop the process.
+    """Collects rows as they come; `<name>.json` holds those so far after each, since a time limit
+    may stop the process. Rows of functions that are timed in turn come together.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept, about = [], machine()

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptok.plots.style import COLORS
+from adaptok.utils.palette import OKABE_ITO
 
+COLORS = tuple(OKABE_ITO.values())  # as in adaptok.plots, which takes seconds to import
 Row = Mapping[str, Any]
 Draw = Callable[[Sequence[Row], Path], None]
 

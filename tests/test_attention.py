@@ -277,6 +277,41 @@ def test_varlen_is_called_as_torch_wants(monkeypatch):
     torch.testing.assert_close(out, attend(q, k, v, groups, keys, scale=0.3))
 
 
+class Unwritten(torch.autograd.Function):
+    """Passes rows on, but leaves some of their gradient unwritten."""
+
+    @staticmethod
+    def forward(ctx, rows, alone):
+        ctx.alone = alone
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        grad[ctx.alone] = torch.nan
+        return grad, None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_efficient_attention_is_called_as_torch_wants(known, monkeypatch):
+    """A stand-in with its limits that computes by the loop."""
+    groups, keys = make_groups((2, 0, 3), known=known), make_groups((1, 2, 0), known=known)
+    groups, keys = groups._replace(max_seqlen=9), keys._replace(max_seqlen=8)  # bounds
+
+    def stand_in(q, k, v, bias, ends_q, ends_k, longest_q, longest_k, *_, scale, **__):
+        assert (longest_q, longest_k) == (5, 3)  # torch's backward pass refuses more than rows
+        q = Unwritten.apply(q[0], slice(2, 5))
+        out = BACKENDS["loop"].run(q, k[0], v[0], groups, keys, Options(scale=scale))
+        return (out[None],)
+
+    monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward", stand_in)
+    leaves = [draw(n).requires_grad_() for n in (5, 3, 3)]
+    out = packed.run_efficient(*leaves, groups, keys, Options(scale=0.3))
+    gradients = torch.autograd.grad(out.square().sum(), leaves)
+    expected = attend(*leaves, groups, keys, scale=0.3)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.square().sum(), leaves))
+
+
 def on_gpu(monkeypatch, major: int, flash: packed.Flash | None = None) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (major, 0))

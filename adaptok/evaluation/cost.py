@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from adaptok.models.compiling import is_compiled
 
@@ -56,7 +57,7 @@ def cost_of(model: nn.Module, call: Callable[[], Any], given: Iterable[Any] = ()
         return None
     flops, memory = [], []
     known = [*model.parameters(), *model.buffers(), *tree_leaves(list(given))]
-    with FlopCounterMode(display=False) as counter, _Live(known) as live:
+    with operation_counter() as counter, _Live(known) as live:
 
         def mark() -> None:
             flops.append(counter.get_total_flops())
@@ -68,6 +69,19 @@ def cost_of(model: nn.Module, call: Callable[[], Any], given: Iterable[Any] = ()
         mark()
     done = [after - before for before, after in itertools.pairwise([0, *flops])]
     return Cost(_by_stage(done, sum(done)), _by_stage(memory, max(memory)))
+
+
+def operation_counter() -> FlopCounterMode:
+    """Makes torch's counter of floating-point operations; it counts varlen_attn, too, which earlier
+    versions of torch leave out without a word.
+    """
+    with suppress(ImportError):
+        import_module("torch.nn.attention.varlen")  # which makes the operators
+        for direction in ("forward", "backward"):  # the first arguments are the same
+            formula = flop_registry[getattr(torch.ops.aten, f"_flash_attention_{direction}")]
+            name = "_varlen_attn" + "_backward" * (direction == "backward")
+            flop_registry.setdefault(getattr(torch.ops.torch_attn, name), formula)
+    return FlopCounterMode(display=False)
 
 
 class Stopwatch:

@@ -10,14 +10,14 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from adaptok.evaluation.cost import environment
+from adaptok.evaluation.cost import environment, operation_counter
 from adaptok.utils.atomic import replacing
 from adaptok.utils.tables import table
 
@@ -88,6 +88,19 @@ def unless_full(call: Callable[[], Result]) -> Result | None:
     return None
 
 
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Convolutions in float32, which CUDA rounds to fewer digits by default: two ways to compute
+    the same would not agree.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def digits(value: float) -> float:
     """Rounds to three significant digits."""
     return float(f"{value:.3g}")
@@ -105,7 +118,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 def flops_of(function: Callable[[], Any]) -> int:
     """Counts the floating-point operations of one call."""
-    with FlopCounterMode(display=False) as counter:
+    with operation_counter() as counter:
         function()
     return counter.get_total_flops()
 
@@ -144,8 +157,8 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def saved(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collects rows as they are measured; `<name>.json` holds those so far after each, since a time
-    limit may stop the process.
+    """Collects rows as they come; `<name>.json` holds those so far after each, since a time limit
+    may stop the process. Rows of functions that are timed in turn come together.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept, about = [], machine()

@@ -20,6 +20,7 @@ from torch import Tensor
 from adaptok.evaluation.bench.timing import (
     FULL,
     clock_of,
+    exact_convolutions,
     flops_of,
     median_ratio,
     paired,
@@ -32,6 +33,7 @@ from adaptok.vision import apply_apt
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
 PHOTOS += ("immunohistochemistry", "camera", "brick", "grass", "gravel", "coins", "moon", "clock")
+CHECKED = 2  # images: to compare the logits of
 NOTE = (
     "A timm model beside the same model wrapped by `apply_apt`, weights shared and random, on "
     "{what}. `end to end` starts from the normalised batch and includes indicator, marking and "
@@ -39,9 +41,10 @@ NOTE = (
     "paired runs after one warm-up, measured in {clock}; speed-ups are medians of the ratios of "
     "paired runs. `kept` is the share of the model's own patches, `merged` the share of patches "
     "inside a coarser cell. FLOPs are counted by torch.utils.flop_counter. Thresholds -1 merge "
-    "nothing: there the logits were checked to agree to 1e-4 before timing. Thresholds other than "
-    "-1 and the paper's (5.5, 4) were calibrated to a share of tokens. `floor` is timm's model "
-    "on as many dense tokens (the mean of the images, in one strip of patches): `of floor` "
+    "nothing: there the logits of the first images were checked to agree to 1e-4 in float32 before "
+    "timing. Thresholds other than -1 and the paper's (5.5, 4) were calibrated to a share of "
+    "tokens. `floor` is timm's model on as many dense tokens (the mean of the images, in one strip "
+    "of patches): `of floor` "
     "is its time over that of the run end to end. With thresholds -1 it is one minus the overhead."
 )
 
@@ -103,15 +106,25 @@ def measure(
 
     torch.manual_seed(0)
     with torch.device(device):  # a CPU takes long to draw the weights of a huge model
-        model = timm.create_model(name, img_size=size).eval().to(dtype)
-    fast = apply_apt(model, (5.5, 4.0)).eval()
+        model = timm.create_model(name, img_size=size).eval()
     images, _ = photographs(batch, size)
-    mean, std = (torch.tensor(v)[:, None, None] for v in fast.tiling.stats)
-    x = ((images - mean) / std).to(device, dtype)
+    mean, std = (torch.tensor(v)[:, None, None] for v in apply_apt(model).tiling.stats)
+    x = ((images - mean) / std).to(device)
+    check(model, x[:CHECKED])
+    model, x = model.to(dtype), x.to(dtype)
+    fast = apply_apt(model, (5.5, 4.0)).eval()
     for thresholds in rules(fast, x, shares):
         row = {"model": name, "size": size, "batch": batch, "thresholds": _said(thresholds)}
         found = unless_full(lambda bars=thresholds: _measure_rule(model, fast, x, bars, repeats))
         yield row | (found or FULL)
+
+
+@torch.no_grad()
+def check(model: Any, x: Tensor) -> None:
+    """Raises ``AssertionError`` if cells that merge nothing give other logits in float32."""
+    fast = apply_apt(model, (-1.0, -1.0)).eval()
+    with exact_convolutions():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 def _said(thresholds: Sequence[float]) -> str:
@@ -125,8 +138,6 @@ def _measure_rule(
         return fast(x, thresholds=thresholds)
 
     cells = fast.tiling(x, thresholds=thresholds)
-    if thresholds[0] < 0 and x.dtype == torch.float32:
-        torch.testing.assert_close(end_to_end(), model(x), rtol=1e-4, atol=1e-4)
     plain = flops_of(lambda: model(x))
     work = flops_of(end_to_end) / plain
     functions = {

@@ -148,14 +148,14 @@ def check_tails(groups_q: Groups, groups_k: Groups, rows_q: int, rows_k: int) ->
         check_tail(groups_k, rows_k)
 
 
-def zero_where_no_keys(out: Tensor, groups_q: Groups, groups_k: Groups) -> Tensor:
-    """Zeroes the rows (n, h, e) of queries without keys, whatever a kernel returned for them; waits
-    for no device.
+def zero_where_no_keys(rows: Tensor, groups_q: Groups, groups_k: Groups) -> Tensor:
+    """Zeroes the rows (n, h, e) of queries without keys, and their gradient, whatever a kernel
+    returned for them; waits for no device.
     """
     lengths = groups_k.lengths
     if groups_k is groups_q or (lengths is not None and 0 not in distinct(lengths)):
-        return out
+        return rows
     empty = groups_k.cu_seqlens.diff() == 0
     sizes = groups_q.cu_seqlens.diff().long()
-    rows = empty.repeat_interleave(sizes, output_size=out.shape[0])
-    return out.masked_fill(rows[:, None, None], 0)
+    alone = empty.repeat_interleave(sizes, output_size=rows.shape[0])
+    return rows.masked_fill(alone[:, None, None], 0)

@@ -139,7 +139,11 @@ def run_efficient(q, k, v, groups_q, groups_k, options) -> Tensor:
     """Runs torch's memory-efficient attention on packed rows; the operator is private to torch."""
     check_tails(groups_q, groups_k, len(q), len(k))
     width = v.shape[2]
+    # The kernel writes no gradient of queries without keys: that of the masking is zero for them.
+    q = zero_where_no_keys(q, groups_q, groups_k)
     q, k, v, scale = fold_key_bias(q, k, v, options)
+    # The backward pass refuses a bound above the number of rows.
+    longest = min(groups_q.max_seqlen, len(q)), min(groups_k.max_seqlen, len(k))
     from_top_left = 1  # causal by rank within a group, not aligned to its last key
     out, *_ = torch.ops.aten._efficient_attention_forward(
         q[None],
@@ -148,8 +152,7 @@ def run_efficient(q, k, v, groups_q, groups_k, options) -> Tensor:
         None,
         groups_q.cu_seqlens,
         groups_k.cu_seqlens,
-        groups_q.max_seqlen,
-        groups_k.max_seqlen,
+        *longest,
         0.0,
         from_top_left if options.causal else 0,
         compute_log_sumexp=True,

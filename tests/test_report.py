@@ -36,7 +36,7 @@ from adaptok.report.curve_figures import spectrum_panels
 from adaptok.report.figures import cost_ticks, traces
 from adaptok.report.grouping import label_keys
 from adaptok.report.summaries import ranks, transfers
-from adaptok.report.tables import results_sheet, seeds_cell, transfer_sheet
+from adaptok.report.tables import results_sheet, rollout_sheet, seeds_cell, transfer_sheet
 from adaptok.report.writing import markdown_report
 from adaptok.utils.keys import NEW_RUN, ROLES, counts
 
@@ -692,6 +692,21 @@ def test_a_diverged_rollout_is_shown_and_not_averaged_away(tmp_path):
 
 
 # Budget transfer
+
+
+def test_rollouts_of_other_numbers_of_tokens_say_so(tmp_path):
+    for kind, tokens in (("iap", [256.0] * 8), ("matey", [256.0, 600.0] * 4)):
+        folder = make.write_surrogate(tmp_path, kind, 0)
+        results = json.loads((folder / "metrics.json").read_text())
+        results["settings"][0]["rollout"]["tokens"] = tokens
+        (folder / "metrics.json").write_text(json.dumps(results))
+        rows = rows_of(tmp_path)
+        assert ("tokens in rollout" in results_sheet(rows).columns) == (kind == "matey")
+        shown = [cell.text for cell in column(rollout_sheet(rows), "tokens")]
+        assert shown == ["", "256", "428 (256 to 600)"][: len(rows) + 1]
+    titles = list(results_sheet(rows).columns)
+    assert titles.index("tokens in rollout") + 1 == titles.index("last rollout step ↓")
+    assert {r["rollout_tokens"] for r in tidy_rows(read_runs(tmp_path).runs)} == {256, 428}
 
 
 def test_transfer_matrix_is_train_by_test(tmp_path):

@@ -32,7 +32,7 @@ from adaptok.report import (
 from adaptok.report.colors import Look
 from adaptok.report.configs import significant
 from adaptok.report.contents import contents_of, not_finished
-from adaptok.report.curve_figures import spectrum_panels
+from adaptok.report.curve_figures import learning_panels, spectrum_panels
 from adaptok.report.figures import cost_ticks, traces
 from adaptok.report.grouping import label_keys
 from adaptok.report.summaries import ranks, transfers
@@ -426,6 +426,23 @@ def test_patches_of_different_size_have_panels_of_their_own(tmp_path):
         "Patch artifacts, period 16 x 16": 1,
         "Patch artifacts, period 4 x 4": 2,
     }
+
+
+def test_validation_curves_stand_beside_persistence_of_their_split_only(tmp_path):
+    folder = make.write_surrogate(tmp_path, "iap", 0)
+    groups = group_runs(read_runs(tmp_path).runs)
+    look = {groups[0].label: Look("#0072B2", "#3D93DB", "circle", "solid")}
+    training, validation = (panel.figure for panel in learning_panels(groups, look))
+    assert not validation.layout.shapes  # that of the test split is no measure of these
+    assert max(traces(validation)[0].x) == 1000  # steps made
+    text = (folder / "metrics.csv").read_text().rstrip() + "\n"
+    header, *rows = text.splitlines()
+    rows = [f"{row},{'0.27' if row.startswith('0,,') else ''}" for row in rows]
+    (folder / "metrics.csv").write_text("\n".join([f"{header},val/persistence", *rows]))
+    groups = group_runs(read_runs(tmp_path).runs)
+    training, validation = (panel.figure for panel in learning_panels(groups, look))
+    assert validation.layout.shapes[0].y0 == 0.27
+    assert not training.layout.shapes
 
 
 def test_missing_seeds_are_said(sweep):

@@ -190,7 +190,7 @@ def _status(
         return ("diverged", ", ".join(bad)) if bad else ("finished", "")
     if error is not None:
         return "failed", error
-    done = f"step {curve[-1]['step'] + 1:.0f}" if curve else "nothing logged yet"
+    done = f"step {curve[-1]['step']:.0f}" if curve else "nothing logged yet"
     known = isinstance(steps, int) and steps > 0  # -1 is without end
     return "unfinished", f"{done} of {steps}" if curve and known else done
 

@@ -518,6 +518,20 @@ def test_calibrated_knobs_do_not_split_the_seeds(tmp_path):
     assert {run.budget for run in group.runs} == {256}
 
 
+def test_budgets_that_became_the_same_model_say_so(tmp_path):
+    for budget, size in ((45, 4), (80, 4), (180, 2)):
+        for seed in (0, 1):
+            part = {"name": "uniform", "size": size}
+            config = make.config_of("uniform", seed, tokenizer=part) | {"budget": budget}
+            results = make.results_of([make.row_of(0.1, 64.0)])
+            make.write_run(tmp_path / f"{budget}_{seed}", config, results)
+    assert [group.label for group in group_runs(read_runs(tmp_path).runs)] == [
+        "uniform, budget=45",
+        "uniform, budget=80 (same model as budget=45)",
+        "uniform, budget=180",
+    ]
+
+
 def test_the_schedule_is_named_as_it_was_typed(tmp_path):
     """Thresholds that budgets became are kept in config.yaml; the budgets are what counts."""
     for seed in range(2):

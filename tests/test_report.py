@@ -426,6 +426,21 @@ def test_patches_of_different_size_have_panels_of_their_own(tmp_path):
         "Patch artifacts, period 16 x 16": 1,
         "Patch artifacts, period 4 x 4": 2,
     }
+    assert not any("Not shown" in panel.caption for panel in panels.values())
+    make.write_surrogate(tmp_path, "unet", 0)
+    rows = rows_of(tmp_path)
+    looks = {row.label: Look("#000000", "#ffffff", "circle", "solid") for row in rows}
+    captions = [panel.caption for panel in spectrum_panels(rows, looks)]
+    assert sum("along an axis: unet." in caption for caption in captions) == 2
+
+
+def test_tiles_name_seeds_and_count_in_words(tmp_path):
+    make.write_surrogate(tmp_path, "iap", 0)
+    write_report([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    for value, name in (("seed 0", "of the tested runs"), ("1", "data set"), ("1", "model")):
+        assert f'<div class="card"><b>{value}</b><span>{name}</span></div>' in page
+    assert "; seed 0." in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_validation_curves_stand_beside_persistence_of_their_split_only(tmp_path):

@@ -141,6 +141,9 @@ def _artifact_panels(home: Sequence[Summary], looked: Mapping[str, Look]) -> lis
     """Draws the rise at the harmonics of patches, a panel per period: those of patches of another
     size are other wavenumbers.
     """
+    rolled = [row for row in home if any(row.curve("rollout"))]
+    without = [row.label for row in rolled if not any(row.curve("harmonics"))]
+    absent = f" Not shown, without 4 or more whole patches along an axis: {'; '.join(without)}."
     periods: dict[str, list[Summary]] = {}
     for row in home:
         if any(row.curve("harmonics")):
@@ -156,7 +159,7 @@ def _artifact_panels(home: Sequence[Summary], looked: Mapping[str, Look]) -> lis
             caption = (
                 "Power of the residual at the harmonics of the patches over that beside them; 1: a "
                 "residual without patch artifacts."
-            )
+            ) + (absent if without else "")
             panels.append(figures.Panel(f"Patch artifacts, period {period}", figure, caption))
     return panels
 

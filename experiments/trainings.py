@@ -60,9 +60,7 @@ def fit(row: Trained, made: Configured, work: Path) -> tuple[int, list[tuple[int
     module = SurrogateModule(model, *objectives(config), config, seed=config["seed"])
     took = fit_surrogate(module, data, config, folder)
     assert took is not None
-    logged = [
-        (int(m["step"]) + 1, m["val/vrmse"]) for m in read_metrics(folder) if "val/vrmse" in m
-    ]
+    logged = [(int(m["step"]), m["val/vrmse"]) for m in read_metrics(folder) if "val/vrmse" in m]
     return took.steps, sorted(dict(logged).items())  # once each, though a kill may repeat one
 
 

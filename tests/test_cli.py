@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import small_runs
@@ -19,7 +21,10 @@ from sampled import sampled
 from adaptok.cli import main
 from adaptok.cli.commands import _check_fields, _of_checkpoint
 from adaptok.cli.usage import COMMANDS, USAGE
+from adaptok.config.build import build_data
+from adaptok.config.menu import compose, plain
 from adaptok.data import FieldInfo
+from adaptok.plots import pictures
 from adaptok.registry import TOKENIZERS
 from adaptok.training.checkpoints import load_surrogate, read_checkpoint
 from adaptok.training.targets import instantiate
@@ -290,6 +295,17 @@ def test_tokenizers_are_drawn_side_by_side(tmp_path, capsys):
     assert all(line in out for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "tokenize_acoustic_scattering_maze_iap"),
+        (["tokenizers=[uniform,{name: apt}]"], "tokenize_acoustic_scattering_maze_uniform-apt"),
+    ],
+)
+def test_folders_of_tokenize_name_all_tokenizers(options, name):
+    assert compose("tokenize", options).name == name
+
+
 def test_tokenize_a_sample_that_is_not_there(tmp_path, capsys):
     options = ["samples=[99]", "tokenizer.max_size=8", f"hydra.run.dir={tmp_path}"]
     error = fail(capsys, "tokenize", *small_runs.data(), *options)
@@ -309,8 +325,26 @@ def test_data_describes_the_set(tmp_path, capsys, monkeypatch):
 def test_data_draws_a_trajectory(tmp_path, capsys, drawn):
     picture = tmp_path / "new folder" / "maze.png"
     out = run(capsys, "data", *small_runs.data(), f"picture={picture}")
-    assert f"picture: {picture}" in out
+    assert f"|\n\npicture: {picture}\n" in out
     assert picture.stat().st_size > 1000
+
+
+def test_fields_that_equal_others_are_named(tmp_path, monkeypatch):
+    data = build_data(plain(compose("train", small_runs.data())), stage="test")
+    dataset: Any = data.rollout_loader("test").dataset
+    sample = {**dataset[0]}
+    for key in ("input", "target"):
+        sample[key] = torch.stack([sample[key][:, 0], -sample[key][:, 0], sample[key][:, 2]], 1)
+    monkeypatch.setattr(data, "rollout_loader", lambda _: SimpleNamespace(dataset=[sample]))
+    shown: list[str] = []
+    keep = pictures.plots.trajectory_figure
+    monkeypatch.setattr(
+        pictures.plots,
+        "trajectory_figure",
+        lambda *args, **options: shown.append(options["note"]) or keep(*args, **options),
+    )
+    _, note = pictures.of_data(data, tmp_path / "set.png")
+    assert shown == [note] == ["not drawn, equal up to the sign: velocity_x (as pressure)"]
 
 
 def test_data_generates_again_only_when_told(capsys):

@@ -114,7 +114,7 @@ def diverged(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_evaluation_has_none_from_there_on(diverged):
+def test_an_evaluation_has_none_from_there_on(diverged, capsys):
     """And metrics.json, tables, predictions and pictures are there."""
     model, data, results, folder = diverged
     row = results.settings[0]
@@ -129,7 +129,9 @@ def test_an_evaluation_has_none_from_there_on(diverged):
     assert Results.from_json(there).settings[0].rollout.mean == row.rollout.mean
     assert "diverged" in (folder / "metrics.md").read_text()
     assert list((folder / "predictions").rglob("*.hdf5"))
-    pictures.of_run(model, data, results, folder)
+    pictures.of_run(model, data, results, folder, video="gif")
+    said = "no pictures and no film of the rollout: it diverged (as built)"
+    assert said in capsys.readouterr().out
     assert list((folder / "pictures").glob("*.png"))
 
 

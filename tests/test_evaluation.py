@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -114,6 +115,18 @@ def test_report_shows_every_setting_field_and_step(parts, tmp_path):
     for part in ("persistence", "budget=10", "budget=22", "velocity_x", "step 2"):
         assert part in text
     assert f"{results.settings[1].vrmse.mean:.4f}" in text
+
+
+def test_a_rollout_of_more_tokens_than_one_step_is_said(parts):
+    surrogate, data = parts
+    results = evaluate(surrogate, data, settings=[{"budget": 10}], steps=2, device="cpu")
+    assert "Careful" not in markdown(results)
+    row = results.settings[0]
+    assert row.rollout is not None
+    drifted = dataclasses.replace(row, rollout=dataclasses.replace(row.rollout, tokens=[12, 31]))
+    text = markdown(dataclasses.replace(results, settings=[drifted]))
+    said = "the rollout (budget=10) used 22 tokens per sample and step, one step from true frames "
+    assert f"{said}10" in text
 
 
 def test_results_survive_json(parts):

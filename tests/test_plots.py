@@ -214,8 +214,8 @@ def test_learning_curves_of_resumed_and_several_runs(tmp_path):
     (tmp_path / "a" / "metrics_before_1.csv").write_text("step,train/loss\n0,4.0\n")
     figure = plots.learning_curve_figure({run: tmp_path / run for run in ("a", "b")})
     left, right = figure.axes
-    assert left.lines[0].get_xydata().tolist() == [[0, 4.0], [2, 0.5]]
-    assert right.lines[1].get_xydata().tolist() == [[3, 0.7]]
+    assert left.lines[0].get_xydata().tolist() == [[1, 4.0], [3, 0.5]]  # steps made
+    assert right.lines[1].get_xydata().tolist() == [[4, 0.7]]
     (legend,) = figure.legends  # beside the curves
     assert [t.get_text() for t in legend.get_texts()] == ["a", "b"]
     figure = plots.learning_curve_figure(
@@ -224,6 +224,16 @@ def test_learning_curves_of_resumed_and_several_runs(tmp_path):
     first, second, other = figure.axes[1].lines
     assert first.get_color() == second.get_color() != other.get_color()
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["both", "c"]
+    plt.close("all")
+
+
+def test_a_learning_curve_shows_persistence_of_its_split_and_no_empty_panel(tmp_path):
+    text = "step,steps_made,val/persistence,val/vrmse\n2,3,0.3,0.7\n5,6,0.3,0.6\n"
+    (tmp_path / "metrics.csv").write_text(text)
+    (ax,) = plots.learning_curve_figure(tmp_path).axes
+    curve, persistence = ax.lines
+    assert curve.get_xydata().tolist() == [[3, 0.7], [6, 0.6]]
+    assert set(persistence.get_ydata()) == {0.3}
     plt.close("all")
 
 

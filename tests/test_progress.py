@@ -64,6 +64,19 @@ def test_lines_count_steps_and_say_what_is_left(capsys, monkeypatch):
     assert len(out) == 21
 
 
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_validation_has_a_line_of_its_own_step(bar, tmp_path, capsys):
+    figures = {"train/loss": torch.tensor(0.25), "val/vrmse": torch.tensor(0.5)}
+    trainer = trainer_of(estimated_stepping_batches=6, progress_bar_metrics=figures, global_step=6)
+    shown, module = Progress(bar), Mock(spec=L.LightningModule)
+    with kept(tmp_path):
+        shown.on_train_start(trainer, module)
+        shown.on_validation_end(trainer, module)
+        shown.on_train_end(trainer, module)
+    assert (tmp_path / "adaptok.log").read_text().splitlines()[0] == "step 6/6  val/vrmse 0.5"
+    assert ("val/vrmse" in capsys.readouterr().out) is not bar
+
+
 def test_a_resumed_training_measures_its_own_steps(capsys):
     run(bar=False, last=math.inf, steps=112, first=100)
     out = capsys.readouterr().out

@@ -32,11 +32,11 @@ from adaptok.report import (
 from adaptok.report.colors import Look
 from adaptok.report.configs import significant
 from adaptok.report.contents import contents_of, not_finished
-from adaptok.report.curve_figures import spectrum_panels
+from adaptok.report.curve_figures import learning_panels, spectrum_panels
 from adaptok.report.figures import cost_ticks, traces
 from adaptok.report.grouping import label_keys
 from adaptok.report.summaries import ranks, transfers
-from adaptok.report.tables import results_sheet, seeds_cell, transfer_sheet
+from adaptok.report.tables import results_sheet, rollout_sheet, seeds_cell, transfer_sheet
 from adaptok.report.writing import markdown_report
 from adaptok.utils.keys import NEW_RUN, ROLES, counts
 
@@ -426,6 +426,38 @@ def test_patches_of_different_size_have_panels_of_their_own(tmp_path):
         "Patch artifacts, period 16 x 16": 1,
         "Patch artifacts, period 4 x 4": 2,
     }
+    assert not any("Not shown" in panel.caption for panel in panels.values())
+    make.write_surrogate(tmp_path, "unet", 0)
+    rows = rows_of(tmp_path)
+    looks = {row.label: Look("#000000", "#ffffff", "circle", "solid") for row in rows}
+    captions = [panel.caption for panel in spectrum_panels(rows, looks)]
+    assert sum("along an axis: unet." in caption for caption in captions) == 2
+
+
+def test_tiles_name_seeds_and_count_in_words(tmp_path):
+    make.write_surrogate(tmp_path, "iap", 0)
+    write_report([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    for value, name in (("seed 0", "of the tested runs"), ("1", "data set"), ("1", "model")):
+        assert f'<div class="card"><b>{value}</b><span>{name}</span></div>' in page
+    assert "; seed 0." in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_validation_curves_stand_beside_persistence_of_their_split_only(tmp_path):
+    folder = make.write_surrogate(tmp_path, "iap", 0)
+    groups = group_runs(read_runs(tmp_path).runs)
+    look = {groups[0].label: Look("#0072B2", "#3D93DB", "circle", "solid")}
+    training, validation = (panel.figure for panel in learning_panels(groups, look))
+    assert not validation.layout.shapes  # that of the test split is no measure of these
+    assert max(traces(validation)[0].x) == 1000  # steps made
+    text = (folder / "metrics.csv").read_text().rstrip() + "\n"
+    header, *rows = text.splitlines()
+    rows = [f"{row},{'0.27' if row.startswith('0,,') else ''}" for row in rows]
+    (folder / "metrics.csv").write_text("\n".join([f"{header},val/persistence", *rows]))
+    groups = group_runs(read_runs(tmp_path).runs)
+    training, validation = (panel.figure for panel in learning_panels(groups, look))
+    assert validation.layout.shapes[0].y0 == 0.27
+    assert not training.layout.shapes
 
 
 def test_missing_seeds_are_said(sweep):
@@ -499,6 +531,20 @@ def test_calibrated_knobs_do_not_split_the_seeds(tmp_path):
     (group,) = group_runs(read_runs(tmp_path).runs)
     assert group.seeds == [0, 1, 2]
     assert {run.budget for run in group.runs} == {256}
+
+
+def test_budgets_that_became_the_same_model_say_so(tmp_path):
+    for budget, size in ((45, 4), (80, 4), (180, 2)):
+        for seed in (0, 1):
+            part = {"name": "uniform", "size": size}
+            config = make.config_of("uniform", seed, tokenizer=part) | {"budget": budget}
+            results = make.results_of([make.row_of(0.1, 64.0)])
+            make.write_run(tmp_path / f"{budget}_{seed}", config, results)
+    assert [group.label for group in group_runs(read_runs(tmp_path).runs)] == [
+        "uniform, budget=45",
+        "uniform, budget=80 (same model as budget=45)",
+        "uniform, budget=180",
+    ]
 
 
 def test_the_schedule_is_named_as_it_was_typed(tmp_path):
@@ -692,6 +738,21 @@ def test_a_diverged_rollout_is_shown_and_not_averaged_away(tmp_path):
 
 
 # Budget transfer
+
+
+def test_rollouts_of_other_numbers_of_tokens_say_so(tmp_path):
+    for kind, tokens in (("iap", [256.0] * 8), ("matey", [256.0, 600.0] * 4)):
+        folder = make.write_surrogate(tmp_path, kind, 0)
+        results = json.loads((folder / "metrics.json").read_text())
+        results["settings"][0]["rollout"]["tokens"] = tokens
+        (folder / "metrics.json").write_text(json.dumps(results))
+        rows = rows_of(tmp_path)
+        assert ("tokens in rollout" in results_sheet(rows).columns) == (kind == "matey")
+        shown = [cell.text for cell in column(rollout_sheet(rows), "tokens")]
+        assert shown == ["", "256", "428 (256 to 600)"][: len(rows) + 1]
+    titles = list(results_sheet(rows).columns)
+    assert titles.index("tokens in rollout") + 1 == titles.index("last rollout step ↓")
+    assert {r["rollout_tokens"] for r in tidy_rows(read_runs(tmp_path).runs)} == {256, 428}
 
 
 def test_transfer_matrix_is_train_by_test(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from matplotlib import animation
 from PIL import Image
 
+from adaptok.plots.fields import prediction_figure
 from adaptok.plots.rollouts import (
     error_maps_figure,
     isotropic_spectrum,
@@ -110,3 +111,25 @@ def test_spectra_have_a_line_for_truth_and_one_for_prediction(space):
     first = figure.axes[0].lines
     np.testing.assert_allclose(first[0].get_ydata(), first[1].get_ydata())  # no error at step 1
     plt.close(figure)
+
+
+def test_spectra_end_where_round_off_begins():
+    smooth = np.sin(2 * np.pi * np.arange(64) / 64)[None, None].repeat(2, 0)
+    figure = spectra_figure(smooth, smooth, ["u"], title="budget=16")
+    (ax,) = figure.axes
+    assert 1e-15 < ax.get_ylim()[0] < 1e-14 < ax.get_ylim()[1]
+    assert figure.get_suptitle() == "budget=16"
+    rough, other = rollout((32,))
+    (ax, _) = spectra_figure(rough, other, ["p", "u"]).axes
+    assert ax.get_ylim()[0] > 1e-6
+
+
+def test_the_truth_stands_behind_a_predicted_line():
+    truth, prediction = rollout((32,))
+    for figure in (
+        rollout_fields_figure(truth, prediction, ["p", "u"]),
+        prediction_figure(truth[1], prediction[1], ["p", "u"]),
+    ):
+        drawn = [line.get_ydata() for ax in figure.axes for line in ax.lines]
+        for field in (0, 1):
+            assert sum(np.array_equal(y, truth[1, field]) for y in drawn) == 2

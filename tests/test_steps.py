@@ -50,7 +50,7 @@ def test_the_logged_loss_is_the_mean_over_the_batches_of_its_step(tmp_path):
     train, _ = loaders(5)
     losses = torch.stack([module.loss(batch) for batch in train])
     rows = logged(tmp_path, "train/loss")
-    assert [step for step, _ in rows] == [0, 1]
+    assert [step for step, _ in rows] == [1, 2]
     assert list(rows.values()) == pytest.approx(
         [losses[:3].mean().item(), losses[3:].mean().item()]
     )
@@ -115,7 +115,7 @@ def test_resumed_after_any_step_the_run_is_the_same(tmp_path, accumulate, every)
             for key in ("state_dict", "averaged_state_dict"):
                 for name, value in a[key].items():
                     assert torch.equal(value, b[key][name]), name
-        assert logged(killed, *keys) == {k: v for k, v in rows.items() if k[0] >= stop}
+        assert logged(killed, *keys) == {k: v for k, v in rows.items() if k[0] > stop}
 
 
 def test_a_shorter_run_is_resumed_from_its_end(tmp_path):
@@ -132,7 +132,7 @@ def test_a_shorter_run_is_resumed_from_its_end(tmp_path):
         for name, value in whole["state_dict"].items():
             assert torch.equal(again["state_dict"][name], value), (stop, name)
         rows, theirs = (logged(f, "train/loss") for f in (folder, tmp_path / "whole"))
-        assert rows == {k: v for k, v in theirs.items() if k[0] >= stop}
+        assert rows == {k: v for k, v in theirs.items() if k[0] > stop}
 
 
 def test_no_validation_is_lost_and_none_counts_that_is_not_of_the_training(tmp_path):

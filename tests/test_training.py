@@ -14,6 +14,7 @@ import torch
 from adaptok import create_schedule
 from adaptok.config.build import build_data, build_surrogate
 from adaptok.config.menu import compose, plain
+from adaptok.evaluation.evaluate import persistence
 from adaptok.registry import LOSSES
 from adaptok.training import SurrogateModule, make_trainer
 from adaptok.training.checkpoints import find_resume, load_weights, read_checkpoint
@@ -125,8 +126,11 @@ def test_three_steps_leave_everything(setting, tmp_path):
     before = copy.deepcopy(module.surrogate.state_dict())
     fit(module, data, tmp_path, max_steps=3)
     rows = read_metrics(tmp_path)
-    assert [r["step"] for r in rows if "train/loss" in r] == [0, 1, 2]
-    assert [r["step"] for r in rows if "val/vrmse" in r] == [1]
+    assert [r["step"] for r in rows if "train/loss" in r] == [1, 2, 3]
+    (validated,) = [r for r in rows if "val/vrmse" in r]
+    assert validated["step"] == validated["steps_made"] == 2
+    blank = persistence(data, "valid").vrmse.mean
+    assert validated["val/persistence"] == pytest.approx(blank)
     assert {r["tokens/sample"] for r in rows if "tokens/sample" in r} == {22}
     assert rows[-1].get("samples/s", 1.0) > 0
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -175,7 +179,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(setting, tmp_path):
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
     fit(resumed, data, tmp_path / "second", max_steps=8, resume=last)
     steps = [r["step"] for r in read_metrics(tmp_path / "second") if "train/loss" in r]
-    assert steps == list(range(epoch, 8))
+    assert steps == list(range(epoch + 1, 9))
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 

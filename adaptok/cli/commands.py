@@ -377,7 +377,8 @@ def data(config: DictConfig) -> None:
     module = build_data(wanted, overwrite=wanted["overwrite"])
     print(describe_data(module))
     if wanted["picture"] is not None:
-        print(f"\npicture: {pictures.of_data(module, wanted['picture'])}")
+        file, note = pictures.of_data(module, wanted["picture"])
+        print(f"picture: {file}" + (f"; {note}" if note else ""))
 
 
 def describe_data(module: WellData) -> str:

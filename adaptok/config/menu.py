@@ -29,7 +29,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adaptok.config.run_ids import register_run_id, register_set_names
+from adaptok.config.run_ids import register_run_id, register_set_names, register_tokenizer_names
 from adaptok.data.synthetic import SOLVERS
 from adaptok.models.baselines import BASELINES
 from adaptok.models.schedules import SCHEDULES
@@ -160,6 +160,7 @@ def register_parts(task: str = TASKS[0]) -> None:
     OmegaConf.register_new_resolver("adaptok.validation_error", validation_error, replace=True)
     OmegaConf.register_new_resolver("adaptok.run_folder", run_folder, replace=True)
     register_set_names()
+    register_tokenizer_names()
     if not OmegaConf.has_resolver("adaptok.run_id"):  # a sweep registers one that knows its keys
         register_run_id()
     store = ConfigStore.instance()

@@ -46,6 +46,10 @@ def name_of_sets(overrides: Iterable[str], name: Any) -> Any:
     names = [one.strip() for one in lists[-1].split(",")] if lists else []
     if len(names) < 2 or names[-1] != name:
         return name
+    return _joined(names)
+
+
+def _joined(names: Sequence[str]) -> str:
     longest = len("-".join(names)) if len("-".join(names)) <= 40 else max(40 // len(names) - 1, 6)
     return "-".join(one[:longest].rstrip("_") for one in names)
 
@@ -60,6 +64,19 @@ def register_set_names() -> None:
         return name if hydra is None else name_of_sets(hydra.overrides.task, name)
 
     OmegaConf.register_new_resolver("adaptok.sets", resolve, replace=True)
+
+
+def register_tokenizer_names() -> None:
+    """Makes ``${adaptok.tokenizers:${tokenizer.name},${tokenizers}}`` name all tokenizers that
+    stand side by side, or else the one.
+    """
+
+    def resolve(name: Any, several: Any) -> Any:
+        if not several:
+            return name
+        return _joined([str(one if isinstance(one, str) else one["name"]) for one in several])
+
+    OmegaConf.register_new_resolver("adaptok.tokenizers", resolve, replace=True)
 
 
 def register_run_id(swept: Sequence[str] = ()) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adaptok.models.one_step import OneStepModel
 
 Number = float | None  # None is a diverged one, which JSON cannot hold
+CLEARLY = 1.1  # times the tokens of one step: where those of a rollout are worth a word
 PLAIN = ("nrmse",)  # metrics that metrics.json holds as one number, and that no table shows
 
 
@@ -343,6 +344,7 @@ def markdown(results: Results) -> str:
     ]
     text += "\nRollout: VRMSE, mean over fields and trajectories.\n\n"
     text += table(["setting", *steps, *blank.rollout.windows], rows)
+    text += "".join(f"\n**Careful**: {line}.\n" for line in costly_rollouts(settings))
     rows = [
         [k, " x ".join(map(str, c.patch_size or ())), *map(number_cell, c.patch_harmonics)]
         for k, c in curves.items()
@@ -376,6 +378,23 @@ def markdown(results: Results) -> str:
         text += f"\nRollout, {steps[-1]}: how far sums are off, over those of absolute values.\n\n"
         text += table(["setting", *results.fields], rows)
     return text
+
+
+def costly_rollouts(settings: Sequence[SettingResult]) -> list[str]:
+    """Says which rollouts used clearly more tokens than one step, as thresholds may on what a
+    model predicts.
+    """
+    lines = []
+    for row in settings:
+        if row.tokens is None or row.rollout is None or not row.rollout.tokens:
+            continue
+        per_step = sum(row.rollout.tokens) / len(row.rollout.tokens)
+        if per_step > CLEARLY * row.tokens.mean:
+            lines.append(
+                f"the rollout ({row.label}) used {per_step:.0f} tokens per sample and step, "
+                f"one step from true frames {row.tokens.mean:.0f}"
+            )
+    return lines
 
 
 def _row(errors: Errors) -> list[str]:

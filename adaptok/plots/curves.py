@@ -20,7 +20,9 @@ def learning_curve_figure(
     runs: str | Path | Mapping[str, str | Path | Sequence[str | Path]],
     metric: tuple[str, str] = ("val/vrmse", "validation VRMSE"),
 ) -> Figure:
-    """Draws training loss and a validation metric against the step.
+    """Draws training loss (where one was logged) and a validation metric against the step.
+
+    Persistence on the validation split is a dashed line, where it was logged.
 
     Args:
         runs: a run folder or its ``metrics.csv``, or several by caption; runs under one caption
@@ -28,19 +30,31 @@ def learning_curve_figure(
         metric: name of the validation metric in the file, and its caption.
     """
     named = runs if isinstance(runs, Mapping) else {"": runs}
+    read = {
+        caption: [read_metrics(p) for p in ([given] if isinstance(given, str | Path) else given)]
+        for caption, given in named.items()
+    }
+    everything = [row for alike in read.values() for rows in alike for row in rows]
+    shown = {"train/loss": "training loss", metric[0]: metric[1]}
+    if not any("train/loss" in row for row in everything):  # fewer steps than between two lines
+        del shown["train/loss"]
     with style():
-        figure, ((left, right),) = subplots(1, 2, (6.8, 2.6))
+        figure, (axes,) = subplots(1, len(shown), (3.4 * len(shown), 2.6))
         looks = itertools.cycle(matplotlib.rcParams["axes.prop_cycle"])
-        for (caption, given), look in zip(named.items(), looks, strict=False):
-            for i, path in enumerate([given] if isinstance(given, str | Path) else given):
-                rows = read_metrics(path)
-                for ax, key in ((left, "train/loss"), (right, metric[0])):
+        for (caption, alike), look in zip(read.items(), looks, strict=False):
+            for i, rows in enumerate(alike):
+                for ax, key in zip(axes, shown, strict=True):
                     _draw(ax, rows, key, look | {"label": None if i else caption})
-        for ax, label in ((left, "training loss"), (right, metric[1])):
+        for ax, label in zip(axes, shown.values(), strict=True):
             ax.set(xlabel="step", ylabel=label)
             ax.grid(alpha=0.25, linewidth=0.5, which="both")
+        known = [row["val/persistence"] for row in everything if "val/persistence" in row]
+        if known:
+            axes[-1].axhline(known[-1], color="0.45", linestyle="--", linewidth=1)
+            where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            axes[-1].annotate("persistence", (1, known[-1]), fontsize=7, color="0.45", **where)
         if len(named) > 1:
-            legend_beside(figure, left)
+            legend_beside(figure, axes[0])
     return figure
 
 

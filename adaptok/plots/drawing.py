@@ -114,6 +114,12 @@ def draw_values(
     return drawn
 
 
+def draw_behind(ax: Axes, values: np.ndarray) -> None:
+    """Draws the truth of a 1D field, dashed, behind what was predicted."""
+    x = np.arange(len(values)) + 0.5
+    ax.plot(x, values, color="0.45", linestyle="--", linewidth=0.8, zorder=1)
+
+
 def _wider(limits: tuple[float, float]) -> tuple[float, float]:
     margin = 0.04 * (limits[1] - limits[0])
     return limits[0] - margin, limits[1] + margin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from adaptok.plots.drawing import (
     cut_of,
     cuts_of,
     deviation,
+    draw_behind,
     draw_cells,
     draw_values,
     name_axes,
@@ -127,7 +129,7 @@ def _moves(cells: Cells, sample: int) -> bool:
 
 
 def trajectory_figure(
-    fields: Mapping[str, np.ndarray], times: Sequence[float], *, title: str = ""
+    fields: Mapping[str, np.ndarray], times: Sequence[float], *, title: str = "", note: str = ""
 ) -> Figure:
     """Draws fields over time: a column per field with colors of its own, a row per time.
 
@@ -135,6 +137,7 @@ def trajectory_figure(
         fields: name -> ``(t, *space)``; in 3D the plane in which they deviate most is shown.
         times: times of the rows, (t,).
         title: title of the figure.
+        note: stands under the title.
     """
     shape = next(iter(fields.values())).shape[1:]
     cut = None
@@ -156,8 +159,14 @@ def trajectory_figure(
         for row, time in enumerate(times):
             axes[row, 0].set_ylabel(f"t = {time:.3g}")
         name_axes(axes, len(shape), cut)
-        figure.suptitle(title, fontsize=8)
+        text = f"{title}\n{note}".rstrip()
+        figure.suptitle(fill_lines(text, size[0]), fontsize=8)
     return figure
+
+
+def fill_lines(text: str, inches: float) -> str:
+    """Breaks lines that are longer than a figure is wide."""
+    return "\n".join(textwrap.fill(line, int(16 * inches)) for line in text.split("\n"))
 
 
 def panels_figure(
@@ -169,6 +178,7 @@ def panels_figure(
     cells: Mapping[tuple[str, str], Cells] | None = None,
     cut: Cut | None = None,
     looks: Mapping[str, tuple[tuple[float, float], str]] | None = None,
+    behind: Mapping[tuple[str, str], np.ndarray] | None = None,
     tall: int = 6,
 ) -> Figure:
     """Draws a grid of fields with color bars: row name -> column name -> ``(*space)``.
@@ -181,6 +191,7 @@ def panels_figure(
         cells: outlined in the panel of (row, column), those of the last frame.
         cut: plane to show in 3D; by default the one in which the fields deviate most.
         looks: limits and color map of rows that do not choose their own.
+        behind: what stands behind the line in the panel of (row, column) in 1D.
         tall: more rows continue at the right.
     """
     like = next(iter(next(iter(rows.values())).values()))
@@ -211,6 +222,8 @@ def panels_figure(
                     limits, cmap = looks[label]
                 look = {"limits": limits, "cmap": cmap, "cut": cut}
                 images.append((draw_values(ax, columns[name], **look), limits, ax))
+                if ndim == 1 and behind and (label, name) in behind:
+                    draw_behind(ax, behind[label, name])
                 if cells and (label, name) in cells:
                     look = {"color": color_of_cells(cmap, like.ndim), "cut": cut}
                     last = cells[label, name].shape[0] - 1
@@ -281,7 +294,9 @@ def prediction_figure(
     outlined = {} if cells is None else {(name, "|error|"): cells for name in fields}
     if cut is None:
         cut = cut_of(truth)
-    return panels_figure(rows, title=title, positive=("|error|",), cells=outlined, cut=cut, tall=4)
+    behind = {(name, "prediction"): row["truth"] for name, row in rows.items()}
+    look: dict[str, Any] = {"cells": outlined, "cut": cut, "behind": behind}
+    return panels_figure(rows, title=title, positive=("|error|",), tall=4, **look)
 
 
 def grid(

@@ -54,7 +54,8 @@ def of_run(
     sample = sample_of(data, split, middle_of(data, split))
     batch, cuts = sample.batch, planes_of(model, sample.batch)
     settings = {row.label: row.controls for row in results.settings}
-    first = next(iter(settings.values()))
+    label, first = next(iter(settings.items()))
+    named = f"{label}\n" if len(settings) > 1 else ""  # pictures of one setting say which
     figures = {}
     if (folder / "metrics.csv").exists():
         figures["learning_curve"] = plots.learning_curve_figure(folder)
@@ -71,7 +72,7 @@ def of_run(
             earlier=earlier(data.info, batch, name),
             cuts=cuts,
         )
-    title = f"one step to t = {sample.next:.4g}, from\n{sample.caption}"
+    title = f"{named}one step to t = {sample.next:.4g}, from\n{sample.caption}"
     fields = data.info.fields
     figures["prediction"] = plots.prediction_figure(truth, prediction, fields, title=title, **look)
     if results.persistence.rollout is None:
@@ -85,7 +86,11 @@ def of_run(
         "residual_spectra": plots.residual_spectra_figure(plain, results.patch_size),
     }
     steps = len(results.persistence.rollout.mean)
-    return _save(figures, out) + of_rollout(model, data, split, first, steps, out, video)
+    files = of_rollout(model, data, split, first, steps, out, video, named)
+    if not files:
+        film = " and no film" if video is not None else ""
+        print(f"no pictures{film} of the rollout: it diverged ({label})")
+    return _save(figures, out) + files
 
 
 def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
@@ -100,8 +105,14 @@ def of_rollout(
     steps: int,
     folder: Path,
     video: str | None = None,
+    named: str = "",
 ) -> list[Path]:
-    """Draws error maps and spectra of a split's first trajectory, and a film if `video` is set."""
+    """Draws error maps and spectra of a split's first trajectory, and a film if `video` is set;
+    nothing if it diverges.
+
+    Args:
+        named: line of the titles that says which setting this is.
+    """
     config = setting if "name" in setting else {"name": "fixed", "settings": [setting]}
     schedule = create_schedule(config)
     pairs = rollouts(model, data, split, schedule, steps, model.mean.device)
@@ -118,16 +129,17 @@ def of_rollout(
         "cells": cells_of_rollout(model, batch, predictions[:1], schedule),
         "cut": cuts[0] if cuts else None,
     }
-    title = f"{data.info.name}, {split} trajectory 0, {_times(data, split, steps)}"
+    about = f"{data.info.name}, {split} trajectory 0, {_times(data, split, steps)}"
+    title = f"{named}{about}"
     shown = _shown(model, data.info, batch)
     figures = {
         "rollout_fields": plots.rollout_fields_figure(
             truth[:, shown], prediction[:, shown], [fields[i] for i in shown], title=title, **look
         ),
         "error_maps": plots.error_maps_figure(
-            truth, prediction, fields, title=f"absolute error, {title}", **look
+            truth, prediction, fields, title=f"{named}absolute error, {about}", **look
         ),
-        "spectra": plots.spectra_figure(truth, prediction, fields),
+        "spectra": plots.spectra_figure(truth, prediction, fields, title=named.strip()),
     }
     files = _save(figures, folder)
     if video is not None:
@@ -153,20 +165,27 @@ def _shown(model: OneStepModel, info: FieldInfo, batch: Batch) -> list[int]:
     return order[:STILL]
 
 
-def of_data(data: WellData, path: str | Path, *, rows: int = 4) -> Path:
-    """Draws the first test trajectory, t from its first frame; equal components are drawn once."""
+def of_data(data: WellData, path: str | Path, *, rows: int = 4) -> tuple[Path, str]:
+    """Draws the first test trajectory, t from its first frame; returns the file, and which fields
+    are not drawn because they equal others up to the sign, "" if all are.
+    """
     dataset: Any = data.rollout_loader("test").dataset
     sample = dataset[0]
     values = torch.cat([sample["input"], sample["target"]])
     chosen = torch.linspace(0, len(values) - 1, min(rows, len(values))).round().long()
     fields: dict[str, np.ndarray] = {}
+    equal: list[str] = []
     for name, field in zip(data.info.fields, values[chosen].unbind(1), strict=True):
         close = 1e-6 * float(abs(field).max())
-        if not any(np.allclose(abs(field), abs(other), atol=close) for other in fields.values()):
+        same = [k for k, v in fields.items() if np.allclose(abs(field), abs(v), atol=close)]
+        if same:
+            equal.append(f"{name} (as {same[0]})")
+        else:
             fields[name] = field.numpy()
+    note = f"not drawn, equal up to the sign: {', '.join(equal)}" if equal else ""
     times = [sample["time_step"].item() * int(frame) for frame in chosen]
-    figure = plots.trajectory_figure(fields, times, title=data.info.name)
-    return plots.save(figure, path, dpi=90, small=True)
+    figure = plots.trajectory_figure(fields, times, title=data.info.name, note=note)
+    return plots.save(figure, path, dpi=90, small=True), note
 
 
 @torch.no_grad()

@@ -17,12 +17,15 @@ from adaptok.plots.drawing import (
     color_of_cells,
     color_scale,
     cut_of,
+    draw_behind,
     draw_cells,
     draw_values,
     name_axes,
 )
 from adaptok.plots.fields import panels_figure
 from adaptok.plots.style import COLORS, legend_beside, style, subplots
+
+ROUND_OFF = 1e-14  # of energies in single precision, relative to the largest
 
 
 def rollout_video(
@@ -79,6 +82,8 @@ def rollout_video(
             ):
                 ax.clear()
                 draw_values(ax, values[step, row], limits=limits, cmap=cmap, cut=cut)
+                if ndim == 1 and caption == "prediction":
+                    draw_behind(ax, truth[step, row])
                 if cells and caption != "truth":
                     color = color_of_cells(cmap, ndim)
                     last = cells[step].shape[0] - 1
@@ -142,7 +147,7 @@ def rollout_fields_figure(
     """
     steps = spread(len(truth), columns)
     names = {f"step {step + 1}": step for step in steps}
-    rows, shared, outlined = {}, {}, {}
+    rows, shared, outlined, behind = {}, {}, {}, {}
     for i, field in enumerate(fields):
         both = (truth[steps, i], prediction[steps, i])
         for kind, values in zip(("truth", "prediction", "|error|"), (*both, None), strict=True):
@@ -151,13 +156,14 @@ def rollout_fields_figure(
             rows[label] = dict(zip(names, values, strict=True))
             if kind != "|error|":
                 shared[label] = color_scale(truth[steps, i])
+            if kind == "prediction":
+                behind |= {(label, name): truth[step, i] for name, step in names.items()}
             if kind != "truth" and cells:
                 outlined |= {(label, name): cells[step] for name, step in names.items()}
     errors = [label for label in rows if label not in shared]
     look = {"cells": outlined, "cut": cut or cut_of(truth.reshape(-1, *truth.shape[2:]))}
-    return panels_figure(
-        rows, title=title, share="none", positive=errors, looks=shared, tall=9, **look
-    )
+    look |= {"looks": shared, "behind": behind}
+    return panels_figure(rows, title=title, share="none", positive=errors, tall=9, **look)
 
 
 def error_maps_figure(
@@ -211,8 +217,12 @@ def isotropic_spectrum(values: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(shell, weights=row) for row in flat])
 
 
-def spectra_figure(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str]) -> Figure:
+def spectra_figure(
+    truth: np.ndarray, prediction: np.ndarray, fields: Sequence[str], *, title: str = ""
+) -> Figure:
     """Draws energy against wavenumber at the first and the last step, truth dashed.
+
+    The axis ends where round-off begins.
 
     Args:
         truth: (t, c, *space).
@@ -228,6 +238,13 @@ def spectra_figure(truth: np.ndarray, prediction: np.ndarray, fields: Sequence[s
                 ax.plot(waves, true[shown], color=COLORS[number], linestyle="--", linewidth=1)
                 ax.plot(waves, ours[shown], color=COLORS[number], label=f"step {step + 1}")
                 ax.set(xscale="log", yscale="log", xlabel="wavenumber", title=name)
+        for ax in axes:
+            top = max(float(line.get_ydata().max()) for line in ax.lines)  # type: ignore
+            bottom = ax.get_ylim()[0]
+            if top > 0:
+                ax.set_ylim(bottom=max(bottom, ROUND_OFF * top))
         axes[0].set_ylabel("energy (truth dashed)")
+        if title:
+            figure.suptitle(title, fontsize=9)
         legend_beside(figure, axes[0])
     return figure

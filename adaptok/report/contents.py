@@ -56,6 +56,11 @@ class ReportContents:
         return ", ".join(map(str, seeds)) or "unknown"
 
     @property
+    def seeds_named(self) -> str:
+        """The same with a noun, as a lone 0 reads like none: "seed 0", "seeds 0, 1"."""
+        return f"seed{'s' if ',' in self.seeds else ''} {self.seeds}"
+
+    @property
     def verdicts(self) -> list[tuple[str, Verdict]]:
         """Pairs of data set and verdict."""
         return [(s.comparison.title, verdict) for s in self.sections for verdict in s.verdicts]

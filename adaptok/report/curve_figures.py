@@ -20,7 +20,10 @@ def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list
     """Draws training loss and validation metric of every run, unfinished ones included."""
     measure = groups[0].comparison.measure
     validated = ("val/vrmse", "validation VRMSE") if measure.lower else ("val/error", "error rate")
-    reference = spread(run.reference for group in groups for run in group.runs)
+    runs = [run for group in groups for run in (*group.runs, *group.pending)]
+    # Not that of the test, which is of other samples than the curves; older runs have none.
+    logged = [[row["val/persistence"] for row in r.curve if "val/persistence" in row] for r in runs]
+    reference = spread(values[-1] for values in logged if values)
     panels = []
     for key, title in (("train/loss", "training loss"), validated):
         frame = _learning_frame(groups, key)
@@ -41,7 +44,7 @@ def learning_panels(groups: Sequence[Group], looked: Mapping[str, Look]) -> list
             figure.update_yaxes(type="linear")
         else:
             figure.update_yaxes(**figures.log_ticks([*frame["y"], known]))
-        figures.reference_line(figure, known, "persistence (test)")
+        figures.reference_line(figure, known, "persistence (validation)")
         panels.append(figures.Panel(title[0].upper() + title[1:], figure))
     return panels
 
@@ -55,7 +58,7 @@ def _learning_frame(groups: Sequence[Group], key: str) -> pd.DataFrame:
         for run in runs:
             if run.source is not None and run.source.resolve() in folders:
                 continue
-            logged = [(row["step"] + 1, row[key]) for row in run.curve if key in row]
+            logged = [(row["step"], row[key]) for row in run.curve if key in row]
             frame = pd.DataFrame(logged[:: max(1, len(logged) // LONGEST)], columns=["x", "y"])
             text = f"{run.name}<br>seed {run.seed}, {run.status}"
             about = {"model": group.label, "run": run.name, "text": text}
@@ -138,6 +141,9 @@ def _artifact_panels(home: Sequence[Summary], looked: Mapping[str, Look]) -> lis
     """Draws the rise at the harmonics of patches, a panel per period: those of patches of another
     size are other wavenumbers.
     """
+    rolled = [row for row in home if any(row.curve("rollout"))]
+    without = [row.label for row in rolled if not any(row.curve("harmonics"))]
+    absent = f" Not shown, without 4 or more whole patches along an axis: {'; '.join(without)}."
     periods: dict[str, list[Summary]] = {}
     for row in home:
         if any(row.curve("harmonics")):
@@ -153,7 +159,7 @@ def _artifact_panels(home: Sequence[Summary], looked: Mapping[str, Look]) -> lis
             caption = (
                 "Power of the residual at the harmonics of the patches over that beside them; 1: a "
                 "residual without patch artifacts."
-            )
+            ) + (absent if without else "")
             panels.append(figures.Panel(f"Patch artifacts, period {period}", figure, caption))
     return panels
 

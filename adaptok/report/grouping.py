@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from adaptok.report.configs import OF_TRAINING_DATA, significant, under
@@ -197,7 +197,31 @@ def _groups_of_kind(
         same = [(run.seed, *identity(run, varying)) for run in tested]
         pending = [run for run in own if not run.results]
         groups.append(Group(comparison, label, kind, values, tested, same, pending, mixed))
-    return groups
+    return _marked(groups, settled)
+
+
+def _marked(groups: Sequence[Group], settled: Settled) -> list[Group]:
+    """Names, in the labels, models that two budgets became: cells of few sizes reach few numbers of
+    tokens.
+    """
+
+    def models(group: Group) -> frozenset[Hashable]:
+        configs = []
+        for run in (*group.runs, *group.pending):
+            part = {k: v for k, v in run.config.items() if under(k, ["tokenizer"])}
+            configs.append({k: v for k, v in settled[id(run)].items() if k != "budget"} | part)
+        return frozenset(map(_hashable, configs))
+
+    first: dict[frozenset[Hashable], str] = {}
+    marked = []
+    for group in sorted(groups, key=lambda group: _natural(group.label)):
+        budget = group.keys.get("budget")
+        if budget is not None:
+            known = first.setdefault(models(group), f"budget={budget}")
+            if known != f"budget={budget}":
+                group = replace(group, label=f"{group.label} (same model as {known})")
+        marked.append(group)
+    return marked
 
 
 def label_keys(

@@ -49,9 +49,9 @@ def page(contents: ReportContents, out: str | Path, csv: str = "") -> str:
         sections=sections,
         cards={
             "runs tested": f"{len(contents.tested)} of {len(contents.read.runs)}",
-            "models": len(groups),
-            "data sets": len({run.data for run in contents.tested}),
-            "seed numbers": contents.seeds,
+            **_counted(len(groups), "model"),
+            **_counted(len({run.data for run in contents.tested}), "data set"),
+            "of the tested runs": contents.seeds_named,
         },
         runs=tables.runs_sheet(contents.read.runs, labels, Path(out)),
         left=tables.left_out_sheet(left),
@@ -60,6 +60,10 @@ def page(contents: ReportContents, out: str | Path, csv: str = "") -> str:
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         csv=base64.b64encode(csv.encode()).decode(),
     )
+
+
+def _counted(number: int, noun: str) -> dict[str, int]:
+    return {noun if number == 1 else f"{noun}s": number}
 
 
 def _section(section: Section, name: str, problems: list[LeftOut]) -> dict[str, Any]:

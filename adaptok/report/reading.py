@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ CURVES = {
     "harmonics": ("patch_harmonics",),
     "period": ("patch_size",),
     "flicker": ("flicker",),
+    "tokens": ("tokens",),
     "wavenumber": ("residual_spectrum", "wavenumber"),
     "bands": ("spectral_nmse",),
     "power": ("residual_spectrum", "power"),
@@ -188,7 +190,7 @@ def _status(
         return ("diverged", ", ".join(bad)) if bad else ("finished", "")
     if error is not None:
         return "failed", error
-    done = f"step {curve[-1]['step'] + 1:.0f}" if curve else "nothing logged yet"
+    done = f"step {curve[-1]['step']:.0f}" if curve else "nothing logged yet"
     known = isinstance(steps, int) and steps > 0  # -1 is without end
     return "unfinished", f"{done} of {steps}" if curve and known else done
 
@@ -361,6 +363,8 @@ def result_of(row: Mapping[str, Any]) -> SettingResult:
         elif name == "rollout":
             if steps := numbers(chain(value, "mean")):
                 values |= {"rollout_last": steps[-1], "rollout_steps": float(len(steps))}
+            if tokens := [n for n in numbers(chain(value, "tokens")) if n is not None]:
+                values["rollout_tokens"] = statistics.fmean(tokens)
             windows = entries(value, "windows")
             values |= {f"rollout_{window}": number(error) for window, error in windows.items()}
         elif isinstance(value, Mapping):

@@ -49,8 +49,8 @@ class SettingResult:
         setting: the controls.
         values: numbers by name; None is one that diverged.
         curves: lists of numbers: "rollout" and "harmonics" (steps,), "period" (axes,) of the
-            latter, "bands" (steps, 3), "wavenumber" (m,) and "power" (steps, m); only those that
-            were measured.
+            latter, "tokens" (steps,), "bands" (steps, 3), "wavenumber" (m,) and "power" (steps, m);
+            only those that were measured.
         fields: errors by metric and field: "vrmse.pressure".
         metrics: names of the error metrics among the values.
     """

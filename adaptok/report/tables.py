@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from adaptok.evaluation.results import CLEARLY
 from adaptok.report import formats
 from adaptok.report.reading import number
 from adaptok.report.runs import LeftOut, Number, RunRecord
@@ -91,6 +92,8 @@ def results_sheet(rows: Sequence[Summary]) -> Sheet:
     for name, title in titles.items():
         if name not in measured:
             continue
+        if name == "rollout_last" and any(map(_departs, rows)):
+            columns["tokens in rollout"] = [Cell(""), *map(_rollout_tokens_cell, rows)]
         ranked = name != "vrmse_median"
         lower = measure.lower if name == measure.key else name not in higher
         known = [run.references.get(name) for run in runs]
@@ -166,6 +169,23 @@ def _tokens_cell(row: Summary) -> Cell:
     return cell._replace(text=cell.text + limits)
 
 
+def _departs(row: Summary) -> bool:
+    """Tells whether a rollout used clearly more or fewer tokens than one step."""
+    one, rolled = row.spread("tokens"), row.spread("rollout_tokens")
+    if one is None or rolled is None:
+        return False
+    return not one.mean / CLEARLY <= rolled.mean <= one.mean * CLEARLY
+
+
+def _rollout_tokens_cell(row: Summary) -> Cell:
+    """Tokens per sample and step: the mean over steps, and from the fewest to the most."""
+    cell = _mean(row.spread("rollout_tokens"), formats.count)
+    each = [formats.count(n) for n in sorted(n for n in row.curve("tokens") if n is not None)]
+    if cell.value is None or not each or each[0] == each[-1]:
+        return cell
+    return cell._replace(text=f"{cell.text} ({each[0]} to {each[-1]})")
+
+
 def _sizes_cell(row: Summary) -> Cell:
     """Share of the cells per size, coarse to fine."""
     names = {name for _, result in row.pairs for name in result.values if name.startswith(SIZES)}
@@ -200,6 +220,8 @@ def rollout_sheet(rows: Sequence[Summary], *, columns: int = 8) -> Sheet | None:
     length = max(map(len, curves[1:]))
     chosen = sorted({round(i * (length - 1) / max(columns - 1, 1)) for i in range(columns)})
     steps = {"model": _models(home, ["persistence"])}
+    if any(row.curve("tokens") for row in home):
+        steps["tokens"] = [Cell(""), *map(_rollout_tokens_cell, home)]
     for i in chosen:
         steps[f"step {i + 1} ↓"] = [
             Cell("diverged" if c[i] is None else formats.error(c[i]), c[i])

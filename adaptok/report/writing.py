@@ -67,7 +67,7 @@ def write_contents(contents: ReportContents, out: str | Path) -> list[Path]:
 def markdown_report(contents: ReportContents) -> str:
     """Writes all tables as Markdown, after the numbers of runs, the hardware and warnings."""
     head = [
-        f"{len(contents.tested)} tested runs of {len(contents.read.runs)}; seeds {contents.seeds}.",
+        f"{len(contents.tested)} tested runs of {len(contents.read.runs)}; {contents.seeds_named}.",
         *contents.environment_lines,
         *(f"**Careful**: {warning}" for warning in contents.warnings),
     ]

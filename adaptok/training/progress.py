@@ -57,19 +57,25 @@ class Progress(Callback):
             self._say(self._estimate(trainer, now))
         if is_due(step, self._last, now - self._printed):
             self._printed = now
-            figures = {"step": f"{step:,}/{self._last:,}", **self._figures(trainer)}
+            # The last validation is of an earlier step, and has a line of its own.
+            found = {k: v for k, v in self._figures(trainer).items() if not k.startswith("val/")}
+            figures = {"step": f"{step:,}/{self._last:,}", **found}
             line = "  ".join(f"{name} {value}" for name, value in figures.items())
             if step < self._last:
                 line += f"  left {self._left(now)}"
-            if self._bar is None:
-                self._say(line)
-            else:
-                note(line)
+            self._line(line)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             if now - self._shown > REFRESH:
                 self._shown = now
                 self._bar.set_postfix(self._figures(trainer))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Says what a validation found, which the line of its step comes too early for."""
+        found = {k: v for k, v in self._figures(trainer).items() if k.startswith("val/")}
+        if found and trainer.is_global_zero:
+            shown = {"step": f"{trainer.global_step:,}/{self._last:,}", **found}
+            self._line("  ".join(f"{name} {value}" for name, value in shown.items()))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ends the bar."""
@@ -83,6 +89,12 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _line(self, line: str) -> None:
+        if self._bar is None:
+            self._say(line)
+        else:
+            note(line)
 
     def _say(self, line: str) -> None:
         if self._bar is None:

@@ -177,20 +177,24 @@ class SurrogateModule(FitModule):
         self._errors = {}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collects VRMSE, the mean over samples and fields; batch i uses the settings of step i."""
-        target = batch["target"][:, :1]
-        error = vrmse(self.predict(batch, batch_idx).float(), target, self.surrogate.ndim)
+        """Collects VRMSE of the model and of persistence, the mean over samples and fields; batch
+        i uses the settings of step i.
+        """
+        target, ndim = batch["target"][:, :1], self.surrogate.ndim
         real = self.real_samples(batch_idx, len(target), dataloader_idx)
-        sums = torch.stack([(error.flatten(1).mean(1) * real).sum(), real.sum()])
+        predictions = (self.predict(batch, batch_idx).float(), batch["input"][:, -1:])
+        errors = [vrmse(one, target, ndim).flatten(1).mean(1) for one in predictions]
+        sums = torch.stack([*((error * real).sum() for error in errors), real.sum()])
         self._errors.setdefault(batch.get("set", [""])[0], []).append(sums)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over the samples of all ranks, then over the sets."""
         sums = torch.stack([torch.stack(errors).sum(0) for errors in self._errors.values()])
         total = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        means = total[:, 0] / total[:, 1]
+        means, blank = (total[:, :2] / total[:, 2:]).unbind(1)
         # All ranks have the same means: sync_dist only keeps Lightning from warning.
         self.log("val/vrmse", means.mean(), prog_bar=True, sync_dist=True)
+        self.log("val/persistence", blank.mean(), sync_dist=True)
         if len(means) > 1:
             names = (f"val/vrmse/{name}" for name in self._errors)
             self.log_dict(dict(zip(names, means.unbind(), strict=True)), sync_dist=True)

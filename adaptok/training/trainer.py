@@ -31,6 +31,19 @@ from adaptok.training.termination import Termination
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
+class StepsMade(CSVLogger):
+    """Adds the number of steps made, as log and pictures have it; "step" is that of Lightning, from
+    0.
+    """
+
+    def log_metrics(  # type: ignore[override]
+        self, metrics: dict[str, Any], step: int | None = None
+    ) -> None:
+        """Writes a row."""
+        made = {} if step is None else {"steps_made": step + 1}
+        super().log_metrics({**metrics, **made}, step)
+
+
 def make_trainer(
     folder: str | Path,
     *,
@@ -72,7 +85,7 @@ def make_trainer(
     if knobs.pop("enable_progress_bar", True):
         used.append(Progress(bar=sys.stderr.isatty()))
     used += [Finite(checkpoints), checkpoints, Termination()]
-    logging: list[Any] = [CSVLogger(folder, name="", version="")]
+    logging: list[Any] = [StepsMade(folder, name="", version="")]
     if wandb is not None:
         logging.append(WandbLogger(save_dir=folder, **wandb))
     logging += instantiate_each("logger", loggers)

@@ -23,7 +23,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Reads the rows of the CSV logger; a folder stands for its ``metrics*.csv``.
 
-    Skips entries that are empty or no number, as in a line that is being written.
+    Skips entries that are empty or no number, as in a line that is being written. A "step" of a row
+    is the number of steps made, which Lightning counts from 0.
     """
     path = Path(path)
     files = sorted(path.glob("metrics*.csv")) if path.is_dir() else [path]
@@ -31,7 +32,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     for file in files:
         with file.open(newline="") as handle:
             rows += [_numbers(row) for row in csv.DictReader(handle)]
-    return rows
+    return [row | {"step": row["step"] + 1} if "step" in row else row for row in rows]
 
 
 def _numbers(row: Mapping[str, str | None]) -> dict[str, float]:

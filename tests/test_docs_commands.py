@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -70,7 +71,8 @@ def test_other_commands_name_what_exists(on_page):
     """Targets, experiments, benchmarks, scripts with their flags, extras. Running them is the work
     of the tests of each.
     """
-    program, *words = shlex.split(on_page[1], comments=True)
+    words = shlex.split(on_page[1], comments=True)
+    program, *words = itertools.dropwhile(lambda word: re.match(r"[A-Z]+=", word), words)
     if program == "make":
         target, *variables = words
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -371,7 +371,9 @@ def test_arrays_in_groups_are_read(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.update(arrays)
     nested = {"tensors": {"u": u, "deep": {"v": v}}, "grid": {"x": x}}
-    torch.save(torch.utils._pytree.tree_map(torch.from_numpy, nested), tmp_path / "a.pt")
+    a, b, c = map(torch.from_numpy, (u, v, x))
+    tensors = {"tensors": {"u": a, "deep": {"v": b}}, "grid": {"x": c}}
+    torch.save(tensors, tmp_path / "a.pt")
     options: dict = {"axes": AXES, "boundary": "wall", "vectors": ["tensors/deep/v"]}
     for number, source in enumerate([tmp_path / "a.h5", tmp_path / "a.pt", nested]):
         folder = from_arrays(source, tmp_path / f"set{number}", **options)

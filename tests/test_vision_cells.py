@@ -230,6 +230,13 @@ def test_options_that_packed_tokens_cannot_do_are_refused():
         apply_apt(small_vit(), pooling="sum", **NORM)
 
 
+def test_images_with_channels_last_are_named():
+    fast = apply_apt(small_vit(), **NORM).eval()
+    x = images(2, 3, 64, 64).movedim(1, -1)
+    with pytest.raises(ValueError, match=r"got 64; channels come first: images\.movedim\(-1, 1\)"):
+        fast(x)
+
+
 def test_one_number_normalises_all_channels():
     fast = apply_apt(small_vit(), mean=0.5, std=0.25)
     assert fast.tiling.stats == ((0.5,) * 3, (0.25,) * 3)

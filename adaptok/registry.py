@@ -48,13 +48,19 @@ class Registry:
         self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
-        """Decorates a class or factory to register it under `name`; a duplicate raises
-        ``ValueError``.
+        """Decorates a class or factory to register it under `name`; one that is defined again, as
+        by a cell of a notebook, replaces itself, and any other duplicate raises ``ValueError``.
         """
 
         def enter(factory: Factory) -> Factory:
-            if name in self._factories:
-                raise ValueError(f"{self.kind} {name!r} is already registered")
+            there = self._factories.get(name)
+            if there is not None and (
+                _place_of(there) is None or _place_of(factory) != _place_of(there)
+            ):
+                raise ValueError(
+                    f"{self.kind} {name!r} is already registered, by {_place_of(there) or there}; "
+                    "choose another name, or give the class or function itself in place of a name"
+                )
             self._factories[name] = factory
             return factory
 
@@ -159,7 +165,7 @@ class Registry:
             if knob not in known:
                 raise ValueError(
                     f"{self.kind} {name_of(name)!r} has no knob {knob!r}"
-                    f"{close_matches(knob, known)}; "
+                    f"{moved_later(knob) or close_matches(knob, known)}; "
                     f"its knobs: {', '.join(self.knobs(name)) or 'none'}"
                 )
 
@@ -272,6 +278,12 @@ def _parameters_of(factory: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(found.values())
 
 
+def _place_of(factory: Any) -> str | None:
+    """Where a class or function is defined; None if that does not tell it from others."""
+    name = getattr(factory, "__qualname__", None)
+    return None if name is None or "<lambda>" in name else f"{factory.__module__}.{name}"
+
+
 def is_factory(part: Any) -> bool:
     """Whether a part is yet to be made: a class or function, also with some arguments filled in."""
     return inspect.isclass(part) or inspect.isroutine(part) or isinstance(part, functools.partial)
@@ -296,14 +308,19 @@ def split_part(part: Part, kind: str) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"a {kind} is a name or a mapping with 'name' and its knobs, got {got}")
 
 
-def close_matches(word: str, among: Iterable[Any]) -> str:
+def close_matches(word: str, among: Iterable[Any], cutoff: float = 0.6) -> str:
     """Returns ``" (did you mean 'x'?)"``, or nothing if no name is close in any case."""
     names = [name for name in among if isinstance(name, str)]
     if RENAMED.get(word) in names:
         return f" (it is called {RENAMED[word]!r} now)"
     written = {name.lower(): name for name in names}
-    near = [written[one] for one in difflib.get_close_matches(word.lower(), written, n=3)]
+    near = [written[one] for one in difflib.get_close_matches(word.lower(), written, 3, cutoff)]
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def moved_later(word: str) -> str:
+    """Returns how to place what is built, if `word` asks for that."""
+    return f": what is built takes it later, .to({word})" if word in ("device", "dtype") else ""
 
 
 def choice(name: str, value: Any, accepted: Collection[Any]) -> Any:

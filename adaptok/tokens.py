@@ -383,7 +383,11 @@ def as_field(
             f"got shape {tuple(field.shape)}"
         )
     if in_channels is not None and field.shape[2] != in_channels:
-        raise ValueError(f"built for {in_channels} channel(s), the {what} has {field.shape[2]}")
+        last = field.shape[-1] == in_channels
+        hint = f"; channels come before space: {what}.movedim(-1, -{ndim + 1})" if last else ""
+        raise ValueError(
+            f"built for {in_channels} channel(s), the {what} has {field.shape[2]}{hint}"
+        )
     if 0 in field.shape:
         raise ValueError(f"the {what} is empty: shape {tuple(field.shape)}")
     if torch.compiler.is_compiling():

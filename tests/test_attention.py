@@ -616,3 +616,30 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
     q, k, v = (torch.zeros(given[name]) for name in "qkv")
     with pytest.raises(ValueError, match=message):
         attend(q, k, v, make_groups((6,)), key_bias=given["key_bias"], dropout=given["dropout"])
+
+
+def test_groups_from_lengths_are_those_of_cells():
+    lengths = [3, 0, 5]
+    groups = Groups.from_lengths(lengths)
+    assert groups.cu_seqlens.tolist() == [0, 3, 3, 8]
+    assert groups.cu_seqlens.dtype == torch.int32
+    assert (groups.lengths, groups.max_seqlen) == ((3, 0, 5), 5)
+    q, k = torch.randn(7, 2, 4), torch.randn(8, 2, 4)
+    out = attend(q, k, k, Groups.from_lengths([2, 1, 4], "cpu"), groups)
+    for rows, keys in ((slice(0, 2), slice(0, 3)), (slice(3, 7), slice(3, 8))):
+        a, b = q[rows].transpose(0, 1), k[keys].transpose(0, 1)
+        expected = torch.nn.functional.scaled_dot_product_attention(a, b, b).transpose(0, 1)
+        torch.testing.assert_close(out[rows], expected)
+    assert not out[2:3].any()
+
+
+@pytest.mark.parametrize("lengths", [[], [2, -1], 3, [1.5], torch.tensor([2, 3])])
+def test_lengths_that_are_none_are_refused(lengths):
+    with pytest.raises(ValueError, match=r"lengths must be a list of length 1 or more, each a"):
+        Groups.from_lengths(lengths)
+
+
+def test_lengths_in_place_of_groups_are_refused_with_the_way_to_groups():
+    q = torch.randn(8, 2, 4)
+    with pytest.raises(ValueError, match=r"Groups\.from_lengths\(lengths, device\)"):
+        attend(q, q, q, [4, 4])  # type: ignore[arg-type]

@@ -109,6 +109,40 @@ def test_eval_repeats_the_test_of_the_training_run(trained, tmp_path, capsys):
     assert (tmp_path / "pictures" / "rollout.png").exists()
 
 
+def test_ctrl_c_in_the_test_says_what_repeats_it(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "first"
+    command = ["train", *small_runs.train()]
+    with monkeypatch.context() as patch:
+        patch.setattr("adaptok.tasks.surrogate.evaluate", interrupted)
+        assert main([*command, f"hydra.run.dir={folder}"]) == 130
+    error = capsys.readouterr().err
+    assert f"interrupted in the test; the training is finished, and resume={folder} with" in error
+    run(capsys, *command, f"resume={folder}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert (tmp_path / "again" / "model" / "config.json").exists()
+    assert f"adaptok eval ckpt={folder}, tests" in error
+    run(capsys, "eval", f"ckpt={folder}", "steps=0", f"hydra.run.dir={tmp_path / 'eval'}")
+    assert (tmp_path / "eval" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["tokenizer", "=", "iap"], ["tokenizer=", "iap"], ["seed", "=3"]]
+)
+def test_blanks_around_the_sign_are_named(words, capsys):
+    assert main(["train", *words, "size=tiny"]) == 2
+    assert f"error: no blanks around =: {''.join(words)}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["tokenizer=uniform,iap", "seed=1,2"])
+def test_several_values_need_a_sweep(word, capsys):
+    key, _, values = word.partition("=")
+    assert main(["train", word]) == 2
+    error = capsys.readouterr().err
+    assert f"for a sweep: adaptok train -m {word}; a list is {key}=[{values}]" in error
+
+
 @pytest.mark.slow
 def test_eval_with_other_data_options_and_another_tokenizer(trained, tmp_path, capsys):
     common = ["eval", f"ckpt={trained}", "steps=0"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
+import re
 
 import pytest
 import torch
@@ -115,7 +117,7 @@ def test_surrogates_export_for_any_batch(parts):
 @pytest.mark.parametrize("name", ["apt", "matey"])
 def test_counts_that_follow_the_content_are_refused(name):
     tokenizer = adaptok.create_tokenizer(name, **SMALL)
-    with pytest.raises(ValueError, match=rf"tokenizer '{name}' .*set budget="):
+    with pytest.raises(ValueError, match=rf"tokenizer '{name}' .*: use the tokenizer 'composed'"):
         torch.export.export(tokenizer, (torch.randn(2, 1, 1, 32, 32),))
     assert len(tokenizer(torch.randn(2, 1, 1, 32, 32)))
 
@@ -160,7 +162,7 @@ def images(b: int) -> torch.Tensor:
 
 def test_thresholds_are_refused_by_name_before_anything_is_traced():
     fast = wrapped(marking=None)
-    with pytest.raises(ValueError, match=r"apply_apt with thresholds .*set budget="):
+    with pytest.raises(ValueError, match=r"apply_apt with thresholds .*give marking="):
         torch.export.export(fast, (images(2),))
     assert fast(images(2)).shape == (2, 3)
 
@@ -271,3 +273,16 @@ def check_after_traces(model: torch.nn.Module, side: int) -> None:
         out = getattr(out, "features", out)
         assert type(out) is torch.Tensor
         assert out.isfinite().all()
+
+
+def test_what_the_refusal_advises_is_exported():
+    x, entropy = torch.randn(2, 1, 1, 32, 32), {**SMALL, "indicator": "entropy"}
+    bars = {"name": "threshold", "thresholds": 5.5}
+    tokenizer = adaptok.create_tokenizer("composed", **entropy, marking=bars)
+    with pytest.raises(ValueError, match="per sample: give marking=") as said:
+        torch.export.export(tokenizer, (x,))
+    advised = [json.loads(one) for one in re.findall(r"{.*?}", str(said.value).replace("T", "t"))]
+    assert [marking["name"] for marking in advised] == ["budget", "threshold"]
+    for marking in advised:
+        fixed = adaptok.create_tokenizer("composed", **entropy, marking=marking)
+        assert torch.export.export(fixed, (x,))

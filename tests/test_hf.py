@@ -489,6 +489,11 @@ def test_the_normalisation_is_that_of_the_processor():
         apply_apt(model, (5.0, 4.0), processor=processor, **NORM)
 
 
+def test_one_number_normalises_all_channels():
+    fast = apply_apt(tower("CLIPVisionModel"), (5.0, 4.0), mean=0.5, std=0.25)
+    assert fast.adaptive.tiling.stats == ((0.5,) * 3, (0.25,) * 3)
+
+
 def test_what_is_refused():
     model = tower("CLIPVisionModel")
     with pytest.raises(ValueError, match="give processor="):

@@ -460,6 +460,30 @@ def test_arguments_that_it_does_not_have(arguments, message):
         create_surrogate(**given, **arguments)
 
 
+def test_a_parameter_of_its_own_is_meant_rather_than_a_knob():
+    message = r"argument 'channels' \(did you mean 'in_channels'\?\)"
+    with pytest.raises(TypeError, match=message):
+        create_surrogate(ndim=2, channels=3, dim=24)  # type: ignore[call-arg]
+
+
+def test_devices_are_chosen_after_building(tmp_path):
+    message = r"'device': what is built takes it later, \.to\(device\)"
+    small: dict = {"ndim": 2, "in_channels": 1}
+    with pytest.raises(TypeError, match=message):
+        create_surrogate(**small, device="cpu")
+    with pytest.raises(TypeError, match=message):
+        adaptok.from_pretrained(tmp_path, device="cpu")  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=message):
+        adaptok.create_tokenizer("iap", dim=8, **small, device="cpu")
+
+
+@pytest.mark.parametrize("settings", [{"budget": 22}, [{"budget": 22}, {"budget": 28}]])
+def test_settings_of_a_rollout_in_another_form_are_refused_with_the_right_one(settings):
+    message = r'{"name": "cyclic", "settings": \[{"budget": 64}, {"budget": 256}\]}'
+    with pytest.raises(ValueError, match=message):
+        surrogate().rollout(draw(), 2, settings=settings)
+
+
 def test_what_is_given_by_position():
     with pytest.raises(
         TypeError,

@@ -365,6 +365,44 @@ def test_kinds_of_files(tmp_path):
         assert check(out).problems == []
 
 
+def test_arrays_in_groups_are_read(tmp_path):
+    u, v, x = normal(3, 2, 5, 4), normal(3, 2, 5, 4, 2, seed=1), np.linspace(0, 2, 5)
+    arrays = {"tensors/u": u, "tensors/deep/v": v, "grid/x": x}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.update(arrays)
+    nested = {"tensors": {"u": u, "deep": {"v": v}}, "grid": {"x": x}}
+    a, b, c = map(torch.from_numpy, (u, v, x))
+    tensors = {"tensors": {"u": a, "deep": {"v": b}}, "grid": {"x": c}}
+    torch.save(tensors, tmp_path / "a.pt")
+    options: dict = {"axes": AXES, "boundary": "wall", "vectors": ["tensors/deep/v"]}
+    for number, source in enumerate([tmp_path / "a.h5", tmp_path / "a.pt", nested]):
+        folder = from_arrays(source, tmp_path / f"set{number}", **options)
+        assert sorted(WellData(path=folder).info.fields) == ["u", "v_x", "v_y"]
+        there = coordinates_of(folder / "data/train/train_000.hdf5")
+        assert np.array_equal(there["x"], x.astype("f4"))
+    options = options | {"keys": ["tensors/u"], "vectors": []}
+    chosen = from_arrays(nested, tmp_path / "chosen", **options)
+    assert WellData(path=chosen).info.fields == ("u",)
+
+
+def test_arrays_of_groups_with_one_name_keep_their_groups(tmp_path):
+    arrays = {"a": {"u": normal(3, 2, 5, 4)}, "b": {"u": normal(3, 2, 5, 4, seed=1)}}
+    folder = from_arrays(arrays, tmp_path / "mine", axes=AXES, boundary="wall")
+    assert WellData(path=folder).info.fields == ("a_u", "b_u")
+    more = {**arrays, "c": {"x": np.arange(5.0)}, "d": {"x": np.arange(5.0)}}
+    with pytest.raises(ValueError, match="several arrays hold coordinates of x: c/x, d/x"):
+        from_arrays(more, tmp_path / "more", axes=AXES, boundary="wall")
+
+
+def test_what_does_not_fit_is_refused_with_the_way_out(tmp_path):
+    arrays = {"u": normal(3, 2, 5, 4), "t": np.arange(2.0)}
+    options: dict = {"axes": AXES, "boundary": "wall"}
+    with pytest.raises(ValueError, match=r"keys=u chooses the fields, .* times are called time"):
+        from_arrays(arrays, tmp_path / "mine", **options)
+    with pytest.raises(ValueError, match=r"names=\.\.\. names the 1 field.* order: u \[m"):
+        from_arrays({"u [m/s]": arrays["u"]}, tmp_path / "mine", **options)
+
+
 @pytest.mark.parametrize(("kind", "package"), [(".zarr", "zarr"), (".nc", "xarray")])
 def test_kinds_of_files_with_a_package_of_their_own(tmp_path, kind, package):
     path, u = tmp_path / f"a{kind}", normal(3, 2, 5)

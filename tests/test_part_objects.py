@@ -285,3 +285,66 @@ def test_a_wrapped_vit_with_an_own_indicator_is_saved_and_loaded(tmp_path):
     again = adaptok.from_pretrained(tmp_path, parts={"indicator": Energy})
     assert again.options["indicator"]["power"] == 0.5
     torch.testing.assert_close(again(images), fast(images))
+
+
+# ---- parts that return or ignore what they should not
+
+
+class Bare(nn.Module):
+    """Forgets the cells."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.layer = nn.Linear(spec.dim, spec.dim)
+
+    def forward(self, tokens):
+        return self.layer(tokens.features)
+
+
+class Unpainted(nn.Module):
+    def __init__(self, spec, out_channels):
+        super().__init__()
+
+    def forward(self, tokens):
+        return tokens
+
+
+@pytest.mark.parametrize("lookahead", [None, 0.5])
+def test_a_processor_that_returns_no_tokens_is_named(lookahead):
+    x = torch.randn(2, 1, 2, 16, 16)
+    small = {"ndim": 2, "in_channels": 2, "dim": 24, "lookahead": lookahead}
+    model = adaptok.create_surrogate(**small, processor=Bare)
+    with pytest.raises(ValueError, match=r"processor Bare must return a TokenSet, .*got a torch"):
+        model(x)
+    if lookahead is None:
+        with pytest.raises(ValueError, match="processor Bare must return a TokenSet"):
+            model(list(x))
+
+
+def test_a_decoder_that_returns_no_field_is_named():
+    model = adaptok.create_surrogate(**SIZES, decoder=Unpainted)
+    with pytest.raises(ValueError, match="decoder Unpainted must return a field"):
+        model(torch.randn(2, 1, 2, 16, 16))
+
+
+def test_sizes_that_no_part_reads_are_named(recwarn):
+    small = {"ndim": 2, "in_channels": 2, "dim": 24}
+    adaptok.create_surrogate(**small, processor=Bare)
+    adaptok.create_surrogate(**small, depth=3, processor=Mixer, heads=6)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="depth=3 changes nothing") as said:
+        adaptok.create_surrogate(**small, depth=3, heads=5, processor=Bare)
+    assert [str(one.message).partition(" ")[0] for one in said] == ["depth=3", "heads=5"]
+
+
+def test_sizes_go_to_parameters_without_a_default():
+    class Deep(nn.Module):
+        def __init__(self, spec, depth):
+            super().__init__()
+            self.depth = depth
+
+        def forward(self, tokens):
+            return tokens
+
+    model = adaptok.create_surrogate(ndim=2, in_channels=2, dim=24, depth=3, processor=Deep)
+    assert model.processor.depth == 3

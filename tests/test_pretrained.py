@@ -244,3 +244,16 @@ def test_the_type_of_the_weights_is_kept(dtype, tmp_path):
     for name, value in model.state_dict().items():
         assert again.state_dict()[name].dtype == value.dtype
         assert torch.equal(again.state_dict()[name], value)
+
+
+def test_a_file_of_a_saved_model_is_refused_with_its_folder(tmp_path):
+    adaptok.save_pretrained(adaptok.create_tokenizer("iap", ndim=2, in_channels=1, dim=8), tmp_path)
+    message = rf"model.safetensors is a file: give the folder that it is in, {tmp_path}"
+    for path in (tmp_path / "model.safetensors", str(tmp_path / "model.safetensors")):
+        with pytest.raises(ValueError, match=message):
+            adaptok.from_pretrained(path)
+
+
+def test_what_can_be_saved_is_named_with_its_module(tmp_path):
+    with pytest.raises(ValueError, match=r"adaptok\.models\.baselines\.create_baseline"):
+        adaptok.save_pretrained(torch.nn.Linear(2, 2), tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from fractions import Fraction
 from importlib.metadata import EntryPoint
 
@@ -51,6 +52,24 @@ def test_a_duplicate_raises_and_keeps_the_first(sweets):
     with pytest.raises(ValueError, match="sweet 'caramel' is already registered"):
         sweets.register("caramel")(lambda: None)
     assert sweets.get("caramel") is first
+
+
+def defined(flavour):
+    class Fudge:
+        taste = flavour
+
+    return Fudge
+
+
+def test_what_is_defined_again_replaces_itself(sweets):
+    sweets.register("fudge")(defined("plain"))
+    again = sweets.register("fudge")(defined("rum"))
+    assert sweets.get("fudge") is again
+    with pytest.raises(ValueError, match=r"by .*Fudge; choose another name, or give the class"):
+        sweets.register("fudge")(functools.partial(again))
+    sweets.register("toffee")(lambda: None)
+    with pytest.raises(ValueError, match="sweet 'toffee' is already registered"):
+        sweets.register("toffee")(lambda: None)
 
 
 def test_an_unknown_name_lists_close_matches_and_all_names(sweets):

@@ -84,7 +84,7 @@ def test_draws_of_ckm(count):
         ({"name": "fixed", "settings": "512"}, "settings (is a non-empty|must be a) list"),
         ({"name": "cyclic", "settings": 512}, "settings (is a non-empty|must be a) list"),
         ({"name": "random", "settings": [512, 1024]}, "of length 1 or more, each a mapping"),
-        ({"settings": [{}]}, "a name or a mapping with 'name'"),
+        ({"settings": [{}]}, "a mapping such as {.name"),
     ],
 )
 def test_bad_schedules(part, message):

@@ -175,7 +175,9 @@ def test_uniform_with_several_sizes_chooses_per_call():
 def test_uniform_of_one_size_has_no_control():
     tokenizer = create_tokenizer("uniform", ndim=2, in_channels=1, dim=4, size=4)
     assert tokenizer.controls == ()
-    with pytest.raises(ValueError, match="unknown control 'budget'; accepted: none"):
+    with pytest.raises(
+        ValueError, match=r"unknown control 'budget'; accepted: none; adaptok.at_budget\("
+    ):
         tokenizer.cells(torch.rand(1, 1, 1, 8, 8), budget=16)
 
 

@@ -188,3 +188,19 @@ def test_no_tokens_are_zeros_on_the_grid():
     none = some.select(torch.zeros(len(some), dtype=torch.bool))
     assert none.dense().shape == some.dense().shape
     assert not none.dense().any()
+
+
+def test_channels_that_come_last_are_named():
+    tokenizer = adaptok.create_tokenizer("iap", ndim=2, in_channels=3, dim=8, budget=16)
+    x = torch.randn(2, 16, 16, 3)
+    message = r"the field has 16; channels come before space: field\.movedim\(-1, -3\)"
+    with pytest.raises(ValueError, match=message):
+        tokenizer(x)
+    assert len(tokenizer(x.movedim(-1, -3)))
+
+
+@pytest.mark.parametrize("boundary", ["periodic", 2, torch.zeros(2, 2), torch.zeros(3, 2).long()])
+def test_boundaries_of_another_form_are_refused_with_the_codes(boundary):
+    tokenizer = adaptok.create_tokenizer("iap", ndim=2, in_channels=1, dim=8, budget=16)
+    with pytest.raises(ValueError, match=r"\(2, 2\) or \(b, 2, 2\).*wall 0, open 1, periodic 2"):
+        tokenizer(torch.randn(2, 1, 16, 16), boundary=boundary)

@@ -230,6 +230,26 @@ def test_options_that_packed_tokens_cannot_do_are_refused():
         apply_apt(small_vit(), pooling="sum", **NORM)
 
 
+def test_images_with_channels_last_are_named():
+    fast = apply_apt(small_vit(), **NORM).eval()
+    x = images(2, 3, 64, 64).movedim(1, -1)
+    with pytest.raises(ValueError, match=r"got 64; channels come first: images\.movedim\(-1, 1\)"):
+        fast(x)
+
+
+def test_one_number_normalises_all_channels():
+    fast = apply_apt(small_vit(), mean=0.5, std=0.25)
+    assert fast.tiling.stats == ((0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ValueError, match="mean must be a number or a list of them, got 'gray'"):
+        apply_apt(small_vit(), mean="gray", std=0.25)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("apply", [apply_apt, lambda model: apply_reducer(model, "tome")])
+def test_a_name_in_place_of_a_model_is_refused(apply):
+    with pytest.raises(ValueError, match=r"such as timm.create_model\('vit_tiny', pretrained"):
+        apply("vit_tiny")
+
+
 def test_supported_names_match_a_pattern():
     names = supported("deit3_*")
     assert "deit3_small_patch16_224" in names

@@ -14,6 +14,7 @@ import yaml
 
 from adaptok.cli import main
 from adaptok.tasks.tracking import table_rows
+from adaptok.training.trainer import wandb_logger
 
 wandb = pytest.importorskip("wandb")
 LOGGED = ["logger=wandb", "logger.wandb.offline=true"]
@@ -129,6 +130,10 @@ def test_a_failed_run_is_closed_as_failed(tmp_path, monkeypatch):
     (run,) = (path.parent for path in tmp_path.glob("*/failed.json"))
     assert logged(run)["exit"] == 1
     assert wandb.run is None
+
+
+def test_a_logger_passes_nothing_that_has_no_effect(tmp_path):
+    assert "anonymous" not in wandb_logger(tmp_path, offline=True)._wandb_init
 
 
 def test_rows_of_the_table():

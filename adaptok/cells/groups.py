@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Annotated, NamedTuple
 
+import annotated_types as at
 import torch
 from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
 from adaptok.cells.lengths import Count, Lengths, distinct
+from adaptok.utils.arguments import NonNegative, check_value
 from adaptok.utils.reading import reads_are_free
 
 
@@ -32,6 +34,25 @@ class Groups(NamedTuple):
     cu_seqlens: Tensor
     max_seqlen: int
     lengths: Lengths | None
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: Sequence[int], device: torch.device | str | None = None
+    ) -> Groups:
+        """Groups rows that lie one group after the other, such as the tokens of a model of one's
+        own, or what these attend to.
+
+        Args:
+            lengths: rows of each group; 0 is a group without rows.
+            device: of the rows; None: torch's default.
+
+        Raises:
+            ValueError: no groups, or no list of whole numbers.
+        """
+        check_value(lengths, Annotated[Sequence[NonNegative], at.Len(1)], "lengths")
+        known = tuple(map(int, lengths))
+        starts = torch.tensor([0, *itertools.accumulate(known)], dtype=torch.int32, device=device)
+        return cls(None, None, starts, max(known), known)
 
     def gather(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
         """Puts rows group by group."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import re
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     """Runs a command; returns the exit status."""
+    _check_blanks(args)
     if not args or args[0] in ("-h", "--help", "help"):
         print(main_help())
         return 0
@@ -123,6 +125,16 @@ def _dispatch(args: list[str]) -> int:
         if failures:
             raise failures[0]
     return 0
+
+
+def _check_blanks(args: list[str]) -> None:
+    """Raises ``ValueError`` for a key and a value that blanks part from their "="."""
+    for before, word in itertools.pairwise(args):
+        joined = before + word
+        parted = word.startswith("=") or (before.endswith("=") and re.fullmatch(r"[\w.]+", word))
+        if parted and re.match(r"[\w.]+=", joined):
+            value = args[args.index(word) + 1 :][:1] if word == "=" else []
+            raise ValueError(f"no blanks around =: {joined}{''.join(value)}")
 
 
 def _is_sweep(args: list[str]) -> bool:

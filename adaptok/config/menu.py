@@ -355,6 +355,12 @@ def _explain(
             f"cannot read {error.override!r}: {text.splitlines()[0]}; values with blanks, commas, "
             f'brackets, ~ and the like need quotes of their own: "{quoted(key, value)}"'
         )
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        key, value = found[1], found[2]
+        return (
+            f"{key}={value} has several values, for a sweep: adaptok {name} -m {key}={value}; a "
+            f"list is {key}=[{value}]"
+        )
     if found := re.search(r"Error merging override (.*)", text):
         return f"cannot set {found[1]}: what it replaces is of another kind, such as a list, [...]"
     if found := re.search(r"Could not load '(\w+)/([^']+)'", text):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from adaptok.registry import close_matches
 def read_arrays(path: str | Path) -> dict[str, Any]:
     """Opens a file of arrays: .npy, .npz, .h5 or .hdf5, .pt, .nc (needs xarray) or .zarr (zarr).
 
-    Those of .npy, HDF5, netCDF and zarr are read from the disk when they are indexed.
+    Those of .npy, HDF5, netCDF and zarr are read from the disk when they are indexed. Arrays inside
+    of groups, or of mappings in a .pt, have keys with their place, such as "tensors/density".
 
     Args:
         path: a file, for zarr a folder.
@@ -35,12 +36,11 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"no such file: {path}")
     try:
-        content = READERS[path.suffix](path)
+        arrays = as_mapping(READERS[path.suffix](path), path.stem)
     except ImportError as error:
         raise ValueError(f"cannot read {path} without the package {error.name}") from error
     except Exception as error:  # each reader raises what it likes
         raise ValueError(f"cannot read {path}: {type(error).__name__}: {error}") from error
-    arrays = as_mapping(content, path.stem)
     if not arrays:
         raise ValueError(f"{path} holds no arrays")
     return arrays
@@ -49,13 +49,27 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
 def as_mapping(source: Any, name: str) -> dict[str, Any]:
     """Returns arrays by key: of a mapping, an xarray Dataset, or one array, which gets `name`.
 
-    Tensors become arrays of the host.
+    Those of a mapping inside have keys with a "/". Tensors become arrays of the host.
     """
-    if hasattr(source, "data_vars"):  # xarray's; its mapping has no coordinates
-        source = {str(key): source[key] for key in source.variables}
-    if not isinstance(source, Mapping):
+    if not _is_group(source):
         source = {name: source}
-    return {str(key): _plain(value) for key, value in source.items() if hasattr(value, "shape")}
+    return dict(_flat(source))
+
+
+def _is_group(value: Any) -> bool:
+    # groups of zarr 3 are no mappings
+    return isinstance(value, Mapping) or hasattr(value, "data_vars") or hasattr(value, "members")
+
+
+def _flat(group: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the arrays of a group and of those inside, by their place."""
+    if hasattr(group, "data_vars"):  # xarray's; its mapping has no coordinates
+        group = {key: group[key] for key in group.variables}
+    for key, value in group.items() if isinstance(group, Mapping) else group.members():
+        if getattr(value, "shape", None) is not None:
+            yield f"{place}{key}", _plain(value)
+        elif _is_group(value):
+            yield from _flat(value, f"{place}{key}/")
 
 
 def _plain(array: Any) -> Any:
@@ -85,22 +99,27 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         return dict(content)
 
 
-def _hdf5(path: Path) -> dict[str, Any]:
-    file = h5py.File(path, "r")  # open as long as its arrays are in use
-    return {key: value for key, value in file.items() if isinstance(value, h5py.Dataset)}
+def _hdf5(path: Path) -> h5py.File:
+    return h5py.File(path, "r")  # open as long as its arrays are in use
 
 
 def _netcdf(path: Path) -> Any:
     import xarray  # type: ignore[import-not-found]
 
-    return xarray.open_dataset(path)
+    try:
+        groups = xarray.open_groups(path)
+    except (AttributeError, NotImplementedError):  # an old xarray, or netCDF 3 without groups
+        return xarray.open_dataset(path)
+    root = groups.pop("/")
+    return {key: root[key] for key in root.variables} | {
+        name.strip("/"): group for name, group in groups.items()
+    }
 
 
 def _zarr(path: Path) -> Any:
     import zarr  # type: ignore[import-not-found]
 
-    content = zarr.open(str(path), mode="r")
-    return content if hasattr(content, "shape") else dict(content.arrays())
+    return zarr.open(str(path), mode="r")
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

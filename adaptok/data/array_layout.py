@@ -175,7 +175,7 @@ def describe(
     """
     _ = chosen_keys(arrays, vectors, "vectors")
     steady = "time" not in axes
-    sources = [_source(key, arrays[key], axes, key in vectors) for key in fields]
+    sources = [_field(key, arrays, axes, fields, vectors) for key in fields]
     for key in constants:
         vector = key in vectors
         # the channels of fields are not those of a mask
@@ -196,6 +196,31 @@ def describe(
     )
     _check_together(found)
     return found
+
+
+def _field(
+    key: str,
+    arrays: Mapping[str, Any],
+    axes: tuple[str, ...],
+    fields: Sequence[str],
+    vectors: Sequence[str],
+) -> Source:
+    """Describes a field; one that does not fit is refused with the way to leave it out."""
+
+    def has_axes(key: str) -> bool:
+        more = key in vectors and "channel" not in axes
+        return len(arrays[key].shape) == len(axes) + more
+
+    try:
+        return _source(key, arrays[key], axes, key in vectors)
+    except ValueError as error:
+        fitting = [key for key in fields if has_axes(key)]
+        if not fitting or "time" not in axes:  # outputs are chosen by name
+            raise
+        hint = f"; keys={','.join(fitting)} chooses the fields" if key not in fitting else ""
+        if len(arrays[key].shape) == 1:
+            hint += ", and arrays of times are called time, of coordinates x, y, z"
+        raise ValueError(f"{error}{hint}") from None
 
 
 def _source(key: str, array: Any, axes: tuple[str, ...], vector: bool) -> Source:
@@ -223,12 +248,15 @@ def _source(key: str, array: Any, axes: tuple[str, ...], vector: bool) -> Source
 
 def _named(sources: list[Source], names: Sequence[str] | None) -> list[Source]:
     keys = [name for source in sources for name in source.names]
-    names = keys if names is None else list(names)
+    names = _last_parts(keys) if names is None else list(names)
     if len(names) != len(keys):
         raise ValueError(f"{len(names)} names for {len(keys)} fields: {', '.join(keys)}")
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"a field cannot be named {name!r}: use letters, digits, _, . and -")
+            raise ValueError(
+                f"a field cannot be named {name!r}: use letters, digits, _, . and -; "
+                f"names=... names the {len(names)} field(s) in this order: {', '.join(keys)}"
+            )
     out, rest = [], iter(names)
     for source in sources:
         mine = tuple(next(rest) for _ in source.names)
@@ -236,14 +264,29 @@ def _named(sources: list[Source], names: Sequence[str] | None) -> list[Source]:
     return out
 
 
+def _last_parts(keys: Sequence[str]) -> list[str]:
+    """Names arrays of groups without their groups, or with these where the names would be one."""
+    last = [key.rpartition("/")[2] for key in keys]
+    return [
+        name if last.count(name) == 1 else key.replace("/", "_")
+        for key, name in zip(keys, last, strict=True)
+    ]
+
+
 def _coordinates(arrays: Mapping[str, Any], axes: Sequence[str]) -> dict[str, np.ndarray]:
-    found = [axis for axis in axes if axis in arrays and is_coordinate(axis, arrays[axis])]
-    return {axis: np.asarray(arrays[axis]) for axis in found}
+    found: dict[str, np.ndarray] = {}
+    for axis in axes:
+        keys = [k for k in arrays if k.rpartition("/")[2] == axis and is_coordinate(k, arrays[k])]
+        if len(keys) > 1 and axis not in keys:
+            raise ValueError(f"several arrays hold coordinates of {axis}: {', '.join(keys)}")
+        if keys:
+            found[axis] = np.asarray(arrays[axis if axis in keys else keys[0]])
+    return found
 
 
 def is_coordinate(key: str, array: Any) -> bool:
     """Tells whether an array holds the coordinates along an axis, or the times."""
-    return key in ("time", *SPACE) and len(array.shape) == 1
+    return key.rpartition("/")[2] in ("time", *SPACE) and len(array.shape) == 1
 
 
 def _check_together(found: Arrays) -> None:

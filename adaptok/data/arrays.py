@@ -78,8 +78,8 @@ def from_arrays(
         inputs: arrays that a steady map takes, with all of `axes`.
         outputs: arrays that it returns; with `inputs`, `axes` has no time.
         names: of the fields, outputs before inputs and constants last; None: the names of the
-            arrays, numbered if one has several channels.
-        keys: arrays to take; None: all.
+            arrays, without groups if they differ, numbered if one has several channels.
+        keys: arrays to take, such as "density", in a group "tensors/density"; None: all.
         valid: further arrays, of the validation split.
         test: further arrays, of the test split.
         splits: shares of the training, validation and test split among the trajectories of

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from adaptok.cells import Count
-from adaptok.utils.arguments import check_value
+from adaptok.utils.arguments import accepts, shown
 from adaptok.utils.boundary import OPEN, PERIODIC
 from adaptok.utils.reading import reads_are_free
 
@@ -30,7 +30,7 @@ def codes_of_samples(boundary: Tensor, batch: Count, ndim: int) -> Int[Tensor, "
     if codes.shape[1:] != (ndim, 2) or codes.shape[0] not in (1, batch):
         raise ValueError(
             f"boundary codes are ({ndim}, 2) or (b, {ndim}, 2), got shape {tuple(boundary.shape)} "
-            f"for b = {batch}"
+            f"for b = {batch}; at both ends of each axis: wall 0, open 1, periodic 2"
         )
     return codes
 
@@ -53,7 +53,12 @@ def check_boundary(boundary: Any, batch: Count, ndim: int) -> None:
     """
     if boundary is None or torch.compiler.is_compiling():
         return
-    check_value(boundary, CODES, "boundary")
+    if not accepts(CODES, boundary):
+        raise ValueError(
+            f"boundary must be an integer tensor ({ndim}, 2) or (b, {ndim}, 2) with a code for "
+            f"both ends of each axis: wall 0, open 1, periodic 2; torch.full(({ndim}, 2), 2) is "
+            f"periodic everywhere; got {shown(boundary)}"
+        )
     if boundary.is_meta:
         raise ValueError("the boundary is on the meta device, where it has no values")
     codes = codes_of_samples(boundary, batch, ndim)

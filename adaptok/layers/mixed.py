@@ -149,8 +149,15 @@ def painted(
     Such a decoder gets cells that stick out of the domain as they are.
     """
     if getattr(decoder, "reads_field", False):
-        return decoder(tokens, field=field, scored=scored, boundary=boundary)
-    return decoded(decoder, tokens)
+        out = decoder(tokens, field=field, scored=scored, boundary=boundary)
+    else:
+        out = decoded(decoder, tokens)
+    if not isinstance(out, (Tensor, list, tuple)):
+        raise ValueError(
+            f"decoder {type(decoder).__name__} must return a field (b, t, c, *space), got "
+            f"{shown(out)}"
+        )
+    return out
 
 
 def gives_lists(forward: Callable[..., Any]) -> Callable[..., Any]:

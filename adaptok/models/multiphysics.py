@@ -23,6 +23,7 @@ from adaptok.models.parts import (
     TokenizerModule,
     create_parts,
     mode_of_history,
+    processed,
     tokenize,
 )
 from adaptok.models.recording import recorded_values, with_border
@@ -104,7 +105,7 @@ class Multiphysics(nn.Module):
         tokens = tokenize(self.tokenizer, seen, lifted, boundary=boundary, **control)
         tokens = tokens.replace(cond=self._condition(lead_time, x))
         read = {"field": lifted, "scored": seen, "boundary": boundary}
-        features = painted(self.decoder, self.processor(tokens), **read)  # (b, t', width, *space)
+        features = painted(self.decoder, processed(self.processor, tokens), **read)
         return self.heads(nn.functional.gelu(features), outputs)
 
     def cells(

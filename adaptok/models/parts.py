@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,7 +15,9 @@ from adaptok.models.one_step import OneStepOptions
 from adaptok.models.recording import recorded, with_border
 from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, is_factory, name_of
 from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.utils.arguments import Dimensions, Positive, checked
+from adaptok.utils.arguments import Dimensions, Positive, checked, shown
+
+SIZES = {"depth": 8, "heads": 6}  # where a model is built without them
 
 
 @runtime_checkable
@@ -209,6 +212,7 @@ def create_parts(
         )
     processor = _shared(PROCESSORS, processor, shared)
     decoder = _shared(DECODERS, decoder_for(decoder, built.spec), shared)
+    _warn_of_unread((processor, decoder), shared)
     process = create_processor(processor, built.spec)
     if getattr(process, "unmerge", True) is False and not DECODERS.says(decoder, "takes_merged"):
         raise ValueError(
@@ -228,8 +232,37 @@ def _shared(registry: Any, part: Part, shared: Mapping[str, int]) -> Part:
     if not isinstance(source, str) and not is_factory(source):
         return part
     own = registry.says(source, "own_sizes") or ()
-    sizes = {k: v for k, v in shared.items() if k in registry.knobs(source) and k not in own}
+    names = [*registry.knobs(source), *registry.wired(source)]  # one may have no default
+    sizes = {k: v for k, v in shared.items() if k in names and k not in own}
     return {"name": source, **sizes, **knobs}
+
+
+def _warn_of_unread(parts: Sequence[Part], shared: Mapping[str, int]) -> None:
+    """Warns of sizes that were chosen and that no part reads: saved models may have some."""
+    for name, value in shared.items():
+        read = any(isinstance(part, Mapping) and name in part for part in parts)
+        if value != SIZES[name] and not read:
+            warnings.warn(
+                f"{name}={value} changes nothing: neither the processor nor the decoder has such a "
+                "knob, or they are ready",
+                stacklevel=5,
+            )
+
+
+def processed(processor: Any, tokens: TokenSet, *more: Any) -> TokenSet:
+    """Calls a processor.
+
+    Raises:
+        ValueError: it returns something other than tokens.
+    """
+    out = processor(tokens, *more)
+    if not isinstance(out, TokenSet):
+        part = getattr(processor, "__self__", processor)  # of a method
+        raise ValueError(
+            f"processor {type(part).__name__} must return a TokenSet, such as "
+            f"tokens.replace(features=...), got {shown(out)}"
+        )
+    return out
 
 
 def tokenize(

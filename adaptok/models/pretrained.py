@@ -22,6 +22,7 @@ from adaptok.models.parts import create_tokenizer
 from adaptok.models.recording import CLASS, places, recorded, refusals, with_border, with_parts
 from adaptok.models.surrogate import create_surrogate
 from adaptok.tokens import Tokenizer, TokenizerSpec
+from adaptok.utils.arguments import checked_names
 from adaptok.utils.atomic import replacing
 from adaptok.utils.checksums import with_checksum, wrong_checksum
 
@@ -90,8 +91,9 @@ def save_pretrained(
     if config is None:
         raise ValueError(
             f"nothing says how this {type(model).__name__} was built: what can be saved is what "
-            "create_surrogate, create_multiphysics, create_tokenizer, create_baseline, apply_apt "
-            "and apply_reducer return"
+            "adaptok.create_surrogate, create_multiphysics and create_tokenizer, "
+            "adaptok.models.baselines.create_baseline, and adaptok.vision.apply_apt and "
+            "apply_reducer return"
         )
     if reasons := list(refusals({"model": config})):
         raise ValueError(f"the model cannot be built again from a file. {'; '.join(reasons)}")
@@ -136,6 +138,7 @@ def _json(config: Mapping[str, Any]) -> str:
     return text + "\n"
 
 
+@checked_names
 def from_pretrained(
     where: str | Path,
     *,
@@ -198,6 +201,8 @@ def _find(where: str | Path, revision: str | None) -> Path:
         if revision is not None:
             raise ValueError(f"{folder} is a folder, which has no revision {revision!r}")
         return folder
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder that it is in, {folder.parent}")
     parts = str(where).split("/")
     if isinstance(where, Path) or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise ValueError(f"no folder {where}, and that is no id on the hub (group/model) either")

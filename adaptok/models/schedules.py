@@ -28,7 +28,8 @@ from adaptok.utils.arguments import (
     shown,
 )
 
-Schedule = Callable[[int], dict[str, Any]]
+AS_MAPPING = '{"name": "cyclic", "settings": [{"budget": 64}, {"budget": 256}]}'
+Schedule = Annotated[Callable[[int], dict[str, Any]], f"a schedule such as {AS_MAPPING}"]
 SCHEDULES = Registry("schedule")
 Several = Annotated[int, Interval(ge=2, le=LARGEST)]
 # Settings of a training step that are not the model's: predictions in a row, in place of
@@ -191,6 +192,11 @@ def create_schedule(part: str | Mapping[str, Any]) -> Schedule:
     Raises:
         ValueError: unknown name or knob, or settings that are not a non-empty list of mappings.
     """
+    if isinstance(part, Mapping) and "name" not in part:
+        raise ValueError(
+            f"a schedule is a mapping such as {AS_MAPPING}, got {shown(part)}; a setting of every "
+            "step has no name: give it as budget=64"
+        )
     return SCHEDULES.build(part)
 
 

@@ -24,7 +24,7 @@ from adaptok.models.lookahead import (
 )
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.over_time import NO_TREE, settings_over_time
-from adaptok.models.parts import create_parts, mode_of_history, tokenize
+from adaptok.models.parts import create_parts, mode_of_history, processed, tokenize
 from adaptok.models.recording import recorded_values, with_border
 from adaptok.processors.reuse import can_reuse
 from adaptok.registry import Part
@@ -154,11 +154,11 @@ class Surrogate(OneStepModel):
             prepared = self._look_ahead(self._shifted(self._prepare(x, fixed), jitter), **own)
             tokens = tokenize(self.tokenizer, prepared.scored, prepared.x, **own)
             parts.append((x, prepared, jitter, own["boundary"], tokens))
-        processed, at = self.processor(TokenSet.cat([part[-1] for part in parts])), 0
+        whole, at = processed(self.processor, TokenSet.cat([part[-1] for part in parts])), 0
         out: list[Tensor] = []
         for x, prepared, jitter, codes, _ in parts:
             # Not by shape: jitter may have made neighbours equal.
-            tokens = processed if len(parts) == 1 else processed.samples(at, at + len(x))
+            tokens = whole if len(parts) == 1 else whole.samples(at, at + len(x))
             at += len(x)
             made = self._shifted_back(self._paint(tokens, prepared, codes), jitter)
             out += self._in_physical_units(x, prepared, made, all_frames, codes)
@@ -199,7 +199,7 @@ class Surrogate(OneStepModel):
         prepared = self._look_ahead(prepared, boundary, **control)
         given = (prepared.scored, prepared.x)
         tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
-        return self._paint(self.processor(tokens, *reuse), prepared, boundary)
+        return self._paint(processed(self.processor, tokens, *reuse), prepared, boundary)
 
     @torch.no_grad()
     def _look_ahead(self, prepared: Prepared, boundary: Tensor | None, **control: Any) -> Prepared:
@@ -223,7 +223,7 @@ class Surrogate(OneStepModel):
         tokens = tokenize(self.tokenizer, *given, boundary=boundary, **control)
         module = isinstance(self.processor, nn.Module)
         process = self.processor.forward if module else self.processor
-        return self._paint(process(tokens), prepared, boundary)
+        return self._paint(processed(process, tokens), prepared, boundary)
 
     def with_goal(
         self,

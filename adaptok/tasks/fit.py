@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +154,22 @@ def check_start(config: Config) -> None:
     """
     if config["init"] is not None and config["resume"] is None:
         find_source(config["init"])
+
+
+@contextmanager
+def after_training(folder: Path) -> Iterator[None]:
+    """Says of an interrupted test that the training is finished, and what repeats the test.
+
+    Args:
+        folder: of the run.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"in the test; the training is finished, and resume={folder} with the same command, or "
+            f"adaptok eval ckpt={folder}, tests its weights"
+        ) from None
 
 
 def _hint(trainer: L.Trainer) -> str:

@@ -17,7 +17,7 @@ from adaptok.evaluation.results import FinishedRun, Results
 from adaptok.models.multiphysics import TRAINED
 from adaptok.models.pretrained import save_pretrained
 from adaptok.registry import choice
-from adaptok.tasks.fit import Config, prepare
+from adaptok.tasks.fit import Config, after_training, prepare
 from adaptok.tasks.surrogate import (
     begin,
     check_test,
@@ -74,10 +74,11 @@ def pretrain_and_test(config: Config, folder: Path) -> dict[str, Results] | None
         model = build_multiphysics(config)
         load_weights(model, read_checkpoint(folder), path=folder, config=config)
     save_pretrained(model, folder / "model")
-    return {
-        name: test_and_draw(system_of(model, data.info), data, config, folder / name, took)
-        for name, data in mixture.sets.items()
-    }
+    with after_training(folder):
+        return {
+            name: test_and_draw(system_of(model, data.info), data, config, folder / name, took)
+            for name, data in mixture.sets.items()
+        }
 
 
 def finetune_and_test(wanted: Config, folder: Path) -> FinishedRun | None:

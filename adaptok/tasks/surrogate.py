@@ -33,6 +33,7 @@ from adaptok.registry import TOKENIZERS
 from adaptok.tasks.fit import (
     Config,
     Fitted,
+    after_training,
     check_start,
     check_trainer,
     fit,
@@ -142,8 +143,9 @@ def fit_on(data: WellData, model: OneStepModel, config: Config, folder: Path) ->
     if module.device_mesh is not None:  # this process has a shard of it only
         model = build_surrogate(config, data.info)
         load_weights(model, read_checkpoint(folder), path=folder, config=config)
-    results = test_and_draw(model, data, config, folder, took)
-    save_pretrained(model, folder / "model", results=results)
+    with after_training(folder):
+        results = test_and_draw(model, data, config, folder, took)
+        save_pretrained(model, folder / "model", results=results)
     return FinishedRun(results, model, data, folder)
 
 

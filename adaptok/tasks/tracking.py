@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import WandbLogger
 
 from adaptok.training.targets import check_loggers
+from adaptok.training.trainer import wandb_logger
 from adaptok.utils.keys import flattened
 
 Config = Mapping[str, Any]
@@ -58,7 +58,7 @@ def _log_results(config: Config, folder: Path) -> None:
 
     run = wandb.run
     if run is None:  # nothing was trained: no logger has begun one
-        run = WandbLogger(save_dir=folder, **logger_arguments(config)["wandb"]).experiment
+        run = wandb_logger(folder, **logger_arguments(config)["wandb"]).experiment
     files = sorted(folder.rglob("metrics.json"))
     rows = [row for file in files for row in table_rows(json.loads(file.read_text()))]
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))

@@ -176,9 +176,10 @@ def check_controls(
                 "one; a tokenizer takes sensitivity=model.sensitivity(field, goal)"
             )
         if name not in accepted:
+            hint = "; adaptok.at_budget(tokenizer, budget, field) finds those of a number of tokens"
             raise ValueError(
                 f"unknown control {name!r}{close_matches(name, accepted)}; "
-                f"accepted: {', '.join(accepted) or 'none'}"
+                f"accepted: {', '.join(accepted) or 'none'}{hint if name == 'budget' else ''}"
             )
     if not torch.compiler.is_compiling():
         module = isinstance(marking, nn.Module)
@@ -186,14 +187,18 @@ def check_controls(
         check_arguments(call, {k: v for k, v in control.items() if v is not None})
 
 
-def check_exportable(who: str, static: bool) -> None:
+FIXED = (
+    'marking={"name": "budget", "budget": 256}, or thresholds that are filled up to it, '
+    '{"name": "threshold", "thresholds": 5.5, "budget": 256, "fill": True}'
+)
+
+
+def check_exportable(who: str, static: bool, way_out: str) -> None:
     """Raises ``ValueError`` if a program is exported of what makes cells by the content."""
     if torch.compiler.is_exporting() and not static:
         raise ValueError(
             f"{who} makes as many cells as the content asks for, and an exported program has a "
-            "fixed number per sample: set budget=... by a marking that keeps to it, such as "
-            'marking={"name": "budget", "budget": 256}, or thresholds that are filled up to it, '
-            '{"name": "threshold", "thresholds": 5.5, "budget": 256, "fill": True}'
+            f"fixed number per sample: {way_out}"
         )
 
 

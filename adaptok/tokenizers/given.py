@@ -124,7 +124,8 @@ class GivenTokenizer(CellTokenizer):
         field = as_field(field, self.spec.ndim)
         check_boundary(boundary, field.shape[0], self.spec.ndim)
         given = {name: value for name, value in control.items() if value is not None}
-        check_exportable("tokenizer 'given'", self.static and not given)
+        static = self.static and not given
+        check_exportable("tokenizer 'given'", static, "build it with refinement or boxes")
         if len(given) == 2:
             raise ValueError("give levels or boxes, not both")
         if "boxes" in given:

@@ -17,6 +17,7 @@ from adaptok.layers.mixed import takes_lists
 from adaptok.registry import EMBEDDINGS, INDICATORS, MARKINGS, TOKENIZERS, Part, is_factory
 from adaptok.tokenizers.asked import check_count, check_marks, check_scores, learns, scores_of_cells
 from adaptok.tokenizers.base import (
+    FIXED,
     CellTokenizer,
     check_controls,
     check_exportable,
@@ -127,6 +128,13 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
         name = (getattr(self, "config", None) or {}).get("name", type(self).__name__)
         return f"tokenizer {name!r} with the marking {type(self.marking).__name__}"
 
+    def _fixed(self) -> str:
+        """Says how to have a fixed number of cells: named tokenizers choose their own marking."""
+        config = getattr(self, "config", None) or {}
+        if "marking" in TOKENIZERS.knobs(config.get("name", "composed")):
+            return f"give {FIXED}"
+        return f"use the tokenizer 'composed' with an indicator and {FIXED}"
+
     def tree(self, space: Sequence[int]) -> Tree:
         """Returns the tree over a domain."""
         sizes = tuple(size[1:] for size in self.spec.sizes)
@@ -181,7 +189,8 @@ class TreeTokenizer(IgnoresChannels, CellTokenizer):
         past = {name: control[name] for name in PAST if name in control}
         control = {name: value for name, value in control.items() if name not in past}
         check_controls(control, self.controls, self.marking)
-        check_exportable(self._described(), self.static)
+        if not self.static and torch.compiler.is_exporting():
+            check_exportable(self._described(), False, self._fixed())
         field = as_field(field, self.spec.ndim)  # it may have other channels than are embedded
         frame_size = self.spec.sizes[0][0]
         frames = frames_of_cells(field.shape[1], frame_size)

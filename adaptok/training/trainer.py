@@ -87,7 +87,7 @@ def make_trainer(
     used += [Finite(checkpoints), checkpoints, Termination()]
     logging: list[Any] = [StepsMade(folder, name="", version="")]
     if wandb is not None:
-        logging.append(WandbLogger(save_dir=folder, **wandb))
+        logging.append(wandb_logger(folder, **wandb))
     logging += instantiate_each("logger", loggers)
     return L.Trainer(
         default_root_dir=folder,
@@ -104,3 +104,11 @@ def make_trainer(
         enable_progress_bar=False,  # Lightning's is of an epoch
         **knobs,
     )
+
+
+def wandb_logger(folder: str | Path, **arguments: Any) -> WandbLogger:
+    """Makes Lightning's logger, which always passes `anonymous`, a setting that wandb warns of."""
+    logger = WandbLogger(save_dir=folder, **arguments)
+    if "anonymous" not in arguments:
+        logger._wandb_init.pop("anonymous", None)
+    return logger

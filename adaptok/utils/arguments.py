@@ -2,7 +2,8 @@
 
 One mechanism for knobs of parts, ours and those of plug-ins, and for leaves of configurations:
 ``depth: Annotated[int, Ge(1)]`` with the constraints of the package annotated-types is all that a
-parameter needs. What an annotation does not say, such as "a divisor of dim", stays with the code.
+parameter needs; a string in place of constraints is what messages say is accepted. What an
+annotation does not say, such as "a divisor of dim", stays with the code.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import annotated_types as at
 import numpy as np
 import torch
 
+NEAR = 0.8  # likeness of a name that is rather meant than a knob of a part
 LARGEST = 2**31 - 1  # of counts and sizes: beyond it, memory would be asked for that no machine has
 Positive = Annotated[int, at.Interval(ge=1, le=LARGEST)]
 NonNegative = Annotated[int, at.Interval(ge=0, le=LARGEST)]
@@ -118,15 +120,18 @@ def _bound(
         return signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         name = function.__qualname__.removesuffix(".__init__")
-        reason = _misfit(signature, args, kwargs) or str(error)
+        reason = _misfit(function, signature, args, kwargs) or str(error)
         raise TypeError(f"{name}: {reason}") from None
 
 
 def _misfit(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> str | None:
     """Says which arguments of a call a signature has no place for, and what it takes."""
-    from adaptok.registry import close_matches, knob_of_part  # which needs this module
+    from adaptok.registry import close_matches, knob_of_part, moved_later  # which need this module
 
     parameters = signature.parameters.values()
     kinds = {p.kind for p in parameters}
@@ -134,8 +139,15 @@ def _misfit(
     unknown = [name for name in kwargs if name not in known]
     if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
         given = {p.name: kwargs.get(p.name, p.default) for p in parameters}
-        hint = knob_of_part(unknown[0], kwargs[unknown[0]], given)
-        hint = hint or close_matches(unknown[0], known)
+        word, value = unknown[0], kwargs[unknown[0]]
+        free = [p for p in parameters if p.name not in kwargs]
+        hints = hints_of(function)
+        meant = [p for p in free if accepts(hints.get(p.name, Any), value)]
+        needed = [p.name for p in meant if p.default is p.empty]
+        hint = moved_later(word) or close_matches(word, needed, NEAR)
+        hint = hint or close_matches(word, [p.name for p in meant], NEAR)
+        hint = hint or knob_of_part(word, value, given)
+        hint = hint or close_matches(word, known)
         return f"got an unexpected argument {unknown[0]!r}{hint}; accepted: {', '.join(known)}"
     ordered = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(args) > len(ordered) and inspect.Parameter.VAR_POSITIONAL not in kinds:
@@ -315,6 +327,8 @@ def _limits(constraint: Any) -> list[Test]:
 def described(hint: Any) -> str:
     """Says in words what an annotation accepts."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated and isinstance(arguments[1], str):
+        return arguments[1]
     if origin is Annotated:
         words = [_words(c) for each in arguments[1:] for c in _parts(each)]
         about = " ".join(["", " and ".join(filter(None, words))]).rstrip()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from adaptok.models.recording import recorded_values
 from adaptok.registry import Part, choice
 from adaptok.tokens import TokenizerSpec
-from adaptok.utils.arguments import Weighted, check_value, checked_names
+from adaptok.utils.arguments import Weighted, check_value, checked_names, kind_of
 from adaptok.vision.recording import check_model_args
 from adaptok.vision.thresholds import level_thresholds
 from adaptok.vision.tiling import ImageCells
@@ -31,8 +33,8 @@ def apply_apt(
     *,
     indicator: Part = "entropy",
     marking: Part | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     pooling: str = "area",
     resize: str = "central",
     branch: bool = True,
@@ -59,7 +61,8 @@ def apply_apt(
         indicator: score of a cell of 0..255 values; a name, or a mapping with its knobs.
         marking: rule in place of the thresholds, whose number still sets the levels:
             ``{"name": "budget", "budget": 128}`` gives every image 128 tokens.
-        mean: mean of the input's normalisation; by default the model's, from its configuration.
+        mean: mean of the input's normalisation, a number or one per channel; by default the
+            model's, from its configuration.
         std: its standard deviation, likewise.
         pooling: "area" or "plain" mean over tokens, see `adaptok.vision.pooling.pool`.
         resize: "central" or "area", see `ResizeZeroEmbedding`.
@@ -78,6 +81,7 @@ def apply_apt(
     Raises:
         ValueError: the model is not supported (with the reason), or an argument is invalid.
     """
+    check_module(model)
     if of_transformers(model):
         from adaptok.vision.hf.apply import adapted
 
@@ -174,6 +178,7 @@ def apply_reducer(
     Raises:
         ValueError: the model is not supported (with the reason), or a knob is invalid.
     """
+    check_module(model)
     if of_transformers(model):
         from adaptok.vision.hf.apply import reduced
 
@@ -181,6 +186,32 @@ def apply_reducer(
     from adaptok.vision.reduce import reduced_model
 
     return reduced_model(model, name, model_args, **knobs)
+
+
+def check_module(model: Any) -> None:
+    """Raises ``ValueError`` for what is no module, such as the name of a model."""
+    if not isinstance(model, nn.Module):
+        name = repr(model) if isinstance(model, str) else "..."
+        raise ValueError(
+            f"give a model, such as timm.create_model({name}, pretrained=True), not "
+            f"{kind_of(model)}"
+        )
+
+
+def per_channel(name: str, value: Any, channels: int) -> tuple[float, ...] | None:
+    """Returns one number per channel; one that is given stands for all.
+
+    Raises:
+        ValueError: neither a number nor a list of them.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Tensor | np.ndarray):
+        value = value.tolist()
+    check_value(value, float | Sequence[float], name)
+    if isinstance(value, numbers.Real):
+        return (float(value),) * channels
+    return tuple(map(float, value))
 
 
 def of_transformers(model: nn.Module) -> bool:
@@ -233,18 +264,18 @@ def freeze_all_but_new(model: nn.Module, also: Iterable[str] = ()) -> list[nn.Pa
 
 
 def _normalisation(
-    model: Any, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+    model: Any, mean: Any, std: Any, channels: int
 ) -> tuple[Sequence[float], Sequence[float]]:
     config = getattr(model, "pretrained_cfg", None) or {}
     out = []
     for name, given in (("mean", mean), ("std", std)):
-        value = config.get(name) if given is None else given
+        value = per_channel(name, config.get(name) if given is None else given, channels)
         if value is None or len(value) != channels:
             raise ValueError(
                 f"{name} of the normalisation is needed, one number for each of {channels} "
                 f"channel(s); got {given}, and {config.get(name)} from the model"
             )
-        out.append(tuple(float(v) for v in value))
+        out.append(value)
     if not all(map(math.isfinite, out[0])) or not all(0 < value < math.inf for value in out[1]):
         raise ValueError(f"mean must be finite and std positive, got {out[0]} and {out[1]}")
     return out[0], out[1]

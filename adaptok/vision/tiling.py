@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adaptok.cells import Cells, repeated
 from adaptok.layers.mixed import of_run, runs
 from adaptok.registry import INDICATORS, MARKINGS, Part, name_of
-from adaptok.tokenizers.base import check_controls, check_exportable, check_shape
+from adaptok.tokenizers.base import FIXED, check_controls, check_exportable, check_shape
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, as_field
 from adaptok.tree import Tree, cells_from_splits
@@ -129,7 +129,7 @@ class ImageCells(nn.Module):
         """Returns the cells of checked images of one size."""
         if self._merges_nothing(**control):
             return finest_cells(x, self.spec)
-        check_exportable("apply_apt with thresholds", self.trees.static)
+        check_exportable("apply_apt with thresholds", self.trees.static, f"give {FIXED}")
         self.check_range(x)
         return self.trees.cells(self.restore(x), **control)
 
@@ -178,7 +178,11 @@ class ImageCells(nn.Module):
                 f"width), got {given}"
             )
         if x.shape[1] != self.spec.in_channels:
-            raise ValueError(f"built for {self.spec.in_channels} channel(s), got {x.shape[1]}")
+            last = x.shape[-1] == self.spec.in_channels
+            hint = "; channels come first: images.movedim(-1, 1)" if last else ""
+            raise ValueError(
+                f"built for {self.spec.in_channels} channel(s), got {x.shape[1]}{hint}"
+            )
         coarsest = self.spec.sizes[0][1:]
         if any(n < size for n, size in zip(x.shape[2:], coarsest, strict=True)):
             raise ValueError(

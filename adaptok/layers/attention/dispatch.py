@@ -149,7 +149,10 @@ def _check(
         given = ", ".join(type(x).__name__ for x in (q, k, v))
         raise ValueError(f"attend takes tensors q, k, v; got {given}")
     if not all(isinstance(each, Groups) for each in (groups_q, groups_k)):
-        raise ValueError("attend takes groups_q and groups_k as `Groups`, see `Cells.groups`")
+        raise ValueError(
+            "attend takes groups_q and groups_k as `Groups`: those of `Cells.groups`, or "
+            "adaptok.Groups.from_lengths(lengths, device) of rows that lie group after group"
+        )
     if not torch.compiler.is_compiling():
         check_arguments(attend, {**options._asdict()})
     shapes = [tuple(x.shape) for x in (q, k, v)]

@@ -24,6 +24,7 @@ from adaptok.tasks.classify.evaluation import (
 from adaptok.tasks.classify.models import PREFIX, build_classifier, build_timm, load_classifier
 from adaptok.tasks.classify.sets import find_images
 from adaptok.tasks.fit import (
+    after_training,
     check_start,
     check_trainer,
     config_of_eval,
@@ -78,11 +79,11 @@ def fit_and_test_classifier(config: Config, folder: Path) -> ClassifierResults |
     took = fit(module, data, config, folder, knobs, fits, monitor="val/error")
     if took is None:
         return None
-    results = evaluate_classifier(model, data, settings=config["test"]["settings"])
     parameters = sum(p.numel() for p in model.parameters())
     more = {"parameters": parameters, "seconds_per_training_step": took.seconds_per_step}
-    results = dataclasses.replace(results, **more)
-    return _keep(results, model, data, folder)
+    with after_training(folder):
+        results = evaluate_classifier(model, data, settings=config["test"]["settings"])
+        return _keep(dataclasses.replace(results, **more), model, data, folder)
 
 
 def test_classifier(config: Config, wanted: Config, path: Path, folder: Path) -> ClassifierResults:

@@ -15,6 +15,7 @@ from adaptok.models.recording import recorded, recorded_values
 from adaptok.registry import REDUCERS, Part, choice
 from adaptok.tokens import TokenizerSpec
 from adaptok.utils.arguments import Weighted, check_value
+from adaptok.vision.apply import per_channel
 from adaptok.vision.hf.attention import NAME, draw_per_image
 from adaptok.vision.hf.cells import CellRun, cell_embedding
 from adaptok.vision.hf.families import FAMILIES, ROOTS, Family
@@ -32,8 +33,8 @@ def adapted(
     *,
     indicator: Part = "entropy",
     marking: Part | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     processor: Any = None,
     pooling: str = "area",
     resize: str = "central",
@@ -174,12 +175,12 @@ def _copied(model: nn.Module) -> tuple[Any, Any]:
 
 
 def _normalisation(
-    mean: Sequence[float] | None, std: Sequence[float] | None, processor: Any, channels: int
+    mean: Any, std: Any, processor: Any, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     found = (None, None) if processor is None else statistics(processor, channels)
     used = []
     for name, own, given in zip(("mean", "std"), found, (mean, std), strict=True):
-        value = own if given is None else tuple(map(float, given))
+        value = own if given is None else per_channel(name, given, channels)
         if value is None or len(value) != channels or not all(map(math.isfinite, value)):
             raise ValueError(
                 f"the normalisation of the images is needed: give processor=, the model's image "

@@ -131,7 +131,8 @@ def _check_blanks(args: list[str]) -> None:
     """Raises ``ValueError`` for a key and a value that blanks part from their "="."""
     for before, word in itertools.pairwise(args):
         joined = before + word
-        parted = word.startswith("=") or (before.endswith("=") and re.fullmatch(r"[\w.]+", word))
+        after = before.endswith("=") and re.fullmatch(r"[\w.]+", word)
+        parted = after or (word.startswith("=") and "=" not in before)
         if parted and re.match(r"[\w.]+=", joined):
             value = args[args.index(word) + 1 :][:1] if word == "=" else []
             raise ValueError(f"no blanks around =: {joined}{''.join(value)}")

@@ -15,7 +15,7 @@ from adaptok.patches import pad_end
 from adaptok.registry import INDICATORS, choice
 from adaptok.tokenizers.indicators.base import Field, Intensity, Scores
 from adaptok.tokenizers.indicators.gradient import stencil
-from adaptok.tree import Tree, sum_pyramid
+from adaptok.tree import Sizes, Tree, sum_pyramid
 from adaptok.utils.arguments import NonNegative, NonNegativeFloat, Pair, checked
 from adaptok.utils.constants import cached_constant
 from adaptok.utils.reading import reads_are_free
@@ -86,7 +86,7 @@ class EdgesIndicator:
         points = self.score_map(field, boundary=boundary)[:, None]
         if self.ties == "level":
             return sum_pyramid(points, tree)[:, 0]
-        counts = _of_all_nodes(points, tree)[:, 0] - _listed(tree, points.device)
+        counts = _of_all_nodes(points, tree)[:, 0] - _listed(tree.shape, tree.sizes, points.device)
         scores = counts[:, : tree.inner]
         if not self.above_finest:
             return scores
@@ -121,16 +121,17 @@ def _of_all_nodes(points: Float[Tensor, "b 1 *s"], tree: Tree) -> Float[Tensor, 
     return torch.cat([inner, ends.flatten(2)], 2)
 
 
-@cached_constant(64)
-def _listed(tree: Tree, device: torch.device) -> Float[Tensor, " nodes"]:
+@cached_constant(64)  # takes plain values: a Tree made inside a graph has no identity yet
+def _listed(shape: tuple[int, ...], sizes: Sizes, device: torch.device) -> Float[Tensor, " nodes"]:
     """Place of each node in the list of the authors' loop, 0 to below 1.
 
     Each node comes before its children, and these in raster order, in 2D the higher rows first.
     """
-    order = Tree(tree.shape, tree.sizes, "depth_first").nodes(torch.device("cpu")).order
+    tree = Tree(shape, sizes)
+    order = tree.nodes(torch.device("cpu")).order
     place = torch.empty(len(order), dtype=torch.float64)
     place[order] = torch.arange(len(order), dtype=torch.float64) / len(order)
-    if len(tree.shape) == 2:
+    if len(shape) == 2:
         levels = zip(tree.per_level(place), tree.grids, strict=True)
         place = torch.cat([level.unflatten(0, grid).flip(0).flatten() for level, grid in levels])
     return place.to(device)

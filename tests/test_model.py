@@ -536,5 +536,5 @@ def test_what_a_decoder_paints_is_not_broadcast(wrong):
     right = model.decoder.forward
     model.decoder.forward = lambda *args, **kwargs: wrong(right(*args, **kwargs))
     name = type(model.decoder).__name__
-    with pytest.raises(ValueError, match=rf"{name} has to give .*\(2, 1, 3, 16, 16\), got"):
+    with pytest.raises(ValueError, match=rf"{name} must return a field .*\(2, 1, 3, 16, 16\), got"):
         model(torch.randn(2, 1, 3, 16, 16))

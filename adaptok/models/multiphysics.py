@@ -18,6 +18,7 @@ from adaptok.models.jitter import coarsest_of
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.over_time import settings_over_time
 from adaptok.models.parts import (
+    SIZES,
     DecoderModule,
     ProcessorModule,
     TokenizerModule,
@@ -323,8 +324,8 @@ def create_multiphysics(
     processor: Part = "vit",
     decoder: Part = "auto",
     dim: Positive = 384,
-    depth: Depth = 8,
-    heads: Positive = 6,
+    depth: Depth = SIZES["depth"],
+    heads: Positive = SIZES["heads"],
     width: Positive = 16,
     max_lead: Positive = 1,
     history_mode: str = "auto",

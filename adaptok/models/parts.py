@@ -17,7 +17,7 @@ from adaptok.registry import DECODERS, PROCESSORS, TOKENIZERS, Part, choice, is_
 from adaptok.tokens import TokenizerSpec, TokenSet
 from adaptok.utils.arguments import Dimensions, Positive, checked, shown
 
-SIZES = {"depth": 8, "heads": 6}  # where a model is built without them
+SIZES = {"depth": 8, "heads": 6}  # of the parts that do not set them
 
 
 @runtime_checkable

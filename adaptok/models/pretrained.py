@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from adaptok.models.baselines import create_baseline
 from adaptok.models.multiphysics import create_multiphysics, create_system
 from adaptok.models.one_step import OneStepModel
-from adaptok.models.parts import create_tokenizer
+from adaptok.models.parts import SIZES, create_tokenizer
 from adaptok.models.recording import CLASS, places, recorded, refusals, with_border, with_parts
 from adaptok.models.surrogate import create_surrogate
 from adaptok.tokens import Tokenizer, TokenizerSpec
@@ -28,7 +28,6 @@ from adaptok.utils.checksums import with_checksum, wrong_checksum
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
-SIZES = ("depth", "heads")  # of the parts that do not set them
 
 
 @runtime_checkable

@@ -24,14 +24,22 @@ from adaptok.models.lookahead import (
 )
 from adaptok.models.one_step import OneStepModel, OneStepOptions, Prepared
 from adaptok.models.over_time import NO_TREE, settings_over_time
-from adaptok.models.parts import create_parts, mode_of_history, processed, tokenize
+from adaptok.models.parts import SIZES, create_parts, mode_of_history, processed, tokenize
 from adaptok.models.recording import recorded_values, with_border
 from adaptok.processors.reuse import can_reuse
 from adaptok.registry import Part
 from adaptok.tokenizers.coherence import PAST
 from adaptok.tokenizers.tree import TreeTokenizer
 from adaptok.tokens import TokenizerSpec, TokenSet
-from adaptok.utils.arguments import Depth, Dimensions, NonNegative, Positive, check_value, checked
+from adaptok.utils.arguments import (
+    Depth,
+    Dimensions,
+    NonNegative,
+    Positive,
+    check_value,
+    checked,
+    shown,
+)
 
 
 class Surrogate(OneStepModel):
@@ -64,8 +72,8 @@ class Surrogate(OneStepModel):
         options: OneStepOptions | None = None,
         *,
         dim: Positive = 384,
-        depth: Depth = 8,
-        heads: Positive = 6,
+        depth: Depth = SIZES["depth"],
+        heads: Positive = SIZES["heads"],
         lookahead: Lookahead | None = None,
         **given: Any,
     ):
@@ -302,10 +310,9 @@ class Surrogate(OneStepModel):
         b, t, _, *space = x.shape
         wanted = (b, t, self.out_channels, *space)
         if not isinstance(out, Tensor) or out.shape != wanted:
-            got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
-                f"{type(self.decoder).__name__} has to give a tensor (b, t, channels, *space) = "
-                f"{wanted}, got {got}"
+                f"decoder {type(self.decoder).__name__} must return a field (b, t, c, *space) = "
+                f"{wanted}, got {shown(out)}"
             )
 
     def cells(
@@ -352,8 +359,8 @@ def create_surrogate(
     processor: Part = "vit",
     decoder: Part = "auto",
     dim: Positive = 384,
-    depth: Depth = 8,
-    heads: Positive = 6,
+    depth: Depth = SIZES["depth"],
+    heads: Positive = SIZES["heads"],
     history_mode: str = "auto",
     constant_channels: NonNegative = 0,
     normalise: str = "sample",
